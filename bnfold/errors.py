@@ -1,0 +1,25 @@
+"""What can go wrong, as exceptions whose text is one line a user can act on.
+
+A refusal to fold is not here: it is a value (`bnfold.folding.plan.Blocked`). An exception means that the
+input is broken, unsafe or not ours to touch; the command line turns each of them into exit code 2.
+"""
+
+
+class BnfoldError(Exception):
+    """The base of all errors that bnfold raises on purpose."""
+
+
+class UnreadableModelError(BnfoldError):
+    """The file is missing, truncated, or not a Keras model that bnfold can read."""
+
+
+class UnsafeModelError(BnfoldError):
+    """The file asks for something a model file must not ask for; nothing of it was run or followed."""
+
+
+class OutputError(BnfoldError):
+    """The result cannot be written where it was asked for."""
+
+
+class VerificationImpossibleError(BnfoldError):
+    """Neither Keras nor ONNX Runtime can run the models, so nothing can be proved."""

@@ -1,0 +1,150 @@
+"""The model as values: layers, their calls, the tensors between them, and their weights.
+
+Everything here is immutable; an edit makes a new `Graph`. A weight knows its shape and dtype at once and its numbers
+on demand, so that a model larger than memory can be planned, folded and copied.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bnfold.model.nodes import Numbering
+
+Json = dict[str, Any]
+Path = tuple[str, ...]
+"""The names of the enclosing layers, outermost first, then the layer's own: `("backbone", "bn1")`."""
+
+
+def show(path: Path) -> str:
+    """A layer's path as users write it: `backbone/bn1`."""
+    return "/".join(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One tensor of a graph: output number `output` of call number `call` (from 0) of a layer."""
+
+    layer: str
+    call: int = 0
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One variable of a layer.
+
+    `shape` is a tuple of ints, `dtype` the variable's dtype, `read` returns the numbers as an array of both.
+    `name` is the variable's own name where the file gives one. `source` is where the file stores it; None
+    means that the numbers are new.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], NDArray[Any]] = field(compare=False)
+    name: str = ""
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: the tensors that go in, in the order in which Keras flattens the arguments.
+
+    `node` is the call as the file has it. `training` and `mask` are what the call passes explicitly under
+    these names, None where it passes nothing.
+    """
+
+    inputs: tuple[Ref, ...]
+    node: Any = None
+    training: Any = None
+    mask: Any = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer (or operation) of a graph.
+
+    `entry` is its JSON as the file has it and `config` the part of it that the layer's class reads. `builtin` is
+    false for every class that is not Keras' own, whatever its name. `weights` are its own variables in the file's
+    order, None where the file does not tell them apart. `graph` is the inside of a nested model, `inner` the
+    layer that a wrapper wraps. `location` is the group of its weights in the source file.
+    """
+
+    name: str
+    class_name: str
+    config: Json = field(repr=False)
+    entry: Json = field(repr=False)
+    builtin: bool = True
+    is_operation: bool = False
+    calls: tuple[Call, ...] = ()
+    weights: tuple[Weight, ...] | None = ()
+    graph: "Graph | None" = None
+    inner: "Layer | None" = None
+    location: str | None = None
+
+    @property
+    def shared_object_id(self) -> int | None:
+        """The number under which one layer object appears in several places of a config."""
+        found = self.entry.get("shared_object_id")
+        return found if isinstance(found, int) else None
+
+    @property
+    def nested(self) -> "Graph | None":
+        """The graph inside this layer, looking through wrappers."""
+        return self.graph if self.inner is None else self.inner.nested
+
+    def with_config(self, **changes: Any) -> "Layer":
+        """The same layer with some settings changed."""
+        return replace(self, config={**self.config, **changes})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model's layers and the tensors between them.
+
+    `layers` are in the file's order. `outputs` are the tensors that leave the graph, in the order in which Keras
+    flattens them, `inputs` the names of the input layers likewise. `entry` is the model's own JSON. `builtin` is
+    false where the model's class is not Keras' own; a "subclassed" model shows none of its layers.
+    """
+
+    name: str
+    kind: Literal["functional", "sequential", "subclassed"]
+    layers: Mapping[str, Layer]
+    inputs: tuple[str, ...]
+    outputs: tuple[Ref, ...]
+    entry: Json = field(repr=False)
+    builtin: bool = True
+    numbering: "Numbering | None" = field(default=None, repr=False)
+    location: str = ""
+
+    @cached_property
+    def readers(self) -> Mapping[Ref, tuple[tuple[str, int], ...]]:
+        """For each tensor, the calls (layer, call number) that read it, once for each slot it fills."""
+        found: dict[Ref, list[tuple[str, int]]] = {}
+        for layer in self.layers.values():
+            for number, call in enumerate(layer.calls):
+                for ref in call.inputs:
+                    found.setdefault(ref, []).append((layer.name, number))
+        return {ref: tuple(calls) for ref, calls in found.items()}
+
+    def with_layer(self, layer: Layer) -> "Graph":
+        """The same graph with the layer of this name replaced."""
+        return replace(self, layers={**self.layers, layer.name: layer})
+
+
+def walk(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Graph, Layer]]:
+    """Every layer of a model at any depth, with its path and the graph it stands in."""
+    for layer in graph.layers.values():
+        yield (*path, layer.name), graph, layer
+        yield from _walk_inside(layer, (*path, layer.name))
+
+
+def _walk_inside(layer: Layer, path: Path) -> Iterator[tuple[Path, Graph, Layer]]:
+    if layer.graph is not None:
+        yield from walk(layer.graph, path)
+    elif layer.inner is not None and layer.inner.nested is not None:
+        yield from _walk_inside(layer.inner, (*path, layer.inner.name))

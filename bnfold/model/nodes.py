@@ -1,0 +1,257 @@
+"""How a config writes tensors down: every dialect of `inbound_nodes`, `input_layers` and `output_layers`.
+
+Keras 3 writes a call as `{"args": [...], "kwargs": {...}}` with `__keras_tensor__` objects in it, Keras 2 as nested
+lists of `[layer, call, output, kwargs]` in which any kwarg can be a `[layer, call, output]` again. Both number the
+calls of a nested model with an offset of their own, which `Numbering` knows; the rest of bnfold sees only `Ref`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bnfold.errors import UnreadableModelError
+from bnfold.model.graph import Call, Json, Ref
+from bnfold.model.guard import printable
+
+CONSTANT = "_CONSTANT_VALUE"
+"""What Keras 2 writes for the layer where a call's first argument is no tensor."""
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The first call number of each layer as its config counts, in calls and in the model's outputs.
+
+    Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model; Keras 2 counts
+    the calls of nested models from 1, because building the model was call 0.
+    """
+
+    in_calls: Mapping[str, int]
+    in_outputs: Mapping[str, int]
+
+    def decode(self, triple: list[Any], *, output: bool = False) -> Ref:
+        """The tensor that `[layer, call, output]` means.
+
+        Raises:
+            UnreadableModelError: there is no such layer, or the numbers are no numbers.
+        """
+        name, call, number = triple[:3]
+        first = (self.in_outputs if output else self.in_calls).get(name)
+        if first is None or call < first or number < 0:
+            raise UnreadableModelError(
+                f"the config refers to the tensor {printable(str(triple[:3]))}, which does not exist"
+            )
+        return Ref(name, call - first, number)
+
+    def encode(self, ref: Ref, *, output: bool = False) -> list[Any]:
+        """The `[layer, call, output]` that means this tensor; the inverse of `decode`."""
+        first = (self.in_outputs if output else self.in_calls)[ref.layer]
+        return [ref.layer, ref.call + first, ref.output]
+
+
+def numbering(entries: Mapping[str, Json], outputs: Any) -> Numbering:
+    """How a config counts calls, from its layers' entries by name and its `output_layers`."""
+    nested = {name: _model_kind(entry) for name, entry in entries.items()}
+    if any(isinstance(node, dict) for entry in entries.values() for node in calls_of(entry)):
+        return Numbering(
+            in_calls=dict.fromkeys(entries, 0),
+            in_outputs={name: int(kind == "functional") for name, kind in nested.items()},
+        )
+    # Keras 2. A nested model that was never built on its own has no call 0 of its own; a reference to call 0 tells.
+    lowest = _lowest_calls(entries, outputs)
+    first = {
+        name: int(kind is not None and lowest.get(name, 0) >= 1) for name, kind in nested.items()
+    }
+    return Numbering(in_calls=first, in_outputs=first)
+
+
+def calls_of(entry: Json) -> list[Any]:
+    """The calls of a layer as its entry lists them, in one shape for all dialects."""
+    nodes = entry.get("inbound_nodes") or []
+    if not isinstance(nodes, list):
+        raise UnreadableModelError("a layer's inbound_nodes are not a list")
+    return nodes
+
+
+def _model_kind(entry: Json) -> str | None:
+    config = entry.get("config")
+    if isinstance(config, dict) and "input_layers" in config and "layers" in config:
+        return "functional"
+    return "sequential" if entry.get("class_name") == "Sequential" else None
+
+
+def _lowest_calls(entries: Mapping[str, Json], outputs: Any) -> dict[str, int]:
+    lowest: dict[str, int] = {}
+
+    def note(triple: list[Any]) -> list[Any]:
+        lowest[triple[0]] = min(triple[1], lowest.get(triple[0], triple[1]))
+        return triple
+
+    for entry in entries.values():
+        for node in calls_of(entry):
+            map_tensors(node, note, entries)
+    map_structure(outputs, note)
+    return lowest
+
+
+Visit = Callable[[list[Any]], list[Any]]
+
+
+def map_tensors(node: Any, visit: Visit, names: Iterable[str]) -> Any:
+    """The same call with every tensor's `[layer, call, output]` replaced by what `visit` makes of it.
+
+    Tensors are visited in the order in which Keras flattens the arguments (dictionaries by sorted key), which
+    is the order that decides how Keras walks the graph.
+    """
+    if isinstance(node, dict) and "args" in node:
+        return _map_keras3(node, visit)
+    return _map_keras2(node, visit, names)
+
+
+def _map_keras3(value: Any, visit: Visit) -> Any:
+    if isinstance(value, list):
+        return [_map_keras3(item, visit) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class_name") == "__keras_tensor__":
+        config = value.get("config")
+        history = config.get("keras_history") if isinstance(config, dict) else None
+        if history is None:
+            return value
+        return {**value, "config": {**config, "keras_history": visit(_triple(history))}}
+    changed = {key: _map_keras3(value[key], visit) for key in sorted(value)}
+    return {key: changed[key] for key in value}
+
+
+def _map_keras2(value: Any, visit: Visit, names: Iterable[str]) -> Any:
+    if isinstance(value, list):
+        if _is_tensor(value, names):
+            return _map_keras2_tensor(value, visit, names)
+        return [_map_keras2(item, visit, names) for item in value]
+    if isinstance(value, dict):
+        changed = {key: _map_keras2(value[key], visit, names) for key in sorted(value)}
+        return {key: changed[key] for key in value}
+    return value
+
+
+def _map_keras2_tensor(value: list[Any], visit: Visit, names: Iterable[str]) -> list[Any]:
+    head = value[:3] if value[0] == CONSTANT else visit(_triple(value[:3]))
+    return head + [_map_keras2(kwargs, visit, names) for kwargs in value[3:]]
+
+
+def _is_tensor(value: list[Any], names: Iterable[str]) -> bool:
+    return (
+        len(value) in (3, 4)
+        and isinstance(value[0], str)
+        and (value[0] in names or value[0] == CONSTANT)
+        and isinstance(value[1], int)
+        and (isinstance(value[2], int) or value[0] == CONSTANT)
+        and (len(value) == 3 or isinstance(value[3], dict))
+    )
+
+
+def _triple(value: Any) -> list[Any]:
+    if (
+        isinstance(value, list)
+        and len(value) == 3
+        and isinstance(value[0], str)
+        and all(type(number) is int for number in value[1:])
+    ):
+        return value
+    raise UnreadableModelError(f"the config names a tensor as {printable(str(value)[:60])}")
+
+
+def map_structure(structure: Any, visit: Visit) -> Any:
+    """`input_layers` or `output_layers` with every `[layer, call, output]` replaced, in flattening order."""
+    if isinstance(structure, dict):
+        changed = {key: map_structure(structure[key], visit) for key in sorted(structure)}
+        return {key: changed[key] for key in structure}
+    if not isinstance(structure, list):
+        raise UnreadableModelError("the config's inputs or outputs are in no known form")
+    if len(structure) == 3 and isinstance(structure[0], str):
+        return visit(_triple(structure))
+    return [map_structure(item, visit) for item in structure]
+
+
+def flatten(structure: Any) -> list[list[Any]]:
+    """The tensors of `input_layers` or `output_layers` in the order in which Keras flattens them."""
+    found: list[list[Any]] = []
+
+    def note(triple: list[Any]) -> list[Any]:
+        found.append(triple)
+        return triple
+
+    map_structure(structure, note)
+    return found
+
+
+def parse_call(node: Any, count: Numbering) -> Call:
+    """One entry of `inbound_nodes` as a `Call`.
+
+    Raises:
+        UnreadableModelError: the node is in no known dialect, or names a tensor that does not exist.
+    """
+    inputs: list[Ref] = []
+
+    def note(triple: list[Any]) -> list[Any]:
+        inputs.append(count.decode(triple))
+        return triple
+
+    if isinstance(node, dict) and "args" in node:
+        _map_keras3(node, note)
+        arguments = _keras3_arguments(node)
+    else:
+        leaves = list(_keras2_tensors(node, count.in_calls))
+        for leaf in leaves:
+            if leaf[0] != CONSTANT:
+                note(_triple(leaf[:3]))
+        # Keras 2 repeats the call's kwargs behind each tensor of the first argument; they count once.
+        arguments = next((leaf[3] for leaf in leaves if len(leaf) == 4), {})
+        _map_keras2(arguments, note, count.in_calls)
+    return Call(tuple(inputs), node, arguments.get("training"), arguments.get("mask"))
+
+
+def _keras3_arguments(node: Json) -> Json:
+    args, kwargs = node.get("args"), node.get("kwargs")
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise UnreadableModelError("a layer's call has no args or kwargs")
+    # The second and third positional parameter of BatchNormalization and of every model are training and mask.
+    return dict(zip(("training", "mask"), args[1:3], strict=False)) | kwargs
+
+
+def _keras2_tensors(value: Any, names: Iterable[str]) -> Iterator[list[Any]]:
+    if isinstance(value, list):
+        if _is_tensor(value, names):
+            yield value
+            return
+        for item in value:
+            yield from _keras2_tensors(item, names)
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _keras2_tensors(value[key], names)
+
+
+def without_arguments(node: Any) -> Any:
+    """The same call with nothing passed but its first argument, for a class that takes nothing else."""
+    if isinstance(node, dict) and "args" in node:
+        return {**node, "args": node["args"][:1], "kwargs": {}}
+    if isinstance(node, dict):
+        return {key: without_arguments(value) for key, value in node.items()}
+    if isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):
+        return [*node[:3], {}]
+    return [without_arguments(item) for item in node] if isinstance(node, list) else node
+
+
+def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...], str]]:
+    """The tensors of a Keras 3 call as (`[layer, call, output]`, shape, dtype); nothing for Keras 2."""
+    if isinstance(node, list):
+        for item in node:
+            yield from tensor_shapes(item)
+    elif isinstance(node, dict):
+        config = node.get("config")
+        if node.get("class_name") == "__keras_tensor__" and isinstance(config, dict):
+            shape, dtype = config.get("shape"), config.get("dtype")
+            if isinstance(shape, list) and isinstance(dtype, str) and "keras_history" in config:
+                yield config["keras_history"], tuple(shape), dtype
+            return
+        for value in node.values():
+            yield from tensor_shapes(value)

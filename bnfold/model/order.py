@@ -1,0 +1,175 @@
+"""The order in which Keras rebuilds a model's layers, and where it therefore looks for their weights.
+
+Keras finds weights by position alone. A `.keras` archive keeps each layer's variables in a group named after the
+layer's class and a running number (`layers/conv2d_3`), counted in the order of `model.layers`; a legacy HDF5 file
+lists them in that order. The order is not that of the config: Keras walks the graph again when it loads.
+
+    depth(call)  = 0 at an output, else 1 + the largest depth of a call that reads it
+    depth(layer) = the largest depth of its calls
+    order        = by depth, falling; ties by the first visit of a depth-first walk from the outputs
+
+Removing one layer lowers the depths before it and can so swap layers that are far from it: a file that keeps the old
+paths loads without an error and computes garbage. The rule is `map_graph` of keras/src/ops/function.py (Keras 3) and
+`_map_graph_network` of keras/engine/functional.py (Keras 2), which agree.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+from bnfold.errors import UnreadableModelError
+from bnfold.model.graph import Graph, Layer, Path
+from bnfold.model.guard import printable
+
+Node = tuple[str, int]
+"""One call of a layer: its name and the number of the call."""
+
+
+class Container(Enum):
+    """The name of the group that holds a model's layers; the value is that name."""
+
+    LAYERS = "layers"
+    CHECKPOINT_DEPENDENCIES = "_layer_checkpoint_dependencies"  # Keras 2.13
+
+
+def keras_order(graph: Graph) -> tuple[str, ...]:
+    """The names of a graph's layers and operations in the order in which Keras rebuilds them.
+
+    Layers that no output depends on are left out, as Keras leaves them out, except unused inputs.
+
+    Raises:
+        UnreadableModelError: the graph has a cycle.
+    """
+    if graph.kind == "sequential":
+        return tuple(graph.layers)
+    calls, first_visit = _depth_first(graph)
+    depths = _layer_depths(graph, calls)
+    for name in graph.inputs:
+        if name not in depths:
+            depths[name] = 0
+            first_visit[name] = -1
+    return tuple(sorted(depths, key=lambda name: (-depths[name], first_visit[name])))
+
+
+def _depth_first(graph: Graph) -> tuple[list[Node], dict[str, int]]:
+    """All calls that the outputs depend on, each after its inputs; and each layer's first visit."""
+    finished: list[Node] = []
+    state: dict[Node, bool] = {}  # False while a call's inputs are being visited
+    first_visit: dict[str, int] = {}
+    for ref in graph.outputs:
+        stack: list[tuple[Node, Iterator[Node]]] = []
+        _enter((ref.layer, ref.call), graph, state, first_visit, stack)
+        while stack:
+            node, remaining = stack[-1]
+            following = next(remaining, None)
+            if following is None:
+                stack.pop()
+                state[node] = True
+                finished.append(node)
+            else:
+                _enter(following, graph, state, first_visit, stack)
+    return finished, first_visit
+
+
+def _enter(
+    node: Node,
+    graph: Graph,
+    state: dict[Node, bool],
+    first_visit: dict[str, int],
+    stack: list[tuple[Node, Iterator[Node]]],
+) -> None:
+    if state.get(node):
+        return
+    name, number = node
+    if node in state:
+        raise UnreadableModelError(f"the config's graph has a cycle through {printable(name)!r}")
+    state[node] = False
+    first_visit.setdefault(name, len(first_visit))
+    stack.append((node, _inputs(graph, name, number)))
+
+
+def _inputs(graph: Graph, name: str, number: int) -> Iterator[Node]:
+    return ((ref.layer, ref.call) for ref in graph.layers[name].calls[number].inputs)
+
+
+def _layer_depths(graph: Graph, calls: list[Node]) -> dict[str, int]:
+    """Each layer's depth. As in Keras, a call learns of its layer's other calls only as the walk reaches it."""
+    call_depths: dict[Node, int] = {}
+    layer_depths: dict[str, int] = {}
+    for node in reversed(calls):
+        name, number = node
+        depth = max(call_depths.get(node, 0), layer_depths.get(name, 0))
+        call_depths[node] = layer_depths[name] = depth
+        for producer in _inputs(graph, name, number):
+            call_depths[producer] = max(depth + 1, call_depths.get(producer, 0))
+    return layer_depths
+
+
+def model_layers(graph: Graph) -> list[Layer]:
+    """What `model.layers` would be: no operations, and no input layer in front of a Sequential."""
+    layers = [graph.layers[name] for name in keras_order(graph)]
+    if graph.kind == "sequential" and layers and layers[0].class_name == "InputLayer":
+        return layers[1:]
+    return [layer for layer in layers if not layer.is_operation]
+
+
+def weight_groups(
+    graph: Graph, container: Container, weighted: Iterable[str] = ()
+) -> dict[Path, str]:
+    """The group in which a `.keras` file keeps each layer's weights, by the layer's path.
+
+    `weighted` are the groups that hold variables; only the Keras 2.13 layout needs them, because it counts a
+    layer that has weights twice. A layer object that stands in several places of the model is stored where
+    Keras meets it first, and has that group everywhere.
+    """
+    found: dict[Path, str] = {}
+    _assign_groups(graph, container, set(weighted), "", (), found, {})
+    return found
+
+
+def _assign_groups(
+    graph: Graph,
+    container: Container,
+    weighted: set[str],
+    prefix: str,
+    path: Path,
+    found: dict[Path, str],
+    shared: dict[int, str],
+) -> None:
+    used: Counter[str] = Counter()
+    for layer in model_layers(graph):
+        base = snake_case(layer.class_name)
+        group = f"{prefix}{container.value}/{base}" + (f"_{used[base]}" if used[base] else "")
+        used[base] += 1
+        if container is Container.CHECKPOINT_DEPENDENCIES and group in weighted:
+            used[base] += 1
+        _assign_layer(layer, group, container, weighted, (*path, layer.name), found, shared)
+
+
+def _assign_layer(
+    layer: Layer,
+    group: str,
+    container: Container,
+    weighted: set[str],
+    path: Path,
+    found: dict[Path, str],
+    shared: dict[int, str],
+) -> None:
+    if layer.shared_object_id is not None:
+        group = shared.setdefault(layer.shared_object_id, group)
+    found[path] = group
+    if layer.graph is not None:
+        _assign_groups(layer.graph, container, weighted, f"{group}/", path, found, shared)
+    elif layer.inner is not None:
+        inner = layer.inner
+        _assign_layer(
+            inner, f"{group}/layer", container, weighted, (*path, inner.name), found, shared
+        )
+
+
+def snake_case(class_name: str) -> str:
+    """The name that Keras gives the group of a class's weights: `Conv2DTranspose` is `conv2d_transpose`."""
+    name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
