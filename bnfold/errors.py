@@ -1,7 +1,8 @@
 """What can go wrong, as exceptions whose text is one line a user can act on.
 
-A refusal to fold is not here: it is a value (`bnfold.folding.plan.Blocked`). An exception means that the
-input is broken, unsafe or not ours to touch; the command line turns each of them into exit code 2.
+A refusal to fold is not here: it is a value (`bnfold.folding.plan.Blocked`). An exception means
+that the input is broken, unsafe or not ours to touch; the command line turns each of them into exit
+code 2.
 """
 
 

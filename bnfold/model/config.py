@@ -1,8 +1,9 @@
 """Keras JSON to `Graph` and back, without loss.
 
-A config is parsed into layers and tensors and keeps its own JSON beside them: whatever bnfold does not need to
-understand is written back as it was read. Only layers whose class is Keras' own count as known; a class is told
-by its module and registered name, because anybody may call a class of their own `BatchNormalization`.
+A config is parsed into layers and tensors and keeps its own JSON beside them: whatever bnfold does
+not need to understand is written back as it was read. Only layers whose class is Keras' own count
+as known; a class is told by its module and registered name, because anybody may call a class of
+their own `BatchNormalization`.
 """
 
 from collections.abc import Mapping
@@ -284,6 +285,14 @@ def decompile(graph: Graph) -> Graph:
     entry = {key: value for key, value in graph.entry.items() if key != "compile_config"}
     layers = {name: _decompile_layer(layer) for name, layer in graph.layers.items()}
     return replace(graph, entry=entry, layers=layers)
+
+
+def is_compiled(graph: Graph) -> bool:
+    """Whether the model, or one nested in it, keeps what `compile` was told."""
+    nested = (layer.nested for layer in graph.layers.values())
+    return bool(graph.entry.get("compile_config")) or any(
+        is_compiled(inside) for inside in nested if inside is not None
+    )
 
 
 def _decompile_layer(layer: Layer) -> Layer:

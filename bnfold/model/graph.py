@@ -1,7 +1,8 @@
 """The model as values: layers, their calls, the tensors between them, and their weights.
 
-Everything here is immutable; an edit makes a new `Graph`. A weight knows its shape and dtype at once and its numbers
-on demand, so that a model larger than memory can be planned, folded and copied.
+Everything here is immutable; an edit makes a new `Graph`. A weight knows its shape and dtype at
+once and its numbers on demand, so that a model larger than memory can be planned, folded and
+copied.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,9 +39,9 @@ class Ref:
 class Weight:
     """One variable of a layer.
 
-    `shape` is a tuple of ints, `dtype` the variable's dtype, `read` returns the numbers as an array of both.
-    `name` is the variable's own name where the file gives one. `source` is where the file stores it; None
-    means that the numbers are new.
+    `shape` is a tuple of ints, `dtype` the variable's dtype, `read` returns the numbers as an array
+    of both. `name` is the variable's own name where the file gives one. `source` is where the file
+    stores it; None means that the numbers are new.
     """
 
     shape: tuple[int, ...]
@@ -54,8 +55,8 @@ class Weight:
 class Call:
     """One call of a layer: the tensors that go in, in the order in which Keras flattens the arguments.
 
-    `node` is the call as the file has it. `training` and `mask` are what the call passes explicitly under
-    these names, None where it passes nothing.
+    `node` is the call as the file has it. `training` and `mask` are what the call passes explicitly
+    under these names, None where it passes nothing.
     """
 
     inputs: tuple[Ref, ...]
@@ -68,10 +69,11 @@ class Call:
 class Layer:
     """One layer (or operation) of a graph.
 
-    `entry` is its JSON as the file has it and `config` the part of it that the layer's class reads. `builtin` is
-    false for every class that is not Keras' own, whatever its name. `weights` are its own variables in the file's
-    order, None where the file does not tell them apart. `graph` is the inside of a nested model, `inner` the
-    layer that a wrapper wraps. `location` is the group of its weights in the source file.
+    `entry` is its JSON as the file has it and `config` the part of it that the layer's class reads.
+    `builtin` is false for every class that is not Keras' own, whatever its name. `weights` are its
+    own variables in the file's order, None where the file does not tell them apart. `graph` is the
+    inside of a nested model, `inner` the layer that a wrapper wraps. `location` is the group of its
+    weights in the source file.
     """
 
     name: str
@@ -106,9 +108,10 @@ class Layer:
 class Graph:
     """A model's layers and the tensors between them.
 
-    `layers` are in the file's order. `outputs` are the tensors that leave the graph, in the order in which Keras
-    flattens them, `inputs` the names of the input layers likewise. `entry` is the model's own JSON. `builtin` is
-    false where the model's class is not Keras' own; a "subclassed" model shows none of its layers.
+    `layers` are in the file's order. `outputs` are the tensors that leave the graph, in the order
+    in which Keras flattens them, `inputs` the names of the input layers likewise. `entry` is the
+    model's own JSON. `builtin` is false where the model's class is not Keras' own; a "subclassed"
+    model shows none of its layers.
     """
 
     name: str
@@ -119,7 +122,6 @@ class Graph:
     entry: Json = field(repr=False)
     builtin: bool = True
     numbering: "Numbering | None" = field(default=None, repr=False)
-    location: str = ""
 
     @cached_property
     def readers(self) -> Mapping[Ref, tuple[tuple[str, int], ...]]:
@@ -136,15 +138,15 @@ class Graph:
         return replace(self, layers={**self.layers, layer.name: layer})
 
 
-def walk(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Graph, Layer]]:
-    """Every layer of a model at any depth, with its path and the graph it stands in."""
+def walk_all(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Layer]]:
+    """Every layer of a model at any depth with its path; what a wrapper wraps comes right behind it."""
     for layer in graph.layers.values():
-        yield (*path, layer.name), graph, layer
-        yield from _walk_inside(layer, (*path, layer.name))
+        yield from _walk_layer(layer, (*path, layer.name))
 
 
-def _walk_inside(layer: Layer, path: Path) -> Iterator[tuple[Path, Graph, Layer]]:
+def _walk_layer(layer: Layer, path: Path) -> Iterator[tuple[Path, Layer]]:
+    yield path, layer
     if layer.graph is not None:
-        yield from walk(layer.graph, path)
-    elif layer.inner is not None and layer.inner.nested is not None:
-        yield from _walk_inside(layer.inner, (*path, layer.inner.name))
+        yield from walk_all(layer.graph, path)
+    elif layer.inner is not None:
+        yield from _walk_layer(layer.inner, (*path, layer.inner.name))

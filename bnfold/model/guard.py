@@ -1,17 +1,18 @@
 """Limits and refusals: a model file from a stranger is read, never obeyed.
 
-Every JSON text, ZIP member and HDF5 object that bnfold reads passes through this module. What cannot be read
-safely (links that leave the file, shapes larger than their bytes, names that climb out of the archive, nesting
-without end) raises `UnsafeModelError` with one line; nothing is followed or allocated before it was looked at.
+Every JSON text, ZIP member and HDF5 object that bnfold reads passes through this module. What
+cannot be read safely (links that leave the file, shapes larger than their bytes, names that climb
+out of the archive, nesting without end) raises `UnsafeModelError` with one line; nothing is
+followed or allocated before it was looked at.
 """
 
 import json
+import math
 import stat
 import zipfile
 from typing import Any
 
 import h5py
-import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 
@@ -20,8 +21,8 @@ MAX_JSON_DEPTH = 200
 MAX_HDF5_DEPTH = 128
 MAX_MEMBERS = 100_000
 
-# DEFLATE cannot do better than about 1032:1; trained weights do not even reach 2:1. A member or dataset that claims
-# more than this many bytes per stored byte holds no weights.
+# DEFLATE cannot do better than about 1032:1; trained weights do not even reach 2:1. A member or
+# dataset that claims more than this many bytes per stored byte holds no weights.
 MAX_EXPANSION = 200
 EXPANSION_FLOOR_BYTES = 16 << 20
 
@@ -83,7 +84,9 @@ def _json_constant(literal: str, what: str) -> float:
 def _deeper_than(value: Any, limit: int) -> bool:
     level = [value]
     for _ in range(limit):
-        level = [child for node in level if isinstance(node, (dict, list)) for child in _inside(node)]
+        level = [
+            child for node in level if isinstance(node, (dict, list)) for child in _inside(node)
+        ]
         if not level:
             return False
     return True
@@ -97,7 +100,8 @@ def check_archive(archive: zipfile.ZipFile) -> None:
     """Refuse an archive whose listing alone shows that it is no honest model.
 
     Raises:
-        UnsafeModelError: duplicate, absolute, climbing, linked or encrypted members, or an expansion
+        UnsafeModelError: duplicate, absolute, climbing, linked or encrypted members, or an
+        expansion
             that weights cannot have.
     """
     members = archive.infolist()
@@ -115,7 +119,9 @@ def _check_member(member: zipfile.ZipInfo, seen: set[str]) -> None:
         raise UnsafeModelError(f"the archive has two members named {name!r}; refused")
     parts = member.filename.replace("\\", "/").split("/")
     if member.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-        raise UnsafeModelError(f"the archive member {name!r} points outside of the archive; refused")
+        raise UnsafeModelError(
+            f"the archive member {name!r} points outside of the archive; refused"
+        )
     if stat.S_ISLNK(member.external_attr >> 16):
         raise UnsafeModelError(f"the archive member {name!r} is a symbolic link; refused")
     if member.flag_bits & 0x1:
@@ -156,7 +162,8 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     Returns None when there is none. `name` is one name, not a path.
 
     Raises:
-        UnsafeModelError: the link is soft, external or of a user's kind, or the dataset is not plain.
+        UnsafeModelError: the link is soft, external or of a user's kind, or the dataset is not
+        plain.
     """
     key = name.encode()
     if not group.id.links.exists(key):
@@ -179,7 +186,9 @@ def descend(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
     """The object at a slash-separated path inside `group`, looking at every link before following it."""
     names = [name for name in path.split("/") if name]
     if len(names) > MAX_HDF5_DEPTH:
-        raise UnsafeModelError(f"the weights are nested deeper than {MAX_HDF5_DEPTH} groups; refused")
+        raise UnsafeModelError(
+            f"the weights are nested deeper than {MAX_HDF5_DEPTH} groups; refused"
+        )
     found: h5py.Group | h5py.Dataset | None = group
     for name in names:
         if not isinstance(found, h5py.Group):
@@ -216,11 +225,14 @@ def _is_plain(dataset: h5py.Dataset) -> bool:
     if isinstance(kind, h5py.h5t.TypeStringID):
         return not kind.is_variable_str()
     opaque_or_complex = (h5py.h5t.TypeOpaqueID, h5py.h5t.TypeCompoundID)
-    return isinstance(kind, opaque_or_complex) and dataset.dtype.kind in "Vc" and not dataset.dtype.hasobject
+    return (
+        isinstance(kind, opaque_or_complex)
+        and dataset.dtype.kind in "Vc"
+        and not dataset.dtype.hasobject
+    )
 
 
 def _claimed_bytes(dataset: h5py.Dataset) -> int:
-    shape = dataset.shape
-    if shape is None:
+    if dataset.shape is None:
         return 0
-    return int(np.prod([int(n) for n in shape], dtype=object) or 0) * dataset.id.get_type().get_size()
+    return math.prod(int(n) for n in dataset.shape) * int(dataset.id.get_type().get_size())

@@ -1,8 +1,9 @@
 """How a config writes tensors down: every dialect of `inbound_nodes`, `input_layers` and `output_layers`.
 
-Keras 3 writes a call as `{"args": [...], "kwargs": {...}}` with `__keras_tensor__` objects in it, Keras 2 as nested
-lists of `[layer, call, output, kwargs]` in which any kwarg can be a `[layer, call, output]` again. Both number the
-calls of a nested model with an offset of their own, which `Numbering` knows; the rest of bnfold sees only `Ref`.
+Keras 3 writes a call as `{"args": [...], "kwargs": {...}}` with `__keras_tensor__` objects in it,
+Keras 2 as nested lists of `[layer, call, output, kwargs]` in which any kwarg can be a `[layer,
+call, output]` again. Both number the calls of a nested model with an offset of their own, which
+`Numbering` knows; the rest of bnfold sees only `Ref`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,8 +22,8 @@ CONSTANT = "_CONSTANT_VALUE"
 class Numbering:
     """The first call number of each layer as its config counts, in calls and in the model's outputs.
 
-    Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model; Keras 2 counts
-    the calls of nested models from 1, because building the model was call 0.
+    Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model;
+    Keras 2 counts the calls of nested models from 1, because building the model was call 0.
     """
 
     in_calls: Mapping[str, int]
@@ -56,7 +57,8 @@ def numbering(entries: Mapping[str, Json], outputs: Any) -> Numbering:
             in_calls=dict.fromkeys(entries, 0),
             in_outputs={name: int(kind == "functional") for name, kind in nested.items()},
         )
-    # Keras 2. A nested model that was never built on its own has no call 0 of its own; a reference to call 0 tells.
+    # Keras 2. A nested model that was never built on its own has no call 0 of its own; a reference
+    # to call 0 tells.
     lowest = _lowest_calls(entries, outputs)
     first = {
         name: int(kind is not None and lowest.get(name, 0) >= 1) for name, kind in nested.items()
@@ -99,8 +101,8 @@ Visit = Callable[[list[Any]], list[Any]]
 def map_tensors(node: Any, visit: Visit, names: Iterable[str]) -> Any:
     """The same call with every tensor's `[layer, call, output]` replaced by what `visit` makes of it.
 
-    Tensors are visited in the order in which Keras flattens the arguments (dictionaries by sorted key), which
-    is the order that decides how Keras walks the graph.
+    Tensors are visited in the order in which Keras flattens the arguments (dictionaries by sorted
+    key), which is the order that decides how Keras walks the graph.
     """
     if isinstance(node, dict) and "args" in node:
         return _map_keras3(node, visit)
@@ -188,7 +190,8 @@ def parse_call(node: Any, count: Numbering) -> Call:
     """One entry of `inbound_nodes` as a `Call`.
 
     Raises:
-        UnreadableModelError: the node is in no known dialect, or names a tensor that does not exist.
+        UnreadableModelError: the node is in no known dialect, or names a tensor that does not
+        exist.
     """
     inputs: list[Ref] = []
 
@@ -204,18 +207,22 @@ def parse_call(node: Any, count: Numbering) -> Call:
         for leaf in leaves:
             if leaf[0] != CONSTANT:
                 note(_triple(leaf[:3]))
-        # Keras 2 repeats the call's kwargs behind each tensor of the first argument; they count once.
+        # Keras 2 repeats the call's kwargs behind each tensor of the first argument; they count
+        # once.
         arguments = next((leaf[3] for leaf in leaves if len(leaf) == 4), {})
         _map_keras2(arguments, note, count.in_calls)
     return Call(tuple(inputs), node, arguments.get("training"), arguments.get("mask"))
 
 
 def _keras3_arguments(node: Json) -> Json:
-    args, kwargs = node.get("args"), node.get("kwargs")
+    args = node.get("args")
+    kwargs = node.get("kwargs")
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise UnreadableModelError("a layer's call has no args or kwargs")
-    # The second and third positional parameter of BatchNormalization and of every model are training and mask.
-    return dict(zip(("training", "mask"), args[1:3], strict=False)) | kwargs
+    # The second and third positional parameter of BatchNormalization and of every model are
+    # training and mask.
+    named: Json = dict(zip(("training", "mask"), args[1:3], strict=False))
+    return {**named, **kwargs}
 
 
 def _keras2_tensors(value: Any, names: Iterable[str]) -> Iterator[list[Any]]:

@@ -1,21 +1,24 @@
 """The order in which Keras rebuilds a model's layers, and where it therefore looks for their weights.
 
-Keras finds weights by position alone. A `.keras` archive keeps each layer's variables in a group named after the
-layer's class and a running number (`layers/conv2d_3`), counted in the order of `model.layers`; a legacy HDF5 file
-lists them in that order. The order is not that of the config: Keras walks the graph again when it loads.
+Keras finds weights by position alone. A `.keras` archive keeps each layer's variables in a group
+named after the layer's class and a running number (`layers/conv2d_3`), counted in the order of
+`model.layers`; a legacy HDF5 file lists them in that order. The order is not that of the config:
+Keras walks the graph again when it loads.
 
     depth(call)  = 0 at an output, else 1 + the largest depth of a call that reads it
     depth(layer) = the largest depth of its calls
     order        = by depth, falling; ties by the first visit of a depth-first walk from the outputs
 
-Removing one layer lowers the depths before it and can so swap layers that are far from it: a file that keeps the old
-paths loads without an error and computes garbage. The rule is `map_graph` of keras/src/ops/function.py (Keras 3) and
-`_map_graph_network` of keras/engine/functional.py (Keras 2), which agree.
+Removing one layer lowers the depths before it and can so swap layers that are far from it: a file
+that keeps the old paths loads without an error and computes garbage. The rule is `map_graph` of
+keras/src/ops/function.py (Keras 3) and `_map_graph_network` of keras/engine/functional.py (Keras
+2), which agree.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 from bnfold.errors import UnreadableModelError
@@ -114,58 +117,54 @@ def model_layers(graph: Graph) -> list[Layer]:
     return [layer for layer in layers if not layer.is_operation]
 
 
-def weight_groups(
-    graph: Graph, container: Container, weighted: Iterable[str] = ()
-) -> dict[Path, str]:
-    """The group in which a `.keras` file keeps each layer's weights, by the layer's path.
+@dataclass(frozen=True)
+class GroupNames:
+    """How a `.keras` file names the groups of its weights.
 
-    `weighted` are the groups that hold variables; only the Keras 2.13 layout needs them, because it counts a
-    layer that has weights twice. A layer object that stands in several places of the model is stored where
-    Keras meets it first, and has that group everywhere.
+    `has_weights` tells, of a layer and the group it would have, whether Keras sees weights in it;
+    only the Keras 2.13 layout asks, because it counts such a layer twice.
     """
-    found: dict[Path, str] = {}
-    _assign_groups(graph, container, set(weighted), "", (), found, {})
-    return found
 
+    container: Container
+    has_weights: Callable[[Layer, str], bool] = lambda layer, group: False
 
-def _assign_groups(
-    graph: Graph,
-    container: Container,
-    weighted: set[str],
-    prefix: str,
-    path: Path,
-    found: dict[Path, str],
-    shared: dict[int, str],
-) -> None:
-    used: Counter[str] = Counter()
-    for layer in model_layers(graph):
-        base = snake_case(layer.class_name)
-        group = f"{prefix}{container.value}/{base}" + (f"_{used[base]}" if used[base] else "")
-        used[base] += 1
-        if container is Container.CHECKPOINT_DEPENDENCIES and group in weighted:
-            used[base] += 1
-        _assign_layer(layer, group, container, weighted, (*path, layer.name), found, shared)
+    def assign(self, graph: Graph) -> dict[Path, str]:
+        """The group of each layer's weights, by the layer's path.
 
+        A layer object that stands in several places of the model is stored where Keras meets it
+        first, and has that group everywhere.
+        """
+        found: dict[Path, str] = {}
+        self._assign_graph(graph, "", (), found, {})
+        return found
 
-def _assign_layer(
-    layer: Layer,
-    group: str,
-    container: Container,
-    weighted: set[str],
-    path: Path,
-    found: dict[Path, str],
-    shared: dict[int, str],
-) -> None:
-    if layer.shared_object_id is not None:
-        group = shared.setdefault(layer.shared_object_id, group)
-    found[path] = group
-    if layer.graph is not None:
-        _assign_groups(layer.graph, container, weighted, f"{group}/", path, found, shared)
-    elif layer.inner is not None:
-        inner = layer.inner
-        _assign_layer(
-            inner, f"{group}/layer", container, weighted, (*path, inner.name), found, shared
+    def _assign_graph(
+        self, graph: Graph, prefix: str, path: Path, found: dict[Path, str], shared: dict[int, str]
+    ) -> None:
+        used: Counter[str] = Counter()
+        for layer in model_layers(graph):
+            base = snake_case(layer.class_name)
+            number = f"_{used[base]}" if used[base] else ""
+            group = f"{prefix}{self.container.value}/{base}{number}"
+            used[base] += 1 + self._counts_twice(layer, group)
+            self._assign_layer(layer, group, (*path, layer.name), found, shared)
+
+    def _counts_twice(self, layer: Layer, group: str) -> bool:
+        return self.container is Container.CHECKPOINT_DEPENDENCIES and self.has_weights(
+            layer, group
         )
+
+    def _assign_layer(
+        self, layer: Layer, group: str, path: Path, found: dict[Path, str], shared: dict[int, str]
+    ) -> None:
+        if layer.shared_object_id is not None:
+            group = shared.setdefault(layer.shared_object_id, group)
+        found[path] = group
+        if layer.graph is not None:
+            self._assign_graph(layer.graph, f"{group}/", path, found, shared)
+        elif layer.inner is not None:
+            inner = layer.inner
+            self._assign_layer(inner, f"{group}/layer", (*path, inner.name), found, shared)
 
 
 def snake_case(class_name: str) -> str:

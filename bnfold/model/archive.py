@@ -1,0 +1,372 @@
+"""The `.keras` container: metadata.json, config.json, model.weights.h5 and assets, in a ZIP or in a directory.
+
+The HDF5 file inside a ZIP is stored, not compressed, so it is read through a window over the
+archive: `ZipFile.open` would read everything again at every backward seek, and a copy would cost
+the model's size.
+"""
+
+import io
+import json
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import h5py
+
+from bnfold.errors import UnreadableModelError, UnsafeModelError
+from bnfold.model import config, guard, hdf5
+from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.order import Container, GroupNames
+
+CONFIG = "config.json"
+METADATA = "metadata.json"
+WEIGHTS = "model.weights.h5"
+ASSETS = "assets/"
+OPTIMIZER = "optimizer"
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+_CHUNK = 1 << 20
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._position += count
+        return int(count)
+
+
+class _ZipParts:
+    """The parts of a `.keras` archive."""
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        self._file = resources.enter_context(path.open("rb", buffering=0))
+        try:
+            self._archive = resources.enter_context(zipfile.ZipFile(self._file))
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise UnreadableModelError(f"the archive is damaged: {error}") from None
+        guard.check_archive(self._archive)
+        self._resources = resources
+
+    def names(self) -> list[str]:
+        return [info.filename for info in self._archive.infolist() if not info.is_dir()]
+
+    def read(self, name: str) -> bytes:
+        return guard.read_member(self._archive, name)
+
+    def stream(self, name: str) -> IO[bytes]:
+        return self._archive.open(name)
+
+    def weights(self) -> h5py.File:
+        info = self._archive.getinfo(WEIGHTS)
+        if info.compress_type == zipfile.ZIP_STORED:
+            source: Any = _Window(self._file, self._data_offset(info), info.file_size)
+        else:
+            source = self._resources.enter_context(tempfile.TemporaryFile())
+            self._unpack(info, source)
+        # h5py crashes the process when the stream dies before the file: the stack closes the file
+        # first.
+        return self._resources.enter_context(hdf5.open_hdf5(source, WEIGHTS))
+
+    def _data_offset(self, info: zipfile.ZipInfo) -> int:
+        self._file.seek(info.header_offset)
+        header = self._file.read(_LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+            raise UnreadableModelError(f"the archive is damaged at {WEIGHTS}")
+        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        start: int = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if info.file_size != info.compress_size or start + info.file_size > self._size():
+            raise UnreadableModelError(f"the archive is truncated in {WEIGHTS}")
+        return start
+
+    def _size(self) -> int:
+        return self._file.seek(0, io.SEEK_END)
+
+    def _unpack(self, info: zipfile.ZipInfo, target: IO[bytes]) -> None:
+        remaining = info.file_size
+        try:
+            with self._archive.open(info) as stream:
+                while chunk := stream.read(_CHUNK):
+                    remaining -= len(chunk)
+                    if remaining < 0:
+                        raise UnsafeModelError(f"{WEIGHTS} unpacks to more than it claims; refused")
+                    target.write(chunk)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+            raise UnreadableModelError(f"{WEIGHTS} in the archive is damaged: {error}") from None
+
+
+class _DirectoryParts:
+    """The parts of a model saved with `zipped=False`."""
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        self._path = path
+        self._resources = resources
+        links = [found for found in path.rglob("*") if found.is_symlink()]
+        if links:
+            name = guard.printable(str(links[0].relative_to(path)))
+            raise UnsafeModelError(f"{name!r} in the model directory is a symbolic link; refused")
+
+    def names(self) -> list[str]:
+        files = (found for found in self._path.rglob("*") if found.is_file())
+        return sorted(found.relative_to(self._path).as_posix() for found in files)
+
+    def read(self, name: str) -> bytes:
+        with self.stream(name) as stream:
+            return stream.read(guard.MAX_JSON_BYTES + 1)
+
+    def stream(self, name: str) -> IO[bytes]:
+        return (self._path / name).open("rb")
+
+    def weights(self) -> h5py.File:
+        return self._resources.enter_context(hdf5.open_hdf5(self._path / WEIGHTS, WEIGHTS))
+
+
+class KerasArchive:
+    """An open `.keras` file or directory.
+
+    Attributes:
+        graph: the model.
+        keras_version: the version of Keras that wrote it, where metadata.json tells.
+        dropped: what `write` leaves out because it belongs to training.
+    """
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        """Read the graph and the places of its weights; `resources` closes what stays open."""
+        self._is_directory = path.is_dir()
+        self._parts = (_DirectoryParts if self._is_directory else _ZipParts)(path, resources)
+        names = set(self._parts.names())
+        _require(names)
+        self.metadata = self._read_metadata(names)
+        version = self.metadata.get("keras_version")
+        self.keras_version = version if isinstance(version, str) else None
+        parsed = config.parse_model(guard.parse_json(self._parts.read(CONFIG), CONFIG))
+        self._weights = self._parts.weights()
+        self._container = _container(self._weights)
+        self.graph = _attach(parsed, self._weights, self._container)
+        self.dropped = self._training_state()
+
+    @property
+    def weights_root(self) -> h5py.Group:
+        """The root of the weights, for models whose graph the file does not tell."""
+        return self._weights
+
+    def _read_metadata(self, names: set[str]) -> Json:
+        if METADATA not in names:
+            return {}
+        metadata = guard.parse_json(self._parts.read(METADATA), METADATA)
+        return metadata if isinstance(metadata, dict) else {}
+
+    def _training_state(self) -> tuple[str, ...]:
+        found = []
+        if config.is_compiled(self.graph):
+            found.append("compile_config")
+        if guard.child(self._weights, OPTIMIZER) is not None:
+            found.append("optimizer state")
+        return tuple(found)
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None:
+        """Write `graph` with this file's other parts to `target`, which does not exist yet.
+
+        `record` goes into metadata.json under "bnfold".
+        """
+        names = self._group_names().assign(graph)
+        documents = {
+            METADATA: json.dumps({**self.metadata, "bnfold": record}).encode(),
+            CONFIG: json.dumps(config.to_json(config.decompile(graph))).encode(),
+        }
+        if self._is_directory:
+            self._write_directory(graph, names, documents, target)
+        else:
+            self._write_zip(graph, names, documents, target)
+
+    def _group_names(self) -> GroupNames:
+        weighted: set[str] = set()
+        if self._container is Container.CHECKPOINT_DEPENDENCIES:
+            weighted = hdf5.weighted_groups(self._weights)
+        return GroupNames(self._container, lambda layer, _: (layer.location or "") in weighted)
+
+    def _write_zip(
+        self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
+    ) -> None:
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, content in documents.items():
+                archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".bnfold-") as weights:
+                self._write_weights(graph, names, Path(weights.name))
+                _store(archive, WEIGHTS, weights, Path(weights.name).stat().st_size)
+            for name, new_name, size in self._assets(graph, names):
+                with self._parts.stream(name) as stream:
+                    _store(archive, new_name, stream, size)
+
+    def _write_directory(
+        self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
+    ) -> None:
+        target.mkdir()
+        for name, content in documents.items():
+            (target / name).write_bytes(content)
+        self._write_weights(graph, names, target / WEIGHTS)
+        for name, new_name, _ in self._assets(graph, names):
+            (target / new_name).parent.mkdir(parents=True, exist_ok=True)
+            with self._parts.stream(name) as stream, (target / new_name).open("wb") as copy:
+                shutil.copyfileobj(stream, copy, _CHUNK)
+
+    def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str, int]]:
+        """Every other member: its name, the name it gets because its layer's group moved, its size."""
+        moved = {
+            layer.location: names[path]
+            for path, layer in walk_all(graph)
+            if layer.location is not None and path in names
+        }
+        for name in self._parts.names():
+            if name not in (METADATA, CONFIG, WEIGHTS):
+                with self._parts.stream(name) as stream:
+                    size = stream.seek(0, io.SEEK_END)
+                yield name, _moved_asset(name, moved), size
+
+    def _write_weights(self, graph: Graph, names: dict[LayerPath, str], target: Path) -> None:
+        with h5py.File(target, "w") as new:
+            hdf5.copy_children(self._weights, new, skip={OPTIMIZER, self._container.value})
+            written: set[str] = set()
+            for path, layer in walk_all(graph):
+                group = names.get(path)
+                if group is not None and group not in written:
+                    written.add(group)
+                    self._write_layer(layer, new.require_group(group))
+
+    def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
+        source = hdf5.group_at(self._weights, layer.location) if layer.location else None
+        inside = {self._container.value, OPTIMIZER} if layer.graph is not None else set()
+        if layer.inner is not None:
+            inside.add("layer")
+        if layer.weights is None:
+            if source is not None:
+                hdf5.copy_children(source, target, skip=inside)
+            return
+        variables = target.require_group("vars")
+        if source is not None:
+            hdf5.copy_children(source, target, skip={*inside, "vars"})
+            old = hdf5.group_at(source, "vars")
+            if old is not None:
+                hdf5.copy_attributes(old, variables)
+        for number, weight in enumerate(layer.weights):
+            if weight.source is not None:
+                hdf5.copy_dataset(self._weights, weight.source, variables, str(number))
+            else:
+                hdf5.write_weight(variables, str(number), weight)
+
+
+def _require(names: set[str]) -> None:
+    if CONFIG not in names:
+        raise UnreadableModelError(f"there is no {CONFIG} inside; is it a Keras model?")
+    if WEIGHTS not in names:
+        hint = " (weights in npz are not supported)" if "model.weights.npz" in names else ""
+        raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
+
+
+def _store(archive: zipfile.ZipFile, name: str, stream: IO[bytes], size: int) -> None:
+    info = zipfile.ZipInfo(name, _ZIP_EPOCH)
+    info.file_size = size  # lets zipfile choose ZIP64 where it is needed
+    with archive.open(info, "w") as member:
+        stream.seek(0)
+        shutil.copyfileobj(stream, member, _CHUNK)
+
+
+def _moved_asset(name: str, moved: dict[str, str]) -> str:
+    if not name.startswith(ASSETS):
+        return name
+    parts = name.removeprefix(ASSETS).split("/")
+    for length in range(len(parts) - 1, 0, -1):
+        group = "/".join(parts[:length])
+        if group in moved:
+            return ASSETS + "/".join([moved[group], *parts[length:]])
+    return name
+
+
+def _container(weights: h5py.Group) -> Container:
+    if guard.child(weights, Container.CHECKPOINT_DEPENDENCIES.value) is not None:
+        return Container.CHECKPOINT_DEPENDENCIES
+    return Container.LAYERS
+
+
+def _attach(graph: Graph, weights: h5py.Group, container: Container) -> Graph:
+    """The graph with each layer's place in the file and its variables."""
+    weighted: set[str] = set()
+    if container is Container.CHECKPOINT_DEPENDENCIES:
+        weighted = hdf5.weighted_groups(weights)
+    names = GroupNames(container, lambda _, group: group in weighted).assign(graph)
+    return _attach_graph(graph, (), names, weights)
+
+
+def _attach_graph(
+    graph: Graph, path: LayerPath, names: dict[LayerPath, str], weights: h5py.Group
+) -> Graph:
+    layers = {
+        name: _attach_layer(layer, (*path, name), names, weights)
+        for name, layer in graph.layers.items()
+    }
+    for layer in layers.values():
+        _check_name(layer, layers, weights)
+    return replace(graph, layers=layers)
+
+
+def _attach_layer(
+    layer: Layer, path: LayerPath, names: dict[LayerPath, str], weights: h5py.Group
+) -> Layer:
+    location = names.get(path)
+    layer = replace(layer, location=location)
+    if layer.graph is not None:
+        layer = replace(layer, graph=_attach_graph(layer.graph, path, names, weights))
+    if layer.inner is not None:
+        inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, weights)
+        layer = replace(layer, inner=inner)
+    if location is None:
+        return layer
+    return replace(layer, weights=_variables(weights, location))
+
+
+def _variables(weights: h5py.Group, location: str) -> tuple[Weight, ...] | None:
+    group = hdf5.group_at(weights, f"{location}/vars")
+    if group is None:
+        return ()
+    found = [hdf5.weight_at(weights, f"{location}/vars/{number}") for number in range(len(group))]
+    known = tuple(weight for weight in found if weight is not None)
+    return known if len(known) == len(found) else None
+
+
+def _check_name(layer: Layer, siblings: dict[str, Layer], weights: h5py.Group) -> None:
+    """Newer files note whose variables they are; another layer's name there means that the order is not ours."""
+    group = hdf5.group_at(weights, f"{layer.location}/vars") if layer.location else None
+    noted = hdf5.read_text(group, "name") if group is not None else None
+    if noted is not None and noted != layer.name and noted in siblings:
+        raise UnreadableModelError(
+            f"the weights in {guard.printable(str(layer.location))} are those of layer "
+            f"{guard.printable(noted)!r} by their name and of {guard.printable(layer.name)!r} by their place"
+        )

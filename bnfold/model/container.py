@@ -1,0 +1,139 @@
+"""Opening a model file of any kind, by what it holds and never by its name alone."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import h5py
+
+from bnfold.errors import BnfoldError, UnreadableModelError
+from bnfold.model.archive import CONFIG, KerasArchive
+from bnfold.model.graph import Graph, Json
+from bnfold.model.guard import printable
+from bnfold.model.legacy import LegacyHdf5
+
+Kind = Literal["keras", "keras-directory", "h5"]
+
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+class _Format(Protocol):
+    graph: Graph
+    keras_version: str | None
+    metadata: Json
+    dropped: tuple[str, ...]
+
+    @property
+    def weights_root(self) -> h5py.Group: ...
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An open model file.
+
+    Attributes:
+        path: where it is.
+        kind: "keras" (a ZIP), "keras-directory" (`zipped=False`) or "h5" (legacy HDF5).
+        format: the container, which reads and writes.
+    """
+
+    path: Path
+    kind: Kind
+    format: _Format = field(repr=False)
+
+    @property
+    def graph(self) -> Graph:
+        """The model in the file."""
+        return self.format.graph
+
+    @property
+    def keras_version(self) -> str | None:
+        """The version of Keras that wrote the file, where it tells."""
+        return self.format.keras_version
+
+    @property
+    def metadata(self) -> Json:
+        """What the file says of itself, the record of an earlier fold among it."""
+        return self.format.metadata
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """What belongs to training and is not written again: compile_config, optimizer state."""
+        return self.format.dropped
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None:
+        """Write `graph` to `target`, a container of the same kind, with `record` in its metadata."""
+        self.format.write(graph, target, record)
+
+    def sha256(self) -> str:
+        """The SHA-256 of the file; of a directory, of its files' names and hashes in order of name."""
+        if self.kind != "keras-directory":
+            return _sha256(self.path)
+        files = sorted(found for found in self.path.rglob("*") if found.is_file())
+        lines = [f"{_sha256(file)}  {file.relative_to(self.path).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def open_model(path: str | Path) -> Iterator[ModelFile]:
+    """Open a Keras model file of any kind for reading.
+
+    Raises:
+        UnreadableModelError: it is missing, truncated, or no Keras model.
+        UnsafeModelError: it asks for what a model file must not ask for.
+    """
+    path = Path(path)
+    with ExitStack() as resources:
+        try:
+            kind = sniff(path)
+            format_class = LegacyHdf5 if kind == "h5" else KerasArchive
+            model = ModelFile(path, kind, format_class(path, resources))
+        except BnfoldError as error:
+            raise type(error)(f"{printable(str(path))}: {error}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UnreadableModelError(f"{printable(str(path))}: {reason}") from None
+        yield model
+
+
+def sniff(path: Path) -> Kind:
+    """The kind of a model file by its first bytes.
+
+    Raises:
+        UnreadableModelError: it is missing or of no kind that Keras writes.
+    """
+    if path.is_dir():
+        return _sniff_directory(path)
+    if not path.exists():
+        raise UnreadableModelError("no such file")
+    if not path.is_file():
+        raise UnreadableModelError("not a regular file")
+    with path.open("rb") as stream:
+        magic = stream.read(8)
+    if magic.startswith(_ZIP_MAGIC):
+        return "keras"
+    if magic == _HDF5_MAGIC:
+        return "h5"
+    what = "the file is empty" if not magic else "neither a .keras archive nor an HDF5 file"
+    raise UnreadableModelError(what)
+
+
+def _sniff_directory(path: Path) -> Kind:
+    if (path / CONFIG).is_file():
+        return "keras-directory"
+    if (path / "saved_model.pb").is_file():
+        raise UnreadableModelError(
+            "a TensorFlow SavedModel; bnfold reads what model.save('model.keras') writes"
+        )
+    raise UnreadableModelError(f"a directory without {CONFIG}; not a Keras model")

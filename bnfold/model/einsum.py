@@ -1,0 +1,52 @@
+"""Where the channels of an EinsumDense are: its equation, read.
+
+An equation `input,kernel->output` names the axes of all three by letters, with an ellipsis that may
+stand on the left or on the right of the input and the output. The rules are those of
+keras/src/layers/core/einsum_dense.py.
+"""
+
+import re
+from dataclasses import dataclass
+
+_PATTERNS = (
+    (r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", "none"),
+    (r"\.\.\.([a-zA-Z]+),([a-zA-Z]+)->\.\.\.([a-zA-Z]+)", "left"),
+    (r"([a-zA-Z]{2,})\.\.\.,([a-zA-Z]+)->([a-zA-Z]+)\.\.\.", "right"),
+)
+
+
+@dataclass(frozen=True)
+class Equation:
+    """The letters of the input's, the kernel's and the output's axes, and where the ellipsis stands."""
+
+    inputs: str
+    kernel: str
+    output: str
+    ellipsis: str
+
+    def output_letter(self, axis: int, rank: int | None) -> str | None:
+        """The letter of an output axis; None where it is in the ellipsis or the rank is needed and unknown."""
+        if self.ellipsis == "none":
+            rank = len(self.output)
+        if self.ellipsis == "right":
+            position = axis if axis >= 0 else axis + rank if rank is not None else len(self.output)
+        elif axis < 0:
+            position = axis + len(self.output)
+        else:
+            position = axis - (rank - len(self.output)) if rank is not None else -1
+        return self.output[position] if 0 <= position < len(self.output) else None
+
+    def trailing(self, rank: int | None) -> int | None:
+        """How many axes the output has behind the named ones; None where that needs an unknown rank."""
+        if self.ellipsis != "right":
+            return 0
+        return rank - len(self.output) if rank is not None else None
+
+
+def parse_equation(text: object) -> Equation | None:
+    """The parts of an equation; None when Keras would not take it."""
+    for pattern, ellipsis in _PATTERNS:
+        match = re.fullmatch(pattern, text) if isinstance(text, str) else None
+        if match:
+            return Equation(match[1], match[2], match[3], ellipsis)
+    return None

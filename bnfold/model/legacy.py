@@ -1,0 +1,281 @@
+"""The legacy HDF5 container: config in an attribute, weights in one group for each outermost layer.
+
+A layer's group lists its variables in `weight_names`, a nested model's those of everything inside
+it: first all trainable ones, then all others, each part in the order of the layers. Which is which
+depends on `trainable` flags and on the version that wrote the file, so the list is matched with the
+layers by the variables' names, and then the expected order is checked against it. A nested model
+for which that fails is left as it is.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+
+from bnfold.errors import UnreadableModelError
+from bnfold.model import catalog, config, guard, hdf5
+from bnfold.model.graph import Graph, Json, Layer, Weight
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.order import model_layers
+
+MODEL_WEIGHTS = "model_weights"
+OPTIMIZER_WEIGHTS = "optimizer_weights"
+TRAINING_CONFIG = "training_config"
+TOP_LEVEL = "top_level_model_weights"
+RECORD = "bnfold"
+
+
+class LegacyHdf5:
+    """An open legacy `.h5` file; the attributes are those of `KerasArchive`."""
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        """Read the graph and the places of its weights; `resources` closes what stays open."""
+        self._file = resources.enter_context(hdf5.open_hdf5(path, path.name))
+        text = hdf5.read_text(self._file, "model_config")
+        if text is None:
+            raise UnreadableModelError(
+                "the HDF5 file holds no model_config: weights alone are not a model; save the whole model"
+            )
+        group = hdf5.group_at(self._file, MODEL_WEIGHTS)
+        if group is None:
+            raise UnreadableModelError(f"the HDF5 file holds no {MODEL_WEIGHTS}")
+        self._weights = group
+        self.keras_version = self._read_version()
+        self.metadata = self._read_record()
+        # In a nested model's list: 0 for the trainable part, 1 for the rest, by the dataset's path.
+        self._part: dict[str, int] = {}
+        self.graph = self._attach(config.parse_model(guard.parse_json(text, "model_config")))
+        self.dropped = self._training_state()
+
+    @property
+    def weights_root(self) -> h5py.Group:
+        """The root of the weights, for models whose graph the file does not tell."""
+        return self._weights
+
+    def _read_version(self) -> str | None:
+        version = hdf5.read_text(self._file, "keras_version")
+        return version or hdf5.read_text(self._weights, "keras_version")
+
+    def _read_record(self) -> Json:
+        text = hdf5.read_text(self._file, RECORD)
+        return {"bnfold": guard.parse_json(text, RECORD)} if text is not None else {}
+
+    def _training_state(self) -> tuple[str, ...]:
+        found = []
+        if TRAINING_CONFIG in self._file.attrs:
+            found.append("compile_config")
+        if guard.child(self._file, OPTIMIZER_WEIGHTS) is not None:
+            found.append("optimizer state")
+        return tuple(found)
+
+    def _attach(self, graph: Graph) -> Graph:
+        layers = {}
+        for name, layer in graph.layers.items():
+            found = self._listed(name)
+            if layer.nested is None:
+                layers[name] = _with_weights(layer, found)
+            else:
+                layers[name] = self._distribute(layer, found)
+        return replace(graph, layers=layers)
+
+    def _listed(self, name: str) -> tuple[Weight, ...]:
+        group = hdf5.group_at(self._weights, name)
+        if group is None:
+            return ()
+        weights = []
+        for listed in hdf5.read_names(group, "weight_names"):
+            source = f"{MODEL_WEIGHTS}/{name}/{listed}"
+            weight = hdf5.weight_at(self._file, source, listed)
+            if weight is None:
+                raise UnreadableModelError(f"the file lists {guard.printable(source)} but has none")
+            weights.append(weight)
+        return tuple(weights)
+
+    def _distribute(self, layer: Layer, listed: tuple[Weight, ...]) -> Layer:
+        """The nested model with its variables handed out; with none known if the list has no known order."""
+        owned = _owners(layer, listed)
+        if owned is None:
+            return _hand_out(layer, (layer.name,), None)
+        parts = _parts(layer, owned, listed)
+        for number in (0, 1):
+            self._part.update({str(weight.source): number for weight in parts[number]})
+        if list(listed) != [*parts[0], *parts[1]]:
+            return _hand_out(layer, (layer.name,), None)
+        return _hand_out(layer, (layer.name,), owned)
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None:
+        """Write `graph` with this file's other parts to `target`, which does not exist yet.
+
+        `record` goes into an attribute of the root.
+        """
+        text = json.dumps(config.to_json(config.decompile(graph)))
+        with h5py.File(target, "w") as new:
+            hdf5.copy_attributes(self._file, new, skip={"model_config", TRAINING_CONFIG, RECORD})
+            new.attrs["model_config"] = text.encode()
+            new.attrs[RECORD] = json.dumps(record).encode()
+            for name, node in hdf5.children(self._file):
+                if name not in (MODEL_WEIGHTS, OPTIMIZER_WEIGHTS) and isinstance(node, h5py.Group):
+                    hdf5.copy_children(node, new.create_group(name))
+            self._write_weights(graph, new.create_group(MODEL_WEIGHTS))
+
+    def _write_weights(self, graph: Graph, target: h5py.Group) -> None:
+        names = [layer.name for layer in model_layers(graph)]
+        stored = [name for name in self._weights.attrs if not name.startswith("layer_names")]
+        for attribute in stored:
+            target.attrs[attribute] = self._weights.attrs[attribute]
+        hdf5.write_names(target, "layer_names", names)
+        # Names that grow: a group "a" made after "a/b" would collide with it.
+        for name in sorted(names):
+            self._write_layer(graph.layers[name], target.require_group(name))
+        top = hdf5.group_at(self._weights, TOP_LEVEL)
+        if top is not None:
+            hdf5.copy_children(top, target.require_group(TOP_LEVEL))
+
+    def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
+        weights = self._flat(layer)
+        if weights is None:
+            source = hdf5.group_at(self._weights, layer.name)
+            if source is not None:
+                hdf5.copy_children(source, target)
+            return
+        names = [_variable_name(weight, weights, layer) for weight in weights]
+        hdf5.write_names(target, "weight_names", names)
+        for name, weight in zip(names, weights, strict=True):
+            if weight.source is not None:
+                hdf5.copy_dataset(self._file, weight.source, target, name)
+            else:
+                hdf5.write_weight(target, name, weight)
+
+    def _flat(self, layer: Layer) -> list[Weight] | None:
+        """A layer's variables as its group lists them."""
+        leaves = list(_leaves(layer, (layer.name,)))
+        if any(leaf.weights is None for _, leaf in leaves):
+            return None
+        if layer.nested is None:
+            return [weight for _, leaf in leaves for weight in leaf.weights or ()]
+        parts: tuple[list[Weight], list[Weight]] = ([], [])
+        for _, leaf in leaves:
+            part = 0
+            for weight in leaf.weights or ():
+                # A new variable (a bias) stands behind the one before it.
+                part = self._part.get(weight.name, self._part.get(str(weight.source), part))
+                parts[part].append(weight)
+        return [*parts[0], *parts[1]]
+
+
+def _with_weights(layer: Layer, weights: tuple[Weight, ...]) -> Layer:
+    """A layer with its variables, which are those of what it wraps where it is a wrapper."""
+    if layer.inner is not None:
+        return replace(layer, inner=_with_weights(layer.inner, weights))
+    return replace(layer, weights=weights)
+
+
+def _leaves(layer: Layer, path: LayerPath) -> Iterator[tuple[LayerPath, Layer]]:
+    """The layers inside a nested model that have variables of their own, in the order of the file."""
+    if layer.graph is not None:
+        for inside in model_layers(layer.graph):
+            yield from _leaves(inside, (*path, inside.name))
+    elif layer.inner is not None:
+        yield from _leaves(layer.inner, (*path, layer.inner.name))
+    else:
+        yield path, layer
+
+
+Owned = dict[LayerPath, tuple[Weight, ...]]
+
+
+def _owners(layer: Layer, listed: tuple[Weight, ...]) -> Owned | None:
+    """Whose each listed variable is, by their names; None when the names leave it open."""
+    leaves = dict(_leaves(layer, (layer.name,)))
+    owned: dict[LayerPath, list[Weight]] = {path: [] for path in leaves}
+    for weight in listed:
+        owner = _owner(weight.name, list(leaves))
+        if owner is None:
+            return None
+        owned[owner].append(weight)
+    for path, leaf in leaves.items():
+        slots = catalog.slots(leaf)
+        if slots is not None and [_slot(w.name) for w in owned[path]] != [s.name for s in slots]:
+            return None
+    return {path: tuple(weights) for path, weights in owned.items()}
+
+
+def _owner(name: str, leaves: list[LayerPath]) -> LayerPath | None:
+    """The one leaf whose own name, or its wrapper's, the variable's name holds; the last part counts most."""
+    for part in reversed(name.split("/")[:-1]):
+        for depth in (-1, -2):
+            found = [path for path in leaves if len(path) >= -depth and path[depth] == part]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                return None
+    return None
+
+
+def _slot(name: str) -> str:
+    """`block/conv/kernel_1:0` is a `kernel`."""
+    return re.sub(r"(_\d+)?(:\d+)?$", "", name.rpartition("/")[2])
+
+
+def _parts(
+    layer: Layer, owned: Owned, listed: tuple[Weight, ...]
+) -> tuple[list[Weight], list[Weight]]:
+    """The order that the list should have: the trainable part and the rest, each by layer."""
+    position = {weight.source: number for number, weight in enumerate(listed)}
+    first: list[Weight] = []
+    rest: list[Weight] = []
+    unknown: list[Weight] = []
+    leaves = dict(_leaves(layer, (layer.name,)))
+    for path, leaf in leaves.items():
+        slots = catalog.slots(leaf)
+        if slots is None:
+            unknown += owned[path]
+            continue
+        for slot, weight in zip(slots, owned[path], strict=True):
+            trainable = slot.trainable and _is_trainable(layer, path)
+            (first if trainable else rest).append(weight)
+    boundary = min((position[weight.source] for weight in rest), default=len(listed))
+    for weight in unknown:
+        (first if position[weight.source] < boundary else rest).append(weight)
+    by_layer = {w.source: n for n, path in enumerate(leaves) for w in owned[path]}
+    first.sort(key=lambda weight: (by_layer[weight.source], position[weight.source]))
+    rest.sort(key=lambda weight: (by_layer[weight.source], position[weight.source]))
+    return first, rest
+
+
+def _is_trainable(layer: Layer, path: LayerPath) -> bool:
+    """Whether a leaf and everything around it is trainable."""
+    current, flags = layer, [layer.config.get("trainable", True)]
+    for name in path[1:]:
+        inside = current.graph.layers[name] if current.graph is not None else current.inner
+        if inside is None:
+            return True
+        current = inside
+        flags.append(current.config.get("trainable", True))
+    return all(flag is not False for flag in flags)
+
+
+def _hand_out(layer: Layer, path: LayerPath, owned: Owned | None) -> Layer:
+    if layer.graph is not None:
+        layers = {
+            name: _hand_out(inside, (*path, name), owned)
+            for name, inside in layer.graph.layers.items()
+        }
+        return replace(layer, graph=replace(layer.graph, layers=layers))
+    if layer.inner is not None:
+        return replace(layer, inner=_hand_out(layer.inner, (*path, layer.inner.name), owned))
+    return replace(layer, weights=None if owned is None else owned.get(path, ()))
+
+
+def _variable_name(weight: Weight, siblings: list[Weight], layer: Layer) -> str:
+    """A variable's name in the file; a new one is named like the variables beside it."""
+    if "/" in weight.name:
+        return weight.name
+    before = siblings[: siblings.index(weight)] + siblings
+    beside = next((w.name for w in reversed(before) if "/" in w.name), f"{layer.name}/kernel")
+    suffix = ":0" if beside.endswith(":0") else ""
+    return f"{beside.rpartition('/')[0]}/{weight.name}{suffix}"
