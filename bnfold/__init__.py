@@ -1,3 +1,46 @@
-"""bnfold: audit Keras models, fold their BatchNormalization layers, prove the result."""
+"""bnfold: audit Keras models, fold their BatchNormalization layers, prove the result.
+
+Three functions, each taking the path of a model file or a live `keras.Model`:
+
+    inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
+    fold(model, out)          write the folded model; of a live model, give the folded one back
+    verify(original, folded)  prove that two models compute the same
+
+Importing bnfold, `inspect`, and `fold(..., verify=False)` on files import no deep-learning
+framework.
+"""
 
 __version__ = "0.1.0"
+
+from bnfold.api import fold, inspect, verify
+from bnfold.audit import Finding, Severity
+from bnfold.conversion import FoldReport
+from bnfold.errors import (
+    BnfoldError,
+    OutputError,
+    UnreadableModelError,
+    UnsafeModelError,
+    VerificationFailedError,
+    VerificationImpossibleError,
+)
+from bnfold.inspection import Inspection
+from bnfold.verification import Verdict, Verification
+
+__all__ = [
+    "BnfoldError",
+    "Finding",
+    "FoldReport",
+    "Inspection",
+    "OutputError",
+    "Severity",
+    "UnreadableModelError",
+    "UnsafeModelError",
+    "Verdict",
+    "Verification",
+    "VerificationFailedError",
+    "VerificationImpossibleError",
+    "__version__",
+    "fold",
+    "inspect",
+    "verify",
+]

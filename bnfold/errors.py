@@ -15,7 +15,7 @@ class UnreadableModelError(BnfoldError):
 
 
 class UnsafeModelError(BnfoldError):
-    """The file asks for something a model file must not ask for; nothing of it was run or followed."""
+    """The file asks for what a model file must not ask for; nothing was run or followed."""
 
 
 class OutputError(BnfoldError):
@@ -24,3 +24,7 @@ class OutputError(BnfoldError):
 
 class VerificationImpossibleError(BnfoldError):
     """Neither Keras nor ONNX Runtime can run the models, so nothing can be proved."""
+
+
+class VerificationFailedError(BnfoldError):
+    """A folded live model does not compute what the original computes, so it is not handed out."""

@@ -49,7 +49,7 @@ class Receiver:
 
 
 def channel_axis(layer: Layer) -> int | None:
-    """The axis of a layer's output that its kernel makes, -1 or 1; None where only an equation tells."""
+    """The axis of a layer's output that its kernel makes, -1 or 1; None where none is fixed."""
     known = catalog.facts(layer)
     if known is None or known.output is None:
         return None
@@ -74,7 +74,7 @@ def is_linear(layer: Layer) -> bool:
 
 
 def receiver(layer: Layer, axis: int, rank: int | None, channels: int) -> Receiver | str:
-    """Where a layer takes in an affine map over `channels` channels on the axis `axis` of its output.
+    """Where a layer takes in an affine map over `channels` channels on `axis` of its output.
 
     `rank` is that of the output, None where it is unknown; only an EinsumDense needs the two.
     Returns a sentence when the layer cannot.
@@ -115,7 +115,7 @@ def _einsum_receiver(
 def _einsum_bias(
     layer: Layer, weights: dict[str, Weight], equation: Equation, letter: str, rank: int | None
 ) -> Receiver | str:
-    """The bias spans the output's axes from the first of `bias_axes` on, 1 wide where it has none."""
+    """The place in an EinsumDense, whose bias spans the output from the first of `bias_axes` on."""
     old_axes = layer.config.get("bias_axes") or ""
     new_axes = old_axes if letter in old_axes else old_axes + letter
     trailing = equation.trailing(rank)
@@ -124,9 +124,8 @@ def _einsum_bias(
     sizes = dict(zip(equation.kernel, weights["kernel"].shape, strict=True))
     if "bias" in weights:
         spanned = equation.output[min(equation.output.find(a) for a in old_axes) :]
-        for name, size in zip(spanned, weights["bias"].shape, strict=False):
-            if name in old_axes:
-                sizes[name] = size
+        old_sizes = zip(spanned, weights["bias"].shape, strict=False)
+        sizes |= {name: size for name, size in old_sizes if name in old_axes}
     spanned = equation.output[min(equation.output.find(a) for a in new_axes) :]
     shape = tuple(sizes[a] if a in new_axes else 1 for a in spanned) + (1,) * trailing
     kernel_axis = equation.kernel.index(letter)
@@ -135,7 +134,7 @@ def _einsum_bias(
 
 
 def absorb(layer: Layer, place: Receiver, affine: Affine) -> Layer:
-    """The layer that computes what `layer` and then `affine` compute; its new numbers are made when read."""
+    """The layer that computes what `layer` and then `affine` do; new numbers are made when read."""
     weights = catalog.weights(layer) or {}
     changed = {place.kernel: _new_kernel(weights, place, affine)}
     if place.bias is not None:
@@ -212,7 +211,7 @@ def overflow(layer: Layer, place: Receiver, affine: Affine) -> str | None:
 
 
 def _extremes(weights: dict[str, Weight], place: Receiver, affine: Affine) -> dict[str, Vector]:
-    """For each slot that changes, numbers that are finite in a dtype if and only if all new ones are.
+    """For each slot that changes, numbers that are finite if and only if all its new ones are.
 
     Scaling keeps order, so the smallest and the largest number of a channel stand for all of it.
     """

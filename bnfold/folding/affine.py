@@ -32,7 +32,7 @@ class Affine:
 
 
 def from_batchnorm(batchnorm: BatchNorm) -> Affine | str:
-    """The affine map that a BatchNormalization is at inference; or, in a sentence, why it is none."""
+    """The affine map that a BatchNormalization is at inference; or a sentence, why it is none."""
     vectors, epsilon = batchnorm.vectors, batchnorm.epsilon
     if vectors is None:
         return "the file does not hold the variables of a BatchNormalization for it"
@@ -44,7 +44,8 @@ def from_batchnorm(batchnorm: BatchNorm) -> Affine | str:
     denominator = vectors["moving_variance"] + epsilon
     negative = int(np.count_nonzero(denominator <= 0))
     if negative:
-        return f"moving_variance + epsilon is not positive in {negative} of {len(denominator)} channels"
+        total = len(denominator)
+        return f"moving_variance + epsilon is not positive in {negative} of {total} channels"
     scale = vectors["gamma"] / np.sqrt(denominator)
     return Affine(scale, vectors["beta"] - vectors["moving_mean"] * scale)
 

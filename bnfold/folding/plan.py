@@ -21,7 +21,7 @@ from bnfold.folding import absorb
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
+from bnfold.model.graph import Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import keras_order
 from bnfold.model.policy import policy
 from bnfold.model.ranks import Ranks
@@ -29,7 +29,7 @@ from bnfold.model.ranks import Ranks
 
 @dataclass(frozen=True)
 class Edit:
-    """One layer takes an affine map in: at `place`, one of the places that `absorb.receiver` finds."""
+    """One layer takes an affine map in, at a place that `absorb.receiver` found."""
 
     layer: Path
     place: absorb.Receiver
@@ -47,11 +47,16 @@ class Fold:
 
 @dataclass(frozen=True)
 class Blocked:
-    """A BatchNormalization that stays: the layer in the way, where there is one, and the reason as a sentence."""
+    """A BatchNormalization that stays.
+
+    `at` is the layer in the way, where there is one, `reason` says why in a sentence.
+    `batch_statistics` is true when the reason is that the layer runs in training mode.
+    """
 
     batchnorm: BatchNorm
     at: Path | None
     reason: str
+    batch_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def _repeated(graph: Graph) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class _Surroundings:
-    """What a graph inherits from the models and wrappers around it: `obstacle` blocks everything inside."""
+    """What a graph inherits from what is around it; an `obstacle` blocks everything inside."""
 
     keep: Sequence[str]
     repeated: frozenset[int]
@@ -132,9 +137,11 @@ _FIRST = "it is the first layer: there is none before it that could take it in"
 class _RefusalError(Exception):
     """Why a BatchNormalization stays; never leaves this module."""
 
-    def __init__(self, reason: str, at: Path | None = None) -> None:
+    def __init__(
+        self, reason: str, at: Path | None = None, *, batch_statistics: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.at = reason, at
+        self.reason, self.at, self.batch_statistics = reason, at, batch_statistics
 
 
 class _GraphPlanner:
@@ -176,7 +183,7 @@ class _GraphPlanner:
                 raise _RefusalError(affine)
             edit = self._backward(batchnorm, layer, affine)
         except _RefusalError as refusal:
-            return Blocked(batchnorm, refusal.at, refusal.reason)
+            return Blocked(batchnorm, refusal.at, refusal.reason, refusal.batch_statistics)
         return Fold(batchnorm, "backward", (edit,))
 
     def _check_itself(self, batchnorm: BatchNorm, layer: Layer) -> None:
@@ -191,28 +198,31 @@ class _GraphPlanner:
             raise _RefusalError(around.obstacle)
         if layer.shared_object_id in around.repeated:
             raise _RefusalError("it stands in several places of the model")
+        self._check_training(batchnorm, layer)
         if len(layer.calls) != 1:
             raise _RefusalError(f"it is called {len(layer.calls)} times")
-        self._check_call(batchnorm, layer.calls[0])
-
-    def _check_call(self, batchnorm: BatchNorm, call: Call) -> None:
-        training = self._around.training
-        if batchnorm.trainable and _is_set(call.training):
-            raise _RefusalError(
-                "it is called with training=True and normalizes with the batch's statistics"
-            )
-        if batchnorm.trainable and training is not None:
-            raise _RefusalError(
-                f"{training} around it is called with training=True, so it normalizes with the batch's statistics"
-            )
-        if call.mask is not None:
+        if layer.calls[0].mask is not None:
             raise _RefusalError(
                 "its call is given a mask, which it passes on to the layers behind it"
             )
         if batchnorm.axis is None:
             raise _RefusalError("it normalizes over several axes at once")
-        if len(call.inputs) != 1:
+        if len(layer.calls[0].inputs) != 1:
             raise _RefusalError(_FIRST)
+
+    def _check_training(self, batchnorm: BatchNorm, layer: Layer) -> None:
+        if not batchnorm.trainable:
+            return  # a frozen layer uses its moving statistics whatever it is told
+        if any(_is_set(call.training) for call in layer.calls):
+            called = "it is called"
+        elif self._around.training is not None:
+            called = f"{self._around.training} around it is called"
+        else:
+            return
+        raise _RefusalError(
+            f"{called} with training=True, so it normalizes with the batch's statistics",
+            batch_statistics=True,
+        )
 
     def _backward(self, batchnorm: BatchNorm, layer: Layer, affine: Affine) -> Edit:
         """The edit that takes `affine` into the layer before."""
@@ -286,12 +296,13 @@ def _check_dtypes(layer: Layer, before: Layer, name: str, path: Path) -> None:
 
 
 def _shared_axis(batchnorm: BatchNorm, core: Layer, wrappers: int, rank: int | None) -> int | str:
-    """The axis that is normalized, as the layer before counts its output; a phrase if it is not its channels'.
+    """The axis that is normalized, as the layer before counts its output; or what is wrong.
 
     Negative wherever the rank is known, so that both ways of counting compare.
     """
     axis = batchnorm.axis
-    assert axis is not None
+    if axis is None:
+        return "which is not one axis"
     if absorb.channel_axis(core) is None and not catalog.is_batchnorm(core):
         return axis if axis < 0 else axis - wrappers  # an equation decides
     before = as_batchnorm(core, ())

@@ -1,4 +1,4 @@
-"""The `.keras` container: metadata.json, config.json, model.weights.h5 and assets, in a ZIP or in a directory.
+"""The `.keras` container: metadata, config, weights and assets, in a ZIP or in a directory.
 
 The HDF5 file inside a ZIP is stored, not compressed, so it is read through a window over the
 archive: `ZipFile.open` would read everything again at every backward seek, and a copy would cost
@@ -90,7 +90,7 @@ class _ZipParts:
         if info.compress_type == zipfile.ZIP_STORED:
             source: Any = _Window(self._file, self._data_offset(info), info.file_size)
         else:
-            source = self._resources.enter_context(tempfile.TemporaryFile())
+            source = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             self._unpack(info, source)
         # h5py crashes the process when the stream dies before the file: the stack closes the file
         # first.
@@ -239,7 +239,7 @@ class KerasArchive:
                 shutil.copyfileobj(stream, copy, _CHUNK)
 
     def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str, int]]:
-        """Every other member: its name, the name it gets because its layer's group moved, its size."""
+        """Every other member: its name, its new name if its layer's group moved, its size."""
         moved = {
             layer.location: names[path]
             for path, layer in walk_all(graph)
@@ -362,11 +362,11 @@ def _variables(weights: h5py.Group, location: str) -> tuple[Weight, ...] | None:
 
 
 def _check_name(layer: Layer, siblings: dict[str, Layer], weights: h5py.Group) -> None:
-    """Newer files note whose variables they are; another layer's name there means that the order is not ours."""
+    """Refuse variables that are, by the name that newer files note, those of another layer."""
     group = hdf5.group_at(weights, f"{layer.location}/vars") if layer.location else None
     noted = hdf5.read_text(group, "name") if group is not None else None
     if noted is not None and noted != layer.name and noted in siblings:
         raise UnreadableModelError(
-            f"the weights in {guard.printable(str(layer.location))} are those of layer "
-            f"{guard.printable(noted)!r} by their name and of {guard.printable(layer.name)!r} by their place"
+            f"the weights in {guard.printable(str(layer.location))} are by name those of layer "
+            f"{guard.printable(noted)!r}, by place those of {guard.printable(layer.name)!r}"
         )

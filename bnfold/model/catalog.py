@@ -114,11 +114,11 @@ _FLAG_DEFAULTS = {"use_bias": True, "scale": True, "center": True, "bias_axes": 
 
 SAME_RANK = frozenset(
     {
-        "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "BatchNormalization", "Concatenate",
-        "Dense", "Dropout", "ELU", "GaussianDropout", "GaussianNoise", "GroupNormalization", "Identity",
-        "LayerNormalization", "LeakyReLU", "Masking", "Maximum", "Minimum", "Multiply", "PReLU", "ReLU",
-        "Rescaling", "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Subtract",
-        "ThresholdedReLU",
+        "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average",
+        "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout",
+        "GaussianNoise", "GroupNormalization", "Identity", "LayerNormalization", "LeakyReLU",
+        "Masking", "Maximum", "Minimum", "Multiply", "PReLU", "ReLU", "Rescaling", "Softmax",
+        "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Subtract", "ThresholdedReLU",
     }
 )  # fmt: skip
 """The classes of Keras whose output has as many axes as their (every) input."""
@@ -139,7 +139,7 @@ FIXED_RANK: Mapping[str, int] = {
 
 
 def facts(layer: Layer) -> Facts | None:
-    """The row of a layer's class; None for operations and for every class that is not Keras' own."""
+    """The row of a layer's class; None for operations and for classes that are not Keras' own."""
     if not layer.builtin or layer.is_operation:
         return None
     return FACTS.get(layer.class_name)

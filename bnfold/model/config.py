@@ -35,7 +35,7 @@ def parse_model(root: Any) -> Graph:
 
 
 def settings(entry: Json) -> Json:
-    """The `config` of an entry as a dict: Keras before 2.2.3 wrote a Sequential as a list of layers.
+    """The `config` of an entry as a dict: Keras before 2.2.3 wrote a Sequential as a list.
 
     Raises:
         UnreadableModelError: it has none.
@@ -72,7 +72,7 @@ def _is_functional(config: Any) -> bool:
 
 
 def is_keras_class(entry: Json) -> bool:
-    """Whether an entry names a class of Keras itself rather than somebody's own of the same name."""
+    """Whether an entry names a class of Keras itself, not somebody's own of the same name."""
     class_name, registered = entry.get("class_name"), entry.get("registered_name")
     if not isinstance(class_name, str) or ">" in class_name:
         return False
@@ -178,7 +178,7 @@ def _parse_wrapped(entry: Json, depth: int) -> Layer:
 
 
 def tensor_types(graph: Graph) -> Mapping[Ref, tuple[tuple[int | None, ...], str]]:
-    """Shape and dtype of the graph's tensors as Keras 3 noted them; empty for the configs of Keras 2."""
+    """Shape and dtype of the graph's tensors as Keras 3 notes them; Keras 2 notes none."""
     if graph.numbering is None:
         return {}
     return {
@@ -228,7 +228,7 @@ def _bare_json(layer: Layer) -> Json:
 
 
 def rewire(graph: Graph, moved: Mapping[Ref, Ref]) -> Graph:
-    """The same graph in which every reader of a tensor in `moved`, outputs included, reads another one."""
+    """The same graph, where every reader of a tensor in `moved`, outputs too, reads another."""
     layers = {name: _rewire_layer(layer, graph, moved) for name, layer in graph.layers.items()}
     outputs = tuple(moved.get(ref, ref) for ref in graph.outputs)
     return replace(graph, layers=layers, outputs=outputs)
@@ -257,12 +257,14 @@ def bypass(graph: Graph, name: str) -> Graph:
     """The same graph without a layer of one input: who read what it made now reads what it read."""
     layer = graph.layers[name]
     moved = {Ref(name, number): call.inputs[0] for number, call in enumerate(layer.calls)}
+    for _ in layer.calls:  # a call may read another call of the same layer
+        moved = {ref: moved.get(source, source) for ref, source in moved.items()}
     graph = rewire(graph, moved)
     return replace(graph, layers={key: kept for key, kept in graph.layers.items() if key != name})
 
 
 def stand_in(layer: Layer) -> Layer:
-    """A linear Activation of the same name and calls, for a layer whose name is part of the interface."""
+    """A linear Activation of the same name, for a layer whose name is part of the interface."""
     config = {"name": layer.name, "trainable": layer.config.get("trainable", True)}
     if "dtype" in layer.config:
         config["dtype"] = layer.config["dtype"]

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-import h5py
-
 from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model.archive import CONFIG, KerasArchive
 from bnfold.model.graph import Graph, Json
@@ -26,9 +24,6 @@ class _Format(Protocol):
     keras_version: str | None
     metadata: Json
     dropped: tuple[str, ...]
-
-    @property
-    def weights_root(self) -> h5py.Group: ...
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
 
@@ -68,11 +63,11 @@ class ModelFile:
         return self.format.dropped
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
-        """Write `graph` to `target`, a container of the same kind, with `record` in its metadata."""
+        """Write `graph` to `target`, in the same kind of file, with `record` in its metadata."""
         self.format.write(graph, target, record)
 
     def sha256(self) -> str:
-        """The SHA-256 of the file; of a directory, of its files' names and hashes in order of name."""
+        """The SHA-256 of the file; of a directory, that of `sha256sum` over its sorted files."""
         if self.kind != "keras-directory":
             return _sha256(self.path)
         files = sorted(found for found in self.path.rglob("*") if found.is_file())

@@ -17,7 +17,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True)
 class Equation:
-    """The letters of the input's, the kernel's and the output's axes, and where the ellipsis stands."""
+    """The letters of the axes of input, kernel and output, and where the ellipsis stands."""
 
     inputs: str
     kernel: str
@@ -25,7 +25,7 @@ class Equation:
     ellipsis: str
 
     def output_letter(self, axis: int, rank: int | None) -> str | None:
-        """The letter of an output axis; None where it is in the ellipsis or the rank is needed and unknown."""
+        """The letter of an output axis; None where it has none, or the rank is unknown."""
         if self.ellipsis == "none":
             rank = len(self.output)
         if self.ellipsis == "right":
@@ -37,7 +37,7 @@ class Equation:
         return self.output[position] if 0 <= position < len(self.output) else None
 
     def trailing(self, rank: int | None) -> int | None:
-        """How many axes the output has behind the named ones; None where that needs an unknown rank."""
+        """How many axes the output has behind the named ones; None where the rank is unknown."""
         if self.ellipsis != "right":
             return 0
         return rank - len(self.output) if rank is not None else None

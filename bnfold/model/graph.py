@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 Path = tuple[str, ...]
-"""The names of the enclosing layers, outermost first, then the layer's own: `("backbone", "bn1")`."""
+"""The names of the layers around, outermost first, then its own: `("backbone", "bn1")`."""
 
 
 def show(path: Path) -> str:
@@ -53,10 +53,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: the tensors that go in, in the order in which Keras flattens the arguments.
+    """One call of a layer.
 
-    `node` is the call as the file has it. `training` and `mask` are what the call passes explicitly
-    under these names, None where it passes nothing.
+    `inputs` are the tensors that go in, in the order in which Keras flattens the arguments. `node`
+    is the call as the file has it. `training` and `mask` are what the call passes explicitly under
+    these names, None where it passes nothing.
     """
 
     inputs: tuple[Ref, ...]
@@ -125,7 +126,7 @@ class Graph:
 
     @cached_property
     def readers(self) -> Mapping[Ref, tuple[tuple[str, int], ...]]:
-        """For each tensor, the calls (layer, call number) that read it, once for each slot it fills."""
+        """For each tensor, the calls (layer, number) that read it, once for each slot it fills."""
         found: dict[Ref, list[tuple[str, int]]] = {}
         for layer in self.layers.values():
             for number, call in enumerate(layer.calls):
@@ -139,7 +140,7 @@ class Graph:
 
 
 def walk_all(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Layer]]:
-    """Every layer of a model at any depth with its path; what a wrapper wraps comes right behind it."""
+    """Every layer of a model at any depth with its path, also those inside wrappers."""
     for layer in graph.layers.values():
         yield from _walk_layer(layer, (*path, layer.name))
 

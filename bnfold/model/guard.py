@@ -170,7 +170,7 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
         return None
     if group.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
         raise UnsafeModelError(
-            f"{_hdf5_name(group, name)} is a link to somewhere else, which weights never need; refused"
+            f"{_hdf5_name(group, name)} is a link, which weights never need; refused"
         )
     found = h5py.h5o.open(group.id, key)
     if isinstance(found, h5py.h5g.GroupID):
@@ -183,7 +183,7 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def descend(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
-    """The object at a slash-separated path inside `group`, looking at every link before following it."""
+    """The object at a path inside `group`, with a look at every link before it is followed."""
     names = [name for name in path.split("/") if name]
     if len(names) > MAX_HDF5_DEPTH:
         raise UnsafeModelError(

@@ -1,4 +1,4 @@
-"""HDF5 weights: read on demand, copied without being looked into, written the way Keras writes them."""
+"""HDF5 weights: read on demand, copied undecoded, written the way Keras writes them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from bnfold.model import guard
 from bnfold.model.graph import Weight
 
 HEADER_LIMIT = 64512
-"""The most bytes that Keras puts into one HDF5 attribute; longer lists of names are cut into numbered parts."""
+"""The most bytes that Keras puts into one attribute; longer lists are cut into parts."""
 
 
 def open_hdf5(source: Any, what: str) -> h5py.File:
@@ -104,7 +104,7 @@ def _check_depth(depth: int) -> None:
 def copy_children(
     source: h5py.Group, target: h5py.Group, skip: Iterable[str] = (), depth: int = 0
 ) -> None:
-    """Copy a group's attributes and everything in it but the names in `skip`, dataset by dataset."""
+    """Copy a group's attributes and all that is in it but the names in `skip`."""
     _check_depth(depth)
     copy_attributes(source, target)
     skipped = set(skip)

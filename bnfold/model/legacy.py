@@ -38,7 +38,7 @@ class LegacyHdf5:
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
             raise UnreadableModelError(
-                "the HDF5 file holds no model_config: weights alone are not a model; save the whole model"
+                "the HDF5 file holds weights but no model_config; save the whole model instead"
             )
         group = hdf5.group_at(self._file, MODEL_WEIGHTS)
         if group is None:
@@ -50,11 +50,6 @@ class LegacyHdf5:
         self._part: dict[str, int] = {}
         self.graph = self._attach(config.parse_model(guard.parse_json(text, "model_config")))
         self.dropped = self._training_state()
-
-    @property
-    def weights_root(self) -> h5py.Group:
-        """The root of the weights, for models whose graph the file does not tell."""
-        return self._weights
 
     def _read_version(self) -> str | None:
         version = hdf5.read_text(self._file, "keras_version")
@@ -96,7 +91,7 @@ class LegacyHdf5:
         return tuple(weights)
 
     def _distribute(self, layer: Layer, listed: tuple[Weight, ...]) -> Layer:
-        """The nested model with its variables handed out; with none known if the list has no known order."""
+        """The nested model with its variables handed out; none if the list has no known order."""
         owned = _owners(layer, listed)
         if owned is None:
             return _hand_out(layer, (layer.name,), None)
@@ -175,7 +170,7 @@ def _with_weights(layer: Layer, weights: tuple[Weight, ...]) -> Layer:
 
 
 def _leaves(layer: Layer, path: LayerPath) -> Iterator[tuple[LayerPath, Layer]]:
-    """The layers inside a nested model that have variables of their own, in the order of the file."""
+    """The layers inside a nested model that may own variables, in the order of the file."""
     if layer.graph is not None:
         for inside in model_layers(layer.graph):
             yield from _leaves(inside, (*path, inside.name))
@@ -205,7 +200,7 @@ def _owners(layer: Layer, listed: tuple[Weight, ...]) -> Owned | None:
 
 
 def _owner(name: str, leaves: list[LayerPath]) -> LayerPath | None:
-    """The one leaf whose own name, or its wrapper's, the variable's name holds; the last part counts most."""
+    """The one leaf whose name, or wrapper's name, a variable's name holds; its end counts most."""
     for part in reversed(name.split("/")[:-1]):
         for depth in (-1, -2):
             found = [path for path in leaves if len(path) >= -depth and path[depth] == part]

@@ -1,4 +1,4 @@
-"""How a config writes tensors down: every dialect of `inbound_nodes`, `input_layers` and `output_layers`.
+"""How a config writes tensors down: every dialect of `inbound_nodes` and `output_layers`.
 
 Keras 3 writes a call as `{"args": [...], "kwargs": {...}}` with `__keras_tensor__` objects in it,
 Keras 2 as nested lists of `[layer, call, output, kwargs]` in which any kwarg can be a `[layer,
@@ -20,7 +20,7 @@ CONSTANT = "_CONSTANT_VALUE"
 
 @dataclass(frozen=True)
 class Numbering:
-    """The first call number of each layer as its config counts, in calls and in the model's outputs.
+    """The first call number of each layer as its config counts, in calls and in outputs.
 
     Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model;
     Keras 2 counts the calls of nested models from 1, because building the model was call 0.
@@ -39,7 +39,7 @@ class Numbering:
         first = (self.in_outputs if output else self.in_calls).get(name)
         if first is None or call < first or number < 0:
             raise UnreadableModelError(
-                f"the config refers to the tensor {printable(str(triple[:3]))}, which does not exist"
+                f"the config uses the tensor {printable(str(triple[:3]))}, which does not exist"
             )
         return Ref(name, call - first, number)
 
@@ -99,7 +99,7 @@ Visit = Callable[[list[Any]], list[Any]]
 
 
 def map_tensors(node: Any, visit: Visit, names: Iterable[str]) -> Any:
-    """The same call with every tensor's `[layer, call, output]` replaced by what `visit` makes of it.
+    """The same call with every `[layer, call, output]` replaced by what `visit` makes of it.
 
     Tensors are visited in the order in which Keras flattens the arguments (dictionaries by sorted
     key), which is the order that decides how Keras walks the graph.
@@ -116,10 +116,10 @@ def _map_keras3(value: Any, visit: Visit) -> Any:
         return value
     if value.get("class_name") == "__keras_tensor__":
         config = value.get("config")
-        history = config.get("keras_history") if isinstance(config, dict) else None
-        if history is None:
+        if not isinstance(config, dict) or config.get("keras_history") is None:
             return value
-        return {**value, "config": {**config, "keras_history": visit(_triple(history))}}
+        history = visit(_triple(config["keras_history"]))
+        return {**value, "config": {**config, "keras_history": history}}
     changed = {key: _map_keras3(value[key], visit) for key in sorted(value)}
     return {key: changed[key] for key in value}
 
@@ -163,7 +163,7 @@ def _triple(value: Any) -> list[Any]:
 
 
 def map_structure(structure: Any, visit: Visit) -> Any:
-    """`input_layers` or `output_layers` with every `[layer, call, output]` replaced, in flattening order."""
+    """`input_layers` or `output_layers` with every tensor replaced, in flattening order."""
     if isinstance(structure, dict):
         changed = {key: map_structure(structure[key], visit) for key in sorted(structure)}
         return {key: changed[key] for key in structure}
@@ -175,7 +175,7 @@ def map_structure(structure: Any, visit: Visit) -> Any:
 
 
 def flatten(structure: Any) -> list[list[Any]]:
-    """The tensors of `input_layers` or `output_layers` in the order in which Keras flattens them."""
+    """The tensors of `input_layers` or `output_layers`, in the order of Keras."""
     found: list[list[Any]] = []
 
     def note(triple: list[Any]) -> list[Any]:
@@ -215,14 +215,12 @@ def parse_call(node: Any, count: Numbering) -> Call:
 
 
 def _keras3_arguments(node: Json) -> Json:
-    args = node.get("args")
-    kwargs = node.get("kwargs")
+    args, kwargs = node.get("args"), node.get("kwargs")
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise UnreadableModelError("a layer's call has no args or kwargs")
-    # The second and third positional parameter of BatchNormalization and of every model are
-    # training and mask.
-    named: Json = dict(zip(("training", "mask"), args[1:3], strict=False))
-    return {**named, **kwargs}
+    # The second and third parameter of BatchNormalization and of every model are training and mask.
+    positional: Json = dict(zip(("training", "mask"), args[1:3], strict=False))
+    return positional | kwargs
 
 
 def _keras2_tensors(value: Any, names: Iterable[str]) -> Iterator[list[Any]]:
@@ -238,7 +236,7 @@ def _keras2_tensors(value: Any, names: Iterable[str]) -> Iterator[list[Any]]:
 
 
 def without_arguments(node: Any) -> Any:
-    """The same call with nothing passed but its first argument, for a class that takes nothing else."""
+    """The same call with nothing but its first argument."""
     if isinstance(node, dict) and "args" in node:
         return {**node, "args": node["args"][:1], "kwargs": {}}
     if isinstance(node, dict):
@@ -249,7 +247,7 @@ def without_arguments(node: Any) -> Any:
 
 
 def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...], str]]:
-    """The tensors of a Keras 3 call as (`[layer, call, output]`, shape, dtype); nothing for Keras 2."""
+    """The tensors of a Keras 3 call as (`[layer, call, output]`, shape, dtype)."""
     if isinstance(node, list):
         for item in node:
             yield from tensor_shapes(item)

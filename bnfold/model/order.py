@@ -1,4 +1,4 @@
-"""The order in which Keras rebuilds a model's layers, and where it therefore looks for their weights.
+"""The order in which Keras rebuilds layers, and where it therefore looks for their weights.
 
 Keras finds weights by position alone. A `.keras` archive keeps each layer's variables in a group
 named after the layer's class and a running number (`layers/conv2d_3`), counted in the order of
@@ -97,7 +97,7 @@ def _inputs(graph: Graph, name: str, number: int) -> Iterator[Node]:
 
 
 def _layer_depths(graph: Graph, calls: list[Node]) -> dict[str, int]:
-    """Each layer's depth. As in Keras, a call learns of its layer's other calls only as the walk reaches it."""
+    """Each layer's depth; as in Keras, a call knows only of its layer's calls before it."""
     call_depths: dict[Node, int] = {}
     layer_depths: dict[str, int] = {}
     for node in reversed(calls):
@@ -168,7 +168,7 @@ class GroupNames:
 
 
 def snake_case(class_name: str) -> str:
-    """The name that Keras gives the group of a class's weights: `Conv2DTranspose` is `conv2d_transpose`."""
+    """The group name that Keras makes of a class: `Conv2DTranspose` is `conv2d_transpose`."""
     name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -15,7 +15,7 @@ class Policy(NamedTuple):
 
 
 def policy(layer: Layer) -> Policy | None:
-    """The dtype policy of a layer; None where it is quantized, a map of policies, or somebody's own."""
+    """The dtype policy of a layer; None where it is quantized, a map, or somebody's own."""
     return parse_policy(layer.config.get("dtype"))
 
 
@@ -25,7 +25,7 @@ def policy_name(layer: Layer) -> str | None:
 
 
 def parse_policy(dtype: Any) -> Policy | None:
-    """The policy that a config's `dtype` means: a name, or an object with a name (Keras 2.4 and later)."""
+    """The policy that a config's `dtype` means: a name, or since Keras 2.4 an object."""
     name = _name(dtype)
     if name in _PLAIN:
         return Policy(name, name)

@@ -1,0 +1,197 @@
+"""The Python API: what the command line does, for paths and for live models.
+
+A live model goes through a temporary `.keras` file, so that there is one way to read a model.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+from bnfold.conversion import FoldReport, Proof, fold_file
+from bnfold.errors import VerificationFailedError
+from bnfold.inspection import Inspection, inspect_file
+from bnfold.verification import Verification, runtime
+from bnfold.verification import verify as verify_files
+
+if TYPE_CHECKING:
+    import keras
+
+FilePath: TypeAlias = str | os.PathLike[str]
+Progress: TypeAlias = Callable[[str], None]
+
+
+def inspect(model: "FilePath | keras.Model") -> Inspection:
+    """Inspect every BatchNormalization of a model.
+
+    Args:
+        model: the path of a `.keras` file, a model directory or a legacy `.h5` file; or a live
+            model.
+
+    Raises:
+        UnreadableModelError: the file is no Keras model, or a damaged one.
+        UnsafeModelError: it asks for what a model file must not ask for.
+        BnfoldError: Keras cannot save the live model.
+    """
+    with _as_file(model) as path:
+        return inspect_file(path)
+
+
+@overload
+def fold(
+    model: FilePath,
+    out: FilePath,
+    *,
+    keep: Sequence[str] = (),
+    verify: bool = True,
+    force: bool = False,
+    data: FilePath | None = None,
+    seed: int = 0,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> FoldReport: ...
+
+
+@overload
+def fold(
+    model: "keras.Model",
+    out: None = None,
+    *,
+    keep: Sequence[str] = (),
+    verify: bool = True,
+    data: FilePath | None = None,
+    seed: int = 0,
+    imports: Sequence[str] = (),
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> "keras.Model": ...
+
+
+def fold(
+    model: Any,
+    out: FilePath | None = None,
+    *,
+    keep: Sequence[str] = (),
+    verify: bool = True,
+    force: bool = False,
+    data: FilePath | None = None,
+    seed: int = 0,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Fold the BatchNormalization layers of a model into the weights around them.
+
+    Args:
+        model: a path, or a live model, which stays as it is.
+        out: where the folded model goes, in the same kind of file; none for a live model.
+        keep: shell patterns of names or nested paths of layers to leave alone.
+        verify: prove the result; without it nothing is run.
+        force: replace `out` if it exists.
+        data: an .npz or .npy file with samples to prove with, instead of random ones.
+        seed: the seed of the random samples.
+        trust: let the model's file run code of its own for the proof; a live model is trusted.
+        imports: modules to import first, because they register custom layers.
+        strict: take nothing less than a proof by Keras and ONNX Runtime both.
+        progress: called with the name of each stage of the proof.
+
+    Returns:
+        For a path, what was done; its `written` is False when the proof failed. For a live model,
+        the folded model, uncompiled.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: the model cannot be read.
+        OutputError: `out` cannot be written, or exists and `force` is not given.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
+        VerificationFailedError: the folded live model does not compute the same.
+        BnfoldError: Keras cannot save the live model.
+    """
+    live = _is_live(model)
+    if live == (out is not None):
+        raise TypeError("fold takes a path and an out path, or a live model and no out")
+    chosen = Path(data) if data is not None else None
+    proof = Proof(chosen, seed, trust or live, imports, strict) if verify else None
+    if not live:
+        return fold_file(
+            Path(model), Path(str(out)), keep=keep, force=force, proof=proof, progress=progress
+        )
+    with _as_file(model) as source:
+        target = source.with_name("folded.keras")
+        report = fold_file(source, target, keep=keep, proof=proof, progress=progress)
+        if report.verification is not None and not report.written:
+            reasons = "; ".join(report.verification.differences or report.verification.warnings)
+            raise VerificationFailedError(f"the folded model was refused: {reasons}")
+        return runtime.load_live(target, model)
+
+
+def verify(
+    original: "FilePath | keras.Model",
+    folded: "FilePath | keras.Model",
+    *,
+    data: FilePath | None = None,
+    seed: int = 0,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Judge whether two models compute the same, with Keras and with ONNX Runtime.
+
+    Args:
+        original: a path or a live model.
+        folded: the other one.
+        data: an .npz or .npy file with samples to run, instead of random ones.
+        seed: the seed of the random samples.
+        trust: let the files run code of their own; live models are trusted.
+        imports: modules to import first, because they register custom layers.
+        rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
+        atol: allowed absolute error likewise.
+        progress: called with the name of each stage.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the original.
+        BnfoldError: the data do not fit the model's inputs, or Keras cannot save a live model.
+    """
+    with _as_file(original) as first, _as_file(folded) as second:
+        return verify_files(
+            first,
+            second,
+            data=Path(data) if data is not None else None,
+            seed=seed,
+            trust=trust or (_is_live(original) and _is_live(folded)),
+            imports=imports,
+            rtol=rtol,
+            atol=atol,
+            progress=progress,
+        )
+
+
+def _is_live(model: Any) -> bool:
+    """Whether this is a model in memory; whoever holds one has imported its library already."""
+    libraries = (sys.modules.get(name) for name in ("keras", "tf_keras"))
+    classes = tuple(library.Model for library in libraries if library is not None)
+    if isinstance(model, classes):
+        return True
+    if isinstance(model, (str, os.PathLike)):
+        return False
+    raise TypeError(f"expected a path or a keras.Model, not {type(model).__name__}")
+
+
+@contextmanager
+def _as_file(model: Any) -> Iterator[Path]:
+    """The path of a model; of a live one, that of a temporary `.keras` file."""
+    if not _is_live(model):
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
+        path = Path(directory) / "model.keras"
+        runtime.save_live(model, path)
+        yield path

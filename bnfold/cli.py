@@ -1,0 +1,302 @@
+"""The command line: parse, call, print, exit.
+
+Exit codes: 0 good; 1 the answer is no (a verification failed, findings at or above --fail-on); 2
+usage, or input that is unreadable or refused. Results go to standard output, everything else to
+standard error.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from bnfold import __version__
+from bnfold.audit import Severity
+from bnfold.conversion import FoldReport, Proof, fold_file
+from bnfold.errors import BnfoldError
+from bnfold.inspection import Inspection, inspect_file
+from bnfold.model.guard import printable
+from bnfold.verification import Verification
+
+_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_MODEL = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    """Turns every error into one line and an exit code, unless --debug asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BnfoldError as error:
+            _fail(ctx, str(error))
+        except BrokenPipeError:
+            sys.stderr.close()  # keeps Python from complaining about the closed pipe at exit
+            ctx.exit(0)
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")
+
+
+def _fail(ctx: click.Context, message: str) -> NoReturn:
+    if ctx.meta.get("bnfold.debug"):
+        raise  # noqa: PLE0704 - called while the error is being handled
+    click.echo(f"bnfold: {printable(message)}", err=True)
+    ctx.exit(2)
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["bnfold.debug"] = True
+
+
+def _debug(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def _format(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--format",
+        "format_",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="How to report.",
+    )(command)
+
+
+def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that runs models."""
+    options = (
+        click.option(
+            "--data",
+            type=_MODEL,
+            help="Samples to run instead of random ones: an .npz with one array for each input, or "
+            "an .npy; the first axis is the sample.",
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Seed of the random samples."
+        ),
+        click.option(
+            "--trust",
+            is_flag=True,
+            help="Allow the model to run code of its own, such as Lambda layers.",
+        ),
+        click.option(
+            "--import",
+            "imports",
+            metavar="MODULE",
+            multiple=True,
+            help="Import this Python module first, because it registers custom layers. Repeatable.",
+        ),
+        click.option(
+            "--strict",
+            is_flag=True,
+            help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="bnfold")
+@_debug
+def main() -> None:
+    """Audit Keras models, fold their BatchNormalization layers, prove the result.
+
+    MODEL is what model.save() writes: a .keras file, a directory (zipped=False) or a legacy .h5
+    file. Nothing in it is executed, except by the proof, which loads it with Keras in safe mode.
+
+    \b
+    Exit codes: 0 good, 1 the answer is no, 2 usage or unreadable input.
+    """
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=_MODEL)
+@click.option("--layer", metavar="NAME", help="Show this one layer in full, channel by channel.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "info", "never"]),
+    default="error",
+    show_default=True,
+    help="Exit with 1 when there is a finding this bad, or worse.",
+)
+@_format
+@_debug
+@click.pass_context
+def inspect(
+    ctx: click.Context, models: Sequence[Path], layer: str | None, fail_on: str, format_: str
+) -> None:
+    """Show every BatchNormalization: where, how configured, its statistics, whether it folds.
+
+    \b
+    Examples:
+      bnfold inspect model.keras
+      bnfold inspect model.keras --layer backbone/bn1
+      bnfold inspect models/*.keras --format json --fail-on warning
+    """
+    inspected = [inspect_file(path) for path in models]
+    if layer is not None:
+        _show_layer(inspected, layer, format_)
+        return
+    _show_models(inspected, format_)
+    findings = [finding for model in inspected for finding in model.findings]
+    if fail_on != "never" and any(f.severity.rank <= Severity(fail_on).rank for f in findings):
+        ctx.exit(1)
+
+
+def _show_models(inspected: Sequence[Inspection], format_: str) -> None:
+    from bnfold.reports import json, text  # noqa: PLC0415 - --help needs neither
+
+    if format_ == "json":
+        click.echo(json.inspections(inspected))
+        return
+    console = text.console()
+    for number, model in enumerate(inspected):
+        if number:
+            console.print()
+        console.print(text.inspection(model))
+
+
+def _show_layer(inspected: Sequence[Inspection], name: str, format_: str) -> None:
+    from bnfold.reports import json, text  # noqa: PLC0415
+
+    if len(inspected) != 1:
+        raise click.UsageError("--layer takes exactly one MODEL")
+    found = inspected[0].layer(name)
+    if found is None:
+        raise click.UsageError(
+            f"no single BatchNormalization is named {printable(name)!r}; "
+            "'bnfold inspect MODEL' lists their names"
+        )
+    if format_ == "json":
+        click.echo(json.layer(inspected[0], found))
+    else:
+        text.console().print(text.layer(found))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("source", metavar="MODEL", type=_MODEL)
+@click.argument("target", metavar="OUT", type=_MODEL)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--no-verify", is_flag=True, help="Do not prove the result; TensorFlow is not loaded."
+)
+@click.option(
+    "--keep",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
+)
+@_proof
+@_format
+@_debug
+@click.pass_context
+def fold(
+    ctx: click.Context,
+    /,
+    source: Path,
+    target: Path,
+    force: bool,
+    no_verify: bool,
+    keep: Sequence[str],
+    format_: str,
+    **proof: Any,
+) -> None:
+    """Fold the BatchNormalization layers of MODEL into OUT, and prove that it computes the same.
+
+    OUT is of the same kind as MODEL. What cannot be folded exactly stays as it is. Optimizer state
+    is left out. OUT appears whole or not at all, and not at all when the proof fails.
+
+    \b
+    Examples:
+      bnfold fold model.keras folded.keras
+      bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
+      bnfold fold model.keras folded.keras --no-verify --force --format json
+    """
+    report = fold_file(
+        source,
+        target,
+        keep=keep,
+        force=force,
+        proof=None if no_verify else Proof(**proof),
+        progress=_progress,
+    )
+    _show_fold(report, format_)
+    if not report.written:
+        ctx.exit(1)
+
+
+def _show_fold(report: FoldReport, format_: str) -> None:
+    from bnfold.reports import json, text  # noqa: PLC0415
+
+    if format_ == "json":
+        click.echo(json.fold(report))
+    else:
+        text.console().print(text.fold(report))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("original", metavar="MODEL", type=_MODEL)
+@click.argument("folded", metavar="OTHER", type=_MODEL)
+@_proof
+@_format
+@_debug
+@click.pass_context
+def verify(ctx: click.Context, /, original: Path, folded: Path, format_: str, **proof: Any) -> None:
+    """Prove that OTHER computes the same as MODEL, whoever made it.
+
+    Both are run with Keras and, exported with tf2onnx, with ONNX Runtime, on the same samples.
+    Outputs are compared before a final softmax or sigmoid, which would hide errors.
+
+    \b
+    Examples:
+      bnfold verify model.keras folded.keras
+      bnfold verify model.keras folded.keras --data samples.npz --strict
+      bnfold verify model.keras folded.keras --import my_package.layers
+    """
+    wanted = Proof(**proof)
+    result = wanted.run(original, folded, _progress)
+    _show_verification(result, format_)
+    if not result.accepted(strict=wanted.strict):
+        ctx.exit(1)
+
+
+def _show_verification(result: Verification, format_: str) -> None:
+    from bnfold.reports import json, text  # noqa: PLC0415
+
+    if format_ == "json":
+        click.echo(json.verification(result))
+    else:
+        text.console().print(text.verification(result))
+
+
+def _progress(stage: str) -> None:
+    click.echo(f"bnfold: {stage} ...", err=True)
+
+
+def _stop(_: int, __: FrameType | None) -> NoReturn:
+    # As an exception, so that what was being written is cleaned up.
+    sys.exit(143)
+
+
+def run() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _stop)
+    main()

@@ -1,0 +1,141 @@
+"""Folding a file: read, plan, write beside the target, prove, and only then put it there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnfold import __version__
+from bnfold.folding.apply import apply
+from bnfold.folding.plan import Plan, plan
+from bnfold.model.container import Kind, ModelFile, open_model
+from bnfold.model.graph import Json, show
+from bnfold.staging import Staging, check_target
+from bnfold.verification import Verification, verify
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a result is to be proved: the arguments of `bnfold.verify`.
+
+    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal.
+    """
+
+    data: Path | None = None
+    seed: int = 0
+    trust: bool = False
+    imports: Sequence[str] = ()
+    strict: bool = False
+
+    def run(
+        self, original: Path, folded: Path, progress: Callable[[str], None] | None
+    ) -> Verification:
+        """Judge whether two files compute the same."""
+        return verify(
+            original,
+            folded,
+            data=self.data,
+            seed=self.seed,
+            trust=self.trust,
+            imports=self.imports,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What a fold did.
+
+    Attributes:
+        source: the model file that was read.
+        target: where the folded model was to go.
+        written: whether it is there; False when the proof failed.
+        container: "keras", "keras-directory" or "h5", of both.
+        plan: what was folded and what was kept, with reasons.
+        dropped: what belongs to training and was left out.
+        verification: the proof, None where none was asked for.
+    """
+
+    source: Path
+    target: Path
+    written: bool
+    container: Kind
+    plan: Plan
+    dropped: tuple[str, ...]
+    verification: Verification | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": str(self.source),
+            "target": str(self.target),
+            "written": self.written,
+            "container": self.container,
+            "folded": _folded(self.plan),
+            "kept": [
+                {"name": show(blocked.batchnorm.path), "reason": blocked.reason}
+                for blocked in self.plan.blocked
+            ],
+            "dropped": list(self.dropped),
+            "verification": self.verification.to_dict() if self.verification is not None else None,
+        }
+
+
+def _folded(decided: Plan) -> list[Json]:
+    return [
+        {
+            "name": show(fold.batchnorm.path),
+            "direction": fold.direction,
+            "into": [show(edit.layer) for edit in fold.edits],
+        }
+        for fold in decided.folds
+    ]
+
+
+def fold_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    keep: Sequence[str] = (),
+    force: bool = False,
+    proof: Proof | None,
+    progress: Callable[[str], None] | None = None,
+) -> FoldReport:
+    """Fold the model in `source` and write it to `target`, in the same kind of container.
+
+    Without a `proof` nothing is run. The target is written only when the proof succeeds.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: the source cannot be read.
+        OutputError: the target cannot be written, or exists and `force` is not given.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
+    """
+    target = Path(target)
+    with open_model(source) as model:
+        check_target(target, model.kind, force=force)
+        decided = plan(model.graph, keep)
+        with Staging(target, model.kind, force=force) as staging:
+            model.write(apply(model.graph, decided), staging.path, _record(model, decided))
+            verification, accepted = None, True
+            if proof is not None:
+                verification = proof.run(model.path, staging.path, progress)
+                accepted = verification.accepted(strict=proof.strict)
+            if accepted:
+                staging.publish()
+        return FoldReport(
+            model.path, target, accepted, model.kind, decided, model.dropped, verification
+        )
+
+
+def _record(model: ModelFile, decided: Plan) -> Json:
+    """What the folded file says of its origin. The record of an earlier fold is kept inside."""
+    record = {
+        "version": __version__,
+        "source_sha256": model.sha256(),
+        "folded": _folded(decided),
+    }
+    earlier = model.metadata.get("bnfold")
+    return record if earlier is None else {**record, "earlier": earlier}

@@ -1,0 +1,229 @@
+"""What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnfold.audit import Finding, audit
+from bnfold.folding.affine import Affine, from_batchnorm
+from bnfold.folding.plan import Blocked, Fold, Plan, plan
+from bnfold.model import hdf5
+from bnfold.model.archive import KerasArchive
+from bnfold.model.batchnorm import VECTORS, BatchNorm, Vector
+from bnfold.model.container import Kind, ModelFile, open_model
+from bnfold.model.graph import show, walk_all
+from bnfold.model.loose import loose_batchnorms
+from bnfold.model.policy import policy_name
+
+SCHEMA_VERSION = 1
+
+_SUBCLASSED = (
+    "the model is subclassed: its file holds weights but no graph, so nothing can be folded"
+)
+_CUSTOM = "it is inside a layer that is not Keras' own, whose code the file does not hold"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One model file, inspected.
+
+    Attributes:
+        path: the file.
+        container: "keras", "keras-directory" or "h5".
+        keras_version: the version that wrote it, where it tells.
+        plan: one decision for each BatchNormalization.
+        findings: what the health rules say.
+        note: why nothing can be folded at all, where that is so.
+    """
+
+    path: Path
+    container: Kind
+    keras_version: str | None
+    plan: Plan
+    findings: tuple[Finding, ...]
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `models` in the JSON report."""
+        return {
+            "path": str(self.path),
+            "container": self.container,
+            "keras_version": self.keras_version,
+            "note": self.note,
+            "batchnorms": [describe(decision) for decision in self.plan.decisions],
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+    def layer(self, name: str) -> Fold | Blocked | None:
+        """The decision for the layer of this nested path, or of this name if it is the only one."""
+        by_path = [d for d in self.plan.decisions if show(d.batchnorm.path) == name]
+        by_name = [d for d in self.plan.decisions if d.batchnorm.path[-1:] == (name,)]
+        found = by_path or by_name
+        return found[0] if len(found) == 1 else None
+
+
+def inspect_file(path: str | Path) -> Inspection:
+    """Inspect a model file without running or importing anything that it names.
+
+    Raises:
+        UnreadableModelError: it is no Keras model, or a damaged one.
+        UnsafeModelError: it asks for what a model file must not ask for.
+    """
+    with open_model(path) as model:
+        subclassed = model.graph.kind == "subclassed"
+        decided = Plan((*plan(model.graph).decisions, *_loose(model)))
+        return Inspection(
+            path=model.path,
+            container=model.kind,
+            keras_version=model.keras_version,
+            plan=_read(decided),
+            findings=audit(decided),
+            note=_SUBCLASSED if subclassed else None,
+        )
+
+
+def _read(decided: Plan) -> Plan:
+    """The plan with every vector read, because the file is about to be closed."""
+    for decision in decided.decisions:
+        _ = decision.batchnorm.vectors
+    return decided
+
+
+def _loose(model: ModelFile) -> list[Blocked]:
+    """The statistics in subclassed models and custom layers."""
+    if not isinstance(model.format, KerasArchive):
+        return []
+    root = model.format.weights_root
+    if model.graph.kind == "subclassed":
+        return [Blocked(found, None, _SUBCLASSED) for found in loose_batchnorms(root)]
+    blocked = []
+    for path, layer in walk_all(model.graph):
+        group = (
+            hdf5.group_at(root, layer.location) if layer.location and not layer.builtin else None
+        )
+        if group is not None and layer.graph is None:
+            blocked += [Blocked(found, path, _CUSTOM) for found in loose_batchnorms(group, path)]
+    return blocked
+
+
+def describe(decision: Fold | Blocked) -> dict[str, Any]:
+    """One BatchNormalization for JSON: where, how configured, its statistics, the verdict."""
+    batchnorm = decision.batchnorm
+    return {
+        "name": show(batchnorm.path),
+        "axis": batchnorm.axis,
+        "channels": batchnorm.channels,
+        **settings(batchnorm),
+        "statistics": _statistics(batchnorm),
+        "fold": _fold(decision),
+    }
+
+
+_OBJECTS = (
+    "beta_initializer",
+    "gamma_initializer",
+    "moving_mean_initializer",
+    "moving_variance_initializer",
+    "beta_regularizer",
+    "gamma_regularizer",
+    "beta_constraint",
+    "gamma_constraint",
+)
+
+
+def settings(batchnorm: BatchNorm) -> dict[str, Any]:
+    """How a BatchNormalization is configured."""
+    config = batchnorm.layer.config
+    return {
+        "momentum": batchnorm.momentum,
+        "epsilon": batchnorm.epsilon,
+        "center": batchnorm.center,
+        "scale": batchnorm.scale,
+        "trainable": batchnorm.trainable,
+        "renorm": bool(config.get("renorm", False)),
+        "synchronized": bool(config.get("synchronized", False)),
+        "dtype_policy": policy_name(batchnorm.layer),
+        "initializers": _named(config, "_initializer"),
+        "regularizers": _named(config, "_regularizer"),
+        "constraints": _named(config, "_constraint"),
+    }
+
+
+def _named(config: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """The settings of one kind by the vector they are for: `{"gamma": "Ones"}`."""
+    return {
+        name.removesuffix(suffix): _object(config.get(name))
+        for name in _OBJECTS
+        if name.endswith(suffix)
+    }
+
+
+def _object(value: Any) -> Any:
+    """A Keras object as its class's name, or as name and arguments where it has some."""
+    if not isinstance(value, dict) or "class_name" not in value:
+        return value
+    arguments = value.get("config")
+    if not arguments:
+        return value["class_name"]
+    return {"class_name": value["class_name"], "config": arguments}
+
+
+def _statistics(batchnorm: BatchNorm) -> dict[str, Any] | None:
+    if batchnorm.vectors is None:
+        return None
+    stored = batchnorm.weights or {}
+    return {
+        name: summary(values) if name in stored else None
+        for name, values in batchnorm.vectors.items()
+    }
+
+
+def summary(values: Vector) -> dict[str, float | int | None]:
+    """The smallest, middle and largest finite number of a vector, and how many are not finite."""
+    finite = values[np.isfinite(values)]
+    return {
+        "min": float(finite.min()) if finite.size else None,
+        "median": float(np.median(finite)) if finite.size else None,
+        "max": float(finite.max()) if finite.size else None,
+        "non_finite": int(values.size - finite.size),
+    }
+
+
+def _fold(decision: Fold | Blocked) -> dict[str, Any]:
+    if isinstance(decision, Fold):
+        return {
+            "status": "foldable",
+            "direction": decision.direction,
+            "into": [show(edit.layer) for edit in decision.edits],
+            "reason": None,
+        }
+    return {"status": "blocked", "direction": None, "into": [], "reason": decision.reason}
+
+
+def describe_layer(decision: Fold | Blocked) -> dict[str, Any]:
+    """`describe` and every channel, with the scale and shift that the layer amounts to."""
+    batchnorm = decision.batchnorm
+    affine = from_batchnorm(batchnorm)
+    vectors = dict(batchnorm.vectors or {})
+    if isinstance(affine, Affine):
+        vectors |= {"scale": affine.scale, "shift": affine.shift}
+    stored = {*(batchnorm.weights or {}), "scale", "shift"}
+    channels = {
+        name: [float(v) if np.isfinite(v) else None for v in values] if name in stored else None
+        for name, values in vectors.items()
+    }
+    return {**describe(decision), "channel_values": channels}
+
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "VECTORS",
+    "Inspection",
+    "describe",
+    "describe_layer",
+    "inspect_file",
+    "settings",
+    "summary",
+]

@@ -1,0 +1,45 @@
+"""Reports for programs: JSON with a version, described by the schemas beside this module."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from bnfold.conversion import FoldReport
+from bnfold.folding.plan import Blocked, Fold
+from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
+from bnfold.verification import Verification
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a report: "inspect", "layer", "fold" or "verify"."""
+    text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def inspections(models: Sequence[Inspection]) -> str:
+    """The report of `bnfold inspect`."""
+    return _dump(
+        {"schema_version": SCHEMA_VERSION, "models": [model.to_dict() for model in models]}
+    )
+
+
+def layer(model: Inspection, decision: Fold | Blocked) -> str:
+    """The report of `bnfold inspect --layer`."""
+    described = {"path": str(model.path), "layer": describe_layer(decision)}
+    return _dump({"schema_version": SCHEMA_VERSION, **described})
+
+
+def fold(report: FoldReport) -> str:
+    """The report of `bnfold fold`."""
+    return _dump(report.to_dict())
+
+
+def verification(result: Verification) -> str:
+    """The report of `bnfold verify`."""
+    return _dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False)

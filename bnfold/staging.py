@@ -1,0 +1,107 @@
+"""Writing so that a result appears whole or not at all.
+
+The new file grows beside its target under another name, is flushed to disk, and takes the target's
+place in one step. Whatever stops it before (an error, Ctrl-C, a full disk) leaves the target as it
+was and nothing beside it.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from bnfold.errors import OutputError
+from bnfold.model.container import Kind
+from bnfold.model.guard import printable
+
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {"keras": (".keras",), "h5": (".h5", ".hdf5")}
+
+
+def check_target(target: Path, kind: Kind, *, force: bool) -> None:
+    """See that a result of this kind may be written to `target`.
+
+    Raises:
+        OutputError: the target exists and `force` is not given, its directory does not exist, or
+            its name has a suffix by which Keras would take it for something else.
+    """
+    name = printable(str(target))
+    wanted = _SUFFIXES.get(kind)
+    if wanted is not None and target.suffix.lower() not in wanted:
+        raise OutputError(
+            f"{name}: must end in {' or '.join(wanted)}, like the model it is made of"
+        )
+    if wanted is None and target.suffix.lower() in (".keras", ".h5", ".hdf5"):
+        raise OutputError(
+            f"{name}: must have no suffix, because the model it is made of is a directory"
+        )
+    if not target.parent.is_dir():
+        raise OutputError(f"{name}: the directory {printable(str(target.parent))} does not exist")
+    if os.path.lexists(target):
+        _check_existing(target, name, kind, force=force)
+
+
+def _check_existing(target: Path, name: str, kind: Kind, *, force: bool) -> None:
+    if not force:
+        raise OutputError(f"{name}: exists already; use --force to replace it")
+    if target.is_dir() != (kind == "keras-directory"):
+        raise OutputError(f"{name}: exists and is {'a' if target.is_dir() else 'no'} directory")
+
+
+class Staging:
+    """A place beside `target` to write to; `publish` puts what is there in the target's place.
+
+    Used as a context manager: what was not published is removed at the end.
+    """
+
+    def __init__(self, target: Path, kind: Kind, *, force: bool) -> None:
+        check_target(target, kind, force=force)
+        self._target, self._kind, self._force = target, kind, force
+        try:
+            self._directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=".bnfold-"))
+        except OSError as error:
+            raise OutputError(f"{printable(str(target))}: {error.strerror}") from None
+        self.path = self._directory / target.name
+
+    def __enter__(self) -> "Staging":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{printable(str(self._target))}: {error.strerror or error}"
+            ) from error
+
+    def publish(self) -> None:
+        """Flush what was written and move it to the target."""
+        _flush(self.path)
+        check_target(self._target, self._kind, force=self._force)
+        if self._target.is_dir() and not self._target.is_symlink():
+            # A directory cannot be replaced in one step: the old one steps aside first.
+            self._target.rename(self._directory / "replaced")
+        self.path.replace(self._target)
+        _flush_directory(self._target.parent)
+
+
+def _flush(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # not every system can open a directory
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
