@@ -12,19 +12,40 @@ framework.
 
 __version__ = "0.1.0"
 
-from bnfold.api import fold, inspect, verify
-from bnfold.audit import Finding, Severity
-from bnfold.conversion import FoldReport
-from bnfold.errors import (
-    BnfoldError,
-    OutputError,
-    UnreadableModelError,
-    UnsafeModelError,
-    VerificationFailedError,
-    VerificationImpossibleError,
-)
-from bnfold.inspection import Inspection
-from bnfold.verification import Verdict, Verification
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnfold.api import fold, inspect, verify
+    from bnfold.audit import Finding, Severity
+    from bnfold.conversion import FoldReport
+    from bnfold.errors import (
+        BnfoldError,
+        OutputError,
+        UnreadableModelError,
+        UnsafeModelError,
+        VerificationFailedError,
+        VerificationImpossibleError,
+    )
+    from bnfold.inspection import Inspection
+    from bnfold.verification import Verdict, Verification
+
+_HOMES = {
+    "bnfold.api": ("fold", "inspect", "verify"),
+    "bnfold.audit": ("Finding", "Severity"),
+    "bnfold.conversion": ("FoldReport",),
+    "bnfold.errors": (
+        "BnfoldError",
+        "OutputError",
+        "UnreadableModelError",
+        "UnsafeModelError",
+        "VerificationFailedError",
+        "VerificationImpossibleError",
+    ),
+    "bnfold.inspection": ("Inspection",),
+    "bnfold.verification": ("Verdict", "Verification"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BnfoldError",
@@ -44,3 +65,10 @@ __all__ = [
     "inspect",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: the command line starts faster without."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

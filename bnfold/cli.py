@@ -10,17 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from bnfold import __version__
-from bnfold.audit import Severity
-from bnfold.conversion import FoldReport, Proof, fold_file
 from bnfold.errors import BnfoldError
-from bnfold.inspection import Inspection, inspect_file
 from bnfold.model.guard import printable
-from bnfold.verification import Verification
+
+if TYPE_CHECKING:
+    from bnfold.conversion import FoldReport
+    from bnfold.inspection import Inspection
+    from bnfold.verification import Verification
+
+# Commands import what they need themselves: --help and inspect are fast because they need little.
 
 _CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -151,6 +154,9 @@ def inspect(
       bnfold inspect model.keras --layer backbone/bn1
       bnfold inspect models/*.keras --format json --fail-on warning
     """
+    from bnfold.audit import Severity
+    from bnfold.inspection import inspect_file
+
     inspected = [inspect_file(path) for path in models]
     if layer is not None:
         _show_layer(inspected, layer, format_)
@@ -161,21 +167,21 @@ def inspect(
         ctx.exit(1)
 
 
-def _show_models(inspected: Sequence[Inspection], format_: str) -> None:
-    from bnfold.reports import json, text  # noqa: PLC0415 - --help needs neither
+def _show_models(inspected: "Sequence[Inspection]", format_: str) -> None:
+    from bnfold.reports import inspect_text, json, terminal
 
     if format_ == "json":
         click.echo(json.inspections(inspected))
         return
-    console = text.console()
+    console = terminal.console()
     for number, model in enumerate(inspected):
         if number:
             console.print()
-        console.print(text.inspection(model))
+        console.print(inspect_text.inspection(model))
 
 
-def _show_layer(inspected: Sequence[Inspection], name: str, format_: str) -> None:
-    from bnfold.reports import json, text  # noqa: PLC0415
+def _show_layer(inspected: "Sequence[Inspection]", name: str, format_: str) -> None:
+    from bnfold.reports import inspect_text, json, terminal
 
     if len(inspected) != 1:
         raise click.UsageError("--layer takes exactly one MODEL")
@@ -188,7 +194,7 @@ def _show_layer(inspected: Sequence[Inspection], name: str, format_: str) -> Non
     if format_ == "json":
         click.echo(json.layer(inspected[0], found))
     else:
-        text.console().print(text.layer(found))
+        terminal.console().print(inspect_text.layer(found))
 
 
 @main.command(context_settings=_CONTEXT)
@@ -230,6 +236,8 @@ def fold(
       bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
       bnfold fold model.keras folded.keras --no-verify --force --format json
     """
+    from bnfold.conversion import Proof, fold_file
+
     report = fold_file(
         source,
         target,
@@ -243,13 +251,13 @@ def fold(
         ctx.exit(1)
 
 
-def _show_fold(report: FoldReport, format_: str) -> None:
-    from bnfold.reports import json, text  # noqa: PLC0415
+def _show_fold(report: "FoldReport", format_: str) -> None:
+    from bnfold.reports import fold_text, json, terminal
 
     if format_ == "json":
         click.echo(json.fold(report))
     else:
-        text.console().print(text.fold(report))
+        terminal.console().print(fold_text.fold(report))
 
 
 @main.command(context_settings=_CONTEXT)
@@ -271,6 +279,8 @@ def verify(ctx: click.Context, /, original: Path, folded: Path, format_: str, **
       bnfold verify model.keras folded.keras --data samples.npz --strict
       bnfold verify model.keras folded.keras --import my_package.layers
     """
+    from bnfold.conversion import Proof
+
     wanted = Proof(**proof)
     result = wanted.run(original, folded, _progress)
     _show_verification(result, format_)
@@ -278,13 +288,13 @@ def verify(ctx: click.Context, /, original: Path, folded: Path, format_: str, **
         ctx.exit(1)
 
 
-def _show_verification(result: Verification, format_: str) -> None:
-    from bnfold.reports import json, text  # noqa: PLC0415
+def _show_verification(result: "Verification", format_: str) -> None:
+    from bnfold.reports import fold_text, json, terminal
 
     if format_ == "json":
         click.echo(json.verification(result))
     else:
-        text.console().print(text.verification(result))
+        terminal.console().print(fold_text.verification(result))
 
 
 def _progress(stage: str) -> None:

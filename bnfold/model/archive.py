@@ -11,7 +11,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -329,42 +329,42 @@ def _attach_graph(
     graph: Graph, path: LayerPath, names: dict[LayerPath, str], weights: h5py.Group
 ) -> Graph:
     layers = {
-        name: _attach_layer(layer, (*path, name), names, weights)
+        name: _attach_layer(layer, (*path, name), names, weights, graph.layers)
         for name, layer in graph.layers.items()
     }
-    for layer in layers.values():
-        _check_name(layer, layers, weights)
     return replace(graph, layers=layers)
 
 
 def _attach_layer(
-    layer: Layer, path: LayerPath, names: dict[LayerPath, str], weights: h5py.Group
+    layer: Layer,
+    path: LayerPath,
+    names: dict[LayerPath, str],
+    weights: h5py.Group,
+    siblings: Collection[str],
 ) -> Layer:
     location = names.get(path)
     layer = replace(layer, location=location)
     if layer.graph is not None:
         layer = replace(layer, graph=_attach_graph(layer.graph, path, names, weights))
     if layer.inner is not None:
-        inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, weights)
+        inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, weights, ())
         layer = replace(layer, inner=inner)
-    if location is None:
+    variables = hdf5.group_at(weights, f"{location}/vars") if location is not None else None
+    if variables is None:
         return layer
-    return replace(layer, weights=_variables(weights, location))
+    _check_name(layer, siblings, variables)
+    return replace(layer, weights=_variables(variables, f"{location}/vars"))
 
 
-def _variables(weights: h5py.Group, location: str) -> tuple[Weight, ...] | None:
-    group = hdf5.group_at(weights, f"{location}/vars")
-    if group is None:
-        return ()
-    found = [hdf5.weight_at(weights, f"{location}/vars/{number}") for number in range(len(group))]
+def _variables(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
+    found = [hdf5.weight_in(group, str(n), f"{path}/{n}") for n in range(len(group))]
     known = tuple(weight for weight in found if weight is not None)
     return known if len(known) == len(found) else None
 
 
-def _check_name(layer: Layer, siblings: dict[str, Layer], weights: h5py.Group) -> None:
+def _check_name(layer: Layer, siblings: Collection[str], variables: h5py.Group) -> None:
     """Refuse variables that are, by the name that newer files note, those of another layer."""
-    group = hdf5.group_at(weights, f"{layer.location}/vars") if layer.location else None
-    noted = hdf5.read_text(group, "name") if group is not None else None
+    noted = hdf5.read_text(variables, "name")
     if noted is not None and noted != layer.name and noted in siblings:
         raise UnreadableModelError(
             f"the weights in {guard.printable(str(layer.location))} are by name those of layer "

@@ -34,13 +34,13 @@ def group_at(parent: h5py.Group, path: str) -> h5py.Group | None:
     return found if isinstance(found, h5py.Group) else None
 
 
-def weight_at(parent: h5py.Group, path: str, name: str = "") -> Weight | None:
-    """The variable stored at a path, None when there is none."""
-    found = guard.descend(parent, path)
-    if not isinstance(found, h5py.Dataset):
+def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weight | None:
+    """The variable at `path` in a group, None if none; `source` is its path in the file."""
+    found = guard.descend(group, path)
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
         return None
     dtype = _numeric_dtype(found)
-    return Weight(tuple(map(int, found.shape)), dtype, lambda: _read(found, dtype), name, path)
+    return Weight(tuple(map(int, found.shape)), dtype, lambda: _read(found, dtype), name, source)
 
 
 def _numeric_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:

@@ -46,8 +46,8 @@ class LegacyHdf5:
         self._weights = group
         self.keras_version = self._read_version()
         self.metadata = self._read_record()
-        # In a nested model's list: 0 for the trainable part, 1 for the rest, by the dataset's path.
-        self._part: dict[str, int] = {}
+        # In a nested model's list: 0 for the trainable part, 1 for the rest, by both names.
+        self._part: dict[tuple[str, str], int] = {}
         self.graph = self._attach(config.parse_model(guard.parse_json(text, "model_config")))
         self.dropped = self._training_state()
 
@@ -84,7 +84,7 @@ class LegacyHdf5:
         weights = []
         for listed in hdf5.read_names(group, "weight_names"):
             source = f"{MODEL_WEIGHTS}/{name}/{listed}"
-            weight = hdf5.weight_at(self._file, source, listed)
+            weight = hdf5.weight_in(group, listed, source, listed)
             if weight is None:
                 raise UnreadableModelError(f"the file lists {guard.printable(source)} but has none")
             weights.append(weight)
@@ -97,7 +97,7 @@ class LegacyHdf5:
             return _hand_out(layer, (layer.name,), None)
         parts = _parts(layer, owned, listed)
         for number in (0, 1):
-            self._part.update({str(weight.source): number for weight in parts[number]})
+            self._part.update({(layer.name, weight.name): number for weight in parts[number]})
         if list(listed) != [*parts[0], *parts[1]]:
             return _hand_out(layer, (layer.name,), None)
         return _hand_out(layer, (layer.name,), owned)
@@ -137,13 +137,12 @@ class LegacyHdf5:
             if source is not None:
                 hdf5.copy_children(source, target)
             return
-        names = [_variable_name(weight, weights, layer) for weight in weights]
-        hdf5.write_names(target, "weight_names", names)
-        for name, weight in zip(names, weights, strict=True):
+        hdf5.write_names(target, "weight_names", [weight.name for weight in weights])
+        for weight in weights:
             if weight.source is not None:
-                hdf5.copy_dataset(self._file, weight.source, target, name)
+                hdf5.copy_dataset(self._file, weight.source, target, weight.name)
             else:
-                hdf5.write_weight(target, name, weight)
+                hdf5.write_weight(target, weight.name, weight)
 
     def _flat(self, layer: Layer) -> list[Weight] | None:
         """A layer's variables as its group lists them."""
@@ -151,13 +150,13 @@ class LegacyHdf5:
         if any(leaf.weights is None for _, leaf in leaves):
             return None
         if layer.nested is None:
-            return [weight for _, leaf in leaves for weight in leaf.weights or ()]
+            return [weight for _, leaf in leaves for weight in _named(leaf)]
         parts: tuple[list[Weight], list[Weight]] = ([], [])
         for _, leaf in leaves:
             part = 0
-            for weight in leaf.weights or ():
+            for weight in _named(leaf):
                 # A new variable (a bias) stands behind the one before it.
-                part = self._part.get(weight.name, self._part.get(str(weight.source), part))
+                part = self._part.get((layer.name, weight.name), part)
                 parts[part].append(weight)
         return [*parts[0], *parts[1]]
 
@@ -194,7 +193,7 @@ def _owners(layer: Layer, listed: tuple[Weight, ...]) -> Owned | None:
         owned[owner].append(weight)
     for path, leaf in leaves.items():
         slots = catalog.slots(leaf)
-        if slots is not None and [_slot(w.name) for w in owned[path]] != [s.name for s in slots]:
+        if slots is not None and not _fill(owned[path], slots):
             return None
     return {path: tuple(weights) for path, weights in owned.items()}
 
@@ -209,6 +208,14 @@ def _owner(name: str, leaves: list[LayerPath]) -> LayerPath | None:
             if found:
                 return None
     return None
+
+
+def _fill(weights: list[Weight], slots: tuple[catalog.Slot, ...]) -> bool:
+    """Whether the variables are those of a class; Keras 3 calls a `depthwise_kernel` a `kernel`."""
+    return len(weights) == len(slots) and all(
+        slot.name == name or slot.name.endswith(f"_{name}")
+        for slot, name in zip(slots, (_slot(weight.name) for weight in weights), strict=True)
+    )
 
 
 def _slot(name: str) -> str:
@@ -266,11 +273,15 @@ def _hand_out(layer: Layer, path: LayerPath, owned: Owned | None) -> Layer:
     return replace(layer, weights=None if owned is None else owned.get(path, ()))
 
 
-def _variable_name(weight: Weight, siblings: list[Weight], layer: Layer) -> str:
-    """A variable's name in the file; a new one is named like the variables beside it."""
-    if "/" in weight.name:
-        return weight.name
-    before = siblings[: siblings.index(weight)] + siblings
-    beside = next((w.name for w in reversed(before) if "/" in w.name), f"{layer.name}/kernel")
-    suffix = ":0" if beside.endswith(":0") else ""
-    return f"{beside.rpartition('/')[0]}/{weight.name}{suffix}"
+def _named(layer: Layer) -> list[Weight]:
+    """A layer's variables by their names in the file; a new one is named like those beside it."""
+    weights = layer.weights or ()
+    beside = next((weight.name for weight in weights if "/" in weight.name), f"{layer.name}/")
+    group, _, last = beside.rpartition("/")
+    suffix = ":0" if last.endswith(":0") else ""
+    return [
+        weight
+        if weight.source is not None or "/" in weight.name
+        else replace(weight, name=f"{group}/{weight.name}{suffix}")
+        for weight in weights
+    ]

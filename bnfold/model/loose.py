@@ -37,7 +37,7 @@ def loose_batchnorms(group: h5py.Group, path: Path = (), depth: int = 0) -> Iter
 def _vectors(variables: h5py.Group) -> tuple[Weight, ...] | None:
     if set(variables) != {str(number) for number in range(len(VECTORS))}:
         return None
-    found = [hdf5.weight_at(variables, str(number)) for number in range(len(VECTORS))]
+    found = [hdf5.weight_in(variables, str(number), "") for number in range(len(VECTORS))]
     weights = tuple(weight for weight in found if weight is not None)
     same = len({weight.shape for weight in weights}) == 1 and len(weights[0].shape) == 1
     return weights if same and all(weight.dtype.kind in "fV" for weight in weights) else None

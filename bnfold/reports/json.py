@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bnfold.conversion import FoldReport
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
-from bnfold.verification import Verification
+
+if TYPE_CHECKING:
+    from bnfold.conversion import FoldReport
+    from bnfold.verification import Verification
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -31,12 +33,12 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
     return _dump({"schema_version": SCHEMA_VERSION, **described})
 
 
-def fold(report: FoldReport) -> str:
+def fold(report: "FoldReport") -> str:
     """The report of `bnfold fold`."""
     return _dump(report.to_dict())
 
 
-def verification(result: Verification) -> str:
+def verification(result: "Verification") -> str:
     """The report of `bnfold verify`."""
     return _dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
 

@@ -1,8 +1,4 @@
-"""Reports for people, in the terminal.
-
-Everything that comes from a file is put into `rich.text.Text` with its control characters shown,
-never into markup: a layer's name must not be able to paint the terminal.
-"""
+"""Inspections for people: the table of a model's layers, and one layer in full."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,21 +6,19 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Finding, Severity
-from bnfold.conversion import FoldReport
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.inspection import Inspection, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
-from bnfold.verification import Comparison, Verdict, Verification
+from bnfold.reports import terminal
 
-_SHOWN_LAYERS = 4
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _CONTAINERS = {
     "keras": ".keras archive",
@@ -50,13 +44,9 @@ def _headline(model: Inspection) -> Text:
     folds, total = len(model.plan.folds), len(model.plan.decisions)
     text = Text(printable(str(model.path)), style="bold")
     text.append(f"  {_CONTAINERS[model.container]}{version}\n", style="not bold")
-    text.append(f"{total} BatchNormalization {_plural('layer', total)}: ", style="not bold")
+    text.append(f"{total} BatchNormalization {terminal.plural('layer', total)}: ", style="not bold")
     text.append(f"{folds} can be folded, {total - folds} cannot", style="not bold")
     return text
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
 
 
 def _table(model: Inspection) -> Table:
@@ -72,7 +62,9 @@ def _table(model: Inspection) -> Table:
     table.add_column("moving variance", justify="right", no_wrap=True)
     table.add_column("folds into", overflow="fold", ratio=2)
     codes = _codes(model.findings)
-    numbers = {reason: number for number, reason in enumerate(_by_reason(model.plan), start=1)}
+    numbers = {
+        reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
+    }
     for decision, row in zip(model.plan.decisions, rows, strict=True):
         table.add_row(*_row(decision, _unusual(row, usual), codes, numbers))
     return table
@@ -136,39 +128,15 @@ def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
         return Text(
             printable(", ".join(show(edit.layer) for edit in decision.edits)), style="green"
         )
-    return Text(f"stays [{numbers[_pattern(decision)]}]", style="yellow")
-
-
-def _pattern(blocked: Blocked) -> str:
-    """A reason without the name of the layer in the way, so that equal ones can share a line."""
-    if blocked.at is None:
-        return blocked.reason
-    return blocked.reason.replace(f" {show(blocked.at)!r}", "")
-
-
-def _by_reason(plan: Plan) -> dict[str, list[Blocked]]:
-    grouped: dict[str, list[Blocked]] = {}
-    for blocked in plan.blocked:
-        grouped.setdefault(_pattern(blocked), []).append(blocked)
-    return grouped
+    return Text(f"stays [{numbers[terminal.pattern(decision)]}]", style="yellow")
 
 
 def _reasons(plan: Plan) -> list[Text]:
     lines = []
-    for number, (pattern, blocked) in enumerate(_by_reason(plan).items(), start=1):
+    for number, (pattern, blocked) in enumerate(terminal.by_reason(plan).items(), start=1):
         reason = blocked[0].reason if len(blocked) == 1 else pattern
-        lines.append(Text(f"[{number}] {printable(reason)} ({_layers(blocked)})"))
+        lines.append(Text(f"[{number}] {printable(reason)} ({terminal.layers(blocked)})"))
     return lines
-
-
-def _layers(blocked: Sequence[Blocked]) -> str:
-    return _names([show(one.batchnorm.path) for one in blocked])
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN_LAYERS])
-    more = len(names) - _SHOWN_LAYERS
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _findings(findings: Sequence[Finding]) -> list[Text]:
@@ -180,7 +148,7 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
     lines = [Text("")] if findings else []
     for (severity, code, _), same in alike.items():
         head = Text(f"{severity} {code} ", style=_COLOURS[severity])
-        layers = _names([show(finding.layer) for finding in same])
+        layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
         said = messages.pop() if len(messages) == 1 else f"{len(same)} layers"
         lines += [
@@ -234,77 +202,3 @@ def _channels(batchnorm: BatchNorm) -> RenderableType:
     for channel in range(batchnorm.channels or 0):
         table.add_row(str(channel), *(f"{vectors[name][channel]:.6g}" for name in shown))
     return table
-
-
-def fold(report: FoldReport) -> RenderableType:
-    """The report on a fold."""
-    target = printable(str(report.target))
-    folded, total = len(report.plan.folds), len(report.plan.decisions)
-    parts = [Text(f"folded {folded} of {total} BatchNormalization {_plural('layer', total)}")]
-    for pattern, blocked in _by_reason(report.plan).items():
-        reason = blocked[0].reason if len(blocked) == 1 else pattern
-        parts.append(Text(f"  kept {_layers(blocked)}: {printable(reason)}", style="dim"))
-    if report.dropped:
-        dropped = " and ".join(report.dropped)
-        parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))
-    if report.verification is not None:
-        parts += _verification(report.verification)
-    if report.written:
-        parts.append(Text(f"wrote {target}"))
-    else:
-        parts.append(Text(f"{target} was not written", style="red"))
-    return Group(*parts)
-
-
-def verification(result: Verification) -> RenderableType:
-    """The report on a verification: every comparison, then the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("output", overflow="fold")
-    for column in ("runtime", "largest error", "relative", "of the tolerance"):
-        table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
-    for comparison in result.comparisons:
-        table.add_row(*_comparison(comparison))
-    parts: list[RenderableType] = [table] if result.comparisons else []
-    return Group(*parts, *_verification(result))
-
-
-def _comparison(comparison: Comparison) -> list[Text]:
-    output = Text(printable(comparison.output))
-    if comparison.tapped_before:
-        output.append(f" before {comparison.tapped_before}", style="dim")
-    share = "not exercised" if not comparison.conclusive else f"{comparison.excess:.2g}"
-    style = "default" if comparison.passed else "red"
-    return [
-        output,
-        Text(comparison.runtime),
-        Text(f"{comparison.max_abs_error:.2e}"),
-        Text(f"{comparison.relative_error:.2e}"),
-        Text(share, style=style),
-    ]
-
-
-_VERDICTS = {
-    Verdict.EQUIVALENT: ("verified: the two models compute the same", "green"),
-    Verdict.UNDECIDED: ("not fully proved: nothing differs, but not all could be seen", "yellow"),
-    Verdict.DIFFERENT: ("the two models do not compute the same", "red"),
-}
-
-
-def _verification(result: Verification) -> list[Text]:
-    sentence, colour = _VERDICTS[result.verdict]
-    verdict = Text(sentence, style=colour)
-    if result.verdict is not Verdict.DIFFERENT:
-        verdict.append(
-            f" ({result.basis}, {result.sample_count} samples, seed {result.seed}, largest error "
-            f"{result.max_abs_error:.2g})",
-            style="default",
-        )
-    differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]
-    warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in result.warnings]
-    return [verdict, *differences, *warnings]
-
-
-def console() -> Console:
-    """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
-    found = Console(highlight=False, soft_wrap=False)
-    return found if found.is_terminal else Console(highlight=False, width=160)

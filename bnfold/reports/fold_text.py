@@ -1,0 +1,81 @@
+"""Folds and verifications for people."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.conversion import FoldReport
+from bnfold.model.guard import printable
+from bnfold.reports import terminal
+from bnfold.verification import Comparison, Verdict, Verification
+
+
+def fold(report: FoldReport) -> RenderableType:
+    """The report on a fold."""
+    target = printable(str(report.target))
+    folded, total = len(report.plan.folds), len(report.plan.decisions)
+    parts = [
+        Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
+    ]
+    for pattern, blocked in terminal.by_reason(report.plan).items():
+        reason = blocked[0].reason if len(blocked) == 1 else pattern
+        parts.append(Text(f"  kept {terminal.layers(blocked)}: {printable(reason)}", style="dim"))
+    if report.dropped:
+        dropped = " and ".join(report.dropped)
+        parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))
+    if report.verification is not None:
+        parts += _verification(report.verification)
+    if report.written:
+        parts.append(Text(f"wrote {target}"))
+    else:
+        parts.append(Text(f"{target} was not written", style="red"))
+    return Group(*parts)
+
+
+def verification(result: Verification) -> RenderableType:
+    """The report on a verification: every comparison, then the verdict."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("output", overflow="fold")
+    for column in ("runtime", "largest error", "relative", "of the tolerance"):
+        table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
+    for comparison in result.comparisons:
+        table.add_row(*_comparison(comparison))
+    parts: list[RenderableType] = [table] if result.comparisons else []
+    return Group(*parts, *_verification(result))
+
+
+def _comparison(comparison: Comparison) -> list[Text]:
+    output = Text(printable(comparison.output))
+    if comparison.tapped_before:
+        output.append(f" before {comparison.tapped_before}", style="dim")
+    share = "not exercised" if not comparison.conclusive else f"{comparison.excess:.2g}"
+    style = "default" if comparison.passed else "red"
+    return [
+        output,
+        Text(comparison.runtime),
+        Text(f"{comparison.max_abs_error:.2e}"),
+        Text(f"{comparison.relative_error:.2e}"),
+        Text(share, style=style),
+    ]
+
+
+_VERDICTS = {
+    Verdict.EQUIVALENT: ("verified: the two models compute the same", "green"),
+    Verdict.UNDECIDED: ("not fully proved: nothing differs, but not all could be seen", "yellow"),
+    Verdict.DIFFERENT: ("the two models do not compute the same", "red"),
+}
+
+
+def _verification(result: Verification) -> list[Text]:
+    sentence, colour = _VERDICTS[result.verdict]
+    verdict = Text(sentence, style=colour)
+    if result.verdict is not Verdict.DIFFERENT:
+        verdict.append(
+            f" ({result.basis}, {result.sample_count} samples, seed {result.seed}, largest error "
+            f"{result.max_abs_error:.2g})",
+            style="default",
+        )
+    differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]
+    warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in result.warnings]
+    return [verdict, *differences, *warnings]

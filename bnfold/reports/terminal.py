@@ -1,0 +1,53 @@
+"""What the reports in the terminal share.
+
+Everything that comes from a file is put into `rich.text.Text` with its control characters shown,
+never into markup: a layer's name must not be able to paint the terminal.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from bnfold.folding.plan import Blocked, Plan
+from bnfold.model.graph import show
+from bnfold.model.guard import printable
+
+_SHOWN_LAYERS = 4
+
+
+def console() -> Console:
+    """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
+    found = Console(highlight=False, soft_wrap=False)
+    return found if found.is_terminal else Console(highlight=False, width=160)
+
+
+def plural(noun: str, count: int) -> str:
+    """A noun in the number that goes with `count`."""
+    return noun if count == 1 else f"{noun}s"
+
+
+def pattern(blocked: Blocked) -> str:
+    """A reason without the name of the layer in the way, so that equal ones can share a line."""
+    if blocked.at is None:
+        return blocked.reason
+    return blocked.reason.replace(f" {show(blocked.at)!r}", "")
+
+
+def by_reason(plan: Plan) -> dict[str, list[Blocked]]:
+    """What stays, grouped by reasons that differ only in the name of the layer in the way."""
+    grouped: dict[str, list[Blocked]] = {}
+    for blocked in plan.blocked:
+        grouped.setdefault(pattern(blocked), []).append(blocked)
+    return grouped
+
+
+def layers(blocked: Sequence[Blocked]) -> str:
+    """The names of the layers of some decisions, the first few of them."""
+    return names([show(one.batchnorm.path) for one in blocked])
+
+
+def names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:_SHOWN_LAYERS])
+    more = len(names) - _SHOWN_LAYERS
+    return f"{shown} and {more} more" if more > 0 else shown
