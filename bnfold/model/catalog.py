@@ -112,16 +112,19 @@ FACTS: Mapping[str, Facts] = {
 
 _FLAG_DEFAULTS = {"use_bias": True, "scale": True, "center": True, "bias_axes": None}
 
-SAME_RANK = frozenset(
-    {
-        "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average",
-        "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout",
-        "GaussianNoise", "GroupNormalization", "Identity", "LayerNormalization", "LeakyReLU",
-        "Masking", "Maximum", "Minimum", "Multiply", "PReLU", "ReLU", "Rescaling", "Softmax",
-        "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Subtract", "ThresholdedReLU",
-    }
+_SAME_RANK = (
+    "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average",
+    "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout",
+    "GaussianNoise", "GroupNormalization", "Identity", "LayerNormalization", "LeakyReLU",
+    "Masking", "Maximum", "Minimum", "Multiply", "PReLU", "Permute", "ReLU", "Rescaling",
+    "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Subtract",
+    "ThresholdedReLU",
 )  # fmt: skip
-"""The classes of Keras whose output has as many axes as their (every) input."""
+
+ADDED_AXES: Mapping[str, int] = {**dict.fromkeys(_SAME_RANK, 0), "Embedding": 1}
+"""How many axes more than every input of it the output of a class has."""
+
+RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
 FIXED_RANK: Mapping[str, int] = {
     "Flatten": 2,

@@ -1,5 +1,7 @@
 """How many axes a tensor has, as far as the file alone tells."""
 
+from dataclasses import replace
+
 from bnfold.model import catalog, config
 from bnfold.model.graph import Graph, Layer, Ref
 
@@ -15,18 +17,17 @@ class Ranks:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._noted = {ref: len(shape) for ref, (shape, _) in config.tensor_types(graph).items()}
+        noted = config.tensor_types(graph)
+        self._known: dict[Ref, int | None] = {ref: len(shape) for ref, (shape, _) in noted.items()}
 
     def of(self, ref: Ref, steps: int = 0) -> int | None:
         """The rank of a tensor, None where the file does not tell."""
-        if ref in self._noted:
-            return self._noted[ref]
-        if steps > _MAX_STEPS:
-            return None
-        found = self._built(ref)
-        if found is None:
-            found = self._by_class(self._graph.layers[ref.layer], ref, steps)
-        return found
+        if ref not in self._known:
+            found = self._built(ref) if steps <= _MAX_STEPS else None
+            if found is None and steps <= _MAX_STEPS:
+                found = self._by_class(self._graph.layers[ref.layer], ref, steps)
+            self._known[ref] = found
+        return self._known[ref]
 
     def _built(self, ref: Ref) -> int | None:
         """From the build config of a layer that reads this tensor alone."""
@@ -40,35 +41,49 @@ class Ranks:
         return None
 
     def _by_class(self, layer: Layer, ref: Ref, steps: int) -> int | None:
-        if not layer.builtin or layer.is_operation or layer.calls == ():
-            return None
-        if layer.inner is not None:
-            inner = self._by_class_alone(layer.inner)
-            return None if inner is None else inner + 1
-        own = self._by_class_alone(layer)
-        if own is not None:
-            return own
-        inputs = layer.calls[ref.call].inputs
-        if layer.class_name in catalog.SAME_RANK and inputs:
-            ranks = {self.of(source, steps + 1) for source in inputs}
-            return ranks.pop() if len(ranks) == 1 else None
-        first_shape = input_shape(layer)
-        if layer.class_name in catalog.SAME_RANK and first_shape is not None:
-            return len(first_shape)
-        return None
-
-    def _by_class_alone(self, layer: Layer) -> int | None:
         if not layer.builtin or layer.is_operation:
             return None
-        if layer.class_name == "InputLayer":
-            shape = input_shape(layer)
-            return None if shape is None else len(shape)
-        if layer.class_name == "Reshape":
-            target = layer.config.get("target_shape")
-            return len(target) + 1 if isinstance(target, list) else None
-        if layer.config.get("keepdims"):
+        if layer.graph is not None:
+            return Ranks(layer.graph).of(layer.graph.outputs[ref.output], steps + 1)
+        wrapped = 0
+        while layer.inner is not None:
+            layer, wrapped = replace(layer.inner, calls=layer.calls), wrapped + 1
+        own = _by_class_alone(layer, ref.output)
+        if own is not None:
+            return own + wrapped
+        added = catalog.ADDED_AXES.get(layer.class_name)
+        if added is None:
             return None
-        return catalog.FIXED_RANK.get(layer.class_name)
+        inputs = self._of_inputs(layer, ref, steps)
+        return None if inputs is None else inputs + added
+
+    def _of_inputs(self, layer: Layer, ref: Ref, steps: int) -> int | None:
+        """The rank that all inputs of a call have."""
+        inputs = layer.calls[ref.call].inputs
+        if not inputs:
+            shape = input_shape(layer) or config.settings(self._graph.entry).get(
+                "build_input_shape"
+            )
+            return len(shape) if isinstance(shape, list) else None
+        ranks = {self.of(source, steps + 1) for source in inputs}
+        return ranks.pop() if len(ranks) == 1 else None
+
+
+def _by_class_alone(layer: Layer, output: int) -> int | None:
+    """The rank that a layer's class and settings give its output, whatever goes in."""
+    if not layer.builtin or layer.is_operation:
+        return None
+    if layer.class_name == "InputLayer":
+        shape = input_shape(layer)
+        return None if shape is None else len(shape)
+    if layer.class_name == "Reshape":
+        target = layer.config.get("target_shape")
+        return len(target) + 1 if isinstance(target, list) else None
+    if layer.class_name in catalog.RECURRENT:
+        return 3 if output == 0 and layer.config.get("return_sequences") else 2
+    if layer.config.get("keepdims"):
+        return None
+    return catalog.FIXED_RANK.get(layer.class_name)
 
 
 def input_shape(layer: Layer) -> list[int | None] | None:
