@@ -52,7 +52,7 @@ class Ranks:
         if own is not None:
             return own + wrapped
         added = catalog.ADDED_AXES.get(layer.class_name)
-        if added is None:
+        if added is None or not layer.builtin:
             return None
         inputs = self._of_inputs(layer, ref, steps)
         return None if inputs is None else inputs + added
