@@ -177,7 +177,7 @@ def _show_models(inspected: "Sequence[Inspection]", format_: str) -> None:
     for number, model in enumerate(inspected):
         if number:
             console.print()
-        console.print(inspect_text.inspection(model))
+        console.print(inspect_text.inspection(model, console.width))
 
 
 def _show_layer(inspected: "Sequence[Inspection]", name: str, format_: str) -> None:

@@ -70,8 +70,9 @@ class ModelFile:
         """The SHA-256 of the file; of a directory, that of `sha256sum` over its sorted files."""
         if self.kind != "keras-directory":
             return _sha256(self.path)
-        files = sorted(found for found in self.path.rglob("*") if found.is_file())
-        lines = [f"{_sha256(file)}  {file.relative_to(self.path).as_posix()}\n" for file in files]
+        files = (found for found in self.path.rglob("*") if found.is_file())
+        names = sorted(file.relative_to(self.path).as_posix() for file in files)
+        lines = [f"{_sha256(self.path / name)}  {name}\n" for name in names]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -19,20 +19,28 @@ from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 
+_NUMBERS_WIDTH = 46
+"""The columns that a table's numbers and margins take; the names share the rest."""
+_LEAST_ROOM = 12
+
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
     "h5": "legacy HDF5",
 }
-_TABULATED = ("momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
+_TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
 
 
-def inspection(model: Inspection) -> RenderableType:
-    """The report on one model: a table of its layers, the reasons for what stays, the findings."""
+def inspection(model: Inspection, width: int) -> RenderableType:
+    """The report on one model: a table of its layers, the reasons for what stays, the findings.
+
+    Each layer gets one line of at most `width` columns: long names lose their beginning, because
+    names in a model differ in their ends.
+    """
     parts: list[RenderableType] = [_headline(model)]
     if model.plan.decisions:
-        parts += [_table(model), *_reasons(model.plan)]
+        parts += [_table(model, width), *_reasons(model.plan)]
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(model.findings)
@@ -49,24 +57,29 @@ def _headline(model: Inspection) -> Text:
     return text
 
 
-def _table(model: Inspection) -> Table:
+def _table(model: Inspection, width: int) -> Table:
     rows = [settings(decision.batchnorm) for decision in model.plan.decisions]
+    rows = [
+        {"axis": d.batchnorm.axis, **row} for d, row in zip(model.plan.decisions, rows, strict=True)
+    ]
     usual = {key: Counter(row[key] for row in rows).most_common(1)[0][0] for key in _TABULATED}
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(usual), caption_justify="left"
     )
-    table.add_column("layer", overflow="fold", ratio=3)
-    table.add_column("axis", justify="right", no_wrap=True)
-    table.add_column("channels", justify="right", no_wrap=True)
-    table.add_column("moving mean", justify="right", no_wrap=True)
-    table.add_column("moving variance", justify="right", no_wrap=True)
-    table.add_column("folds into", overflow="fold", ratio=2)
+    table.add_column("layer", no_wrap=True)
+    for heading in ("channels", "moving mean", "variance"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("folds into", no_wrap=True)
     codes = _codes(model.findings)
     numbers = {
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
+    room = max(_LEAST_ROOM, (width - _NUMBERS_WIDTH) // 2)
     for decision, row in zip(model.plan.decisions, rows, strict=True):
-        table.add_row(*_row(decision, _unusual(row, usual), codes, numbers))
+        table.add_row(*_row(decision, codes, numbers, room))
+        unusual = _unusual(row, usual)
+        if unusual:
+            table.add_row(Text(f"  {', '.join(unusual)}", style="dim", overflow="ellipsis"))
     return table
 
 
@@ -92,26 +105,28 @@ def _codes(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def _row(
-    decision: Fold | Blocked,
-    unusual: list[str],
-    codes: dict[str, list[Finding]],
-    numbers: dict[str, int],
+    decision: Fold | Blocked, codes: dict[str, list[Finding]], numbers: dict[str, int], room: int
 ) -> list[Text]:
     batchnorm = decision.batchnorm
-    name = Text(printable(show(batchnorm.path)))
-    for finding in codes.get(show(batchnorm.path), []):
+    found = codes.get(show(batchnorm.path), [])
+    name = Text(_cut(show(batchnorm.path), room - sum(len(finding.code) + 1 for finding in found)))
+    for finding in found:
         name.append(f" {finding.code}", style=_COLOURS[finding.severity])
-    if unusual:
-        name.append(f"\n{', '.join(unusual)}", style="dim")
     vectors = batchnorm.vectors or {}
     return [
         name,
-        Text(str(batchnorm.axis) if batchnorm.axis is not None else "?"),
         Text(str(batchnorm.channels) if batchnorm.channels is not None else "?"),
         Text(_range(vectors.get("moving_mean"))),
         Text(_range(vectors.get("moving_variance"))),
-        _target(decision, numbers),
+        _target(decision, numbers, room),
     ]
+
+
+def _cut(name: str, room: int) -> str:
+    """A name from a file, shortened at its beginning to fit."""
+    name = printable(name)
+    room = max(room, _LEAST_ROOM // 2)
+    return name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"
 
 
 def _range(values: Vector | None) -> str:
@@ -120,14 +135,12 @@ def _range(values: Vector | None) -> str:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "not finite"
-    return f"{finite.min():.3g} … {finite.max():.3g}"
+    return f"{finite.min():.2g} … {finite.max():.2g}"
 
 
-def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
+def _target(decision: Fold | Blocked, numbers: dict[str, int], room: int) -> Text:
     if isinstance(decision, Fold):
-        return Text(
-            printable(", ".join(show(edit.layer) for edit in decision.edits)), style="green"
-        )
+        return Text(_cut(", ".join(show(edit.layer) for edit in decision.edits), room), "green")
     return Text(f"stays [{numbers[terminal.pattern(decision)]}]", style="yellow")
 
 

@@ -13,12 +13,13 @@ from bnfold.model.graph import show
 from bnfold.model.guard import printable
 
 _SHOWN_LAYERS = 4
+_PIPE_WIDTH = 400
 
 
 def console() -> Console:
     """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
     found = Console(highlight=False, soft_wrap=False)
-    return found if found.is_terminal else Console(highlight=False, width=160)
+    return found if found.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def plural(noun: str, count: int) -> str:

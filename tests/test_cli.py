@@ -1,0 +1,326 @@
+"""The command line as a user meets it: what is printed where, and with which exit code."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jsonschema
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from bnfold import conversion
+from bnfold.cli import main
+from bnfold.reports.json import schema
+from bnfold.verification import Basis, Verdict, Verification
+
+Unpack = Callable[[str], Path]
+DIGITS = "digits_cnn_keras315.keras"
+
+
+def bnfold(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in arguments])
+
+
+def report(result: Result, name: str) -> Any:
+    """The JSON that a command printed, checked against its schema."""
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    jsonschema.validate(found, schema(name))
+    return found
+
+
+def with_statistics(source: Path, target: Path, edit: Callable[[h5py.Group], None]) -> Path:
+    """A copy of a legacy file in which `edit` changed the first norm's variables."""
+    content = source.read_bytes()
+    target.write_bytes(content)
+    with h5py.File(target, "r+") as file:
+        edit(file["model_weights"])
+    return target
+
+
+def spoil_variance(weights: h5py.Group) -> None:
+    name = next(name for name in weights if name.startswith("batch_normalization"))
+    variance = weights[f"{name}/{name}/moving_variance"]
+    values = variance[()]
+    values[2] = -1.0
+    variance[...] = values
+
+
+# --- inspect ---
+
+
+def test_inspect_shows_every_layer_and_where_it_folds(fixture_model: Unpack) -> None:
+    result = bnfold("inspect", fixture_model(DIGITS))
+    assert result.exit_code == 0
+    assert "4 BatchNormalization layers: 4 can be folded, 0 cannot" in result.stdout
+    for target in ("conv2d", "depthwise_conv2d", "separable_conv2d", "dense_2"):
+        assert target in result.stdout
+    assert result.stderr == ""
+
+
+def test_inspect_says_why_a_layer_stays(fixture_model: Unpack) -> None:
+    result = bnfold("inspect", fixture_model("branches_keras315.keras"), "--fail-on", "never")
+    assert "Conv2D 'curved_conv' applies relu before it (curved_norm)" in result.stdout
+    # Two layers behind the one shared convolution have one reason, told once.
+    assert re.search(r"called 2 times \(deep_shared_norm, flat_shared_norm\)", result.stdout)
+
+
+def test_inspect_json_follows_its_schema(fixture_model: Unpack) -> None:
+    names = [DIGITS, "branches_keras215.keras", "branches_keras215.h5"]
+    result = bnfold("inspect", *map(fixture_model, names), "--format", "json", "--fail-on", "never")
+    models = report(result, "inspect")["models"]
+    assert [model["container"] for model in models] == ["keras", "keras", "h5"]
+    assert [model["keras_version"] for model in models] == ["3.15.1", "2.15.0", "2.15.0"]
+    nested = {norm["name"]: norm for norm in models[1]["batchnorms"]}["block/block_norm"]
+    assert nested["fold"] == {
+        "status": "foldable",
+        "direction": "backward",
+        "into": ["block/block_conv"],
+        "reason": None,
+    }
+    live = {norm["name"]: norm for norm in models[2]["batchnorms"]}["live_norm"]
+    assert live["fold"]["status"] == "blocked"
+    assert "training=True" in live["fold"]["reason"]
+    assert [finding["code"] for finding in models[2]["findings"]] == ["BN007"]
+
+
+def test_inspect_reports_the_statistics_of_the_file(fixture_model: Unpack) -> None:
+    path = fixture_model("digits_cnn_keras315.h5")
+    first = report(bnfold("inspect", path, "--format", "json"), "inspect")["models"][0][
+        "batchnorms"
+    ][0]
+    with h5py.File(path) as file:
+        mean = file[f"model_weights/{first['name']}/{first['name']}/moving_mean"][()]
+    assert first["statistics"]["moving_mean"] == {
+        "min": pytest.approx(mean.min()),
+        "median": pytest.approx(np.median(mean)),
+        "max": pytest.approx(mean.max()),
+        "non_finite": 0,
+    }
+    assert first["epsilon"] == 0.001
+    assert first["initializers"]["gamma"] == "Ones"
+
+
+def test_inspect_one_layer_channel_by_channel(fixture_model: Unpack) -> None:
+    path = fixture_model("branches_keras315.keras")
+    shown = report(
+        bnfold("inspect", path, "--layer", "block/block_norm", "--format", "json"), "layer"
+    )
+    values = {name: np.array(found) for name, found in shown["layer"]["channel_values"].items()}
+    scale = values["gamma"] / np.sqrt(values["moving_variance"] + shown["layer"]["epsilon"])
+    np.testing.assert_allclose(values["scale"], scale)
+    np.testing.assert_allclose(values["shift"], values["beta"] - values["moving_mean"] * scale)
+    by_name = bnfold("inspect", path, "--layer", "block_norm")
+    assert by_name.exit_code == 0
+    assert f"{values['shift'][0]:.6g}" in by_name.stdout
+
+
+def test_inspect_of_an_unknown_layer_says_so(fixture_model: Unpack) -> None:
+    result = bnfold("inspect", fixture_model(DIGITS), "--layer", "nothing")
+    assert result.exit_code == 2
+    assert "no single BatchNormalization is named 'nothing'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"), [("error", 1), ("warning", 1), ("info", 1), ("never", 0)]
+)
+def test_fail_on(fail_on: str, code: int, fixture_model: Unpack, tmp_path: Path) -> None:
+    source = fixture_model("digits_cnn_keras315.h5")
+    broken = with_statistics(source, tmp_path / "broken.h5", spoil_variance)
+    result = bnfold("inspect", broken, "--fail-on", fail_on)
+    assert "error BN105" in result.stdout
+    assert result.exit_code == code
+
+
+def test_a_finding_below_the_limit_is_no_failure(fixture_model: Unpack) -> None:
+    assert bnfold("inspect", fixture_model(DIGITS), "--fail-on", "info").exit_code == 0
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold"])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.keras", None, "no such file"),
+        ("empty.keras", b"", "the file is empty"),
+        ("text.keras", b"a text, not a model", "neither a .keras archive nor an HDF5 file"),
+        ("cut.keras", b"PK\x03\x04 cut", "damaged"),
+    ],
+)
+def test_an_unreadable_model_is_one_line_and_exit_2(
+    command: str, name: str, content: bytes | None, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    target = [] if command == "inspect" else [tmp_path / "out.keras"]
+    result = bnfold(command, path, *target)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert says in result.stderr
+    assert result.stderr.startswith("bnfold: ")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", "inspect", str(tmp_path / "none.keras"), "--debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["fold"], ["verify"]])
+def test_help_has_examples_and_exit_codes(command: list[str]) -> None:
+    result = bnfold(*command, "--help")
+    assert result.exit_code == 0
+    assert ("Examples:" if command else "Exit codes:") in result.stdout
+
+
+# --- fold ---
+
+
+def test_fold_writes_and_reports(fixture_model: Unpack, tmp_path: Path) -> None:
+    source, target = fixture_model(DIGITS), tmp_path / "folded.keras"
+    result = bnfold("fold", source, target, "--no-verify")
+    assert result.exit_code == 0
+    assert "folded 4 of 4 BatchNormalization layers" in result.stdout
+    assert "left out compile_config and optimizer state" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["folded.keras"]
+    with zipfile.ZipFile(target) as archive:
+        record = json.loads(archive.read("metadata.json"))["bnfold"]
+        config = json.loads(archive.read("config.json"))
+    import hashlib
+
+    assert record["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert record["folded"][0]["into"] == ["conv2d"]
+    assert "compile_config" not in config
+
+
+def test_fold_json_follows_its_schema(fixture_model: Unpack, tmp_path: Path) -> None:
+    source = fixture_model("branches_keras315.keras")
+    result = bnfold("fold", source, tmp_path / "out.keras", "--no-verify", "--format", "json")
+    found = report(result, "fold")
+    assert found["written"] is True
+    assert len(found["folded"]) == 6
+    assert {kept["name"] for kept in found["kept"]} == {
+        "curved_norm",
+        "deep_shared_norm",
+        "flat_shared_norm",
+        "live_norm",
+    }
+    assert found["verification"] is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [
+        ("block/*", {"block/block_norm"}),
+        ("block_norm", {"block/block_norm"}),
+        ("deep_norm_?", {"deep_norm_1", "deep_norm_2"}),
+        ("deep_conv_1", {"deep_norm_1"}),
+    ],
+)
+def test_keep_leaves_layers_alone(
+    pattern: str, kept: set[str], fixture_model: Unpack, tmp_path: Path
+) -> None:
+    source, target = fixture_model("branches_keras315.keras"), tmp_path / "out.keras"
+    result = bnfold("fold", source, target, "--no-verify", "--keep", pattern, "--format", "json")
+    on_request = {
+        one["name"] for one in report(result, "fold")["kept"] if "request" in one["reason"]
+    }
+    assert on_request == kept
+
+
+def test_an_existing_target_needs_force(fixture_model: Unpack, tmp_path: Path) -> None:
+    target = tmp_path / "out.keras"
+    target.write_text("precious")
+    refused = bnfold("fold", fixture_model(DIGITS), target, "--no-verify")
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert target.read_text() == "precious"
+    assert bnfold("fold", fixture_model(DIGITS), target, "--no-verify", "--force").exit_code == 0
+    assert zipfile.is_zipfile(target)
+
+
+def test_the_target_has_the_suffix_of_its_kind(fixture_model: Unpack, tmp_path: Path) -> None:
+    result = bnfold("fold", fixture_model(DIGITS), tmp_path / "out.h5", "--no-verify")
+    assert result.exit_code == 2
+    assert "must end in .keras" in result.stderr
+
+
+def test_a_model_in_which_nothing_folds_is_written(fixture_model: Unpack, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.keras", tmp_path / "twice.keras"
+    bnfold("fold", fixture_model(DIGITS), once, "--no-verify")
+    result = bnfold("fold", once, twice, "--no-verify")
+    assert result.exit_code == 0
+    assert "folded 0 of 0" in result.stdout
+    with zipfile.ZipFile(twice) as archive:
+        record = json.loads(archive.read("metadata.json"))["bnfold"]
+    assert len(record["earlier"]["folded"]) == 4
+
+
+def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
+    return Verification(
+        verdict, basis, (), ("it is off",), ("a warning",), 1, ("normal",), 0, "keras", ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "basis", "strict", "code"),
+    [
+        (Verdict.EQUIVALENT, Basis.BOTH, True, 0),
+        (Verdict.EQUIVALENT, Basis.KERAS, False, 0),
+        (Verdict.EQUIVALENT, Basis.KERAS, True, 1),
+        (Verdict.UNDECIDED, Basis.BOTH, False, 0),
+        (Verdict.UNDECIDED, Basis.BOTH, True, 1),
+        (Verdict.DIFFERENT, Basis.BOTH, False, 1),
+    ],
+)
+def test_the_target_appears_only_when_the_proof_is_accepted(
+    verdict: Verdict,
+    basis: Basis,
+    strict: bool,
+    code: int,
+    fixture_model: Unpack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversion, "verify", lambda *_, **__: outcome(verdict, basis))
+    target = tmp_path / "out.keras"
+    result = bnfold("fold", fixture_model(DIGITS), target, *(["--strict"] if strict else []))
+    assert result.exit_code == code
+    assert target.exists() == (code == 0)
+    assert not list(tmp_path.glob(".bnfold-*"))
+
+
+# --- the whole way, with the real judge ---
+
+
+def test_fold_proves_and_verify_agrees(fixture_model: Unpack, tmp_path: Path) -> None:
+    source, target = fixture_model(DIGITS), tmp_path / "folded.keras"
+    folded = bnfold("fold", source, target, "--format", "json")
+    assert folded.exit_code == 0
+    proof = report(folded, "fold")["verification"]
+    assert (proof["verdict"], proof["basis"]) == ("equivalent", "keras and onnxruntime")
+    assert "exporting" in folded.stderr
+    judged = bnfold("verify", source, target, "--format", "json")
+    assert judged.exit_code == 0
+    assert report(judged, "verify")["verdict"] == "equivalent"
+
+
+def test_verify_refuses_another_model(fixture_model: Unpack) -> None:
+    result = bnfold("verify", fixture_model(DIGITS), fixture_model("digits_cnn_keras36.keras"))
+    assert result.exit_code == 1
+    assert "do not compute the same" in result.stdout
