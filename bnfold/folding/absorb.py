@@ -37,7 +37,8 @@ class Receiver:
 
     The axes `kernel_axes` of the slot `kernel` make up the channels, the slowest first. `bias` is
     the slot that takes the shift, with the shape `bias_shape` and its channels on `bias_axis`; None
-    where the kernel takes the shift itself. `settings` are what the config must say afterwards.
+    where the kernel takes the shift itself. `output_axis` is the axis of the layer's output that
+    holds the channels. `settings` are what the config must say afterwards.
     """
 
     kernel: str
@@ -45,6 +46,7 @@ class Receiver:
     bias: str | None
     bias_shape: tuple[int, ...]
     bias_axis: int
+    output_axis: int
     settings: dict[str, Any]
 
 
@@ -83,7 +85,8 @@ def receiver(layer: Layer, axis: int, rank: int | None, channels: int) -> Receiv
     if weights is None:
         return "its variables in the file are not those of its class"
     if catalog.is_batchnorm(layer):
-        return Receiver("gamma", (0,), "beta", (channels,), 0, {"scale": True, "center": True})
+        settings = {"scale": True, "center": True}
+        return Receiver("gamma", (0,), "beta", (channels,), 0, -1, settings)
     if layer.class_name == "EinsumDense":
         return _einsum_receiver(layer, weights, axis, rank, channels)
     known = catalog.facts(layer)
@@ -94,7 +97,8 @@ def receiver(layer: Layer, axis: int, rank: int | None, channels: int) -> Receiv
     if int(np.prod([shape[a] for a in output.axes])) != channels:
         return f"its {output.kernel} does not have {channels} output channels"
     settings = {"use_bias": True} if output.bias else {}
-    return Receiver(output.kernel, output.axes, output.bias, (channels,), 0, settings)
+    output_axis = channel_axis(layer) or -1
+    return Receiver(output.kernel, output.axes, output.bias, (channels,), 0, output_axis, settings)
 
 
 def _einsum_receiver(
@@ -130,7 +134,9 @@ def _einsum_bias(
     shape = tuple(sizes[a] if a in new_axes else 1 for a in spanned) + (1,) * trailing
     kernel_axis = equation.kernel.index(letter)
     settings = {"bias_axes": new_axes}
-    return Receiver("kernel", (kernel_axis,), "bias", shape, spanned.index(letter), settings)
+    bias_axis = spanned.index(letter)
+    output_axis = bias_axis - len(shape)
+    return Receiver("kernel", (kernel_axis,), "bias", shape, bias_axis, output_axis, settings)
 
 
 def absorb(layer: Layer, place: Receiver, affine: Affine) -> Layer:
@@ -193,6 +199,24 @@ def _fold_bias(bias: Weight | None, place: Receiver, affine: Affine) -> Vector:
     old = old.reshape((1,) * (len(place.bias_shape) - old.ndim) + old.shape)
     folded: Vector = old * affine.scale.reshape(shape) + shift
     return folded
+
+
+def misplaced_bias(place: Receiver, shape: tuple[int | None, ...] | None) -> str | None:
+    """A sentence when Keras would add the new bias along another axis than the channels.
+
+    On TensorFlow, `keras.ops.add` takes a bias that is a vector but for axes of size 1 for one on
+    the last axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
+    src/backend/tensorflow/numpy.py). `shape` is that of the layer's output, None if unknown.
+    """
+    sizes = [size for size in place.bias_shape if size > 1]
+    if len(sizes) != 1 or place.output_axis == -1:
+        return None
+    if shape is None:
+        return "the shape of its output is unknown, and Keras adds some biases along another axis"
+    rivals = {shape[-1]} if place.output_axis % len(shape) == 1 else {shape[-1], shape[1]}
+    if rivals & {sizes[0], None}:
+        return "its output is, or may be, as wide as it has channels, and Keras confuses the two"
+    return None
 
 
 def overflow(layer: Layer, place: Receiver, affine: Affine) -> str | None:

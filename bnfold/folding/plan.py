@@ -273,15 +273,21 @@ class _GraphPlanner:
         _check_dtypes(layer, before, name, path)
         core, core_path = _unwrap(before, path)
         rank = self._ranks.of(source)
-        axis = _shared_axis(batchnorm, core, len(core_path) - len(path), rank)
+        wrappers = len(core_path) - len(path)
+        axis = _shared_axis(batchnorm, core, wrappers, rank)
         if isinstance(axis, str):
             raise _RefusalError(
                 f"it normalizes axis {batchnorm.axis}, {axis} of {name} before it", path
             )
-        inner_rank = None if rank is None else rank - (len(core_path) - len(path))
+        inner_rank = None if rank is None else rank - wrappers
         place = absorb.receiver(core, axis, inner_rank, len(affine.scale))
         if isinstance(place, str):
             raise _RefusalError(f"{name} before it cannot take it in: {place}", path)
+        shape = self._ranks.shape(source)
+        inner_shape = None if shape is None else (*shape[:1], *shape[1 + wrappers :])
+        problem = absorb.misplaced_bias(place, inner_shape)
+        if problem is not None:
+            raise _RefusalError(f"{name} before it cannot take it in: {problem}", path)
         return core, Edit(core_path, place, affine)
 
 

@@ -1,9 +1,11 @@
-"""How many axes a tensor has, as far as the file alone tells."""
+"""How many axes a tensor has, and of which sizes, as far as the file alone tells."""
 
 from dataclasses import replace
 
 from bnfold.model import catalog, config
 from bnfold.model.graph import Graph, Layer, Ref
+
+Shape = tuple[int | None, ...]
 
 _MAX_STEPS = 200
 
@@ -17,27 +19,34 @@ class Ranks:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        noted = config.tensor_types(graph)
-        self._known: dict[Ref, int | None] = {ref: len(shape) for ref, (shape, _) in noted.items()}
+        self._noted = {ref: shape for ref, (shape, _) in config.tensor_types(graph).items()}
+        self._known: dict[Ref, int | None] = {ref: len(s) for ref, s in self._noted.items()}
 
     def of(self, ref: Ref, steps: int = 0) -> int | None:
         """The rank of a tensor, None where the file does not tell."""
         if ref not in self._known:
-            found = self._built(ref) if steps <= _MAX_STEPS else None
-            if found is None and steps <= _MAX_STEPS:
-                found = self._by_class(self._graph.layers[ref.layer], ref, steps)
-            self._known[ref] = found
+            self._known[ref] = self._find(ref, steps) if steps <= _MAX_STEPS else None
         return self._known[ref]
 
-    def _built(self, ref: Ref) -> int | None:
-        """From the build config of a layer that reads this tensor alone."""
+    def _find(self, ref: Ref, steps: int) -> int | None:
+        built = self._built(ref)
+        if built is not None:
+            return len(built)
+        return self._by_class(self._graph.layers[ref.layer], ref, steps)
+
+    def shape(self, ref: Ref) -> Shape | None:
+        """The shape of a tensor where the file notes it; None for sizes that it leaves open."""
+        return self._noted.get(ref) or self._built(ref)
+
+    def _built(self, ref: Ref) -> Shape | None:
+        """The shape that the build config of a layer which reads this tensor alone gives."""
         for name, number in self._graph.readers.get(ref, ()):
             layer = self._graph.layers[name]
             build_config = layer.entry.get("build_config")
             shape = build_config.get("input_shape") if isinstance(build_config, dict) else None
             single = len(layer.calls) == 1 and layer.calls[number].inputs == (ref,)
             if single and isinstance(shape, list) and not any(isinstance(n, list) for n in shape):
-                return len(shape)
+                return tuple(shape)
         return None
 
     def _by_class(self, layer: Layer, ref: Ref, steps: int) -> int | None:

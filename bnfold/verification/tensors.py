@@ -1,0 +1,292 @@
+"""What the graph of a loaded Keras model says about its inputs and outputs.
+
+Everything here reads attributes of Keras objects and imports nothing of Keras, so that it serves
+Keras 3 and tf_keras alike. Keras 3 calls the owner of a node `operation`, tf_keras calls it
+`layer`.
+
+Outputs are compared before a final softmax or sigmoid: p = softmax(z) has entries near 1/n and
+derivatives near p, so on a network with a thousand classes an error in z all but vanishes in p. The
+activation is taken out of both loaded models in the same way; what stays hidden is only that
+activation itself, which a fold never touches and whose name must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bnfold.verification.samples import InputSpec
+
+_HIDING = {"softmax", "sigmoid"}
+_FUSED = {
+    *("Activation", "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
+    *("Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"),
+    *("SeparableConv1D", "SeparableConv2D"),
+}
+_OWN_LAYER = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+_PASSED_OVER = {"Identity", "Reshape", "Flatten", "Dropout", "Permute", "Activation"}
+_INDEX_READERS = {"Embedding": "input_dim", "CategoryEncoding": "num_tokens"}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where to read an output instead: `layer` without its activation, or `tensor`."""
+
+    activation: str
+    layer: Any = None
+    tensor: Any = None
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output as the model's user sees it."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a model promises to those who call it; `structure` is like "{'a': 0, 'b': [1, 2]}"."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    input_structure: str
+    output_structure: str
+
+
+def interface(model: Any) -> Interface:
+    """Return the interface of a model that has symbolic inputs and outputs."""
+    return Interface(
+        tuple(_port(tensor) for tensor in model.inputs),
+        tuple(_port(tensor) for tensor in model.outputs),
+        _structure(_nesting(model, "inputs"), model.inputs),
+        _structure(_nesting(model, "outputs"), model.outputs),
+    )
+
+
+def _nesting(model: Any, side: str) -> Any:
+    """Return the inputs or outputs in the structure they were defined in; Keras 3 and 2 differ."""
+    graph = _graph(model) or model
+    return getattr(
+        graph, f"_{side}_struct", getattr(graph, f"_nested_{side}", getattr(graph, side))
+    )
+
+
+def _port(tensor: Any) -> Port:
+    return Port(_origin(tensor)[0].name, tuple(tensor.shape), dtype_name(tensor))
+
+
+def dtype_name(tensor: Any) -> str:
+    """Return the dtype as plain text, whether it is a string or a TensorFlow DType."""
+    return str(getattr(tensor.dtype, "name", tensor.dtype))
+
+
+def _structure(value: Any, flat: Sequence[Any]) -> str:
+    """Return the nesting of lists and dictionaries, each tensor replaced by its position."""
+    if isinstance(value, dict):
+        inner = [f"{key!r}: {_structure(item, flat)}" for key, item in sorted(value.items())]
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_structure(item, flat) for item in value) + "]"
+    found = (str(index) for index, tensor in enumerate(flat) if tensor is value)
+    return next(found, "?")
+
+
+def differences(original: Interface, folded: Interface) -> list[str]:
+    """Sentences on every way in which the folded model breaks the original's interface."""
+    found = []
+    for kind, before, after in (
+        ("input", original.inputs, folded.inputs),
+        ("output", original.outputs, folded.outputs),
+    ):
+        if len(before) != len(after):
+            found.append(f"the original has {len(before)} {kind}s, the folded model {len(after)}")
+            continue
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            found.extend(_port_differences(f"{kind} {index}", old, new))
+    if not found and original.input_structure != folded.input_structure:
+        found.append("the inputs are structured differently")
+    if not found and original.output_structure != folded.output_structure:
+        found.append("the outputs are structured differently")
+    return found
+
+
+def _port_differences(label: str, old: Port, new: Port) -> Iterator[str]:
+    for field in ("name", "shape", "dtype"):
+        before, after = getattr(old, field), getattr(new, field)
+        if before != after:
+            yield f"{label} ({old.name!r}): the {field} changed from {before!r} to {after!r}"
+
+
+# --- the graph -----------------------------------------------------------------------------------
+
+
+def _origin(tensor: Any) -> tuple[Any, int]:
+    """Return the layer that made a tensor, and at which of its calls."""
+    history = tensor._keras_history
+    return history[0], int(history[1])
+
+
+def _owner(node: Any) -> Any:
+    return node.operation if hasattr(node, "operation") else node.layer
+
+
+def _inputs(node: Any) -> list[Any]:
+    if hasattr(node, "operation"):
+        return list(node.input_tensors)
+    return list(node.keras_inputs)
+
+
+def _outputs(node: Any) -> list[Any]:
+    outputs = node.outputs
+    return list(outputs) if isinstance(outputs, (list, tuple)) else _leaves(outputs)
+
+
+def _leaves(value: Any) -> list[Any]:
+    values = value.values() if isinstance(value, dict) else [value]
+    return list(values)
+
+
+def _graph(model: Any) -> Any:
+    """Return the functional graph of a model, which Keras 3 keeps beside a Sequential, or None."""
+    inner = getattr(model, "_functional", None)
+    graph = model if inner is None else inner
+    return graph if hasattr(graph, "_nodes_by_depth") else None
+
+
+def _nodes(graph: Any) -> list[Any]:
+    return [node for level in graph._nodes_by_depth.values() for node in level]
+
+
+# --- taps ----------------------------------------------------------------------------------------
+
+
+def find_taps(model: Any) -> list[Tap | None]:
+    """For every output, the final softmax or sigmoid that can be left out."""
+    graph = _graph(model)
+    if graph is None:
+        return [None for _ in model.outputs]
+    return [_find_tap(graph, tensor, 0) for tensor in graph.outputs]
+
+
+def _find_tap(graph: Any, tensor: Any, depth: int) -> Tap | None:
+    """Walk back from an output over layers that leave values as they are."""
+    while _is_private(graph, tensor):
+        layer, index = _origin(tensor)
+        if _graph(layer) is not None:
+            return _nested_tap(layer, tensor, depth)
+        activation = _fused_activation(layer)
+        if activation in _HIDING:
+            return Tap(activation, layer=layer)
+        sources = _inputs(layer._inbound_nodes[index])
+        if type(layer).__name__ in _OWN_LAYER:
+            return _own_layer_tap(graph, layer, tensor, sources, depth)
+        if not _is_passed_over(layer) or len(sources) != 1:
+            return None
+        tensor = sources[0]
+    return None
+
+
+def _is_private(graph: Any, tensor: Any) -> bool:
+    """Tell whether only the outputs see this tensor and its layer is called once."""
+    layer, _ = _origin(tensor)
+    nodes = _nodes(graph)
+    calls = sum(_owner(node) is layer for node in nodes)
+    readers = sum(tensor is source for node in nodes for source in _inputs(node))
+    is_output = any(tensor is output for output in graph.outputs)
+    return calls == 1 and readers + int(is_output) == 1 and bool(_inputs_of(layer, tensor))
+
+
+def _inputs_of(layer: Any, tensor: Any) -> list[Any]:
+    return _inputs(layer._inbound_nodes[_origin(tensor)[1]])
+
+
+def _nested_tap(layer: Any, tensor: Any, depth: int) -> Tap | None:
+    """Return the tap inside a nested model called once, if changing a layer makes it."""
+    graph = _graph(layer)
+    index = int(tensor._keras_history[2])
+    if index >= len(graph.outputs):
+        return None
+    tap = _find_tap(graph, graph.outputs[index], depth + 1)
+    return tap if tap is not None and tap.layer is not None else None
+
+
+def _own_layer_tap(
+    graph: Any, layer: Any, tensor: Any, sources: Sequence[Any], depth: int
+) -> Tap | None:
+    """Read the tensor before a Softmax layer or operation, which cannot be switched off."""
+    is_output = any(tensor is output for output in graph.outputs)
+    if depth > 0 or not is_output or not sources or not _inputs_of_tensor(sources[0]):
+        return None
+    return Tap(_OWN_LAYER[type(layer).__name__], tensor=sources[0])
+
+
+def _inputs_of_tensor(tensor: Any) -> list[Any]:
+    return _inputs_of(_origin(tensor)[0], tensor)
+
+
+def _fused_activation(layer: Any) -> str | None:
+    if type(layer).__name__ not in _FUSED:
+        return None
+    return getattr(getattr(layer, "activation", None), "__name__", None)
+
+
+def _is_passed_over(layer: Any) -> bool:
+    name = type(layer).__name__
+    return name in _PASSED_OVER and (name != "Activation" or _fused_activation(layer) == "linear")
+
+
+def switch_off(taps: Sequence[Tap | None], linear: Any) -> None:
+    """Take the activations out of the loaded layers; `linear` is Keras' own identity function."""
+    for tap in taps:
+        if tap is not None and tap.layer is not None:
+            tap.layer.activation = linear
+
+
+def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]:
+    """Tell at which outputs both models end in the same activation."""
+    return [
+        first is not None and second is not None and first.activation == second.activation
+        for first, second in zip(one, other, strict=True)
+    ]
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+
+def input_specs(model: Any) -> list[InputSpec]:
+    """Return the inputs with the range of their indices, found at the layers that read them."""
+    graph = _graph(model)
+    specs = []
+    for position, tensor in enumerate(model.inputs):
+        source = graph.inputs[position] if graph is not None else None
+        bounds = list(_bounds(graph, source)) if graph is not None else []
+        bound = min(bounds, default=None)
+        port = _port(tensor)
+        specs.append(InputSpec(port.name, port.shape, port.dtype, bound))
+    return specs
+
+
+def _bounds(graph: Any, tensor: Any) -> Iterator[int]:
+    """Yield the sizes of all tables that an input is an index into, nested models included."""
+    pending, seen = [(graph, tensor)], set()
+    while pending:
+        graph, tensor = pending.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for node in _nodes(graph):
+            places = [place for place, source in enumerate(_inputs(node)) if source is tensor]
+            if not places:
+                continue
+            layer = _owner(node)
+            inner = _graph(layer)
+            if inner is not None:
+                pending.extend((inner, inner.inputs[at]) for at in places if at < len(inner.inputs))
+            elif type(layer).__name__ in _INDEX_READERS:
+                yield int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
+            elif "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER:
+                pending.extend((graph, output) for output in _outputs(node))

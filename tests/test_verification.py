@@ -1,0 +1,800 @@
+"""The judge is judged: right folds must pass, planted mistakes must be caught, doubts be admitted.
+
+The folds here are written out in plain numpy float64, apart from the code that bnfold folds with.
+All models have unequal sizes in every direction, so that no mix-up of axes goes unseen.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass, field, replace
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from bnfold.errors import (
+    BnfoldError,
+    UnreadableModelError,
+    UnsafeModelError,
+    VerificationImpossibleError,
+)
+from bnfold.verification import Basis, Verdict, verify
+from bnfold.verification import runtime as runtime_module
+from bnfold.verification.compare import Measurement, Rule, compare
+from bnfold.verification.precision import in_float64
+from bnfold.verification.samples import InputSpec, generate
+
+# --- models and their folds -----------------------------------------------------------------------
+
+
+def normal(generator, size):
+    return generator.normal(size=size)
+
+
+def near_one(generator, size):
+    return generator.uniform(0.5, 2, size)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A chain of (layer, BatchNormalization, activation), made twice: with and without the BN."""
+
+    layer: str
+    arguments: dict
+    shape: tuple
+    depth: int = 2
+    axis: int = -1
+    epsilon: float = 1e-3
+    policy: str = "float32"
+    mean: object = field(default=normal)
+    variance: object = field(default=near_one)
+    activation: str = "relu"
+    centred: bool = False  # the layer really puts out the mean that is then subtracted
+    calibrated: bool = False  # statistics of real activations, without which deep chains go dead
+
+
+def conv(**changes):
+    return replace(Case("Conv2D", {"filters": 6, "kernel_size": 3}, (12, 10, 6)), **changes)
+
+
+def dense(units=16, **changes):
+    return replace(Case("Dense", {"units": units}, (units,)), **changes)
+
+
+CASES = {
+    "conv2d": conv(),
+    "conv2d same": conv(arguments={"filters": 6, "kernel_size": 3, "padding": "same"}),
+    "conv2d grouped": conv(arguments={"filters": 6, "kernel_size": 3, "groups": 2}, depth=1),
+    "conv2d channels first": conv(
+        arguments={"filters": 6, "kernel_size": 3, "data_format": "channels_first"},
+        shape=(6, 15, 17),
+        axis=1,
+    ),
+    "conv1d causal": Case(
+        "Conv1D",
+        {"filters": 6, "kernel_size": 3, "padding": "causal", "dilation_rate": 2},
+        (20, 6),
+    ),
+    "conv3d": Case("Conv3D", {"filters": 4, "kernel_size": 2}, (7, 6, 5, 4)),
+    "depthwise": Case("DepthwiseConv2D", {"kernel_size": 3, "depth_multiplier": 2}, (12, 10, 4)),
+    "depthwise1d": Case("DepthwiseConv1D", {"kernel_size": 3}, (20, 4), depth=3),
+    "separable": Case("SeparableConv2D", {"filters": 8, "kernel_size": 3}, (12, 10, 8)),
+    "separable1d": Case("SeparableConv1D", {"filters": 8, "kernel_size": 3}, (20, 8)),
+    "transpose1d": Case("Conv1DTranspose", {"filters": 6, "kernel_size": 3, "strides": 2}, (8, 6)),
+    "transpose2d": Case(
+        "Conv2DTranspose", {"filters": 6, "kernel_size": 3, "strides": 2}, (5, 4, 6)
+    ),
+    "transpose2d dilated": Case(
+        "Conv2DTranspose", {"filters": 6, "kernel_size": 3, "dilation_rate": 2}, (5, 4, 6)
+    ),
+    "transpose3d": Case(
+        "Conv3DTranspose", {"filters": 4, "kernel_size": 2, "strides": 2}, (2, 3, 2, 4)
+    ),
+    "dense": dense(depth=4),
+    "dense wide": dense(512, depth=3),
+    "deep": conv(
+        arguments={"filters": 6, "kernel_size": 3, "padding": "same"}, depth=20, calibrated=True
+    ),
+    "deep dense": dense(32, depth=25, calibrated=True),
+    "deep tanh": dense(32, depth=20, activation="tanh", calibrated=True),
+    "epsilon 1e-5": conv(epsilon=1e-5),
+    "epsilon 1e-5 deep": dense(32, depth=12, epsilon=1e-5, calibrated=True),
+    "mean 1000 sigma": conv(
+        centred=True, mean=lambda generator, size: 1000 * generator.normal(size=size)
+    ),
+    "mean 1000 sigma dense": dense(
+        centred=True, mean=lambda generator, size: 1000 * generator.normal(size=size)
+    ),
+    "tiny variance": dense(variance=lambda generator, size: 1e-8 * near_one(generator, size)),
+    "wide variance": conv(variance=lambda generator, size: 10.0 ** generator.uniform(-8, 4, size)),
+    "mixed_float16": conv(policy="mixed_float16"),
+    "mixed_float16 dense": dense(policy="mixed_float16"),
+    "float16": conv(policy="float16"),
+    "float16 dense": dense(policy="float16"),
+    "mixed_bfloat16": conv(policy="mixed_bfloat16"),
+    "bfloat16 dense": dense(policy="bfloat16"),
+    "float64": dense(policy="float64"),
+}
+
+MISTAKES = (
+    "epsilon forgotten",
+    "epsilon 1e-3 for 1e-5",
+    "variance for deviation",
+    "gamma and beta swapped",
+    "one channel off by 1e-3",
+    "wrong bias",
+    "two layers swapped",
+)
+
+
+def build(case, *, folded):
+    keras.utils.set_random_seed(4)
+    keras.config.set_dtype_policy(case.policy)
+    try:
+        inputs = hidden = keras.Input(case.shape, name="inputs")
+        for index in range(case.depth):
+            make = getattr(layers, case.layer)
+            hidden = make(name=f"linear{index}", **case.arguments)(hidden)
+            if not folded:
+                hidden = layers.BatchNormalization(
+                    axis=case.axis, epsilon=case.epsilon, name=f"norm{index}"
+                )(hidden)
+            hidden = layers.Activation(case.activation, name=f"act{index}")(hidden)
+        hidden = layers.Flatten(name="flatten")(hidden)
+        outputs = layers.Dense(100, activation="softmax", name="head", dtype="float32")(hidden)
+        return keras.Model(inputs, outputs, name="net")
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def randomize(model, case):
+    generator = np.random.default_rng(7)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            size = layer.moving_mean.shape[0]
+            variance = case.variance(generator, size)
+            sign = generator.choice([-1, 1], size)
+            layer.gamma.assign(generator.uniform(0.5, 1.5, size) * sign)
+            layer.beta.assign(generator.normal(size=size))
+            layer.moving_mean.assign(case.mean(generator, size) * np.sqrt(variance))
+            layer.moving_variance.assign(variance)
+        elif layer.name.startswith("linear"):
+            layer.bias.assign(generator.normal(size=layer.bias.shape) * 0.3)
+
+    if case.centred:
+        for index in range(case.depth):
+            norm = model.get_layer(f"norm{index}")
+            model.get_layer(f"linear{index}").bias.assign(norm.moving_mean)
+    if case.calibrated:
+        for layer in model.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = 0.0
+        model(generator.normal(size=(64, *case.shape)), training=True)
+
+
+def affine(norm, mistake=None, *, first=True):
+    gamma, beta, mean, variance = (
+        np.asarray(value).astype(np.float64) for value in norm.get_weights()
+    )
+    epsilon = {"epsilon forgotten": 0.0, "epsilon 1e-3 for 1e-5": 1e-3}.get(mistake, norm.epsilon)
+    deviation = np.sqrt(variance + epsilon)
+    if mistake == "variance for deviation":
+        deviation = variance + epsilon
+    if mistake == "gamma and beta swapped":
+        gamma, beta = beta, gamma
+    scale = gamma / deviation
+    shift = beta - mean * scale
+    if mistake == "one channel off by 1e-3" and first:
+        scale = scale * np.where(np.arange(scale.size) == 1, 1.001, 1)
+    if mistake == "wrong bias" and first:
+        shift = beta + mean * scale
+    return scale, shift
+
+
+def absorbed(layer_name, weights, scale, shift):
+    *kernels, bias = (np.asarray(value).astype(np.float64) for value in weights)
+    last = kernels[-1]
+    if "Transpose" in layer_name:
+        kernels[-1] = last * scale[:, None]
+    elif "Depthwise" in layer_name:
+        kernels[-1] = last * scale.reshape(last.shape[-2:])
+    else:
+        kernels[-1] = last * scale
+    return [*kernels, bias * scale + shift]
+
+
+def fold(case, original, folded, mistake=None):
+    for index in range(case.depth):
+        scale, shift = affine(original.get_layer(f"norm{index}"), mistake, first=index == 0)
+        weights = original.get_layer(f"linear{index}").get_weights()
+        folded.get_layer(f"linear{index}").set_weights(absorbed(case.layer, weights, scale, shift))
+    folded.get_layer("head").set_weights(original.get_layer("head").get_weights())
+    if mistake == "two layers swapped":
+        one, other = folded.get_layer("linear0"), folded.get_layer("linear1")
+        kept = one.get_weights()
+        one.set_weights(other.get_weights())
+        other.set_weights(kept)
+
+
+def is_possible(case, mistake):
+    if mistake == "epsilon 1e-3 for 1e-5":
+        return case.epsilon == 1e-5
+    if mistake in {"epsilon forgotten", "one channel off by 1e-3"}:
+        # Weights stored in 16 bits cannot even hold so small a change.
+        return case.policy not in {"float16", "bfloat16"}
+    return mistake != "two layers swapped" or (case.depth > 1 and case.layer != "DepthwiseConv2D")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Files of a case, with a right or a wrong fold; every model is built once."""
+    directory = tmp_path_factory.mktemp("pairs")
+    built = {}
+
+    def files(name, mistake=None):
+        case = CASES[name]
+        if name not in built:
+            built[name] = build(case, folded=False), build(case, folded=True)
+            randomize(built[name][0], case)
+            built[name][0].save(directory / f"{name}.keras")
+        original, folded = built[name]
+        fold(case, original, folded, mistake)
+        path = directory / f"{name} {mistake}.keras"
+        folded.save(path)
+        return directory / f"{name}.keras", path
+
+    return files
+
+
+def save_pair(directory, make):
+    """One original and its exact copy made by `make()`."""
+    keras.utils.set_random_seed(3)
+    model = make()
+    generator = np.random.default_rng(5)
+    model.set_weights([w + 0.1 * abs(generator.normal(size=w.shape)) for w in model.get_weights()])
+    original, folded = directory / "original.keras", directory / "folded.keras"
+    model.save(original)
+    model.save(folded)
+    return original, folded
+
+
+def small_net(*tail, units=5, size=6):
+    inputs = hidden = keras.Input((size,), name="inputs")
+    for layer in (layers.Dense(units), layers.BatchNormalization(), *tail):
+        hidden = layer(hidden)
+    return keras.Model(inputs, hidden)
+
+
+# --- right and wrong folds ------------------------------------------------------------------------
+
+QUICK = ("conv2d", "conv2d grouped", "transpose2d dilated", "mean 1000 sigma", "mixed_float16")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_right_folds_are_equivalent(pair, name):
+    found = verify(*pair(name))
+    assert found.verdict is Verdict.EQUIVALENT, found.differences
+    assert found.basis is Basis.BOTH
+    assert max(one.excess for one in found.comparisons) < 0.7
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if is_possible(CASES["epsilon 1e-5"], m)])
+def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
+    found = verify(*pair("epsilon 1e-5", mistake))
+    assert found.verdict is Verdict.DIFFERENT
+    assert "output 'head' before its softmax is off by" in found.differences[0]
+    assert {one.runtime for one in found.comparisons if not one.passed} == {
+        "keras",
+        "keras float64",
+        "onnxruntime",
+    }
+
+
+def test_a_fixed_tolerance_on_the_softmax_would_have_seen_nothing(pair):
+    original, wrong = (
+        keras.models.load_model(path) for path in pair("epsilon 1e-5", "epsilon forgotten")
+    )
+    data = np.random.default_rng(0).normal(size=(8, *CASES["epsilon 1e-5"].shape))
+    one, other = original.predict_on_batch(data), wrong.predict_on_batch(data)
+    assert np.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in QUICK])
+def test_every_right_fold_is_equivalent(pair, name):
+    found = verify(*pair(name))
+    assert found.verdict is Verdict.EQUIVALENT, (found.differences, found.warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        (name, mistake)
+        for name, case in CASES.items()
+        for mistake in MISTAKES
+        if is_possible(case, mistake)
+    ],
+)
+def test_every_mistake_is_caught(pair, name, mistake):
+    assert verify(*pair(name, mistake)).verdict is Verdict.DIFFERENT
+
+
+def test_the_same_seed_gives_the_same_report(pair):
+    files = pair("conv2d")
+    assert verify(*files, seed=3).to_dict() == verify(*files, seed=3).to_dict()
+
+
+def test_tolerances_of_the_user_replace_the_measured_ones(pair):
+    files = pair("epsilon 1e-5", "epsilon forgotten")
+    assert verify(*files, rtol=1e-2).verdict is Verdict.EQUIVALENT
+    found = verify(*pair("conv2d"), rtol=0.0, atol=1e-12)
+    assert found.verdict is Verdict.DIFFERENT
+    assert "1e-12" in found.rule
+
+
+def test_unrelated_models_are_different(tmp_path):
+    one, _ = save_pair(tmp_path, lambda: small_net(layers.Dense(3, name="out")))
+    other = tmp_path / "other.keras"
+    keras.utils.set_random_seed(9)
+    small_net(layers.Dense(7, activation="tanh"), layers.Dense(3, name="out")).save(other)
+    assert verify(one, other).verdict is Verdict.DIFFERENT
+
+
+def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
+    inputs = keras.Input((6,), name="inputs")
+    linear, norm, out = layers.Dense(5), layers.BatchNormalization(), layers.Dense(3, name="out")
+    keras.Model(inputs, out(norm(linear(inputs), training=True))).save(tmp_path / "one.keras")
+    keras.Model(inputs, out(norm(linear(inputs)))).save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert {one.runtime for one in found.comparisons if one.passed} == {"onnxruntime"}
+    assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
+
+
+# --- structures of models -------------------------------------------------------------------------
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5),
+            layers.BatchNormalization(),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+
+
+def nested():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, sequential()(inputs))
+
+
+def dictionaries():
+    numbers = keras.Input((6,), name="numbers")
+    indices = keras.Input((4,), name="indices", dtype="int32")
+    looked_up = layers.Flatten()(layers.Embedding(7, 2)(indices))
+    hidden = layers.Concatenate()([layers.BatchNormalization()(numbers), looked_up])
+    outputs = {"q": layers.Dense(3, "softmax")(hidden), "p": layers.Dense(1, "sigmoid")(hidden)}
+    return keras.Model({"numbers": numbers, "indices": indices}, outputs)
+
+
+def softmax_operation():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, ops.softmax(layers.Dense(5)(inputs)))
+
+
+def free_sizes():
+    inputs = keras.Input((None, None, 3))
+    hidden = layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(hidden)))
+
+
+def recurrent():
+    inputs = keras.Input((7, 5))
+    return keras.Model(inputs, layers.GRU(4)(layers.BatchNormalization()(inputs)))
+
+
+def softmax_used_inside():
+    inputs = keras.Input((6,))
+    weights = layers.Dense(6, "softmax")(inputs)
+    return keras.Model(inputs, [layers.Multiply()([inputs, weights]), weights])
+
+
+@pytest.mark.parametrize(
+    ("make", "taps"),
+    [
+        (sequential, ["softmax"]),
+        (nested, ["softmax"]),
+        (dictionaries, ["sigmoid", "softmax"]),
+        (softmax_operation, ["softmax"]),
+        (lambda: small_net(layers.Softmax()), ["softmax"]),
+        (lambda: small_net(layers.Activation("sigmoid"), layers.Reshape((5, 1))), ["sigmoid"]),
+        (free_sizes, [None]),
+        (recurrent, [None]),
+        (softmax_used_inside, [None, None]),
+    ],
+)
+def test_structures_and_taps(tmp_path, make, taps):
+    found = verify(*save_pair(tmp_path, make))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.basis is Basis.BOTH
+    assert [one.tapped_before for one in found.comparisons[: len(taps)]] == taps
+    assert len(found.comparisons) == 3 * len(taps)
+
+
+def renamed(model_input="inputs", output="out", size=6, dtype="float32", structure="list"):
+    inputs = keras.Input((size,), name=model_input, dtype=dtype)
+    out = layers.Dense(3, name=output)(inputs)
+    return keras.Model(inputs, {"list": [out], "dict": {"out": out}, "two": [out, out]}[structure])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model_input": "other"}, "the name changed from 'inputs' to 'other'"),
+        ({"output": "other"}, "the name changed from 'out' to 'other'"),
+        ({"size": 7}, "the shape changed"),
+        ({"dtype": "float16"}, "the dtype changed from 'float32' to 'float16'"),
+        ({"structure": "dict"}, "the outputs are structured differently"),
+        ({"structure": "two"}, "the original has 1 outputs, the folded model 2"),
+    ],
+)
+def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
+    renamed().save(tmp_path / "one.keras")
+    renamed(**changes).save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.basis is Basis.INTERFACE
+    assert sentence in found.differences[0]
+
+
+# --- the third verdict, and what a runtime cannot do ----------------------------------------------
+
+
+def test_an_output_that_never_changes_proves_nothing(tmp_path):
+    dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e5))
+    found = verify(*save_pair(tmp_path, lambda: small_net(dead)))
+    assert found.verdict is Verdict.UNDECIDED
+    assert "was not exercised" in found.warnings[-1]
+
+
+def unexportable():
+    inputs = keras.Input((5, 6, 3))
+    return keras.Model(inputs, layers.UpSampling2D(2, interpolation="lanczos3")(inputs))
+
+
+def test_what_onnx_cannot_express_is_judged_by_keras_alone(tmp_path):
+    found = verify(*save_pair(tmp_path, unexportable))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.basis is Basis.KERAS
+    assert "ONNX Runtime cannot judge this model" in found.warnings[0]
+
+
+def test_an_export_that_computes_something_else_is_not_believed(pair, monkeypatch):
+    honest = runtime_module.run_onnx
+    monkeypatch.setattr(
+        runtime_module,
+        "run_onnx",
+        lambda exported, inputs: [value + 1 for value in honest(exported, inputs)],
+    )
+    found = verify(*pair("conv2d"))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.basis is Basis.KERAS
+    assert "something else than Keras does" in found.warnings[0]
+
+
+def test_an_export_that_only_the_original_survives_leaves_it_undecided(pair, monkeypatch):
+    honest = runtime_module.exports
+    folded = pair("conv2d")[1].name
+    monkeypatch.setattr(
+        runtime_module, "exports", lambda model: honest(model) if model.label != folded else []
+    )
+    assert verify(*pair("conv2d")).verdict is Verdict.UNDECIDED
+
+
+def keras_cannot(*_, **__):
+    raise runtime_module.CannotRunError("no kernel")
+
+
+def test_without_keras_onnx_runtime_judges_alone(pair, monkeypatch):
+    monkeypatch.setattr(runtime_module, "run", keras_cannot)
+    found = verify(*pair("conv2d"))
+    assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, Basis.ONNXRUNTIME)
+    found = verify(*pair("conv2d", "epsilon forgotten"))
+    assert (found.verdict, found.basis) == (Verdict.DIFFERENT, Basis.ONNXRUNTIME)
+
+
+def test_with_no_runtime_at_all_there_is_an_error(pair, monkeypatch):
+    monkeypatch.setattr(runtime_module, "run", keras_cannot)
+    monkeypatch.setattr(runtime_module, "run_onnx", keras_cannot)
+    with pytest.raises(VerificationImpossibleError, match=r"neither Keras .no kernel. nor ONNX"):
+        verify(*pair("conv2d"))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.h5", "model.keras.backup"])
+def test_the_container_is_told_by_its_bytes(tmp_path, name):
+    original, folded = save_pair(tmp_path, small_net)
+    assert verify(original.rename(tmp_path / name), folded).verdict is Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5", "model.keras", "model"])
+def test_legacy_hdf5_under_any_name(tmp_path, name):
+    small_net().save(tmp_path / "saved.h5")
+    path = (tmp_path / "saved.h5").rename(tmp_path / name)
+    assert verify(path, path).verdict is Verdict.EQUIVALENT
+
+
+def test_an_unzipped_model(tmp_path):
+    original, folded = save_pair(tmp_path, small_net)
+    with zipfile.ZipFile(folded) as archive:
+        archive.extractall(tmp_path / "unzipped")
+    assert verify(original, tmp_path / "unzipped").verdict is Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no", b"\x89HDF\r\n\x1a\n no", b"hello"])
+def test_broken_files_are_one_line(tmp_path, content):
+    path = tmp_path / "broken.keras"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableModelError, match=r"broken\.keras") as caught:
+        verify(path, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UnreadableModelError, match="no such file"):
+        verify(tmp_path / "none.keras", tmp_path / "none.keras")
+
+
+def test_a_file_that_lost_its_weights_is_one_line(tmp_path):
+    original, folded = save_pair(tmp_path, small_net)
+    with zipfile.ZipFile(original) as source, zipfile.ZipFile(folded, "w") as target:
+        target.writestr("config.json", source.read("config.json"))
+        target.writestr("metadata.json", source.read("metadata.json"))
+        target.writestr("model.weights.h5", b"nothing")
+    with pytest.raises(UnreadableModelError, match="keras cannot load it") as caught:
+        verify(original, folded)
+    assert "\n" not in str(caught.value)
+
+
+# --- code in files --------------------------------------------------------------------------------
+
+
+def with_lambda():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Lambda(lambda x: 2 * x, name="evil")(layers.Dense(5)(inputs)))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_lambda_is_refused_unless_trusted(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    with_lambda().save(path)
+    with pytest.raises(UnsafeModelError, match=r"'evil' \('Lambda'\) runs code.*--trust"):
+        verify(path, path)
+    assert verify(path, path, trust=True).verdict is Verdict.EQUIVALENT
+
+
+def edited(source, target, edit):
+    """The archive again with another config."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                edit(config)
+                data = json.dumps(config)
+            copy.writestr(name, data)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"class_name": "TFSMLayer", "module": "keras.layers"}, "loads another SavedModel"),
+        ({"class_name": "TorchModuleWrapper", "module": "keras.layers"}, "unpickles"),
+        ({"class_name": "function", "module": "keras.utils", "config": "get_file"}, "not a part"),
+        ({"class_name": "TFOpLambda", "config": {"function": "io.write_file"}}, "io.write_file"),
+        ({"class_name": "run", "module": "os", "registered_name": "run"}, "--import MODULE"),
+    ],
+)
+def test_other_ways_to_run_code_are_refused(tmp_path, entry, reason):
+    original, _ = save_pair(tmp_path, small_net)
+    hide = {"config": {}, **entry}
+    path = edited(
+        original,
+        tmp_path / "bad.keras",
+        lambda config: config["config"]["layers"][1]["config"].update(kernel_initializer=hide),
+    )
+    with pytest.raises(UnsafeModelError, match=reason):
+        verify(path, original)
+
+
+CUSTOM = """
+import keras
+
+@keras.saving.register_keras_serializable("verification_tests")
+class Doubled(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 2
+"""
+
+
+def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
+    (tmp_path / "custom_module_of_tests.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    script = (
+        "import sys; sys.path.insert(0, '.'); import keras, custom_module_of_tests as m;"
+        "x = keras.Input((6,));"
+        "keras.Model(x, keras.layers.Dense(3)(m.Doubled()(x))).save('m.keras')"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    path = tmp_path / "m.keras"
+    with pytest.raises(UnsafeModelError, match=r"verification_tests>Doubled.*--import MODULE"):
+        verify(path, path)
+    found = verify(path, path, imports=["custom_module_of_tests"])
+    assert found.verdict is Verdict.EQUIVALENT
+    with pytest.raises(BnfoldError, match="--import no_such_module"):
+        verify(path, path, imports=["no_such_module"])
+
+
+# --- Keras 2 --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keras_2_file(tmp_path):
+    """A file of the dialect that Keras 2.13 to 2.15 wrote, which Keras 3 cannot load."""
+    tf_keras = pytest.importorskip("tf_keras")
+    inputs = tf_keras.Input((6,), name="inputs")
+    hidden = tf_keras.layers.BatchNormalization()(tf_keras.layers.Dense(5)(inputs))
+    outputs = tf_keras.layers.Dense(3, activation="softmax")(hidden)
+    tf_keras.Model(inputs, outputs).save(tmp_path / "saved.keras")
+
+    def as_in_2_15(config):
+        config["module"] = "keras.src.engine.functional"
+        for layer in config["config"]["layers"]:
+            layer["module"] = layer["module"].replace("tf_keras", "keras")
+
+    return edited(tmp_path / "saved.keras", tmp_path / "two.keras", as_in_2_15)
+
+
+def test_files_of_keras_2_go_through_tf_keras(keras_2_file):
+    found = verify(keras_2_file, keras_2_file)
+    assert found.verdict is Verdict.EQUIVALENT
+    assert (found.library, found.basis) == ("tf_keras", Basis.BOTH)
+    assert found.comparisons[0].tapped_before == "softmax"
+
+
+def test_without_tf_keras_the_extra_is_named(keras_2_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(VerificationImpossibleError, match=r'pip install "bnfold\[keras2\]"'):
+        verify(keras_2_file, keras_2_file)
+
+
+# --- the user's data ------------------------------------------------------------------------------
+
+
+def test_data_for_one_input(tmp_path):
+    files = save_pair(tmp_path, small_net)
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(11, 6)))
+    found = verify(*files, data=tmp_path / "data.npy")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert (found.sample_count, found.sample_kinds) == (11, ("data from data.npy",))
+
+
+@pytest.mark.parametrize("names", [("numbers", "indices"), ("input_1", "input_0")])
+def test_data_for_several_inputs(tmp_path, names):
+    files = save_pair(tmp_path, dictionaries)
+    generator = np.random.default_rng(0)
+    arrays = (generator.normal(size=(5, 6)), generator.integers(0, 7, (5, 4)))
+    np.savez(tmp_path / "data.npz", **dict(zip(names, arrays, strict=True)))
+    assert verify(*files, data=tmp_path / "data.npz").verdict is Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"inputs": np.zeros((4, 7))}, r"takes shape \(any, 6\), the array has \(4, 7\)"),
+        ({"inputs": np.zeros((0, 6))}, "the same number of samples, at least 1"),
+        ({"a": np.zeros((4, 6)), "b": np.zeros((4, 6))}, "holds 2 arrays, the model takes 1"),
+        ({"inputs": np.array([{}], dtype=object)}, "plain arrays"),
+        ({"inputs": np.array([["x"] * 6])}, "takes numbers"),
+    ],
+)
+def test_data_that_does_not_fit(tmp_path, arrays, message):
+    files = save_pair(tmp_path, small_net)
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(BnfoldError, match=message):
+        verify(*files, data=tmp_path / "data.npz")
+
+
+def test_samples_keep_to_the_range_of_the_embedding():
+    spec = InputSpec("indices", (None, 4), "int32", bound=7)
+    drawn = np.concatenate([one.inputs[0] for one in generate([spec], 0, 32)])
+    assert (drawn.min(), drawn.max()) == (0, 6)
+
+
+def test_large_inputs_get_few_samples():
+    sets = generate([InputSpec("image", (None, 224, 224, 3), "float32")], 0, 32)
+    assert sum(one.count for one in sets) == 5
+
+
+# --- the rule -------------------------------------------------------------------------------------
+
+
+def measured(*values):
+    return Measurement(*(np.asarray(values[0]), tuple(np.asarray(value) for value in values[1:])))
+
+
+def test_a_value_that_became_nan_fails():
+    assert not compare(measured([[1.0]]), measured([[np.nan]]), Rule()).passed
+    assert not compare(measured([[np.nan]]), measured([[1.0]]), Rule()).passed
+    assert compare(measured([[np.inf]]), measured([[1.0]]), Rule(), forgive_overflow=True).passed
+
+
+def test_nan_in_both_is_only_not_finite():
+    outcome = compare(measured([[np.nan, 1.0]]), measured([[np.nan, 1.0]]), Rule())
+    assert outcome.passed
+    assert not outcome.finite
+
+
+def test_the_tolerance_follows_each_channel():
+    value = np.array([[1e6, 1.0], [2e6, 2.0]])
+    off = value + np.array([[0.0, 1e-3], [0.0, 0.0]])
+    assert not compare(measured(value, value + np.array([1.0, 1e-7])), measured(off), Rule()).passed
+
+
+def test_a_wrong_fold_cannot_buy_tolerance_with_its_own_noise():
+    value, off = np.array([[1.0], [2.0]]), np.array([[1.1], [2.0]])
+    noisy = measured(off, off + 1.0)
+    assert not compare(measured(value, value * (1 + 1e-7)), noisy, Rule()).passed
+
+
+def test_a_shape_that_changed_fails():
+    outcome = compare(measured([[1.0]]), measured([[1.0, 2.0]]), Rule())
+    assert outcome.problem == "shape (1, 1) became (1, 2)"
+
+
+def test_integers_must_agree():
+    assert not compare(measured([[1, 2]]), measured([[1, 3]]), Rule()).passed
+    assert compare(measured([[1, 2]]), measured([[1, 2]]), Rule()).passed
+
+
+def test_the_report_is_plain_json(pair):
+    found = verify(*pair("conv2d"))
+    broken = replace(found, comparisons=(replace(found.comparisons[0], error=float("nan")),))
+    assert (
+        json.loads(json.dumps(broken.to_dict(), allow_nan=False))["comparisons"][0]["error"] is None
+    )
+
+
+def test_every_dtype_of_a_config_becomes_float64():
+    policy = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
+    config = {"dtype": policy, "inner": [{"dtype": "float32"}, {"dtype": "int32"}], "units": 3}
+    expected = {"dtype": "float64", "inner": [{"dtype": "float64"}, {"dtype": "int32"}], "units": 3}
+    assert in_float64(config) == expected
+    with pytest.raises(ValueError, match="quantized"):
+        in_float64({"dtype": {"class_name": "QuantizedDTypePolicy", "config": {}}})
+
+
+def test_importing_the_package_imports_no_runtime():
+    heavy = "{'tensorflow', 'keras', 'tf_keras', 'onnx', 'onnxruntime', 'tf2onnx'}"
+    script = f"import sys, bnfold.verification; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_progress_is_told_and_the_libraries_are_silent(pair, capfd):
+    stages = []
+    verify(*pair("conv2d"), progress=stages.append)
+    assert stages[:2] == ["loading TensorFlow", "loading the models"]
+    assert "exporting the folded model" in stages
+    assert capfd.readouterr().err == ""
