@@ -157,24 +157,28 @@ def _new_kernel(weights: dict[str, Weight], place: Receiver, affine: Affine) -> 
     if kernel is None:  # the gamma of a BatchNormalization without scale is 1
         dtype = _dtype_beside(weights, place)
         return Weight(affine.scale.shape, dtype, lambda: _cast(affine.scale, dtype), place.kernel)
-    shift = affine.shift if place.bias is None else np.zeros_like(affine.shift)
-    return replace(
-        kernel, source=None, read=lambda: _fold_kernel(kernel, place, Affine(affine.scale, shift))
-    )
+    return replace(kernel, source=None, read=lambda: _fold_kernel(kernel, place, affine))
 
 
 def _fold_kernel(kernel: Weight, place: Receiver, affine: Affine) -> NDArray[Any]:
-    """Scale * kernel + shift along the channel axes, rounded once, a block of numbers at a time."""
+    """Scale * kernel along the channel axes, rounded once, a block of numbers at a time.
+
+    A kernel without a bias beside it takes the shift as well.
+    """
     values = kernel.read()
     axes = _channel_axes(kernel, place)
     shape = tuple(size if axis in axes else 1 for axis, size in enumerate(values.shape))
-    scale, shift = affine.scale.reshape(shape), affine.shift.reshape(shape)
+    scale = affine.scale.reshape(shape)
+    shift = affine.shift.reshape(shape) if place.bias is None else None
     folded = np.empty_like(values)
     rows = max(1, _BLOCK * values.shape[0] // max(1, values.size))
     for start in range(0, values.shape[0], rows):
         block = slice(start, start + rows)
         channels = block if shape[0] > 1 else slice(None)
-        exact = values[block].astype(np.float64) * scale[channels] + shift[channels]
+        exact = values[block].astype(np.float64)
+        exact *= scale[channels]
+        if shift is not None:
+            exact += shift[channels]
         folded[block] = _cast(exact, values.dtype)
     return folded
 

@@ -40,12 +40,11 @@ def _apply_graph(
         for name, layer in graph.layers.items()
     }
     graph = replace(graph, layers=layers)
-    for name in [name for name in layers if (*path, name) in removed]:
-        if is_model and Ref(name) in graph.outputs:
-            graph = graph.with_layer(config.stand_in(graph.layers[name]))
-        else:
-            graph = config.bypass(graph, name)
-    return _in_keras_order(graph)
+    gone = {name for name in layers if (*path, name) in removed}
+    named = {name for name in gone if is_model and Ref(name) in graph.outputs}
+    for name in named:
+        graph = graph.with_layer(config.stand_in(layers[name]))
+    return _in_keras_order(config.bypass(graph, gone - named))
 
 
 def _apply_layer(layer: Layer, path: Path, edits: Mapping[Path, Edit], removed: set[Path]) -> Layer:

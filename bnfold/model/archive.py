@@ -170,13 +170,22 @@ class KerasArchive:
         parsed = config.parse_model(guard.parse_json(self._parts.read(CONFIG), CONFIG))
         self._weights = self._parts.weights()
         self._container = _container(self._weights)
-        self.graph = _attach(parsed, self._weights, self._container)
+        self._groups = hdf5.Groups(self._weights)
+        self.graph = self._attach(parsed)
         self.dropped = self._training_state()
 
     @property
     def weights_root(self) -> h5py.Group:
         """The root of the weights, for models whose graph the file does not tell."""
         return self._weights
+
+    def _attach(self, graph: Graph) -> Graph:
+        """The graph with each layer's place in the file and its variables."""
+        weighted: set[str] = set()
+        if self._container is Container.CHECKPOINT_DEPENDENCIES:
+            weighted = hdf5.weighted_groups(self._weights)
+        names = GroupNames(self._container, lambda _, group: group in weighted).assign(graph)
+        return _attach_graph(graph, (), names, self._groups)
 
     def _read_metadata(self, names: set[str]) -> Json:
         if METADATA not in names:
@@ -262,7 +271,7 @@ class KerasArchive:
                     self._write_layer(layer, new.require_group(group))
 
     def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
-        source = hdf5.group_at(self._weights, layer.location) if layer.location else None
+        source = self._groups.at(layer.location) if layer.location else None
         inside = {self._container.value, OPTIMIZER} if layer.graph is not None else set()
         if layer.inner is not None:
             inside.add("layer")
@@ -273,7 +282,7 @@ class KerasArchive:
         variables = target.require_group("vars")
         if source is not None:
             hdf5.copy_children(source, target, skip={*inside, "vars"})
-            old = hdf5.group_at(source, "vars")
+            old = self._groups.at(f"{layer.location}/vars")
             if old is not None:
                 hdf5.copy_attributes(old, variables)
         for number, weight in enumerate(layer.weights):
@@ -316,20 +325,11 @@ def _container(weights: h5py.Group) -> Container:
     return Container.LAYERS
 
 
-def _attach(graph: Graph, weights: h5py.Group, container: Container) -> Graph:
-    """The graph with each layer's place in the file and its variables."""
-    weighted: set[str] = set()
-    if container is Container.CHECKPOINT_DEPENDENCIES:
-        weighted = hdf5.weighted_groups(weights)
-    names = GroupNames(container, lambda _, group: group in weighted).assign(graph)
-    return _attach_graph(graph, (), names, weights)
-
-
 def _attach_graph(
-    graph: Graph, path: LayerPath, names: dict[LayerPath, str], weights: h5py.Group
+    graph: Graph, path: LayerPath, names: dict[LayerPath, str], groups: hdf5.Groups
 ) -> Graph:
     layers = {
-        name: _attach_layer(layer, (*path, name), names, weights, graph.layers)
+        name: _attach_layer(layer, (*path, name), names, groups, graph.layers)
         for name, layer in graph.layers.items()
     }
     return replace(graph, layers=layers)
@@ -339,17 +339,17 @@ def _attach_layer(
     layer: Layer,
     path: LayerPath,
     names: dict[LayerPath, str],
-    weights: h5py.Group,
+    groups: hdf5.Groups,
     siblings: Collection[str],
 ) -> Layer:
     location = names.get(path)
     layer = replace(layer, location=location)
     if layer.graph is not None:
-        layer = replace(layer, graph=_attach_graph(layer.graph, path, names, weights))
+        layer = replace(layer, graph=_attach_graph(layer.graph, path, names, groups))
     if layer.inner is not None:
-        inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, weights, ())
+        inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
-    variables = hdf5.group_at(weights, f"{location}/vars") if location is not None else None
+    variables = groups.at(f"{location}/vars") if location is not None else None
     if variables is None:
         return layer
     _check_name(layer, siblings, variables)

@@ -6,7 +6,7 @@ as known; a class is told by its module and registered name, because anybody may
 their own `BatchNormalization`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -253,14 +253,22 @@ def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
     return replace(call, inputs=inputs, node=nodes.map_tensors(call.node, visit, count.in_calls))
 
 
-def bypass(graph: Graph, name: str) -> Graph:
-    """The same graph without a layer of one input: who read what it made now reads what it read."""
-    layer = graph.layers[name]
-    moved = {Ref(name, number): call.inputs[0] for number, call in enumerate(layer.calls)}
-    for _ in layer.calls:  # a call may read another call of the same layer
-        moved = {ref: moved.get(source, source) for ref, source in moved.items()}
-    graph = rewire(graph, moved)
-    return replace(graph, layers={key: kept for key, kept in graph.layers.items() if key != name})
+def bypass(graph: Graph, names: Collection[str]) -> Graph:
+    """The same graph without some layers; their readers read the one input of each instead."""
+    moved = {
+        Ref(name, number): call.inputs[0]
+        for name in names
+        for number, call in enumerate(graph.layers[name].calls)
+    }
+    graph = rewire(graph, {ref: _that_stays(ref, moved) for ref in moved})
+    return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
+
+
+def _that_stays(ref: Ref, moved: Mapping[Ref, Ref]) -> Ref:
+    """Where a chain of moved tensors ends."""
+    while ref in moved:
+        ref = moved[ref]
+    return ref
 
 
 def stand_in(layer: Layer) -> Layer:

@@ -28,6 +28,22 @@ def open_hdf5(source: Any, what: str) -> h5py.File:
         raise UnreadableModelError(f"{what} is not a readable HDF5 file: {reason}") from None
 
 
+class Groups:
+    """The groups of a file by path; each link is looked at, and followed, once."""
+
+    def __init__(self, root: h5py.Group) -> None:
+        self._found: dict[str, h5py.Group | None] = {"": root}
+
+    def at(self, path: str) -> h5py.Group | None:
+        """The group at a path, None when there is none."""
+        if path not in self._found:
+            parent_path, _, name = path.rpartition("/")
+            parent = self.at(parent_path)
+            found = guard.child(parent, name) if parent is not None else None
+            self._found[path] = found if isinstance(found, h5py.Group) else None
+        return self._found[path]
+
+
 def group_at(parent: h5py.Group, path: str) -> h5py.Group | None:
     """The group at a path, None when there is none."""
     found = guard.descend(parent, path)
