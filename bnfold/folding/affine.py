@@ -1,14 +1,19 @@
-"""An affine map per channel, and the one that a BatchNormalization is.
+"""An affine map, and the one that a BatchNormalization is.
 
     y = scale * x + shift
 
     scale = gamma / sqrt(moving_variance + epsilon)
     shift = beta - moving_mean * scale
 
+`scale` and `shift` broadcast against a tensor from the right, as numpy does, and have size 1 on
+every axis along which they do not vary: (C,) for channels last, (C, 1, 1) for channels first in an
+image. So a map keeps its meaning while it is carried through layers that move, add or drop axes.
+
 All sums are in float64; the variables' dtypes are for whoever stores a result. Source of the
 formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,23 +21,100 @@ from numpy.typing import NDArray
 
 from bnfold.model.batchnorm import BatchNorm
 
-Vector = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """`scale` and `shift`, each (channels,) in float64."""
+    """`scale` and `shift` in float64, each broadcasting against a tensor from the right."""
 
-    scale: Vector
-    shift: Vector
+    scale: Array
+    shift: Array
 
     def then(self, after: "Affine") -> "Affine":
         """The one map that does what this one and then `after` do."""
         return Affine(after.scale * self.scale, after.scale * self.shift + after.shift)
 
+    def each(self, change: Callable[[Array], Array]) -> "Affine":
+        """The map whose scale and shift are what `change` makes of this one's."""
+        return Affine(compact(change(self.scale)), compact(change(self.shift)))
+
+    def along(self, axis: int) -> "Affine":
+        """The map of two vectors, put on an axis of a tensor; `axis` counts from the end."""
+        shape = (-1, *(1,) * (-1 - axis))
+        return Affine(self.scale.reshape(shape), self.shift.reshape(shape))
+
+    @property
+    def varies_on(self) -> frozenset[int]:
+        """The axes, counted from the end, along which the map is not the same everywhere."""
+        return frozenset(
+            -1 - distance
+            for array in (self.scale, self.shift)
+            for distance, size in enumerate(reversed(array.shape))
+            if size > 1
+        )
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether the map moves 0."""
+        return bool(np.any(self.shift != 0))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the map changes nothing at all."""
+        return not self.has_shift and bool(np.all(self.scale == 1))
+
+    def scale_only(self) -> "Affine":
+        """The map without its shift."""
+        return Affine(self.scale, NOTHING)
+
+    def same_as(self, other: "Affine") -> bool:
+        """Whether two maps are the same, number for number."""
+        pairs = ((self.scale, other.scale), (self.shift, other.shift))
+        return all(np.array_equal(compact(one), compact(two)) for one, two in pairs)
+
+    def vectors(self, axis: int, size: int) -> tuple[Array, Array] | None:
+        """Scale and shift as vectors of `size` along an axis; None if they vary along another."""
+        if not self.varies_on <= {axis}:
+            return None
+        flat = (self.scale.reshape(-1), self.shift.reshape(-1))
+        if any(len(vector) not in (1, size) for vector in flat):
+            return None
+        scale, shift = (np.broadcast_to(vector, (size,)) for vector in flat)
+        return scale, shift
+
+
+NOTHING: Array = np.zeros(())
+IDENTITY = Affine(np.ones(()), NOTHING)
+
+
+def compact(array: Array) -> Array:
+    """The same numbers with size 1 along every axis on which they are all equal.
+
+    Leading axes of size 1 go away, so that equal maps have equal shapes.
+    """
+    for axis in range(array.ndim):
+        if array.shape[axis] > 1:
+            first = array.take([0], axis=axis)
+            if np.array_equal(np.broadcast_to(first, array.shape), array):
+                array = first
+    while array.ndim and array.shape[0] == 1:
+        array = array[0]
+    return array
+
+
+def channel_count(affine: Affine, numbers: Array) -> str:
+    """How many of a map's numbers these are, for a sentence: `5 of 64 channels`."""
+    total = max(affine.scale.size, affine.shift.size)
+    count = int(np.count_nonzero(numbers)) * (total // max(1, numbers.size))
+    return f"{count} of {total} channels"
+
 
 def from_batchnorm(batchnorm: BatchNorm) -> Affine | str:
-    """The affine map that a BatchNormalization is at inference; or a sentence, why it is none."""
+    """The affine map that a BatchNormalization is at inference, as two vectors of its channels.
+
+    Returns a sentence, why it is none, where it is none.
+    """
     vectors, epsilon = batchnorm.vectors, batchnorm.epsilon
     if vectors is None:
         return "the file does not hold the variables of a BatchNormalization for it"

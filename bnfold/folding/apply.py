@@ -1,14 +1,15 @@
 """Carrying a plan out: every edit of every fold, and the folded layers taken out of the graph."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bnfold.folding import absorb
-from bnfold.folding.affine import Affine
-from bnfold.folding.plan import Edit, Plan
+from bnfold.folding.plan import Plan
 from bnfold.model import config
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
+
+Effects = Mapping[Path, Sequence[absorb.Effect]]
 
 
 def apply(graph: Graph, plan: Plan) -> Graph:
@@ -16,46 +17,56 @@ def apply(graph: Graph, plan: Plan) -> Graph:
 
     Layers stand in the order in which Keras will rebuild them. A folded layer that is an output of
     the model leaves a linear Activation of its name, because output names are part of the
-    interface.
+    interface; so does one that a nested model consists of.
     """
     removed = {fold.batchnorm.path for fold in plan.folds}
-    return _apply_graph(graph, (), _merged(plan), removed, is_model=True)
+    return _apply_graph(graph, (), _by_layer(plan), removed, is_model=True)
 
 
-def _merged(plan: Plan) -> dict[Path, Edit]:
-    """One edit for each layer that takes something in: what folds into it in turn, as one map."""
-    merged: dict[Path, Edit] = {}
-    for edit in (edit for fold in plan.folds for edit in fold.edits):
-        before = merged.get(edit.layer)
-        affine: Affine = edit.affine if before is None else before.affine.then(edit.affine)
-        merged[edit.layer] = replace(edit, affine=affine)
-    return merged
+def _by_layer(plan: Plan) -> Effects:
+    """What each layer takes in, in turn."""
+    found: dict[Path, list[absorb.Effect]] = {}
+    edits = [edit for fold in plan.folds for edit in fold.edits]
+    for edit in sorted(edits, key=lambda edit: edit.turn):
+        found.setdefault(edit.layer, []).append(edit.effect)
+    return found
 
 
 def _apply_graph(
-    graph: Graph, path: Path, edits: Mapping[Path, Edit], removed: set[Path], *, is_model: bool
+    graph: Graph, path: Path, effects: Effects, removed: set[Path], *, is_model: bool
 ) -> Graph:
     layers = {
-        name: _apply_layer(layer, (*path, name), edits, removed)
+        name: _apply_layer(layer, (*path, name), effects, removed)
         for name, layer in graph.layers.items()
     }
     graph = replace(graph, layers=layers)
     gone = {name for name in layers if (*path, name) in removed}
-    named = {name for name in gone if is_model and Ref(name) in graph.outputs}
+    named = {
+        ref.layer
+        for ref in graph.outputs
+        if ref.layer in gone and (is_model or _reaches_an_input(graph, ref, gone))
+    }
     for name in named:
         graph = graph.with_layer(config.stand_in(layers[name]))
     return _in_keras_order(config.bypass(graph, gone - named))
 
 
-def _apply_layer(layer: Layer, path: Path, edits: Mapping[Path, Edit], removed: set[Path]) -> Layer:
+def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:
+    """Whether an input would become an output, with nothing between."""
+    while ref.layer in gone:
+        ref = graph.layers[ref.layer].calls[ref.call].inputs[0]
+    return graph.layers[ref.layer].class_name == "InputLayer"
+
+
+def _apply_layer(layer: Layer, path: Path, effects: Effects, removed: set[Path]) -> Layer:
     if layer.graph is not None:
-        inside = _apply_graph(layer.graph, path, edits, removed, is_model=False)
+        inside = _apply_graph(layer.graph, path, effects, removed, is_model=False)
         return layer if inside is layer.graph else replace(layer, graph=inside)
     if layer.inner is not None:
-        inner = _apply_layer(layer.inner, (*path, layer.inner.name), edits, removed)
+        inner = _apply_layer(layer.inner, (*path, layer.inner.name), effects, removed)
         return layer if inner is layer.inner else replace(layer, inner=inner)
-    edit = edits.get(path)
-    return layer if edit is None else absorb.absorb(layer, edit.place, edit.affine)
+    taken = effects.get(path)
+    return layer if taken is None else absorb.take(layer, taken)
 
 
 def _in_keras_order(graph: Graph) -> Graph:

@@ -3,37 +3,45 @@
 A plan is a value: it reads the graph, and the numbers that decide, and changes nothing. `apply`
 carries it out, and `inspect` shows the same plan, so the two cannot disagree.
 
-Backward: the affine map that a BatchNormalization is goes into the layer whose output it reads, if
+A BatchNormalization is an affine map, and folding is carrying it along the graph until something
+takes it in. Backward it goes against the data, through layers that are transparent to it, into all
+layers that make what it reads; every tensor on the way must be read by nothing else. Forward it
+goes with the data into everything that reads it, all of that or none. `carry` knows which layers
+are transparent, `absorb` which take a map in.
 
-- nothing else reads that output, and it is no output of the model;
-- that layer is linear in its weights, with the same channel axis and the same compute dtype;
-- each of the two is called once, and nothing runs the BatchNormalization in training mode.
+A fold is a transaction: the edits of a way that ends somewhere at an obstacle are not made. A layer
+called several times is edited if all its calls ask for the same.
 
-Several in a row fold into one layer as one map, so that its numbers are rounded once.
+Who wins: for all layers in the order of Keras, backward before forward; then again, because a
+folded layer is none and may clear the way for others, until nothing changes. Only then may a
+BatchNormalization take in another one, again backward first, and everything is tried once more.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from bnfold.folding import absorb
-from bnfold.folding.affine import Affine, from_batchnorm
-from bnfold.model import catalog
+from bnfold.folding.affine import from_batchnorm
+from bnfold.folding.scope import Scope, Surroundings, build_scopes, is_set, positions
+from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Ref, show, walk_all
+from bnfold.model.graph import Graph, Layer, Path
 from bnfold.model.order import keras_order
-from bnfold.model.policy import policy
-from bnfold.model.ranks import Ranks
+
+Direction = Literal["backward", "forward"]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One layer takes an affine map in, at a place that `absorb.receiver` found."""
+    """One layer takes an affine map in.
+
+    The edits of a layer are made in the order of their `turn`, which is not that of the layers.
+    """
 
     layer: Path
-    place: absorb.Receiver
-    affine: Affine
+    effect: absorb.Effect
+    turn: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Fold:
     """A BatchNormalization that goes away, and the edits that keep what the model computes."""
 
     batchnorm: BatchNorm
-    direction: Literal["backward"]
+    direction: Direction
     edits: tuple[Edit, ...]
 
 
@@ -49,14 +57,16 @@ class Fold:
 class Blocked:
     """A BatchNormalization that stays.
 
-    `at` is the layer in the way, where there is one, `reason` says why in a sentence.
-    `batch_statistics` is true when the reason is that the layer runs in training mode.
+    `at` is the first layer in the way, where there is one, `reason` says why in a sentence, for
+    both directions. `batch_statistics` is true when the reason is that the layer runs in training
+    mode. `named` are the layers that the reason names.
     """
 
     batchnorm: BatchNorm
     at: Path | None
     reason: str
     batch_statistics: bool = False
+    named: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,274 +89,169 @@ class Plan:
 def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     """Decide on every BatchNormalization of a model.
 
-    `keep` are shell patterns; a BatchNormalization whose name or nested path (`backbone/bn1`)
-    matches one stays.
+    `keep` are shell patterns; a layer whose name or nested path (`backbone/bn1`) matches one stays
+    as it is.
     """
-    return Plan(tuple(_GraphPlanner(graph, (), _Surroundings(keep, _repeated(graph))).decide()))
+    return Plan(tuple(_Planner(build_scopes(graph, keep)).decide()))
 
 
-def _repeated(graph: Graph) -> frozenset[int]:
-    """The layer objects that stand in more than one place of the model."""
-    seen: set[int] = set()
-    repeated: set[int] = set()
-    for _, layer in walk_all(graph):
-        number = layer.shared_object_id
-        if number is not None:
-            (repeated if number in seen else seen).add(number)
-    return frozenset(repeated)
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A BatchNormalization, where it stands."""
+
+    batchnorm: BatchNorm
+    scope: Scope
+    layer: Layer
+    around: Surroundings
 
 
-@dataclass(frozen=True)
-class _Surroundings:
-    """What a graph inherits from what is around it; an `obstacle` blocks everything inside."""
-
-    keep: Sequence[str]
-    repeated: frozenset[int]
-    obstacle: str | None = None
-    training: str | None = None
-
-    def keeps(self, path: Path) -> bool:
-        """Whether the user asked for this layer to be left alone."""
-        names = (path[-1], show(path))
-        return any(fnmatchcase(name, pattern) for pattern in self.keep for name in names)
-
-    def inside(self, layer: Layer, path: Path) -> "_Surroundings":
-        """The surroundings of what stands inside this layer."""
-        obstacle, training = self.obstacle, self.training
-        if layer.shared_object_id in self.repeated:
-            obstacle = f"{_name(layer, path)} stands in several places of the model"
-        if not layer.builtin:
-            obstacle = f"it is inside {_name(layer, path)}, a class that is not Keras' own"
-        if any(_is_set(call.training) for call in layer.calls):
-            training = _name(layer, path)
-        return _Surroundings(self.keep, self.repeated, obstacle, training)
+def _candidates(scope: Scope) -> Iterator[_Candidate]:
+    """Every BatchNormalization in the order of the layers."""
+    for name in keras_order(scope.graph):
+        layer = scope.graph.layers[name]
+        batchnorm = as_batchnorm(layer, scope.layer_path(name))
+        if batchnorm is not None:
+            yield _Candidate(batchnorm, scope, layer, scope.around)
+        elif name in scope.inside:
+            yield from _candidates(scope.inside[name])
 
 
-def _is_set(argument: object) -> bool:
-    """Whether a call's `training` may be true: False, None and 0 are not, a tensor may be."""
-    return argument not in (None, False, 0)
+class _Planner:
+    """Tries one candidate after the other until nothing changes any more."""
 
-
-def _name(layer: Layer, path: Path) -> str:
-    return f"{layer.class_name} {show(path)!r}"
-
-
-_FIRST = "it is the first layer: there is none before it that could take it in"
-
-
-class _RefusalError(Exception):
-    """Why a BatchNormalization stays; never leaves this module."""
-
-    def __init__(
-        self, reason: str, at: Path | None = None, *, batch_statistics: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.reason, self.at, self.batch_statistics = reason, at, batch_statistics
-
-
-class _GraphPlanner:
-    """Decides for one graph, then for the graphs inside it, in the order of the layers."""
-
-    def __init__(self, graph: Graph, path: Path, around: _Surroundings) -> None:
-        self._graph = graph
-        self._path = path
-        self._around = around
-        self._ranks = Ranks(graph)
-        # Who makes the tensor that a folded BatchNormalization made.
-        self._origin: dict[Ref, Ref] = {}
-        # What earlier folds have put into a layer already.
-        self._pending: dict[Path, Affine] = {}
+    def __init__(self, scope: Scope) -> None:
+        self._candidates = list(_candidates(scope))
+        self._walk = Walk({position: n for n, position in enumerate(positions(scope))})
+        self._folds: dict[Path, Fold] = {}
+        self._blocked: dict[Path, Blocked] = {}
+        self._turn = 0
 
     def decide(self) -> Iterator[Fold | Blocked]:
-        """The decisions for this graph's layers and those inside them."""
-        for name in keras_order(self._graph):
-            layer = self._graph.layers[name]
-            path = (*self._path, name)
-            batchnorm = as_batchnorm(layer, path)
-            if batchnorm is not None:
-                yield self._decide_one(batchnorm, layer)
-            else:
-                yield from self._inside(layer, path, self._around)
+        """One decision for each candidate."""
+        open_ones = [one for one in self._candidates if self._may_fold(one)]
+        while True:
+            while any([self._fold(one, into_batchnorms=False) for one in open_ones]):
+                open_ones = [one for one in open_ones if one.batchnorm.path not in self._folds]
+            if not self._fold_into_batchnorms(open_ones):
+                break
+            open_ones = [one for one in open_ones if one.batchnorm.path not in self._folds]
+        for one in self._candidates:
+            path = one.batchnorm.path
+            yield self._folds[path] if path in self._folds else self._blocked[path]
 
-    def _inside(self, layer: Layer, path: Path, around: _Surroundings) -> Iterator[Fold | Blocked]:
-        around = around.inside(layer, path)
-        if layer.graph is not None:
-            yield from _GraphPlanner(layer.graph, path, around).decide()
-        elif layer.inner is not None:
-            yield from self._inside(layer.inner, (*path, layer.inner.name), around)
+    def _may_fold(self, one: _Candidate) -> bool:
+        refusal = _problem(one)
+        if refusal is not None:
+            self._blocked[one.batchnorm.path] = _stays(one, refusal)
+            return False
+        affine = from_batchnorm(one.batchnorm)
+        if isinstance(affine, str):
+            self._blocked[one.batchnorm.path] = _stays(one, Refusal(affine))
+            return False
+        self._walk.start(one.batchnorm, affine)
+        return True
 
-    def _decide_one(self, batchnorm: BatchNorm, layer: Layer) -> Fold | Blocked:
-        try:
-            self._check_itself(batchnorm, layer)
-            affine = from_batchnorm(batchnorm)
-            if isinstance(affine, str):
-                raise _RefusalError(affine)
-            edit = self._backward(batchnorm, layer, affine)
-        except _RefusalError as refusal:
-            return Blocked(batchnorm, refusal.at, refusal.reason, refusal.batch_statistics)
-        return Fold(batchnorm, "backward", (edit,))
+    def _fold_into_batchnorms(self, open_ones: Sequence[_Candidate]) -> bool:
+        """Let one BatchNormalization take in others; whether any did.
 
-    def _check_itself(self, batchnorm: BatchNorm, layer: Layer) -> None:
-        around, path = self._around, batchnorm.path
-        if around.keeps(path):
-            raise _RefusalError("it is kept on request")
-        if not self._graph.builtin:
-            raise _RefusalError(
-                "the model's class is not Keras' own, and its code may use the layer freely"
+        Backward for all of them first, so that the first of a row takes in the others.
+        """
+        ways: tuple[tuple[Direction, ...], ...] = (("backward",), ("backward", "forward"))
+        for directions in ways:
+            done = [
+                self._fold(one, into_batchnorms=True, directions=directions)
+                for one in open_ones
+                if one.batchnorm.path not in self._folds
+            ]
+            if any(done):
+                return True
+        return False
+
+    def _fold(
+        self,
+        one: _Candidate,
+        *,
+        into_batchnorms: bool,
+        directions: tuple[Direction, ...] = ("backward", "forward"),
+    ) -> bool:
+        """Fold a candidate if it can be; note why it cannot."""
+        refusals: list[tuple[Direction, Refusal]] = []
+        for direction in directions:
+            found = self._walk.edits(
+                one.scope, one.layer, one.batchnorm, direction, into_batchnorms=into_batchnorms
             )
-        if around.obstacle is not None:
-            raise _RefusalError(around.obstacle)
+            if not isinstance(found, Refusal):
+                edits = tuple(Edit(path, effect, self._turn) for path, effect in found)
+                self._turn += 1
+                self._folds[one.batchnorm.path] = Fold(one.batchnorm, direction, edits)
+                return True
+            refusals.append((direction, found))
+        self._blocked[one.batchnorm.path] = _blocked_both_ways(one, refusals)
+        return False
+
+
+def _stays(one: _Candidate, refusal: Refusal) -> Blocked:
+    named = () if refusal.at is None else (refusal.at,)
+    return Blocked(
+        one.batchnorm, refusal.at, refusal.reason, refusal.batch_statistics, named
+    )
+
+
+def _blocked_both_ways(
+    one: _Candidate, refusals: Sequence[tuple[Direction, Refusal]]
+) -> Blocked:
+    reason = "; ".join(f"{direction}: {refusal.reason}" for direction, refusal in refusals)
+    named = tuple(refusal.at for _, refusal in refusals if refusal.at is not None)
+    return Blocked(one.batchnorm, named[0] if named else None, reason, named=named)
+
+
+def _problem(one: _Candidate) -> Refusal | None:
+    """Why a layer stays whatever is around it in the graph."""
+    batchnorm, layer, around = one.batchnorm, one.layer, one.around
+    if around.keeps(batchnorm.path):
+        return Refusal("it is kept on request")
+    if not one.scope.graph.builtin:
+        return Refusal(
+            "the model's class is not Keras' own, and its code may use the layer freely"
+        )
+    if around.obstacle is not None:
+        return Refusal(around.obstacle)
+    if _is_repeated(layer, around):
+        return Refusal("it stands in several places of the model")
+    training = _training_problem(one)
+    if training is not None:
+        return training
+    if any(call.mask is not None for call in layer.calls):
+        return Refusal("its call is given a mask, which it passes on to the layers behind it")
+    if batchnorm.axis is None:
+        return Refusal("it normalizes over several axes at once")
+    if any(len(call.inputs) != 1 for call in layer.calls):
+        return Refusal(
+            "it is the first layer of a Sequential that has no input layer, and tells its shape"
+        )
+    return None
+
+
+def _is_repeated(layer: Layer | None, around: Surroundings) -> bool:
+    while layer is not None:
         if layer.shared_object_id in around.repeated:
-            raise _RefusalError("it stands in several places of the model")
-        self._check_training(batchnorm, layer)
-        if len(layer.calls) != 1:
-            raise _RefusalError(f"it is called {len(layer.calls)} times")
-        if layer.calls[0].mask is not None:
-            raise _RefusalError(
-                "its call is given a mask, which it passes on to the layers behind it"
-            )
-        if batchnorm.axis is None:
-            raise _RefusalError("it normalizes over several axes at once")
-        if len(layer.calls[0].inputs) != 1:
-            raise _RefusalError(_FIRST)
-
-    def _check_training(self, batchnorm: BatchNorm, layer: Layer) -> None:
-        if not batchnorm.trainable:
-            return  # a frozen layer uses its moving statistics whatever it is told
-        if any(_is_set(call.training) for call in layer.calls):
-            called = "it is called"
-        elif self._around.training is not None:
-            called = f"{self._around.training} around it is called"
-        else:
-            return
-        raise _RefusalError(
-            f"{called} with training=True, so it normalizes with the batch's statistics",
-            batch_statistics=True,
-        )
-
-    def _backward(self, batchnorm: BatchNorm, layer: Layer, affine: Affine) -> Edit:
-        """The edit that takes `affine` into the layer before."""
-        source = layer.calls[0].inputs[0]
-        origin = self._origin.get(source, source)
-        before = self._graph.layers[origin.layer]
-        path = (*self._path, before.name)
-        self._check_producer(before, path)
-        if len(self._graph.readers.get(source, ())) > 1 or source in self._graph.outputs:
-            raise _RefusalError(
-                _other_readers(self._graph, source, layer, _name(before, path)), path
-            )
-        core, edit = self._edit(batchnorm, layer, before, source, affine)
-        pending = self._pending.get(edit.layer)
-        total = affine if pending is None else pending.then(affine)
-        problem = absorb.overflow(core, edit.place, total)
-        if problem is not None:
-            raise _RefusalError(f"{_name(before, path)} cannot take it in: {problem}", path)
-        self._pending[edit.layer] = total
-        self._origin[Ref(layer.name)] = origin
-        return edit
-
-    def _check_producer(self, before: Layer, path: Path) -> None:
-        name = _name(before, path)
-        if before.class_name == "InputLayer":
-            raise _RefusalError(_FIRST, path)
-        if not before.builtin:
-            raise _RefusalError(f"{name} before it is of a class that bnfold does not know", path)
-        if self._around.keeps(path):
-            raise _RefusalError(f"{name} before it is kept on request", path)
-        if before.shared_object_id in self._around.repeated:
-            raise _RefusalError(f"{name} before it stands in several places of the model", path)
-        if before.nested is not None:
-            raise _RefusalError(f"it is behind the nested model {show(path)!r}", path)
-        core, _ = _unwrap(before, path)
-        if not absorb.can_receive(core):
-            raise _RefusalError(f"{name} before it has no weights that could take it in", path)
-        if not absorb.is_linear(core):
-            raise _RefusalError(f"{name} applies {_activation(core)} before it", path)
-        if len(before.calls) != 1:
-            raise _RefusalError(f"{name} before it is called {len(before.calls)} times", path)
-
-    def _edit(
-        self, batchnorm: BatchNorm, layer: Layer, before: Layer, source: Ref, affine: Affine
-    ) -> tuple[Layer, Edit]:
-        path = (*self._path, before.name)
-        name = _name(before, path)
-        _check_dtypes(layer, before, name, path)
-        core, core_path = _unwrap(before, path)
-        rank = self._ranks.of(source)
-        wrappers = len(core_path) - len(path)
-        axis = _shared_axis(batchnorm, core, wrappers, rank)
-        if isinstance(axis, str):
-            raise _RefusalError(
-                f"it normalizes axis {batchnorm.axis}, {axis} of {name} before it", path
-            )
-        inner_rank = None if rank is None else rank - wrappers
-        place = absorb.receiver(core, axis, inner_rank, len(affine.scale))
-        if isinstance(place, str):
-            raise _RefusalError(f"{name} before it cannot take it in: {place}", path)
-        shape = self._ranks.shape(source)
-        inner_shape = None if shape is None else (*shape[:1], *shape[1 + wrappers :])
-        problem = absorb.misplaced_bias(place, inner_shape)
-        if problem is not None:
-            raise _RefusalError(f"{name} before it cannot take it in: {problem}", path)
-        return core, Edit(core_path, place, affine)
-
-
-def _check_dtypes(layer: Layer, before: Layer, name: str, path: Path) -> None:
-    policies = [policy(part) for part in (*_chain(before), *_chain(layer))]
-    if None in policies:
-        raise _RefusalError(
-            f"it or {name} before it is quantized or has a dtype policy of its own", path
-        )
-    if len({found.compute for found in policies if found is not None}) > 1:
-        raise _RefusalError(f"{name} before it computes in another dtype", path)
-
-
-def _shared_axis(batchnorm: BatchNorm, core: Layer, wrappers: int, rank: int | None) -> int | str:
-    """The axis that is normalized, as the layer before counts its output; or what is wrong.
-
-    Negative wherever the rank is known, so that both ways of counting compare.
-    """
-    axis = batchnorm.axis
-    if axis is None:
-        return "which is not one axis"
-    if absorb.channel_axis(core) is None and not catalog.is_batchnorm(core):
-        return axis if axis < 0 else axis - wrappers  # an equation decides
-    before = as_batchnorm(core, ())
-    channels = before.axis if before is not None else absorb.channel_axis(core)
-    if channels is None:
-        return "which is not the one"
-    channels = channels + wrappers if channels >= 0 else channels
-    if (axis < 0) != (channels < 0):
-        if rank is None:
-            return "which may not be the channel axis (the rank is unknown)"
-        axis, channels = axis % rank, channels % rank
-    if axis != channels:
-        return "which is not the channel axis"
-    return axis if axis < 0 else axis - wrappers
-
-
-def _activation(layer: Layer) -> str:
-    activation = layer.config.get("activation")
-    return activation if isinstance(activation, str) else "an activation"
-
-
-def _other_readers(graph: Graph, source: Ref, layer: Layer, name: str) -> str:
-    others = [other for other, _ in graph.readers.get(source, ()) if other != layer.name]
-    if source in graph.outputs:
-        return f"what {name} makes before it is also an output of the model"
-    if not others:
-        return f"it reads what {name} makes more than once"
-    return f"what {name} makes before it also goes to {others[0]!r}"
-
-
-def _unwrap(layer: Layer, path: Path) -> tuple[Layer, Path]:
-    """The layer inside all TimeDistributed wrappers, and its path."""
-    while layer.inner is not None:
+            return True
         layer = layer.inner
-        path = (*path, layer.name)
-    return layer, path
+    return False
 
 
-def _chain(layer: Layer) -> list[Layer]:
-    """A layer and everything it wraps."""
-    return [layer] if layer.inner is None else [layer, *_chain(layer.inner)]
+def _training_problem(one: _Candidate) -> Refusal | None:
+    if not one.batchnorm.trainable:
+        return None  # a frozen layer uses its moving statistics whatever it is told
+    if any(is_set(call.training) for call in one.layer.calls):
+        called = "it is called"
+    elif one.around.training is not None:
+        called = f"{one.around.training} around it is called"
+    else:
+        return None
+    return Refusal(
+        f"{called} with training=True, so it normalizes with the batch's statistics",
+        batch_statistics=True,
+    )
+
+

@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO
 import h5py
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model import config, guard, hdf5
+from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.order import Container, GroupNames
@@ -279,6 +279,10 @@ class KerasArchive:
             if source is not None:
                 hdf5.copy_children(source, target, skip=inside)
             return
+        inner_groups = catalog.variable_groups(layer)
+        if inner_groups != ("",):
+            self._write_grouped(layer, inner_groups, source, target)
+            return
         variables = target.require_group("vars")
         if source is not None:
             hdf5.copy_children(source, target, skip={*inside, "vars"})
@@ -286,10 +290,27 @@ class KerasArchive:
             if old is not None:
                 hdf5.copy_attributes(old, variables)
         for number, weight in enumerate(layer.weights):
-            if weight.source is not None:
-                hdf5.copy_dataset(self._weights, weight.source, variables, str(number))
-            else:
-                hdf5.write_weight(variables, str(number), weight)
+            self._write_variable(weight, variables, number)
+
+    def _write_grouped(
+        self, layer: Layer, groups: tuple[str, ...], source: h5py.Group | None, target: h5py.Group
+    ) -> None:
+        """A layer that keeps its variables in the groups of its parts, as recurrent layers do."""
+        if source is not None:
+            hdf5.copy_around(source, target, {f"{group}/vars" for group in groups})
+        known = catalog.slots(layer) or ()
+        whose = [slot.group for slot in known] + [groups[-1]] * len(layer.weights or ())
+        numbers = dict.fromkeys(groups, 0)
+        for group, weight in zip(whose, layer.weights or (), strict=False):
+            variables = target.require_group(f"{group}/vars")
+            self._write_variable(weight, variables, numbers[group])
+            numbers[group] += 1
+
+    def _write_variable(self, weight: Weight, variables: h5py.Group, number: int) -> None:
+        if weight.source is not None:
+            hdf5.copy_dataset(self._weights, weight.source, variables, str(number))
+        else:
+            hdf5.write_weight(variables, str(number), weight)
 
 
 def _require(names: set[str]) -> None:
@@ -350,10 +371,17 @@ def _attach_layer(
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
     variables = groups.at(f"{location}/vars") if location is not None else None
-    if variables is None:
-        return layer
-    _check_name(layer, siblings, variables)
-    return replace(layer, weights=_variables(variables, f"{location}/vars"))
+    if variables is not None:
+        _check_name(layer, siblings, variables)
+    weights: tuple[Weight, ...] = ()
+    for group in catalog.variable_groups(layer):
+        place = f"{location}/{group}/vars" if group else f"{location}/vars"
+        variables = groups.at(place) if location is not None else None
+        found = () if variables is None else _variables(variables, place)
+        if found is None:
+            return replace(layer, weights=None)
+        weights += found
+    return replace(layer, weights=weights)
 
 
 def _variables(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:

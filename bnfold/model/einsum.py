@@ -25,16 +25,19 @@ class Equation:
     ellipsis: str
 
     def output_letter(self, axis: int, rank: int | None) -> str | None:
-        """The letter of an output axis; None where it has none, or the rank is unknown."""
-        if self.ellipsis == "none":
-            rank = len(self.output)
+        """The letter of an output axis, counted from the end; None where it has none."""
+        return self._letter(self.output, axis, rank)
+
+    def input_letter(self, axis: int, rank: int | None) -> str | None:
+        """The letter of an input axis, counted from the end; None where it has none."""
+        return self._letter(self.inputs, axis, rank)
+
+    def _letter(self, letters: str, axis: int, rank: int | None) -> str | None:
         if self.ellipsis == "right":
-            position = axis if axis >= 0 else axis + rank if rank is not None else len(self.output)
-        elif axis < 0:
-            position = axis + len(self.output)
+            position = axis + rank if rank is not None else len(letters)
         else:
-            position = axis - (rank - len(self.output)) if rank is not None else -1
-        return self.output[position] if 0 <= position < len(self.output) else None
+            position = axis + len(letters)
+        return letters[position] if 0 <= position < len(letters) else None
 
     def trailing(self, rank: int | None) -> int | None:
         """How many axes the output has behind the named ones; None where the rank is unknown."""

@@ -1,6 +1,6 @@
 """HDF5 weights: read on demand, copied undecoded, written the way Keras writes them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import h5py
@@ -131,6 +131,18 @@ def copy_children(
             copy_dataset(source, name, target, name)
         else:
             copy_children(node, target.require_group(name), depth=depth + 1)
+
+
+def copy_around(source: h5py.Group, target: h5py.Group, left_out: Collection[str]) -> None:
+    """Copy a group, but only the attributes of what stands at the paths `left_out` in it."""
+    first = {path.partition("/")[0] for path in left_out}
+    copy_children(source, target, skip=first)
+    for name in sorted(first):
+        found = guard.child(source, name)
+        if isinstance(found, h5py.Group):
+            rest = {p.partition("/")[2] for p in left_out if p.startswith(f"{name}/")}
+            inside = target.require_group(name)
+            copy_around(found, inside, rest) if rest else copy_attributes(found, inside)
 
 
 def copy_attributes(source: h5py.Group, target: h5py.Group, skip: Iterable[str] = ()) -> None:

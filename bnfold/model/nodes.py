@@ -260,3 +260,45 @@ def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...]
             return
         for value in node.values():
             yield from tensor_shapes(value)
+
+
+def leading(node: Any, names: Iterable[str]) -> int:
+    """How many tensors the first argument of a call holds, in either dialect.
+
+    They come first among the call's inputs. Not one is counted where the first argument was given
+    by name or is no tensor.
+    """
+    found = 0
+
+    def note(triple: list[Any]) -> list[Any]:
+        nonlocal found
+        found += 1
+        return triple
+
+    if isinstance(node, dict) and isinstance(node.get("args"), list):
+        _map_keras3(node["args"][:1], note)
+        return found
+    leaves = list(_keras2_tensors(node, names))
+    return 0 if any(leaf[0] == CONSTANT for leaf in leaves) else len(leaves)
+
+
+def is_flat(node: Any) -> bool:
+    """Whether the first argument of a call is one tensor or a list of tensors, not a dictionary."""
+    first = node["args"][:1] if isinstance(node, dict) and node.get("args") else node
+    while isinstance(first, list):
+        first = first[0] if first else None
+    return not isinstance(first, dict) or first.get("class_name") == "__keras_tensor__"
+
+
+def operands(node: Any) -> tuple[Any, ...]:
+    """What an operation is given by position: a number, None for a tensor, else what stands there.
+
+    Empty where it is given anything by name.
+    """
+    if not isinstance(node, dict) or node.get("kwargs") or not isinstance(node.get("args"), list):
+        return ()
+    return tuple(None if _is_keras3_tensor(value) else value for value in node["args"])
+
+
+def _is_keras3_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("class_name") == "__keras_tensor__"

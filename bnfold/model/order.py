@@ -55,6 +55,11 @@ def keras_order(graph: Graph) -> tuple[str, ...]:
     return tuple(sorted(depths, key=lambda name: (-depths[name], first_visit[name])))
 
 
+def calls_in_order(graph: Graph) -> list[Node]:
+    """All calls that the outputs depend on, each behind those that make its inputs."""
+    return _depth_first(graph)[0]
+
+
 def _depth_first(graph: Graph) -> tuple[list[Node], dict[str, int]]:
     """All calls that the outputs depend on, each after its inputs; and each layer's first visit."""
     finished: list[Node] = []

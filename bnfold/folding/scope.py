@@ -1,0 +1,177 @@
+"""The graphs of a model where they stand: what is around each, and where its boundaries can be
+crossed.
+
+A map may leave a nested model, or enter one, only if the model is called once: inside one that is
+called several times the same weights serve all calls. A model inside a TimeDistributed does not see
+the axis of time, so a map that varies along it stays outside.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from bnfold.model import nodes
+from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
+from bnfold.model.order import calls_in_order
+from bnfold.model.shapes import Shapes, without_axes
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a graph inherits from what is around it; an `obstacle` blocks everything inside."""
+
+    keep: Sequence[str]
+    repeated: frozenset[int]
+    obstacle: str | None = None
+    training: str | None = None
+
+    def keeps(self, path: Path) -> bool:
+        """Whether the user asked for this layer to be left alone."""
+        names = (path[-1], show(path))
+        return any(fnmatchcase(name, pattern) for pattern in self.keep for name in names)
+
+    def inside(self, layer: Layer, path: Path) -> "Surroundings":
+        """The surroundings of what stands inside this layer."""
+        obstacle, training = self.obstacle, self.training
+        if layer.shared_object_id in self.repeated:
+            obstacle = f"{title(layer, path)} stands in several places of the model"
+        if not layer.builtin:
+            obstacle = f"it is inside {title(layer, path)}, a class that is not Keras' own"
+        if any(is_set(call.training) for call in layer.calls):
+            training = title(layer, path)
+        return Surroundings(self.keep, self.repeated, obstacle, training)
+
+
+def is_set(argument: object) -> bool:
+    """Whether a call's `training` may be true: False, None and 0 are not, a tensor may be."""
+    return argument not in (None, False, 0)
+
+
+def title(layer: Layer, path: Path) -> str:
+    """A layer as sentences name it: `Conv2D 'block/conv'`."""
+    return f"{layer.class_name} {show(path)!r}"
+
+
+def repeated_objects(graph: Graph) -> frozenset[int]:
+    """The layer objects that stand in more than one place of the model."""
+    seen: set[int] = set()
+    repeated: set[int] = set()
+    for _, layer in walk_all(graph):
+        number = layer.shared_object_id
+        if number is not None:
+            (repeated if number in seen else seen).add(number)
+    return frozenset(repeated)
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """One graph of a model where it stands.
+
+    Attributes:
+        graph: the graph.
+        path: that of the layer it is, or is inside of; () for the model itself.
+        around: what it inherits.
+        shapes: those of its tensors.
+        parent: the graph around it, None for the model itself.
+        name: the layer of the parent that it is, or that wraps it.
+        wrappers: how many TimeDistributed stand between.
+        closed: a sentence, why nothing can cross its boundary; None where it can.
+        inside: the scopes of the nested models in it, by the name of the layer.
+    """
+
+    graph: Graph
+    path: Path
+    around: Surroundings
+    shapes: Shapes
+    parent: "Scope | None" = None
+    name: str = ""
+    wrappers: int = 0
+    closed: str | None = None
+    inside: "dict[str, Scope]" = field(default_factory=dict)
+
+    def layer_path(self, name: str) -> Path:
+        """The path of one of its layers."""
+        return (*self.path, name)
+
+    def reads(self, ref: Ref) -> int:
+        """How often a tensor is read: by slots of calls, and as an output."""
+        return len(self.graph.readers.get(ref, ())) + self.graph.outputs.count(ref)
+
+    def leading(self, call: Call) -> int:
+        """How many of a call's inputs are in its first argument."""
+        if self.graph.numbering is None or call.node is None:
+            return len(call.inputs)
+        return nodes.leading(call.node, self.graph.numbering.in_calls)
+
+    def outer_call(self) -> Call | None:
+        """The one call of the nested model that this is."""
+        return None if self.parent is None else self.parent.graph.layers[self.name].calls[0]
+
+
+def build_scopes(graph: Graph, keep: Sequence[str]) -> Scope:
+    """The scope of a whole model, with those of all models in it."""
+    scope = Scope(graph, (), Surroundings(keep, repeated_objects(graph)), Shapes(graph))
+    _fill(scope)
+    return scope
+
+
+def _fill(scope: Scope) -> None:
+    for name, layer in scope.graph.layers.items():
+        path, around, wrappers = scope.layer_path(name), scope.around, 0
+        current: Layer = layer
+        around = around.inside(current, path)
+        while current.inner is not None:
+            current, wrappers = current.inner, wrappers + 1
+            path = (*path, current.name)
+            around = around.inside(current, path)
+        if current.graph is not None:
+            closed = _boundary(scope, layer, current.graph)
+            known = _input_shapes(scope, layer, current.graph, wrappers) if not closed else {}
+            shapes = Shapes(current.graph, known)
+            nested = Scope(
+                current.graph, path, around, shapes, scope, name, wrappers, closed or around.obstacle
+            )
+            scope.inside[name] = nested
+            _fill(nested)
+
+
+def _boundary(scope: Scope, layer: Layer, graph: Graph) -> str | None:
+    """Why nothing can cross the boundary of a nested model."""
+    if not graph.builtin:
+        return "is of a class that is not Keras' own"
+    if len(layer.calls) != 1:
+        return f"is a nested model that is called {len(layer.calls)} times"
+    call = layer.calls[0]
+    if call.mask is not None:
+        return "is a nested model that is given a mask"
+    if len(call.inputs) != len(graph.inputs) or scope.leading(call) != len(call.inputs):
+        return "is a nested model that is called in an unusual way"
+    plain = call.node is None or nodes.is_flat(call.node)
+    listed = graph.entry["config"].get("input_layers") if graph.kind == "functional" else []
+    if len(graph.inputs) > 1 and not (plain and isinstance(listed, list)):
+        return "is a nested model whose inputs are a dictionary"
+    return None
+
+
+def _input_shapes(
+    scope: Scope, layer: Layer, graph: Graph, wrappers: int
+) -> Mapping[str, tuple[int | None, ...] | None]:
+    shapes = [without_axes(scope.shapes.of(ref), wrappers) for ref in layer.calls[0].inputs]
+    return dict(zip(graph.inputs, shapes, strict=False))
+
+
+Position = tuple[Scope, str, int]
+"""One call: the scope, the layer's name and the number of the call."""
+
+
+def positions(scope: Scope) -> Iterator[Position]:
+    """All calls of a model, each behind those that make its inputs.
+
+    What is inside a nested model follows its call.
+    """
+    entered: set[str] = set()
+    for name, number in calls_in_order(scope.graph):
+        yield scope, name, number
+        if name in scope.inside and name not in entered:
+            entered.add(name)
+            yield from positions(scope.inside[name])

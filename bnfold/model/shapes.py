@@ -1,0 +1,343 @@
+"""The static shapes and the dtypes of a graph's tensors, as far as the file alone tells.
+
+Keras 3 notes both for every tensor that a layer reads. For older files, for a Sequential and for
+what nobody reads, the shape follows from the build config of a reader, or from the class and the
+settings of the layer that made the tensor. A size that is open or unknown is None; a shape that is
+unknown altogether is None. Whoever asks must take None for a refusal.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from bnfold.model import catalog, config
+from bnfold.model.einsum import parse_equation
+from bnfold.model.graph import Graph, Layer, Ref
+from bnfold.model.policy import policy
+
+Shape = tuple[int | None, ...]
+
+_MAX_STEPS = 200
+
+
+class Shapes:
+    """The shapes of a graph's tensors, each looked for once."""
+
+    def __init__(self, graph: Graph, outer: Mapping[str, Shape | None] | None = None) -> None:
+        """`outer` are shapes of the graph's input layers that are known from elsewhere."""
+        self._graph = graph
+        self._outer = outer or {}
+        noted = config.tensor_types(graph)
+        self._dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
+        self._known: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
+
+    def of(self, ref: Ref, steps: int = 0) -> Shape | None:
+        """The shape of a tensor, batch included."""
+        if ref not in self._known:
+            self._known[ref] = self._find(ref, steps) if steps <= _MAX_STEPS else None
+        return self._known[ref]
+
+    def dtype(self, ref: Ref) -> str | None:
+        """The dtype of a tensor: noted, declared by its input layer, or its maker's."""
+        if ref in self._dtypes:
+            return self._dtypes[ref]
+        layer = self._graph.layers[ref.layer]
+        if layer.is_operation or not layer.builtin or layer.nested is not None:
+            return None
+        found = policy(layer)
+        return None if found is None else found.compute
+
+    def _find(self, ref: Ref, steps: int) -> Shape | None:
+        built = self._built(ref)
+        found = self._by_class(self._graph.layers[ref.layer], ref, steps)
+        # A build config notes the first call only, and leaves open what it did not know.
+        return found if built is None else built
+
+    def _built(self, ref: Ref) -> Shape | None:
+        """The shape that the build config of a layer which reads this tensor alone gives."""
+        for name, number in self._graph.readers.get(ref, ()):
+            layer = self._graph.layers[name]
+            build_config = layer.entry.get("build_config")
+            shape = build_config.get("input_shape") if isinstance(build_config, dict) else None
+            single = len(layer.calls) == 1 and layer.calls[number].inputs == (ref,)
+            if single and isinstance(shape, list) and not any(isinstance(n, list) for n in shape):
+                return tuple(shape)
+        return None
+
+    def _by_class(self, layer: Layer, ref: Ref, steps: int) -> Shape | None:
+        if not layer.builtin or layer.is_operation:
+            return None
+        inputs = self._inputs(layer, ref, steps)
+        if layer.graph is not None:
+            known = dict(zip(layer.graph.inputs, inputs, strict=False))
+            return Shapes(layer.graph, known).of(layer.graph.outputs[ref.output], steps + 1)
+        if layer.class_name == "InputLayer":
+            return self._outer.get(layer.name) or input_shape(layer)
+        return output_shape(layer, inputs, ref.output)
+
+    def _inputs(self, layer: Layer, ref: Ref, steps: int) -> list[Shape | None]:
+        sources = layer.calls[ref.call].inputs
+        if sources:
+            return [self.of(source, steps + 1) for source in sources]
+        shape = input_shape(layer)
+        if shape is None and layer.class_name != "InputLayer":
+            listed = config.settings(self._graph.entry).get("build_input_shape")
+            shape = tuple(listed) if isinstance(listed, list) else None
+        return [shape]
+
+
+def input_shape(layer: Layer) -> Shape | None:
+    """The shape that a layer's config declares for its input, batch included."""
+    for key in ("batch_shape", "batch_input_shape"):
+        shape = layer.config.get(key)
+        if isinstance(shape, list):
+            return tuple(shape)
+    return None
+
+
+def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> Shape | None:
+    """The shape of what a layer makes of tensors of these shapes."""
+    if layer.inner is not None:
+        return _through_wrapper(layer.inner, inputs, output)
+    if not layer.builtin or layer.is_operation or not inputs:
+        return None
+    if layer.class_name in catalog.RECURRENT:
+        return _recurrent(layer, inputs[0], output)
+    rule = _RULES.get(layer.class_name)
+    if rule is None:
+        rank = catalog.rank_of_output(layer)
+        return (None,) * rank if rank is not None else None
+    return rule(layer, inputs)
+
+
+def _through_wrapper(inner: Layer, inputs: list[Shape | None], output: int) -> Shape | None:
+    """TimeDistributed: the layer inside sees neither axis 1 nor what stands on it."""
+    shape = inputs[0] if inputs else None
+    inside = None if shape is None else (*shape[:1], *shape[2:])
+    if inner.graph is not None:
+        known = dict(zip(inner.graph.inputs, [inside], strict=False))
+        found = Shapes(inner.graph, known).of(inner.graph.outputs[output])
+    else:
+        found = output_shape(inner, [inside], output)
+    if found is None:
+        return None
+    return (*found[:1], shape[1] if shape is not None else None, *found[1:])
+
+
+Rule = Callable[[Layer, list[Shape | None]], Shape | None]
+
+
+def _same(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    return inputs[0]
+
+
+def _joined(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    """Layers that broadcast: sizes that differ are left open unless one of them is 1."""
+    shapes = [shape for shape in inputs if shape is not None]
+    if len(shapes) != len(inputs) or len({len(shape) for shape in shapes}) != 1:
+        return None
+    return tuple(_broadcast(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _broadcast(sizes: tuple[int | None, ...]) -> int | None:
+    large = {size for size in sizes if size is None or size > 1}
+    return large.pop() if len(large) == 1 else None if large else 1
+
+
+def _concatenated(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    shapes = [shape for shape in inputs if shape is not None]
+    axis = layer.config.get("axis", -1)
+    if len(shapes) != len(inputs) or len({len(shape) for shape in shapes}) != 1:
+        return None
+    if type(axis) is not int or not -len(shapes[0]) <= axis < len(shapes[0]):
+        return None
+    axis %= len(shapes[0])
+    sizes = [_known_or_none({shape[n] for shape in shapes}) for n in range(len(shapes[0]))]
+    parts = [shape[axis] for shape in shapes]
+    known = [part for part in parts if part is not None]
+    sizes[axis] = sum(known) if len(known) == len(parts) else None
+    return tuple(sizes)
+
+
+def _known_or_none(sizes: set[int | None]) -> int | None:
+    known = {size for size in sizes if size is not None}
+    return known.pop() if len(known) == 1 else None
+
+
+def _dense(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    shape = inputs[0]
+    return None if shape is None else (*shape[:-1], _integer(layer.config.get("units")))
+
+
+def _embedding(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    shape = inputs[0]
+    return None if shape is None else (*shape, _integer(layer.config.get("output_dim")))
+
+
+def _integer(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+def _einsum(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    """The ranks are the equation's; `output_shape` in the config tells the sizes but the batch."""
+    equation, shape = parse_equation(layer.config.get("equation")), inputs[0]
+    if equation is None:
+        return None
+    if equation.ellipsis == "none":
+        return (None,) * len(equation.output)
+    if shape is None:
+        return None
+    return (None,) * (len(shape) - len(equation.inputs) + len(equation.output))
+
+
+def _reshaped(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    target = layer.config.get("target_shape")
+    if not isinstance(target, list) or not all(type(size) is int for size in target):
+        return None
+    batch = inputs[0][0] if inputs[0] else None
+    if -1 not in target:
+        return (batch, *target)
+    total = _product(inputs[0])
+    rest = math.prod(size for size in target if size != -1)
+    missing = total // rest if total is not None and rest else None
+    return (batch, *(missing if size == -1 else size for size in target))
+
+
+def _product(shape: Shape | None) -> int | None:
+    """How many numbers a sample has."""
+    sizes = [size for size in shape[1:] if size is not None] if shape is not None else []
+    return math.prod(sizes) if shape is not None and len(sizes) == len(shape) - 1 else None
+
+
+def _flattened(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    return (inputs[0][0] if inputs[0] else None, _product(inputs[0]))
+
+
+def _permuted(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    dims, shape = layer.config.get("dims"), inputs[0]
+    if shape is None or not isinstance(dims, list) or len(dims) != len(shape) - 1:
+        return None
+    return (shape[0], *(shape[dim] for dim in dims))
+
+
+def _repeated(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    shape = inputs[0]
+    times = _integer(layer.config.get("n"))
+    return (None, times, None) if shape is None else (shape[0], times, *shape[1:])
+
+
+def _global_pooling(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    shape, rank = inputs[0], catalog.POOLED_RANK[layer.class_name]
+    channels_last = layer.config.get("data_format", "channels_last") != "channels_first"
+    batch = shape[0] if shape is not None else None
+    channels = shape[-1 if channels_last else 1] if shape is not None else None
+    if not layer.config.get("keepdims"):
+        return (batch, channels)
+    ones = (1,) * (rank - 2)
+    return (batch, *ones, channels) if channels_last else (batch, channels, *ones)
+
+
+def _windowed(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
+    """Layers that slide over, pad, crop or stretch the spatial axes of their input."""
+    rank = catalog.FIXED_RANK[layer.class_name]
+    shape = inputs[0]
+    if shape is None or len(shape) != rank:
+        shape = (None,) * rank
+    first = layer.config.get("data_format") == "channels_first"
+    space = shape[2:] if first else shape[1:-1]
+    sizes = tuple(_space(layer, axis, size) for axis, size in enumerate(space))
+    channels = shape[1] if first else shape[-1]
+    if layer.class_name in catalog.CONVOLUTIONS:
+        channels = _integer(layer.config.get("filters"))
+    return (shape[0], channels, *sizes) if first else (shape[0], *sizes, channels)
+
+
+def _space(layer: Layer, axis: int, size: int | None) -> int | None:
+    """The size of one spatial axis behind a layer."""
+    kind = layer.class_name[:-2]
+    if size is None or "Transpose" in layer.class_name or kind.startswith("Adaptive"):
+        return None
+    if kind == "UpSampling":
+        factor = per_axis(layer, "size", axis)
+        return None if factor is None else size * factor
+    if kind in ("ZeroPadding", "Cropping"):
+        ends = _both_ends(layer.config.get(kind.removeprefix("Zero").lower()), axis)
+        return None if ends is None else size + (ends if kind == "ZeroPadding" else -ends)
+    window = window_of(layer, axis)
+    if window is None:
+        return None
+    width, stride = window
+    if layer.config.get("padding") in ("same", "causal"):
+        return -(-size // stride)
+    return (size - width) // stride + 1 if layer.config.get("padding") == "valid" else None
+
+
+def window_of(layer: Layer, axis: int) -> tuple[int, int] | None:
+    """How far a layer's window reaches on a spatial axis, dilation included, and its stride."""
+    pooling = "pool_size" in layer.config
+    width = per_axis(layer, "pool_size" if pooling else "kernel_size", axis)
+    stride = per_axis(layer, "strides", axis)
+    if pooling and layer.config.get("strides") is None:
+        stride = width
+    dilation = 1 if "dilation_rate" not in layer.config else per_axis(layer, "dilation_rate", axis)
+    if not width or not stride or not dilation:
+        return None
+    return (width - 1) * dilation + 1, stride
+
+
+def per_axis(layer: Layer, setting: str, axis: int) -> int | None:
+    """A setting that is one number for all spatial axes or a list with one for each."""
+    value = layer.config.get(setting)
+    if isinstance(value, list):
+        value = value[axis] if axis < len(value) else None
+    return _integer(value)
+
+
+def _both_ends(value: object, axis: int) -> int | None:
+    """The sum of both ends' amounts: of a number, a pair, or a list of one of these per axis."""
+    if isinstance(value, list) and len(value) > axis:
+        if all(type(end) is int for end in value) and len(value) == 2 and axis == 0:
+            pair = value  # one spatial axis; with two, Keras writes pairs
+            return int(sum(pair))
+        value = value[axis]
+        if isinstance(value, list):
+            return sum(value) if all(type(end) is int for end in value) else None
+    return 2 * value if isinstance(value, int) else None
+
+
+def _recurrent(layer: Layer, shape: Shape | None, output: int) -> Shape | None:
+    batch = shape[0] if shape is not None else None
+    units = _integer(layer.config.get("units"))
+    if output == 0 and layer.config.get("return_sequences"):
+        return (batch, shape[1] if shape is not None and len(shape) > 1 else None, units)
+    return (batch, units)
+
+
+_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(catalog.SAME_SHAPE, _same),
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _joined),
+    "Concatenate": _concatenated,
+    "Dense": _dense,
+    "Embedding": _embedding,
+    "EinsumDense": _einsum,
+    "Reshape": _reshaped,
+    "Flatten": _flattened,
+    "Permute": _permuted,
+    "RepeatVector": _repeated,
+    **dict.fromkeys(catalog.POOLED_RANK, _global_pooling),
+    **dict.fromkeys((*catalog.WINDOWED, *catalog.CONVOLUTIONS), _windowed),
+}
+
+
+def without_axes(shape: Shape | None, wrappers: int) -> Shape | None:
+    """The shape that a layer inside this many TimeDistributed sees."""
+    return None if shape is None else (*shape[:1], *shape[1 + wrappers :])
+
+
+def inside(layer: Layer) -> tuple[Layer, int]:
+    """The layer inside all wrappers, with the wrapper's calls, and how many wrappers there are."""
+    wrappers = 0
+    calls = layer.calls
+    while layer.inner is not None:
+        layer, wrappers = layer.inner, wrappers + 1
+    return (replace(layer, calls=calls) if wrappers else layer), wrappers
