@@ -6,8 +6,8 @@ axes:
     Dense, Conv, SeparableConv (pointwise)   kernel[..., c] * s[c],      bias[c] * s[c] + t[c]
     ConvTranspose                            kernel[..., c, :] * s[c],   bias likewise
     DepthwiseConv, multiplier M              kernel[..., i, m] * s[i * M + m],  bias likewise
-    EinsumDense                              the kernel's axis that the equation gives the channel's
-    letter Embedding                                embeddings[:, c] * s[c] + t[c]
+    EinsumDense                              the kernel's axis with the channel's letter,  likewise
+    Embedding                                embeddings[:, c] * s[c] + t[c]
     BatchNormalization                       gamma[c] * s[c],            beta[c] * s[c] + t[c]
 
 A layer without a bias gets one. Wrong if a nonlinearity stands between, if the channel axis of the
@@ -15,6 +15,7 @@ layer is not that of the affine, or if anything else reads the layer's output: `
 Here a refusal is a sentence.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,7 @@ class Receiver:
     The axes `kernel_axes` of the slot `kernel` make up the channels, the slowest first. `bias` is
     the slot that takes the shift, with the shape `bias_shape` and its channels on `bias_axis`; None
     where the kernel takes the shift itself. `output_axis` is the axis of the layer's output that
-    holds the channels. `settings` are what the config must say afterwards.
+    holds the channels. `changes` are what the config must say afterwards.
     """
 
     kernel: str
@@ -47,7 +48,7 @@ class Receiver:
     bias_shape: tuple[int, ...]
     bias_axis: int
     output_axis: int
-    settings: dict[str, Any]
+    changes: dict[str, Any]
 
 
 def channel_axis(layer: Layer) -> int | None:
@@ -85,28 +86,35 @@ def receiver(layer: Layer, axis: int, rank: int | None, channels: int) -> Receiv
     if weights is None:
         return "its variables in the file are not those of its class"
     if catalog.is_batchnorm(layer):
-        settings = {"scale": True, "center": True}
-        return Receiver("gamma", (0,), "beta", (channels,), 0, -1, settings)
+        return _batchnorm_receiver(weights, channels)
     if layer.class_name == "EinsumDense":
         return _einsum_receiver(layer, weights, axis, rank, channels)
     known = catalog.facts(layer)
     if known is None or known.output is None:
         return "its output is not linear in its weights"
     output = known.output
-    shape = weights[output.kernel].shape
-    if int(np.prod([shape[a] for a in output.axes])) != channels:
-        return f"its {output.kernel} does not have {channels} output channels"
-    settings = {"use_bias": True} if output.bias else {}
+    kernel, bias = weights[output.kernel], weights.get(output.bias or "")
+    sizes = [kernel.shape[axis] for axis in output.axes]
+    if math.prod(sizes) != channels or (bias is not None and bias.shape != (channels,)):
+        return f"it does not have {channels} output channels"
+    changes = {"use_bias": True} if output.bias else {}
     output_axis = channel_axis(layer) or -1
-    return Receiver(output.kernel, output.axes, output.bias, (channels,), 0, output_axis, settings)
+    return Receiver(output.kernel, output.axes, output.bias, (channels,), 0, output_axis, changes)
+
+
+def _batchnorm_receiver(weights: dict[str, Weight], channels: int) -> Receiver | str:
+    if any(weight.shape != (channels,) for weight in weights.values()):
+        return f"it does not have {channels} channels"
+    changes = {"scale": True, "center": True}
+    return Receiver("gamma", (0,), "beta", (channels,), 0, -1, changes)
 
 
 def _einsum_receiver(
     layer: Layer, weights: dict[str, Weight], axis: int, rank: int | None, channels: int
 ) -> Receiver | str:
     equation = parse_equation(layer.config.get("equation"))
-    if equation is None:
-        return "its equation is in no known form"
+    if equation is None or len(equation.kernel) != len(weights["kernel"].shape):
+        return "its equation is in no known form, or not that of its kernel"
     letter = equation.output_letter(axis, rank)
     if letter is None or letter not in equation.kernel:
         return f"axis {axis} of its output is not an axis of its kernel"
@@ -133,10 +141,10 @@ def _einsum_bias(
     spanned = equation.output[min(equation.output.find(a) for a in new_axes) :]
     shape = tuple(sizes[a] if a in new_axes else 1 for a in spanned) + (1,) * trailing
     kernel_axis = equation.kernel.index(letter)
-    settings = {"bias_axes": new_axes}
+    changes = {"bias_axes": new_axes}
     bias_axis = spanned.index(letter)
     output_axis = bias_axis - len(shape)
-    return Receiver("kernel", (kernel_axis,), "bias", shape, bias_axis, output_axis, settings)
+    return Receiver("kernel", (kernel_axis,), "bias", shape, bias_axis, output_axis, changes)
 
 
 def absorb(layer: Layer, place: Receiver, affine: Affine) -> Layer:
@@ -145,7 +153,7 @@ def absorb(layer: Layer, place: Receiver, affine: Affine) -> Layer:
     changed = {place.kernel: _new_kernel(weights, place, affine)}
     if place.bias is not None:
         changed[place.bias] = _new_bias(weights, place, affine)
-    layer = layer.with_config(**place.settings)
+    layer = layer.with_config(**place.changes)
     known = {**weights, **changed}
     ordered = tuple(known[slot.name] for slot in catalog.slots(layer) or ())
     renorm = (layer.weights or ())[len(weights) :]
@@ -201,60 +209,89 @@ def _fold_bias(bias: Weight | None, place: Receiver, affine: Affine) -> Vector:
         return np.array(shift)
     old = bias.read().astype(np.float64)
     old = old.reshape((1,) * (len(place.bias_shape) - old.ndim) + old.shape)
-    folded: Vector = old * affine.scale.reshape(shape) + shift
+    with np.errstate(over="ignore", invalid="ignore"):
+        folded: Vector = old * affine.scale.reshape(shape) + shift
     return folded
 
 
-def misplaced_bias(place: Receiver, shape: tuple[int | None, ...] | None) -> str | None:
-    """A sentence when Keras would add the new bias along another axis than the channels.
+def misplaced_bias(
+    layer: Layer, place: Receiver, shape: tuple[int | None, ...] | None
+) -> str | None:
+    """A sentence when Keras adds the layer's old or new bias along another axis than its own.
 
-    On TensorFlow, `keras.ops.add` takes a bias that is a vector but for axes of size 1 for one on
-    the last axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
+    On TensorFlow, `keras.ops.add` takes an array with one axis longer than 1 for a bias on the last
+    axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
     src/backend/tensorflow/numpy.py). `shape` is that of the layer's output, None if unknown.
     """
-    sizes = [size for size in place.bias_shape if size > 1]
-    if len(sizes) != 1 or place.output_axis == -1:
+    if place.bias is None or catalog.is_batchnorm(layer):
         return None
-    if shape is None:
-        return "the shape of its output is unknown, and Keras adds some biases along another axis"
-    rivals = {shape[-1]} if place.output_axis % len(shape) == 1 else {shape[-1], shape[1]}
-    if rivals & {sizes[0], None}:
-        return "its output is, or may be, as wide as it has channels, and Keras confuses the two"
+    old = (catalog.weights(layer) or {}).get(place.bias)
+    for bias_shape in (place.bias_shape, *([old.shape] if old is not None else [])):
+        # Keras appends axes of size 1 to the bias of a channels_first convolution.
+        appended = len(shape or ()) - 2 if place.output_axis == 1 else 0
+        if _is_misplaced((*bias_shape, *(1,) * appended), place.output_axis, shape):
+            return (
+                "TensorFlow adds a bias along the width when the output is, or may be, as wide as "
+                "it has channels"
+            )
     return None
 
 
-def overflow(layer: Layer, place: Receiver, affine: Affine) -> str | None:
-    """A sentence when a folded number is not finite in the dtype it is stored or computed in."""
+def _is_misplaced(
+    bias_shape: tuple[int, ...], output_axis: int, shape: tuple[int | None, ...] | None
+) -> bool:
+    long = [axis - len(bias_shape) for axis, size in enumerate(bias_shape) if size > 1]
+    if len(long) != 1 or (long[0] == -1 and output_axis != 1):
+        return False
+    if shape is None:
+        return True
+    rivals = {shape[-1]} if long[0] % len(shape) == 1 else {shape[-1], shape[1]}
+    return bool(rivals & {bias_shape[long[0]], None})
+
+
+def out_of_range(layer: Layer, place: Receiver, affine: Affine) -> str | None:
+    """A sentence when a folded number is lost in the dtype it is stored or computed in.
+
+    It is lost when it is not finite, and when all of a channel's kernel falls below the smallest
+    normal number, where digits go missing.
+    """
     weights = catalog.weights(layer) or {}
     used = policy(layer)
     if used is None:
         return "it is quantized or has a dtype policy of its own"
-    stored = _dtype_beside(weights, place)
-    for slot, exact in _extremes(weights, place, affine).items():
-        for dtype in (stored, _dtype(used.compute)):
+    kernel, bias = _largest(weights, place, affine)
+    for dtype in (_dtype_beside(weights, place), _dtype(used.compute)):
+        for slot, exact in ((place.kernel, kernel), (place.bias, bias)):
             lost = int(np.count_nonzero(~np.isfinite(_cast(exact, dtype).astype(np.float64))))
             if lost:
                 return f"{lost} values of its folded {slot} would not be finite in {dtype.name}"
+        tiny = float(_finfo(dtype).tiny)
+        faint = int(np.count_nonzero((np.abs(kernel) < tiny) & (kernel != 0)))
+        if faint:
+            return (
+                f"{faint} channels of its folded {place.kernel} would be too small for {dtype.name}"
+            )
     return None
 
 
-def _extremes(weights: dict[str, Weight], place: Receiver, affine: Affine) -> dict[str, Vector]:
-    """For each slot that changes, numbers that are finite if and only if all its new ones are.
+def _largest(weights: dict[str, Weight], place: Receiver, affine: Affine) -> tuple[Vector, Vector]:
+    """The folded kernel's largest numbers, one for each channel, and the whole folded bias.
 
-    Scaling keeps order, so the smallest and the largest number of a channel stand for all of it.
+    Scaling keeps order, so a channel's number of largest magnitude stays that; NaN spreads.
     """
-    found: dict[str, Vector] = {place.kernel: affine.scale}
-    kernel = weights.get(place.kernel)
+    kernel, largest = weights.get(place.kernel), affine.scale
     if kernel is not None and 0 not in kernel.shape:
         values = kernel.read()
         axes = _channel_axes(kernel, place)
         others = tuple(axis for axis in range(values.ndim) if axis not in axes)
-        bounds = np.stack([values.min(axis=others), values.max(axis=others)])
-        exact = bounds.astype(np.float64).reshape(2, -1) * affine.scale
-        found[place.kernel] = exact if place.bias is not None else exact + affine.shift
-    if place.bias is not None:
-        found[place.bias] = _fold_bias(weights.get(place.bias), place, affine)
-    return found
+        low, high = values.min(axis=others), values.max(axis=others)
+        magnitude = np.maximum(-low.astype(np.float64), high.astype(np.float64)).reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = magnitude * affine.scale
+    if place.bias is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return largest, largest + affine.shift
+    return largest, _fold_bias(weights.get(place.bias), place, affine)
 
 
 def _channel_axes(kernel: Weight, place: Receiver) -> tuple[int, ...]:
@@ -264,6 +301,15 @@ def _channel_axes(kernel: Weight, place: Receiver) -> tuple[int, ...]:
 def _dtype_beside(weights: dict[str, Weight], place: Receiver) -> np.dtype[Any]:
     """The dtype of a layer's variables, for one that is new."""
     return (weights.get(place.kernel) or next(iter(weights.values()))).dtype
+
+
+def _finfo(dtype: np.dtype[Any]) -> Any:
+    """The limits of a floating-point dtype."""
+    if dtype.name != "bfloat16":
+        return np.finfo(dtype)
+    import ml_dtypes  # noqa: PLC0415 - few models need it
+
+    return ml_dtypes.finfo(dtype)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bnfold.folding import absorb
-from bnfold.folding.affine import Affine
 from bnfold.folding.plan import Edit, Plan
 from bnfold.model import config
 from bnfold.model.graph import Graph, Layer, Path, Ref
@@ -27,8 +26,7 @@ def _merged(plan: Plan) -> dict[Path, Edit]:
     merged: dict[Path, Edit] = {}
     for edit in (edit for fold in plan.folds for edit in fold.edits):
         before = merged.get(edit.layer)
-        affine: Affine = edit.affine if before is None else before.affine.then(edit.affine)
-        merged[edit.layer] = replace(edit, affine=affine)
+        merged[edit.layer] = edit if before is None else before.then(edit) or edit
     return merged
 
 

@@ -12,16 +12,18 @@ Backward: the affine map that a BatchNormalization is goes into the layer whose 
 Several in a row fold into one layer as one map, so that its numbers are rounded once.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from bnfold.folding import absorb
 from bnfold.folding.affine import Affine, from_batchnorm
+from bnfold.folding.training import exposed, is_set
 from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Ref, show, walk_all
+from bnfold.model.graph import Graph, Layer, Path, Ref, show
 from bnfold.model.order import keras_order
 from bnfold.model.policy import policy
 from bnfold.model.ranks import Ranks
@@ -34,6 +36,12 @@ class Edit:
     layer: Path
     place: absorb.Receiver
     affine: Affine
+
+    def then(self, after: "Edit") -> "Edit | None":
+        """The one edit that does what this one and then `after` do; None if their places differ."""
+        if self.place != after.place:
+            return None
+        return replace(self, affine=self.affine.then(after.affine))
 
 
 @dataclass(frozen=True)
@@ -82,18 +90,24 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     `keep` are shell patterns; a BatchNormalization whose name or nested path (`backbone/bn1`)
     matches one stays.
     """
-    return Plan(tuple(_GraphPlanner(graph, (), _Surroundings(keep, _repeated(graph))).decide()))
+    around = _Surroundings(keep, _repeated(graph.entry), exposed(graph))
+    return Plan(tuple(_GraphPlanner(graph, (), around).decide()))
 
 
-def _repeated(graph: Graph) -> frozenset[int]:
-    """The layer objects that stand in more than one place of the model."""
-    seen: set[int] = set()
-    repeated: set[int] = set()
-    for _, layer in walk_all(graph):
-        number = layer.shared_object_id
-        if number is not None:
-            (repeated if number in seen else seen).add(number)
-    return frozenset(repeated)
+def _repeated(value: object) -> frozenset[int]:
+    """The objects that a config holds in more than one place, whoever holds them."""
+    count: Counter[int] = Counter()
+    level = [value]
+    while level:
+        dicts = [node for node in level if isinstance(node, dict)]
+        count.update(n for n in (d.get("shared_object_id") for d in dicts) if isinstance(n, int))
+        level = [
+            inside
+            for node in level
+            if isinstance(node, (dict, list))
+            for inside in (node.values() if isinstance(node, dict) else node)
+        ]
+    return frozenset(number for number, times in count.items() if times > 1)
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,7 @@ class _Surroundings:
 
     keep: Sequence[str]
     repeated: frozenset[int]
+    exposed: Mapping[Path, str]
     obstacle: str | None = None
     training: str | None = None
 
@@ -113,25 +128,28 @@ class _Surroundings:
     def inside(self, layer: Layer, path: Path) -> "_Surroundings":
         """The surroundings of what stands inside this layer."""
         obstacle, training = self.obstacle, self.training
-        if layer.shared_object_id in self.repeated:
+        if self.repeats(layer):
             obstacle = f"{_name(layer, path)} stands in several places of the model"
         if not layer.builtin:
             obstacle = f"it is inside {_name(layer, path)}, a class that is not Keras' own"
-        if any(_is_set(call.training) for call in layer.calls):
+        if any(is_set(call.training) for call in layer.calls):
             training = _name(layer, path)
-        return _Surroundings(self.keep, self.repeated, obstacle, training)
+        return replace(self, obstacle=obstacle, training=training)
 
+    def makes_others_train(self, path: Path) -> bool:
+        """Whether a layer that is called with training=True may have made others train."""
+        return any(other != path for other in self.exposed)
 
-def _is_set(argument: object) -> bool:
-    """Whether a call's `training` may be true: False, None and 0 are not, a tensor may be."""
-    return argument not in (None, False, 0)
+    def repeats(self, layer: Layer) -> bool:
+        """Whether a layer, or one that it wraps, stands in several places of the model."""
+        return any(part.shared_object_id in self.repeated for part in _chain(layer))
 
 
 def _name(layer: Layer, path: Path) -> str:
     return f"{layer.class_name} {show(path)!r}"
 
 
-_FIRST = "it is the first layer: there is none before it that could take it in"
+_FIRST = "it is the first layer, so there is none before it that could take it in"
 
 
 class _RefusalError(Exception):
@@ -154,8 +172,8 @@ class _GraphPlanner:
         self._ranks = Ranks(graph)
         # Who makes the tensor that a folded BatchNormalization made.
         self._origin: dict[Ref, Ref] = {}
-        # What earlier folds have put into a layer already.
-        self._pending: dict[Path, Affine] = {}
+        # What earlier folds put into a layer already.
+        self._pending: dict[Path, Edit] = {}
 
     def decide(self) -> Iterator[Fold | Blocked]:
         """The decisions for this graph's layers and those inside them."""
@@ -188,6 +206,7 @@ class _GraphPlanner:
 
     def _check_itself(self, batchnorm: BatchNorm, layer: Layer) -> None:
         around, path = self._around, batchnorm.path
+        self._check_training(batchnorm, layer)
         if around.keeps(path):
             raise _RefusalError("it is kept on request")
         if not self._graph.builtin:
@@ -196,33 +215,58 @@ class _GraphPlanner:
             )
         if around.obstacle is not None:
             raise _RefusalError(around.obstacle)
-        if layer.shared_object_id in around.repeated:
+        if around.repeats(layer):
             raise _RefusalError("it stands in several places of the model")
-        self._check_training(batchnorm, layer)
         if len(layer.calls) != 1:
             raise _RefusalError(f"it is called {len(layer.calls)} times")
-        if layer.calls[0].mask is not None:
-            raise _RefusalError(
-                "its call is given a mask, which it passes on to the layers behind it"
-            )
+        if layer.calls[0].mask is not None and not self._masks_are_named(Ref(layer.name)):
+            raise _RefusalError("it is given a mask, which it passes on to the layers behind it")
         if batchnorm.axis is None:
             raise _RefusalError("it normalizes over several axes at once")
-        if len(layer.calls[0].inputs) != 1:
+        if not 1 <= len(layer.calls[0].inputs) <= 2:
             raise _RefusalError(_FIRST)
 
     def _check_training(self, batchnorm: BatchNorm, layer: Layer) -> None:
+        """Refuse what normalizes with the statistics of the batch, or makes others do so."""
+        path = batchnorm.path
+        called = any(is_set(call.training) for call in layer.calls)
         if not batchnorm.trainable:
-            return  # a frozen layer uses its moving statistics whatever it is told
-        if any(_is_set(call.training) for call in layer.calls):
-            called = "it is called"
+            # A frozen layer uses its moving statistics whatever it is told; others may not.
+            if called and self._around.makes_others_train(path):
+                raise _RefusalError("it is called with training=True, which other layers heed")
+            return
+        if called:
+            cause = "it is called with training=True"
         elif self._around.training is not None:
-            called = f"{self._around.training} around it is called"
+            cause = f"{self._around.training} around it is called with training=True"
+        elif path in self._around.exposed:
+            cause = (
+                f"{self._around.exposed[path]} is called with training=True, which Keras 3 hands "
+                "on to the layers that run later"
+            )
         else:
             return
         raise _RefusalError(
-            f"{called} with training=True, so it normalizes with the batch's statistics",
-            batch_statistics=True,
+            f"{cause}, so it normalizes with the batch's statistics", batch_statistics=True
         )
+
+    def _masks_are_named(self, ref: Ref) -> bool:
+        """Whether no reader of a tensor, near or far, would miss the mask that comes with it.
+
+        Keras 3 writes implicit masks into the calls that take one: those calls name their mask.
+        """
+        if ref in self._graph.outputs:
+            return not self._path
+        for name, number in self._graph.readers.get(ref, ()):
+            layer = self._graph.layers[name]
+            if layer.calls[number].mask is not None or layer.is_operation:
+                continue
+            if not layer.builtin or layer.class_name not in catalog.MASK_BLIND:
+                return False
+            stops = layer.class_name in catalog.DROPS_MASK
+            if not stops and not self._masks_are_named(Ref(name, number)):
+                return False
+        return True
 
     def _backward(self, batchnorm: BatchNorm, layer: Layer, affine: Affine) -> Edit:
         """The edit that takes `affine` into the layer before."""
@@ -237,10 +281,14 @@ class _GraphPlanner:
             )
         core, edit = self._edit(batchnorm, layer, before, source, affine)
         pending = self._pending.get(edit.layer)
-        total = affine if pending is None else pending.then(affine)
-        problem = absorb.overflow(core, edit.place, total)
-        if problem is not None:
-            raise _RefusalError(f"{_name(before, path)} cannot take it in: {problem}", path)
+        total = edit if pending is None else pending.then(edit)
+        if total is None:
+            problem: str | None = "it has taken one in on another axis already"
+        else:
+            problem = absorb.out_of_range(core, total.place, total.affine)
+        if problem is not None or total is None:
+            name = _name(before, path)
+            raise _RefusalError(f"{name} before it cannot take it in: {problem}", path)
         self._pending[edit.layer] = total
         self._origin[Ref(layer.name)] = origin
         return edit
@@ -253,13 +301,13 @@ class _GraphPlanner:
             raise _RefusalError(f"{name} before it is of a class that bnfold does not know", path)
         if self._around.keeps(path):
             raise _RefusalError(f"{name} before it is kept on request", path)
-        if before.shared_object_id in self._around.repeated:
+        if self._around.repeats(before):
             raise _RefusalError(f"{name} before it stands in several places of the model", path)
         if before.nested is not None:
             raise _RefusalError(f"it is behind the nested model {show(path)!r}", path)
         core, _ = _unwrap(before, path)
         if not absorb.can_receive(core):
-            raise _RefusalError(f"{name} before it has no weights that could take it in", path)
+            raise _RefusalError(f"bnfold knows no way into {name} before it", path)
         if not absorb.is_linear(core):
             raise _RefusalError(f"{name} applies {_activation(core)} before it", path)
         if len(before.calls) != 1:
@@ -285,7 +333,7 @@ class _GraphPlanner:
             raise _RefusalError(f"{name} before it cannot take it in: {place}", path)
         shape = self._ranks.shape(source)
         inner_shape = None if shape is None else (*shape[:1], *shape[1 + wrappers :])
-        problem = absorb.misplaced_bias(place, inner_shape)
+        problem = absorb.misplaced_bias(core, place, inner_shape)
         if problem is not None:
             raise _RefusalError(f"{name} before it cannot take it in: {problem}", path)
         return core, Edit(core_path, place, affine)
@@ -310,7 +358,7 @@ def _shared_axis(batchnorm: BatchNorm, core: Layer, wrappers: int, rank: int | N
     if axis is None:
         return "which is not one axis"
     if absorb.channel_axis(core) is None and not catalog.is_batchnorm(core):
-        return axis if axis < 0 else axis - wrappers  # an equation decides
+        return _equation_axis(axis, wrappers, rank)
     before = as_batchnorm(core, ())
     channels = before.axis if before is not None else absorb.channel_axis(core)
     if channels is None:
@@ -323,6 +371,16 @@ def _shared_axis(batchnorm: BatchNorm, core: Layer, wrappers: int, rank: int | N
     if axis != channels:
         return "which is not the channel axis"
     return axis if axis < 0 else axis - wrappers
+
+
+def _equation_axis(axis: int, wrappers: int, rank: int | None) -> int | str:
+    """The axis of an EinsumDense, which its equation will decide on; not one of the wrappers'."""
+    if wrappers == 0:
+        return axis
+    if rank is None:
+        return "which may be an axis (the rank is unknown) of the TimeDistributed"
+    outer = axis % rank
+    return outer - wrappers if outer > wrappers else "which is not the channel axis"
 
 
 def _activation(layer: Layer) -> str:

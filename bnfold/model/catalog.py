@@ -26,9 +26,14 @@ BATCHNORM_CLASSES = frozenset(
 
 @dataclass(frozen=True)
 class Slot:
-    """One variable of a class. `flag` is the setting without which it does not exist."""
+    """One variable of a class.
+
+    `rank` is how many axes it has, None where a setting decides; `flag` is the setting without
+    which it does not exist.
+    """
 
     name: str
+    rank: int | None
     flag: str | None = None
     trainable: bool = True
 
@@ -57,41 +62,40 @@ class Facts:
     rank: int | None = None
 
 
-def _kernel_and_bias(kernel: str = "kernel") -> tuple[Slot, ...]:
-    return (Slot(kernel), Slot("bias", "use_bias"))
-
-
 def _conv(rank: int) -> Facts:
-    return Facts(_kernel_and_bias(), LinearOutput("kernel", (-1,)), rank)
+    return Facts(_slots(Slot("kernel", rank)), LinearOutput("kernel", (-1,)), rank)
 
 
 def _depthwise(rank: int) -> Facts:
     # Output channel c * depth_multiplier + m comes from kernel[..., c, m].
-    return Facts(
-        _kernel_and_bias("depthwise_kernel"), LinearOutput("depthwise_kernel", (-2, -1)), rank
-    )
+    slots = _slots(Slot("depthwise_kernel", rank))
+    return Facts(slots, LinearOutput("depthwise_kernel", (-2, -1)), rank)
 
 
 def _separable(rank: int) -> Facts:
-    slots = (Slot("depthwise_kernel"), Slot("pointwise_kernel"), Slot("bias", "use_bias"))
+    slots = _slots(Slot("depthwise_kernel", rank), Slot("pointwise_kernel", rank))
     return Facts(slots, LinearOutput("pointwise_kernel", (-1,)), rank)
 
 
 def _transpose(rank: int) -> Facts:
-    return Facts(_kernel_and_bias(), LinearOutput("kernel", (-2,)), rank)
+    return Facts(_slots(Slot("kernel", rank)), LinearOutput("kernel", (-2,)), rank)
+
+
+def _slots(*kernels: Slot) -> tuple[Slot, ...]:
+    return (*kernels, Slot("bias", 1, "use_bias"))
 
 
 _BATCHNORM = Facts(
     (
-        Slot("gamma", "scale"),
-        Slot("beta", "center"),
-        Slot("moving_mean", trainable=False),
-        Slot("moving_variance", trainable=False),
+        Slot("gamma", 1, "scale"),
+        Slot("beta", 1, "center"),
+        Slot("moving_mean", 1, trainable=False),
+        Slot("moving_variance", 1, trainable=False),
     )
 )
 
 FACTS: Mapping[str, Facts] = {
-    "Dense": Facts(_kernel_and_bias(), LinearOutput("kernel", (-1,), channels="last")),
+    "Dense": Facts(_slots(Slot("kernel", 2)), LinearOutput("kernel", (-1,), channels="last")),
     "Conv1D": _conv(3),
     "Conv2D": _conv(4),
     "Conv3D": _conv(5),
@@ -103,9 +107,9 @@ FACTS: Mapping[str, Facts] = {
     "Conv2DTranspose": _transpose(4),
     "Conv3DTranspose": _transpose(5),
     # The channel axis of an EinsumDense is wherever its equation says: see bnfold.model.einsum.
-    "EinsumDense": Facts((Slot("kernel"), Slot("bias", "bias_axes"))),
+    "EinsumDense": Facts((Slot("kernel", None), Slot("bias", None, "bias_axes"))),
     "Embedding": Facts(
-        (Slot("embeddings"),), LinearOutput("embeddings", (-1,), bias=None, channels="last")
+        (Slot("embeddings", 2),), LinearOutput("embeddings", (-1,), bias=None, channels="last")
     ),
     **dict.fromkeys(BATCHNORM_CLASSES, _BATCHNORM),
 }
@@ -124,6 +128,13 @@ _SAME_RANK = (
 ADDED_AXES: Mapping[str, int] = {**dict.fromkeys(_SAME_RANK, 0), "Embedding": 1}
 """How many axes more than every input of it the output of a class has."""
 
+_DROPOUT = frozenset(
+    {
+        "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D",
+        "SpatialDropout2D", "SpatialDropout3D",
+    }
+)  # fmt: skip
+
 RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
 FIXED_RANK: Mapping[str, int] = {
@@ -139,6 +150,18 @@ FIXED_RANK: Mapping[str, int] = {
     **{name: facts.rank for name, facts in FACTS.items() if facts.rank is not None},
 }
 """The rank of the output where the class alone says it (global pooling: unless `keepdims`)."""
+
+
+SAME_IN_TRAINING = (
+    {*FACTS, *_SAME_RANK, *FIXED_RANK, "InputLayer", "Reshape"} - BATCHNORM_CLASSES - _DROPOUT
+)
+"""The classes that compute the same in training mode."""
+
+DROPS_MASK = frozenset(name for name in FACTS if "Conv" in name)
+"""The classes that take no mask and behind which there is none."""
+
+MASK_BLIND = {*_SAME_RANK, *DROPS_MASK} - {"Masking", "Softmax"}
+"""The classes that compute the same with and without an implicit mask; most hand it on."""
 
 
 def facts(layer: Layer) -> Facts | None:
@@ -174,7 +197,10 @@ def weights(layer: Layer) -> dict[str, Weight] | None:
     surplus = len(layer.weights) - len(expected)
     if surplus != 0 and not (surplus > 0 and layer.config.get("renorm")):
         return None
-    return {slot.name: weight for slot, weight in zip(expected, layer.weights, strict=False)}
+    pairs = list(zip(expected, layer.weights, strict=False))
+    if any(slot.rank not in (None, len(weight.shape)) for slot, weight in pairs):
+        return None
+    return {slot.name: weight for slot, weight in pairs}
 
 
 def is_batchnorm(layer: Layer) -> bool:
