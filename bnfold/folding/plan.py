@@ -23,7 +23,7 @@ from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.training import exposed, is_set
 from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Ref, show
+from bnfold.model.graph import Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import keras_order
 from bnfold.model.policy import policy
 from bnfold.model.ranks import Ranks
@@ -94,6 +94,17 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     return Plan(tuple(_GraphPlanner(graph, (), around).decide()))
 
 
+def unused_patterns(graph: Graph, keep: Sequence[str]) -> tuple[str, ...]:
+    """The patterns of `keep` that match no layer of the model."""
+    paths = [path for path, _ in walk_all(graph)]
+    return tuple(p for p in keep if not any(matches(path, p) for path in paths))
+
+
+def matches(path: Path, pattern: str) -> bool:
+    """Whether a shell pattern matches a layer's name or its nested path."""
+    return any(fnmatchcase(name, pattern) for name in (path[-1], show(path)))
+
+
 def _repeated(value: object) -> frozenset[int]:
     """The objects that a config holds in more than one place, whoever holds them."""
     count: Counter[int] = Counter()
@@ -122,8 +133,7 @@ class _Surroundings:
 
     def keeps(self, path: Path) -> bool:
         """Whether the user asked for this layer to be left alone."""
-        names = (path[-1], show(path))
-        return any(fnmatchcase(name, pattern) for pattern in self.keep for name in names)
+        return any(matches(path, pattern) for pattern in self.keep)
 
     def inside(self, layer: Layer, path: Path) -> "_Surroundings":
         """The surroundings of what stands inside this layer."""
