@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -29,7 +30,7 @@ def inspect(model: "FilePath | keras.Model") -> Inspection:
 
     Args:
         model: the path of a `.keras` file, a model directory or a legacy `.h5` file; or a live
-            model.
+            model, whose name then stands for the path in the result.
 
     Raises:
         UnreadableModelError: the file is no Keras model, or a damaged one.
@@ -37,7 +38,10 @@ def inspect(model: "FilePath | keras.Model") -> Inspection:
         BnfoldError: Keras cannot save the live model.
     """
     with _as_file(model) as path:
-        return inspect_file(path)
+        inspection = inspect_file(path)
+    if isinstance(model, (str, os.PathLike)):
+        return inspection
+    return replace(inspection, path=Path(model.name))
 
 
 @overload
@@ -116,7 +120,8 @@ def fold(
     if live == (out is not None):
         raise TypeError("fold takes a path and an out path, or a live model and no out")
     chosen = Path(data) if data is not None else None
-    proof = Proof(chosen, seed, trust or live, imports, strict) if verify else None
+    classes = runtime.own_classes(model) if live else {}
+    proof = Proof(chosen, seed, trust or live, imports, classes, strict) if verify else None
     if not live:
         return fold_file(
             Path(model), Path(str(out)), keep=keep, force=force, proof=proof, progress=progress
@@ -168,6 +173,12 @@ def verify(
             seed=seed,
             trust=trust or (_is_live(original) and _is_live(folded)),
             imports=imports,
+            classes={
+                name: found
+                for model in (original, folded)
+                if _is_live(model)
+                for name, found in runtime.own_classes(model).items()
+            },
             rtol=rtol,
             atol=atol,
             progress=progress,

@@ -36,6 +36,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
+            _fail(ctx, f"{error.format_message()}{help_with}")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BnfoldError as error:
@@ -157,11 +160,22 @@ def inspect(
     from bnfold.audit import Severity
     from bnfold.inspection import inspect_file
 
-    inspected = [inspect_file(path) for path in models]
+    inspected, unreadable = [], False
+    for path in models:
+        try:
+            inspected.append(inspect_file(path))
+        except BnfoldError as error:
+            if len(models) == 1:
+                raise
+            unreadable = True
+            click.echo(f"bnfold: {printable(str(error))}", err=True)
     if layer is not None:
         _show_layer(inspected, layer, format_)
         return
-    _show_models(inspected, format_)
+    if inspected:
+        _show_models(inspected, format_)
+    if unreadable:
+        ctx.exit(2)
     findings = [finding for model in inspected for finding in model.findings]
     if fail_on != "never" and any(f.severity.rank <= Severity(fail_on).rank for f in findings):
         ctx.exit(1)

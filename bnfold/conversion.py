@@ -1,13 +1,13 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bnfold import __version__
 from bnfold.folding.apply import apply
-from bnfold.folding.plan import Plan, plan
+from bnfold.folding.plan import Plan, plan, unused_patterns
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
 from bnfold.staging import Staging, check_target
@@ -27,6 +27,7 @@ class Proof:
     seed: int = 0
     trust: bool = False
     imports: Sequence[str] = ()
+    classes: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
 
     def run(
@@ -40,6 +41,7 @@ class Proof:
             seed=self.seed,
             trust=self.trust,
             imports=self.imports,
+            classes=self.classes,
             progress=progress,
         )
 
@@ -55,6 +57,7 @@ class FoldReport:
         container: "keras", "keras-directory" or "h5", of both.
         plan: what was folded and what was kept, with reasons.
         dropped: what belongs to training and was left out.
+        unused_keep: the patterns of `keep` that match no layer.
         verification: the proof, None where none was asked for.
     """
 
@@ -64,6 +67,7 @@ class FoldReport:
     container: Kind
     plan: Plan
     dropped: tuple[str, ...]
+    unused_keep: tuple[str, ...]
     verification: Verification | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +84,7 @@ class FoldReport:
                 for blocked in self.plan.blocked
             ],
             "dropped": list(self.dropped),
+            "unused_keep": list(self.unused_keep),
             "verification": self.verification.to_dict() if self.verification is not None else None,
         }
 
@@ -126,7 +131,14 @@ def fold_file(
             if accepted:
                 staging.publish()
         return FoldReport(
-            model.path, target, accepted, model.kind, decided, model.dropped, verification
+            source=model.path,
+            target=target,
+            written=accepted,
+            container=model.kind,
+            plan=decided,
+            dropped=model.dropped,
+            unused_keep=unused_patterns(model.graph, keep),
+            verification=verification,
         )
 
 

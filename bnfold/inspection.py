@@ -1,5 +1,6 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
 from bnfold.model.archive import KerasArchive
-from bnfold.model.batchnorm import VECTORS, BatchNorm, Vector
+from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import show, walk_all
 from bnfold.model.loose import loose_batchnorms
@@ -167,7 +168,16 @@ def _object(value: Any) -> Any:
     arguments = value.get("config")
     if not arguments:
         return value["class_name"]
-    return {"class_name": value["class_name"], "config": arguments}
+    return {"class_name": value["class_name"], "config": _finite(arguments)}
+
+
+def _finite(value: Any) -> Any:
+    """A value from a config with None for each number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _statistics(batchnorm: BatchNorm) -> dict[str, Any] | None:
@@ -202,28 +212,23 @@ def _fold(decision: Fold | Blocked) -> dict[str, Any]:
     return {"status": "blocked", "direction": None, "into": [], "reason": decision.reason}
 
 
+def channel_values(batchnorm: BatchNorm) -> dict[str, Vector | None]:
+    """The vectors that a layer has, and the scale and shift that they amount to, by channel."""
+    stored = batchnorm.weights or {}
+    found: dict[str, Vector | None] = {
+        name: values if name in stored else None
+        for name, values in (batchnorm.vectors or {}).items()
+    }
+    affine = from_batchnorm(batchnorm)
+    if isinstance(affine, Affine):
+        found |= {"scale": affine.scale, "shift": affine.shift}
+    return found
+
+
 def describe_layer(decision: Fold | Blocked) -> dict[str, Any]:
     """`describe` and every channel, with the scale and shift that the layer amounts to."""
-    batchnorm = decision.batchnorm
-    affine = from_batchnorm(batchnorm)
-    vectors = dict(batchnorm.vectors or {})
-    if isinstance(affine, Affine):
-        vectors |= {"scale": affine.scale, "shift": affine.shift}
-    stored = {*(batchnorm.weights or {}), "scale", "shift"}
     channels = {
-        name: [float(v) if np.isfinite(v) else None for v in values] if name in stored else None
-        for name, values in vectors.items()
+        name: None if values is None else [float(v) if np.isfinite(v) else None for v in values]
+        for name, values in channel_values(decision.batchnorm).items()
     }
     return {**describe(decision), "channel_values": channels}
-
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "VECTORS",
-    "Inspection",
-    "describe",
-    "describe_layer",
-    "inspect_file",
-    "settings",
-    "summary",
-]

@@ -2,12 +2,13 @@
 
 The new file grows beside its target under another name, is flushed to disk, and takes the target's
 place in one step. Whatever stops it before (an error, Ctrl-C, a full disk) leaves the target as it
-was and nothing beside it.
+was and nothing beside it. Only a directory takes two steps, because it cannot be replaced in one:
+between them the old one stands inside the staging directory.
 """
 
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -57,13 +58,18 @@ class Staging:
     def __init__(self, target: Path, kind: Kind, *, force: bool) -> None:
         check_target(target, kind, force=force)
         self._target, self._kind, self._force = target, kind, force
-        try:
-            self._directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=".bnfold-"))
-        except OSError as error:
-            raise OutputError(f"{printable(str(target))}: {error.strerror}") from None
+        # Named before it is made, so that it is removed whenever Ctrl-C comes.
+        self._directory = target.parent / f".bnfold-{secrets.token_hex(8)}"
         self.path = self._directory / target.name
 
     def __enter__(self) -> "Staging":
+        try:
+            self._directory.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(f"{printable(str(self._target))}: {error.strerror}") from None
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
@@ -83,10 +89,19 @@ class Staging:
         _flush(self.path)
         check_target(self._target, self._kind, force=self._force)
         if self._target.is_dir() and not self._target.is_symlink():
-            # A directory cannot be replaced in one step: the old one steps aside first.
-            self._target.rename(self._directory / "replaced")
-        self.path.replace(self._target)
+            self._replace_directory()
+        else:
+            self.path.replace(self._target)
         _flush_directory(self._target.parent)
+
+    def _replace_directory(self) -> None:
+        replaced = self._directory / "replaced"
+        try:
+            self._target.rename(replaced)
+            self.path.replace(self._target)
+        finally:
+            if not self._target.exists():
+                replaced.rename(self._target)
 
 
 def _flush(path: Path) -> None:

@@ -24,6 +24,7 @@ def model() -> Any:
 def test_inspect_takes_a_live_model(model: Any) -> None:
     inspection = bnfold.inspect(model)
     assert [fold.batchnorm.path for fold in inspection.plan.folds] == [("norm",)]
+    assert inspection.to_dict()["path"] == "live"
 
 
 def test_fold_gives_a_live_model_back_and_leaves_the_first_alone(model: Any) -> None:
@@ -55,6 +56,61 @@ def test_a_refused_live_fold_raises(model: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(conversion, "verify", lambda *_, **__: judged)
     with pytest.raises(bnfold.VerificationFailedError, match="refused"):
         bnfold.fold(model)
+
+
+class Doubling(keras.layers.Layer):
+    """A class that nobody registered."""
+
+    def call(self, inputs: Any) -> Any:
+        return 2 * inputs
+
+
+def test_a_live_model_brings_its_own_classes() -> None:
+    inputs = keras.Input((4,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs))
+    folded = bnfold.fold(randomize(keras.Model(inputs, Doubling()(x))))
+    assert [type(layer).__name__ for layer in folded.layers][1:] == ["Dense", "Doubling"]
+
+
+def test_a_norm_called_by_keyword_can_be_an_output() -> None:
+    inputs = keras.Input((4,))
+    x = keras.layers.BatchNormalization(name="out")(inputs=keras.layers.Dense(3)(inputs))
+    folded = bnfold.fold(randomize(keras.Model(inputs, x)))
+    assert [type(layer).__name__ for layer in folded.layers][1:] == ["Dense", "Activation"]
+    assert folded.output_names == ["out"]
+
+
+def test_settings_that_are_infinite_are_reported_as_null() -> None:
+    inputs = keras.Input((4,))
+    limit = keras.constraints.MaxNorm(float("inf"))
+    norm = keras.layers.BatchNormalization(gamma_constraint=limit)
+    inspection = bnfold.inspect(keras.Model(inputs, norm(keras.layers.Dense(3)(inputs))))
+    constraint = inspection.to_dict()["batchnorms"][0]["constraints"]["gamma"]
+    assert constraint["config"]["max_value"] is None
+
+
+def test_a_norm_in_training_mode_is_reported_whatever_else_stops_the_fold() -> None:
+    class Own(keras.Model):
+        pass
+
+    inputs = keras.Input((4,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs), training=True)
+    inspection = bnfold.inspect(randomize(Own(inputs, x)))
+    assert [finding.code for finding in inspection.findings] == ["BN007"]
+
+
+def test_two_norms_on_two_axes_of_one_einsum() -> None:
+    """The second cannot join the first; both sizes alike would hide a mistake from the shapes."""
+    for sizes in ((5, 5), (4, 5)):
+        inputs = keras.Input((3,))
+        x = keras.layers.EinsumDense("ab,bcd->acd", sizes, bias_axes="cd")(inputs)
+        x = keras.layers.BatchNormalization(axis=1)(keras.layers.BatchNormalization()(x))
+        model = randomize(keras.Model(inputs, x))
+        folded = bnfold.fold(model)
+        vectors = np.random.default_rng(0).normal(size=(3, 3)).astype("float32")
+        np.testing.assert_allclose(
+            outputs(folded, vectors)[0], outputs(model, vectors)[0], 1e-4, 1e-5
+        )
 
 
 def test_a_model_that_keras_cannot_save_is_a_clear_error() -> None:

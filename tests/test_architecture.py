@@ -17,7 +17,7 @@ ALLOWED = {
     "model": {"errors", "model"},
     "folding": {"errors", "model", "folding"},
     "audit": {"errors", "model", "folding", "audit"},
-    "verification": {"errors", "verification"},
+    "verification": {"errors", "model", "verification"},
 }
 """Which parts of bnfold each part may import."""
 

@@ -23,7 +23,7 @@ OUTSTANDING_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Subject:
-    """What a rule looks at: the layer, its vectors in float64, and what the plan decided."""
+    """What a rule looks at: the layer, its vectors in float64, what the plan decided."""
 
     batchnorm: BatchNorm
     vectors: dict[str, Vector]
@@ -41,11 +41,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table. `check` returns None for a healthy layer."""
+    """A row of the table. `check` returns None for a healthy layer.
+
+    A rule that `reads_vectors` has nothing to say of a layer whose variables are not in the file.
+    """
 
     code: str
     name: str
     check: Callable[[Subject], Verdict | None]
+    reads_vectors: bool = True
 
 
 def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
@@ -146,7 +150,12 @@ def _channels(mask: NDArray[np.bool_]) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("BN007", "batch-statistics-at-inference", batch_statistics_at_inference),
+    Rule(
+        "BN007",
+        "batch-statistics-at-inference",
+        batch_statistics_at_inference,
+        reads_vectors=False,
+    ),
     Rule("BN101", "statistics-never-updated", statistics_never_updated),
     Rule("BN102", "variance-never-updated", variance_never_updated),
     Rule("BN104", "non-finite", non_finite),
@@ -163,10 +172,10 @@ def audit(plan: Plan, rules: Iterable[Rule] = RULES) -> tuple[Finding, ...]:
 def _findings(plan: Plan, rules: tuple[Rule, ...]) -> Iterator[Finding]:
     for decision in plan.decisions:
         batchnorm = decision.batchnorm
-        if batchnorm.vectors is None:
-            continue
-        subject = Subject(batchnorm, batchnorm.vectors, decision)
+        subject = Subject(batchnorm, batchnorm.vectors or {}, decision)
         for rule in rules:
+            if rule.reads_vectors and batchnorm.vectors is None:
+                continue
             found = rule.check(subject)
             if found is not None:
                 yield Finding(

@@ -32,6 +32,7 @@ A layer without a bias gets one where the shift asks for it. What several maps d
 put together in float64 and rounded once. A refusal is the predicate of a sentence about the layer.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,8 +127,10 @@ def behind(site: Site, affine: Affine) -> Effect | str:
 def _behind_linear(
     site: Site, output: catalog.LinearOutput, weights: dict[str, Weight], affine: Affine
 ) -> Effect | str:
-    kernel = weights[output.kernel].shape
-    channels = int(np.prod([kernel[axis] for axis in output.axes]))
+    kernel, bias = weights[output.kernel].shape, weights.get(output.bias or "")
+    channels = math.prod(kernel[axis] for axis in output.axes)
+    if bias is not None and bias.shape != (channels,):
+        return "has a bias of another length than its kernel"
     first = output.channels == "data_format" and site.channels_first
     axis = -(len(kernel) - 1) if first else -1
     vectors = affine.vectors(axis, channels)
@@ -175,12 +178,7 @@ def _on_batchnorm_axis(
 
 def takes_in_front(layer: Layer) -> bool:
     """Whether a layer's class is one whose weights can take in a map in front of it."""
-    known = catalog.facts(layer)
-    if known is None:
-        return layer.builtin and not layer.is_operation and layer.class_name == "Bidirectional"
-    return (
-        known.input is not None or layer.class_name == "EinsumDense" or catalog.is_batchnorm(layer)
-    )
+    return layer.builtin and not layer.is_operation and layer.class_name in _IN_FRONT
 
 
 def in_front(site: Site, affine: Affine) -> Effect | str:
@@ -209,7 +207,7 @@ def _input_change(
     if shift is None:
         return Effect({kernel: factor})
     output = (catalog.FACTS[site.layer.class_name]).output
-    units = int(np.prod([weights[output.kernel].shape[a] for a in output.axes])) if output else 0
+    units = math.prod(weights[output.kernel].shape[a] for a in output.axes) if output else 0
     axis = 1 - len(weights[kernel].shape) if site.channels_first else -1
     change = BiasChange((units,), np.ones(()), shift, axis)
     return Effect({kernel: factor}, {}, {"bias": change}, {"use_bias": True})
@@ -430,8 +428,8 @@ def _before_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) ->
 
 def _behind_einsum(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
     equation = parse_equation(site.setting("equation"))
-    if equation is None:
-        return "has an equation in no known form"
+    if equation is None or len(equation.kernel) != len(weights["kernel"].shape):
+        return "has an equation in no known form, or not that of its kernel"
     letters = {axis: equation.output_letter(axis, site.rank) for axis in affine.varies_on}
     places = _places(equation, weights["kernel"].shape, letters, affine)
     if places is None:
@@ -452,8 +450,8 @@ def _behind_einsum(site: Site, weights: dict[str, Weight], affine: Affine) -> Ef
 
 def _before_einsum(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
     equation = parse_equation(site.setting("equation"))
-    if equation is None:
-        return "has an equation in no known form"
+    if equation is None or len(equation.kernel) != len(weights["kernel"].shape):
+        return "has an equation in no known form, or not that of its kernel"
     shape = site.inputs[0]
     rank = None if shape is None else len(shape)
     letters = {axis: equation.input_letter(axis, rank) for axis in affine.varies_on}
@@ -669,73 +667,114 @@ def _stepped(values: NDArray[Any], steps: Iterable[_Step], rows: slice) -> Array
 
 
 def misplaced_bias(site: Site, effect: Effect) -> str | None:
-    """A predicate when Keras would add a bias along another axis than that of the channels.
+    """A predicate when Keras adds the layer's old or new bias along another axis than its own.
 
-    On TensorFlow, `keras.ops.add` takes a bias that is a vector but for axes of size 1 for one on
-    the last axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
-    src/backend/tensorflow/numpy.py). The bias that is there counts as much as the new one.
+    On TensorFlow, `keras.ops.add` takes an array with one axis longer than 1 for a bias on the last
+    axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
+    src/backend/tensorflow/numpy.py).
     """
     weights = catalog.weights(site.layer) or {}
     for slot, change in effect.biases.items():
-        biases = [(change.shape, change.output_axis)]
-        if slot in weights and site.layer.class_name == "EinsumDense":
-            biases.append((weights[slot].shape, _sole_axis(weights[slot].shape)))
-        for shape, axis in biases:
-            problem = _misplaced(shape, axis, site.output)
-            if problem is not None:
-                return problem
+        if change.output_axis is None:
+            continue
+        old = [weights[slot].shape] if slot in weights else []
+        for shape in (change.shape, *old):
+            # Keras appends axes of size 1 to the bias of a channels_first convolution.
+            whole = (*shape, *(1,) * (-1 - change.output_axis)) if len(shape) == 1 else shape
+            if _is_misplaced(whole, site.output):
+                return (
+                    "cannot take it in: TensorFlow adds a bias along the width when the output is, "
+                    "or may be, as wide as it has channels"
+                )
     return None
 
 
-def _misplaced(bias: tuple[int, ...], axis: int | None, output: Shape | None) -> str | None:
-    sizes = [size for size in bias if size > 1]
-    if len(sizes) != 1 or axis is None or axis == -1:
-        return None
+def _is_misplaced(bias: tuple[int, ...], output: Shape | None) -> bool:
+    long = [axis - len(bias) for axis, size in enumerate(bias) if size > 1]
+    if len(long) != 1 or long[0] == -1:
+        return False
     if output is None:
-        return "has an output of unknown shape, and Keras adds some biases along another axis"
-    rivals = {output[-1]} if axis % len(output) == 1 else {output[-1], output[1]}
-    if rivals & {sizes[0], None}:
-        return "has an output that is, or may be, as wide as it has channels: Keras confuses the two"
-    return None
+        return True
+    rivals = {output[-1]} if long[0] % len(output) == 1 else {output[-1], output[1]}
+    return bool(rivals & {bias[long[0]], None})
 
 
-def overflow(layer: Layer, effects: Sequence[Effect]) -> str | None:
-    """A predicate when a new number is not finite in the dtype it is stored or computed in."""
+def out_of_range(layer: Layer, effects: Sequence[Effect]) -> str | None:
+    """A predicate when a new number is lost in the dtype it is stored or computed in.
+
+    It is lost when it is not finite, and when all of a channel's kernel falls below the smallest
+    normal number, where digits go missing.
+    """
     weights = catalog.weights(layer) or {}
     used = policy(layer)
     if used is None:
         return "is quantized or has a dtype policy of its own"
-    stored = _dtype_beside(weights)
+    dtypes = (_dtype_beside(weights), _dtype(used.compute))
     for slot in _slots_of(effects):
         with np.errstate(over="ignore", invalid="ignore"):
-            exact = _extremes(weights, effects, slot)
-        for dtype in (stored, _dtype(used.compute)):
+            scaled, exact = _largest(weights, effects, slot)
+        for dtype in dtypes:
             lost = int(np.count_nonzero(~np.isfinite(_cast(exact, dtype).astype(np.float64))))
             if lost:
                 return (
                     f"cannot take it in: {lost} values of its folded {slot} would not be finite in "
                     f"{dtype.name}"
                 )
+            faint = int(np.count_nonzero((np.abs(scaled) < _tiny(dtype)) & (scaled != 0)))
+            if faint:
+                return (
+                    f"cannot take it in: {faint} channels of its folded {slot} would be too small "
+                    f"for {dtype.name}"
+                )
     return None
 
 
-def _extremes(weights: dict[str, Weight], effects: Sequence[Effect], slot: str) -> Array:
-    """Numbers that are finite if and only if all new ones of a slot are.
+_NONE: Array = np.zeros(0)
 
-    Scaling keeps order, so along an axis on which no factor varies the smallest and the largest
-    number stand for all.
+
+def _largest(
+    weights: dict[str, Weight], effects: Sequence[Effect], slot: str
+) -> tuple[Array, Array]:
+    """The largest scaled number of each channel of a slot, and numbers to look at for infinities.
+
+    Scaling keeps order, so along an axis on which no factor varies the number of the largest
+    magnitude stays that; NaN spreads. A bias has no scaled numbers that could be too small.
     """
     kernel = weights.get(slot)
-    if kernel is None or 0 in kernel.shape or any(slot in effect.biases for effect in effects):
-        return _exact(weights, effects, slot)
+    if any(slot in effect.biases for effect in effects):
+        return _NONE, _exact(weights, effects, slot)
+    if kernel is None or 0 in kernel.shape:
+        exact = _exact(weights, effects, slot)
+        return exact, exact
     values = kernel.read()
     steps = list(_steps(effects, slot, values.ndim))
     arrays = [array for step in steps for array in step if array is not None]
     others = tuple(
         axis for axis in range(values.ndim) if all(array.shape[axis] == 1 for array in arrays)
     )
-    bounds = (values.min(axis=others, keepdims=True), values.max(axis=others, keepdims=True))
-    return np.stack([_stepped(bound, steps, slice(None)) for bound in bounds])
+    low, high = values.min(axis=others, keepdims=True), values.max(axis=others, keepdims=True)
+    bound = np.maximum(-low.astype(np.float64), high.astype(np.float64))
+    scaled = _stepped(bound, [(factor, None) for factor, _ in steps], slice(None))
+    return _channels_of(scaled, effects, slot), _stepped(bound, steps, slice(None))
+
+
+def _channels_of(scaled: Array, effects: Sequence[Effect], slot: str) -> Array:
+    """The largest numbers along the axes of the last effect, so that one small row is none."""
+    factor = _with_rank(effects[-1].factors.get(slot), scaled.ndim)
+    if factor is None:
+        return _NONE
+    others = tuple(axis for axis in range(scaled.ndim) if factor.shape[axis] == 1)
+    largest: Array = np.abs(scaled).max(axis=others)
+    return largest
+
+
+def _tiny(dtype: np.dtype[Any]) -> float:
+    """The smallest normal number of a floating-point dtype."""
+    if dtype.name != "bfloat16":
+        return float(np.finfo(dtype).tiny)
+    import ml_dtypes  # noqa: PLC0415 - few models need it
+
+    return float(ml_dtypes.finfo(dtype).tiny)
 
 
 def _dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:

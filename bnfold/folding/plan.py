@@ -23,11 +23,21 @@ from typing import Literal
 
 from bnfold.folding import absorb
 from bnfold.folding.affine import from_batchnorm
-from bnfold.folding.scope import Scope, Surroundings, build_scopes, is_set, positions
+from bnfold.folding.scope import (
+    Scope,
+    Surroundings,
+    build_scopes,
+    positions,
+    unused_patterns,
+)
+from bnfold.folding.training import is_set
 from bnfold.folding.walk import Refusal, Walk
+from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path
+from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
+
+__all__ = ["Blocked", "Edit", "Fold", "Plan", "plan", "unused_patterns"]
 
 Direction = Literal["backward", "forward"]
 
@@ -208,6 +218,9 @@ def _blocked_both_ways(
 def _problem(one: _Candidate) -> Refusal | None:
     """Why a layer stays whatever is around it in the graph."""
     batchnorm, layer, around = one.batchnorm, one.layer, one.around
+    training = _training_problem(one)
+    if training is not None:
+        return training
     if around.keeps(batchnorm.path):
         return Refusal("it is kept on request")
     if not one.scope.graph.builtin:
@@ -216,42 +229,59 @@ def _problem(one: _Candidate) -> Refusal | None:
         )
     if around.obstacle is not None:
         return Refusal(around.obstacle)
-    if _is_repeated(layer, around):
+    if around.repeats(layer):
         return Refusal("it stands in several places of the model")
-    training = _training_problem(one)
-    if training is not None:
-        return training
-    if any(call.mask is not None for call in layer.calls):
-        return Refusal("its call is given a mask, which it passes on to the layers behind it")
+    for number, call in enumerate(layer.calls):
+        if call.mask is not None and not _masks_are_named(one.scope, Ref(layer.name, number)):
+            return Refusal("it is given a mask, which it passes on to the layers behind it")
     if batchnorm.axis is None:
         return Refusal("it normalizes over several axes at once")
-    if any(len(call.inputs) != 1 for call in layer.calls):
+    if any(not 1 <= len(call.inputs) <= 2 for call in layer.calls):
         return Refusal(
             "it is the first layer of a Sequential that has no input layer, and tells its shape"
         )
     return None
 
 
-def _is_repeated(layer: Layer | None, around: Surroundings) -> bool:
-    while layer is not None:
-        if layer.shared_object_id in around.repeated:
-            return True
-        layer = layer.inner
-    return False
-
-
 def _training_problem(one: _Candidate) -> Refusal | None:
+    """Why a layer normalizes with the statistics of the batch, or makes others do so."""
+    around, path = one.around, one.batchnorm.path
+    called = any(is_set(call.training) for call in one.layer.calls)
     if not one.batchnorm.trainable:
-        return None  # a frozen layer uses its moving statistics whatever it is told
-    if any(is_set(call.training) for call in one.layer.calls):
-        called = "it is called"
-    elif one.around.training is not None:
-        called = f"{one.around.training} around it is called"
+        # A frozen layer uses its moving statistics whatever it is told; others may not.
+        if called and around.makes_others_train(path):
+            return Refusal("it is called with training=True, which other layers heed")
+        return None
+    if called:
+        cause = "it is called with training=True"
+    elif around.training is not None:
+        cause = f"{around.training} around it is called with training=True"
+    elif path in around.exposed:
+        cause = (
+            f"{around.exposed[path]} is called with training=True, which Keras 3 hands on to the "
+            "layers that run later"
+        )
     else:
         return None
     return Refusal(
-        f"{called} with training=True, so it normalizes with the batch's statistics",
-        batch_statistics=True,
+        f"{cause}, so it normalizes with the batch's statistics", batch_statistics=True
     )
 
 
+def _masks_are_named(scope: Scope, ref: Ref) -> bool:
+    """Whether no reader of a tensor, near or far, would miss the mask that comes with it.
+
+    Keras 3 writes implicit masks into the calls that take one: those calls name their mask.
+    """
+    if ref in scope.graph.outputs:
+        return not scope.path
+    for name, number in scope.graph.readers.get(ref, ()):
+        layer = scope.graph.layers[name]
+        if layer.calls[number].mask is not None or layer.is_operation:
+            continue
+        if not layer.builtin or layer.class_name not in catalog.MASK_BLIND:
+            return False
+        stops = layer.class_name in catalog.DROPS_MASK
+        if not stops and not _masks_are_named(scope, Ref(name, number)):
+            return False
+    return True

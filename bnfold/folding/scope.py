@@ -6,10 +6,12 @@ called several times the same weights serve all calls. A model inside a TimeDist
 the axis of time, so a map that varies along it stays outside.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+from bnfold.folding.training import exposed, is_set
 from bnfold.model import nodes
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import calls_in_order
@@ -18,33 +20,53 @@ from bnfold.model.shapes import Shapes, without_axes
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a graph inherits from what is around it; an `obstacle` blocks everything inside."""
+    """What a graph inherits from what is around it; an `obstacle` blocks everything inside.
+
+    `exposed` are the layers that another one's training=True reaches, with the name of that one.
+    """
 
     keep: Sequence[str]
     repeated: frozenset[int]
+    exposed: Mapping[Path, str]
     obstacle: str | None = None
     training: str | None = None
 
     def keeps(self, path: Path) -> bool:
         """Whether the user asked for this layer to be left alone."""
-        names = (path[-1], show(path))
-        return any(fnmatchcase(name, pattern) for pattern in self.keep for name in names)
+        return any(matches(path, pattern) for pattern in self.keep)
+
+    def trains(self, path: Path, call: Call) -> bool:
+        """Whether a call of a layer may run in training mode."""
+        return is_set(call.training) or self.training is not None or path in self.exposed
+
+    def makes_others_train(self, path: Path) -> bool:
+        """Whether a layer that is called with training=True may have made others train."""
+        return any(other != path for other in self.exposed)
+
+    def repeats(self, layer: Layer) -> bool:
+        """Whether a layer, or one that it wraps, stands in several places of the model."""
+        return any(part.shared_object_id in self.repeated for part in chain(layer))
 
     def inside(self, layer: Layer, path: Path) -> "Surroundings":
         """The surroundings of what stands inside this layer."""
         obstacle, training = self.obstacle, self.training
-        if layer.shared_object_id in self.repeated:
+        if self.repeats(layer):
             obstacle = f"{title(layer, path)} stands in several places of the model"
         if not layer.builtin:
             obstacle = f"it is inside {title(layer, path)}, a class that is not Keras' own"
         if any(is_set(call.training) for call in layer.calls):
             training = title(layer, path)
-        return Surroundings(self.keep, self.repeated, obstacle, training)
+        return replace(self, obstacle=obstacle, training=training)
 
 
-def is_set(argument: object) -> bool:
-    """Whether a call's `training` may be true: False, None and 0 are not, a tensor may be."""
-    return argument not in (None, False, 0)
+def matches(path: Path, pattern: str) -> bool:
+    """Whether a shell pattern matches a layer's name or its nested path."""
+    return any(fnmatchcase(name, pattern) for name in (path[-1], show(path)))
+
+
+def chain(layer: Layer) -> list[Layer]:
+    """A layer and everything it wraps."""
+    return [layer] if layer.inner is None else [layer, *chain(layer.inner)]
 
 
 def title(layer: Layer, path: Path) -> str:
@@ -52,15 +74,26 @@ def title(layer: Layer, path: Path) -> str:
     return f"{layer.class_name} {show(path)!r}"
 
 
-def repeated_objects(graph: Graph) -> frozenset[int]:
-    """The layer objects that stand in more than one place of the model."""
-    seen: set[int] = set()
-    repeated: set[int] = set()
-    for _, layer in walk_all(graph):
-        number = layer.shared_object_id
-        if number is not None:
-            (repeated if number in seen else seen).add(number)
-    return frozenset(repeated)
+def repeated_objects(value: object) -> frozenset[int]:
+    """The objects that a config holds in more than one place, whoever holds them."""
+    count: Counter[int] = Counter()
+    level = [value]
+    while level:
+        dicts = [node for node in level if isinstance(node, dict)]
+        count.update(n for n in (d.get("shared_object_id") for d in dicts) if isinstance(n, int))
+        level = [
+            inside
+            for node in level
+            if isinstance(node, (dict, list))
+            for inside in (node.values() if isinstance(node, dict) else node)
+        ]
+    return frozenset(number for number, times in count.items() if times > 1)
+
+
+def unused_patterns(graph: Graph, keep: Sequence[str]) -> tuple[str, ...]:
+    """The patterns of `keep` that match no layer of the model."""
+    paths = [path for path, _ in walk_all(graph)]
+    return tuple(p for p in keep if not any(matches(path, p) for path in paths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +143,8 @@ class Scope:
 
 def build_scopes(graph: Graph, keep: Sequence[str]) -> Scope:
     """The scope of a whole model, with those of all models in it."""
-    scope = Scope(graph, (), Surroundings(keep, repeated_objects(graph)), Shapes(graph))
+    around = Surroundings(keep, repeated_objects(graph.entry), exposed(graph))
+    scope = Scope(graph, (), around, Shapes(graph))
     _fill(scope)
     return scope
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bnfold.folding import absorb, carry
 from bnfold.folding.affine import IDENTITY, Affine
-from bnfold.folding.scope import Position, Scope, is_set, title
+from bnfold.folding.scope import Position, Scope, chain, title
 from bnfold.folding.site import Site
 from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
@@ -114,7 +114,7 @@ class Walk:
         for path, same in by_layer.items():
             _check_agreement(same)
             effects = (*self._effects.get(path, ()), same[0].effect)
-            problem = absorb.overflow(attempt.originals[path], effects)
+            problem = absorb.out_of_range(attempt.originals[path], effects)
             if problem is not None:
                 raise _RefusalError(f"{same[0].name} {problem}", path)
             found.append((path, effects))
@@ -193,7 +193,7 @@ class _Attempt:
         self._affine = self._starting_map()
 
     def _compute_dtype(self) -> str:
-        found = {policy(part) for part in _chain(self._layer)}
+        found = {policy(part) for part in chain(self._layer)}
         known = {one.compute for one in found if one is not None}
         if None in found or len(known) != 1:
             raise _RefusalError("it is quantized or has a dtype policy of its own")
@@ -378,14 +378,14 @@ class _Attempt:
             scope.shapes.dtype(source) != self._dtype for source in call.inputs
         ):
             raise _RefusalError(f"{title(layer, path)} computes in another dtype", path)
-        training = is_set(call.training) or scope.around.training is not None
+        training = scope.around.trains(_inner_path(layer, path), call)
         operands = nodes.operands(call.node) if layer.is_operation else ()
         return Site(core, shapes, output, training, operands)
 
     def _check_layer_dtype(self, layer: Layer, path: Path) -> None:
         if layer.is_operation:
             return
-        policies = [policy(part) for part in _chain(layer)]
+        policies = [policy(part) for part in chain(layer)]
         if None in policies:
             raise _RefusalError(
                 f"{title(layer, path)} is quantized or has a dtype policy of its own", path
@@ -400,7 +400,7 @@ class _Attempt:
         self._check_may_edit(scope, layer, path, name)
         core, _ = inside(layer)
         if not absorb.takes_behind(core):
-            raise _RefusalError(f"{name} has no weights that could take it in", path)
+            raise _RefusalError(f"bnfold knows no way into {name}", path)
         self._check_batchnorm(core, name, path)
         site = self._site(scope, layer, ref.call, path, affine)
         return self._demand(absorb.behind(site, affine), site, layer, ref.call, path, name, affine)
@@ -410,7 +410,7 @@ class _Attempt:
             raise _RefusalError(f"{name} is of a class that bnfold does not know", path)
         if scope.around.keeps(path):
             raise _RefusalError(f"{name} is kept on request", path)
-        if any(part.shared_object_id in scope.around.repeated for part in _chain(layer)):
+        if scope.around.repeats(layer):
             raise _RefusalError(f"{name} stands in several places of the model", path)
 
     def _check_batchnorm(self, core: Layer, name: str, path: Path) -> None:
@@ -547,7 +547,7 @@ class _Attempt:
         self._check_may_edit(scope, layer, path, name)
         core, _ = inside(layer)
         if not absorb.takes_in_front(core):
-            raise _RefusalError(f"{name} has no weights that could take it in", path)
+            raise _RefusalError(f"bnfold knows no way into {name}", path)
         self._check_batchnorm(core, name, path)
         if len(site.inputs) != 1:
             raise _RefusalError(f"{name} reads {len(site.inputs)} tensors", path)
@@ -555,7 +555,7 @@ class _Attempt:
         return self._demand(effect, site, layer, number, path, name, affine)
 
 
-_FIRST = "it is the first layer: there is none before it that could take it in"
+_FIRST = "it is the first layer, so there is none before it that could take it in"
 
 
 def title_of_scope(scope: Scope) -> str:
@@ -570,7 +570,3 @@ def _inner_path(layer: Layer, path: Path) -> Path:
         path = (*path, layer.name)
     return path
 
-
-def _chain(layer: Layer) -> list[Layer]:
-    """A layer and everything it wraps."""
-    return [layer] if layer.inner is None else [layer, *_chain(layer.inner)]

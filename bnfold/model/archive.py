@@ -7,19 +7,18 @@ the model's size.
 
 import io
 import json
-import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 
-from bnfold.errors import UnreadableModelError, UnsafeModelError
+from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath
@@ -68,12 +67,8 @@ class _ZipParts:
     """The parts of a `.keras` archive."""
 
     def __init__(self, path: Path, resources: ExitStack) -> None:
-        self._file = resources.enter_context(path.open("rb", buffering=0))
-        try:
-            self._archive = resources.enter_context(zipfile.ZipFile(self._file))
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise UnreadableModelError(f"the archive is damaged: {error}") from None
-        guard.check_archive(self._archive)
+        self._file = resources.enter_context(guard.ArchiveFile(path))
+        self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
 
     def names(self) -> list[str]:
@@ -82,8 +77,11 @@ class _ZipParts:
     def read(self, name: str) -> bytes:
         return guard.read_member(self._archive, name)
 
-    def stream(self, name: str) -> IO[bytes]:
-        return self._archive.open(name)
+    def size(self, name: str) -> int:
+        return self._archive.getinfo(name).file_size
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return guard.member_chunks(self._archive, name)
 
     def weights(self) -> h5py.File:
         info = self._archive.getinfo(WEIGHTS)
@@ -91,12 +89,13 @@ class _ZipParts:
             source: Any = _Window(self._file, self._data_offset(info), info.file_size)
         else:
             source = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            self._unpack(info, source)
+            source.writelines(self.chunks(WEIGHTS))
         # h5py crashes the process when the stream dies before the file: the stack closes the file
         # first.
         return self._resources.enter_context(hdf5.open_hdf5(source, WEIGHTS))
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
+        guard.check_member(self._archive, WEIGHTS)
         self._file.seek(info.header_offset)
         header = self._file.read(_LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
@@ -110,18 +109,6 @@ class _ZipParts:
     def _size(self) -> int:
         return self._file.seek(0, io.SEEK_END)
 
-    def _unpack(self, info: zipfile.ZipInfo, target: IO[bytes]) -> None:
-        remaining = info.file_size
-        try:
-            with self._archive.open(info) as stream:
-                while chunk := stream.read(_CHUNK):
-                    remaining -= len(chunk)
-                    if remaining < 0:
-                        raise UnsafeModelError(f"{WEIGHTS} unpacks to more than it claims; refused")
-                    target.write(chunk)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
-            raise UnreadableModelError(f"{WEIGHTS} in the archive is damaged: {error}") from None
-
 
 class _DirectoryParts:
     """The parts of a model saved with `zipped=False`."""
@@ -129,21 +116,22 @@ class _DirectoryParts:
     def __init__(self, path: Path, resources: ExitStack) -> None:
         self._path = path
         self._resources = resources
-        links = [found for found in path.rglob("*") if found.is_symlink()]
-        if links:
-            name = guard.printable(str(links[0].relative_to(path)))
-            raise UnsafeModelError(f"{name!r} in the model directory is a symbolic link; refused")
+        self._names = sorted(guard.files_in(path))
 
     def names(self) -> list[str]:
-        files = (found for found in self._path.rglob("*") if found.is_file())
-        return sorted(found.relative_to(self._path).as_posix() for found in files)
+        return self._names
 
     def read(self, name: str) -> bytes:
-        with self.stream(name) as stream:
+        with (self._path / name).open("rb") as stream:
             return stream.read(guard.MAX_JSON_BYTES + 1)
 
-    def stream(self, name: str) -> IO[bytes]:
-        return (self._path / name).open("rb")
+    def size(self, name: str) -> int:
+        return (self._path / name).stat().st_size
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        with (self._path / name).open("rb") as stream:
+            while piece := stream.read(_CHUNK):
+                yield piece
 
     def weights(self) -> h5py.File:
         return self._resources.enter_context(hdf5.open_hdf5(self._path / WEIGHTS, WEIGHTS))
@@ -230,10 +218,10 @@ class KerasArchive:
                 archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".bnfold-") as weights:
                 self._write_weights(graph, names, Path(weights.name))
-                _store(archive, WEIGHTS, weights, Path(weights.name).stat().st_size)
-            for name, new_name, size in self._assets(graph, names):
-                with self._parts.stream(name) as stream:
-                    _store(archive, new_name, stream, size)
+                pieces = iter(lambda: weights.read(_CHUNK), b"")
+                _store(archive, WEIGHTS, pieces, Path(weights.name).stat().st_size)
+            for name, new_name in self._assets(graph, names):
+                _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
 
     def _write_directory(
         self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
@@ -242,13 +230,13 @@ class KerasArchive:
         for name, content in documents.items():
             (target / name).write_bytes(content)
         self._write_weights(graph, names, target / WEIGHTS)
-        for name, new_name, _ in self._assets(graph, names):
+        for name, new_name in self._assets(graph, names):
             (target / new_name).parent.mkdir(parents=True, exist_ok=True)
-            with self._parts.stream(name) as stream, (target / new_name).open("wb") as copy:
-                shutil.copyfileobj(stream, copy, _CHUNK)
+            with (target / new_name).open("wb") as copy:
+                copy.writelines(self._parts.chunks(name))
 
-    def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str, int]]:
-        """Every other member: its name, its new name if its layer's group moved, its size."""
+    def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str]]:
+        """Every other member: its name, and its new name if its layer's group moved."""
         moved = {
             layer.location: names[path]
             for path, layer in walk_all(graph)
@@ -256,19 +244,17 @@ class KerasArchive:
         }
         for name in self._parts.names():
             if name not in (METADATA, CONFIG, WEIGHTS):
-                with self._parts.stream(name) as stream:
-                    size = stream.seek(0, io.SEEK_END)
-                yield name, _moved_asset(name, moved), size
+                yield name, _moved_asset(name, moved)
 
     def _write_weights(self, graph: Graph, names: dict[LayerPath, str], target: Path) -> None:
-        with h5py.File(target, "w") as new:
+        with hdf5.new_file(target) as new:
             hdf5.copy_children(self._weights, new, skip={OPTIMIZER, self._container.value})
             written: set[str] = set()
             for path, layer in walk_all(graph):
                 group = names.get(path)
                 if group is not None and group not in written:
                     written.add(group)
-                    self._write_layer(layer, new.require_group(group))
+                    self._write_layer(layer, hdf5.group_for(new, group))
 
     def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
         source = self._groups.at(layer.location) if layer.location else None
@@ -279,9 +265,12 @@ class KerasArchive:
             if source is not None:
                 hdf5.copy_children(source, target, skip=inside)
             return
-        inner_groups = catalog.variable_groups(layer)
-        if inner_groups != ("",):
-            self._write_grouped(layer, inner_groups, source, target)
+        groups = catalog.variable_groups(layer)
+        if groups != ("",) and catalog.weights(layer) is None and source is not None:
+            hdf5.copy_children(source, target)
+            return
+        if groups != ("",):
+            self._write_grouped(layer, groups, source, target)
             return
         variables = target.require_group("vars")
         if source is not None:
@@ -298,11 +287,10 @@ class KerasArchive:
         """A layer that keeps its variables in the groups of its parts, as recurrent layers do."""
         if source is not None:
             hdf5.copy_around(source, target, {f"{group}/vars" for group in groups})
-        known = catalog.slots(layer) or ()
-        whose = [slot.group for slot in known] + [groups[-1]] * len(layer.weights or ())
+        whose = [slot.group for slot in catalog.slots(layer) or ()]
         numbers = dict.fromkeys(groups, 0)
         for group, weight in zip(whose, layer.weights or (), strict=False):
-            variables = target.require_group(f"{group}/vars")
+            variables = hdf5.group_for(target, f"{group}/vars")
             self._write_variable(weight, variables, numbers[group])
             numbers[group] += 1
 
@@ -321,12 +309,12 @@ def _require(names: set[str]) -> None:
         raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
 
 
-def _store(archive: zipfile.ZipFile, name: str, stream: IO[bytes], size: int) -> None:
+def _store(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes], size: int) -> None:
     info = zipfile.ZipInfo(name, _ZIP_EPOCH)
     info.file_size = size  # lets zipfile choose ZIP64 where it is needed
     with archive.open(info, "w") as member:
-        stream.seek(0)
-        shutil.copyfileobj(stream, member, _CHUNK)
+        for piece in pieces:
+            member.write(piece)
 
 
 def _moved_asset(name: str, moved: dict[str, str]) -> str:
@@ -370,24 +358,20 @@ def _attach_layer(
     if layer.inner is not None:
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
-    variables = groups.at(f"{location}/vars") if location is not None else None
+    if location is None:
+        return layer
+    variables = groups.at(f"{location}/vars")
     if variables is not None:
         _check_name(layer, siblings, variables)
     weights: tuple[Weight, ...] = ()
     for group in catalog.variable_groups(layer):
         place = f"{location}/{group}/vars" if group else f"{location}/vars"
-        variables = groups.at(place) if location is not None else None
-        found = () if variables is None else _variables(variables, place)
+        variables = groups.at(place)
+        found = () if variables is None else hdf5.numbered(variables, place)
         if found is None:
             return replace(layer, weights=None)
         weights += found
     return replace(layer, weights=weights)
-
-
-def _variables(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
-    found = [hdf5.weight_in(group, str(n), f"{path}/{n}") for n in range(len(group))]
-    known = tuple(weight for weight in found if weight is not None)
-    return known if len(known) == len(found) else None
 
 
 def _check_name(layer: Layer, siblings: Collection[str], variables: h5py.Group) -> None:

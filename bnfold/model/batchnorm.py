@@ -35,7 +35,7 @@ class BatchNorm:
         found = catalog.weights(self.layer)
         if found is None or len({weight.shape for weight in found.values()}) > 1:
             return None
-        return found if len(next(iter(found.values())).shape) == 1 else None
+        return found
 
     @property
     def channels(self) -> int | None:
@@ -58,14 +58,15 @@ class BatchNorm:
     def axis(self) -> int | None:
         """The axis it normalizes, as its tensor counts; None for several at once.
 
-        Old versions write a list; a wrapper adds the axes that its layer does not see.
+        Old versions write a list; a wrapper adds axes, behind the batch's, that its layer does not
+        see.
         """
         axis = self.layer.config.get("axis", -1)
         if isinstance(axis, list) and len(axis) == 1:
             axis = axis[0]
         if type(axis) is not int:
             return None
-        return axis + self.wrappers if axis >= 0 else axis
+        return axis + self.wrappers if axis > 0 else axis
 
     @property
     def epsilon(self) -> float | None:
@@ -89,8 +90,9 @@ class BatchNorm:
 
     @property
     def trainable(self) -> bool:
-        """False for a frozen layer, which uses its moving statistics always."""
-        return self.layer.config.get("trainable", True) is not False
+        """False for a frozen layer, which uses its moving statistics always (not in TF 1)."""
+        frozen = self.layer.config.get("trainable", True) is False
+        return not frozen or self.layer.class_name == "BatchNormalizationV1"
 
 
 def _number(value: object) -> float | None:

@@ -27,12 +27,14 @@ BATCHNORM_CLASSES = frozenset(
 
 @dataclass(frozen=True)
 class Slot:
-    """One variable of a class. `flag` is the setting without which it does not exist.
+    """One variable of a class.
 
-    `group` is where a `.keras` file keeps it, seen from the group of the layer.
+    `rank` is how many axes it has, None where a setting decides; `flag` is the setting without
+    which it does not exist. `group` is where a `.keras` file keeps it, seen from the layer's group.
     """
 
     name: str
+    rank: int | None
     flag: str | None = None
     trainable: bool = True
     group: str = ""
@@ -54,82 +56,53 @@ class LinearOutput:
 
 
 @dataclass(frozen=True)
-class LinearInput:
-    """How a class's weights meet its input: the first thing it does is to multiply by `kernel`.
-
-    `axis` is the axis of `kernel` that the input's channels meet; the layer pads its input with
-    zeros where its setting `padding` says so.
-    """
-
-    kernel: str
-    axis: int
-
-
-@dataclass(frozen=True)
 class Facts:
     """What one class is. `rank` is that of its input and output, None where it takes any."""
 
     slots: tuple[Slot, ...] = ()
     output: LinearOutput | None = None
     rank: int | None = None
-    input: LinearInput | None = None
-
-
-def _kernel_and_bias(kernel: str = "kernel") -> tuple[Slot, ...]:
-    return (Slot(kernel), Slot("bias", "use_bias"))
 
 
 def _conv(rank: int) -> Facts:
-    return Facts(
-        _kernel_and_bias(), LinearOutput("kernel", (-1,)), rank, LinearInput("kernel", -2)
-    )
+    return Facts(_slots(Slot("kernel", rank)), LinearOutput("kernel", (-1,)), rank)
 
 
 def _depthwise(rank: int) -> Facts:
     # Output channel c * depth_multiplier + m comes from kernel[..., c, m].
-    return Facts(
-        _kernel_and_bias("depthwise_kernel"),
-        LinearOutput("depthwise_kernel", (-2, -1)),
-        rank,
-        LinearInput("depthwise_kernel", -2),
-    )
+    slots = _slots(Slot("depthwise_kernel", rank))
+    return Facts(slots, LinearOutput("depthwise_kernel", (-2, -1)), rank)
 
 
 def _separable(rank: int) -> Facts:
-    slots = (Slot("depthwise_kernel"), Slot("pointwise_kernel"), Slot("bias", "use_bias"))
-    return Facts(
-        slots, LinearOutput("pointwise_kernel", (-1,)), rank, LinearInput("depthwise_kernel", -2)
-    )
+    slots = _slots(Slot("depthwise_kernel", rank), Slot("pointwise_kernel", rank))
+    return Facts(slots, LinearOutput("pointwise_kernel", (-1,)), rank)
 
 
 def _transpose(rank: int) -> Facts:
-    return Facts(
-        _kernel_and_bias(), LinearOutput("kernel", (-2,)), rank, LinearInput("kernel", -1)
-    )
+    return Facts(_slots(Slot("kernel", rank)), LinearOutput("kernel", (-2,)), rank)
 
 
-def _recurrent() -> Facts:
-    slots = (*(Slot(name, group="cell") for name in ("kernel", "recurrent_kernel")),)
-    bias = Slot("bias", "use_bias", group="cell")
-    return Facts((*slots, bias), None, None, LinearInput("kernel", -2))
+def _slots(*kernels: Slot) -> tuple[Slot, ...]:
+    return (*kernels, Slot("bias", 1, "use_bias"))
+
+
+def _recurrent(bias_rank: int | None = 1) -> Facts:
+    kernels = (Slot("kernel", 2, group="cell"), Slot("recurrent_kernel", 2, group="cell"))
+    return Facts((*kernels, Slot("bias", bias_rank, "use_bias", group="cell")))
 
 
 _BATCHNORM = Facts(
     (
-        Slot("gamma", "scale"),
-        Slot("beta", "center"),
-        Slot("moving_mean", trainable=False),
-        Slot("moving_variance", trainable=False),
+        Slot("gamma", 1, "scale"),
+        Slot("beta", 1, "center"),
+        Slot("moving_mean", 1, trainable=False),
+        Slot("moving_variance", 1, trainable=False),
     )
 )
 
 FACTS: Mapping[str, Facts] = {
-    "Dense": Facts(
-        _kernel_and_bias(),
-        LinearOutput("kernel", (-1,), channels="last"),
-        None,
-        LinearInput("kernel", -2),
-    ),
+    "Dense": Facts(_slots(Slot("kernel", 2)), LinearOutput("kernel", (-1,), channels="last")),
     "Conv1D": _conv(3),
     "Conv2D": _conv(4),
     "Conv3D": _conv(5),
@@ -141,23 +114,32 @@ FACTS: Mapping[str, Facts] = {
     "Conv2DTranspose": _transpose(4),
     "Conv3DTranspose": _transpose(5),
     # The channel axis of an EinsumDense is wherever its equation says: see bnfold.model.einsum.
-    "EinsumDense": Facts((Slot("kernel"), Slot("bias", "bias_axes"))),
+    "EinsumDense": Facts((Slot("kernel", None), Slot("bias", None, "bias_axes"))),
     "Embedding": Facts(
-        (Slot("embeddings"),), LinearOutput("embeddings", (-1,), bias=None, channels="last")
+        (Slot("embeddings", 2),), LinearOutput("embeddings", (-1,), bias=None, channels="last")
     ),
     **dict.fromkeys(BATCHNORM_CLASSES, _BATCHNORM),
-    **dict.fromkeys(("SimpleRNN", "LSTM", "GRU"), _recurrent()),
+    **dict.fromkeys(("SimpleRNN", "LSTM"), _recurrent()),
+    "GRU": _recurrent(None),  # with reset_after the bias has a second row
 }
 
 _FLAG_DEFAULTS = {"use_bias": True, "scale": True, "center": True, "bias_axes": None}
 
-SAME_SHAPE = (
-    "Activation", "ActivityRegularization", "AlphaDropout", "Dropout", "ELU", "GaussianDropout",
+_SAME_RANK = (
+    "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average",
+    "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout",
     "GaussianNoise", "GroupNormalization", "Identity", "LayerNormalization", "LeakyReLU",
-    "Masking", "PReLU", "ReLU", "RMSNormalization", "Rescaling", "Softmax", "SpatialDropout1D",
-    "SpatialDropout2D", "SpatialDropout3D", "ThresholdedReLU", *sorted(BATCHNORM_CLASSES),
+    "Masking", "Maximum", "Minimum", "Multiply", "PReLU", "Permute", "ReLU", "Rescaling",
+    "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Subtract",
+    "ThresholdedReLU",
 )  # fmt: skip
-"""Classes whose output has the shape of their one input."""
+
+_DROPOUT = frozenset(
+    {
+        "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D",
+        "SpatialDropout2D", "SpatialDropout3D",
+    }
+)  # fmt: skip
 
 RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
@@ -166,10 +148,7 @@ POOLED_RANK: Mapping[str, int] = {
 }
 """The rank of the input of global pooling."""
 
-CONVOLUTIONS = (
-    *(f"{kind}{n}D" for kind in ("Conv", "DepthwiseConv", "SeparableConv") for n in (1, 2)),
-    *("Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
-)
+CONVOLUTIONS = frozenset(name for name in FACTS if "Conv" in name)
 
 WINDOWED = tuple(
     f"{kind}{n}D"
@@ -187,10 +166,26 @@ FIXED_RANK: Mapping[str, int] = {
 }
 """The rank of input and output where the class alone says it."""
 
+_JOINS = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
 
-def rank_of_output(layer: Layer) -> int | None:
-    """The rank that a layer's class gives its output, whatever goes in."""
-    return FIXED_RANK.get(layer.class_name)
+SAME_SHAPE = tuple(sorted({*_SAME_RANK} - {*_JOINS, "Dense", "Permute"} | BATCHNORM_CLASSES))
+"""Classes whose output has the shape of their one input."""
+
+_MOVES = ("Flatten", "InputLayer", "RepeatVector", "Reshape")
+
+SAME_IN_TRAINING = (
+    {*FACTS, *_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES}
+    - BATCHNORM_CLASSES
+    - _DROPOUT
+    - RECURRENT
+)
+"""The classes that compute the same in training mode."""
+
+DROPS_MASK = CONVOLUTIONS
+"""The classes that take no mask and behind which there is none."""
+
+MASK_BLIND = {*_SAME_RANK, *DROPS_MASK} - {"Masking", "Softmax"}
+"""The classes that compute the same with and without an implicit mask; most hand it on."""
 
 
 def facts(layer: Layer) -> Facts | None:
@@ -238,7 +233,9 @@ def _slots_of_directions(layer: Layer) -> tuple[Slot, ...] | None:
         known = None if inside is None else slots(inside)
         if known is None:
             return None
-        found += [Slot(f"{name}_{s.name}", group=f"{name}_layer/{s.group}") for s in known]
+        found += [
+            Slot(f"{name}_{s.name}", s.rank, group=f"{name}_layer/{s.group}") for s in known
+        ]
     return tuple(found)
 
 
@@ -261,7 +258,10 @@ def weights(layer: Layer) -> dict[str, Weight] | None:
     surplus = len(layer.weights) - len(expected)
     if surplus != 0 and not (surplus > 0 and layer.config.get("renorm")):
         return None
-    return {slot.name: weight for slot, weight in zip(expected, layer.weights, strict=False)}
+    pairs = list(zip(expected, layer.weights, strict=False))
+    if any(slot.rank not in (None, len(weight.shape)) for slot, weight in pairs):
+        return None
+    return {slot.name: weight for slot, weight in pairs}
 
 
 def is_batchnorm(layer: Layer) -> bool:

@@ -276,8 +276,10 @@ def stand_in(layer: Layer) -> Layer:
     config = {"name": layer.name, "trainable": layer.config.get("trainable", True)}
     if "dtype" in layer.config:
         config["dtype"] = layer.config["dtype"]
-    kept = ("module", "registered_name", "build_config", "name")
-    entry = {key: layer.entry[key] for key in kept if key in layer.entry}
+    kept = ("build_config", "name")
+    entry: Json = {key: layer.entry[key] for key in kept if key in layer.entry}
+    if "module" in layer.entry:
+        entry |= {"module": "keras.layers", "registered_name": None}
     return replace(
         layer,
         class_name="Activation",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from bnfold.errors import BnfoldError, UnreadableModelError
+from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
 from bnfold.model.archive import CONFIG, KerasArchive
 from bnfold.model.graph import Graph, Json
 from bnfold.model.guard import printable
@@ -63,7 +63,13 @@ class ModelFile:
         return self.format.dropped
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
-        """Write `graph` to `target`, in the same kind of file, with `record` in its metadata."""
+        """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.
+
+        Raises:
+            OutputError: the target is inside the model, which is a directory.
+        """
+        if target.resolve().is_relative_to(self.path.resolve()):
+            raise OutputError(f"{printable(target.name)}: is inside the model it is made of")
         self.format.write(graph, target, record)
 
     def sha256(self) -> str:

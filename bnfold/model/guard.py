@@ -2,43 +2,73 @@
 
 Every JSON text, ZIP member and HDF5 object that bnfold reads passes through this module. What
 cannot be read safely (links that leave the file, shapes larger than their bytes, names that climb
-out of the archive, nesting without end) raises `UnsafeModelError` with one line; nothing is
-followed or allocated before it was looked at.
+out of the archive, nesting without end) raises `UnsafeModelError` with one line, and what the
+libraries beneath cannot read `UnreadableModelError`; nothing is followed or allocated before it was
+looked at.
 """
 
+import io
 import json
 import math
 import stat
 import zipfile
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import h5py
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 
-MAX_JSON_BYTES = 256 << 20
+MAX_JSON_BYTES = 64 << 20
+MAX_JSON_VALUES = 2_000_000  # in memory a value can take a hundred times its text
 MAX_JSON_DEPTH = 200
 MAX_HDF5_DEPTH = 128
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 20_000
+MAX_ATTRIBUTE_ITEMS = 1 << 16
+MAX_LISTING_BYTES = 4 << 20
 
 # DEFLATE cannot do better than about 1032:1; trained weights do not even reach 2:1. A member or
 # dataset that claims more than this many bytes per stored byte holds no weights.
 MAX_EXPANSION = 200
 EXPANSION_FLOOR_BYTES = 16 << 20
 
+_CHUNK = 1 << 20
+_CHUNK_SLACK = 4096  # what checksums and incompressible bytes may add to a chunk
+
+# The filters whose output is checked here, or has the size of their input.
 _SAFE_FILTERS = {
-    h5py.h5z.FILTER_DEFLATE,
     h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_DEFLATE,
     h5py.h5z.FILTER_FLETCHER32,
-    h5py.h5z.FILTER_SZIP,
-    h5py.h5z.FILTER_NBIT,
-    h5py.h5z.FILTER_SCALEOFFSET,
 }
+
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_ZIP_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+_HDF5_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
 
 
 def printable(text: str) -> str:
     """Text from a file with its control characters (terminal escapes, newlines) made visible."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """`printable` text for a message, cut where it is long."""
+    return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
 
 
 def parse_json(text: bytes | str, what: str) -> Any:
@@ -50,6 +80,8 @@ def parse_json(text: bytes | str, what: str) -> Any:
     """
     if len(text) > MAX_JSON_BYTES:
         raise UnsafeModelError(f"{what} is larger than {MAX_JSON_BYTES >> 20} MiB; refused")
+    if _most_values(text) > MAX_JSON_VALUES:
+        raise UnsafeModelError(f"{what} holds more than {MAX_JSON_VALUES} values; refused")
     try:
         value = json.loads(
             text,
@@ -65,12 +97,19 @@ def parse_json(text: bytes | str, what: str) -> Any:
     return value
 
 
+def _most_values(text: bytes | str) -> int:
+    """How many values a JSON text can hold at most: each but the first is behind one of these."""
+    if isinstance(text, bytes):
+        return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    return sum(text.count(mark) for mark in (",", "[", "{"))
+
+
 def _unique_keys(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UnsafeModelError(f"{what} repeats the key {printable(twice)!r}; refused")
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
+            raise UnsafeModelError(f"{what} repeats the key {shortened(key)!r}; refused")
+        unique[key] = value
     return unique
 
 
@@ -100,9 +139,8 @@ def check_archive(archive: zipfile.ZipFile) -> None:
     """Refuse an archive whose listing alone shows that it is no honest model.
 
     Raises:
-        UnsafeModelError: duplicate, absolute, climbing, linked or encrypted members, or an
-        expansion
-            that weights cannot have.
+        UnsafeModelError: duplicate, absolute, climbing, linked, encrypted or oddly compressed
+            members, or an expansion that weights cannot have.
     """
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
@@ -114,7 +152,9 @@ def check_archive(archive: zipfile.ZipFile) -> None:
 
 
 def _check_member(member: zipfile.ZipInfo, seen: set[str]) -> None:
-    name = printable(member.filename)
+    name = shortened(member.filename)
+    if not member.filename:
+        raise UnsafeModelError("the archive has a member without a name; refused")
     if member.filename in seen:
         raise UnsafeModelError(f"the archive has two members named {name!r}; refused")
     parts = member.filename.replace("\\", "/").split("/")
@@ -126,6 +166,10 @@ def _check_member(member: zipfile.ZipInfo, seen: set[str]) -> None:
         raise UnsafeModelError(f"the archive member {name!r} is a symbolic link; refused")
     if member.flag_bits & 0x1:
         raise UnsafeModelError(f"the archive member {name!r} is encrypted; refused")
+    if member.compress_type not in _ZIP_METHODS:
+        raise UnsafeModelError(
+            f"the archive member {name!r} is compressed in a way that Keras does not use; refused"
+        )
     if _expands_too_much(member.file_size, member.compress_size):
         raise UnsafeModelError(
             f"the archive member {name!r} claims {member.file_size} bytes but stores "
@@ -137,49 +181,182 @@ def _expands_too_much(claimed: int, stored: int) -> bool:
     return claimed > EXPANSION_FLOOR_BYTES and claimed > MAX_EXPANSION * stored
 
 
+class ArchiveFile(io.FileIO):
+    """The file of an archive, of which `zipfile` cannot read a listing too long to be honest."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most `size` bytes."""
+        if size is not None and size > MAX_LISTING_BYTES:
+            raise UnsafeModelError("the archive's listing is too long; refused")
+        return super().read(-1 if size is None else size) or b""
+
+
+def files_in(directory: Path) -> Iterator[str]:
+    """The paths of all files in a directory, relative to it.
+
+    Raises:
+        UnsafeModelError: there are too many, or a link is among them.
+    """
+    for number, found in enumerate(directory.rglob("*")):
+        name = found.relative_to(directory).as_posix()
+        if number >= MAX_MEMBERS:
+            raise UnsafeModelError(f"the directory holds more than {MAX_MEMBERS} files; refused")
+        if found.is_symlink():
+            raise UnsafeModelError(
+                f"{shortened(name)!r} in the model directory is a symbolic link; refused"
+            )
+        if found.is_file():
+            yield name
+
+
+def open_archive(file: ArchiveFile) -> zipfile.ZipFile:
+    """A ZIP archive, opened and checked by its listing, of which a sane length is read.
+
+    Raises:
+        UnreadableModelError: it is damaged.
+        UnsafeModelError: its listing is that of no honest model.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except _ZIP_DAMAGE as error:
+        raise UnreadableModelError(f"the archive is damaged: {reason(error)}") from None
+    check_archive(archive)
+    return archive
+
+
+def member_chunks(archive: zipfile.ZipFile, name: str) -> Generator[bytes, None, None]:
+    """The bytes of one member, never more than it claims, in pieces.
+
+    Raises:
+        UnreadableModelError: there is no such member, or it is damaged.
+    """
+    try:
+        with archive.open(name) as stream:
+            while piece := stream.read(_CHUNK):
+                yield piece
+    except KeyError:
+        raise UnreadableModelError(f"the archive holds no {name}; is it a Keras model?") from None
+    except _ZIP_DAMAGE as error:
+        what = shortened(name)
+        raise UnreadableModelError(f"{what} in the archive is damaged: {reason(error)}") from None
+
+
+def check_member(archive: zipfile.ZipFile, name: str) -> None:
+    """See that the header in front of a member's bytes is that of the archive's listing.
+
+    Raises:
+        UnreadableModelError: it is not, or there is no such member.
+    """
+    with closing(member_chunks(archive, name)) as chunks:
+        next(chunks, None)
+
+
 def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_JSON_BYTES) -> bytes:
-    """The bytes of one member, of which never more than `limit` are read.
+    """The bytes of one member, of which never many more than `limit` are read.
 
     Raises:
         UnreadableModelError: there is no such member, or it is damaged.
         UnsafeModelError: it holds more than `limit` bytes.
     """
+    content = bytearray()
+    for piece in member_chunks(archive, name):
+        content += piece
+        if len(content) > limit:
+            raise UnsafeModelError(
+                f"{name} in the archive is larger than {limit >> 20} MiB; refused"
+            )
+    return bytes(content)
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a damaged file, in one line."""
+    text = str(error).strip() or type(error).__name__
+    return shortened(text.splitlines()[0])
+
+
+@contextmanager
+def hdf5_damage(what: str) -> Iterator[None]:
+    """Say of an HDF5 file that the library cannot read that it is damaged, and of what in it."""
     try:
-        with archive.open(name) as stream:
-            content = stream.read(limit + 1)
-    except KeyError:
-        raise UnreadableModelError(f"the archive holds no {name}; is it a Keras model?") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, ValueError) as error:
-        raise UnreadableModelError(f"{name} in the archive is damaged: {error}") from None
-    if len(content) > limit:
-        raise UnsafeModelError(f"{name} in the archive is larger than {limit >> 20} MiB; refused")
-    return content
+        yield
+    except _HDF5_DAMAGE as error:
+        raise UnreadableModelError(f"{what} is damaged: {reason(error)}") from None
+
+
+def link_name(name: str) -> bytes:
+    """A name as HDF5 stores it.
+
+    Raises:
+        UnsafeModelError: HDF5 would cut it off, or cannot hold it.
+    """
+    try:
+        key = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        key = b""
+    if not key or b"\0" in key:
+        raise UnsafeModelError(f"no HDF5 object can be named {shortened(name)!r}; refused")
+    return key
+
+
+def check_path(path: str) -> None:
+    """See that a path from a file, taken from a group on, stays inside that group.
+
+    Raises:
+        UnsafeModelError: it starts over at the root, or no object can have it.
+    """
+    if path.startswith("/") or not path.strip("/"):
+        raise UnsafeModelError(f"{shortened(path)!r} is no place for weights; refused")
+    for name in path.split("/"):
+        if name:
+            link_name(name)
 
 
 def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """The object of this name directly inside `group`, if the link to it is a plain hard link.
+    """The object of this name directly inside `group`, if the one link to it is a plain hard link.
 
     Returns None when there is none. `name` is one name, not a path.
 
     Raises:
-        UnsafeModelError: the link is soft, external or of a user's kind, or the dataset is not
-        plain.
+        UnsafeModelError: the link is soft, external, of a user's kind or one of several, or the
+            dataset is not plain.
+        UnreadableModelError: it is damaged.
     """
-    key = name.encode()
+    try:
+        found = _open_child(group, link_name(name))
+        problem = _dataset_problem(found) if isinstance(found, h5py.Dataset) else None
+    except _NotPlainError as error:
+        problem = str(error)
+    except _HDF5_DAMAGE as error:
+        where = _hdf5_name(group, name)
+        raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
+    if problem is not None:
+        raise UnsafeModelError(f"{_hdf5_name(group, name)} {problem}; refused")
+    return found
+
+
+def _open_child(group: h5py.Group, key: bytes) -> h5py.Group | h5py.Dataset | None:
     if not group.id.links.exists(key):
         return None
     if group.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-        raise UnsafeModelError(
-            f"{_hdf5_name(group, name)} is a link, which weights never need; refused"
-        )
+        raise _NotPlainError("is a link, which weights never need")
     found = h5py.h5o.open(group.id, key)
+    if h5py.h5o.get_info(found).rc != 1:
+        raise _NotPlainError("stands in several places of the file")
     if isinstance(found, h5py.h5g.GroupID):
         return h5py.Group(found)
     if isinstance(found, h5py.h5d.DatasetID):
-        dataset = h5py.Dataset(found)
-        _check_dataset(dataset, _hdf5_name(group, name))
-        return dataset
-    raise UnsafeModelError(f"{_hdf5_name(group, name)} is neither a group nor a dataset; refused")
+        return h5py.Dataset(found)
+    raise _NotPlainError("is neither a group nor a dataset")
+
+
+class _NotPlainError(Exception):
+    """What is wrong with an HDF5 object; never leaves this module."""
+
+
+def address(group: h5py.Group) -> int:
+    """Where in its file a group is: what a walk through groups meets twice is a cycle."""
+    found: int = h5py.h5o.get_info(group.id).addr
+    return found
 
 
 def descend(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
@@ -189,7 +366,7 @@ def descend(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
         raise UnsafeModelError(
             f"the weights are nested deeper than {MAX_HDF5_DEPTH} groups; refused"
         )
-    found: h5py.Group | h5py.Dataset | None = group
+    found: h5py.Group | h5py.Dataset | None = group if names else None
     for name in names:
         if not isinstance(found, h5py.Group):
             return None
@@ -197,42 +374,104 @@ def descend(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
     return found
 
 
+def attribute(group: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """The value of an attribute, None when there is none.
+
+    Raises:
+        UnsafeModelError: it is neither numbers nor text, or too long.
+        UnreadableModelError: it is damaged.
+    """
+    key = link_name(name)
+    where = f"the attribute {shortened(name)} of {shortened(group.name or '')} in the weights"
+    with hdf5_damage(where):
+        if not h5py.h5a.exists(group.id, key):
+            return None
+        found = h5py.h5a.open(group.id, key)
+        kind = found.get_type()
+        if not (_is_plain_type(kind) or isinstance(kind, h5py.h5t.TypeStringID)):
+            raise UnsafeModelError(f"{where} is neither numbers nor text; refused")
+        if found.get_space().get_simple_extent_npoints() > MAX_ATTRIBUTE_ITEMS:
+            raise UnsafeModelError(f"{where} holds more items than Keras writes; refused")
+        return group.attrs[name]
+
+
 def _hdf5_name(group: h5py.Group, name: str) -> str:
-    return f"{printable(group.name or '').rstrip('/')}/{printable(name)} in the weights"
+    return f"{shortened(group.name or '').rstrip('/')}/{shortened(name)} in the weights"
 
 
-def _check_dataset(dataset: h5py.Dataset, name: str) -> None:
+def _dataset_problem(dataset: h5py.Dataset) -> str | None:
+    """What is wrong with a dataset, without a look at its data."""
     plist = dataset.id.get_create_plist()
-    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() > 0:
-        raise UnsafeModelError(f"{name} keeps its data in other files; refused")
-    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if not filters <= _SAFE_FILTERS:
-        raise UnsafeModelError(f"{name} needs an HDF5 filter that is not built in; refused")
+    layout = plist.get_layout()
+    if layout == h5py.h5d.VIRTUAL or plist.get_external_count() > 0:
+        return "keeps its data in other files"
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if not _SAFE_FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
+        return "needs HDF5 filters that Keras does not use"
     if not _is_plain(dataset):
-        raise UnsafeModelError(f"{name} does not hold plain numbers; refused")
-    claimed, stored = _claimed_bytes(dataset), dataset.id.get_storage_size()
-    honest = stored >= claimed if not filters else not _expands_too_much(claimed, stored)
-    if not honest:
-        raise UnsafeModelError(f"{name} claims {claimed} bytes but stores {stored}; refused")
+        return "does not hold plain numbers"
+    claimed = _claimed_bytes(dataset)
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
+    if _expands_too_much(claimed, stored) if filters else claimed > stored:
+        return f"claims {claimed} bytes but stores {stored}"
+    if layout == h5py.h5d.CHUNKED and _chunk_bytes(dataset) > max(claimed, EXPANSION_FLOOR_BYTES):
+        return "is cut into chunks larger than itself"
+    return None
 
 
 def _is_plain(dataset: h5py.Dataset) -> bool:
-    """Whether the elements are numbers, booleans, fixed strings or two opaque bytes (bfloat16)."""
+    """Whether the elements are numbers, booleans, fixed strings or opaque bytes (bfloat16)."""
     kind = dataset.id.get_type()
+    if isinstance(kind, h5py.h5t.TypeCompoundID):
+        return bool(dataset.dtype.kind == "c")
+    return isinstance(kind, h5py.h5t.TypeOpaqueID) or _is_plain_type(kind)
+
+
+def _is_plain_type(kind: h5py.h5t.TypeID) -> bool:
     plain = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeEnumID)
-    if isinstance(kind, plain):
-        return True
-    if isinstance(kind, h5py.h5t.TypeStringID):
-        return not kind.is_variable_str()
-    opaque_or_complex = (h5py.h5t.TypeOpaqueID, h5py.h5t.TypeCompoundID)
-    return (
-        isinstance(kind, opaque_or_complex)
-        and dataset.dtype.kind in "Vc"
-        and not dataset.dtype.hasobject
-    )
+    fixed_text = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
+    return isinstance(kind, plain) or fixed_text
 
 
 def _claimed_bytes(dataset: h5py.Dataset) -> int:
     if dataset.shape is None:
         return 0
-    return math.prod(int(n) for n in dataset.shape) * int(dataset.id.get_type().get_size())
+    return math.prod(int(n) for n in dataset.shape) * _element_bytes(dataset)
+
+
+def _chunk_bytes(dataset: h5py.Dataset) -> int:
+    chunk = dataset.chunks
+    return 0 if chunk is None else math.prod(int(n) for n in chunk) * _element_bytes(dataset)
+
+
+def _element_bytes(dataset: h5py.Dataset) -> int:
+    return int(dataset.id.get_type().get_size())
+
+
+def check_chunks(dataset: h5py.Dataset, name: str) -> None:
+    """Refuse a compressed dataset whose chunks unpack to more than they are.
+
+    The HDF5 library unpacks whatever is stored, and looks at the size only then.
+
+    Raises:
+        UnsafeModelError: a chunk is a decompression bomb.
+    """
+    plist = dataset.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if not filters:
+        return
+    limit = _chunk_bytes(dataset) + _CHUNK_SLACK
+    for number in range(dataset.id.get_num_chunks()):
+        info = dataset.id.get_chunk_info(number)
+        if info.size > limit:
+            raise UnsafeModelError(f"{name} has a chunk that is too long; refused")
+        _, stored = dataset.id.read_direct_chunk(info.chunk_offset)
+        if h5py.h5z.FILTER_DEFLATE in filters and _unpacks_beyond(stored, limit):
+            raise UnsafeModelError(f"{name} unpacks to more than it claims; refused")
+
+
+def _unpacks_beyond(stored: bytes, limit: int) -> bool:
+    try:
+        return len(zlib.decompressobj().decompress(stored, limit + 1)) > limit
+    except zlib.error:
+        return False  # the chunk was stored as it is, or the library finds the damage

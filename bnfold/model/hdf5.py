@@ -1,6 +1,10 @@
 """HDF5 weights: read on demand, copied undecoded, written the way Keras writes them."""
 
+import io
+import math
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -21,11 +25,48 @@ def open_hdf5(source: Any, what: str) -> h5py.File:
     Raises:
         UnreadableModelError: it is no HDF5 file, or a damaged one.
     """
-    try:
+    with guard.hdf5_damage(what):
         return h5py.File(source, "r")
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = guard.printable(str(error).splitlines()[0])
-        raise UnreadableModelError(f"{what} is not a readable HDF5 file: {reason}") from None
+
+
+class _Recorder(io.FileIO):
+    """A file that notes what went wrong while it was written, and goes on as if nothing had.
+
+    The HDF5 library cannot close a file that it cannot write, and complains of that itself.
+    """
+
+    failure: BaseException | None = None
+
+    def write(self, content: Any, /) -> int:
+        with self._noting():
+            rest = memoryview(content).cast("B")
+            while rest and self.failure is None:
+                rest = rest[super().write(rest) :]
+        return len(content)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        with self._noting():
+            super().truncate(size)
+        return size or 0
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = self.failure or error
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file to write to; raises what went wrong while it was written at the end."""
+    with _Recorder(target, "w+") as stream:
+        try:
+            with h5py.File(stream, "w") as file:
+                yield file
+        finally:
+            if stream.failure is not None:
+                raise stream.failure
 
 
 class Groups:
@@ -55,8 +96,11 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
     found = guard.descend(group, path)
     if not isinstance(found, h5py.Dataset) or found.shape is None:
         return None
-    dtype = _numeric_dtype(found)
-    return Weight(tuple(map(int, found.shape)), dtype, lambda: _read(found, dtype), name, source)
+    what = guard.shortened(source or path)
+    with guard.hdf5_damage(what):
+        dtype = _numeric_dtype(found)
+        shape = tuple(map(int, found.shape))
+    return Weight(shape, dtype, lambda: _read(found, dtype, what), name, source)
 
 
 def _numeric_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
@@ -73,36 +117,74 @@ def bfloat16() -> np.dtype[Any]:
     return dtype
 
 
-def _read(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> NDArray[Any]:
-    try:
+def _read(dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+    if dtype.kind not in "biuf" and dtype.name != "bfloat16":
+        raise UnreadableModelError(f"{what} does not hold the numbers of a layer")
+    with guard.hdf5_damage(what):
+        guard.check_chunks(dataset, what)
         values = np.asarray(dataset[()])
-    except (OSError, RuntimeError, KeyError) as error:
-        reason = guard.printable(str(error).splitlines()[0])
-        raise UnreadableModelError(f"the weights are damaged: {reason}") from None
     return values.view(dtype) if values.dtype.kind == "V" else values
 
 
 def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
     """What stands directly in a group, each looked at before it is followed."""
-    for name in group:
+    with guard.hdf5_damage(guard.shortened(group.name or "")):
+        names = list(group)
+    for name in names:
         found = guard.child(group, name)
         if found is not None:
             yield name, found
 
 
+def numbered(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
+    """The variables "0", "1", ... of a group at `path` in the file; None if it holds others too."""
+    found: list[Weight] = []
+    while (weight := weight_in(group, str(len(found)), f"{path}/{len(found)}")) is not None:
+        found.append(weight)
+    with guard.hdf5_damage(guard.shortened(path)):
+        return tuple(found) if len(group) == len(found) else None
+
+
+class Walk:
+    """One way down through the groups of a file, which refuses to go in circles."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def enter(self, group: h5py.Group, depth: int) -> None:
+        """Note a group that lies `depth` groups deep.
+
+        Raises:
+            UnsafeModelError: it lies too deep, or the walk was in it before.
+        """
+        where = guard.address(group)
+        if depth > guard.MAX_HDF5_DEPTH:
+            raise UnsafeModelError(
+                f"the weights are nested deeper than {guard.MAX_HDF5_DEPTH} groups; refused"
+            )
+        if where in self._seen:
+            name = guard.shortened(group.name or "")
+            raise UnsafeModelError(
+                f"the group {name} stands in several places of the file; refused"
+            )
+        self._seen.add(where)
+
+
 def weighted_groups(root: h5py.Group) -> set[str]:
     """The paths of all groups that hold a variable somewhere inside."""
     found: set[str] = set()
-    _collect_weighted(root, "", found, 0)
+    _collect_weighted(root, "", found, Walk(), 0)
     return found
 
 
-def _collect_weighted(group: h5py.Group, path: str, found: set[str], depth: int) -> bool:
-    _check_depth(depth)
+def _collect_weighted(
+    group: h5py.Group, path: str, found: set[str], walk: Walk, depth: int
+) -> bool:
+    walk.enter(group, depth)
     holds = False
     for name, node in children(group):
         inside = isinstance(node, h5py.Dataset) or _collect_weighted(
-            node, f"{path}/{name}".lstrip("/"), found, depth + 1
+            node, f"{path}/{name}".lstrip("/"), found, walk, depth + 1
         )
         holds = holds or inside
     if holds:
@@ -110,58 +192,87 @@ def _collect_weighted(group: h5py.Group, path: str, found: set[str], depth: int)
     return holds
 
 
-def _check_depth(depth: int) -> None:
-    if depth > guard.MAX_HDF5_DEPTH:
-        raise UnsafeModelError(
-            f"the weights are nested deeper than {guard.MAX_HDF5_DEPTH} groups; refused"
-        )
-
-
-def copy_children(
-    source: h5py.Group, target: h5py.Group, skip: Iterable[str] = (), depth: int = 0
-) -> None:
+def copy_children(source: h5py.Group, target: h5py.Group, skip: Iterable[str] = ()) -> None:
     """Copy a group's attributes and all that is in it but the names in `skip`."""
-    _check_depth(depth)
+    _copy_children(source, target, set(skip), Walk(), 0)
+
+
+def _copy_children(
+    source: h5py.Group, target: h5py.Group, skip: set[str], walk: Walk, depth: int
+) -> None:
+    walk.enter(source, depth)
     copy_attributes(source, target)
-    skipped = set(skip)
     for name, node in children(source):
-        if name in skipped:
+        if name in skip:
             continue
         if isinstance(node, h5py.Dataset):
             copy_dataset(source, name, target, name)
         else:
-            copy_children(node, target.require_group(name), depth=depth + 1)
+            _copy_children(node, target.require_group(name), set(), walk, depth + 1)
 
 
 def copy_around(source: h5py.Group, target: h5py.Group, left_out: Collection[str]) -> None:
     """Copy a group, but only the attributes of what stands at the paths `left_out` in it."""
-    first = {path.partition("/")[0] for path in left_out}
+    first = sorted({path.partition("/")[0] for path in left_out})
     copy_children(source, target, skip=first)
-    for name in sorted(first):
+    for name in first:
         found = guard.child(source, name)
         if isinstance(found, h5py.Group):
             rest = {p.partition("/")[2] for p in left_out if p.startswith(f"{name}/")}
-            inside = target.require_group(name)
+            inside = group_for(target, name)
             copy_around(found, inside, rest) if rest else copy_attributes(found, inside)
 
 
-def copy_attributes(source: h5py.Group, target: h5py.Group, skip: Iterable[str] = ()) -> None:
-    """Copy a group's attributes but those in `skip`."""
+def copy_attributes(
+    source: h5py.Group | h5py.Dataset,
+    target: h5py.Group | h5py.Dataset,
+    skip: Iterable[str] = (),
+) -> None:
+    """Copy a group's or dataset's attributes but those in `skip`."""
     skipped = set(skip)
-    for name in sorted(source.attrs):
+    with guard.hdf5_damage(guard.shortened(source.name or "")):
+        names = sorted(source.attrs)
+    for name in names:
         if name not in skipped:
-            target.attrs[name] = source.attrs[name]
+            target.attrs[name] = guard.attribute(source, name)
 
 
 def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: str) -> None:
     """Copy one variable byte for byte, without decoding it."""
+    _check_free(target, new_path)
     parent, _, name = new_path.rpartition("/")
-    group = target.require_group(parent) if parent else target
-    h5py.h5o.copy(source.id, path.encode(), group.id, name.encode())
+    group = group_for(target, parent) if parent else target
+    plain = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
+    plain.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # attributes are looked at first
+    key = path.encode("utf-8", "surrogateescape")
+    with guard.hdf5_damage(guard.shortened(path)):
+        h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), plain)
+    copy_attributes(source[path], group[name])
+
+
+def group_for(target: h5py.Group, path: str) -> h5py.Group:
+    """The group at a path in a file that is being written, made if need be."""
+    guard.check_path(path)
+    try:
+        return target.require_group(path)
+    except (TypeError, ValueError):
+        raise _taken(target, path) from None
+
+
+def _check_free(group: h5py.Group, path: str) -> None:
+    guard.check_path(path)
+    if path in group:
+        raise _taken(group, path)
+
+
+def _taken(group: h5py.Group, path: str) -> UnreadableModelError:
+    name = guard.shortened(f"{group.name}/{path}")
+    return UnreadableModelError(f"two variables would both be stored as {name}")
 
 
 def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
     """Write a variable whose numbers are new."""
+    _check_free(target, path)
     values = weight.read()
     dataset = target.create_dataset(path, data=values)
     if weight.dtype.name == "bfloat16":
@@ -170,41 +281,47 @@ def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
 
 def read_names(group: h5py.Group, attribute: str) -> list[str]:
     """A list of names that Keras stores in one attribute, or in numbered parts of it."""
-    if attribute in group.attrs:
-        return [_text(name) for name in _attribute_list(group, attribute)]
+    whole = _attribute_list(group, attribute)
+    if whole is not None:
+        return whole
     names: list[str] = []
     part = 0
-    while f"{attribute}{part}" in group.attrs:
-        names += [_text(name) for name in _attribute_list(group, f"{attribute}{part}")]
+    while (some := _attribute_list(group, f"{attribute}{part}")) is not None:
+        names += some
         part += 1
     return names
 
 
-def _attribute_list(group: h5py.Group, attribute: str) -> list[Any]:
-    value = group.attrs[attribute]
-    if not isinstance(value, np.ndarray):
+def _attribute_list(group: h5py.Group, attribute: str) -> list[str] | None:
+    value = guard.attribute(group, attribute)
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray) or (value.size and value.dtype.kind not in "SO"):
         raise UnreadableModelError(f"the attribute {attribute} of the weights is no list of names")
-    return list(value)
+    return [_text(name) for name in value.flat]
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def read_text(group: h5py.Group, attribute: str) -> str | None:
     """A text that Keras stores in an attribute, None when there is none."""
-    value = group.attrs.get(attribute)
+    value = guard.attribute(group, attribute)
     return _text(value) if isinstance(value, (bytes, str, np.bytes_)) else None
 
 
 def write_names(group: h5py.Group, attribute: str, names: list[str]) -> None:
     """Write a list of names as Keras does, in as few parts as fit an HDF5 object header."""
-    data = np.asarray([name.encode() for name in names]) if names else np.zeros(0, dtype="float64")
-    parts = 1
-    while any(part.nbytes > HEADER_LIMIT for part in np.array_split(data, parts)):
-        parts += 1
-    if parts == 1:
-        group.attrs[attribute] = data
+    encoded = [guard.link_name(name) for name in names]
+    longest = max(map(len, encoded), default=0)
+    if longest > HEADER_LIMIT:
+        name = guard.shortened(names[0])
+        raise UnreadableModelError(f"the name {name!r} or one beside it is too long for HDF5")
+    if longest * len(encoded) <= HEADER_LIMIT:
+        group.attrs[attribute] = np.asarray(encoded) if encoded else np.zeros(0, dtype="float64")
         return
-    for number, part in enumerate(np.array_split(data, parts)):
-        group.attrs[f"{attribute}{number}"] = part
+    parts = math.ceil(len(encoded) / (HEADER_LIMIT // longest))
+    for number in range(parts):
+        first, end = (len(encoded) * n // parts for n in (number, number + 1))
+        group.attrs[f"{attribute}{number}"] = np.asarray(encoded[first:end])

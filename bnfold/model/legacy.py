@@ -108,7 +108,7 @@ class LegacyHdf5:
         `record` goes into an attribute of the root.
         """
         text = json.dumps(config.to_json(config.decompile(graph)))
-        with h5py.File(target, "w") as new:
+        with hdf5.new_file(target) as new:
             hdf5.copy_attributes(self._file, new, skip={"model_config", TRAINING_CONFIG, RECORD})
             new.attrs["model_config"] = text.encode()
             new.attrs[RECORD] = json.dumps(record).encode()
@@ -121,11 +121,11 @@ class LegacyHdf5:
         names = [layer.name for layer in model_layers(graph)]
         stored = [name for name in self._weights.attrs if not name.startswith("layer_names")]
         for attribute in stored:
-            target.attrs[attribute] = self._weights.attrs[attribute]
+            target.attrs[attribute] = guard.attribute(self._weights, attribute)
         hdf5.write_names(target, "layer_names", names)
         # Names that grow: a group "a" made after "a/b" would collide with it.
         for name in sorted(names):
-            self._write_layer(graph.layers[name], target.require_group(name))
+            self._write_layer(graph.layers[name], hdf5.group_for(target, name))
         top = hdf5.group_at(self._weights, TOP_LEVEL)
         if top is not None:
             hdf5.copy_children(top, target.require_group(TOP_LEVEL))

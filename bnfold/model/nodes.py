@@ -52,7 +52,7 @@ class Numbering:
 def numbering(entries: Mapping[str, Json], outputs: Any) -> Numbering:
     """How a config counts calls, from its layers' entries by name and its `output_layers`."""
     nested = {name: _model_kind(entry) for name, entry in entries.items()}
-    if any(isinstance(node, dict) for entry in entries.values() for node in calls_of(entry)):
+    if any(is_keras3(node) for entry in entries.values() for node in calls_of(entry)):
         return Numbering(
             in_calls=dict.fromkeys(entries, 0),
             in_outputs={name: int(kind == "functional") for name, kind in nested.items()},
@@ -104,9 +104,14 @@ def map_tensors(node: Any, visit: Visit, names: Iterable[str]) -> Any:
     Tensors are visited in the order in which Keras flattens the arguments (dictionaries by sorted
     key), which is the order that decides how Keras walks the graph.
     """
-    if isinstance(node, dict) and "args" in node:
+    if is_keras3(node):
         return _map_keras3(node, visit)
     return _map_keras2(node, visit, names)
+
+
+def is_keras3(node: Any) -> bool:
+    """Keras 2 has objects too: the call of a nested model with a dictionary, by its keys."""
+    return isinstance(node, dict) and isinstance(node.get("kwargs"), dict)
 
 
 def _map_keras3(value: Any, visit: Visit) -> Any:
@@ -199,7 +204,7 @@ def parse_call(node: Any, count: Numbering) -> Call:
         inputs.append(count.decode(triple))
         return triple
 
-    if isinstance(node, dict) and "args" in node:
+    if is_keras3(node):
         _map_keras3(node, note)
         arguments = _keras3_arguments(node)
     else:
@@ -237,8 +242,9 @@ def _keras2_tensors(value: Any, names: Iterable[str]) -> Iterator[list[Any]]:
 
 def without_arguments(node: Any) -> Any:
     """The same call with nothing but its first argument."""
-    if isinstance(node, dict) and "args" in node:
-        return {**node, "args": node["args"][:1], "kwargs": {}}
+    if is_keras3(node):
+        first = node["args"][:1] or [node["kwargs"].get("inputs")]
+        return {**node, "args": first, "kwargs": {}}
     if isinstance(node, dict):
         return {key: without_arguments(value) for key, value in node.items()}
     if isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):

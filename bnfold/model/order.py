@@ -47,7 +47,7 @@ def keras_order(graph: Graph) -> tuple[str, ...]:
     if graph.kind == "sequential":
         return tuple(graph.layers)
     calls, first_visit = _depth_first(graph)
-    depths = _layer_depths(graph, calls)
+    _, depths = _depths(graph, calls)
     for name in graph.inputs:
         if name not in depths:
             depths[name] = 0
@@ -101,8 +101,16 @@ def _inputs(graph: Graph, name: str, number: int) -> Iterator[Node]:
     return ((ref.layer, ref.call) for ref in graph.layers[name].calls[number].inputs)
 
 
-def _layer_depths(graph: Graph, calls: list[Node]) -> dict[str, int]:
-    """Each layer's depth; as in Keras, a call knows only of its layer's calls before it."""
+def call_depths(graph: Graph) -> dict[Node, int]:
+    """The depth of each call that the outputs depend on; Keras runs the deepest first."""
+    if graph.kind == "sequential":
+        names = list(graph.layers)
+        return {(name, 0): len(names) - number for number, name in enumerate(names)}
+    return _depths(graph, _depth_first(graph)[0])[0]
+
+
+def _depths(graph: Graph, calls: list[Node]) -> tuple[dict[Node, int], dict[str, int]]:
+    """The depths of calls and layers; a call knows only its layer's calls before it."""
     call_depths: dict[Node, int] = {}
     layer_depths: dict[str, int] = {}
     for node in reversed(calls):
@@ -111,7 +119,7 @@ def _layer_depths(graph: Graph, calls: list[Node]) -> dict[str, int]:
         call_depths[node] = layer_depths[name] = depth
         for producer in _inputs(graph, name, number):
             call_depths[producer] = max(depth + 1, call_depths.get(producer, 0))
-    return layer_depths
+    return call_depths, layer_depths
 
 
 def model_layers(graph: Graph) -> list[Layer]:

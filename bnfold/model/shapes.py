@@ -105,8 +105,7 @@ def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> S
         return _recurrent(layer, inputs[0], output)
     rule = _RULES.get(layer.class_name)
     if rule is None:
-        rank = catalog.rank_of_output(layer)
-        return (None,) * rank if rank is not None else None
+        return None
     return rule(layer, inputs)
 
 

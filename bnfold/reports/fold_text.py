@@ -24,6 +24,10 @@ def fold(report: FoldReport) -> RenderableType:
     if report.dropped:
         dropped = " and ".join(report.dropped)
         parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))
+    parts += [
+        Text(f"  warning: --keep {unused!r} matches no layer", style="yellow")
+        for unused in report.unused_keep
+    ]
     if report.verification is not None:
         parts += _verification(report.verification)
     if report.written:

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Finding, Severity
-from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.inspection import Inspection, settings
+from bnfold.inspection import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
@@ -202,16 +201,11 @@ def _verdict(decision: Fold | Blocked) -> str:
 
 
 def _channels(batchnorm: BatchNorm) -> RenderableType:
-    vectors = dict(batchnorm.vectors or {})
-    affine = from_batchnorm(batchnorm)
-    if isinstance(affine, Affine):
-        vectors |= {"scale": affine.scale, "shift": affine.shift}
+    columns = {name: v for name, v in channel_values(batchnorm).items() if v is not None}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("channel", justify="right")
-    stored = {*(batchnorm.weights or {}), "scale", "shift"}
-    shown = [name for name in vectors if name in stored]
-    for name in shown:
+    for name in columns:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for channel in range(batchnorm.channels or 0):
-        table.add_row(str(channel), *(f"{vectors[name][channel]:.6g}" for name in shown))
+        table.add_row(str(channel), *(f"{values[channel]:.6g}" for values in columns.values()))
     return table

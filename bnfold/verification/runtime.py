@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,11 @@ _FLOAT64_LIMIT = 1_200_000_000  # bytes of weights in float64
 _ROUNDINGS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
-_PREAMBLE = re.compile(r"Exception encountered when calling|in user code:|File \"|Traceback")
+_CAUSE = "Exception encountered:"
+_PREAMBLE = re.compile(
+    r"Exception encountered when calling|in user code:|File \"|Traceback|"
+    r"A total of \d+ objects could not|object <"
+)
 
 
 class CannotRunError(Exception):
@@ -94,8 +98,10 @@ def one_line(error: BaseException) -> str:
     """Return the first telling line of an exception, printable and cut to length."""
     lines = [_NOISE.sub("", line).strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line] or [type(error).__name__]
-    # Keras says first where it happened and only then what.
-    telling = [line for line in lines if not _PREAMBLE.match(line)] or lines
+    # Keras says first where it happened and only then what; the innermost cause comes last.
+    causes = [line.partition(_CAUSE)[2].strip() for line in lines if line.startswith(_CAUSE)]
+    telling = [line for line in lines if not _PREAMBLE.match(line)]
+    telling = [cause for cause in causes[::-1] if cause] or telling or lines
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in telling[0])
     return text if len(text) <= 240 else text[:237] + "..."
 
@@ -126,21 +132,37 @@ class LoadedModel:
 
 
 def load_pair(
-    original: safety.FileFacts, folded: safety.FileFacts, imports: Sequence[str], *, trust: bool
+    original: safety.FileFacts,
+    folded: safety.FileFacts,
+    imports: Sequence[str],
+    classes: Mapping[str, Any],
+    *,
+    trust: bool,
 ) -> tuple[LoadedModel, LoadedModel]:
-    """Load both files by the same library: Keras 3, or tf_keras for what only Keras 2 reads."""
+    """Load both files by the same library: Keras 3, or tf_keras for what only Keras 2 reads.
+
+    Raises CannotRunError when it loads the original and not the other.
+    """
     modules = [_import(name) for name in imports]
     failures: list[BnfoldError] = []
     for library in ("keras", "tf_keras"):
         if library == "tf_keras" and not _may_be_keras_2(original):
             break
         try:
-            custom = _custom_objects(library, (original, folded), modules, trust=trust)
+            custom = {
+                **_custom_objects(library, (original, folded), modules, trust=trust),
+                **classes,
+            }
             first = _load(original, library, custom, trust=trust)
-            return first, _load(folded, library, custom, trust=trust)
         except BnfoldError as error:
             failures.append(error)
-    raise failures[0] if len(failures) == 1 else _clearer(failures)
+            continue
+        try:
+            return first, _load(folded, library, custom, trust=trust)
+        except UnreadableModelError as error:
+            raise CannotRunError(str(error)) from error
+    # tf_keras, asked last, knows Keras 2 files better than Keras 3 does.
+    raise failures[-1]
 
 
 def _import(name: str) -> Any:
@@ -153,11 +175,6 @@ def _import(name: str) -> Any:
 
 def _may_be_keras_2(facts: safety.FileFacts) -> bool:
     return not facts.keras_version.startswith("3.")
-
-
-def _clearer(failures: Sequence[BnfoldError]) -> BnfoldError:
-    """Pick the refusal of tf_keras, which knows Keras 2 files better than Keras 3 does."""
-    return failures[-1]
 
 
 def _custom_objects(
@@ -214,7 +231,7 @@ def _load(
 @contextlib.contextmanager
 def _properly_named(facts: safety.FileFacts) -> Iterator[Path]:
     """Keras goes by the suffix of the name: link the file under one that tells the truth."""
-    suffixes = {"zip": (".keras",), "hdf5": (".h5", ".hdf5")}.get(facts.container, ())
+    suffixes = {"keras": (".keras",), "h5": (".h5", ".hdf5")}.get(facts.kind, ())
     if not suffixes or facts.path.name.endswith(suffixes):
         yield facts.path
         return
@@ -407,14 +424,26 @@ def float64_copy(loaded: LoadedModel) -> LoadedModel:
     saving = loaded.keras.saving
     try:
         with quiet():
-            config = precision.in_float64(saving.serialize_keras_object(loaded.runner))
-            model = saving.deserialize_keras_object(
-                config, custom_objects=loaded.custom_objects, safe_mode=not loaded.trust
-            )
+            with _sharing(loaded):
+                config = precision.in_float64(saving.serialize_keras_object(loaded.runner))
+            with _sharing(loaded):
+                model = saving.deserialize_keras_object(
+                    config, custom_objects=loaded.custom_objects, safe_mode=not loaded.trust
+                )
             model.set_weights([_widened(weight) for weight in weights])
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
     return LoadedModel(loaded.path, loaded.library, model, loaded.trust, runner=model)
+
+
+def _sharing(loaded: LoadedModel) -> contextlib.AbstractContextManager[Any]:
+    """The scope in which Keras keeps one layer object in several places one object."""
+    try:
+        library = importlib.import_module(f"{loaded.library}.src.saving.serialization_lib")
+        scope: contextlib.AbstractContextManager[Any] = library.ObjectSharingScope()
+    except (ImportError, AttributeError):
+        return contextlib.nullcontext()
+    return scope
 
 
 def _widened(weight: Any) -> Array:
@@ -572,11 +601,20 @@ def save_live(model: Any, path: Path) -> None:
         raise BnfoldError(f"Keras cannot save this model: {one_line(error)}") from error
 
 
+def own_classes(model: Any) -> dict[str, Any]:
+    """The classes of a live model's layers that are not the library's, by name."""
+    classes = {type(part) for part in (model, *model._flatten_layers())}
+    own = (c for c in classes if not c.__module__.startswith(("keras.", "tf_keras.")))
+    return {found.__name__: found for found in own}
+
+
 def load_live(path: Path, like: Any) -> Any:
     """Load a `.keras` file made from the model `like`, with the library of that model."""
     library = "tf_keras" if type(like).__module__.startswith("tf_keras") else "keras"
     try:
         with quiet():
-            return _library(library).models.load_model(str(path), compile=False, safe_mode=False)
+            return _library(library).models.load_model(
+                str(path), custom_objects=own_classes(like), compile=False, safe_mode=False
+            )
     except Exception as error:
         raise BnfoldError(f"Keras cannot load the folded model: {one_line(error)}") from error

@@ -1,26 +1,20 @@
 """What a model file would make Keras run, found out before Keras sees the file.
 
-Only JSON is read: `config.json` of a `.keras` archive or directory, or the `model_config` attribute
-of a legacy HDF5 file. Keras' own safe mode does not cover legacy HDF5 (CVE-2025-9905) and has been
-passed by more than once (CVE-2025-1550, CVE-2025-8747), so every class and function a file names
-must come from the parts of Keras that hold layers and mathematics, or be registered by a package
-that the user imports.
+The file is read as `bnfold.model` reads it, as data. Keras' own safe mode does not cover legacy
+HDF5 (CVE-2025-9905) and has been passed by more than once (CVE-2025-1550, CVE-2025-8747), so every
+class and function a file names must come from the parts of Keras that hold layers and mathematics,
+or be registered by a package that the user imports.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from bnfold.errors import UnreadableModelError, UnsafeModelError
-
-_LIMIT = 512 * 2**20  # bytes of JSON
+from bnfold.errors import UnsafeModelError
+from bnfold.model.container import Kind, open_model
 
 _RUNS_CODE = {
     "Lambda": "runs code stored in the file",
@@ -52,10 +46,10 @@ _TENSORFLOW_FUNCTIONS = {
 
 @dataclass(frozen=True)
 class FileFacts:
-    """The container of a model file ("zip", "directory", "hdf5"), its config and who wrote it."""
+    """The kind of a model file, its config and which Keras wrote it."""
 
     path: Path
-    container: str
+    kind: Kind
     config: dict[str, Any]
     keras_version: str
 
@@ -69,59 +63,12 @@ class Custom:
 
 
 def read_facts(path: Path) -> FileFacts:
-    """Sniff the container by its first bytes and read its JSON. Raises UnreadableModelError."""
-    try:
-        if path.is_dir():
-            return _directory_facts(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-        if start.startswith(b"PK"):
-            return _zip_facts(path)
-        if start == b"\x89HDF\r\n\x1a\n":
-            return _hdf5_facts(path)
-    except FileNotFoundError:
-        raise UnreadableModelError(f"{path}: no such file") from None
-    except (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile) as error:
-        raise UnreadableModelError(f"{path}: damaged, or not a Keras model") from error
-    raise UnreadableModelError(f"{path}: neither a .keras archive nor an HDF5 file")
+    """Read a model file's config as data, with everything that refuses an unsafe file.
 
-
-def _directory_facts(path: Path) -> FileFacts:
-    metadata = path / "metadata.json"
-    text = metadata.read_bytes() if metadata.is_file() else b"{}"
-    return _facts(path, "directory", (path / "config.json").read_bytes(), text)
-
-
-def _zip_facts(path: Path) -> FileFacts:
-    with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-        metadata = _member(archive, "metadata.json") if "metadata.json" in names else b"{}"
-        return _facts(path, "zip", _member(archive, "config.json"), metadata)
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the bytes of a member, never more than the limit whatever its header declares."""
-    with archive.open(name) as member:
-        data = member.read(_LIMIT + 1)
-    if len(data) > _LIMIT:
-        raise ValueError(f"{name} is too large")
-    return data
-
-
-def _hdf5_facts(path: Path) -> FileFacts:
-    with h5py.File(path, "r") as file:
-        config = file.attrs["model_config"]
-        version = file.attrs.get("keras_version", "")
-    text = config if isinstance(config, bytes) else str(config).encode()
-    written_by = version.decode() if isinstance(version, bytes) else str(version)
-    return _facts(path, "hdf5", text, json.dumps({"keras_version": written_by}).encode())
-
-
-def _facts(path: Path, container: str, config: bytes, metadata: bytes) -> FileFacts:
-    parsed, about = json.loads(config), json.loads(metadata)
-    if not isinstance(parsed, dict) or not isinstance(about, dict):
-        raise ValueError("the config is not an object")
-    return FileFacts(path, container, parsed, str(about.get("keras_version", "")))
+    Raises UnreadableModelError and UnsafeModelError.
+    """
+    with open_model(path) as model:
+        return FileFacts(path, model.kind, model.graph.entry, model.keras_version or "")
 
 
 def refuse_code(facts: FileFacts) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,7 @@ def verify(
     seed: int = 0,
     trust: bool = False,
     imports: Sequence[str] = (),
+    classes: Mapping[str, Any] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     progress: Callable[[str], None] | None = None,
@@ -47,8 +49,9 @@ def verify(
 
     `data` is a .npz or .npy file with samples instead of generated ones; `trust` allows code from
     the files (Lambda layers and the like); `imports` are modules to import first because they
-    register custom layers; `rtol` and `atol` (relative to each channel's magnitude, absolute)
-    replace the measured tolerance. `progress` is called with the name of each stage.
+    register custom layers, `classes` such layers themselves by name; `rtol` and `atol` (relative to
+    each channel's magnitude, absolute) replace the measured tolerance. `progress` is called with
+    the name of each stage.
 
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError when neither Keras
     nor ONNX Runtime can run the models, and BnfoldError for data that does not fit.
@@ -61,13 +64,24 @@ def verify(
     report("loading TensorFlow")
     runtime.start()
     report("loading the models")
-    pair = runtime.load_pair(files[0], files[1], imports, trust=trust)
+    try:
+        pair = runtime.load_pair(files[0], files[1], imports, classes or {}, trust=trust)
+    except CannotRunError as error:
+        return _unloadable(error, seed, Rule(rtol, atol))
     trial = _Trial(*pair, seed=seed, rule=Rule(rtol, atol), report=report)
     trial.differences.extend(_interface_differences(*pair))
     if not trial.differences:
         trial.prepare(data)
         trial.run()
     return trial.conclude()
+
+
+def _unloadable(error: CannotRunError, seed: int, rule: Rule) -> Verification:
+    """The outcome when Keras loads the original and not the other file."""
+    difference = f"Keras loads the original but not the other model: {error}"
+    return Verification(
+        Verdict.DIFFERENT, Basis.INTERFACE, (), (difference,), (), 0, (), seed, "keras", rule.text()
+    )
 
 
 def _silent(_: str) -> None:

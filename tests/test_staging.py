@@ -1,0 +1,352 @@
+"""A result appears whole or not at all: whatever goes wrong, and whenever."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from test_hostile import chain, directory_model, keras_file, legacy_file
+
+import bnfold
+from bnfold import conversion
+from bnfold.cli import main
+from bnfold.errors import OutputError
+from bnfold.staging import Staging
+
+OLD = b"what stood here before"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return keras_file(tmp_path / "in" / "m.keras")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "out"
+    found.mkdir()
+    return found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(found.name for found in folder.iterdir())
+
+
+def fails(*arguments: object, says: str = "") -> None:
+    command = ["fold", "--no-verify", *map(str, arguments)]
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith("bnfold: ")
+    assert result.stderr.count("\n") == 1
+    assert "internal error" not in result.stderr
+    assert says in result.stderr
+
+
+def is_model(path: Path) -> bool:
+    return bnfold.inspect(path).plan.decisions == ()
+
+
+def test_an_existing_file_needs_force(source: Path, folder: Path) -> None:
+    target = folder / "m.keras"
+    target.write_bytes(OLD)
+    fails(source, target, says="--force")
+    assert target.read_bytes() == OLD
+    bnfold.fold(source, target, verify=False, force=True)
+    assert is_model(target)
+    assert names(folder) == ["m.keras"]
+
+
+def test_the_source_itself_as_target(source: Path) -> None:
+    before = source.read_bytes()
+    fails(source, source, says="--force")
+    assert source.read_bytes() == before
+    bnfold.fold(source, source, verify=False, force=True)
+    assert is_model(source)
+    assert names(source.parent) == ["m.keras"]
+
+
+def test_a_directory_that_does_not_exist(source: Path, folder: Path) -> None:
+    fails(source, folder / "none" / "m.keras", says="does not exist")
+    fails(source, source / "m.keras", says="does not exist")
+    assert names(folder) == []
+
+
+def test_a_directory_in_the_way(source: Path, folder: Path) -> None:
+    (folder / "m.keras").mkdir()
+    fails(source, folder / "m.keras", "--force", says="directory")
+    assert names(folder) == ["m.keras"]
+
+
+def test_another_suffix(source: Path, folder: Path) -> None:
+    for name in ("m", "m.h5", "m.keras.txt", ".keras"):
+        fails(source, folder / name, says="must end in .keras")
+    assert names(folder) == []
+
+
+def test_a_name_too_long(source: Path, folder: Path) -> None:
+    fails(source, folder / ("n" * 300 + ".keras"))
+    fails(source, folder / ("n" * 9000 + ".keras"))
+    assert names(folder) == []
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root can write everywhere")
+def test_a_directory_that_is_read_only(source: Path, folder: Path) -> None:
+    folder.chmod(0o500)
+    fails(source, folder / "m.keras", says="Permission denied")
+    assert names(folder) == []
+
+
+def test_a_link_as_target_is_replaced_and_not_followed(source: Path, folder: Path) -> None:
+    (folder / "other.keras").write_bytes(OLD)
+    (folder / "m.keras").symlink_to("other.keras")
+    fails(source, folder / "m.keras", says="--force")
+    bnfold.fold(source, folder / "m.keras", verify=False, force=True)
+    assert (folder / "other.keras").read_bytes() == OLD
+    assert not (folder / "m.keras").is_symlink()
+    assert is_model(folder / "m.keras")
+
+
+def test_a_dangling_link_as_target(source: Path, folder: Path) -> None:
+    (folder / "m.keras").symlink_to("nowhere.keras")
+    fails(source, folder / "m.keras", says="--force")
+    assert names(folder) == ["m.keras"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o000])
+def test_permissions_follow_the_umask(mask: int, source: Path, folder: Path) -> None:
+    legacy = legacy_file(source.with_suffix(".h5"))
+    directory = directory_model(source.parent / "model")
+    old = os.umask(mask)
+    try:
+        for file, name in ((source, "m.keras"), (legacy, "m.h5"), (directory, "m")):
+            bnfold.fold(file, folder / name, verify=False)
+    finally:
+        os.umask(old)
+    for found in folder.rglob("*"):
+        wanted = (0o777 if found.is_dir() else 0o666) & ~mask
+        assert stat.S_IMODE(found.stat().st_mode) == wanted, found
+
+
+# --- directories ---------------------------------------------------------------------------------
+
+
+def test_a_directory_is_replaced(source: Path, folder: Path) -> None:
+    model = directory_model(source.parent / "model")
+    target = shutil.copytree(model, folder / "model")
+    (target / "more").write_bytes(OLD)
+    fails(model, target, says="--force")
+    assert (target / "more").exists()
+    bnfold.fold(model, target, verify=False, force=True)
+    assert not (target / "more").exists()
+    assert is_model(target)
+    assert names(folder) == ["model"]
+
+
+def test_a_file_is_not_replaced_by_a_directory(source: Path, folder: Path) -> None:
+    model = directory_model(source.parent / "model")
+    (folder / "model").write_bytes(OLD)
+    fails(model, folder / "model", "--force", says="no directory")
+    assert (folder / "model").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_directory_comes_back(
+    error: BaseException, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = directory_model(source.parent / "model")
+    target = shutil.copytree(model, folder / "model")
+    (target / "more").write_bytes(OLD)
+
+    def replace(_: Path, __: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        bnfold.fold(model, target, verify=False, force=True)
+    assert (target / "more").read_bytes() == OLD
+    assert names(folder) == ["model"]
+
+
+# --- failures on the way -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failed_proof_leaves_what_was_there(
+    existing: bool, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder / "m.keras"
+    if existing:
+        target.write_bytes(OLD)
+    written = []
+
+    class Refused:
+        def accepted(self, *, strict: bool) -> bool:
+            return strict and False
+
+    def verify(_: Path, folded: Path, **__: Any) -> Refused:
+        written.append(folded.read_bytes()[:2])
+        return Refused()
+
+    monkeypatch.setattr(conversion, "verify", verify)
+    report = conversion.fold_file(source, target, force=True, proof=conversion.Proof())
+    assert not report.written
+    assert written == [b"PK"]
+    assert names(folder) == (["m.keras"] if existing else [])
+    assert not existing or target.read_bytes() == OLD
+
+
+def test_a_proof_that_breaks_off(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "verify", verify)
+    with pytest.raises(KeyboardInterrupt):
+        conversion.fold_file(source, folder / "m.keras", proof=conversion.Proof())
+    assert names(folder) == []
+
+
+def test_a_target_that_appears_meanwhile(source: Path, folder: Path) -> None:
+    target = folder / "m.keras"
+    with Staging(target, "keras", force=False) as place:
+        place.path.write_bytes(b"new")
+        target.write_bytes(OLD)
+        with pytest.raises(OutputError, match="exists"):
+            place.publish()
+    assert target.read_bytes() == OLD
+    assert names(folder) == ["m.keras"]
+
+
+def test_ctrl_c_while_the_staging_directory_is_made(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def interrupted(self: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bnfold.fold(source, folder / "m.keras", verify=False)
+    assert names(folder) == []
+
+
+_LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+from bnfold.cli import run
+sys.argv = ["bnfold", "fold", "--no-verify", "--force", *sys.argv[1:]]
+run()
+"""
+
+
+@pytest.mark.parametrize("size", [0, 1000, 3000, 6000])
+@pytest.mark.parametrize("kind", [".keras", ".h5", ""])
+def test_a_file_that_may_not_grow(size: int, kind: str, source: Path, folder: Path) -> None:
+    model = {
+        ".keras": lambda: source,
+        ".h5": lambda: legacy_file(source.with_suffix(".h5")),
+        "": lambda: directory_model(source.parent / "model"),
+    }[kind]()
+    target = folder / f"m{kind}"
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED.format(size=size), model, target],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    if done.returncode == 0:
+        assert is_model(target)
+        return
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("bnfold: ")
+    assert done.stderr.count("\n") == 1
+    assert "internal error" not in done.stderr
+    assert names(folder) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "bnfold-test", str(place)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kind", [".keras", ".h5", ""])
+@pytest.mark.parametrize("left", [0, 1, 2, 4])
+def test_a_full_disk(kind: str, left: int, source: Path, small_disk: Path) -> None:
+    model = {
+        ".keras": lambda: source,
+        ".h5": lambda: legacy_file(source.with_suffix(".h5")),
+        "": lambda: directory_model(source.parent / "model"),
+    }[kind]()
+    (small_disk / "filling").write_bytes(bytes((8 - left) * 4096))
+    target = small_disk / f"m{kind}"
+    code = "import sys; from bnfold.cli import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fold", "--no-verify", model, target],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        assert is_model(target)
+        return
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "internal error" not in done.stderr
+    assert names(small_disk) == ["filling"]
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config, h5 = chain(300)
+    return keras_file(tmp_path_factory.mktemp("large") / "m.keras", config=config, h5=h5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4])
+def test_a_signal_at_any_moment(number: int, delay: float, large: Path, folder: Path) -> None:
+    target = folder / "m.keras"
+    target.write_bytes(OLD)
+    code = "from bnfold.cli import run; run()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "fold", "--no-verify", "--force", large, target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while len(names(folder)) == 1 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)  # until the staging directory is there
+    time.sleep(delay)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert names(folder) == ["m.keras"]
+    assert "Traceback" not in stderr
+    if target.read_bytes() == OLD:
+        assert process.returncode != 0
+    else:
+        assert is_model(target)
