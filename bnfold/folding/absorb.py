@@ -70,14 +70,14 @@ _NO_KERNEL_AXIS = AxisProblem("not an axis of its kernel")
 class BiasChange:
     """`scale * bias + shift`, of a bias that has `shape` afterwards.
 
-    `output_axis` is the axis of the layer's output along which the bias varies, where one axis and
-    another could be confused; None where they cannot.
+    `appended` is how many axes of size 1 Keras puts behind its own when it adds it to the output;
+    None where it adds it in a way that cannot go wrong.
     """
 
     shape: tuple[int, ...]
     scale: Array
     shift: Callable[[Read], Array]
-    output_axis: int | None = None
+    appended: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def _behind_linear(
         return Effect(factors, {output.kernel: shift.reshape(shape)})
     if output.bias not in weights and not shift.any():
         return Effect(factors)
-    change = BiasChange((channels,), scale, lambda read: shift, axis)
+    change = BiasChange((channels,), scale, lambda read: shift, -1 - axis)
     return Effect(factors, {}, {output.bias: change}, {"use_bias": True})
 
 
@@ -208,8 +208,8 @@ def _input_change(
         return Effect({kernel: factor})
     output = (catalog.FACTS[site.layer.class_name]).output
     units = math.prod(weights[output.kernel].shape[a] for a in output.axes) if output else 0
-    axis = 1 - len(weights[kernel].shape) if site.channels_first else -1
-    change = BiasChange((units,), np.ones(()), shift, axis)
+    appended = len(weights[kernel].shape) - 2 if site.channels_first else 0
+    change = BiasChange((units,), np.ones(()), shift, appended)
     return Effect({kernel: factor}, {}, {"bias": change}, {"use_bias": True})
 
 
@@ -444,7 +444,7 @@ def _behind_einsum(site: Site, weights: dict[str, Weight], affine: Affine) -> Ef
     axes, shape, positions = layout
     spots = {axis: positions[letter] for axis, letter in letters.items() if letter is not None}
     scale, shift = (placed(a, spots, len(shape)) for a in (affine.scale, affine.shift))
-    change = BiasChange(shape, scale, lambda read: shift, _sole_axis(shape))
+    change = BiasChange(shape, scale, lambda read: shift, 0)
     return Effect(factors, {}, {"bias": change}, {"bias_axes": axes})
 
 
@@ -476,7 +476,7 @@ def _before_einsum(site: Site, weights: dict[str, Weight], affine: Affine) -> Ef
         spots = {number - len(kept): positions[letter] for number, letter in enumerate(kept)}
         return placed(total, spots, len(bias_shape))
 
-    change = BiasChange(bias_shape, np.ones(()), added, _sole_axis(bias_shape))
+    change = BiasChange(bias_shape, np.ones(()), added, 0)
     return Effect({"kernel": scale}, {}, {"bias": change}, {"bias_axes": axes})
 
 
@@ -542,12 +542,6 @@ def _bias_layout(
     spanned = equation.output[min(equation.output.find(a) for a in axes) :]
     shape = tuple(sizes[a] if a in axes else 1 for a in spanned) + (1,) * trailing
     return axes, shape, {letter: spanned.index(letter) for letter in spanned}
-
-
-def _sole_axis(shape: tuple[int, ...]) -> int | None:
-    """The axis, counted from the end, of a bias that is a vector but for axes of size 1."""
-    large = [number - len(shape) for number, size in enumerate(shape) if size > 1]
-    return large[0] if len(large) == 1 else None
 
 
 _InFront = Callable[[Site, dict[str, Weight], Affine], Effect | str]
@@ -675,13 +669,11 @@ def misplaced_bias(site: Site, effect: Effect) -> str | None:
     """
     weights = catalog.weights(site.layer) or {}
     for slot, change in effect.biases.items():
-        if change.output_axis is None:
+        if change.appended is None:
             continue
         old = [weights[slot].shape] if slot in weights else []
         for shape in (change.shape, *old):
-            # Keras appends axes of size 1 to the bias of a channels_first convolution.
-            whole = (*shape, *(1,) * (-1 - change.output_axis)) if len(shape) == 1 else shape
-            if _is_misplaced(whole, site.output):
+            if _is_misplaced((*shape, *(1,) * change.appended), site.output):
                 return (
                     "cannot take it in: TensorFlow adds a bias along the width when the output is, "
                     "or may be, as wide as it has channels"

@@ -15,6 +15,7 @@ formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def compact(array: Array) -> Array:
     return array
 
 
-def channel_count(affine: Affine, numbers: Array) -> str:
+def channel_count(affine: Affine, numbers: NDArray[Any]) -> str:
     """How many of a map's numbers these are, for a sentence: `5 of 64 channels`."""
     total = max(affine.scale.size, affine.shift.size)
     count = int(np.count_nonzero(numbers)) * (total // max(1, numbers.size))

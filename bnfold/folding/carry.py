@@ -11,6 +11,7 @@ a row is unknown and blocks. A refusal is the predicate of a sentence about the 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def _single(*checks: Check, to_input: Move = _stay, to_output: Move = _stay) -> 
     """A layer of one input: the map moves as its tensor does, if the checks find nothing."""
 
     def moved(site: Site, affine: Affine, move: Move) -> Affine | str:
+        if len(site.inputs) != 1:
+            return f"reads {len(site.inputs)} tensors"
         problems = (check(site, affine) for check in checks)
         problem = next((found for found in problems if found is not None), None)
         return move(site, affine) if problem is None else problem
@@ -306,7 +309,7 @@ def _with_number(
     combine: Callable[[float], tuple[float, float]],
     reverse: Callable[[float], tuple[float, float]] | None,
 ) -> Callable[[Site], tuple[float, float] | None]:
-    """c and d of an operation of a tensor and a number, or of a number and a tensor."""
+    """The c and d of an operation of a tensor and a number, or of a number and a tensor."""
 
     def constants(site: Site) -> tuple[float, float] | None:
         if len(site.operands) != 2 or site.operands.count(None) != 1:
@@ -428,7 +431,9 @@ def _product_backward(site: Site, affine: Affine) -> Sequence[Maps] | str:
     if problem is not None:
         return problem
     count = _count(site)
-    alone = [[IDENTITY] * slot + [affine] + [IDENTITY] * (count - slot - 1) for slot in range(count)]
+    alone = [
+        [IDENTITY] * slot + [affine] + [IDENTITY] * (count - slot - 1) for slot in range(count)
+    ]
     return [tuple(maps) for maps in alone]
 
 
@@ -464,7 +469,7 @@ def _concatenate_backward(site: Site, affine: Affine) -> Sequence[Maps] | str:
     if sizes is None:
         return "joins tensors of unknown size"
     ends = np.cumsum([0, *sizes])
-    parts = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    parts = [slice(start, end) for start, end in pairwise(ends)]
     return [tuple(_part(affine, axis, part) for part in parts)]
 
 
@@ -478,7 +483,7 @@ def _part(affine: Affine, axis: int, part: slice) -> Affine:
     def cut(array: Array) -> Array:
         if array.ndim < -axis or array.shape[axis] == 1:
             return array
-        return array[(..., part, *(slice(None),) * (-1 - axis))]
+        return array.take(range(part.start, part.stop), axis=axis)
 
     return affine.each(cut)
 

@@ -140,7 +140,7 @@ class _Planner:
         """One decision for each candidate."""
         open_ones = [one for one in self._candidates if self._may_fold(one)]
         while True:
-            while any([self._fold(one, into_batchnorms=False) for one in open_ones]):
+            while sum(self._fold(one, into_batchnorms=False) for one in open_ones):
                 open_ones = [one for one in open_ones if one.batchnorm.path not in self._folds]
             if not self._fold_into_batchnorms(open_ones):
                 break
@@ -150,7 +150,7 @@ class _Planner:
             yield self._folds[path] if path in self._folds else self._blocked[path]
 
     def _may_fold(self, one: _Candidate) -> bool:
-        refusal = _problem(one)
+        refusal = next(_problems(one), None)
         if refusal is not None:
             self._blocked[one.batchnorm.path] = _stays(one, refusal)
             return False
@@ -202,45 +202,36 @@ class _Planner:
 
 def _stays(one: _Candidate, refusal: Refusal) -> Blocked:
     named = () if refusal.at is None else (refusal.at,)
-    return Blocked(
-        one.batchnorm, refusal.at, refusal.reason, refusal.batch_statistics, named
-    )
+    return Blocked(one.batchnorm, refusal.at, refusal.reason, refusal.batch_statistics, named)
 
 
-def _blocked_both_ways(
-    one: _Candidate, refusals: Sequence[tuple[Direction, Refusal]]
-) -> Blocked:
+def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refusal]]) -> Blocked:
     reason = "; ".join(f"{direction}: {refusal.reason}" for direction, refusal in refusals)
     named = tuple(refusal.at for _, refusal in refusals if refusal.at is not None)
     return Blocked(one.batchnorm, named[0] if named else None, reason, named=named)
 
 
-def _problem(one: _Candidate) -> Refusal | None:
+def _problems(one: _Candidate) -> Iterator[Refusal]:
     """Why a layer stays whatever is around it in the graph."""
     batchnorm, layer, around = one.batchnorm, one.layer, one.around
     training = _training_problem(one)
     if training is not None:
-        return training
+        yield training
     if around.keeps(batchnorm.path):
-        return Refusal("it is kept on request")
+        yield Refusal("it is kept on request")
     if not one.scope.graph.builtin:
-        return Refusal(
-            "the model's class is not Keras' own, and its code may use the layer freely"
-        )
+        yield Refusal("the model's class is not Keras' own, and its code may use the layer freely")
     if around.obstacle is not None:
-        return Refusal(around.obstacle)
+        yield Refusal(around.obstacle)
     if around.repeats(layer):
-        return Refusal("it stands in several places of the model")
+        yield Refusal("it stands in several places of the model")
     for number, call in enumerate(layer.calls):
         if call.mask is not None and not _masks_are_named(one.scope, Ref(layer.name, number)):
-            return Refusal("it is given a mask, which it passes on to the layers behind it")
+            yield Refusal("it is given a mask, which it passes on to the layers behind it")
     if batchnorm.axis is None:
-        return Refusal("it normalizes over several axes at once")
+        yield Refusal("it normalizes over several axes at once")
     if any(not 1 <= len(call.inputs) <= 2 for call in layer.calls):
-        return Refusal(
-            "it is the first layer of a Sequential that has no input layer, and tells its shape"
-        )
-    return None
+        yield Refusal("it is the first layer, and tells the shape of a Sequential without input")
 
 
 def _training_problem(one: _Candidate) -> Refusal | None:
@@ -263,9 +254,7 @@ def _training_problem(one: _Candidate) -> Refusal | None:
         )
     else:
         return None
-    return Refusal(
-        f"{cause}, so it normalizes with the batch's statistics", batch_statistics=True
-    )
+    return Refusal(f"{cause}, so it normalizes with the batch's statistics", batch_statistics=True)
 
 
 def _masks_are_named(scope: Scope, ref: Ref) -> bool:

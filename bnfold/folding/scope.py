@@ -1,5 +1,4 @@
-"""The graphs of a model where they stand: what is around each, and where its boundaries can be
-crossed.
+"""The graphs of a model where they stand, and whether their boundaries can be crossed.
 
 A map may leave a nested model, or enter one, only if the model is called once: inside one that is
 called several times the same weights serve all calls. A model inside a TimeDistributed does not see
@@ -162,9 +161,9 @@ def _fill(scope: Scope) -> None:
             closed = _boundary(scope, layer, current.graph)
             known = _input_shapes(scope, layer, current.graph, wrappers) if not closed else {}
             shapes = Shapes(current.graph, known)
-            nested = Scope(
-                current.graph, path, around, shapes, scope, name, wrappers, closed or around.obstacle
-            )
+            if closed is None and around.obstacle is not None:
+                closed = f"stays as it is: {around.obstacle}"
+            nested = Scope(current.graph, path, around, shapes, scope, name, wrappers, closed)
             scope.inside[name] = nested
             _fill(nested)
 

@@ -18,7 +18,7 @@ from bnfold.folding.scope import Position, Scope, chain, title
 from bnfold.folding.site import Site
 from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
-from bnfold.model.graph import Call, Layer, Path, Ref
+from bnfold.model.graph import Call, Layer, Path, Ref, show
 from bnfold.model.policy import policy
 from bnfold.model.shapes import inside, without_axes
 
@@ -49,15 +49,56 @@ Tensor = tuple[Scope, Ref]
 
 
 @dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a layer on the way; `where` is "before it" or "behind it"."""
+
+    scope: Scope
+    layer: Layer
+    number: int
+    where: str
+
+    @property
+    def path(self) -> Path:
+        """The path of the layer, or of its outermost wrapper."""
+        return self.scope.layer_path(self.layer.name)
+
+    @property
+    def core_path(self) -> Path:
+        """The path of the layer inside all wrappers."""
+        return _inner_path(self.layer, self.path)
+
+    @property
+    def title(self) -> str:
+        """The layer as sentences name it."""
+        return title(self.layer, self.path)
+
+    @property
+    def name(self) -> str:
+        """The layer as sentences about another one name it."""
+        return f"{self.title} {self.where}"
+
+    @property
+    def call(self) -> Call:
+        """What the graph says of the call."""
+        return self.layer.calls[self.number]
+
+    def refuse(self, predicate: str) -> "_RefusalError":
+        """What stands in the way, said of the layer."""
+        return _RefusalError(f"{self.name} {predicate}", self.path)
+
+
+@dataclass(frozen=True, eq=False)
 class _Demand:
     """A map that one call of a layer has to take in."""
 
-    name: str
-    path: Path
-    calls: int
-    number: int
+    call: _Call
     affine: Affine
     effect: absorb.Effect
+
+    @property
+    def path(self) -> Path:
+        """The layer that takes it in."""
+        return self.call.core_path
 
 
 class Walk:
@@ -116,7 +157,7 @@ class Walk:
             effects = (*self._effects.get(path, ()), same[0].effect)
             problem = absorb.out_of_range(attempt.originals[path], effects)
             if problem is not None:
-                raise _RefusalError(f"{same[0].name} {problem}", path)
+                raise same[0].call.refuse(problem)
             found.append((path, effects))
         for path, effects in found:
             original = attempt.originals[path]
@@ -128,14 +169,15 @@ class Walk:
 
     def _note_batchnorm(self, demand: _Demand, *, forward: bool) -> None:
         """A BatchNormalization that takes another in is another map from now on."""
-        old = self._maps.get(demand.path)
+        path = demand.call.path  # that of the wrapper, if it is in one
+        old = self._maps.get(path)
         vectors = demand.effect.factors.get("gamma")
         if old is None or vectors is None:
             return
         scale = demand.affine.scale.reshape(-1)
         shift = demand.affine.shift.reshape(-1)
         new = Affine(scale, shift)
-        self._maps[demand.path] = new.then(old) if forward else old.then(new)
+        self._maps[path] = new.then(old) if forward else old.then(new)
 
     def is_folded(self, path: Path) -> bool:
         """Whether a layer has been folded, so that it passes on what it reads."""
@@ -161,16 +203,11 @@ class Walk:
 def _check_agreement(demands: Sequence[_Demand]) -> None:
     """All calls of a layer must ask for the same, because they share the weights."""
     first = demands[0]
-    asked = {demand.number for demand in demands}
-    if len(asked) != first.calls:
-        raise _RefusalError(
-            f"{first.name} is called {first.calls} times, and not all calls lead to it", first.path
-        )
+    count = len(first.call.layer.calls)
+    if len({demand.call.number for demand in demands}) != count:
+        raise first.call.refuse(f"is called {count} times, and not every call asks for the same")
     if not all(first.affine.same_as(other.affine) for other in demands[1:]):
-        raise _RefusalError(
-            f"{first.name} is called {first.calls} times, and its calls ask for different weights",
-            first.path,
-        )
+        raise first.call.refuse(f"is called {count} times, and its calls ask for different weights")
 
 
 class _Attempt:
@@ -189,6 +226,9 @@ class _Attempt:
         self._into_batchnorms = into_batchnorms
         self._first: _RefusalError | None = None
         self._steps = 0
+        # Forward: what a tensor was a map of, and the calls that have to know, by their place.
+        self._changed: dict[Tensor, Affine] = {}
+        self._waiting: list[int] = []
         self._dtype = self._compute_dtype()
         self._affine = self._starting_map()
 
@@ -234,30 +274,24 @@ class _Attempt:
 
     def backward(self) -> Iterator[list[_Demand]]:
         """The demands of each way to take the map into what makes the layer's input."""
-        tensors = [((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls]
-        return self._all_of(tensors, {self._reader()})
+        return self._all_of(
+            [((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls]
+        )
 
-    def _reader(self) -> str:
-        return title(self._layer, self.batchnorm.path)
-
-    def _all_of(
-        self, tensors: Sequence[tuple[Tensor, Affine]], readers: set[str]
-    ) -> Iterator[list[_Demand]]:
+    def _all_of(self, tensors: Sequence[tuple[Tensor, Affine]]) -> Iterator[list[_Demand]]:
         """Every way to put a map on each of several tensors."""
         if not tensors:
             yield []
             return
-        (tensor, affine), rest = tensors[0], tensors[1:]
-        for demands in self._guarded(lambda: self._behind(tensor, affine)):
-            for others in self._all_of(rest, readers):
+        tensor, affine = tensors[0]
+        for demands in self._up_to_an_obstacle(self._behind(tensor, affine)):
+            for others in self._all_of(tensors[1:]):
                 yield [*demands, *others]
 
-    def _guarded(
-        self, ways: Callable[[], Iterator[list[_Demand]]]
-    ) -> Iterator[list[_Demand]]:
-        """The ways up to an obstacle, of which the first is noted."""
+    def _up_to_an_obstacle(self, ways: Iterator[list[_Demand]]) -> Iterator[list[_Demand]]:
+        """The ways until one meets an obstacle, of which the first is noted."""
         try:
-            yield from ways()
+            yield from ways
         except _RefusalError as error:
             self._first = self._first or error
 
@@ -266,68 +300,64 @@ class _Attempt:
         while True:
             self._count_step()
             scope, ref = tensor
-            layer = scope.graph.layers[ref.layer]
-            path = scope.layer_path(ref.layer)
-            self._check_read_once(scope, ref, layer, path)
-            following = self._through_boundary(scope, ref, layer, path, affine)
-            if following is None and self._walk.is_folded(path):
-                following = (scope, layer.calls[ref.call].inputs[0])
+            at = _Call(scope, scope.graph.layers[ref.layer], ref.call, "before it")
+            self._check_read_once(at, ref)
+            following = self._around(at, ref, affine)
             if following is not None:
                 tensor = following
                 continue
-            rule = carry.rule_for(inside(layer)[0])
+            rule = carry.rule_for(inside(at.layer)[0])
             if rule is None:
-                yield [self._demand_behind(scope, ref, layer, path, affine)]
+                yield [self._demand_behind(at, affine)]
                 return
-            ways = self._carried(rule, scope, ref, layer, path, affine)
+            ways = self._carried(rule, at, affine)
             if len(ways) == 1 and len(ways[0]) == 1:
                 ((tensor, affine),) = ways[0]
                 continue
             for way in ways:
-                yield from self._all_of(way, set())
+                yield from self._all_of(way)
             return
 
-    def _check_read_once(self, scope: Scope, ref: Ref, layer: Layer, path: Path) -> None:
-        if scope.reads(ref) == 1:
+    def _check_read_once(self, at: _Call, ref: Ref) -> None:
+        """Whatever else reads the tensor would see the map too."""
+        graph = at.scope.graph
+        if at.scope.reads(ref) == 1:
             return
-        name = title(layer, path)
-        if ref in scope.graph.outputs and (scope.parent is None or scope.graph.readers.get(ref)):
-            what = "the model" if scope.parent is None else title_of_scope(scope)
-            raise _RefusalError(f"what {name} makes before it is also an output of {what}", path)
-        others = dict.fromkeys(reader for reader, _ in scope.graph.readers.get(ref, ()))
-        elsewhere = [reader for reader in others if reader != self._layer.name]
-        if elsewhere:
-            raise _RefusalError(
-                f"what {name} makes before it also goes to {elsewhere[-1]!r}", path
-            )
-        raise _RefusalError(f"what {name} makes before it is read more than once", path)
+        what = f"what {at.title} makes before it"
+        if ref in graph.outputs and not (at.scope.parent and len(set(graph.outputs)) == 1):
+            of = "the model" if at.scope.parent is None else title_of_scope(at.scope)
+            raise _RefusalError(f"{what} is also an output of {of}", at.path)
+        others = [name for name, _ in graph.readers.get(ref, ()) if name != self._layer.name]
+        if others:
+            raise _RefusalError(f"{what} also goes to {others[-1]!r}", at.path)
+        raise _RefusalError(f"{what} is read more than once", at.path)
 
-    def _through_boundary(
-        self, scope: Scope, ref: Ref, layer: Layer, path: Path, affine: Affine
-    ) -> Tensor | None:
-        """The tensor on the other side, where a tensor is that of a nested model's boundary."""
-        nested = scope.inside.get(ref.layer)
+    def _around(self, at: _Call, ref: Ref, affine: Affine) -> Tensor | None:
+        """The same tensor behind a folded layer, or across the boundary of a nested model."""
+        if self._walk.is_folded(at.path):
+            return at.scope, at.call.inputs[0]
+        nested = at.scope.inside.get(ref.layer)
         if nested is not None:
             self._check_boundary(nested, affine, "it is behind")
             return nested, nested.graph.outputs[ref.output]
-        if layer.class_name != "InputLayer" or not layer.builtin:
+        if at.layer.class_name != "InputLayer" or not at.layer.builtin:
             return None
-        call = scope.outer_call()
-        if call is None or scope.parent is None:
-            raise _RefusalError(_FIRST, path)
-        self._check_boundary(scope, affine, "it is inside")
-        self._check_layer_dtype(layer, path)
-        return scope.parent, call.inputs[scope.graph.inputs.index(ref.layer)]
+        call = at.scope.outer_call()
+        if call is None or at.scope.parent is None:
+            raise _RefusalError(_FIRST, at.path)
+        self._check_boundary(at.scope, affine, "it is inside")
+        self._check_dtype(at)
+        return at.scope.parent, call.inputs[at.scope.graph.inputs.index(ref.layer)]
 
     def _check_boundary(self, scope: Scope, affine: Affine, where: str) -> None:
-        path = scope.path
         if scope.closed is not None:
-            raise _RefusalError(f"{where} {title_of_scope(scope)}, which {scope.closed}", path)
+            raise _RefusalError(
+                f"{where} {title_of_scope(scope)}, which {scope.closed}", scope.path
+            )
         if scope.wrappers and scope.parent is not None:
-            call = scope.outer_call()
-            shape = None if call is None else scope.parent.shapes.of(Ref(scope.name))
+            shape = scope.parent.shapes.of(Ref(scope.name))
             rank = None if shape is None else len(shape) - scope.wrappers
-            self._check_axes(affine, rank, scope.wrappers, title_of_scope(scope), path)
+            self._check_axes(affine, rank, scope.wrappers, title_of_scope(scope), scope.path)
 
     def _check_axes(
         self, affine: Affine, rank: int | None, wrappers: int, name: str, path: Path
@@ -338,18 +368,19 @@ class _Attempt:
             return
         if rank is None or min(axes) <= -rank:
             raise _RefusalError(
-                f"it normalizes axis {self.batchnorm.axis}, which {name} does not see", path
+                f"it normalizes axis {self.batchnorm.axis}, which is not the channel axis of "
+                f"{name}, nor one that it sees",
+                path,
             )
 
     def _carried(
-        self, rule: carry.Rule, scope: Scope, ref: Ref, layer: Layer, path: Path, affine: Affine
+        self, rule: carry.Rule, at: _Call, affine: Affine
     ) -> list[list[tuple[Tensor, Affine]]]:
-        call = layer.calls[ref.call]
-        site = self._site(scope, layer, ref.call, path, affine)
-        maps = rule.backward(site, affine)
+        site = self._site(at, affine)
+        maps = rule.backward(site, affine) if site.inputs else "is called in an unusual way"
         if isinstance(maps, str):
-            raise _RefusalError(f"{title(layer, path)} before it {maps}", path)
-        sources: list[Tensor] = [(scope, source) for source in call.inputs]
+            raise at.refuse(maps)
+        sources: list[Tensor] = [(at.scope, source) for source in at.call.inputs]
         return [
             [
                 (tensor, one)
@@ -359,88 +390,73 @@ class _Attempt:
             for way in maps
         ]
 
-    def _site(
-        self, scope: Scope, layer: Layer, number: int, path: Path, affine: Affine
-    ) -> Site:
+    def _demand_behind(self, at: _Call, affine: Affine) -> _Demand:
+        self._check_may_edit(at, absorb.takes_behind)
+        site = self._site(at, affine)
+        return self._demand(absorb.behind(site, affine), site, at, affine)
+
+    # --- in both directions ----------------------------------------------------------------------
+
+    def _site(self, at: _Call, affine: Affine) -> Site:
         """What a rule is asked about; all that holds for any rule is checked here."""
-        self._check_layer_dtype(layer, path)
-        core, wrappers = inside(layer)
-        core = self._walk.current(_inner_path(layer, path), core)
-        call = layer.calls[number]
-        count = len(call.inputs) if layer.is_operation else scope.leading(call)
-        shapes = tuple(
-            without_axes(scope.shapes.of(source), wrappers) for source in call.inputs[:count]
+        self._check_dtype(at)
+        core, wrappers = inside(at.layer)
+        shapes, call = at.scope.shapes, at.call
+        count = len(call.inputs) if at.layer.is_operation else at.scope.leading(call)
+        inputs = tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count])
+        output = without_axes(shapes.of(Ref(at.layer.name, at.number)), wrappers)
+        rank = next((len(shape) for shape in (output, *inputs) if shape is not None), None)
+        self._check_axes(affine, rank, wrappers, at.title, at.path)
+        return Site(
+            layer=self._walk.current(at.core_path, core),
+            inputs=inputs,
+            output=output,
+            training=at.scope.around.trains(at.core_path, call),
+            operands=nodes.operands(call.node) if at.layer.is_operation else (),
         )
-        output = without_axes(scope.shapes.of(Ref(layer.name, number)), wrappers)
-        rank = next((len(s) for s in (output, *shapes) if s is not None), None)
-        self._check_axes(affine, rank, wrappers, title(layer, path), path)
-        if layer.is_operation and any(
-            scope.shapes.dtype(source) != self._dtype for source in call.inputs
-        ):
-            raise _RefusalError(f"{title(layer, path)} computes in another dtype", path)
-        training = scope.around.trains(_inner_path(layer, path), call)
-        operands = nodes.operands(call.node) if layer.is_operation else ()
-        return Site(core, shapes, output, training, operands)
 
-    def _check_layer_dtype(self, layer: Layer, path: Path) -> None:
-        if layer.is_operation:
-            return
-        policies = [policy(part) for part in chain(layer)]
-        if None in policies:
-            raise _RefusalError(
-                f"{title(layer, path)} is quantized or has a dtype policy of its own", path
-            )
-        if any(found is not None and found.compute != self._dtype for found in policies):
-            raise _RefusalError(f"{title(layer, path)} computes in another dtype", path)
+    def _check_dtype(self, at: _Call) -> None:
+        """A layer that computes in another dtype would round, or hand on, another one."""
+        if at.layer.is_operation:
+            found = {at.scope.shapes.dtype(ref) for ref in at.call.inputs}
+        else:
+            policies = [policy(part) for part in chain(at.layer)]
+            if None in policies:
+                raise at.refuse("is quantized or has a dtype policy of its own")
+            found = {one.compute for one in policies if one is not None}
+        if found - {self._dtype}:
+            raise at.refuse("computes in another dtype")
 
-    def _demand_behind(
-        self, scope: Scope, ref: Ref, layer: Layer, path: Path, affine: Affine
-    ) -> _Demand:
-        name = f"{title(layer, path)} before it"
-        self._check_may_edit(scope, layer, path, name)
-        core, _ = inside(layer)
-        if not absorb.takes_behind(core):
-            raise _RefusalError(f"bnfold knows no way into {name}", path)
-        self._check_batchnorm(core, name, path)
-        site = self._site(scope, layer, ref.call, path, affine)
-        return self._demand(absorb.behind(site, affine), site, layer, ref.call, path, name, affine)
-
-    def _check_may_edit(self, scope: Scope, layer: Layer, path: Path, name: str) -> None:
-        if not layer.builtin or layer.is_operation:
-            raise _RefusalError(f"{name} is of a class that bnfold does not know", path)
-        if scope.around.keeps(path):
-            raise _RefusalError(f"{name} is kept on request", path)
-        if scope.around.repeats(layer):
-            raise _RefusalError(f"{name} stands in several places of the model", path)
-
-    def _check_batchnorm(self, core: Layer, name: str, path: Path) -> None:
-        if not catalog.is_batchnorm(core):
-            return
-        if path == self.batchnorm.path:
-            raise _RefusalError(f"{name} is itself", path)
-        if not self._into_batchnorms:
-            raise _RefusalError(f"{name} stays", path)
+    def _check_may_edit(self, at: _Call, takes: Callable[[Layer], bool]) -> None:
+        if not at.layer.builtin or at.layer.is_operation:
+            raise at.refuse("is of a class that bnfold does not know")
+        if at.scope.around.keeps(at.path):
+            raise at.refuse("is kept on request")
+        if at.scope.around.repeats(at.layer):
+            raise at.refuse("stands in several places of the model")
+        core, _ = inside(at.layer)
+        if not takes(core):
+            raise _RefusalError(f"bnfold knows no way into {at.name}", at.path)
+        if catalog.is_batchnorm(core) and at.path == self.batchnorm.path:
+            raise _RefusalError("it feeds itself", at.path)
+        if catalog.is_batchnorm(core) and not self._into_batchnorms:
+            raise at.refuse("stays")
 
     def _demand(
-        self,
-        effect: absorb.Effect | str,
-        site: Site,
-        layer: Layer,
-        number: int,
-        path: Path,
-        name: str,
-        affine: Affine,
+        self, effect: absorb.Effect | str, site: Site, at: _Call, affine: Affine
     ) -> _Demand:
-        core_path = _inner_path(layer, path)
         if isinstance(effect, absorb.AxisProblem):
+            axis = self.batchnorm.axis
             raise _RefusalError(
-                f"it normalizes axis {self.batchnorm.axis}, which is {effect} of {name}", path
+                f"it normalizes axis {axis}, which is {effect} of {at.name}", at.path
             )
-        problem = effect if isinstance(effect, str) else absorb.misplaced_bias(site, effect)
-        if problem is not None or isinstance(effect, str):
-            raise _RefusalError(f"{name} {problem}", path)
-        self.originals[core_path] = inside(layer)[0]
-        return _Demand(name, core_path, len(layer.calls), number, affine, effect)
+        if isinstance(effect, str):
+            raise at.refuse(effect)
+        problem = absorb.misplaced_bias(site, effect)
+        if problem is not None:
+            raise at.refuse(problem)
+        self.originals[at.core_path] = inside(at.layer)[0]
+        return _Demand(at, affine, effect)
 
     # --- with the data ---------------------------------------------------------------------------
 
@@ -450,109 +466,83 @@ class _Attempt:
         for call in self._layer.calls:
             if self._scope.shapes.dtype(call.inputs[0]) != self._dtype:
                 raise _RefusalError("it reads numbers of another dtype than it computes in")
-        changed: dict[Tensor, Affine] = {}
-        waiting: list[int] = []
         demands: list[_Demand] = []
         for number in range(len(self._layer.calls)):
-            self._change((self._scope, Ref(self._layer.name, number)), self._affine, changed, waiting)
-        while waiting:
+            self._change((self._scope, Ref(self._layer.name, number)), self._affine)
+        while self._waiting:
             self._count_step()
-            position = self._walk.position(heapq.heappop(waiting))
-            while waiting and self._walk.position(waiting[0]) == position:
-                heapq.heappop(waiting)
-            demands += self._enter(position, changed, waiting)
+            place = heapq.heappop(self._waiting)
+            if not self._waiting or self._waiting[0] != place:
+                demands += self._enter(self._walk.position(place))
         if not demands:
-            raise _RefusalError("nothing reads it")
+            raise _RefusalError("nothing that has weights reads it")
         yield demands
 
-    def _change(
-        self, tensor: Tensor, affine: Affine, changed: dict[Tensor, Affine], waiting: list[int]
-    ) -> None:
+    def _change(self, tensor: Tensor, affine: Affine) -> None:
         """Note that a tensor will be without a map, and who has to know of it."""
         scope, ref = tensor
-        changed[tensor] = affine
+        self._changed[tensor] = affine
         if ref in scope.graph.outputs:
-            if scope.parent is None:
-                name = title(scope.graph.layers[ref.layer], scope.layer_path(ref.layer))
-                same = ref.layer == self._layer.name and scope is self._scope
-                what = "it" if same else f"what {name} makes of it"
-                raise _RefusalError(f"{what} is an output of the model", scope.layer_path(ref.layer))
-            self._check_boundary(scope, affine, "it is inside")
-            for number, output in enumerate(scope.graph.outputs):
-                if output == ref:
-                    outer = (scope.parent, Ref(scope.name, 0, number))
-                    self._change(outer, affine, changed, waiting)
+            self._leave(scope, ref, affine)
         for name, call in scope.graph.readers.get(ref, ()):
             place = self._walk.number((scope, name, call))
             if place is None:
                 raise _RefusalError(f"it feeds {name!r}, which no output depends on")
-            heapq.heappush(waiting, place)
+            heapq.heappush(self._waiting, place)
 
-    def _enter(
-        self, position: Position, changed: dict[Tensor, Affine], waiting: list[int]
-    ) -> list[_Demand]:
+    def _leave(self, scope: Scope, ref: Ref, affine: Affine) -> None:
+        """A tensor is an output of its graph."""
+        path = scope.layer_path(ref.layer)
+        if scope.parent is None:
+            own = scope is self._scope and ref.layer == self._layer.name
+            what = "it" if own else f"what {title(scope.graph.layers[ref.layer], path)} makes of it"
+            raise _RefusalError(f"{what} is an output of the model", path)
+        self._check_boundary(scope, affine, "it is inside")
+        for number, output in enumerate(scope.graph.outputs):
+            if output == ref:
+                self._change((scope.parent, Ref(scope.name, 0, number)), affine)
+
+    def _enter(self, position: Position) -> list[_Demand]:
         """Let one call take in, or pass on, what has changed in its inputs."""
         scope, name, number = position
-        layer, path = scope.graph.layers[name], scope.layer_path(name)
-        call = layer.calls[number]
-        affines = [changed.get((scope, ref)) for ref in call.inputs]
-        known = [affine for affine in affines if affine is not None]
+        at = _Call(scope, scope.graph.layers[name], number, "behind it")
+        affines = [self._changed.get((scope, ref)) for ref in at.call.inputs]
+        first = next(affine for affine in affines if affine is not None)
         output = (scope, Ref(name, number))
-        if self._walk.is_folded(path):
-            self._change(output, known[0], changed, waiting)
+        if self._walk.is_folded(at.path):
+            self._change(output, affines[0] or IDENTITY)
             return []
         nested = scope.inside.get(name)
         if nested is not None:
-            self._enter_model(nested, affines, changed, waiting)
+            self._enter_model(nested, affines)
             return []
-        title_ = f"{title(layer, path)} behind it"
-        site = self._site(scope, layer, number, path, known[0])
-        if any(affine is not None for affine in affines[len(site.inputs) :]):
-            raise _RefusalError(f"{title_} takes it for another argument than its input", path)
-        rule = carry.rule_for(inside(layer)[0])
-        if rule is not None:
-            maps = [affine or IDENTITY for affine in affines[: len(site.inputs)]]
-            found = rule.forward(site, maps)
-            if isinstance(found, str):
-                raise _RefusalError(f"{title_} {found}", path)
-            self._change(output, found, changed, waiting)
-            return []
-        return [self._demand_in_front(scope, layer, number, path, title_, site, known[0])]
+        site = self._site(at, first)
+        count = len(site.inputs)
+        if any(affine is not None for affine in affines[count:]):
+            raise at.refuse("takes it for another argument than its input")
+        rule = carry.rule_for(inside(at.layer)[0])
+        if rule is None:
+            return [self._demand_in_front(at, site, first)]
+        found = rule.forward(site, [affine or IDENTITY for affine in affines[:count]])
+        if isinstance(found, str):
+            raise at.refuse(found)
+        self._change(output, found)
+        return []
 
-    def _enter_model(
-        self,
-        nested: Scope,
-        affines: Sequence[Affine | None],
-        changed: dict[Tensor, Affine],
-        waiting: list[int],
-    ) -> None:
+    def _enter_model(self, nested: Scope, affines: Sequence[Affine | None]) -> None:
         for slot, affine in enumerate(affines):
             if affine is None:
                 continue
             self._check_boundary(nested, affine, "it is in front of")
             name = nested.graph.inputs[slot]
-            self._check_layer_dtype(nested.graph.layers[name], nested.layer_path(name))
-            self._change((nested, Ref(name)), affine, changed, waiting)
+            self._check_dtype(_Call(nested, nested.graph.layers[name], 0, "behind it"))
+            self._change((nested, Ref(name)), affine)
 
-    def _demand_in_front(
-        self,
-        scope: Scope,
-        layer: Layer,
-        number: int,
-        path: Path,
-        name: str,
-        site: Site,
-        affine: Affine,
-    ) -> _Demand:
-        self._check_may_edit(scope, layer, path, name)
-        core, _ = inside(layer)
-        if not absorb.takes_in_front(core):
-            raise _RefusalError(f"bnfold knows no way into {name}", path)
-        self._check_batchnorm(core, name, path)
+    def _demand_in_front(self, at: _Call, site: Site, affine: Affine) -> _Demand:
+        self._check_may_edit(at, absorb.takes_in_front)
         if len(site.inputs) != 1:
-            raise _RefusalError(f"{name} reads {len(site.inputs)} tensors", path)
-        effect = absorb.in_front(site, affine)
-        return self._demand(effect, site, layer, number, path, name, affine)
+            raise at.refuse(f"reads {len(site.inputs)} tensors")
+        return self._demand(absorb.in_front(site, affine), site, at, affine)
 
 
 _FIRST = "it is the first layer, so there is none before it that could take it in"
@@ -561,7 +551,7 @@ _FIRST = "it is the first layer, so there is none before it that could take it i
 def title_of_scope(scope: Scope) -> str:
     """A nested model as sentences name it."""
     kind = "Sequential" if scope.graph.kind == "sequential" else "Functional"
-    return f"{kind} {'/'.join(scope.path)!r}"
+    return f"{kind} {show(scope.path)!r}"
 
 
 def _inner_path(layer: Layer, path: Path) -> Path:
@@ -569,4 +559,3 @@ def _inner_path(layer: Layer, path: Path) -> Path:
         layer = layer.inner
         path = (*path, layer.name)
     return path
-

@@ -233,9 +233,7 @@ def _slots_of_directions(layer: Layer) -> tuple[Slot, ...] | None:
         known = None if inside is None else slots(inside)
         if known is None:
             return None
-        found += [
-            Slot(f"{name}_{s.name}", s.rank, group=f"{name}_layer/{s.group}") for s in known
-        ]
+        found += [Slot(f"{name}_{s.name}", s.rank, group=f"{name}_layer/{s.group}") for s in known]
     return tuple(found)
 
 
