@@ -110,7 +110,7 @@ def behind(site: Site, affine: Affine) -> Effect | str:
     layer = site.layer
     activation = layer.config.get("activation")
     if activation not in (None, "linear"):  # a dict can be anybody's function of that name
-        return f"applies {activation if isinstance(activation, str) else 'an activation'} before it"
+        return f"applies {activation if isinstance(activation, str) else 'an activation'}"
     weights = catalog.weights(layer)
     known = catalog.facts(layer)
     if weights is None or known is None:

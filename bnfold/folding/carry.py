@@ -302,7 +302,11 @@ def _usable(c: float | None, d: float | None) -> tuple[float, float] | None:
 
 
 def _rescaling(site: Site) -> tuple[float, float] | None:
-    return _usable(_number(site.setting("scale")), _number(site.setting("offset", 0)))
+    scale, offset = _number(site.setting("scale")), _number(site.setting("offset", 0))
+    if scale is None or offset is None:
+        return None
+    # Keras makes float32 tensors of the two before it casts them to what the layer computes in.
+    return _usable(float(np.float32(scale)), float(np.float32(offset)))
 
 
 def _with_number(

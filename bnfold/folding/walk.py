@@ -20,7 +20,7 @@ from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import Call, Layer, Path, Ref, show
 from bnfold.model.policy import policy
-from bnfold.model.shapes import inside, without_axes
+from bnfold.model.shapes import Shape, inside, without_axes
 
 _MAX_STEPS = 20_000
 _MAX_WAYS = 64
@@ -275,17 +275,20 @@ class _Attempt:
     def backward(self) -> Iterator[list[_Demand]]:
         """The demands of each way to take the map into what makes the layer's input."""
         return self._all_of(
-            [((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls]
+            [((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls],
+            self._layer.name,
         )
 
-    def _all_of(self, tensors: Sequence[tuple[Tensor, Affine]]) -> Iterator[list[_Demand]]:
+    def _all_of(
+        self, tensors: Sequence[tuple[Tensor, Affine]], reader: str
+    ) -> Iterator[list[_Demand]]:
         """Every way to put a map on each of several tensors."""
         if not tensors:
             yield []
             return
         tensor, affine = tensors[0]
-        for demands in self._up_to_an_obstacle(self._behind(tensor, affine)):
-            for others in self._all_of(tensors[1:]):
+        for demands in self._up_to_an_obstacle(self._behind(tensor, affine, reader)):
+            for others in self._all_of(tensors[1:], reader):
                 yield [*demands, *others]
 
     def _up_to_an_obstacle(self, ways: Iterator[list[_Demand]]) -> Iterator[list[_Demand]]:
@@ -295,16 +298,16 @@ class _Attempt:
         except _RefusalError as error:
             self._first = self._first or error
 
-    def _behind(self, tensor: Tensor, affine: Affine) -> Iterator[list[_Demand]]:
-        """Every way to put a map on a tensor, by editing what makes it."""
+    def _behind(self, tensor: Tensor, affine: Affine, reader: str) -> Iterator[list[_Demand]]:
+        """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
         while True:
             self._count_step()
             scope, ref = tensor
             at = _Call(scope, scope.graph.layers[ref.layer], ref.call, "before it")
-            self._check_read_once(at, ref)
+            self._check_read_once(at, ref, reader)
             following = self._around(at, ref, affine)
             if following is not None:
-                tensor = following
+                tensor, reader = following, _reader_of(at, following[0])
                 continue
             rule = carry.rule_for(inside(at.layer)[0])
             if rule is None:
@@ -313,12 +316,13 @@ class _Attempt:
             ways = self._carried(rule, at, affine)
             if len(ways) == 1 and len(ways[0]) == 1:
                 ((tensor, affine),) = ways[0]
+                reader = at.layer.name
                 continue
             for way in ways:
-                yield from self._all_of(way)
+                yield from self._all_of(way, at.layer.name)
             return
 
-    def _check_read_once(self, at: _Call, ref: Ref) -> None:
+    def _check_read_once(self, at: _Call, ref: Ref, reader: str) -> None:
         """Whatever else reads the tensor would see the map too."""
         graph = at.scope.graph
         if at.scope.reads(ref) == 1:
@@ -327,10 +331,10 @@ class _Attempt:
         if ref in graph.outputs and not (at.scope.parent and len(set(graph.outputs)) == 1):
             of = "the model" if at.scope.parent is None else title_of_scope(at.scope)
             raise _RefusalError(f"{what} is also an output of {of}", at.path)
-        others = [name for name, _ in graph.readers.get(ref, ()) if name != self._layer.name]
+        others = [name for name, _ in graph.readers.get(ref, ()) if name != reader]
         if others:
-            raise _RefusalError(f"{what} also goes to {others[-1]!r}", at.path)
-        raise _RefusalError(f"{what} is read more than once", at.path)
+            raise _RefusalError(f"{what} also goes to {others[0]!r}", at.path)
+        raise _RefusalError(f"{what} is read more than once by {reader!r}", at.path)
 
     def _around(self, at: _Call, ref: Ref, affine: Affine) -> Tensor | None:
         """The same tensor behind a folded layer, or across the boundary of a nested model."""
@@ -376,7 +380,8 @@ class _Attempt:
     def _carried(
         self, rule: carry.Rule, at: _Call, affine: Affine
     ) -> list[list[tuple[Tensor, Affine]]]:
-        site = self._site(at, affine)
+        site = self._site(at)
+        self._check_sees(at, affine, site.output)
         maps = rule.backward(site, affine) if site.inputs else "is called in an unusual way"
         if isinstance(maps, str):
             raise at.refuse(maps)
@@ -392,12 +397,19 @@ class _Attempt:
 
     def _demand_behind(self, at: _Call, affine: Affine) -> _Demand:
         self._check_may_edit(at, absorb.takes_behind)
-        site = self._site(at, affine)
+        site = self._site(at)
+        self._check_sees(at, affine, site.output)
         return self._demand(absorb.behind(site, affine), site, at, affine)
 
     # --- in both directions ----------------------------------------------------------------------
 
-    def _site(self, at: _Call, affine: Affine) -> Site:
+    def _check_sees(self, at: _Call, affine: Affine, shape: Shape | None) -> None:
+        """`shape` is that of the tensor that the map is of, inside all wrappers."""
+        wrappers = len(at.core_path) - len(at.path)
+        rank = None if shape is None else len(shape)
+        self._check_axes(affine, rank, wrappers, at.title, at.path)
+
+    def _site(self, at: _Call) -> Site:
         """What a rule is asked about; all that holds for any rule is checked here."""
         self._check_dtype(at)
         core, wrappers = inside(at.layer)
@@ -405,8 +417,6 @@ class _Attempt:
         count = len(call.inputs) if at.layer.is_operation else at.scope.leading(call)
         inputs = tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count])
         output = without_axes(shapes.of(Ref(at.layer.name, at.number)), wrappers)
-        rank = next((len(shape) for shape in (output, *inputs) if shape is not None), None)
-        self._check_axes(affine, rank, wrappers, at.title, at.path)
         return Site(
             layer=self._walk.current(at.core_path, core),
             inputs=inputs,
@@ -516,7 +526,10 @@ class _Attempt:
         if nested is not None:
             self._enter_model(nested, affines)
             return []
-        site = self._site(at, first)
+        site = self._site(at)
+        for affine, shape in zip(affines, site.inputs, strict=False):
+            if affine is not None:
+                self._check_sees(at, affine, shape)
         count = len(site.inputs)
         if any(affine is not None for affine in affines[count:]):
             raise at.refuse("takes it for another argument than its input")
@@ -552,6 +565,11 @@ def title_of_scope(scope: Scope) -> str:
     """A nested model as sentences name it."""
     kind = "Sequential" if scope.graph.kind == "sequential" else "Functional"
     return f"{kind} {show(scope.path)!r}"
+
+
+def _reader_of(at: _Call, scope: Scope) -> str:
+    """Who reads the tensor that a call only hands on, as `scope` names it."""
+    return at.scope.name if scope is at.scope.parent else at.layer.name
 
 
 def _inner_path(layer: Layer, path: Path) -> Path:

@@ -125,7 +125,15 @@ def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> G
 
 def _parse_calls(entry: Json, count: nodes.Numbering) -> tuple[Call, ...]:
     calls = tuple(nodes.parse_call(node, count) for node in nodes.calls_of(entry))
+    if _is_operation(entry):  # what stands second there is an operand, not `training`
+        calls = tuple(replace(call, training=None, mask=None) for call in calls)
     return calls or (Call(()),)
+
+
+def _is_operation(entry: Json) -> bool:
+    """Whether an entry is an operation of keras.ops, as `x + y` makes one."""
+    module = str(entry.get("module") or "")
+    return is_keras_class(entry) and module.startswith(("keras.src.ops", "keras.ops"))
 
 
 def _check_references(graph: Graph) -> None:
@@ -155,14 +163,13 @@ def _parse_layer(name: str, entry: Json, depth: int) -> Layer:
     config = settings(entry)
     class_name = str(entry.get("class_name"))
     builtin = is_keras_class(entry)
-    module = str(entry.get("module") or "")
     layer = Layer(
         name=name,
         class_name=class_name,
         config=config,
         entry=entry,
         builtin=builtin,
-        is_operation=builtin and module.startswith(("keras.src.ops", "keras.ops")),
+        is_operation=_is_operation(entry),
     )
     if (builtin and class_name in _MODEL_CLASSES) or _is_functional(config):
         return replace(layer, graph=parse_graph(entry, depth + 1))

@@ -216,7 +216,10 @@ def parse_call(node: Any, count: Numbering) -> Call:
         # once.
         arguments = next((leaf[3] for leaf in leaves if len(leaf) == 4), {})
         _map_keras2(arguments, note, count.in_calls)
-    return Call(tuple(inputs), node, arguments.get("training"), arguments.get("mask"))
+    mask = arguments.get("mask")
+    if isinstance(mask, list) and not any(mask):
+        mask = None  # one for each of several inputs, and none of them
+    return Call(tuple(inputs), node, arguments.get("training"), mask)
 
 
 def _keras3_arguments(node: Json) -> Json:

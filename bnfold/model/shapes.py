@@ -178,15 +178,26 @@ def _integer(value: object) -> int | None:
 
 
 def _einsum(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    """The ranks are the equation's; `output_shape` in the config tells the sizes but the batch."""
+    """The config's `output_shape` without the batch and the axes of the ellipsis, then those.
+
+    A size that it leaves open is that of the input's axis with the same letter.
+    """
     equation, shape = parse_equation(layer.config.get("equation")), inputs[0]
-    if equation is None:
+    if equation is None or (shape is None and equation.ellipsis != "none"):
         return None
-    if equation.ellipsis == "none":
-        return (None,) * len(equation.output)
-    if shape is None:
+    known: Shape = shape if shape is not None else (None,) * len(equation.inputs)
+    elided = len(known) - len(equation.inputs)
+    named = known[elided:] if equation.ellipsis == "left" else known[: len(equation.inputs)]
+    letters = dict(zip(equation.inputs, named, strict=False))
+    listed = layer.config.get("output_shape")
+    listed = listed if isinstance(listed, list) else [listed]
+    behind = equation.output[-len(listed) :]
+    if elided < 0 or len(behind) != len(listed):
         return None
-    return (None,) * (len(shape) - len(equation.inputs) + len(equation.output))
+    sizes = tuple(_integer(n) or letters.get(a) for n, a in zip(listed, behind, strict=True))
+    if equation.ellipsis == "left":
+        return (*known[:elided], *sizes)
+    return (known[0], *sizes, *known[len(equation.inputs) :])
 
 
 def _reshaped(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
