@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from bnfold.conversion import FoldReport, Proof, fold_file
+from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
 from bnfold.errors import VerificationFailedError
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.verification import Verification, runtime
@@ -50,6 +50,7 @@ def fold(
     out: FilePath,
     *,
     keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
     verify: bool = True,
     force: bool = False,
     data: FilePath | None = None,
@@ -67,6 +68,7 @@ def fold(
     out: None = None,
     *,
     keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
     verify: bool = True,
     data: FilePath | None = None,
     seed: int = 0,
@@ -81,6 +83,7 @@ def fold(
     out: FilePath | None = None,
     *,
     keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
     verify: bool = True,
     force: bool = False,
     data: FilePath | None = None,
@@ -96,6 +99,7 @@ def fold(
         model: a path, or a live model, which stays as it is.
         out: where the folded model goes, in the same kind of file; none for a live model.
         keep: shell patterns of names or nested paths of layers to leave alone.
+        standalone: "depthwise" makes depthwise convolutions of what cannot be folded.
         verify: prove the result; without it nothing is run.
         force: replace `out` if it exists.
         data: an .npz or .npy file with samples to prove with, instead of random ones.
@@ -124,11 +128,19 @@ def fold(
     proof = Proof(chosen, seed, trust or live, imports, classes, strict) if verify else None
     if not live:
         return fold_file(
-            Path(model), Path(str(out)), keep=keep, force=force, proof=proof, progress=progress
+            Path(model),
+            Path(str(out)),
+            keep=keep,
+            standalone=standalone,
+            force=force,
+            proof=proof,
+            progress=progress,
         )
     with _as_file(model) as source:
         target = source.with_name("folded.keras")
-        report = fold_file(source, target, keep=keep, proof=proof, progress=progress)
+        report = fold_file(
+            source, target, keep=keep, standalone=standalone, proof=proof, progress=progress
+        )
         if report.verification is not None and not report.written:
             reasons = "; ".join(report.verification.differences or report.verification.warnings)
             raise VerificationFailedError(f"the folded model was refused: {reasons}")

@@ -19,7 +19,7 @@ from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
-    from bnfold.conversion import FoldReport
+    from bnfold.conversion import FoldReport, Standalone
     from bnfold.inspection import Inspection
     from bnfold.verification import Verification
 
@@ -224,6 +224,13 @@ def _show_layer(inspected: "Sequence[Inspection]", name: str, format_: str) -> N
     multiple=True,
     help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
 )
+@click.option(
+    "--standalone",
+    type=click.Choice(["keep", "depthwise"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of layers that cannot be folded: nothing, or a 1x1 depthwise convolution.",
+)
 @_proof
 @_format
 @_debug
@@ -236,6 +243,7 @@ def fold(
     force: bool,
     no_verify: bool,
     keep: Sequence[str],
+    standalone: "Standalone",
     format_: str,
     **proof: Any,
 ) -> None:
@@ -256,6 +264,7 @@ def fold(
         source,
         target,
         keep=keep,
+        standalone=standalone,
         force=force,
         proof=None if no_verify else Proof(**proof),
         progress=_progress,

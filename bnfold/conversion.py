@@ -3,17 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bnfold import __version__
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan, unused_patterns
+from bnfold.folding.standalone import replace_leftovers, replaceable
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
+from bnfold.model.graph import Path as LayerPath
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, verify
 
 SCHEMA_VERSION = 1
+
+Standalone = Literal["keep", "depthwise"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class FoldReport:
         container: "keras", "keras-directory" or "h5", of both.
         plan: what was folded and what was kept, with reasons.
         dropped: what belongs to training and was left out.
+        replaced: the kept layers that are depthwise convolutions now.
         unused_keep: the patterns of `keep` that match no layer.
         verification: the proof, None where none was asked for.
     """
@@ -67,6 +72,7 @@ class FoldReport:
     container: Kind
     plan: Plan
     dropped: tuple[str, ...]
+    replaced: tuple[LayerPath, ...]
     unused_keep: tuple[str, ...]
     verification: Verification | None
 
@@ -84,6 +90,7 @@ class FoldReport:
                 for blocked in self.plan.blocked
             ],
             "dropped": list(self.dropped),
+            "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
             "verification": self.verification.to_dict() if self.verification is not None else None,
         }
@@ -105,13 +112,15 @@ def fold_file(
     target: str | Path,
     *,
     keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
     force: bool = False,
     proof: Proof | None,
     progress: Callable[[str], None] | None = None,
 ) -> FoldReport:
     """Fold the model in `source` and write it to `target`, in the same kind of container.
 
-    Without a `proof` nothing is run. The target is written only when the proof succeeds.
+    With `standalone` "depthwise", what cannot be folded becomes a depthwise convolution where it
+    can. Without a `proof` nothing is run. The target is written only when the proof succeeds.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the source cannot be read.
@@ -123,7 +132,10 @@ def fold_file(
         check_target(target, model.kind, force=force)
         decided = plan(model.graph, keep)
         with Staging(target, model.kind, force=force) as staging:
-            model.write(apply(model.graph, decided), staging.path, _record(model, decided))
+            folded = apply(model.graph, decided)
+            replaced = replaceable(folded, decided) if standalone == "depthwise" else ()
+            folded = replace_leftovers(folded, replaced) if replaced else folded
+            model.write(folded, staging.path, _record(model, decided))
             verification, accepted = None, True
             if proof is not None:
                 verification = proof.run(model.path, staging.path, progress)
@@ -137,6 +149,7 @@ def fold_file(
             container=model.kind,
             plan=decided,
             dropped=model.dropped,
+            replaced=replaced,
             unused_keep=unused_patterns(model.graph, keep),
             verification=verification,
         )

@@ -69,7 +69,8 @@ class Blocked:
 
     `at` is the first layer in the way, where there is one, `reason` says why in a sentence, for
     both directions. `batch_statistics` is true when the reason is that the layer runs in training
-    mode. `named` are the layers that the reason names.
+    mode. `named` are the layers that the reason names. `may_be_replaced` is true when nothing but
+    the layers around it is in the way.
     """
 
     batchnorm: BatchNorm
@@ -77,6 +78,7 @@ class Blocked:
     reason: str
     batch_statistics: bool = False
     named: tuple[Path, ...] = ()
+    may_be_replaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,13 @@ def _stays(one: _Candidate, refusal: Refusal) -> Blocked:
 def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refusal]]) -> Blocked:
     reason = "; ".join(f"{direction}: {refusal.reason}" for direction, refusal in refusals)
     named = tuple(refusal.at for _, refusal in refusals if refusal.at is not None)
-    return Blocked(one.batchnorm, named[0] if named else None, reason, named=named)
+    return Blocked(
+        one.batchnorm,
+        named[0] if named else None,
+        reason,
+        named=named,
+        may_be_replaced=True,
+    )
 
 
 def _problems(one: _Candidate) -> Iterator[Refusal]:

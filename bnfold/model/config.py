@@ -12,7 +12,7 @@ from typing import Any
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import nodes
-from bnfold.model.graph import Call, Graph, Json, Layer, Ref
+from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
 from bnfold.model.guard import printable
 
 _MODEL_CLASSES = {"Functional", "Model", "Sequential", "Network"}
@@ -280,6 +280,13 @@ def _that_stays(ref: Ref, moved: Mapping[Ref, Ref]) -> Ref:
 
 def stand_in(layer: Layer) -> Layer:
     """A linear Activation of the same name, for a layer whose name is part of the interface."""
+    return standing_in(layer, "Activation", {"activation": "linear"})
+
+
+def standing_in(
+    layer: Layer, class_name: str, settings: Json, weights: tuple[Weight, ...] = ()
+) -> Layer:
+    """A layer of Keras' own of another class, with the same name, in the same place."""
     config = {"name": layer.name, "trainable": layer.config.get("trainable", True)}
     if "dtype" in layer.config:
         config["dtype"] = layer.config["dtype"]
@@ -289,13 +296,13 @@ def stand_in(layer: Layer) -> Layer:
         entry |= {"module": "keras.layers", "registered_name": None}
     return replace(
         layer,
-        class_name="Activation",
-        config={**config, "activation": "linear"},
-        entry={**entry, "class_name": "Activation"},
+        class_name=class_name,
+        config={**config, **settings},
+        entry={**entry, "class_name": class_name},
         calls=tuple(replace(call, node=nodes.without_arguments(call.node)) for call in layer.calls),
-        weights=(),
+        weights=weights,
         inner=None,
-        location=None,
+        location=layer.location if weights else None,
     )
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.conversion import FoldReport
+from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 from bnfold.verification import Comparison, Verdict, Verification
@@ -21,6 +22,9 @@ def fold(report: FoldReport) -> RenderableType:
     for pattern, blocked in terminal.by_reason(report.plan).items():
         reason = blocked[0].reason if len(blocked) == 1 else pattern
         parts.append(Text(f"  kept {terminal.layers(blocked)}: {printable(reason)}", style="dim"))
+    if report.replaced:
+        names = terminal.names([show(path) for path in report.replaced])
+        parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
     if report.dropped:
         dropped = " and ".join(report.dropped)
         parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))

@@ -4,6 +4,7 @@ Everything that comes from a file is put into `rich.text.Text` with its control 
 never into markup: a layer's name must not be able to paint the terminal.
 """
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -28,14 +29,19 @@ def plural(noun: str, count: int) -> str:
 
 
 def pattern(blocked: Blocked) -> str:
-    """A reason without the name of the layer in the way, so that equal ones can share a line."""
-    if blocked.at is None:
-        return blocked.reason
-    return blocked.reason.replace(f" {show(blocked.at)!r}", "")
+    """A reason without names of layers and counts, so that equal ones can share a line."""
+    reason = _GOES_TO.sub("also goes elsewhere", _COUNT.sub("some channels", blocked.reason))
+    for path in blocked.named or (() if blocked.at is None else (blocked.at,)):
+        reason = reason.replace(f" {show(path)!r}", "")
+    return reason
+
+
+_COUNT = re.compile(r"\b\d+ of \d+ channels")
+_GOES_TO = re.compile(r"also goes to '[^']*'")
 
 
 def by_reason(plan: Plan) -> dict[str, list[Blocked]]:
-    """What stays, grouped by reasons that differ only in the name of the layer in the way."""
+    """What stays, grouped by reasons that differ only in the names of layers and in counts."""
     grouped: dict[str, list[Blocked]] = {}
     for blocked in plan.blocked:
         grouped.setdefault(pattern(blocked), []).append(blocked)

@@ -1,0 +1,91 @@
+"""What cannot be folded becomes a depthwise convolution, if it is asked for and is exact."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import batchnorms, difference, interface, keras, load, outputs, randomize, samples
+
+from bnfold.conversion import fold_file
+
+L = keras.layers
+BN = L.BatchNormalization
+
+
+def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
+    first = tensor = keras.Input(shape, **options)
+    for layer in layers:
+        tensor = layer(tensor)
+    return keras.Model(first, tensor)
+
+
+def called_twice() -> Any:
+    left, right, norm = keras.Input((5, 3)), keras.Input((5, 3)), BN()
+    return keras.Model([left, right], [norm(left), L.ReLU()(norm(right))])
+
+
+def nested() -> Any:
+    return chain((5, 4, 3), L.ReLU(), chain((5, 4, 3), BN(name="b"), L.ReLU()), L.Dense(2))
+
+
+REPLACED: dict[str, Callable[[], Any]] = {
+    "rank-3": lambda: chain((5, 3), L.ReLU(), BN(), L.ReLU()),
+    "rank-4": lambda: chain((None, None, 3), L.ReLU(), BN(axis=3), L.ReLU()),
+    "output": lambda: chain((5, 4, 3), L.ReLU(), BN(name="out")),
+    "takes-another-in": lambda: chain((5, 3), L.ReLU(), BN(), L.Dropout(0.1), BN(), L.ReLU()),
+    "several-of-both": lambda: chain((5, 3), L.Dense(4), BN(), L.ELU(), BN(scale=False), L.ELU()),
+    "called-twice": called_twice,
+    "nested": nested,
+    "sequential": lambda: keras.Sequential([keras.Input((5, 3)), L.ReLU(), BN(), L.ReLU()]),
+}
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5"])
+@pytest.mark.parametrize("name", REPLACED)
+def test_leftovers_become_depthwise_convolutions(name: str, form: str, tmp_path: Path) -> None:
+    keras.backend.clear_session(free_memory=False)
+    model = randomize(REPLACED[name]())
+    source, target = tmp_path / f"m{form}", tmp_path / f"f{form}"
+    model.save(source)
+    report = fold_file(source, target, standalone="depthwise", proof=None)
+    folded = load(target)
+    assert batchnorms(folded) == []
+    assert interface(folded) == interface(model)
+    assert len(report.replaced) == 1
+    assert folded.count_params() > 0
+    inputs = samples(model)
+    assert difference(outputs(model, inputs), outputs(folded, inputs)) < 1e-5
+
+
+STAYS: dict[str, Callable[[], Any]] = {
+    "rank-2": lambda: chain((5,), L.ReLU(), BN(), L.ReLU()),
+    "another-axis": lambda: chain((5, 3), L.ReLU(), BN(axis=1), L.ReLU()),
+    "masked": lambda: chain((5, 3), L.Masking(), L.ReLU(), BN(), L.LSTM(2, activation="relu")),
+    "training": lambda: _in_training(),
+    "integers": lambda: chain((5, 3), BN(), L.ReLU(), dtype="int32"),
+    "half": lambda: chain((5, 3), L.ReLU(dtype="float16"), BN(dtype="mixed_float16"), L.ReLU()),
+}
+
+
+def _in_training() -> Any:
+    first = keras.Input((5, 3))
+    return keras.Model(first, BN()(L.ReLU()(first), training=True))
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_a_convolution_does_not_do_stays(name: str, tmp_path: Path) -> None:
+    model = randomize(STAYS[name]())
+    model.save(tmp_path / "m.keras")
+    options: Any = {"standalone": "depthwise", "proof": None}
+    report = fold_file(tmp_path / "m.keras", tmp_path / "f.keras", **options)
+    assert report.replaced == ()
+
+
+def test_kept_layers_and_the_default_stay(tmp_path: Path) -> None:
+    model = randomize(REPLACED["rank-3"]())
+    model.save(tmp_path / "m.keras")
+    for number, options in enumerate(({"standalone": "depthwise", "keep": ["*"]}, {})):
+        chosen: Any = options
+        report = fold_file(tmp_path / "m.keras", tmp_path / f"{number}.keras", proof=None, **chosen)
+        assert report.replaced == ()
