@@ -695,6 +695,11 @@ def integers() -> Any:
     return keras.Model(first, L.Dense(3)(BN()(first)))
 
 
+def integers_handed_on() -> Any:
+    layers = [keras.Input((4, 1), dtype="int32"), L.Flatten(), BN(), L.Dense(3)]
+    return keras.Sequential(layers)
+
+
 def other_dtype() -> Any:
     first = keras.Input((4,))
     return keras.Model(first, L.Dense(3, dtype="float32")(BN()(first)))
@@ -768,6 +773,7 @@ STAY: dict[str, tuple[Build, str]] = {
         (live_lstm, "training=True"),
         (live_nested_dropout, "training=True"),
         (integers, "another dtype"),
+        (integers_handed_on, "another dtype"),
         (other_dtype, "another dtype"),
         (other_dtype_between, "another dtype"),
         (nested_called_twice_outside, "called 2 times"),

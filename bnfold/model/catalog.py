@@ -173,6 +173,9 @@ SAME_SHAPE = tuple(sorted({*_SAME_RANK} - {*_JOINS, "Dense", "Permute"} | BATCHN
 
 _MOVES = ("Flatten", "InputLayer", "RepeatVector", "Reshape")
 
+KEEPS_FLOATS = frozenset({*_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES})
+"""Classes that make floating-point numbers of such; some of them integers of integers."""
+
 SAME_IN_TRAINING = (
     {*FACTS, *_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES}
     - BATCHNORM_CLASSES

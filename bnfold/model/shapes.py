@@ -37,15 +37,25 @@ class Shapes:
             self._known[ref] = self._find(ref, steps) if steps <= _MAX_STEPS else None
         return self._known[ref]
 
-    def dtype(self, ref: Ref) -> str | None:
-        """The dtype of a tensor: noted, declared by its input layer, or its maker's."""
+    def dtype(self, ref: Ref, steps: int = 0) -> str | None:
+        """The dtype of a tensor: noted, declared by its input layer, or its maker's.
+
+        A layer without weights may hand on integers as they are, whatever it computes in.
+        """
         if ref in self._dtypes:
             return self._dtypes[ref]
-        layer = self._graph.layers[ref.layer]
-        if layer.is_operation or not layer.builtin or layer.nested is not None:
-            return None
+        layer, _ = inside(self._graph.layers[ref.layer])
+        if layer.graph is not None and layer.graph.outputs:
+            return Shapes(layer.graph).dtype(layer.graph.outputs[ref.output])
         found = policy(layer)
-        return None if found is None else found.compute
+        if layer.is_operation or not layer.builtin or found is None or steps > _MAX_STEPS:
+            return None
+        if layer.class_name in catalog.FACTS or layer.class_name == "InputLayer":
+            return found.compute
+        sources = layer.calls[ref.call].inputs
+        dtypes = [self.dtype(source, steps + 1) or "" for source in sources]
+        known = sources and all("float" in dtype for dtype in dtypes)
+        return found.compute if known and layer.class_name in catalog.KEEPS_FLOATS else None
 
     def _find(self, ref: Ref, steps: int) -> Shape | None:
         built = self._built(ref)
