@@ -1553,7 +1553,7 @@ def test_drawn_models(seed: int, tmp_path: Path) -> None:
     model = randomize(drawn.build("drawn"), seed)
     form = BOTH[seed % 2]
     planned = examine(model, tmp_path, left=None, forms=[form], allowed=1e-9)
-    assert {blocked.batchnorm.path[-1] for blocked in planned.blocked} <= set(drawn.staying)
+    assert {blocked.batchnorm.layer.name for blocked in planned.blocked} <= set(drawn.staying)
     with open_model(tmp_path / f"folded{form}") as file:
         assert not plan(file.graph).folds
 
@@ -1565,4 +1565,4 @@ def test_drawn_models_in_small(tmp_path: Path) -> None:
         folder.mkdir()
         model = randomize(drawn.build("drawn"), seed)
         planned = examine(model, folder, left=None, forms=KERAS, allowed=1e-9)
-        assert {blocked.batchnorm.path[-1] for blocked in planned.blocked} <= set(drawn.staying)
+        assert {blocked.batchnorm.layer.name for blocked in planned.blocked} <= set(drawn.staying)
