@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bnfold import __version__
+from bnfold.errors import OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan, unused_patterns
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
+from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, verify
 
@@ -121,6 +123,13 @@ def fold_file(
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
+        if model.kind == "keras-directory" and model.path.resolve() in target.resolve().parents:
+            raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
+        if model.graph.kind == "subclassed" and proof is not None:
+            raise VerificationImpossibleError(
+                f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
+                "nothing can be folded and nothing proved"
+            )
         decided = plan(model.graph, keep)
         with Staging(target, model.kind, force=force) as staging:
             model.write(apply(model.graph, decided), staging.path, _record(model, decided))

@@ -562,7 +562,7 @@ def test_a_file_that_lost_its_weights_is_one_line(tmp_path):
         target.writestr("config.json", source.read("config.json"))
         target.writestr("metadata.json", source.read("metadata.json"))
         target.writestr("model.weights.h5", b"nothing")
-    with pytest.raises(UnreadableModelError, match="model.weights.h5 is damaged") as caught:
+    with pytest.raises(UnreadableModelError, match=r"model\.weights\.h5 is damaged") as caught:
         verify(original, folded)
     assert "\n" not in str(caught.value)
 

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import h5py
 
@@ -33,34 +32,6 @@ OPTIMIZER = "optimizer"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 1 << 20
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._file.seek(self._start + self._position)
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
-        self._position += count
-        return int(count)
 
 
 class _ZipParts:
@@ -85,14 +56,17 @@ class _ZipParts:
 
     def weights(self) -> h5py.File:
         info = self._archive.getinfo(WEIGHTS)
-        if info.compress_type == zipfile.ZIP_STORED:
-            source: Any = _Window(self._file, self._data_offset(info), info.file_size)
-        else:
-            source = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            source.writelines(self.chunks(WEIGHTS))
         # h5py crashes the process when the stream dies before the file: the stack closes the file
         # first.
-        return self._resources.enter_context(hdf5.open_hdf5(source, WEIGHTS))
+        if info.compress_type == zipfile.ZIP_STORED:
+            start = self._data_offset(info)
+            found = hdf5.open_hdf5(self._file, WEIGHTS, start, info.file_size)
+        else:
+            unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._resources.enter_context(unpacked)
+            unpacked.writelines(self.chunks(WEIGHTS))
+            found = hdf5.open_hdf5(unpacked, WEIGHTS)
+        return self._resources.enter_context(found)
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
         guard.check_member(self._archive, WEIGHTS)
@@ -134,7 +108,8 @@ class _DirectoryParts:
                 yield piece
 
     def weights(self) -> h5py.File:
-        return self._resources.enter_context(hdf5.open_hdf5(self._path / WEIGHTS, WEIGHTS))
+        stream = self._resources.enter_context((self._path / WEIGHTS).open("rb", buffering=0))
+        return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
 
 
 class KerasArchive:

@@ -29,6 +29,11 @@ class BatchNorm:
     layer: Layer
     wrappers: int = 0
 
+    @property
+    def is_configured(self) -> bool:
+        """Whether the file tells its settings; it does not for layers inside custom classes."""
+        return bool(self.layer.entry)
+
     @cached_property
     def weights(self) -> dict[str, Weight] | None:
         """Its variables by name; None where the file's are not those of a BatchNormalization."""
