@@ -216,7 +216,8 @@ def summary(values: Vector) -> dict[str, float | int | None]:
     finite = values[np.isfinite(values)]
     return {
         "min": float(finite.min()) if finite.size else None,
-        "median": float(np.median(finite)) if finite.size else None,
+        # Halved, because the sum of two large numbers may not be finite.
+        "median": 2 * float(np.median(finite / 2)) if finite.size else None,
         "max": float(finite.max()) if finite.size else None,
         "non_finite": int(values.size - finite.size),
     }

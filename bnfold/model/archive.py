@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import config, guard, hdf5
+from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, walk_all
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.order import Container, GroupNames
@@ -310,6 +310,8 @@ def _attach_layer(
     if layer.inner is not None:
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
+    if layer.builtin and layer.class_name in catalog.WEIGHTLESS:
+        return replace(layer, weights=None)  # copied as it is, not looked into
     variables = groups.at(f"{location}/vars") if location is not None else None
     if variables is None:
         return layer

@@ -152,6 +152,14 @@ FIXED_RANK: Mapping[str, int] = {
 """The rank of the output where the class alone says it (global pooling: unless `keepdims`)."""
 
 
+WEIGHTLESS = {*_SAME_RANK, *FIXED_RANK, "InputLayer", "Reshape"} - {
+    *FACTS,
+    "GroupNormalization",
+    "LayerNormalization",
+    "PReLU",
+}
+"""The classes without a variable that inference reads; a Dropout keeps the state of its seed."""
+
 SAME_IN_TRAINING = (
     {*FACTS, *_SAME_RANK, *FIXED_RANK, "InputLayer", "Reshape"} - BATCHNORM_CLASSES - _DROPOUT
 )
@@ -199,6 +207,8 @@ def weights(layer: Layer) -> dict[str, Weight] | None:
         return None
     pairs = list(zip(expected, layer.weights, strict=False))
     if any(slot.rank not in (None, len(weight.shape)) for slot, weight in pairs):
+        return None
+    if any(weight.dtype.kind != "f" and weight.dtype.name != "bfloat16" for _, weight in pairs):
         return None
     return {slot.name: weight for slot, weight in pairs}
 

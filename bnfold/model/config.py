@@ -126,7 +126,7 @@ def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> G
 def _parse_calls(entry: Json, count: nodes.Numbering) -> tuple[Call, ...]:
     # Of all that Keras has, only these take more than tensors by position, in this order.
     kinds = {*_MODEL_CLASSES, *_WRAPPERS, *catalog.BATCHNORM_CLASSES}
-    positional = _is_functional(settings(entry)) or entry.get("class_name") in kinds
+    positional = _is_functional(settings(entry)) or str(entry.get("class_name")) in kinds
     calls = tuple(
         nodes.parse_call(node, count, positional=positional) for node in nodes.calls_of(entry)
     )

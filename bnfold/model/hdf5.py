@@ -169,11 +169,15 @@ def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset
 
 def numbered(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
     """The variables "0", "1", ... of a group at `path` in the file; None if it holds others too."""
-    found: list[Weight] = []
-    while (weight := weight_in(group, str(len(found)), f"{path}/{len(found)}")) is not None:
-        found.append(weight)
     with guard.hdf5_damage(guard.shortened(path)):
-        return tuple(found) if len(group) == len(found) else None
+        count = len(group)
+    found: list[Weight] = []
+    while len(found) < count:  # the count may lie: the first number that is missing ends it
+        weight = weight_in(group, str(len(found)), f"{path}/{len(found)}")
+        if weight is None:
+            return None
+        found.append(weight)
+    return tuple(found)
 
 
 class Walk:

@@ -261,8 +261,9 @@ def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...]
         config = node.get("config")
         if node.get("class_name") == "__keras_tensor__" and isinstance(config, dict):
             shape, dtype = config.get("shape"), config.get("dtype")
-            if isinstance(shape, list) and isinstance(dtype, str) and "keras_history" in config:
-                yield config["keras_history"], tuple(shape), dtype
+            history = config.get("keras_history")
+            if isinstance(shape, list) and isinstance(dtype, str) and history is not None:
+                yield _triple(history), tuple(shape), dtype
             return
         for value in node.values():
             yield from tensor_shapes(value)
