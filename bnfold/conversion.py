@@ -1,6 +1,7 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,13 @@ def fold_file(
                 f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
-        decided = plan(model.graph, keep)
+        # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(model.sha256)
+            decided = plan(model.graph, keep)
+        record = _record(model, decided, digest.result())
         with Staging(target, model.kind, force=force) as staging:
-            model.write(apply(model.graph, decided), staging.path, _record(model, decided))
+            model.write(apply(model.graph, decided), staging.path, record)
             verification, accepted = None, True
             if proof is not None:
                 verification = proof.run(model.path, staging.path, progress)
@@ -151,11 +156,11 @@ def fold_file(
         )
 
 
-def _record(model: ModelFile, decided: Plan) -> Json:
+def _record(model: ModelFile, decided: Plan, sha256: str) -> Json:
     """What the folded file says of its origin. The record of an earlier fold is kept inside."""
     record = {
         "version": __version__,
-        "source_sha256": model.sha256(),
+        "source_sha256": sha256,
         "folded": _folded(decided),
     }
     earlier = model.metadata.get("bnfold")

@@ -10,10 +10,12 @@ import json
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import h5py
 
@@ -188,15 +190,26 @@ class KerasArchive:
     def _write_zip(
         self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
     ) -> None:
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, content in documents.items():
-                archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".bnfold-") as weights:
-                self._write_weights(graph, names, Path(weights.name))
-                pieces = iter(lambda: weights.read(_CHUNK), b"")
-                _store(archive, WEIGHTS, pieces, Path(weights.name).stat().st_size)
-            for name, new_name in self._assets(graph, names):
-                _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
+        # HDF5 must seek, which a ZIP member cannot: the weights are written into their place first,
+        # and get their header when their size is known. A copy would cost as much again.
+        info = zipfile.ZipInfo(WEIGHTS, _ZIP_EPOCH)
+        info.CRC = info.file_size = info.compress_size = info.header_offset = 0
+        is_large = self._weights.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
+        start = len(info.FileHeader(is_large))
+        target.write_bytes(bytes(start))
+        self._write_weights(graph, names, target, start)
+        with target.open("r+b") as file:
+            _describe(info, file, start)
+            file.seek(0)
+            file.write(info.FileHeader(is_large))
+            file.seek(0, io.SEEK_END)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.filelist.append(info)
+                archive.NameToInfo[info.filename] = info
+                for name, content in documents.items():
+                    archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
+                for name, new_name in self._assets(graph, names):
+                    _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
 
     def _write_directory(
         self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
@@ -221,8 +234,10 @@ class KerasArchive:
             if name not in (METADATA, CONFIG, WEIGHTS):
                 yield name, _moved_asset(name, moved)
 
-    def _write_weights(self, graph: Graph, names: dict[LayerPath, str], target: Path) -> None:
-        with hdf5.new_file(target) as new:
+    def _write_weights(
+        self, graph: Graph, names: dict[LayerPath, str], target: Path, start: int = 0
+    ) -> None:
+        with hdf5.new_file(target, start) as new:
             hdf5.copy_children(self._weights, new, skip={OPTIMIZER, self._container.value})
             written: set[str] = set()
             for path, layer in walk_all(graph):
@@ -259,6 +274,16 @@ def _require(names: set[str]) -> None:
     if WEIGHTS not in names:
         hint = " (weights in npz are not supported)" if "model.weights.npz" in names else ""
         raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
+
+
+def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int) -> None:
+    """Note size and checksum of what stands in `file` from `start` on, stored uncompressed."""
+    file.seek(start)
+    checksum = 0
+    while piece := file.read(_CHUNK):
+        checksum = zlib.crc32(piece, checksum)
+    info.CRC = checksum
+    info.file_size = info.compress_size = file.tell() - start
 
 
 def _store(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes], size: int) -> None:

@@ -63,10 +63,22 @@ def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None
 class _Recorder(io.FileIO):
     """A file that notes what went wrong while it was written, and goes on as if nothing had.
 
-    The HDF5 library cannot close a file that it cannot write, and complains of that itself.
+    The HDF5 library cannot close a file that it cannot write, and complains of that itself. What
+    stands before `start` is not part of the file.
     """
 
-    failure: BaseException | None = None
+    def __init__(self, target: Path, start: int) -> None:
+        super().__init__(target, "r+" if start else "w+")
+        self.failure: BaseException | None = None
+        self._start = start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET:
+            offset += self._start
+        return super().seek(offset, whence) - self._start
+
+    def tell(self) -> int:
+        return super().tell() - self._start
 
     def write(self, content: Any, /) -> int:
         with self._noting():
@@ -77,7 +89,7 @@ class _Recorder(io.FileIO):
 
     def truncate(self, size: int | None = None, /) -> int:
         with self._noting():
-            super().truncate(size)
+            super().truncate(size if size is None else size + self._start)
         return size or 0
 
     @contextmanager
@@ -89,9 +101,12 @@ class _Recorder(io.FileIO):
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to write to; raises what went wrong while it was written at the end."""
-    with _Recorder(target, "w+") as stream:
+def new_file(target: Path, start: int = 0) -> Iterator[h5py.File]:
+    """A new HDF5 file to write to; raises what went wrong while it was written at the end.
+
+    With `start` it is written into the file `target`, behind its first `start` bytes.
+    """
+    with _Recorder(target, start) as stream:
         try:
             with h5py.File(stream, "w") as file:
                 yield file
