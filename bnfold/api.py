@@ -123,6 +123,7 @@ def fold(
     live = _is_live(model)
     if live == (out is not None):
         raise TypeError("fold takes a path and an out path, or a live model and no out")
+    keep, imports = _listed(keep), _listed(imports)
     chosen = Path(data) if data is not None else None
     classes = runtime.own_classes(model) if live else {}
     proof = Proof(chosen, seed, trust or live, imports, classes, strict) if verify else None
@@ -184,7 +185,7 @@ def verify(
             data=Path(data) if data is not None else None,
             seed=seed,
             trust=trust or (_is_live(original) and _is_live(folded)),
-            imports=imports,
+            imports=_listed(imports),
             classes={
                 name: found
                 for model in (original, folded)
@@ -195,6 +196,11 @@ def verify(
             atol=atol,
             progress=progress,
         )
+
+
+def _listed(names: Sequence[str]) -> Sequence[str]:
+    """A list of names, also where one name was given in place of a list."""
+    return [names] if isinstance(names, str) else names
 
 
 def _is_live(model: Any) -> bool:

@@ -5,6 +5,8 @@ usage, or input that is unreadable or refused. Results go to standard output, ev
 standard error.
 """
 
+import difflib
+import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
+    from bnfold.audit import Finding
     from bnfold.conversion import FoldReport, Standalone
     from bnfold.inspection import Inspection
     from bnfold.verification import Verification
@@ -39,13 +42,18 @@ class _Commands(click.Group):
         except click.UsageError as error:
             help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
             _fail(ctx, f"{error.format_message()}{help_with}")
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit):
             raise
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("bnfold: interrupted", err=True)
+            ctx.exit(130)
         except BnfoldError as error:
             _fail(ctx, str(error))
         except BrokenPipeError:
             sys.stderr.close()  # keeps Python from complaining about the closed pipe at exit
             ctx.exit(0)
+        except OSError as error:
+            _fail(ctx, f"{error.filename or 'output'}: {error.strerror or error}")
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")
@@ -94,7 +102,11 @@ def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
             "an .npy; the first axis is the sample.",
         ),
         click.option(
-            "--seed", type=int, default=0, show_default=True, help="Seed of the random samples."
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Seed of the random samples.",
         ),
         click.option(
             "--trust",
@@ -169,14 +181,13 @@ def inspect(
                 raise
             unreadable = True
             click.echo(f"bnfold: {printable(str(error))}", err=True)
+    findings = [finding for model in inspected for finding in model.findings]
     if layer is not None:
-        _show_layer(inspected, layer, format_)
-        return
-    if inspected:
+        findings = _show_layer(inspected, layer, format_)
+    elif inspected:
         _show_models(inspected, format_)
     if unreadable:
         ctx.exit(2)
-    findings = [finding for model in inspected for finding in model.findings]
     if fail_on != "never" and any(f.severity.rank <= Severity(fail_on).rank for f in findings):
         ctx.exit(1)
 
@@ -194,21 +205,30 @@ def _show_models(inspected: "Sequence[Inspection]", format_: str) -> None:
         console.print(inspect_text.inspection(model, console.width))
 
 
-def _show_layer(inspected: "Sequence[Inspection]", name: str, format_: str) -> None:
+def _show_layer(inspected: Sequence["Inspection"], name: str, format_: str) -> "list[Finding]":
+    """Show one layer; its findings."""
     from bnfold.reports import inspect_text, json, terminal
 
     if len(inspected) != 1:
         raise click.UsageError("--layer takes exactly one MODEL")
-    found = inspected[0].layer(name)
+    model = inspected[0]
+    found = model.layer(name)
     if found is None:
-        raise click.UsageError(
-            f"no single BatchNormalization is named {printable(name)!r}; "
-            "'bnfold inspect MODEL' lists their names"
-        )
+        raise click.UsageError(_no_such_layer(model, name))
+    findings = model.findings_on(found)
     if format_ == "json":
-        click.echo(json.layer(inspected[0], found))
+        click.echo(json.layer(model, found))
     else:
-        terminal.console().print(inspect_text.layer(found))
+        terminal.console().print(inspect_text.layer(found, findings))
+    return list(findings)
+
+
+def _no_such_layer(model: "Inspection", name: str) -> str:
+    paths = [decision.batchnorm.path for decision in model.plan.decisions]
+    alike = ["/".join(path) for path in paths if path[-1] == name]
+    alike = alike or difflib.get_close_matches(name, ["/".join(path) for path in paths])
+    hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
+    return f"no single BatchNormalization is named {name!r}{hint}"
 
 
 @main.command(context_settings=_CONTEXT)
@@ -260,6 +280,8 @@ def fold(
     """
     from bnfold.conversion import Proof, fold_file
 
+    if no_verify and (proof["strict"] or proof["data"] is not None):
+        raise click.UsageError("--no-verify contradicts --strict and --data")
     report = fold_file(
         source,
         target,
@@ -324,12 +346,17 @@ def _progress(stage: str) -> None:
     click.echo(f"bnfold: {stage} ...", err=True)
 
 
-def _stop(_: int, __: FrameType | None) -> NoReturn:
+def _stop(number: int, _: FrameType | None) -> NoReturn:
     # As an exception, so that what was being written is cleaned up.
-    sys.exit(143)
+    sys.exit(128 + number)
 
 
 def run() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _stop)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     main()

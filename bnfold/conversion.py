@@ -1,17 +1,20 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bnfold import __version__
+from bnfold.errors import OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
+from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, verify
 
@@ -130,12 +133,23 @@ def fold_file(
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
-        decided = plan(model.graph, keep)
+        if model.kind == "keras-directory" and model.path.resolve() in target.resolve().parents:
+            raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
+        if model.graph.kind == "subclassed" and proof is not None:
+            raise VerificationImpossibleError(
+                f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
+                "nothing can be folded and nothing proved"
+            )
+        # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(model.sha256)
+            decided = plan(model.graph, keep)
+        record = _record(model, decided, digest.result())
         with Staging(target, model.kind, force=force) as staging:
             folded = apply(model.graph, decided)
             replaced = replaceable(folded, decided) if standalone == "depthwise" else ()
             folded = replace_leftovers(folded, replaced) if replaced else folded
-            model.write(folded, staging.path, _record(model, decided))
+            model.write(folded, staging.path, record)
             verification, accepted = None, True
             if proof is not None:
                 verification = proof.run(model.path, staging.path, progress)
@@ -155,11 +169,11 @@ def fold_file(
         )
 
 
-def _record(model: ModelFile, decided: Plan) -> Json:
+def _record(model: ModelFile, decided: Plan, sha256: str) -> Json:
     """What the folded file says of its origin. The record of an earlier fold is kept inside."""
     record = {
         "version": __version__,
-        "source_sha256": model.sha256(),
+        "source_sha256": sha256,
         "folded": _folded(decided),
     }
     earlier = model.metadata.get("bnfold")

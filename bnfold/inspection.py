@@ -1,7 +1,7 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ class Inspection:
     path: Path
     container: Kind
     keras_version: str | None
-    plan: Plan
-    findings: tuple[Finding, ...]
+    plan: Plan = field(repr=False)
+    findings: tuple[Finding, ...] = field(repr=False)
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +56,10 @@ class Inspection:
             "batchnorms": [describe(decision) for decision in self.plan.decisions],
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+    def findings_on(self, decision: Fold | Blocked) -> tuple[Finding, ...]:
+        """The findings on one layer."""
+        return tuple(found for found in self.findings if found.layer == decision.batchnorm.path)
 
     def layer(self, name: str) -> Fold | Blocked | None:
         """The decision for the layer of this nested path, or of this name if it is the only one."""
@@ -134,8 +138,25 @@ _OBJECTS = (
 )
 
 
+_SETTINGS = (
+    "momentum",
+    "epsilon",
+    "center",
+    "scale",
+    "trainable",
+    "renorm",
+    "synchronized",
+    "dtype_policy",
+    "initializers",
+    "regularizers",
+    "constraints",
+)
+
+
 def settings(batchnorm: BatchNorm) -> dict[str, Any]:
-    """How a BatchNormalization is configured."""
+    """How a BatchNormalization is configured; None for all that the file does not tell."""
+    if not batchnorm.is_configured:
+        return dict.fromkeys(_SETTINGS)
     config = batchnorm.layer.config
     return {
         "momentum": batchnorm.momentum,
@@ -195,7 +216,8 @@ def summary(values: Vector) -> dict[str, float | int | None]:
     finite = values[np.isfinite(values)]
     return {
         "min": float(finite.min()) if finite.size else None,
-        "median": float(np.median(finite)) if finite.size else None,
+        # Halved, because the sum of two large numbers may not be finite.
+        "median": 2 * float(np.median(finite / 2)) if finite.size else None,
         "max": float(finite.max()) if finite.size else None,
         "non_finite": int(values.size - finite.size),
     }

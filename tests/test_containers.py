@@ -146,7 +146,7 @@ def check_untouched(source: Path, target: Path) -> Plan:
         changed = {edit.layer for fold in planned.folds for edit in fold.edits}
         old, new = by_layer(before), by_layer(after)
     stand_ins = {path for path in gone if path in new}
-    assert all(new[path] == [] for path in stand_ins)
+    assert not any(new[path] for path in stand_ins)
     assert set(new) - stand_ins == set(old) - gone - {p for p in old if p[:-1] in gone}
     for path in set(new) - changed - stand_ins:
         assert new[path] == old[path], path

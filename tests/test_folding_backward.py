@@ -978,6 +978,17 @@ def test_training_mode(name: str, tmp_path: Path) -> None:
     examine(randomize(build()), tmp_path, left=left, reason=reason or None, bare=True)
 
 
+def numbers_and_tensors_by_position() -> Any:
+    """A number or a tensor behind the first argument is no training mode."""
+    first = keras.Input((3, 4))
+    attended = L.MultiHeadAttention(2, 3)(first, first * 2.0)
+    return keras.Model(first, BN()(L.Dense(4)(keras.ops.add(attended, 1.0))))
+
+
+def test_what_stands_by_position_is_no_training_mode(tmp_path: Path) -> None:
+    examine(randomize(numbers_and_tensors_by_position()), tmp_path, forms=KERAS)
+
+
 def dropout_before() -> Any:
     first = keras.Input((4,))
     return keras.Model(first, BN()(L.Dense(4)(L.Dropout(0.0)(first, training=True))))

@@ -599,6 +599,8 @@ ATTRIBUTES: dict[str, Callable[[h5py.Group, str], object]] = {
     "blank": lambda g, n: g.attrs.create(n, np.array([b"", b"."])),
     "twice": lambda g, n: g.attrs.create(n, np.array([b"dense/kernel", b"dense/kernel"])),
     "escape": lambda g, n: g.attrs.create(n, np.array([b"\x1b[31mred", b"a\nb"])),
+    "name not UTF-8": lambda g, n: g.attrs.create(n.encode() + b"\xff", 1),
+    "text not UTF-8": lambda g, n: g.attrs.create(n, b"\xff\xfe", dtype=h5py.string_dtype()),
 }  # fmt: skip
 
 
@@ -684,6 +686,19 @@ def test_groups_without_end(edit: Edit, tmp_path: Path) -> None:
     started = time.monotonic()
     harmless(path)
     assert time.monotonic() - started < 5
+
+
+def test_a_heap_of_texts_without_end(tmp_path: Path) -> None:
+    # The library never comes back from a free entry of no size.
+    path = legacy_file(tmp_path / "m.h5")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"GCOL")
+    end, at = at + int.from_bytes(data[at + 8 : at + 16], "little"), at + 16
+    while at < end and any(data[at : at + 2]):
+        at += 16 + (int.from_bytes(data[at + 8 : at + 16], "little") + 7) // 8 * 8
+    data[at + 8 : at + 16] = bytes(8)
+    path.write_bytes(data)
+    refused_in_little_memory(path, says="texts are damaged")
 
 
 def test_many_groups(tmp_path: Path) -> None:

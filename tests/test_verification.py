@@ -562,9 +562,22 @@ def test_a_file_that_lost_its_weights_is_one_line(tmp_path):
         target.writestr("config.json", source.read("config.json"))
         target.writestr("metadata.json", source.read("metadata.json"))
         target.writestr("model.weights.h5", b"nothing")
-    with pytest.raises(UnreadableModelError, match="keras cannot load it") as caught:
+    with pytest.raises(UnreadableModelError, match=r"model\.weights\.h5 is damaged") as caught:
         verify(original, folded)
     assert "\n" not in str(caught.value)
+
+
+def test_a_fold_that_keras_cannot_load_is_a_difference(tmp_path):
+    original, folded = save_pair(tmp_path, small_net)
+    with zipfile.ZipFile(original) as source, zipfile.ZipFile(folded, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                content = content.replace(b'"units": ', b'"units": 1')
+            target.writestr(name, content)
+    result = verify(original, folded)
+    assert result.verdict is Verdict.DIFFERENT
+    assert "Keras loads the original but not the other model" in result.differences[0]
 
 
 # --- code in files --------------------------------------------------------------------------------

@@ -59,8 +59,9 @@ class Surroundings:
 
 
 def matches(path: Path, pattern: str) -> bool:
-    """Whether a shell pattern matches a layer's name or its nested path."""
-    return any(fnmatchcase(name, pattern) for name in (path[-1], show(path)))
+    """Whether a shell pattern matches the name or nested path of a layer, or of one around it."""
+    around = (path[:length] for length in range(1, len(path) + 1))
+    return any(fnmatchcase(name, pattern) for p in around for name in (p[-1], show(p)))
 
 
 def chain(layer: Layer) -> list[Layer]:

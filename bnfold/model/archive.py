@@ -10,11 +10,12 @@ import json
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO
 
 import h5py
 
@@ -33,34 +34,6 @@ OPTIMIZER = "optimizer"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 1 << 20
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._file.seek(self._start + self._position)
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
-        self._position += count
-        return int(count)
 
 
 class _ZipParts:
@@ -85,14 +58,17 @@ class _ZipParts:
 
     def weights(self) -> h5py.File:
         info = self._archive.getinfo(WEIGHTS)
-        if info.compress_type == zipfile.ZIP_STORED:
-            source: Any = _Window(self._file, self._data_offset(info), info.file_size)
-        else:
-            source = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            source.writelines(self.chunks(WEIGHTS))
         # h5py crashes the process when the stream dies before the file: the stack closes the file
         # first.
-        return self._resources.enter_context(hdf5.open_hdf5(source, WEIGHTS))
+        if info.compress_type == zipfile.ZIP_STORED:
+            start = self._data_offset(info)
+            found = hdf5.open_hdf5(self._file, WEIGHTS, start, info.file_size)
+        else:
+            unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._resources.enter_context(unpacked)
+            unpacked.writelines(self.chunks(WEIGHTS))
+            found = hdf5.open_hdf5(unpacked, WEIGHTS)
+        return self._resources.enter_context(found)
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
         guard.check_member(self._archive, WEIGHTS)
@@ -134,7 +110,8 @@ class _DirectoryParts:
                 yield piece
 
     def weights(self) -> h5py.File:
-        return self._resources.enter_context(hdf5.open_hdf5(self._path / WEIGHTS, WEIGHTS))
+        stream = self._resources.enter_context((self._path / WEIGHTS).open("rb", buffering=0))
+        return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
 
 
 class KerasArchive:
@@ -213,15 +190,26 @@ class KerasArchive:
     def _write_zip(
         self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
     ) -> None:
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, content in documents.items():
-                archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".bnfold-") as weights:
-                self._write_weights(graph, names, Path(weights.name))
-                pieces = iter(lambda: weights.read(_CHUNK), b"")
-                _store(archive, WEIGHTS, pieces, Path(weights.name).stat().st_size)
-            for name, new_name in self._assets(graph, names):
-                _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
+        # HDF5 must seek, which a ZIP member cannot: the weights are written into their place first,
+        # and get their header when their size is known. A copy would cost as much again.
+        info = zipfile.ZipInfo(WEIGHTS, _ZIP_EPOCH)
+        info.CRC = info.file_size = info.compress_size = info.header_offset = 0
+        is_large = self._weights.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
+        start = len(info.FileHeader(is_large))
+        target.write_bytes(bytes(start))
+        self._write_weights(graph, names, target, start)
+        with target.open("r+b") as file:
+            _describe(info, file, start)
+            file.seek(0)
+            file.write(info.FileHeader(is_large))
+            file.seek(0, io.SEEK_END)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.filelist.append(info)
+                archive.NameToInfo[info.filename] = info
+                for name, content in documents.items():
+                    archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
+                for name, new_name in self._assets(graph, names):
+                    _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
 
     def _write_directory(
         self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
@@ -246,8 +234,10 @@ class KerasArchive:
             if name not in (METADATA, CONFIG, WEIGHTS):
                 yield name, _moved_asset(name, moved)
 
-    def _write_weights(self, graph: Graph, names: dict[LayerPath, str], target: Path) -> None:
-        with hdf5.new_file(target) as new:
+    def _write_weights(
+        self, graph: Graph, names: dict[LayerPath, str], target: Path, start: int = 0
+    ) -> None:
+        with hdf5.new_file(target, start) as new:
             hdf5.copy_children(self._weights, new, skip={OPTIMIZER, self._container.value})
             written: set[str] = set()
             for path, layer in walk_all(graph):
@@ -309,6 +299,16 @@ def _require(names: set[str]) -> None:
         raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
 
 
+def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int) -> None:
+    """Note size and checksum of what stands in `file` from `start` on, stored uncompressed."""
+    file.seek(start)
+    checksum = 0
+    while piece := file.read(_CHUNK):
+        checksum = zlib.crc32(piece, checksum)
+    info.CRC = checksum
+    info.file_size = info.compress_size = file.tell() - start
+
+
 def _store(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes], size: int) -> None:
     info = zipfile.ZipInfo(name, _ZIP_EPOCH)
     info.file_size = size  # lets zipfile choose ZIP64 where it is needed
@@ -358,6 +358,8 @@ def _attach_layer(
     if layer.inner is not None:
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
+    if layer.builtin and layer.class_name in catalog.WEIGHTLESS:
+        return replace(layer, weights=None)  # copied as it is, not looked into
     if location is None:
         return layer
     variables = groups.at(f"{location}/vars")

@@ -29,6 +29,11 @@ class BatchNorm:
     layer: Layer
     wrappers: int = 0
 
+    @property
+    def is_configured(self) -> bool:
+        """Whether the file tells its settings; it does not for layers inside custom classes."""
+        return bool(self.layer.entry)
+
     @cached_property
     def weights(self) -> dict[str, Weight] | None:
         """Its variables by name; None where the file's are not those of a BatchNormalization."""
@@ -96,9 +101,13 @@ class BatchNorm:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def as_batchnorm(layer: Layer, path: Path) -> BatchNorm | None:

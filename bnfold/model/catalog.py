@@ -176,6 +176,14 @@ _MOVES = ("Flatten", "InputLayer", "RepeatVector", "Reshape")
 KEEPS_FLOATS = frozenset({*_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES})
 """Classes that make floating-point numbers of such; some of them integers of integers."""
 
+WEIGHTLESS = {*_SAME_RANK, *FIXED_RANK, "InputLayer", "Reshape"} - {
+    *FACTS,
+    "GroupNormalization",
+    "LayerNormalization",
+    "PReLU",
+}
+"""The classes without a variable that inference reads; a Dropout keeps the state of its seed."""
+
 SAME_IN_TRAINING = (
     {*FACTS, *_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES}
     - BATCHNORM_CLASSES
@@ -261,6 +269,8 @@ def weights(layer: Layer) -> dict[str, Weight] | None:
         return None
     pairs = list(zip(expected, layer.weights, strict=False))
     if any(slot.rank not in (None, len(weight.shape)) for slot, weight in pairs):
+        return None
+    if any(weight.dtype.kind != "f" and weight.dtype.name != "bfloat16" for _, weight in pairs):
         return None
     return {slot.name: weight for slot, weight in pairs}
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import nodes
+from bnfold.model import catalog, nodes
 from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
 from bnfold.model.guard import printable
 
@@ -124,9 +124,12 @@ def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> G
 
 
 def _parse_calls(entry: Json, count: nodes.Numbering) -> tuple[Call, ...]:
-    calls = tuple(nodes.parse_call(node, count) for node in nodes.calls_of(entry))
-    if _is_operation(entry):  # what stands second there is an operand, not `training`
-        calls = tuple(replace(call, training=None, mask=None) for call in calls)
+    # Of all that Keras has, only these take more than tensors by position, in this order.
+    kinds = {*_MODEL_CLASSES, *_WRAPPERS, *catalog.BATCHNORM_CLASSES}
+    positional = _is_functional(settings(entry)) or str(entry.get("class_name")) in kinds
+    calls = tuple(
+        nodes.parse_call(node, count, positional=positional) for node in nodes.calls_of(entry)
+    )
     return calls or (Call(()),)
 
 

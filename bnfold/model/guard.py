@@ -27,7 +27,7 @@ MAX_JSON_VALUES = 2_000_000  # in memory a value can take a hundred times its te
 MAX_JSON_DEPTH = 200
 MAX_HDF5_DEPTH = 128
 MAX_MEMBERS = 20_000
-MAX_ATTRIBUTE_ITEMS = 1 << 16
+MAX_ATTRIBUTE_ITEMS = 8192
 MAX_LISTING_BYTES = 4 << 20
 
 # DEFLATE cannot do better than about 1032:1; trained weights do not even reach 2:1. A member or
@@ -37,6 +37,8 @@ EXPANSION_FLOOR_BYTES = 16 << 20
 
 _CHUNK = 1 << 20
 _CHUNK_SLACK = 4096  # what checksums and incompressible bytes may add to a chunk
+
+_HEAP_MAGIC = b"GCOL\x01\0\0\0"
 
 # The filters whose output is checked here, or has the size of their input.
 _SAFE_FILTERS = {
@@ -281,6 +283,26 @@ def hdf5_damage(what: str) -> Iterator[None]:
         yield
     except _HDF5_DAMAGE as error:
         raise UnreadableModelError(f"{what} is damaged: {reason(error)}") from None
+
+
+def check_heap(content: memoryview) -> None:
+    """Refuse bytes that are a damaged global heap, where HDF5 keeps texts of any length.
+
+    The library goes round in circles at an empty entry in one (seen in HDF5 1.14.6).
+
+    Raises:
+        UnreadableModelError: an entry is empty or longer than the heap.
+    """
+    if bytes(content[:8]) != _HEAP_MAGIC:
+        return
+    total, at = int.from_bytes(content[8:16], "little"), 16
+    while at + 16 <= min(total, len(content)):
+        number = int.from_bytes(content[at : at + 2], "little")
+        size = int.from_bytes(content[at + 8 : at + 16], "little")
+        length = 16 + (size + 7) // 8 * 8 if number else size  # free space counts its own header
+        if length < 16 or at + length > total:
+            raise UnreadableModelError("its texts are damaged")
+        at += length
 
 
 def link_name(name: str) -> bytes:

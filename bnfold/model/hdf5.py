@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -19,23 +19,66 @@ HEADER_LIMIT = 64512
 """The most bytes that Keras puts into one attribute; longer lists are cut into parts."""
 
 
-def open_hdf5(source: Any, what: str) -> h5py.File:
-    """An HDF5 file opened for reading, from a path or a seekable binary stream.
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own, which has a look at what HDF5 is about to parse."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        guard.check_heap(view)
+        self._position += count
+        return int(count)
+
+
+def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None) -> h5py.File:
+    """An HDF5 file opened for reading: `file`, or `size` bytes of it from `start` on.
 
     Raises:
         UnreadableModelError: it is no HDF5 file, or a damaged one.
     """
+    if size is None:
+        size = file.seek(0, io.SEEK_END) - start
     with guard.hdf5_damage(what):
-        return h5py.File(source, "r")
+        return h5py.File(_Window(file, start, size), "r")
 
 
 class _Recorder(io.FileIO):
     """A file that notes what went wrong while it was written, and goes on as if nothing had.
 
-    The HDF5 library cannot close a file that it cannot write, and complains of that itself.
+    The HDF5 library cannot close a file that it cannot write, and complains of that itself. What
+    stands before `start` is not part of the file.
     """
 
-    failure: BaseException | None = None
+    def __init__(self, target: Path, start: int) -> None:
+        super().__init__(target, "r+" if start else "w+")
+        self.failure: BaseException | None = None
+        self._start = start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET:
+            offset += self._start
+        return super().seek(offset, whence) - self._start
+
+    def tell(self) -> int:
+        return super().tell() - self._start
 
     def write(self, content: Any, /) -> int:
         with self._noting():
@@ -46,7 +89,7 @@ class _Recorder(io.FileIO):
 
     def truncate(self, size: int | None = None, /) -> int:
         with self._noting():
-            super().truncate(size)
+            super().truncate(size if size is None else size + self._start)
         return size or 0
 
     @contextmanager
@@ -58,9 +101,12 @@ class _Recorder(io.FileIO):
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to write to; raises what went wrong while it was written at the end."""
-    with _Recorder(target, "w+") as stream:
+def new_file(target: Path, start: int = 0) -> Iterator[h5py.File]:
+    """A new HDF5 file to write to; raises what went wrong while it was written at the end.
+
+    With `start` it is written into the file `target`, behind its first `start` bytes.
+    """
+    with _Recorder(target, start) as stream:
         try:
             with h5py.File(stream, "w") as file:
                 yield file
@@ -138,11 +184,15 @@ def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset
 
 def numbered(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
     """The variables "0", "1", ... of a group at `path` in the file; None if it holds others too."""
-    found: list[Weight] = []
-    while (weight := weight_in(group, str(len(found)), f"{path}/{len(found)}")) is not None:
-        found.append(weight)
     with guard.hdf5_damage(guard.shortened(path)):
-        return tuple(found) if len(group) == len(found) else None
+        count = len(group)
+    found: list[Weight] = []
+    while len(found) < count:  # the count may lie: the first number that is missing ends it
+        weight = weight_in(group, str(len(found)), f"{path}/{len(found)}")
+        if weight is None:
+            return None
+        found.append(weight)
+    return tuple(found)
 
 
 class Walk:
@@ -230,11 +280,16 @@ def copy_attributes(
 ) -> None:
     """Copy a group's or dataset's attributes but those in `skip`."""
     skipped = set(skip)
-    with guard.hdf5_damage(guard.shortened(source.name or "")):
-        names = sorted(source.attrs)
-    for name in names:
+    for name in attribute_names(source):
         if name not in skipped:
-            target.attrs[name] = guard.attribute(source, name)
+            with guard.hdf5_damage(f"the attribute {guard.shortened(name)} of the weights"):
+                target.attrs[name] = guard.attribute(source, name)
+
+
+def attribute_names(source: h5py.Group | h5py.Dataset) -> list[str]:
+    """The names of all attributes, sorted."""
+    with guard.hdf5_damage(guard.shortened(source.name or "")):
+        return sorted(_text(name) for name in source.attrs)  # h5py gives bytes that are no UTF-8
 
 
 def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: str) -> None:

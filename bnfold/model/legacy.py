@@ -34,7 +34,8 @@ class LegacyHdf5:
 
     def __init__(self, path: Path, resources: ExitStack) -> None:
         """Read the graph and the places of its weights; `resources` closes what stays open."""
-        self._file = resources.enter_context(hdf5.open_hdf5(path, path.name))
+        stream = resources.enter_context(path.open("rb", buffering=0))
+        self._file = resources.enter_context(hdf5.open_hdf5(stream, path.name))
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
             raise UnreadableModelError(
@@ -86,7 +87,7 @@ class LegacyHdf5:
             source = f"{MODEL_WEIGHTS}/{name}/{listed}"
             weight = hdf5.weight_in(group, listed, source, listed)
             if weight is None:
-                raise UnreadableModelError(f"the file lists {guard.printable(source)} but has none")
+                raise UnreadableModelError(f"the file lists {guard.shortened(source)} but has none")
             weights.append(weight)
         return tuple(weights)
 
@@ -119,9 +120,9 @@ class LegacyHdf5:
 
     def _write_weights(self, graph: Graph, target: h5py.Group) -> None:
         names = [layer.name for layer in model_layers(graph)]
-        stored = [name for name in self._weights.attrs if not name.startswith("layer_names")]
-        for attribute in stored:
-            target.attrs[attribute] = guard.attribute(self._weights, attribute)
+        stored = hdf5.attribute_names(self._weights)
+        lists = {name for name in stored if name.startswith("layer_names")}
+        hdf5.copy_attributes(self._weights, target, skip=lists)
         hdf5.write_names(target, "layer_names", names)
         # Names that grow: a group "a" made after "a/b" would collide with it.
         for name in sorted(names):

@@ -191,12 +191,13 @@ def flatten(structure: Any) -> list[list[Any]]:
     return found
 
 
-def parse_call(node: Any, count: Numbering) -> Call:
+def parse_call(node: Any, count: Numbering, *, positional: bool) -> Call:
     """One entry of `inbound_nodes` as a `Call`.
 
+    With `positional` the second and third argument are training and mask, as for models.
+
     Raises:
-        UnreadableModelError: the node is in no known dialect, or names a tensor that does not
-        exist.
+        UnreadableModelError: the node is in no known dialect, or names a tensor that is not there.
     """
     inputs: list[Ref] = []
 
@@ -206,7 +207,7 @@ def parse_call(node: Any, count: Numbering) -> Call:
 
     if is_keras3(node):
         _map_keras3(node, note)
-        arguments = _keras3_arguments(node)
+        arguments = _keras3_arguments(node, positional=positional)
     else:
         leaves = list(_keras2_tensors(node, count.in_calls))
         for leaf in leaves:
@@ -222,13 +223,12 @@ def parse_call(node: Any, count: Numbering) -> Call:
     return Call(tuple(inputs), node, arguments.get("training"), mask)
 
 
-def _keras3_arguments(node: Json) -> Json:
+def _keras3_arguments(node: Json, *, positional: bool) -> Json:
     args, kwargs = node.get("args"), node.get("kwargs")
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise UnreadableModelError("a layer's call has no args or kwargs")
-    # The second and third parameter of BatchNormalization and of every model are training and mask.
-    positional: Json = dict(zip(("training", "mask"), args[1:3], strict=False))
-    return positional | kwargs
+    named: Json = dict(zip(("training", "mask"), args[1:3] if positional else (), strict=False))
+    return named | kwargs
 
 
 def _keras2_tensors(value: Any, names: Iterable[str]) -> Iterator[list[Any]]:
@@ -264,8 +264,9 @@ def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...]
         config = node.get("config")
         if node.get("class_name") == "__keras_tensor__" and isinstance(config, dict):
             shape, dtype = config.get("shape"), config.get("dtype")
-            if isinstance(shape, list) and isinstance(dtype, str) and "keras_history" in config:
-                yield config["keras_history"], tuple(shape), dtype
+            history = config.get("keras_history")
+            if isinstance(shape, list) and isinstance(dtype, str) and history is not None:
+                yield _triple(history), tuple(shape), dtype
             return
         for value in node.values():
             yield from tensor_shapes(value)

@@ -79,9 +79,9 @@ def _verification(result: Verification) -> list[Text]:
     sentence, colour = _VERDICTS[result.verdict]
     verdict = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
+        worst = "" if result.max_excess is None else f", {result.max_excess:.0%} of the tolerance"
         verdict.append(
-            f" ({result.basis}, {result.sample_count} samples, seed {result.seed}, largest error "
-            f"{result.max_abs_error:.2g})",
+            f" ({result.basis}, {result.sample_count} samples, seed {result.seed}{worst})",
             style="default",
         )
     differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]

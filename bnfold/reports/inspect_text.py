@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,9 +18,10 @@ from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 
-_NUMBERS_WIDTH = 46
-"""The columns that a table's numbers and margins take; the names share the rest."""
-_LEAST_ROOM = 12
+_HEADINGS = ("layer", "channels", "moving mean", "variance", "folds into")
+_NAME_COLUMNS = (0, 4)
+_DROPPED_IN_TURN = (2, 1, 3)
+_PADDING = 3
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _CONTAINERS = {
@@ -34,8 +35,7 @@ _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dt
 def inspection(model: Inspection, width: int) -> RenderableType:
     """The report on one model: a table of its layers, the reasons for what stays, the findings.
 
-    Each layer gets one line of at most `width` columns: long names lose their beginning, because
-    names in a model differ in their ends.
+    Where `width` is too small for a table of whole lines, columns of statistics are left out.
     """
     parts: list[RenderableType] = [_headline(model)]
     if model.plan.decisions:
@@ -57,29 +57,43 @@ def _headline(model: Inspection) -> Text:
 
 
 def _table(model: Inspection, width: int) -> Table:
-    rows = [settings(decision.batchnorm) for decision in model.plan.decisions]
+    """One line a layer; in a narrow terminal the statistics go first, and names never."""
     rows = [
-        {"axis": d.batchnorm.axis, **row} for d, row in zip(model.plan.decisions, rows, strict=True)
+        {"axis": decision.batchnorm.axis, **settings(decision.batchnorm)}
+        for decision in model.plan.decisions
     ]
     usual = {key: Counter(row[key] for row in rows).most_common(1)[0][0] for key in _TABULATED}
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(usual), caption_justify="left"
-    )
-    table.add_column("layer", no_wrap=True)
-    for heading in ("channels", "moving mean", "variance"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("folds into", no_wrap=True)
-    codes = _codes(model.findings)
     numbers = {
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
-    room = max(_LEAST_ROOM, (width - _NUMBERS_WIDTH) // 2)
-    for decision, row in zip(model.plan.decisions, rows, strict=True):
-        table.add_row(*_row(decision, codes, numbers, room))
+    codes = _codes(model.findings)
+    cells = [_row(decision, codes, numbers) for decision in model.plan.decisions]
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(usual), caption_justify="left"
+    )
+    shown = _columns_that_fit(cells, width)
+    for column in shown:
+        justify: JustifyMethod = "left" if column in _NAME_COLUMNS else "right"
+        overflow: OverflowMethod = "fold" if column in _NAME_COLUMNS else "ellipsis"
+        table.add_column(_HEADINGS[column], justify=justify, overflow=overflow)
+    for row, row_cells in zip(rows, cells, strict=True):
+        table.add_row(*(row_cells[column] for column in shown))
         unusual = _unusual(row, usual)
         if unusual:
-            table.add_row(Text(f"  {', '.join(unusual)}", style="dim", overflow="ellipsis"))
+            table.add_row(Text(f"  {', '.join(unusual)}", style="dim"))
     return table
+
+
+def _columns_that_fit(cells: list[list[Text]], width: int) -> list[int]:
+    widths = [
+        max(len(heading), *(cell[column].cell_len for cell in cells))
+        for column, heading in enumerate(_HEADINGS)
+    ]
+    shown = list(range(len(_HEADINGS)))
+    for column in _DROPPED_IN_TURN:
+        if sum(widths[c] + _PADDING for c in shown) > width:
+            shown.remove(column)
+    return shown
 
 
 def _caption(usual: dict[str, Any]) -> Text:
@@ -104,12 +118,11 @@ def _codes(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def _row(
-    decision: Fold | Blocked, codes: dict[str, list[Finding]], numbers: dict[str, int], room: int
+    decision: Fold | Blocked, codes: dict[str, list[Finding]], numbers: dict[str, int]
 ) -> list[Text]:
     batchnorm = decision.batchnorm
-    found = codes.get(show(batchnorm.path), [])
-    name = Text(_cut(show(batchnorm.path), room - sum(len(finding.code) + 1 for finding in found)))
-    for finding in found:
+    name = Text(printable(show(batchnorm.path)))
+    for finding in codes.get(show(batchnorm.path), []):
         name.append(f" {finding.code}", style=_COLOURS[finding.severity])
     vectors = batchnorm.vectors or {}
     return [
@@ -117,15 +130,8 @@ def _row(
         Text(str(batchnorm.channels) if batchnorm.channels is not None else "?"),
         Text(_range(vectors.get("moving_mean"))),
         Text(_range(vectors.get("moving_variance"))),
-        _target(decision, numbers, room),
+        _target(decision, numbers),
     ]
-
-
-def _cut(name: str, room: int) -> str:
-    """A name from a file, shortened at its beginning to fit."""
-    name = printable(name)
-    room = max(room, _LEAST_ROOM // 2)
-    return name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"
 
 
 def _range(values: Vector | None) -> str:
@@ -137,9 +143,10 @@ def _range(values: Vector | None) -> str:
     return f"{finite.min():.2g} … {finite.max():.2g}"
 
 
-def _target(decision: Fold | Blocked, numbers: dict[str, int], room: int) -> Text:
+def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
     if isinstance(decision, Fold):
-        return Text(_cut(", ".join(show(edit.layer) for edit in decision.edits), room), "green")
+        into = ", ".join(show(edit.layer) for edit in decision.edits)
+        return Text(printable(into), style="green")
     return Text(f"stays [{numbers[terminal.pattern(decision)]}]", style="yellow")
 
 
@@ -170,8 +177,8 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
     return lines
 
 
-def layer(decision: Fold | Blocked) -> RenderableType:
-    """One BatchNormalization in full."""
+def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableType:
+    """One BatchNormalization in full, with what the rules say of it."""
     batchnorm = decision.batchnorm
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
@@ -181,7 +188,7 @@ def layer(decision: Fold | Blocked) -> RenderableType:
         facts.add_row(key.replace("_", " "), Text(_value(value)))
     facts.add_row("folds", Text(_verdict(decision)))
     title = Text(printable(show(batchnorm.path)), style="bold")
-    return Group(title, facts, _channels(batchnorm))
+    return Group(title, facts, _channels(batchnorm), *_findings(findings))
 
 
 def _value(value: Any) -> str:

@@ -29,8 +29,14 @@ def inspections(models: Sequence[Inspection]) -> str:
 
 def layer(model: Inspection, decision: Fold | Blocked) -> str:
     """The report of `bnfold inspect --layer`."""
-    described = {"path": str(model.path), "layer": describe_layer(decision)}
-    return _dump({"schema_version": SCHEMA_VERSION, **described})
+    return _dump(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "path": str(model.path),
+            "layer": describe_layer(decision),
+            "findings": [finding.to_dict() for finding in model.findings_on(decision)],
+        }
+    )
 
 
 def fold(report: "FoldReport") -> str:

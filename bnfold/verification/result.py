@@ -81,9 +81,14 @@ class Verification:
     rule: str
 
     @property
-    def max_abs_error(self) -> float:
-        """The largest error of all comparisons; zero when there was none."""
-        return max((one.max_abs_error for one in self.comparisons), default=0.0)
+    def max_abs_error(self) -> float | None:
+        """The largest error of all comparisons; None when there was none."""
+        return max((one.max_abs_error for one in self.comparisons), default=None)
+
+    @property
+    def max_excess(self) -> float | None:
+        """The largest share of its tolerance that an error took; None without a comparison."""
+        return max((one.excess for one in self.comparisons), default=None)
 
     def accepted(self, *, strict: bool) -> bool:
         """Whether a user who asked for a proof got one.

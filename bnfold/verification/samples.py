@@ -185,7 +185,7 @@ def load(path: Path, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]
 def _kept(count: int, arrays: Sequence[Array], fixed: int | None) -> int:
     if fixed is not None:
         return fixed if count >= fixed else 0
-    elements = max(1, sum(int(array[0].size) for array in arrays))
+    elements = max(1, sum(int(np.prod(array.shape[1:])) for array in arrays))
     return min(count, max(1, _USER_ELEMENT_BUDGET // elements))
 
 
