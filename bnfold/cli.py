@@ -6,13 +6,18 @@ standard error.
 """
 
 import difflib
+import gc
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+# numpy starts the threads of its BLAS when it is imported, and bnfold multiplies no matrices.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import click
 
@@ -353,6 +358,8 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 def run() -> None:
     """The console script."""
+    # Reading a model makes many small objects and no garbage worth looking for so often.
+    gc.set_threshold(100_000, 20, 20)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _stop)
