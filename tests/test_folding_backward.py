@@ -1351,6 +1351,15 @@ def test_settings_of_the_layer_before_stay(tmp_path: Path) -> None:
     assert after == before
 
 
+def test_a_channel_that_was_as_small_before_stops_nothing(tmp_path: Path) -> None:
+    """Weight decay leaves dead channels below the smallest normal number."""
+    model = randomize(chain((5,), L.Dense(4), BN()))
+    kernel = model.layers[1].kernel.numpy()
+    kernel[:, 2] = 1e-310 if kernel.dtype == np.float64 else 1e-40
+    model.layers[1].kernel.assign(kernel)
+    examine(model, tmp_path, forms=KERAS)
+
+
 def test_layers_that_have_no_part_in_it_keep_their_bytes(tmp_path: Path) -> None:
     model = randomize(chain((5,), L.Dense(4, name="far"), L.ReLU(), L.Dense(3), BN()))
     examine(model, tmp_path, forms=KERAS)

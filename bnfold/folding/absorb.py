@@ -704,7 +704,7 @@ def out_of_range(layer: Layer, effects: Sequence[Effect]) -> str | None:
     dtypes = (_dtype_beside(weights), _dtype(used.compute))
     for slot in _slots_of(effects):
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled, exact = _largest(weights, effects, slot)
+            before, scaled, exact = _largest(weights, effects, slot)
         for dtype in dtypes:
             lost = int(np.count_nonzero(~np.isfinite(_cast(exact, dtype).astype(np.float64))))
             if lost:
@@ -712,7 +712,9 @@ def out_of_range(layer: Layer, effects: Sequence[Effect]) -> str | None:
                     f"cannot take it in: {lost} values of its folded {slot} would not be finite in "
                     f"{dtype.name}"
                 )
-            faint = int(np.count_nonzero((np.abs(scaled) < _tiny(dtype)) & (scaled != 0)))
+            # A channel that was as small before, as weight decay leaves dead ones, loses nothing.
+            sinks = (np.abs(scaled) < _tiny(dtype)) & (scaled != 0) & (before >= _tiny(dtype))
+            faint = int(np.count_nonzero(sinks))
             if faint:
                 return (
                     f"cannot take it in: {faint} channels of its folded {slot} would be too small "
@@ -726,18 +728,18 @@ _NONE: Array = np.zeros(0)
 
 def _largest(
     weights: dict[str, Weight], effects: Sequence[Effect], slot: str
-) -> tuple[Array, Array]:
-    """The largest scaled number of each channel of a slot, and numbers to look at for infinities.
+) -> tuple[Array, Array, Array]:
+    """Each channel's largest number, before and after, and numbers that must be finite.
 
     Scaling keeps order, so along an axis on which no factor varies the number of the largest
     magnitude stays that; NaN spreads. A bias has no scaled numbers that could be too small.
     """
     kernel = weights.get(slot)
     if any(slot in effect.biases for effect in effects):
-        return _NONE, _exact(weights, effects, slot)
+        return _NONE, _NONE, _exact(weights, effects, slot)
     if kernel is None or 0 in kernel.shape:
         exact = _exact(weights, effects, slot)
-        return exact, exact
+        return exact, exact, exact
     values = kernel.read()
     steps = list(_steps(effects, slot, values.ndim))
     arrays = [array for step in steps for array in step if array is not None]
@@ -747,7 +749,8 @@ def _largest(
     low, high = values.min(axis=others, keepdims=True), values.max(axis=others, keepdims=True)
     bound = np.maximum(-low.astype(np.float64), high.astype(np.float64))
     scaled = _stepped(bound, [(factor, None) for factor, _ in steps], slice(None))
-    return _channels_of(scaled, effects, slot), _stepped(bound, steps, slice(None))
+    channels = [_channels_of(numbers, effects, slot) for numbers in (bound, scaled)]
+    return channels[0], channels[1], _stepped(bound, steps, slice(None))
 
 
 def _channels_of(scaled: Array, effects: Sequence[Effect], slot: str) -> Array:

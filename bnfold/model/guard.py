@@ -432,8 +432,9 @@ def _dataset_problem(dataset: h5py.Dataset) -> str | None:
         return "needs HDF5 filters that Keras does not use"
     if not _is_plain(dataset):
         return "does not hold plain numbers"
-    claimed = _claimed_bytes(dataset)
-    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
+    claimed, stored = _claimed_bytes(dataset), dataset.id.get_storage_size()
+    if claimed > EXPANSION_FLOOR_BYTES:  # asking for the file costs more than looking at a vector
+        stored = min(stored, dataset.file.id.get_filesize())
     if _expands_too_much(claimed, stored) if filters else claimed > stored:
         return f"claims {claimed} bytes but stores {stored}"
     if layout == h5py.h5d.CHUNKED and _chunk_bytes(dataset) > max(claimed, EXPANSION_FLOOR_BYTES):
@@ -456,9 +457,8 @@ def _is_plain_type(kind: h5py.h5t.TypeID) -> bool:
 
 
 def _claimed_bytes(dataset: h5py.Dataset) -> int:
-    if dataset.shape is None:
-        return 0
-    return math.prod(int(n) for n in dataset.shape) * _element_bytes(dataset)
+    shape = dataset.shape
+    return 0 if shape is None else math.prod(int(n) for n in shape) * _element_bytes(dataset)
 
 
 def _chunk_bytes(dataset: h5py.Dataset) -> int:

@@ -140,12 +140,14 @@ def group_at(parent: h5py.Group, path: str) -> h5py.Group | None:
 def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weight | None:
     """The variable at `path` in a group, None if none; `source` is its path in the file."""
     found = guard.descend(group, path)
-    if not isinstance(found, h5py.Dataset) or found.shape is None:
+    if not isinstance(found, h5py.Dataset):
         return None
     what = guard.shortened(source or path)
     with guard.hdf5_damage(what):
         dtype = _numeric_dtype(found)
-        shape = tuple(map(int, found.shape))
+        shape = found.shape
+    if shape is None:
+        return None
     return Weight(shape, dtype, lambda: _read(found, dtype, what), name, source)
 
 
