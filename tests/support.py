@@ -30,6 +30,14 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-
 Customs = Mapping[str, Any]
 
 
+def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
+    """A model of layers one behind the other."""
+    first = tensor = keras.Input(shape, **options)
+    for layer in layers:
+        tensor = layer(tensor)
+    return keras.Model(first, tensor)
+
+
 def randomize(model: Any, seed: int = 0) -> Any:
     """Give every variable numbers under which no mistake of a fold cancels out; returns the model.
 

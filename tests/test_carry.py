@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import examine, keras, randomize, samples
+from support import chain, examine, keras, randomize, samples
 
 L = keras.layers
 BN = L.BatchNormalization
@@ -29,14 +29,6 @@ def double() -> Iterator[None]:
     keras.config.set_floatx("float64")
     yield
     keras.config.set_floatx("float32")
-
-
-def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
-    """A model of layers one behind the other."""
-    first = tensor = keras.Input(shape, **options)
-    for layer in layers:
-        tensor = layer(tensor)
-    return keras.Model(first, tensor)
 
 
 def inner(*layers: Any, shape: tuple[int | None, ...] = (4,), name: str = "inner") -> Any:

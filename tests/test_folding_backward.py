@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from support import (
     batchnorms,
+    chain,
     difference,
     examine,
     fold_file,
@@ -47,14 +48,6 @@ def double() -> Iterator[None]:
     keras.config.set_floatx("float64")
     yield
     keras.config.set_floatx("float32")
-
-
-def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
-    """A model of layers one behind the other."""
-    first = tensor = keras.Input(shape, **options)
-    for layer in layers:
-        tensor = layer(tensor)
-    return keras.Model(first, tensor)
 
 
 def single_precision(build: Build) -> Build:

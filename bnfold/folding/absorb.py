@@ -229,12 +229,9 @@ def _before_conv(site: Site, weights: dict[str, Weight], affine: Affine) -> Effe
     kernel, groups = weights["kernel"].shape, site.setting("groups", 1)
     if type(groups) is not int or groups < 1 or kernel[-1] % groups:
         return "has a number of groups that is none"
-    vectors = _input_vectors(site, affine, kernel[-2] * groups)
+    vectors = _unpadded_vectors(site, affine, kernel[-2] * groups)
     if isinstance(vectors, str):
         return vectors
-    problem = _padding_problem(site, affine)
-    if problem is not None:
-        return problem
     # Output channel o reads input channels group(o) * in_per_group + i.
     scale, shift = (_per_group(vector, groups, kernel) for vector in vectors)
     space = tuple(range(len(kernel) - 1))
@@ -254,12 +251,9 @@ def _per_group(vector: Array, groups: int, kernel: tuple[int, ...]) -> Array:
 
 def _before_depthwise(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
     kernel = weights["depthwise_kernel"].shape
-    vectors = _input_vectors(site, affine, kernel[-2])
+    vectors = _unpadded_vectors(site, affine, kernel[-2])
     if isinstance(vectors, str):
         return vectors
-    problem = _padding_problem(site, affine)
-    if problem is not None:
-        return problem
     scale, shift = vectors
     added = partial(_depthwise_sum, shift) if shift.any() else None
     return _input_change(site, weights, "depthwise_kernel", scale[:, None], added)
@@ -273,12 +267,9 @@ def _depthwise_sum(shift: Array, read: Read) -> Array:
 
 
 def _before_separable(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
-    vectors = _input_vectors(site, affine, weights["depthwise_kernel"].shape[-2])
+    vectors = _unpadded_vectors(site, affine, weights["depthwise_kernel"].shape[-2])
     if isinstance(vectors, str):
         return vectors
-    problem = _padding_problem(site, affine)
-    if problem is not None:
-        return problem
     scale, shift = vectors
 
     def added(read: Read) -> Array:
@@ -308,6 +299,14 @@ def _before_transpose(site: Site, weights: dict[str, Weight], affine: Affine) ->
 
 def _is_all(value: object, wanted: int) -> bool:
     return all(one == wanted for one in value) if isinstance(value, list) else value == wanted
+
+
+def _unpadded_vectors(site: Site, affine: Affine, size: int) -> tuple[Array, Array] | str:
+    """`_input_vectors` of a convolution, which must not have to move the zeros it pads with."""
+    vectors = _input_vectors(site, affine, size)
+    if isinstance(vectors, str):
+        return vectors
+    return _padding_problem(site, affine) or vectors
 
 
 def _padding_problem(site: Site, affine: Affine) -> str | None:

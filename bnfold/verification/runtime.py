@@ -39,8 +39,6 @@ from bnfold.verification import precision, safety, tensors
 from bnfold.verification.compare import UNIT, Array, Measurement
 from bnfold.verification.samples import InputSpec, SampleSet, run_all, zeros
 
-Progress = Callable[[str], None]
-
 _FREE_SIZES = (32, 64, 96, 128, 224, 299, 16, 8)
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece ends at 2 GiB
 _FLOAT64_LIMIT = 1_200_000_000  # bytes of weights in float64
