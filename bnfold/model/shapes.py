@@ -30,12 +30,36 @@ class Shapes:
         noted = config.tensor_types(graph)
         self._dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
         self._known: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
+        self._misstated = _behind(graph, self._reverses_axes)
 
     def of(self, ref: Ref, steps: int = 0) -> Shape | None:
         """The shape of a tensor, batch included."""
         if ref not in self._known:
             self._known[ref] = self._find(ref, steps) if steps <= _MAX_STEPS else None
-        return self._known[ref]
+        shape = self._known[ref]
+        if shape is None or ref.layer not in self._misstated:
+            return shape
+        return (shape[0], *(None,) * (len(shape) - 1))
+
+    def _reverses_axes(self, layer: Layer) -> bool:
+        """Whether Keras notes a wrong shape for what a layer makes, and all that follows from it.
+
+        It lists the axes that the ellipsis of "...c,cd->...d" stands for in reverse (measured with
+        Keras 3.15, `_analyze_split_string` of einsum_dense.py). Ranks are right, and so is the
+        shape of square images.
+        """
+        core, wrappers = inside(layer)
+        if core.graph is not None:
+            return bool(Shapes(core.graph)._misstated)
+        equation = parse_equation(core.config.get("equation")) if core.builtin else None
+        if core.class_name != "EinsumDense" or equation is None or equation.ellipsis != "left":
+            return False
+        shapes = [without_axes(self._known.get(call.inputs[0]), wrappers) for call in layer.calls]
+        elided = [shape and shape[1 : len(shape) - len(equation.inputs)] for shape in shapes]
+        return not all(
+            axes is not None and (len(axes) < 2 or (axes == axes[::-1] and None not in axes))
+            for axes in elided
+        )
 
     def dtype(self, ref: Ref, steps: int = 0) -> str | None:
         """The dtype of a tensor: noted, declared by its input layer, or its maker's.
@@ -94,6 +118,21 @@ class Shapes:
             listed = config.settings(self._graph.entry).get("build_input_shape")
             shape = tuple(listed) if isinstance(listed, list) else None
         return [shape]
+
+
+def _behind(graph: Graph, is_source: Callable[[Layer], bool]) -> frozenset[str]:
+    """The layers that are a source, or that read what depends on one."""
+    waiting = [name for name, layer in graph.layers.items() if is_source(layer)]
+    following: dict[str, list[str]] = {}
+    for ref, calls in graph.readers.items() if waiting else ():
+        following.setdefault(ref.layer, []).extend(name for name, _ in calls)
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += following.get(name, [])
+    return frozenset(found)
 
 
 def input_shape(layer: Layer) -> Shape | None:
