@@ -89,7 +89,11 @@ class FoldReport:
             "container": self.container,
             "folded": _folded(self.plan),
             "kept": [
-                {"name": show(blocked.batchnorm.path), "reason": blocked.reason}
+                {
+                    "name": show(blocked.batchnorm.path),
+                    "reason": blocked.reason,
+                    "remedies": list(blocked.remedies),
+                }
                 for blocked in self.plan.blocked
             ],
             "dropped": list(self.dropped),

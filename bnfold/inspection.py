@@ -230,8 +230,15 @@ def _fold(decision: Fold | Blocked) -> dict[str, Any]:
             "direction": decision.direction,
             "into": [show(edit.layer) for edit in decision.edits],
             "reason": None,
+            "remedies": [],
         }
-    return {"status": "blocked", "direction": None, "into": [], "reason": decision.reason}
+    return {
+        "status": "blocked",
+        "direction": None,
+        "into": [],
+        "reason": decision.reason,
+        "remedies": list(decision.remedies),
+    }
 
 
 def channel_values(batchnorm: BatchNorm) -> dict[str, Vector | None]:

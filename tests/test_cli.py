@@ -66,8 +66,9 @@ def test_inspect_shows_every_layer_and_where_it_folds(fixture_model: Unpack) -> 
 
 def test_inspect_says_why_a_layer_stays(fixture_model: Unpack) -> None:
     result = bnfold("inspect", fixture_model("branches_keras315.keras"), "--fail-on", "never")
-    assert re.search(r"it is called with training=True, .* \(live_norm\)", result.stdout)
-    assert re.search(r"hands on to the layers that run later, .* \(scores_norm\)", result.stdout)
+    assert re.search(r"live_norm: it is called with training=True, ", result.stdout)
+    assert re.search(r"scores_norm: .* hands on to the layers that run later, ", result.stdout)
+    assert "to fold it: build the model without training=True" in result.stdout
 
 
 def test_inspect_json_follows_its_schema(fixture_model: Unpack) -> None:
@@ -82,10 +83,12 @@ def test_inspect_json_follows_its_schema(fixture_model: Unpack) -> None:
         "direction": "backward",
         "into": ["block/block_conv"],
         "reason": None,
+        "remedies": [],
     }
     live = {norm["name"]: norm for norm in models[2]["batchnorms"]}["live_norm"]
     assert live["fold"]["status"] == "blocked"
     assert "training=True" in live["fold"]["reason"]
+    assert len(live["fold"]["remedies"]) == 1
     assert [finding["code"] for finding in models[2]["findings"]] == ["BN007"]
 
 

@@ -43,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.folding.affine import NOTHING, Affine, Array, channel_count
+from bnfold.folding.obstacle import AXIS, NO_TRAINING, OTHER_SIDE, STATIC, AxisObstacle, Obstacle
 from bnfold.folding.site import Site
 from bnfold.model import catalog, hdf5
 from bnfold.model.batchnorm import as_batchnorm
@@ -58,12 +59,9 @@ Read = Callable[[str], Array]
 """The numbers of a slot in float64, as they are before an effect."""
 
 
-class AxisProblem(str):
-    """What the axis that a map varies along is to the layer, which cannot take it in therefore."""
-
-
-OTHER_AXIS = AxisProblem("not the channel axis")
-_NO_KERNEL_AXIS = AxisProblem("not an axis of its kernel")
+_BETWEEN = "put BatchNormalization between {layer} and its activation"
+OTHER_AXIS = AxisObstacle("not the channel axis", AXIS)
+_NO_KERNEL_AXIS = AxisObstacle("not an axis of its kernel", AXIS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,8 @@ def behind(site: Site, affine: Affine) -> Effect | str:
     layer = site.layer
     activation = layer.config.get("activation")
     if activation not in (None, "linear"):  # a dict can be anybody's function of that name
-        return f"applies {activation if isinstance(activation, str) else 'an activation'}"
+        applied = activation if isinstance(activation, str) else "an activation"
+        return Obstacle(f"applies {applied}", _BETWEEN)
     weights = catalog.weights(layer)
     known = catalog.facts(layer)
     if weights is None or known is None:
@@ -168,7 +167,7 @@ def _on_batchnorm_axis(
         return "normalizes over several axes at once"
     if axis >= 0:
         if site.rank is None:
-            return AxisProblem("not the channel axis, as far as the file tells,")
+            return AxisObstacle("not the channel axis, as far as the file tells,", AXIS)
         axis -= site.rank
     return affine.vectors(axis, weights["moving_mean"].shape[0]) or OTHER_AXIS
 
@@ -192,7 +191,7 @@ def in_front(site: Site, affine: Affine) -> Effect | str:
     return rule(site, weights, affine)
 
 
-def _input_vectors(site: Site, affine: Affine, channels: int) -> tuple[Array, Array] | AxisProblem:
+def _input_vectors(site: Site, affine: Affine, channels: int) -> tuple[Array, Array] | AxisObstacle:
     """A map as vectors over the input channels of a layer."""
     known = catalog.facts(site.layer)
     rank = known.rank if known is not None else None
@@ -289,7 +288,9 @@ def _before_transpose(site: Site, weights: dict[str, Weight], affine: Affine) ->
     plain = set(kernel[:-2]) == {1} and _is_all(site.setting("strides", 1), 1)
     if shift.any() and not (plain and site.setting("output_padding") is None):
         moved = channel_count(affine, affine.shift)
-        return f"spreads a shift unevenly, and the shift of {moved} is not zero"
+        return Obstacle(
+            f"spreads a shift unevenly, and the shift of {moved} is not zero", OTHER_SIDE
+        )
 
     def added(read: Read) -> Array:
         return read("kernel").reshape(kernel[-2:]) @ shift
@@ -314,7 +315,7 @@ def _padding_problem(site: Site, affine: Affine) -> str | None:
     if not affine.has_shift or not _pads(site):
         return None
     moved = channel_count(affine, affine.shift)
-    return f"pads with zeros and the shift of {moved} is not zero"
+    return Obstacle(f"pads with zeros and the shift of {moved} is not zero", OTHER_SIDE)
 
 
 def _pads(site: Site) -> bool:
@@ -346,7 +347,7 @@ def _before_recurrent(site: Site, weights: dict[str, Weight], affine: Affine) ->
     if vectors is None:
         return OTHER_AXIS
     if _drops(site.layer, site):
-        return "is called with training=True and drops some of its input"
+        return Obstacle("is called with training=True and drops some of its input", NO_TRAINING)
     factors, biases = _recurrent_change(site.layer, weights, vectors, "")
     return Effect(factors, {}, biases, {"use_bias": True} if biases else {})
 
@@ -387,7 +388,7 @@ def _before_bidirectional(site: Site, weights: dict[str, Weight], affine: Affine
         if inside is None or policy(inside) != policy(site.layer):
             return "wraps a layer that is not known well enough"
         if _drops(inside, site):
-            return "is called with training=True and drops some of its input"
+            return Obstacle("is called with training=True and drops some of its input", NO_TRAINING)
         vectors = affine.vectors(-1, weights[f"{name}_kernel"].shape[0])
         if vectors is None:
             return OTHER_AXIS
@@ -406,7 +407,10 @@ def _before_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) ->
     if batchnorm is None or epsilon is None:
         return "has an epsilon that is not a finite number"
     if site.training and batchnorm.trainable:
-        return "is called with training=True, so it normalizes with the batch's statistics"
+        return Obstacle(
+            "is called with training=True, so it normalizes with the batch's statistics",
+            NO_TRAINING,
+        )
     vectors = _on_batchnorm_axis(site, weights, affine)
     if isinstance(vectors, str):
         return vectors
@@ -463,7 +467,7 @@ def _before_einsum(site: Site, weights: dict[str, Weight], affine: Affine) -> Ef
     # A letter that is summed out and not in the kernel repeats the shift as often as it is long.
     times = _summed_out(equation, shape)
     if times is None:
-        return "sums over an axis of unknown size, and the shift is not zero"
+        return Obstacle("sums over an axis of unknown size, and the shift is not zero", STATIC)
     kept = [letter for letter in equation.output if letter in equation.kernel]
     layout = _bias_layout(site, weights, equation, "".join(kept))
     if isinstance(layout, str):

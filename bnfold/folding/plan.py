@@ -68,9 +68,10 @@ class Blocked:
     """A BatchNormalization that stays.
 
     `at` is the first layer in the way, where there is one, `reason` says why in a sentence, for
-    both directions. `batch_statistics` is true when the reason is that the layer runs in training
-    mode. `named` are the layers that the reason names. `may_be_replaced` is true when nothing but
-    the layers around it is in the way.
+    both directions. `remedies` are changes to the model each of which would clear one direction's
+    first obstacle, if it is built and trained again. `batch_statistics` is true when the reason is
+    that the layer runs in training mode. `named` are the layers that the reason names.
+    `may_be_replaced` is true when nothing but the layers around it is in the way.
     """
 
     batchnorm: BatchNorm
@@ -78,6 +79,7 @@ class Blocked:
     reason: str
     batch_statistics: bool = False
     named: tuple[Path, ...] = ()
+    remedies: tuple[str, ...] = ()
     may_be_replaced: bool = False
 
 
@@ -203,8 +205,14 @@ class _Planner:
 
 
 def _stays(one: _Candidate, refusal: Refusal) -> Blocked:
-    named = () if refusal.at is None else (refusal.at,)
-    return Blocked(one.batchnorm, refusal.at, refusal.reason, refusal.batch_statistics, named)
+    return Blocked(
+        one.batchnorm,
+        refusal.at,
+        refusal.reason,
+        refusal.batch_statistics,
+        named=() if refusal.at is None else (refusal.at,),
+        remedies=(refusal.remedy,) if refusal.remedy else (),
+    )
 
 
 def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refusal]]) -> Blocked:
@@ -215,6 +223,7 @@ def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refu
         named[0] if named else None,
         reason,
         named=named,
+        remedies=tuple(dict.fromkeys(refusal.remedy for _, refusal in refusals if refusal.remedy)),
         may_be_replaced=True,
     )
 
@@ -249,7 +258,9 @@ def _training_problem(one: _Candidate) -> Refusal | None:
     if not one.batchnorm.trainable:
         # A frozen layer uses its moving statistics whatever it is told; others may not.
         if called and around.makes_others_train(path):
-            return Refusal("it is called with training=True, which other layers heed")
+            return Refusal(
+                "it is called with training=True, which other layers heed", remedy=_NO_TRAINING
+            )
         return None
     if called:
         cause = "it is called with training=True"
@@ -262,7 +273,14 @@ def _training_problem(one: _Candidate) -> Refusal | None:
         )
     else:
         return None
-    return Refusal(f"{cause}, so it normalizes with the batch's statistics", batch_statistics=True)
+    return Refusal(
+        f"{cause}, so it normalizes with the batch's statistics",
+        remedy=_NO_TRAINING,
+        batch_statistics=True,
+    )
+
+
+_NO_TRAINING = "build the model without training=True, or freeze it (trainable=False)"
 
 
 def _masks_are_named(scope: Scope, ref: Ref) -> bool:

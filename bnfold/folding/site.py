@@ -1,6 +1,7 @@
 """Where a rule of `carry` or `absorb` is asked: one call of one layer, and what goes in and out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.model.graph import Layer
@@ -17,6 +18,7 @@ class Site:
         output: the shape of what comes out.
         training: whether the call, or one around it, may run the layer in training mode.
         operands: what an operation is given by position, None in the place of each tensor.
+        keywords: what an operation is given by name.
     """
 
     layer: Layer
@@ -24,6 +26,7 @@ class Site:
     output: Shape | None
     training: bool = False
     operands: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """What the layer's config says."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from bnfold.folding import absorb, carry
 from bnfold.folding.affine import IDENTITY, Affine
+from bnfold.folding.crossing import Rule
+from bnfold.folding.obstacle import NO_OUTPUT, AxisObstacle, remedy_of
 from bnfold.folding.scope import Position, Scope, chain, title
 from bnfold.folding.site import Site
 from bnfold.model import catalog, nodes
@@ -29,19 +31,23 @@ _MAX_WAYS = 64
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a BatchNormalization stays: a sentence, and the layer in the way where there is one."""
+    """Why a BatchNormalization stays: a sentence, and the layer in the way where there is one.
+
+    `remedy` is a change to the model that would clear the way, empty where none is known.
+    """
 
     reason: str
     at: Path | None = None
+    remedy: str = ""
     batch_statistics: bool = False
 
 
 class _RefusalError(Exception):
     """A refusal on its way out; never leaves this module."""
 
-    def __init__(self, reason: str, at: Path | None = None) -> None:
+    def __init__(self, reason: str, at: Path | None = None, remedy: str = "") -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, at)
+        self.refusal = Refusal(reason, at, remedy)
 
 
 Edits = list[tuple[Path, absorb.Effect]]
@@ -84,7 +90,11 @@ class _Call:
 
     def refuse(self, predicate: str) -> "_RefusalError":
         """What stands in the way, said of the layer."""
-        return _RefusalError(f"{self.name} {predicate}", self.path)
+        return _RefusalError(f"{self.name} {predicate}", self.path, self.remedy(predicate))
+
+    def remedy(self, predicate: str) -> str:
+        """What a user could do about it."""
+        return remedy_of(predicate).replace("{layer}", self.title)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +259,8 @@ class _Attempt:
         if rank is None and axis >= 0:
             raise _RefusalError(
                 f"it normalizes axis {axis}, which may not be the channel axis (the rank is "
-                "unknown)"
+                "unknown)",
+                remedy="count its axis from the end, as in axis=-1",
             )
         if rank is not None:
             axis = axis - rank if axis >= 0 else axis
@@ -330,7 +341,8 @@ class _Attempt:
         what = f"what {at.title} makes before it"
         if ref in graph.outputs and not (at.scope.parent and len(set(graph.outputs)) == 1):
             of = "the model" if at.scope.parent is None else title_of_scope(at.scope)
-            raise _RefusalError(f"{what} is also an output of {of}", at.path)
+            remedy = NO_OUTPUT.replace("{layer}", at.title)
+            raise _RefusalError(f"{what} is also an output of {of}", at.path, remedy)
         others = [name for name, _ in graph.readers.get(ref, ()) if name != reader]
         if others:
             raise _RefusalError(f"{what} also goes to {others[0]!r}", at.path)
@@ -377,9 +389,7 @@ class _Attempt:
                 path,
             )
 
-    def _carried(
-        self, rule: carry.Rule, at: _Call, affine: Affine
-    ) -> list[list[tuple[Tensor, Affine]]]:
+    def _carried(self, rule: Rule, at: _Call, affine: Affine) -> list[list[tuple[Tensor, Affine]]]:
         site = self._site(at)
         self._check_sees(at, affine, site.output)
         maps = rule.backward(site, affine) if site.inputs else "is called in an unusual way"
@@ -423,6 +433,7 @@ class _Attempt:
             output=output,
             training=at.scope.around.trains(at.core_path, call),
             operands=nodes.operands(call.node) if at.layer.is_operation else (),
+            keywords=nodes.keywords(call.node) if at.layer.is_operation else {},
         )
 
     def _check_dtype(self, at: _Call) -> None:
@@ -455,11 +466,9 @@ class _Attempt:
     def _demand(
         self, effect: absorb.Effect | str, site: Site, at: _Call, affine: Affine
     ) -> _Demand:
-        if isinstance(effect, absorb.AxisProblem):
-            axis = self.batchnorm.axis
-            raise _RefusalError(
-                f"it normalizes axis {axis}, which is {effect} of {at.name}", at.path
-            )
+        if isinstance(effect, AxisObstacle):
+            reason = f"it normalizes axis {self.batchnorm.axis}, which is {effect} of {at.name}"
+            raise _RefusalError(reason, at.path, at.remedy(effect))
         if isinstance(effect, str):
             raise at.refuse(effect)
         problem = absorb.misplaced_bias(site, effect)

@@ -303,11 +303,17 @@ def is_flat(node: Any) -> bool:
 def operands(node: Any) -> tuple[Any, ...]:
     """What an operation is given by position: a number, None for a tensor, else what stands there.
 
-    Empty where it is given anything by name.
+    A slice whose bounds are tensors stands there whole.
     """
-    if not isinstance(node, dict) or node.get("kwargs") or not isinstance(node.get("args"), list):
+    if not isinstance(node, dict) or not isinstance(node.get("args"), list):
         return ()
     return tuple(None if _is_keras3_tensor(value) else value for value in node["args"])
+
+
+def keywords(node: Any) -> Json:
+    """What an operation is given by name, as the config has it."""
+    found = node.get("kwargs") if isinstance(node, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _is_keras3_tensor(value: Any) -> bool:

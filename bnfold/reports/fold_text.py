@@ -19,9 +19,7 @@ def fold(report: FoldReport) -> RenderableType:
     parts = [
         Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
     ]
-    for pattern, blocked in terminal.by_reason(report.plan).items():
-        reason = blocked[0].reason if len(blocked) == 1 else pattern
-        parts.append(Text(f"  kept {terminal.layers(blocked)}: {printable(reason)}", style="dim"))
+    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in terminal.reasons(report.plan)]
     if report.replaced:
         names = terminal.names([show(path) for path in report.replaced])
         parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))

@@ -152,9 +152,10 @@ def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
 
 def _reasons(plan: Plan) -> list[Text]:
     lines = []
-    for number, (pattern, blocked) in enumerate(terminal.by_reason(plan).items(), start=1):
-        reason = blocked[0].reason if len(blocked) == 1 else pattern
-        lines.append(Text(f"[{number}] {printable(reason)} ({terminal.layers(blocked)})"))
+    for number, (reason, remedy) in enumerate(terminal.reasons(plan), start=1):
+        lines.append(Text(f"[{number}] {reason}"))
+        if remedy:
+            lines.append(Text(f"      to fold it: {remedy}", style="dim"))
     return lines
 
 
@@ -187,6 +188,8 @@ def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableTy
     for key, value in rows.items():
         facts.add_row(key.replace("_", " "), Text(_value(value)))
     facts.add_row("folds", Text(_verdict(decision)))
+    if isinstance(decision, Blocked) and decision.remedies:
+        facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
     title = Text(printable(show(batchnorm.path)), style="bold")
     return Group(title, facts, _channels(batchnorm), *_findings(findings))
 

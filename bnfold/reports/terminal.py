@@ -31,9 +31,28 @@ def plural(noun: str, count: int) -> str:
 def pattern(blocked: Blocked) -> str:
     """A reason without names of layers and counts, so that equal ones can share a line."""
     reason = _GOES_TO.sub("also goes elsewhere", _COUNT.sub("some channels", blocked.reason))
+    return _without_names(reason, blocked)
+
+
+def _without_names(sentence: str, blocked: Blocked) -> str:
     for path in blocked.named or (() if blocked.at is None else (blocked.at,)):
-        reason = reason.replace(f" {show(path)!r}", "")
-    return reason
+        sentence = sentence.replace(f" {show(path)!r}", "")
+    return sentence
+
+
+def reasons(plan: Plan) -> list[tuple[str, str]]:
+    """Why layers stay, each reason with the layers it holds for, and what could be done about it.
+
+    What is said of several layers is said without names and counts.
+    """
+    found = []
+    for said, blocked in by_reason(plan).items():
+        first = blocked[0]
+        alone = len(blocked) == 1
+        reason = f"{layers(blocked)}: {printable(first.reason if alone else said)}"
+        remedies = [r if alone else _without_names(r, first) for r in first.remedies]
+        found.append((reason, printable("; or ".join(remedies))))
+    return found
 
 
 _COUNT = re.compile(r"\b\d+ of \d+ channels")
