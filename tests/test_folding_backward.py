@@ -28,7 +28,7 @@ from support import (
     samples,
 )
 
-from bnfold.folding import absorb
+from bnfold.folding import effect
 from bnfold.folding.plan import plan
 from bnfold.model.container import open_model
 
@@ -190,7 +190,7 @@ IN_BLOCKS: dict[str, tuple[Build, int]] = {
 def test_kernels_are_folded_in_blocks(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(absorb, "_BLOCK", size)
+    monkeypatch.setattr(effect, "_BLOCK", size)
     build, left = IN_BLOCKS[name]
     examine(randomize(build()), tmp_path, left=left, forms=KERAS)
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bnfold.folding import absorb
+from bnfold.folding.effect import Effect, take
 from bnfold.folding.plan import Plan
 from bnfold.model import config
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
 
-Effects = Mapping[Path, Sequence[absorb.Effect]]
+Effects = Mapping[Path, Sequence[Effect]]
 
 
 def apply(graph: Graph, plan: Plan) -> Graph:
@@ -25,7 +25,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
 
 def _by_layer(plan: Plan) -> Effects:
     """What each layer takes in, in turn."""
-    found: dict[Path, list[absorb.Effect]] = {}
+    found: dict[Path, list[Effect]] = {}
     edits = [edit for fold in plan.folds for edit in fold.edits]
     for edit in sorted(edits, key=lambda edit: edit.turn):
         found.setdefault(edit.layer, []).append(edit.effect)
@@ -66,7 +66,7 @@ def _apply_layer(layer: Layer, path: Path, effects: Effects, removed: set[Path])
         inner = _apply_layer(layer.inner, (*path, layer.inner.name), effects, removed)
         return layer if inner is layer.inner else replace(layer, inner=inner)
     taken = effects.get(path)
-    return layer if taken is None else absorb.take(layer, taken)
+    return layer if taken is None else take(layer, taken)
 
 
 def _in_keras_order(graph: Graph) -> Graph:

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bnfold.folding import absorb
 from bnfold.folding.affine import from_batchnorm
+from bnfold.folding.effect import Effect
 from bnfold.folding.scope import (
     Scope,
     Surroundings,
@@ -50,7 +50,7 @@ class Edit:
     """
 
     layer: Path
-    effect: absorb.Effect
+    effect: Effect
     turn: int
 
 

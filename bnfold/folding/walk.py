@@ -12,9 +12,10 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bnfold.folding import absorb, carry
+from bnfold.folding import absorb, carry, limits
 from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
+from bnfold.folding.effect import Effect, take
 from bnfold.folding.obstacle import NO_OUTPUT, AxisObstacle, remedy_of
 from bnfold.folding.scope import Position, Scope, chain, title
 from bnfold.folding.site import Site
@@ -50,7 +51,7 @@ class _RefusalError(Exception):
         self.refusal = Refusal(reason, at, remedy)
 
 
-Edits = list[tuple[Path, absorb.Effect]]
+Edits = list[tuple[Path, Effect]]
 Tensor = tuple[Scope, Ref]
 
 
@@ -103,7 +104,7 @@ class _Demand:
 
     call: _Call
     affine: Affine
-    effect: absorb.Effect
+    effect: Effect
 
     @property
     def path(self) -> Path:
@@ -122,7 +123,7 @@ class Walk:
         self._maps: dict[Path, Affine] = {}
         self._folded: set[Path] = set()
         # What layers have taken in, and what they are with that.
-        self._effects: dict[Path, tuple[absorb.Effect, ...]] = {}
+        self._effects: dict[Path, tuple[Effect, ...]] = {}
         self._layers: dict[Path, Layer] = {}
 
     def start(self, batchnorm: BatchNorm, affine: Affine) -> None:
@@ -165,14 +166,14 @@ class Walk:
         for path, same in by_layer.items():
             _check_agreement(same)
             effects = (*self._effects.get(path, ()), same[0].effect)
-            problem = absorb.out_of_range(attempt.originals[path], effects)
+            problem = limits.out_of_range(attempt.originals[path], effects)
             if problem is not None:
                 raise same[0].call.refuse(problem)
             found.append((path, effects))
         for path, effects in found:
             original = attempt.originals[path]
             self._effects[path] = effects
-            self._layers[path] = absorb.take(original, effects)
+            self._layers[path] = take(original, effects)
             self._note_batchnorm(by_layer[path][0], forward=attempt.is_forward)
         self._folded.add(attempt.batchnorm.path)
         return [(path, effects[-1]) for path, effects in found]
@@ -463,15 +464,13 @@ class _Attempt:
         if catalog.is_batchnorm(core) and not self._into_batchnorms:
             raise at.refuse("stays")
 
-    def _demand(
-        self, effect: absorb.Effect | str, site: Site, at: _Call, affine: Affine
-    ) -> _Demand:
+    def _demand(self, effect: Effect | str, site: Site, at: _Call, affine: Affine) -> _Demand:
         if isinstance(effect, AxisObstacle):
             reason = f"it normalizes axis {self.batchnorm.axis}, which is {effect} of {at.name}"
             raise _RefusalError(reason, at.path, at.remedy(effect))
         if isinstance(effect, str):
             raise at.refuse(effect)
-        problem = absorb.misplaced_bias(site, effect)
+        problem = limits.misplaced_bias(site, effect)
         if problem is not None:
             raise at.refuse(problem)
         self.originals[at.core_path] = inside(at.layer)[0]
