@@ -138,7 +138,7 @@ def _on_batchnorm_axis(
 
 def takes_in_front(layer: Layer) -> bool:
     """Whether a layer's class is one whose weights can take in a map in front of it."""
-    return layer.builtin and not layer.is_operation and layer.class_name in _IN_FRONT
+    return layer.builtin and not layer.is_operation and layer.class_name in IN_FRONT
 
 
 def in_front(site: Site, affine: Affine) -> Effect | str:
@@ -146,7 +146,7 @@ def in_front(site: Site, affine: Affine) -> Effect | str:
     weights = catalog.weights(site.layer)
     if weights is None:
         return "has other variables in the file than those of its class"
-    rule = _IN_FRONT.get(site.layer.class_name)
+    rule = IN_FRONT.get(site.layer.class_name)
     if rule is None:
         return "has no weights that could take it in"
     return rule(site, weights, affine)
@@ -389,7 +389,7 @@ def _before_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) ->
 
 _InFront = Callable[[Site, dict[str, Weight], Affine], Effect | str]
 
-_IN_FRONT: Mapping[str, _InFront] = {
+IN_FRONT: Mapping[str, _InFront] = {
     "Dense": _before_dense,
     **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _before_conv),
     **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _before_depthwise),
@@ -400,3 +400,4 @@ _IN_FRONT: Mapping[str, _InFront] = {
     "Bidirectional": _before_bidirectional,
     **dict.fromkeys(catalog.BATCHNORM_CLASSES, _before_batchnorm),
 }
+"""Keras' own layers that take in a map in front of them."""

@@ -1,0 +1,56 @@
+"""The documentation says what the code's own tables say."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bnfold.folding import absorb
+from bnfold.folding.carry import LAYERS
+from bnfold.folding.operations import OPERATIONS
+from bnfold.model import catalog
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def tables(page: str) -> list[list[str]]:
+    """The first cells of each table of a page."""
+    found: list[list[str]] = []
+    before = ""
+    for line in (DOCS / page).read_text().splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            if not before.startswith("|"):
+                found.append([])
+            else:
+                found[-1].append(line.split("|")[1].strip())
+        before = line
+    return found
+
+
+def classes(cell: str) -> Iterator[str]:
+    """The classes that a cell names: `Conv{1,2}D (anything), Dense`."""
+    for name in re.findall(r"[A-Z]\w*(?:\{[\d,]+\}\w*)?", re.sub(r"\([^)]*\)", "", cell)):
+        numbers = re.search(r"\{([\d,]+)\}", name)
+        if numbers is None:
+            yield name
+        else:
+            yield from (name.replace(numbers[0], one) for one in numbers[1].split(","))
+
+
+BACKWARD = {name for name, facts in catalog.FACTS.items() if facts.output is not None} | {
+    "EinsumDense"
+}
+TABLES = {
+    0: BACKWARD,
+    1: set(absorb.IN_FRONT) - catalog.BATCHNORM_CLASSES,
+    2: set(LAYERS),
+    3: set(OPERATIONS),
+}
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_the_page_on_folding_lists_what_the_code_does(number: int) -> None:
+    listed = [name for cell in tables("folding.md")[number] for name in classes(cell)]
+    assert sorted(set(listed) - {"BatchNormalization"}) == sorted(TABLES[number])
+    assert len(listed) == len(set(listed))
