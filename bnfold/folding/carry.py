@@ -4,9 +4,7 @@ One row a class, with its condition as a comment: it is wrong if that does not h
 a row is unknown and blocks.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +22,7 @@ from bnfold.folding.crossing import (
 from bnfold.folding.obstacle import OTHER_SIDE, Obstacle
 from bnfold.folding.operations import OPERATIONS
 from bnfold.folding.site import Site
-from bnfold.model.graph import Layer
+from bnfold.model.graph import Layer, finite_number
 
 
 def rule_for(layer: Layer) -> Rule | None:
@@ -61,21 +59,13 @@ def no_padding(site: Site, affine: Affine) -> str | None:
 
 
 def _rescaling(site: Site) -> tuple[Array, Array] | None:
-    scale, offset = _number(site.setting("scale")), _number(site.setting("offset", 0))
+    scale, offset = finite_number(site.setting("scale")), finite_number(site.setting("offset", 0))
     if not scale or offset is None:
         return None
     # Keras makes float32 tensors of the two before it casts them to what the layer computes in.
     c, d = (np.asarray(np.float32(number), np.float64) for number in (scale, offset))
     return c, d
 
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-# --- the table -----------------------------------------------------------------------------------
 
 _ANY = single()
 _RANDOM = single(not_in_training)

@@ -23,6 +23,7 @@ from typing import Literal
 
 from bnfold.folding.affine import from_batchnorm
 from bnfold.folding.effect import Effect
+from bnfold.folding.masks import masks_are_named
 from bnfold.folding.scope import (
     Scope,
     Surroundings,
@@ -32,7 +33,6 @@ from bnfold.folding.scope import (
 )
 from bnfold.folding.training import is_set
 from bnfold.folding.walk import Refusal, Walk
-from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
@@ -243,7 +243,7 @@ def _problems(one: _Candidate) -> Iterator[Refusal]:
     if around.repeats(layer):
         yield Refusal("it stands in several places of the model")
     for number, call in enumerate(layer.calls):
-        if call.mask is not None and not _masks_are_named(one.scope, Ref(layer.name, number)):
+        if call.mask is not None and not masks_are_named(one.scope, Ref(layer.name, number)):
             yield Refusal("it is given a mask, which it passes on to the layers behind it")
     if batchnorm.axis is None:
         yield Refusal("it normalizes over several axes at once")
@@ -267,10 +267,7 @@ def _training_problem(one: _Candidate) -> Refusal | None:
     elif around.training is not None:
         cause = f"{around.training} around it is called with training=True"
     elif path in around.exposed:
-        cause = (
-            f"{around.exposed[path]} is called with training=True, which Keras 3 hands on to the "
-            "layers that run later"
-        )
+        cause = f"{around.exposed[path]}, which Keras 3 hands on to the layers that run later"
     else:
         return None
     return Refusal(
@@ -281,22 +278,3 @@ def _training_problem(one: _Candidate) -> Refusal | None:
 
 
 _NO_TRAINING = "build the model without training=True, or freeze it (trainable=False)"
-
-
-def _masks_are_named(scope: Scope, ref: Ref) -> bool:
-    """Whether no reader of a tensor, near or far, would miss the mask that comes with it.
-
-    Keras 3 writes implicit masks into the calls that take one: those calls name their mask.
-    """
-    if ref in scope.graph.outputs:
-        return not scope.path
-    for name, number in scope.graph.readers.get(ref, ()):
-        layer = scope.graph.layers[name]
-        if layer.calls[number].mask is not None or layer.is_operation:
-            continue
-        if not layer.builtin or layer.class_name not in catalog.MASK_BLIND:
-            return False
-        stops = layer.class_name in catalog.DROPS_MASK
-        if not stops and not _masks_are_named(scope, Ref(name, number)):
-            return False
-    return True

@@ -14,7 +14,7 @@ from bnfold.folding.training import exposed, is_set
 from bnfold.model import nodes
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import calls_in_order
-from bnfold.model.shapes import Shapes, without_axes
+from bnfold.model.shapes import Shape, Shapes, input_shape, without_axes
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,8 @@ def _fill(scope: Scope) -> None:
             path = (*path, current.name)
             around = around.inside(current, path)
         if current.graph is not None:
-            closed = _boundary(scope, layer, current.graph)
-            known = _input_shapes(scope, layer, current.graph, wrappers) if not closed else {}
-            shapes = Shapes(current.graph, known)
+            closed = next(_boundary(scope, layer, current.graph, wrappers), None)
+            shapes = Shapes(current.graph) if closed else scope.shapes.inside(name, 0)
             if closed is None and around.obstacle is not None:
                 closed = f"stays as it is: {around.obstacle}"
             nested = Scope(current.graph, path, around, shapes, scope, name, wrappers, closed)
@@ -169,29 +168,32 @@ def _fill(scope: Scope) -> None:
             _fill(nested)
 
 
-def _boundary(scope: Scope, layer: Layer, graph: Graph) -> str | None:
+def _boundary(scope: Scope, layer: Layer, graph: Graph, wrappers: int) -> Iterator[str]:
     """Why nothing can cross the boundary of a nested model."""
     if not graph.builtin:
-        return "is of a class that is not Keras' own"
+        yield "is of a class that is not Keras' own"
     if len(layer.calls) != 1:
-        return f"is a nested model that is called {len(layer.calls)} times"
+        yield f"is a nested model that is called {len(layer.calls)} times"
+        return
     call = layer.calls[0]
     if call.mask is not None:
-        return "is a nested model that is given a mask"
+        yield "is a nested model that is given a mask"
     if len(call.inputs) != len(graph.inputs) or scope.leading(call) != len(call.inputs):
-        return "is a nested model that is called in an unusual way"
+        yield "is a nested model that is called in an unusual way"
+        return
     plain = call.node is None or nodes.is_flat(call.node)
     listed = graph.entry["config"].get("input_layers") if graph.kind == "functional" else []
     if len(graph.inputs) > 1 and not (plain and isinstance(listed, list)):
-        return "is a nested model whose inputs are a dictionary"
-    return None
+        yield "is a nested model whose inputs are a dictionary"
+    given = [without_axes(scope.shapes.of(ref), wrappers) for ref in call.inputs]
+    declared = [input_shape(graph.layers[name]) for name in graph.inputs]
+    if not all(map(_fits, given, declared)):
+        yield "is a nested model that is given a tensor of another rank, or of an unknown one"
 
 
-def _input_shapes(
-    scope: Scope, layer: Layer, graph: Graph, wrappers: int
-) -> Mapping[str, tuple[int | None, ...] | None]:
-    shapes = [without_axes(scope.shapes.of(ref), wrappers) for ref in layer.calls[0].inputs]
-    return dict(zip(graph.inputs, shapes, strict=False))
+def _fits(outer: Shape | None, declared: Shape | None) -> bool:
+    """Whether a tensor goes in as it is: Keras adds or drops a last axis of size 1 otherwise."""
+    return declared is None or (outer is not None and len(outer) == len(declared))
 
 
 Position = tuple[Scope, str, int]

@@ -4,13 +4,15 @@ Keras 3 keeps an explicit `training=True` of one call for every layer that runs 
 outer call, also on a parallel branch and also in what `model.export` traces; only a `training`
 given to the outermost call overrides it (measured with Keras 3.15, `Layer.__call__`). So behind a
 `Dropout(...)(x, training=True)` every BatchNormalization that is not frozen normalizes with the
-statistics of the batch. Keras 2 hands nothing on.
+statistics of the batch. Layers of augmentation are called so by default, Resizing and CenterCrop
+too. Keras 2 hands nothing on.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 from bnfold.model import catalog
-from bnfold.model.graph import Call, Graph, Layer, Path, show
+from bnfold.model.graph import Graph, Layer, Path, core_path, show, unwrapped
 from bnfold.model.nodes import is_keras3
 from bnfold.model.order import call_depths
 
@@ -23,56 +25,89 @@ def is_set(argument: object) -> bool:
 def exposed(graph: Graph) -> dict[Path, str]:
     """The layers that heed training mode and may run after a call with training=True of another.
 
-    The value is the name of that other layer. Layers of the same depth count as later, because
-    their order is not fixed.
+    The value is a clause about that other layer. Layers of the same depth count as later, because
+    their order is not fixed. A Sequential does not say which Keras wrote it; it counts as Keras 3.
     """
+    if _is_keras2(graph):
+        return {}
     found: dict[Path, str] = {}
-    if _is_keras3(graph):
-        _run(graph, (), None, found)
+    _run(graph, (), None, _sources(graph, ()), found)
     return found
 
 
-def _is_keras3(graph: Graph) -> bool:
-    """Whether any graph in the model writes its calls as Keras 3 does."""
+def _is_keras2(graph: Graph) -> bool:
+    """Whether any graph in the model writes its calls as Keras 2 does."""
     layers = graph.layers.values()
-    return any(is_keras3(call.node) for layer in layers for call in layer.calls) or any(
-        _is_keras3(layer.nested) for layer in layers if layer.nested is not None
+    nodes = (call.node for layer in layers for call in layer.calls)
+    return any(node is not None and not is_keras3(node) for node in nodes) or any(
+        _is_keras2(layer.nested) for layer in layers if layer.nested is not None
     )
 
 
-def _run(graph: Graph, path: Path, leak: str | None, found: dict[Path, str]) -> str | None:
-    """Walk the calls in the order of Keras; `leak` is who has set training mode so far."""
-    by_depth: dict[int, list[tuple[str, int]]] = defaultdict(list)
+def _sources(graph: Graph, path: Path) -> dict[Path, str]:
+    """For each nested model, the first layer in it that sets training mode, if any does."""
+    found: dict[Path, str] = {}
+    for layer in graph.layers.values():
+        if layer.nested is not None:
+            found |= _sources(layer.nested, core_path(layer, (*path, layer.name)))
+    first = next((who for _, who in _by_depth(graph, path, found) if who is not None), None)
+    return found if first is None else {**found, path: first}
+
+
+_Node = tuple[str, int]
+
+
+def _by_depth(
+    graph: Graph, path: Path, inside: Mapping[Path, str]
+) -> Iterator[tuple[list[_Node], str | None]]:
+    """The calls of a graph as Keras makes them, depth by depth, and who trains in each depth."""
+    by_depth: dict[int, list[_Node]] = defaultdict(list)
     for node, depth in call_depths(graph).items():
         by_depth[depth].append(node)
     for depth in sorted(by_depth, reverse=True):
-        sources = {
-            node: _source(graph.layers[node[0]], graph.layers[node[0]].calls[node[1]], path)
-            for node in by_depth[depth]
-        }
-        for node in by_depth[depth]:
-            layer = graph.layers[node[0]]
-            others = (source for other, source in sources.items() if other != node and source)
-            _enter(layer, (*path, layer.name), leak or next(others, None), found)
-        leak = leak or next((source for source in sources.values() if source), None)
-    return leak
+        nodes = by_depth[depth]
+        named = (_source(graph, node, path, inside) for node in nodes)
+        yield nodes, next(filter(None, named), None)
 
 
-def _source(layer: Layer, call: Call, path: Path) -> str | None:
+def _source(graph: Graph, node: _Node, path: Path, inside: Mapping[Path, str]) -> str | None:
     """The layer that sets training mode in this call: this one, or one inside it."""
-    if is_set(call.training):
-        return f"{layer.class_name} {show((*path, layer.name))!r}"
-    nested = layer.nested
-    return _run(nested, (*path, layer.name), None, {}) if nested is not None else None
+    layer = graph.layers[node[0]]
+    training, core = layer.calls[node[1]].training, unwrapped(layer)[0]
+    trains = core.builtin and core.class_name in catalog.TRAINS_BY_DEFAULT
+    name = f"{core.class_name} {show((*path, layer.name))!r}"
+    if is_set(training) and not trains:
+        return f"{name} is called with training=True"
+    if trains and (training is None or is_set(training)):
+        return f"{name} takes training=True by default"
+    return inside.get(core_path(layer, (*path, layer.name)))
 
 
-def _enter(layer: Layer, path: Path, leak: str | None, found: dict[Path, str]) -> None:
+def _run(
+    graph: Graph, path: Path, leak: str | None, inside: Mapping[Path, str], found: dict[Path, str]
+) -> None:
+    """Walk the calls in the order of Keras; `leak` is who has set training mode so far."""
+    for nodes, who in _by_depth(graph, path, inside):
+        for node in nodes:
+            layer = graph.layers[node[0]]
+            own = _source(graph, node, path, inside)
+            others = leak
+            if others is None and who is not None:
+                beside = (_source(graph, n, path, inside) for n in nodes if n != node)
+                others = who if who != own else next(filter(None, beside), None)
+            _enter(layer, (*path, layer.name), others, inside, found)
+        leak = leak or who
+
+
+def _enter(
+    layer: Layer, path: Path, leak: str | None, inside: Mapping[Path, str], found: dict[Path, str]
+) -> None:
     if leak is not None and not ignores_training(layer):
         found.setdefault(path, leak)
     if layer.graph is not None:
-        _run(layer.graph, path, leak, found)
+        _run(layer.graph, path, leak, inside, found)
     elif layer.inner is not None:
-        _enter(layer.inner, (*path, layer.inner.name), leak, found)
+        _enter(layer.inner, (*path, layer.inner.name), leak, inside, found)
 
 
 def ignores_training(layer: Layer) -> bool:

@@ -21,13 +21,15 @@ from bnfold.folding.scope import Position, Scope, chain, title
 from bnfold.folding.site import Site
 from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
-from bnfold.model.graph import Call, Layer, Path, Ref, show
+from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
 from bnfold.model.policy import policy
-from bnfold.model.shapes import Shape, inside, without_axes
+from bnfold.model.shapes import Shape, without_axes
 
 _MAX_STEPS = 20_000
 _MAX_WAYS = 64
 """How many ways through joins are looked at before a layer counts as blocked."""
+_MAX_JOINS = 100
+"""How many joins in a row a map is carried through, backward."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class _Call:
     @property
     def core_path(self) -> Path:
         """The path of the layer inside all wrappers."""
-        return _inner_path(self.layer, self.path)
+        return core_path(self.layer, self.path)
 
     @property
     def title(self) -> str:
@@ -221,6 +223,23 @@ def _check_agreement(demands: Sequence[_Demand]) -> None:
         raise first.call.refuse(f"is called {count} times, and its calls ask for different weights")
 
 
+class _Ways:
+    """The ways of one branch, each looked for once, and only when it is asked for."""
+
+    def __init__(self, ways: Iterator[list[_Demand]]) -> None:
+        self._rest = ways
+        self._found: list[list[_Demand]] = []
+
+    def way(self, number: int) -> list[_Demand] | None:
+        """One way by its number from 0; None behind the last."""
+        while len(self._found) <= number:
+            found = next(self._rest, None)
+            if found is None:
+                return None
+            self._found.append(found)
+        return self._found[number]
+
+
 class _Attempt:
     """One BatchNormalization in one direction."""
 
@@ -292,16 +311,28 @@ class _Attempt:
         )
 
     def _all_of(
-        self, tensors: Sequence[tuple[Tensor, Affine]], reader: str
+        self, tensors: Sequence[tuple[Tensor, Affine]], reader: str, depth: int = 0
     ) -> Iterator[list[_Demand]]:
-        """Every way to put a map on each of several tensors."""
-        if not tensors:
-            yield []
+        """Every way to put a map on each of several tensors; none if one of them has none."""
+        if depth > _MAX_JOINS:
+            raise _RefusalError("there are too many joins in a row before it")
+        branches = [
+            _Ways(self._up_to_an_obstacle(self._behind(tensor, affine, reader, depth)))
+            for tensor, affine in tensors
+        ]
+        if any(branch.way(0) is None for branch in branches):
             return
-        tensor, affine = tensors[0]
-        for demands in self._up_to_an_obstacle(self._behind(tensor, affine, reader)):
-            for others in self._all_of(tensors[1:], reader):
-                yield [*demands, *others]
+        turn = [0] * len(branches)
+        while True:
+            ways = [branch.way(number) or [] for branch, number in zip(branches, turn, strict=True)]
+            yield [demand for way in ways for demand in way]
+            for place in reversed(range(len(branches))):  # the last branch turns fastest
+                turn[place] += 1
+                if branches[place].way(turn[place]) is not None:
+                    break
+                turn[place] = 0
+            else:
+                return
 
     def _up_to_an_obstacle(self, ways: Iterator[list[_Demand]]) -> Iterator[list[_Demand]]:
         """The ways until one meets an obstacle, of which the first is noted."""
@@ -310,7 +341,9 @@ class _Attempt:
         except _RefusalError as error:
             self._first = self._first or error
 
-    def _behind(self, tensor: Tensor, affine: Affine, reader: str) -> Iterator[list[_Demand]]:
+    def _behind(
+        self, tensor: Tensor, affine: Affine, reader: str, depth: int
+    ) -> Iterator[list[_Demand]]:
         """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
         while True:
             self._count_step()
@@ -321,7 +354,7 @@ class _Attempt:
             if following is not None:
                 tensor, reader = following, _reader_of(at, following[0])
                 continue
-            rule = carry.rule_for(inside(at.layer)[0])
+            rule = carry.rule_for(unwrapped(at.layer)[0])
             if rule is None:
                 yield [self._demand_behind(at, affine)]
                 return
@@ -331,7 +364,7 @@ class _Attempt:
                 reader = at.layer.name
                 continue
             for way in ways:
-                yield from self._all_of(way, at.layer.name)
+                yield from self._all_of(way, at.layer.name, depth + 1)
             return
 
     def _check_read_once(self, at: _Call, ref: Ref, reader: str) -> None:
@@ -355,24 +388,26 @@ class _Attempt:
             return at.scope, at.call.inputs[0]
         nested = at.scope.inside.get(ref.layer)
         if nested is not None:
-            self._check_boundary(nested, affine, "it is behind")
+            self._check_boundary(nested, affine, "it is behind", ref)
             return nested, nested.graph.outputs[ref.output]
         if at.layer.class_name != "InputLayer" or not at.layer.builtin:
             return None
         call = at.scope.outer_call()
         if call is None or at.scope.parent is None:
             raise _RefusalError(_FIRST, at.path)
-        self._check_boundary(at.scope, affine, "it is inside")
+        outer = call.inputs[at.scope.graph.inputs.index(ref.layer)]
+        self._check_boundary(at.scope, affine, "it is inside", outer)
         self._check_dtype(at)
-        return at.scope.parent, call.inputs[at.scope.graph.inputs.index(ref.layer)]
+        return at.scope.parent, outer
 
-    def _check_boundary(self, scope: Scope, affine: Affine, where: str) -> None:
+    def _check_boundary(self, scope: Scope, affine: Affine, where: str, outer: Ref) -> None:
+        """Whether a map of a tensor can cross; `outer` is that tensor outside of the model."""
         if scope.closed is not None:
             raise _RefusalError(
                 f"{where} {title_of_scope(scope)}, which {scope.closed}", scope.path
             )
         if scope.wrappers and scope.parent is not None:
-            shape = scope.parent.shapes.of(Ref(scope.name))
+            shape = scope.parent.shapes.of(outer)
             rank = None if shape is None else len(shape) - scope.wrappers
             self._check_axes(affine, rank, scope.wrappers, title_of_scope(scope), scope.path)
 
@@ -423,7 +458,7 @@ class _Attempt:
     def _site(self, at: _Call) -> Site:
         """What a rule is asked about; all that holds for any rule is checked here."""
         self._check_dtype(at)
-        core, wrappers = inside(at.layer)
+        core, wrappers = unwrapped(at.layer)
         shapes, call = at.scope.shapes, at.call
         count = len(call.inputs) if at.layer.is_operation else at.scope.leading(call)
         inputs = tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count])
@@ -456,7 +491,7 @@ class _Attempt:
             raise at.refuse("is kept on request")
         if at.scope.around.repeats(at.layer):
             raise at.refuse("stands in several places of the model")
-        core, _ = inside(at.layer)
+        core, _ = unwrapped(at.layer)
         if not takes(core):
             raise _RefusalError(f"bnfold knows no way into {at.name}", at.path)
         if catalog.is_batchnorm(core) and at.path == self.batchnorm.path:
@@ -473,7 +508,7 @@ class _Attempt:
         problem = limits.misplaced_bias(site, effect)
         if problem is not None:
             raise at.refuse(problem)
-        self.originals[at.core_path] = inside(at.layer)[0]
+        self.originals[at.core_path] = unwrapped(at.layer)[0]
         return _Demand(at, affine, effect)
 
     # --- with the data ---------------------------------------------------------------------------
@@ -515,10 +550,11 @@ class _Attempt:
             own = scope is self._scope and ref.layer == self._layer.name
             what = "it" if own else f"what {title(scope.graph.layers[ref.layer], path)} makes of it"
             raise _RefusalError(f"{what} is an output of the model", path)
-        self._check_boundary(scope, affine, "it is inside")
         for number, output in enumerate(scope.graph.outputs):
             if output == ref:
-                self._change((scope.parent, Ref(scope.name, 0, number)), affine)
+                outer = Ref(scope.name, 0, number)
+                self._check_boundary(scope, affine, "it is inside", outer)
+                self._change((scope.parent, outer), affine)
 
     def _enter(self, position: Position) -> list[_Demand]:
         """Let one call take in, or pass on, what has changed in its inputs."""
@@ -532,7 +568,7 @@ class _Attempt:
             return []
         nested = scope.inside.get(name)
         if nested is not None:
-            self._enter_model(nested, affines)
+            self._enter_model(nested, affines, at.call.inputs)
             return []
         site = self._site(at)
         for affine, shape in zip(affines, site.inputs, strict=False):
@@ -541,7 +577,7 @@ class _Attempt:
         count = len(site.inputs)
         if any(affine is not None for affine in affines[count:]):
             raise at.refuse("takes it for another argument than its input")
-        rule = carry.rule_for(inside(at.layer)[0])
+        rule = carry.rule_for(unwrapped(at.layer)[0])
         if rule is None:
             return [self._demand_in_front(at, site, first)]
         found = rule.forward(site, [affine or IDENTITY for affine in affines[:count]])
@@ -550,11 +586,13 @@ class _Attempt:
         self._change(output, found)
         return []
 
-    def _enter_model(self, nested: Scope, affines: Sequence[Affine | None]) -> None:
+    def _enter_model(
+        self, nested: Scope, affines: Sequence[Affine | None], sources: Sequence[Ref]
+    ) -> None:
         for slot, affine in enumerate(affines):
             if affine is None:
                 continue
-            self._check_boundary(nested, affine, "it is in front of")
+            self._check_boundary(nested, affine, "it is in front of", sources[slot])
             name = nested.graph.inputs[slot]
             self._check_dtype(_Call(nested, nested.graph.layers[name], 0, "behind it"))
             self._change((nested, Ref(name)), affine)
@@ -578,10 +616,3 @@ def title_of_scope(scope: Scope) -> str:
 def _reader_of(at: _Call, scope: Scope) -> str:
     """Who reads the tensor that a call only hands on, as `scope` names it."""
     return at.scope.name if scope is at.scope.parent else at.layer.name
-
-
-def _inner_path(layer: Layer, path: Path) -> Path:
-    while layer.inner is not None:
-        layer = layer.inner
-        path = (*path, layer.name)
-    return path

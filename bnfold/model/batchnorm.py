@@ -1,6 +1,5 @@
 """A BatchNormalization layer, typed: its settings checked, its four vectors in float64."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model import catalog
-from bnfold.model.graph import Layer, Path, Weight
+from bnfold.model.graph import Layer, Path, Weight, finite_number
 
 Vector = NDArray[np.float64]
 
@@ -76,12 +75,12 @@ class BatchNorm:
     @property
     def epsilon(self) -> float | None:
         """What is added to the variance; None where the config gives no number."""
-        return _number(self.layer.config.get("epsilon", 1e-3))
+        return finite_number(self.layer.config.get("epsilon", 1e-3))
 
     @property
     def momentum(self) -> float | None:
         """The share of the old statistics that a training step keeps."""
-        return _number(self.layer.config.get("momentum", 0.99))
+        return finite_number(self.layer.config.get("momentum", 0.99))
 
     @property
     def center(self) -> bool:
@@ -98,16 +97,6 @@ class BatchNorm:
         """False for a frozen layer, which uses its moving statistics always (not in TF 1)."""
         frozen = self.layer.config.get("trainable", True) is False
         return not frozen or self.layer.class_name == "BatchNormalizationV1"
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    return number if math.isfinite(number) else None
 
 
 def as_batchnorm(layer: Layer, path: Path) -> BatchNorm | None:

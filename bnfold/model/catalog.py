@@ -141,6 +141,19 @@ _DROPOUT = frozenset(
     }
 )  # fmt: skip
 
+TRAINS_BY_DEFAULT = frozenset(
+    {
+        "AugMix", "AutoContrast", "CenterCrop", "ContrastLimitedAdaptiveHistogramEqualization",
+        "CutMix", "Equalization", "MaxNumBoundingBoxes", "MixUp", "Pipeline", "RandAugment",
+        "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast",
+        "RandomCrop", "RandomElasticTransform", "RandomErasing", "RandomFlip",
+        "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective",
+        "RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness",
+        "RandomShear", "RandomTranslation", "RandomZoom", "Resizing", "Solarization",
+    }
+)  # fmt: skip
+"""The classes whose `call` has training=True for its default, so that a call need not say it."""
+
 RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
 POOLED_RANK: Mapping[str, int] = {

@@ -5,6 +5,7 @@ once and its numbers on demand, so that a model larger than memory can be planne
 copied.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -137,6 +138,33 @@ class Graph:
     def with_layer(self, layer: Layer) -> "Graph":
         """The same graph with the layer of this name replaced."""
         return replace(self, layers={**self.layers, layer.name: layer})
+
+
+def finite_number(value: object) -> float | None:
+    """A number of a config; None for anything else, and for what is not finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def unwrapped(layer: Layer) -> tuple[Layer, int]:
+    """The layer inside all wrappers, with the wrapper's calls, and how many wrappers there are."""
+    wrappers, calls = 0, layer.calls
+    while layer.inner is not None:
+        layer, wrappers = layer.inner, wrappers + 1
+    return (replace(layer, calls=calls) if wrappers else layer), wrappers
+
+
+def core_path(layer: Layer, path: Path) -> Path:
+    """The path of the layer inside all wrappers, from that of the outermost one."""
+    while layer.inner is not None:
+        layer = layer.inner
+        path = (*path, layer.name)
+    return path
 
 
 def walk_all(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Layer]]:

@@ -218,8 +218,9 @@ def parse_call(node: Any, count: Numbering, *, positional: bool) -> Call:
         arguments = next((leaf[3] for leaf in leaves if len(leaf) == 4), {})
         _map_keras2(arguments, note, count.in_calls)
     mask = arguments.get("mask")
-    if isinstance(mask, list) and not any(mask):
-        mask = None  # one for each of several inputs, and none of them
+    if isinstance(mask, (list, dict)):  # one for each of several inputs
+        masks = mask.values() if isinstance(mask, dict) else mask
+        mask = mask if any(masks) else None
     return Call(tuple(inputs), node, arguments.get("training"), mask)
 
 

@@ -1,45 +1,143 @@
 """The static shapes and the dtypes of a graph's tensors, as far as the file alone tells.
 
 Keras 3 notes both for every tensor that a layer reads. For older files, for a Sequential and for
-what nobody reads, the shape follows from the build config of a reader, or from the class and the
-settings of the layer that made the tensor. A size that is open or unknown is None; a shape that is
+what nobody reads, the shape follows from the class and the settings of the layer that made the
+tensor. A size that is open or unknown is None; a shape that is
 unknown altogether is None. Whoever asks must take None for a refusal.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from typing import TypeVar, cast
 
 from bnfold.model import catalog, config
 from bnfold.model.einsum import parse_equation
-from bnfold.model.graph import Graph, Layer, Ref
+from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy
 
 Shape = tuple[int | None, ...]
 
-_MAX_STEPS = 200
+_Fact = TypeVar("_Fact")
 
 
 class Shapes:
-    """The shapes of a graph's tensors, each looked for once."""
+    """The shapes and dtypes of a graph's tensors, each looked for once."""
 
     def __init__(self, graph: Graph, outer: Mapping[str, Shape | None] | None = None) -> None:
         """`outer` are shapes of the graph's input layers that are known from elsewhere."""
         self._graph = graph
         self._outer = outer or {}
         noted = config.tensor_types(graph)
-        self._dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
-        self._known: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
+        self._dtypes: dict[Ref, str | None] = {ref: dtype for ref, (_, dtype) in noted.items()}
+        self._shapes: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
+        self._inside: dict[tuple[str, int], Shapes] = {}
         self._misstated = _behind(graph, self._reverses_axes)
 
-    def of(self, ref: Ref, steps: int = 0) -> Shape | None:
+    def of(self, ref: Ref) -> Shape | None:
         """The shape of a tensor, batch included."""
-        if ref not in self._known:
-            self._known[ref] = self._find(ref, steps) if steps <= _MAX_STEPS else None
-        shape = self._known[ref]
+        shape = self._look_up(ref, self._shapes, self._find_shape)
         if shape is None or ref.layer not in self._misstated:
             return shape
         return (shape[0], *(None,) * (len(shape) - 1))
+
+    def dtype(self, ref: Ref) -> str | None:
+        """The dtype of a tensor: noted, declared by its input layer, or its maker's.
+
+        A layer without weights may hand on integers as they are, whatever it computes in.
+        """
+        return self._look_up(ref, self._dtypes, self._find_dtype)
+
+    def inside(self, name: str, call: int) -> "Shapes":
+        """The shapes inside one call of a nested model, or of one in wrappers."""
+        if (name, call) not in self._inside:
+            core, wrappers = unwrapped(self._graph.layers[name])
+            nested = cast(Graph, core.graph)
+            shapes = [without_axes(shape, wrappers) for shape in self._inputs(Ref(name, call))]
+            known = dict(zip(nested.inputs, shapes, strict=False))
+            self._inside[name, call] = Shapes(nested, known)
+        return self._inside[name, call]
+
+    def _look_up(self, ref: Ref, known: dict[Ref, _Fact], find: Callable[[Ref], _Fact]) -> _Fact:
+        """What `find` says of a tensor, asked first for what it is made of, however far back."""
+        waiting, entered = [ref], set[Ref]()
+        while waiting:
+            top = waiting[-1]
+            missing = [] if top in entered else self._sources(top)
+            entered.add(top)
+            waiting += [source for source in missing if source not in known]
+            if waiting[-1] == top:
+                waiting.pop()
+                if top not in known:
+                    known[top] = find(top)
+        return known[ref]
+
+    def _sources(self, ref: Ref) -> tuple[Ref, ...]:
+        return self._graph.layers[ref.layer].calls[ref.call].inputs
+
+    def _find_dtype(self, ref: Ref) -> str | None:
+        layer, _ = unwrapped(self._graph.layers[ref.layer])
+        if layer.graph is not None and layer.graph.outputs:
+            return self.inside(ref.layer, ref.call).dtype(layer.graph.outputs[ref.output])
+        found = policy(layer)
+        if layer.is_operation or not layer.builtin or found is None:
+            return None
+        if layer.class_name in catalog.FACTS or layer.class_name in ("InputLayer", "Rescaling"):
+            return found.compute
+        dtypes = [self._dtypes.get(source) or "" for source in self._sources(ref)]
+        known = dtypes and all("float" in dtype for dtype in dtypes)
+        return found.compute if known and layer.class_name in catalog.KEEPS_FLOATS else None
+
+    def _find_shape(self, ref: Ref) -> Shape | None:
+        layer = self._graph.layers[ref.layer]
+        found = self._by_class(layer, ref)
+        return found if found is not None else self._of_rank_that_readers_need(ref)
+
+    def _of_rank_that_readers_need(self, ref: Ref) -> Shape | None:
+        """A shape of the rank that a BatchNormalization was built for, which Keras checks.
+
+        The sizes in a build config may be those of another model in which the layer stood first.
+        """
+        for name, _ in self._graph.readers.get(ref, ()):
+            layer = self._graph.layers[name]
+            build_config = layer.entry.get("build_config")
+            shape = build_config.get("input_shape") if isinstance(build_config, dict) else None
+            if catalog.is_batchnorm(layer) and isinstance(shape, list):
+                return (None,) * len(shape)
+        return None
+
+    def _by_class(self, layer: Layer, ref: Ref) -> Shape | None:
+        if not layer.builtin or layer.is_operation:
+            return None
+        if layer.class_name == "InputLayer":
+            return self._input(layer)
+        core, wrappers = unwrapped(layer)
+        outer = self._inputs(ref)
+        if core.graph is not None:
+            found = self.inside(ref.layer, ref.call).of(core.graph.outputs[ref.output])
+        else:
+            found = output_shape(core, [without_axes(one, wrappers) for one in outer], ref.output)
+        if found is None or not wrappers:
+            return found
+        first = outer[0] if outer else None
+        around = (None,) * wrappers if first is None else first[1 : 1 + wrappers]
+        return (*found[:1], *around, *found[1:])
+
+    def _input(self, layer: Layer) -> Shape | None:
+        """Keras fits the tensor that a nested model is called with to the rank it declares."""
+        outer, declared = self._outer.get(layer.name), input_shape(layer)
+        if outer is None or (declared is not None and len(declared) != len(outer)):
+            return declared
+        return outer
+
+    def _inputs(self, ref: Ref) -> list[Shape | None]:
+        layer, sources = self._graph.layers[ref.layer], self._sources(ref)
+        if sources:
+            return [self.of(source) for source in sources]
+        shape = input_shape(layer)
+        if shape is None:
+            listed = config.settings(self._graph.entry).get("build_input_shape")
+            shape = tuple(listed) if isinstance(listed, list) else None
+        return [shape]
 
     def _reverses_axes(self, layer: Layer) -> bool:
         """Whether Keras notes a wrong shape for what a layer makes, and all that follows from it.
@@ -48,76 +146,18 @@ class Shapes:
         Keras 3.15, `_analyze_split_string` of einsum_dense.py). Ranks are right, and so is the
         shape of square images.
         """
-        core, wrappers = inside(layer)
+        core, wrappers = unwrapped(layer)
         if core.graph is not None:
             return bool(Shapes(core.graph)._misstated)
         equation = parse_equation(core.config.get("equation")) if core.builtin else None
         if core.class_name != "EinsumDense" or equation is None or equation.ellipsis != "left":
             return False
-        shapes = [without_axes(self._known.get(call.inputs[0]), wrappers) for call in layer.calls]
+        shapes = [without_axes(self._shapes.get(call.inputs[0]), wrappers) for call in layer.calls]
         elided = [shape and shape[1 : len(shape) - len(equation.inputs)] for shape in shapes]
         return not all(
             axes is not None and (len(axes) < 2 or (axes == axes[::-1] and None not in axes))
             for axes in elided
         )
-
-    def dtype(self, ref: Ref, steps: int = 0) -> str | None:
-        """The dtype of a tensor: noted, declared by its input layer, or its maker's.
-
-        A layer without weights may hand on integers as they are, whatever it computes in.
-        """
-        if ref in self._dtypes:
-            return self._dtypes[ref]
-        layer, _ = inside(self._graph.layers[ref.layer])
-        if layer.graph is not None and layer.graph.outputs:
-            return Shapes(layer.graph).dtype(layer.graph.outputs[ref.output])
-        found = policy(layer)
-        if layer.is_operation or not layer.builtin or found is None or steps > _MAX_STEPS:
-            return None
-        if layer.class_name in catalog.FACTS or layer.class_name == "InputLayer":
-            return found.compute
-        sources = layer.calls[ref.call].inputs
-        dtypes = [self.dtype(source, steps + 1) or "" for source in sources]
-        known = sources and all("float" in dtype for dtype in dtypes)
-        return found.compute if known and layer.class_name in catalog.KEEPS_FLOATS else None
-
-    def _find(self, ref: Ref, steps: int) -> Shape | None:
-        built = self._built(ref)
-        found = self._by_class(self._graph.layers[ref.layer], ref, steps)
-        # A build config notes the first call only, and leaves open what it did not know.
-        return found if built is None else built
-
-    def _built(self, ref: Ref) -> Shape | None:
-        """The shape that the build config of a layer which reads this tensor alone gives."""
-        for name, number in self._graph.readers.get(ref, ()):
-            layer = self._graph.layers[name]
-            build_config = layer.entry.get("build_config")
-            shape = build_config.get("input_shape") if isinstance(build_config, dict) else None
-            single = len(layer.calls) == 1 and layer.calls[number].inputs == (ref,)
-            if single and isinstance(shape, list) and not any(isinstance(n, list) for n in shape):
-                return tuple(shape)
-        return None
-
-    def _by_class(self, layer: Layer, ref: Ref, steps: int) -> Shape | None:
-        if not layer.builtin or layer.is_operation:
-            return None
-        inputs = self._inputs(layer, ref, steps)
-        if layer.graph is not None:
-            known = dict(zip(layer.graph.inputs, inputs, strict=False))
-            return Shapes(layer.graph, known).of(layer.graph.outputs[ref.output], steps + 1)
-        if layer.class_name == "InputLayer":
-            return self._outer.get(layer.name) or input_shape(layer)
-        return output_shape(layer, inputs, ref.output)
-
-    def _inputs(self, layer: Layer, ref: Ref, steps: int) -> list[Shape | None]:
-        sources = layer.calls[ref.call].inputs
-        if sources:
-            return [self.of(source, steps + 1) for source in sources]
-        shape = input_shape(layer)
-        if shape is None and layer.class_name != "InputLayer":
-            listed = config.settings(self._graph.entry).get("build_input_shape")
-            shape = tuple(listed) if isinstance(listed, list) else None
-        return [shape]
 
 
 def _behind(graph: Graph, is_source: Callable[[Layer], bool]) -> frozenset[str]:
@@ -146,8 +186,6 @@ def input_shape(layer: Layer) -> Shape | None:
 
 def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> Shape | None:
     """The shape of what a layer makes of tensors of these shapes."""
-    if layer.inner is not None:
-        return _through_wrapper(layer.inner, inputs, output)
     if not layer.builtin or layer.is_operation or not inputs:
         return None
     if layer.class_name in catalog.RECURRENT:
@@ -156,20 +194,6 @@ def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> S
     if rule is None:
         return None
     return rule(layer, inputs)
-
-
-def _through_wrapper(inner: Layer, inputs: list[Shape | None], output: int) -> Shape | None:
-    """TimeDistributed: the layer inside sees neither axis 1 nor what stands on it."""
-    shape = inputs[0] if inputs else None
-    inside = None if shape is None else (*shape[:1], *shape[2:])
-    if inner.graph is not None:
-        known = dict(zip(inner.graph.inputs, [inside], strict=False))
-        found = Shapes(inner.graph, known).of(inner.graph.outputs[output])
-    else:
-        found = output_shape(inner, [inside], output)
-    if found is None:
-        return None
-    return (*found[:1], shape[1] if shape is not None else None, *found[1:])
 
 
 Rule = Callable[[Layer, list[Shape | None]], Shape | None]
@@ -391,12 +415,3 @@ _RULES: Mapping[str, Rule] = {
 def without_axes(shape: Shape | None, wrappers: int) -> Shape | None:
     """The shape that a layer inside this many TimeDistributed sees."""
     return None if shape is None else (*shape[:1], *shape[1 + wrappers :])
-
-
-def inside(layer: Layer) -> tuple[Layer, int]:
-    """The layer inside all wrappers, with the wrapper's calls, and how many wrappers there are."""
-    wrappers = 0
-    calls = layer.calls
-    while layer.inner is not None:
-        layer, wrappers = layer.inner, wrappers + 1
-    return (replace(layer, calls=calls) if wrappers else layer), wrappers
