@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 _SUBCLASSED = (
     "the model is subclassed: its file holds weights but no graph, so nothing can be folded"
 )
-_CUSTOM = "it is inside a layer that is not Keras' own, whose code the file does not hold"
+_CUSTOM = "it is, or is inside, a layer that is not Keras' own, whose code the file does not hold"
 
 
 @dataclass(frozen=True)

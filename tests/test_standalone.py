@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import batchnorms, difference, interface, keras, load, outputs, randomize, samples
+from support import (
+    batchnorms,
+    chain,
+    difference,
+    interface,
+    keras,
+    load,
+    outputs,
+    randomize,
+    samples,
+)
 
 from bnfold.conversion import fold_file
 
 L = keras.layers
 BN = L.BatchNormalization
-
-
-def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
-    first = tensor = keras.Input(shape, **options)
-    for layer in layers:
-        tensor = layer(tensor)
-    return keras.Model(first, tensor)
 
 
 def called_twice() -> Any:
@@ -37,6 +40,7 @@ REPLACED: dict[str, Callable[[], Any]] = {
     "several-of-both": lambda: chain((5, 3), L.Dense(4), BN(), L.ELU(), BN(scale=False), L.ELU()),
     "called-twice": called_twice,
     "nested": nested,
+    "wrapped": lambda: chain((2, 5, 4), L.TimeDistributed(chain((5, 4), L.ReLU(), BN(), L.ReLU()))),
     "sequential": lambda: keras.Sequential([keras.Input((5, 3)), L.ReLU(), BN(), L.ReLU()]),
 }
 

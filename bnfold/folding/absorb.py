@@ -50,7 +50,7 @@ from bnfold.model.policy import policy
 from bnfold.model.shapes import Shape, window_of
 
 _BETWEEN = "put BatchNormalization between {layer} and its activation"
-OTHER_AXIS = AxisObstacle("not the channel axis", AXIS)
+OTHER_AXIS = AxisObstacle("not the channel axis of", AXIS)
 
 
 # --- a map behind the layer ----------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _on_batchnorm_axis(
         return "normalizes over several axes at once"
     if axis >= 0:
         if site.rank is None:
-            return AxisObstacle("not the channel axis, as far as the file tells,", AXIS)
+            return AxisObstacle("not the channel axis, as far as the file tells, of", AXIS)
         axis -= site.rank
     return affine.vectors(axis, weights["moving_mean"].shape[0]) or OTHER_AXIS
 

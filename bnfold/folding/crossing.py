@@ -124,4 +124,4 @@ def linear(constants: Callable[[Site], tuple[Array, Array] | None]) -> Rule:
     return single(to_input=to_input, to_output=to_output)
 
 
-_UNKNOWN = "is no arithmetic with constants that could be undone"
+_UNKNOWN = "multiplies with zero, or computes with what the file does not tell"

@@ -17,7 +17,7 @@ from bnfold.model.einsum import Equation, parse_equation
 from bnfold.model.graph import Weight
 from bnfold.model.shapes import Shape
 
-_NO_KERNEL_AXIS = AxisObstacle("not an axis of its kernel", AXIS)
+_NO_KERNEL_AXIS = AxisObstacle("no axis of the kernel of", AXIS)
 
 
 def behind(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:

@@ -75,7 +75,7 @@ def _differ(affines: Sequence[Affine], *, scale_only: bool = False) -> str | Non
     if all(maps[0].same_as(other) for other in maps[1:]):
         return None
     what = "scaled" if scale_only else "normalized"
-    return f"joins it with what is not {what} alike"
+    return f"joins it with a branch that is not {what} in the same way"
 
 
 def _plus(count: int) -> Sequence[float]:

@@ -82,6 +82,8 @@ _SUM_WITH = _with_constant(lambda n: (1, n), lambda n: (1, n))
 _DIFFERENCE_WITH = _with_constant(lambda n: (1, -n), lambda n: (-1, n))
 _PRODUCT_WITH = _with_constant(lambda n: (n, 0), lambda n: (n, 0))
 _QUOTIENT = _with_constant(lambda n: (1 / n, 0), None)
+_NO_QUOTIENT = Rule(lambda site, affine: _BY_TENSOR, lambda site, affines: _BY_TENSOR)
+_BY_TENSOR = "divides by another tensor"
 _NEGATIVE = linear(lambda site: (np.asarray(-1.0), np.zeros(())))
 _NO_CONSTANT = linear(lambda site: None)
 
@@ -303,8 +305,7 @@ OPERATIONS: Mapping[str, Rule] = {
     "Add": _either(joins.SUM, _SUM_WITH),
     "Subtract": _either(joins.DIFFERENCE, _DIFFERENCE_WITH),
     "Multiply": _either(joins.PRODUCT, _PRODUCT_WITH),
-    "Divide": _QUOTIENT,  # by constants
-    "TrueDivide": _QUOTIENT,
+    **dict.fromkeys(("Divide", "TrueDivide"), _either(_NO_QUOTIENT, _QUOTIENT)),
     "Negative": _NEGATIVE,
     **dict.fromkeys(("Maximum", "Minimum"), _either(joins.EXTREME, _NO_CONSTANT)),
     "Concatenate": joins.ROW,

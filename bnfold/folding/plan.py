@@ -277,4 +277,7 @@ def _training_problem(one: _Candidate) -> Refusal | None:
     )
 
 
-_NO_TRAINING = "build the model without training=True, or freeze it (trainable=False)"
+_NO_TRAINING = (
+    "build the model without training=True (call layers that take it by default with "
+    "training=False), or freeze it (trainable=False)"
+)

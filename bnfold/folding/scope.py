@@ -181,10 +181,11 @@ def _boundary(scope: Scope, layer: Layer, graph: Graph, wrappers: int) -> Iterat
     if len(call.inputs) != len(graph.inputs) or scope.leading(call) != len(call.inputs):
         yield "is a nested model that is called in an unusual way"
         return
-    plain = call.node is None or nodes.is_flat(call.node)
+    given_keys = () if call.node is None else nodes.keys_of_first(call.node)
     listed = graph.entry["config"].get("input_layers") if graph.kind == "functional" else []
-    if len(graph.inputs) > 1 and not (plain and isinstance(listed, list)):
-        yield "is a nested model whose inputs are a dictionary"
+    declared_keys = sorted(listed) if isinstance(listed, dict) else []
+    if len(graph.inputs) > 1 and (given_keys is None or sorted(given_keys) != declared_keys):
+        yield "is a nested model whose inputs are a dictionary, and other ones than it is given"
     given = [without_axes(scope.shapes.of(ref), wrappers) for ref in call.inputs]
     declared = [input_shape(graph.layers[name]) for name in graph.inputs]
     if not all(map(_fits, given, declared)):

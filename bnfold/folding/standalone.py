@@ -14,7 +14,7 @@ from bnfold.folding.affine import Affine, Array, from_batchnorm
 from bnfold.folding.plan import Plan
 from bnfold.model import config
 from bnfold.model.batchnorm import as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Weight, walk_all
+from bnfold.model.graph import Graph, Layer, Path, Weight, core_path, unwrapped, walk_all
 from bnfold.model.policy import policy
 from bnfold.model.shapes import Shapes
 
@@ -39,9 +39,10 @@ def _paths(graph: Graph, path: Path) -> list[Path]:
     found: list[Path] = []
     shapes = Shapes(graph)
     for name, layer in graph.layers.items():
-        if layer.graph is not None:
-            found += _paths(layer.graph, (*path, name))
-        elif layer.inner is None and _fits(layer, shapes):
+        core, wrappers = unwrapped(layer)
+        if core.graph is not None:
+            found += _paths(core.graph, core_path(layer, (*path, name)))
+        elif not wrappers and _fits(layer, shapes):
             found.append((*path, name))
     return found
 
@@ -73,6 +74,9 @@ def replace_leftovers(graph: Graph, paths: Collection[Path], path: Path = ()) ->
 def _replaced(layer: Layer, graph: Graph, paths: Collection[Path], path: Path) -> Layer:
     if layer.graph is not None:
         return replace(layer, graph=replace_leftovers(layer.graph, paths, path))
+    if layer.inner is not None:
+        inner = _replaced(layer.inner, graph, paths, (*path, layer.inner.name))
+        return replace(layer, inner=inner)
     batchnorm = as_batchnorm(layer, path)
     affine = None if batchnorm is None or path not in paths else from_batchnorm(batchnorm)
     if batchnorm is None or not isinstance(affine, Affine):

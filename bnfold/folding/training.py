@@ -22,6 +22,11 @@ def is_set(argument: object) -> bool:
     return argument not in (None, False, 0)
 
 
+def is_off(argument: object) -> bool:
+    """Whether a call's `training` says that it is not training; None says nothing."""
+    return argument is not None and not is_set(argument)
+
+
 def exposed(graph: Graph) -> dict[Path, str]:
     """The layers that heed training mode and may run after a call with training=True of another.
 
@@ -84,17 +89,27 @@ def _source(graph: Graph, node: _Node, path: Path, inside: Mapping[Path, str]) -
 
 
 def _run(
-    graph: Graph, path: Path, leak: str | None, inside: Mapping[Path, str], found: dict[Path, str]
+    graph: Graph,
+    path: Path,
+    forced: str | None,
+    inside: Mapping[Path, str],
+    found: dict[Path, str],
 ) -> None:
-    """Walk the calls in the order of Keras; `leak` is who has set training mode so far."""
+    """Walk the calls in the order of Keras; `forced` is who has set training mode before.
+
+    A model that is called in training mode hands that to its layers whatever their calls say; at
+    other times a call with training=False goes its own way.
+    """
+    leak = forced
     for nodes, who in _by_depth(graph, path, inside):
         for node in nodes:
             layer = graph.layers[node[0]]
-            own = _source(graph, node, path, inside)
             others = leak
             if others is None and who is not None:
                 beside = (_source(graph, n, path, inside) for n in nodes if n != node)
-                others = who if who != own else next(filter(None, beside), None)
+                others = next(filter(None, beside), None)
+            if forced is None and is_off(layer.calls[node[1]].training):
+                others = None
             _enter(layer, (*path, layer.name), others, inside, found)
         leak = leak or who
 

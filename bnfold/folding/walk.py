@@ -9,8 +9,10 @@ Nothing is changed here before a way is known to its ends.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bnfold.folding import absorb, carry, limits
 from bnfold.folding.affine import IDENTITY, Affine
@@ -23,7 +25,7 @@ from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
 from bnfold.model.policy import policy
-from bnfold.model.shapes import Shape, without_axes
+from bnfold.model.shapes import Shape, is_float, without_axes
 
 _MAX_STEPS = 20_000
 _MAX_WAYS = 64
@@ -91,6 +93,16 @@ class _Call:
         """What the graph says of the call."""
         return self.layer.calls[self.number]
 
+    def touches(self, layer: Layer) -> bool:
+        """Whether one reads what the other makes."""
+        pairs = ((self.layer, layer), (layer, self.layer))
+        return any(
+            ref.layer == maker.name
+            for reader, maker in pairs
+            for call in reader.calls
+            for ref in call.inputs
+        )
+
     def refuse(self, predicate: str) -> "_RefusalError":
         """What stands in the way, said of the layer."""
         return _RefusalError(f"{self.name} {predicate}", self.path, self.remedy(predicate))
@@ -98,6 +110,14 @@ class _Call:
     def remedy(self, predicate: str) -> str:
         """What a user could do about it."""
         return remedy_of(predicate).replace("{layer}", self.title)
+
+
+class _Wanted(NamedTuple):
+    """A map to be put on a tensor that fills so many slots of the call that reads it."""
+
+    tensor: Tensor
+    affine: Affine
+    slots: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,6 +280,8 @@ class _Attempt:
         self._changed: dict[Tensor, Affine] = {}
         self._waiting: list[int] = []
         self._dtype = self._compute_dtype()
+        # Forward: the dtype that the layer casts to its own.
+        self._uncast: str | None = None
         self._affine = self._starting_map()
 
     def _compute_dtype(self) -> str:
@@ -306,19 +328,19 @@ class _Attempt:
     def backward(self) -> Iterator[list[_Demand]]:
         """The demands of each way to take the map into what makes the layer's input."""
         return self._all_of(
-            [((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls],
+            [_Wanted((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls],
             self._layer.name,
         )
 
     def _all_of(
-        self, tensors: Sequence[tuple[Tensor, Affine]], reader: str, depth: int = 0
+        self, tensors: Sequence[_Wanted], reader: str, depth: int = 0
     ) -> Iterator[list[_Demand]]:
         """Every way to put a map on each of several tensors; none if one of them has none."""
         if depth > _MAX_JOINS:
             raise _RefusalError("there are too many joins in a row before it")
         branches = [
-            _Ways(self._up_to_an_obstacle(self._behind(tensor, affine, reader, depth)))
-            for tensor, affine in tensors
+            _Ways(self._up_to_an_obstacle(self._behind(wanted, reader, depth)))
+            for wanted in tensors
         ]
         if any(branch.way(0) is None for branch in branches):
             return
@@ -341,18 +363,16 @@ class _Attempt:
         except _RefusalError as error:
             self._first = self._first or error
 
-    def _behind(
-        self, tensor: Tensor, affine: Affine, reader: str, depth: int
-    ) -> Iterator[list[_Demand]]:
+    def _behind(self, wanted: _Wanted, reader: str, depth: int) -> Iterator[list[_Demand]]:
         """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
         while True:
             self._count_step()
-            scope, ref = tensor
+            (scope, ref), affine, slots = wanted
             at = _Call(scope, scope.graph.layers[ref.layer], ref.call, "before it")
-            self._check_read_once(at, ref, reader)
+            self._check_read_once(at, ref, reader, slots)
             following = self._around(at, ref, affine)
             if following is not None:
-                tensor, reader = following, _reader_of(at, following[0])
+                wanted, reader = _Wanted(following, affine), _reader_of(at, following[0])
                 continue
             rule = carry.rule_for(unwrapped(at.layer)[0])
             if rule is None:
@@ -360,17 +380,16 @@ class _Attempt:
                 return
             ways = self._carried(rule, at, affine)
             if len(ways) == 1 and len(ways[0]) == 1:
-                ((tensor, affine),) = ways[0]
-                reader = at.layer.name
+                (wanted,), reader = ways[0], at.layer.name
                 continue
             for way in ways:
                 yield from self._all_of(way, at.layer.name, depth + 1)
             return
 
-    def _check_read_once(self, at: _Call, ref: Ref, reader: str) -> None:
+    def _check_read_once(self, at: _Call, ref: Ref, reader: str, slots: int) -> None:
         """Whatever else reads the tensor would see the map too."""
         graph = at.scope.graph
-        if at.scope.reads(ref) == 1:
+        if at.scope.reads(ref) == slots:
             return
         what = f"what {at.title} makes before it"
         if ref in graph.outputs and not (at.scope.parent and len(set(graph.outputs)) == 1):
@@ -425,20 +444,29 @@ class _Attempt:
                 path,
             )
 
-    def _carried(self, rule: Rule, at: _Call, affine: Affine) -> list[list[tuple[Tensor, Affine]]]:
+    def _carried(self, rule: Rule, at: _Call, affine: Affine) -> list[list[_Wanted]]:
         site = self._site(at)
         self._check_sees(at, affine, site.output)
         maps = rule.backward(site, affine) if site.inputs else "is called in an unusual way"
         if isinstance(maps, str):
             raise at.refuse(maps)
-        sources: list[Tensor] = [(at.scope, source) for source in at.call.inputs]
+        ways = [self._by_tensor(at, way) for way in maps]
+        found = [way for way in ways if way is not None]
+        if not found:
+            raise at.refuse("reads one tensor twice, which would have to change in two ways")
+        return found
+
+    def _by_tensor(self, at: _Call, maps: Sequence[Affine]) -> list[_Wanted] | None:
+        """The map for each tensor that a call reads; None if one would need two of them."""
+        found: dict[Ref, Affine] = {}
+        for ref, affine in zip(at.call.inputs, maps, strict=False):
+            if not found.setdefault(ref, affine).same_as(affine):
+                return None
+        slots = Counter(at.call.inputs[: len(maps)])
         return [
-            [
-                (tensor, one)
-                for tensor, one in zip(sources, way, strict=False)
-                if not one.is_identity
-            ]
-            for way in maps
+            _Wanted((at.scope, ref), affine, slots[ref])
+            for ref, affine in found.items()
+            if not affine.is_identity
         ]
 
     def _demand_behind(self, at: _Call, affine: Affine) -> _Demand:
@@ -501,7 +529,9 @@ class _Attempt:
 
     def _demand(self, effect: Effect | str, site: Site, at: _Call, affine: Affine) -> _Demand:
         if isinstance(effect, AxisObstacle):
-            reason = f"it normalizes axis {self.batchnorm.axis}, which is {effect} of {at.name}"
+            reason = f"it normalizes axis {self.batchnorm.axis}, which is {effect} {at.name}"
+            if not at.touches(self._layer):
+                reason = f"what it normalizes is {effect} {at.name}"
             raise _RefusalError(reason, at.path, at.remedy(effect))
         if isinstance(effect, str):
             raise at.refuse(effect)
@@ -516,9 +546,7 @@ class _Attempt:
     def forward(self) -> Iterator[list[_Demand]]:
         """The demands of the one way to take the map into all that reads what the layer makes."""
         self.is_forward = True
-        for call in self._layer.calls:
-            if self._scope.shapes.dtype(call.inputs[0]) != self._dtype:
-                raise _RefusalError("it reads numbers of another dtype than it computes in")
+        self._note_input_dtypes()
         demands: list[_Demand] = []
         for number in range(len(self._layer.calls)):
             self._change((self._scope, Ref(self._layer.name, number)), self._affine)
@@ -530,6 +558,24 @@ class _Attempt:
         if not demands:
             raise _RefusalError("nothing that has weights reads it")
         yield demands
+
+    def _note_input_dtypes(self) -> None:
+        """What the readers get is of the dtype that the layer reads, without it."""
+        dtypes = {self._scope.shapes.dtype(call.inputs[0]) for call in self._layer.calls}
+        found = dtypes.pop() if len(dtypes) == 1 else None
+        if found is None:
+            raise _RefusalError("the dtype of what it reads is not known")
+        self._uncast = None if found == self._dtype else found
+
+    def _check_casts(self, at: _Call, core: Layer) -> None:
+        """Layers cast floating-point numbers to what they compute in; operations do not."""
+        if self._uncast is None:
+            return
+        casts = not at.layer.is_operation and (
+            is_float(self._uncast) or core.class_name in catalog.CASTS_INTEGERS
+        )
+        if not casts:
+            raise at.refuse(f"would read {self._uncast} instead of {self._dtype} without it")
 
     def _change(self, tensor: Tensor, affine: Affine) -> None:
         """Note that a tensor will be without a map, and who has to know of it."""
@@ -576,8 +622,9 @@ class _Attempt:
                 self._check_sees(at, affine, shape)
         count = len(site.inputs)
         if any(affine is not None for affine in affines[count:]):
-            raise at.refuse("takes it for another argument than its input")
-        rule = carry.rule_for(unwrapped(at.layer)[0])
+            raise at.refuse("reads it in another place than its input (a state, a key, a mask)")
+        self._check_casts(at, site.layer)
+        rule = carry.rule_for(site.layer)
         if rule is None:
             return [self._demand_in_front(at, site, first)]
         found = rule.forward(site, [affine or IDENTITY for affine in affines[:count]])

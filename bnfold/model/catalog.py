@@ -156,6 +156,9 @@ TRAINS_BY_DEFAULT = frozenset(
 
 RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
+CASTS_INTEGERS = frozenset({"Bidirectional", "Dense", "EinsumDense"} | RECURRENT)
+"""The classes with weights that take integers for numbers; a convolution refuses them."""
+
 POOLED_RANK: Mapping[str, int] = {
     f"Global{kind}Pooling{n}D": n + 2 for kind in ("Max", "Average") for n in (1, 2, 3)
 }

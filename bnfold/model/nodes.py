@@ -293,12 +293,17 @@ def leading(node: Any, names: Iterable[str]) -> int:
     return 0 if any(leaf[0] == CONSTANT for leaf in leaves) else len(leaves)
 
 
-def is_flat(node: Any) -> bool:
-    """Whether the first argument of a call is one tensor or a list of tensors, not a dictionary."""
+def keys_of_first(node: Any) -> tuple[str, ...] | None:
+    """The keys of the first argument of a call, where that is a dictionary; () where it is none.
+
+    None for a dictionary of anything but tensors.
+    """
     first = node["args"][:1] if isinstance(node, dict) and node.get("args") else node
     while isinstance(first, list):
         first = first[0] if first else None
-    return not isinstance(first, dict) or first.get("class_name") == "__keras_tensor__"
+    if not isinstance(first, dict) or _is_keras3_tensor(first):
+        return ()
+    return tuple(first) if all(map(_is_keras3_tensor, first.values())) else None
 
 
 def operands(node: Any) -> tuple[Any, ...]:

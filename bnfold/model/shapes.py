@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from bnfold.model import catalog, config
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
-from bnfold.model.policy import policy
+from bnfold.model.policy import policy, policy_name
 
 Shape = tuple[int | None, ...]
 
@@ -28,7 +28,8 @@ class Shapes:
         self._graph = graph
         self._outer = outer or {}
         noted = config.tensor_types(graph)
-        self._dtypes: dict[Ref, str | None] = {ref: dtype for ref, (_, dtype) in noted.items()}
+        self._noted_dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
+        self._dtypes: dict[Ref, str | None] = {}
         self._shapes: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
         self._inside: dict[tuple[str, int], Shapes] = {}
         self._misstated = _behind(graph, self._reverses_axes)
@@ -41,9 +42,9 @@ class Shapes:
         return (shape[0], *(None,) * (len(shape) - 1))
 
     def dtype(self, ref: Ref) -> str | None:
-        """The dtype of a tensor: noted, declared by its input layer, or its maker's.
+        """The dtype of a tensor: declared by its input layer, its maker's, or as noted.
 
-        A layer without weights may hand on integers as they are, whatever it computes in.
+        A layer without weights may hand on integers as they are, whatever Keras notes for it.
         """
         return self._look_up(ref, self._dtypes, self._find_dtype)
 
@@ -78,14 +79,16 @@ class Shapes:
         layer, _ = unwrapped(self._graph.layers[ref.layer])
         if layer.graph is not None and layer.graph.outputs:
             return self.inside(ref.layer, ref.call).dtype(layer.graph.outputs[ref.output])
-        found = policy(layer)
-        if layer.is_operation or not layer.builtin or found is None:
-            return None
-        if layer.class_name in catalog.FACTS or layer.class_name in ("InputLayer", "Rescaling"):
-            return found.compute
-        dtypes = [self._dtypes.get(source) or "" for source in self._sources(ref)]
-        known = dtypes and all("float" in dtype for dtype in dtypes)
-        return found.compute if known and layer.class_name in catalog.KEEPS_FLOATS else None
+        if layer.builtin and layer.class_name == "InputLayer":
+            return policy_name(layer)
+        sources = [self._dtypes.get(source) for source in self._sources(ref)]
+        makes_floats = layer.class_name in catalog.FACTS or layer.class_name == "Rescaling"
+        keeps_floats = layer.class_name in catalog.KEEPS_FLOATS and all(map(is_float, sources))
+        if layer.builtin and not layer.is_operation and (makes_floats or keeps_floats):
+            found = policy(layer)
+            return None if found is None else found.compute
+        is_known = layer.is_operation or all(map(is_float, sources))
+        return self._noted_dtypes.get(ref) if is_known else None
 
     def _find_shape(self, ref: Ref) -> Shape | None:
         layer = self._graph.layers[ref.layer]
@@ -158,6 +161,11 @@ class Shapes:
             axes is not None and (len(axes) < 2 or (axes == axes[::-1] and None not in axes))
             for axes in elided
         )
+
+
+def is_float(dtype: str | None) -> bool:
+    """Whether a dtype is one of floating-point numbers."""
+    return dtype is not None and "float" in dtype
 
 
 def _behind(graph: Graph, is_source: Callable[[Layer], bool]) -> frozenset[str]:
