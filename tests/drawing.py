@@ -90,10 +90,8 @@ def _fit(layer: str, name: str, shape: tuple[int, ...], generator: np.random.Gen
 
 
 @st.composite
-def models(draw: Draw, enough: Callable[[], bool]) -> Drawn | None:
-    """A model of some 3 to 20 layers; legacy files hold no operation. None once it is `enough`."""
-    if enough():
-        return None
+def models(draw: Draw) -> Drawn:
+    """A model of some 3 to 20 layers; legacy files hold no operation."""
     dtype = draw(st.sampled_from(["float64"] * 6 + ["float32"]))
     form = draw(st.sampled_from([".keras", ".keras", ".h5"]))
     _start(dtype)

@@ -1,18 +1,21 @@
 """Carrying a plan out: every edit of every fold, and the folded layers taken out of the graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from bnfold.folding.effect import Effect, take
-from bnfold.folding.plan import Plan
 from bnfold.model import config
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
 
+if TYPE_CHECKING:
+    from bnfold.folding.plan import Plan
+
 Effects = Mapping[Path, Sequence[Effect]]
 
 
-def apply(graph: Graph, plan: Plan) -> Graph:
+def apply(graph: Graph, plan: "Plan") -> Graph:
     """The graph that computes the same without the layers that `plan` folds.
 
     Layers stand in the order in which Keras will rebuild them. A folded layer that is an output of
@@ -23,7 +26,12 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     return _apply_graph(graph, (), _by_layer(plan), removed, is_model=True)
 
 
-def _by_layer(plan: Plan) -> Effects:
+def without(graph: Graph, paths: Collection[Path]) -> Graph:
+    """The graph without some layers, its others as they are: for what depends on order alone."""
+    return _apply_graph(graph, (), {}, set(paths), is_model=True)
+
+
+def _by_layer(plan: "Plan") -> Effects:
     """What each layer takes in, in turn."""
     found: dict[Path, list[Effect]] = {}
     edits = [edit for fold in plan.folds for edit in fold.edits]

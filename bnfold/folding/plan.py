@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bnfold.folding.affine import from_batchnorm
+from bnfold.folding.apply import without
 from bnfold.folding.effect import Effect
 from bnfold.folding.masks import masks_are_named
 from bnfold.folding.scope import (
@@ -31,10 +32,10 @@ from bnfold.folding.scope import (
     positions,
     unused_patterns,
 )
-from bnfold.folding.training import is_set
+from bnfold.folding.training import is_set, newly_exposed
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Ref
+from bnfold.model.graph import Graph, Layer, Path, Ref, show
 from bnfold.model.order import keras_order
 
 __all__ = ["Blocked", "Edit", "Fold", "Plan", "plan", "unused_patterns"]
@@ -106,7 +107,24 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     `keep` are shell patterns; a layer whose name or nested path (`backbone/bn1`) matches one stays
     as it is.
     """
-    return Plan(tuple(_Planner(build_scopes(graph, keep)).decide()))
+    decisions = tuple(_Planner(build_scopes(graph, keep)).decide())
+    gone = {decision.batchnorm.path for decision in decisions if isinstance(decision, Fold)}
+    moved = newly_exposed(graph, without(graph, gone)) if gone else None
+    if moved is None:
+        return Plan(decisions)
+    path, why = moved
+    reason = (
+        f"without it and the others that could be folded, {show(path)!r} would run after a layer "
+        f"that it runs before now: {why}, which Keras 3 hands on"
+    )
+    return Plan(
+        tuple(
+            Blocked(d.batchnorm, path, reason, named=(path,), remedies=(_NO_TRAINING,))
+            if isinstance(d, Fold)
+            else d
+            for d in decisions
+        )
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ too. Keras 2 hands nothing on.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from bnfold.model import catalog
 from bnfold.model.graph import Graph, Layer, Path, core_path, show, unwrapped
 from bnfold.model.nodes import is_keras3
-from bnfold.model.order import call_depths
+from bnfold.model.order import Node, call_depths
 
 
 def is_set(argument: object) -> bool:
@@ -31,13 +31,21 @@ def exposed(graph: Graph) -> dict[Path, str]:
     """The layers that heed training mode and may run after a call with training=True of another.
 
     The value is a clause about that other layer. Layers of the same depth count as later, because
-    their order is not fixed. A Sequential does not say which Keras wrote it; it counts as Keras 3.
+    their order hangs on that of the config. A Sequential does not say which Keras wrote it; it
+    counts as Keras 3.
     """
-    if _is_keras2(graph):
-        return {}
-    found: dict[Path, str] = {}
-    _run(graph, (), None, _sources(graph, ()), found)
-    return found
+    return {} if _is_keras2(graph) else _Exposure(graph, ties=True).found
+
+
+def newly_exposed(graph: Graph, changed: Graph) -> tuple[Path, str] | None:
+    """A layer that runs in training mode in a changed graph only, and the clause about why.
+
+    Layers that are gone change depths, and with them the order of what is left.
+    """
+    if _is_keras2(graph) or not _sources(graph, ()):
+        return None
+    before, after = (_Exposure(one, ties=False).found for one in (graph, changed))
+    return next(((path, why) for path, why in after.items() if path not in before), None)
 
 
 def _is_keras2(graph: Graph) -> bool:
@@ -49,33 +57,26 @@ def _is_keras2(graph: Graph) -> bool:
     )
 
 
+def _by_depth(graph: Graph) -> list[list[Node]]:
+    """The calls of a graph in the order in which Keras makes them, those of one depth together."""
+    by_depth: dict[int, list[Node]] = defaultdict(list)
+    for node, depth in call_depths(graph).items():
+        by_depth[depth].append(node)
+    return [by_depth[depth] for depth in sorted(by_depth, reverse=True)]
+
+
 def _sources(graph: Graph, path: Path) -> dict[Path, str]:
     """For each nested model, the first layer in it that sets training mode, if any does."""
     found: dict[Path, str] = {}
     for layer in graph.layers.values():
         if layer.nested is not None:
             found |= _sources(layer.nested, core_path(layer, (*path, layer.name)))
-    first = next((who for _, who in _by_depth(graph, path, found) if who is not None), None)
+    named = (_source(graph, node, path, found) for nodes in _by_depth(graph) for node in nodes)
+    first = next(filter(None, named), None)
     return found if first is None else {**found, path: first}
 
 
-_Node = tuple[str, int]
-
-
-def _by_depth(
-    graph: Graph, path: Path, inside: Mapping[Path, str]
-) -> Iterator[tuple[list[_Node], str | None]]:
-    """The calls of a graph as Keras makes them, depth by depth, and who trains in each depth."""
-    by_depth: dict[int, list[_Node]] = defaultdict(list)
-    for node, depth in call_depths(graph).items():
-        by_depth[depth].append(node)
-    for depth in sorted(by_depth, reverse=True):
-        nodes = by_depth[depth]
-        named = (_source(graph, node, path, inside) for node in nodes)
-        yield nodes, next(filter(None, named), None)
-
-
-def _source(graph: Graph, node: _Node, path: Path, inside: Mapping[Path, str]) -> str | None:
+def _source(graph: Graph, node: Node, path: Path, inside: Mapping[Path, str]) -> str | None:
     """The layer that sets training mode in this call: this one, or one inside it."""
     layer = graph.layers[node[0]]
     training, core = layer.calls[node[1]].training, unwrapped(layer)[0]
@@ -88,41 +89,40 @@ def _source(graph: Graph, node: _Node, path: Path, inside: Mapping[Path, str]) -
     return inside.get(core_path(layer, (*path, layer.name)))
 
 
-def _run(
-    graph: Graph,
-    path: Path,
-    forced: str | None,
-    inside: Mapping[Path, str],
-    found: dict[Path, str],
-) -> None:
-    """Walk the calls in the order of Keras; `forced` is who has set training mode before.
+class _Exposure:
+    """One run of a model, with what it hands on; with `ties`, to all layers of one depth."""
 
-    A model that is called in training mode hands that to its layers whatever their calls say; at
-    other times a call with training=False goes its own way.
-    """
-    leak = forced
-    for nodes, who in _by_depth(graph, path, inside):
-        for node in nodes:
-            layer = graph.layers[node[0]]
-            others = leak
-            if others is None and who is not None:
-                beside = (_source(graph, n, path, inside) for n in nodes if n != node)
-                others = next(filter(None, beside), None)
-            if forced is None and is_off(layer.calls[node[1]].training):
-                others = None
-            _enter(layer, (*path, layer.name), others, inside, found)
-        leak = leak or who
+    def __init__(self, graph: Graph, *, ties: bool) -> None:
+        self.found: dict[Path, str] = {}
+        self._ties = ties
+        self._inside = _sources(graph, ())
+        self._run(graph, (), None)
 
+    def _run(self, graph: Graph, path: Path, forced: str | None) -> None:
+        """Walk the calls; `forced` is who has set training mode before.
 
-def _enter(
-    layer: Layer, path: Path, leak: str | None, inside: Mapping[Path, str], found: dict[Path, str]
-) -> None:
-    if leak is not None and not ignores_training(layer):
-        found.setdefault(path, leak)
-    if layer.graph is not None:
-        _run(layer.graph, path, leak, inside, found)
-    elif layer.inner is not None:
-        _enter(layer.inner, (*path, layer.inner.name), leak, inside, found)
+        A model that is called in training mode hands that to its layers whatever their calls say;
+        at other times a call with training=False goes its own way.
+        """
+        leak = forced
+        for nodes in _by_depth(graph):
+            sources = [_source(graph, node, path, self._inside) for node in nodes]
+            for number, (name, call) in enumerate(nodes):
+                others = [*sources[:number], *(sources[number + 1 :] if self._ties else ())]
+                who = leak or next(filter(None, others), None)
+                layer = graph.layers[name]
+                if forced is None and is_off(layer.calls[call].training):
+                    who = None
+                self._enter(layer, (*path, name), who)
+            leak = leak or next(filter(None, sources), None)
+
+    def _enter(self, layer: Layer, path: Path, leak: str | None) -> None:
+        if leak is not None and not ignores_training(layer):
+            self.found.setdefault(path, leak)
+        if layer.graph is not None:
+            self._run(layer.graph, path, leak)
+        elif layer.inner is not None:
+            self._enter(layer.inner, (*path, layer.inner.name), leak)
 
 
 def ignores_training(layer: Layer) -> bool:
