@@ -1,0 +1,195 @@
+"""Running a loaded model with Keras, also with its weights moved by rounding errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.verification import tensors
+from bnfold.verification.compare import UNIT, Array, Measurement
+from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
+from bnfold.verification.runtime.loading import LoadedModel
+from bnfold.verification.samples import InputSpec, SampleSet, run_all, zeros
+
+_FREE_SIZES = (32, 64, 96, 128, 224, 299, 16, 8)
+ROUNDINGS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def prepare_pair(original: LoadedModel, folded: LoadedModel) -> list[tensors.Tap | None]:
+    """Build the runners of both models, tapped at the same outputs; the taps of the original."""
+    taps = [tensors.find_taps(loaded.model) for loaded in (original, folded)]
+    usable = tensors.agreed(*taps)
+    for loaded, found in zip((original, folded), taps, strict=True):
+        kept = [tap if use else None for tap, use in zip(found, usable, strict=True)]
+        _build_runner(loaded, kept)
+    return [tap if use else None for tap, use in zip(taps[0], usable, strict=True)]
+
+
+def _build_runner(loaded: LoadedModel, taps: Sequence[tensors.Tap | None]) -> None:
+    tensors.switch_off(taps, loaded.keras.activations.linear)
+    outputs = [
+        output if tap is None or tap.tensor is None else tap.tensor
+        for tap, output in zip(taps, loaded.model.outputs, strict=True)
+    ]
+    with quiet():
+        loaded.runner = loaded.keras.Model(list(loaded.model.inputs), outputs)
+
+
+def free_size(loaded: LoadedModel, specs: Sequence[InputSpec]) -> int:
+    """Return a size for the free dimensions with which the model runs, or the first one."""
+    if all(None not in spec.shape[1:] for spec in specs):
+        return _FREE_SIZES[0]
+    for size in _FREE_SIZES:
+        with contextlib.suppress(CannotRunError):
+            run(loaded, zeros(specs, size), training=False)
+            return size
+    return _FREE_SIZES[0]
+
+
+def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) -> list[Array]:
+    """Return the outputs as numpy arrays, bfloat16 as float32. Raises CannotRunError."""
+    import tensorflow  # noqa: PLC0415
+
+    keywords = {} if training is None else {"training": training}
+    try:
+        with quiet():
+            fed = [
+                tensorflow.convert_to_tensor(array, dtype=tensors.dtype_name(tensor))
+                for array, tensor in zip(inputs, loaded.runner.inputs, strict=True)
+            ]
+            outputs = loaded.runner(fed, **keywords)
+            flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            return [_as_numpy(tensorflow, output) for output in flat]
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def _as_numpy(tensorflow: Any, value: Any) -> Array:
+    if value.dtype == tensorflow.bfloat16:
+        value = tensorflow.cast(value, tensorflow.float32)
+    return np.asarray(value.numpy())
+
+
+def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
+    """Return the smallest error to count with: of the output's dtype or of the weights."""
+    smallest = min((step for step in steps if step), default=UNIT)
+    return [
+        max(ROUNDINGS.get(tensors.dtype_name(tensor), 0.0), smallest / 2)
+        for tensor in loaded.runner.outputs
+    ]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How far rounding moves each weight, relative to its size; zero for what is not a float."""
+
+    stored: tuple[float, ...]
+    computed: tuple[float, ...]
+
+
+def moves(loaded: LoadedModel) -> Moves:
+    """Return half a unit of the stored dtype, and one unit of the dtype computed in."""
+    computed_in: dict[int, str] = {}
+    for layer in _layers(loaded.model):
+        computed_in.update((id(weight), _compute_dtype(layer)) for weight in layer.weights)
+    stored, computed = [], []
+    for weight in loaded.model.weights:
+        half = ROUNDINGS.get(tensors.dtype_name(weight), 0.0)
+        stored.append(half)
+        coarser = max(half, ROUNDINGS.get(computed_in.get(id(weight), ""), half))
+        computed.append(2 * coarser if half else 0.0)
+    return Moves(tuple(stored), tuple(computed))
+
+
+def _layers(model: Any) -> list[Any]:
+    """All layers, the outer before the inner, so that the innermost one's dtype counts."""
+    return list(model._flatten_layers())
+
+
+def _compute_dtype(layer: Any) -> str:
+    return str(getattr(layer, "compute_dtype", None) or "float32")
+
+
+def measure(
+    loaded: LoadedModel,
+    sets: Sequence[SampleSet],
+    steps: Sequence[float],
+    repetitions: int,
+    seed: int,
+    *,
+    training: bool | None,
+) -> list[list[Measurement]]:
+    """For every sample set and output: its value, and its values with the weights moved.
+
+    The weights are put back before every run, since a BatchNormalization that is called with
+    training=True writes to its statistics. Raises CannotRunError.
+    """
+    weights = Weights(loaded, steps, seed)
+    runs = []
+    for repetition in range(repetitions + 1):
+
+        def call(inputs: Sequence[Array], repetition: int = repetition) -> list[Array]:
+            weights.move(repetition)
+            return run(loaded, inputs, training=training)
+
+        runs.append(run_all(call, sets))
+    weights.move(0)
+    return gathered(runs, output_units(loaded, steps))
+
+
+def is_repeatable(
+    loaded: LoadedModel, samples: SampleSet, steps: Sequence[float], seed: int
+) -> bool:
+    """Tell whether `model(x)` gives the same twice, within what the order of sums can change."""
+    weights = Weights(loaded, steps, seed)
+    runs = []
+    for _ in range(2):
+        weights.move(0)
+        runs.append(run(loaded, samples.inputs, training=None))
+    weights.move(0)
+    return all(_nearly_equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def _nearly_equal(one: Array, other: Array) -> bool:
+    if one.dtype.kind not in "fc":
+        return bool(np.array_equal(one, other))
+    size = float(np.max(np.abs(np.nan_to_num(one)), initial=0.0))
+    return bool(np.allclose(one, other, rtol=0, atol=1e-3 * size, equal_nan=True))
+
+
+class Weights:
+    """The floating weights of a model, to be moved by rounding errors and put back."""
+
+    def __init__(self, loaded: LoadedModel, steps: Sequence[float], seed: int) -> None:
+        pairs = zip(loaded.model.weights, steps, strict=True)
+        self._parts = [(weight, np.asarray(weight.numpy()), step) for weight, step in pairs if step]
+        self._seed = seed
+
+    def move(self, repetition: int) -> None:
+        """Move every weight by one step up or down; repetition 0 puts them back as they were."""
+        import tensorflow  # noqa: PLC0415
+
+        generator = np.random.default_rng([self._seed, repetition])
+        for weight, kept, step in self._parts:
+            value = kept
+            if repetition:
+                signs = 2.0 * generator.integers(0, 2, kept.shape) - 1
+                value = kept.astype(np.float64) * (1 + step * signs)
+            weight.assign(tensorflow.cast(value, weight.dtype))
+
+
+def gathered(
+    runs: Sequence[Sequence[Sequence[Array]]], units: Sequence[float]
+) -> list[list[Measurement]]:
+    """From runs, sets, outputs to sets, outputs, with the first run as the value."""
+    return [
+        [
+            Measurement(runs[0][at][index], tuple(run[at][index] for run in runs[1:]), unit)
+            for index, unit in enumerate(units)
+        ]
+        for at in range(len(runs[0]))
+    ]
