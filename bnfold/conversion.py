@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bnfold import __version__
-from bnfold.errors import OutputError, VerificationImpossibleError
+from bnfold.errors import BnfoldError, OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
@@ -134,6 +134,8 @@ def fold_file(
         OutputError: the target cannot be written, or exists and `force` is not given.
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
     """
+    if standalone not in get_args(Standalone):
+        raise BnfoldError(f"standalone must be one of {', '.join(get_args(Standalone))}")
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)

@@ -129,6 +129,15 @@ TRAINING: dict[str, tuple[Build, int]] = {
     "handed-on-to-a-model": (base_behind_augmentation, 1),
     "switched-off-for-the-model": (lambda: base_behind_augmentation(training=False), 0),
     "switched-off-in-a-model-that-is-in-training-mode": (base_in_training_mode, 1),
+    "switched-off-around-the-source": (
+        lambda: chain(
+            (6, 6, 3),
+            lambda x: Sequential([Input((6, 6, 3)), L.CenterCrop(5, 5)])(x, training=False),
+            L.Conv2D(4, 3),
+            BN(),
+        ),
+        0,
+    ),
     "switched-off-at-the-source": (
         lambda: chain(
             (6, 6, 3), lambda x: L.CenterCrop(5, 5)(x, training=False), L.Conv2D(4, 3), BN()
@@ -186,6 +195,11 @@ def test_an_operation_does_not_cast(tmp_path: Path) -> None:
 
 def test_integers_that_are_rescaled_are_none(tmp_path: Path) -> None:
     layers = [Input((6, 6, 3), dtype="uint8"), L.Rescaling(1 / 255), BN(), L.Conv2D(4, 3)]
+    examine(randomize(Sequential(layers)), tmp_path, forms=KERAS)
+
+
+def test_a_bidirectional_layer_makes_numbers_in_a_sequential_too(tmp_path: Path) -> None:
+    layers = [Input((4, 3)), L.Bidirectional(L.LSTM(3)), BN(), L.Dense(2)]
     examine(randomize(Sequential(layers)), tmp_path, forms=KERAS)
 
 

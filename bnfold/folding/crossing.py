@@ -69,7 +69,9 @@ def keeps_order(site: Site, affine: Affine) -> str | None:
     if not negative.any():
         return None
     count = channel_count(affine, negative)
-    return Obstacle(f"needs every scale positive, and {count} are negative", OTHER_SIDE)
+    return Obstacle(
+        f"can be crossed by positive scales only, and {count} have a negative one", OTHER_SIDE
+    )
 
 
 def no_shift(site: Site, affine: Affine) -> str | None:
@@ -77,7 +79,7 @@ def no_shift(site: Site, affine: Affine) -> str | None:
     if not affine.has_shift:
         return None
     count = channel_count(affine, affine.shift)
-    return Obstacle(f"needs a shift of zero, and {count} have another", OTHER_SIDE)
+    return Obstacle(f"cannot be crossed by a shift, and {count} have one", OTHER_SIDE)
 
 
 def _space(site: Site, rank: int) -> frozenset[int]:

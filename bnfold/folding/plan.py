@@ -296,6 +296,6 @@ def _training_problem(one: _Candidate) -> Refusal | None:
 
 
 _NO_TRAINING = (
-    "build the model without training=True (call layers that take it by default with "
-    "training=False), or freeze it (trainable=False)"
+    "build the model without training=True (call layers that take it by default, as those of "
+    "augmentation, with training=False), or freeze it, also after training (trainable=False)"
 )

@@ -86,7 +86,7 @@ def _source(graph: Graph, node: Node, path: Path, inside: Mapping[Path, str]) ->
         return f"{name} is called with training=True"
     if trains and (training is None or is_set(training)):
         return f"{name} takes training=True by default"
-    return inside.get(core_path(layer, (*path, layer.name)))
+    return None if is_off(training) else inside.get(core_path(layer, (*path, layer.name)))
 
 
 class _Exposure:
@@ -101,8 +101,8 @@ class _Exposure:
     def _run(self, graph: Graph, path: Path, forced: str | None) -> None:
         """Walk the calls; `forced` is who has set training mode before.
 
-        A model that is called in training mode hands that to its layers whatever their calls say;
-        at other times a call with training=False goes its own way.
+        A model that is called in training mode, or with training=False, hands that to its layers
+        whatever their calls say.
         """
         leak = forced
         for nodes in _by_depth(graph):
@@ -111,9 +111,8 @@ class _Exposure:
                 others = [*sources[:number], *(sources[number + 1 :] if self._ties else ())]
                 who = leak or next(filter(None, others), None)
                 layer = graph.layers[name]
-                if forced is None and is_off(layer.calls[call].training):
-                    who = None
-                self._enter(layer, (*path, name), who)
+                if forced is not None or not is_off(layer.calls[call].training):
+                    self._enter(layer, (*path, name), who)
             leak = leak or next(filter(None, sources), None)
 
     def _enter(self, layer: Layer, path: Path, leak: str | None) -> None:

@@ -159,6 +159,14 @@ RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 CASTS_INTEGERS = frozenset({"Bidirectional", "Dense", "EinsumDense"} | RECURRENT)
 """The classes with weights that take integers for numbers; a convolution refuses them."""
 
+MAKES_FLOATS = frozenset(
+    {
+        *FACTS, "Bidirectional", "GroupNormalization", "LayerNormalization", "MultiHeadAttention",
+        "Rescaling",
+    }
+)  # fmt: skip
+"""Classes that make numbers of the dtype that they compute in, whatever they read."""
+
 POOLED_RANK: Mapping[str, int] = {
     f"Global{kind}Pooling{n}D": n + 2 for kind in ("Max", "Average") for n in (1, 2, 3)
 }

@@ -19,7 +19,10 @@ def fold(report: FoldReport) -> RenderableType:
     parts = [
         Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
     ]
-    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in terminal.reasons(report.plan)]
+    reasons = terminal.reasons(report.plan)
+    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in reasons]
+    if any(remedy for _, remedy in reasons):
+        parts.append(Text("  'bnfold inspect' says what change would let them fold", style="dim"))
     if report.replaced:
         names = terminal.names([show(path) for path in report.replaced])
         parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
