@@ -130,6 +130,16 @@ def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
         ),
+        click.option(
+            "--rtol",
+            type=click.FloatRange(min=0),
+            help="Allow this share of each channel's magnitude, instead of what is measured.",
+        ),
+        click.option(
+            "--atol",
+            type=click.FloatRange(min=0),
+            help="Allow this much, besides --rtol, instead of what is measured.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -285,8 +295,9 @@ def fold(
     """
     from bnfold.conversion import Proof, fold_file
 
-    if no_verify and (proof["strict"] or proof["data"] is not None):
-        raise click.UsageError("--no-verify contradicts --strict and --data")
+    wanted = [f"--{name}" for name in ("strict", "data", "rtol", "atol") if proof[name]]
+    if no_verify and wanted:
+        raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
     report = fold_file(
         source,
         target,

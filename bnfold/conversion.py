@@ -27,7 +27,8 @@ Standalone = Literal["keep", "depthwise"]
 class Proof:
     """How a result is to be proved: the arguments of `bnfold.verify`.
 
-    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal.
+    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal. `rtol`
+    (of a channel's magnitude) and `atol` replace the tolerance that is measured.
     """
 
     data: Path | None = None
@@ -36,6 +37,8 @@ class Proof:
     imports: Sequence[str] = ()
     classes: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
+    rtol: float | None = None
+    atol: float | None = None
 
     def run(
         self, original: Path, folded: Path, progress: Callable[[str], None] | None
@@ -49,6 +52,8 @@ class Proof:
             trust=self.trust,
             imports=self.imports,
             classes=self.classes,
+            rtol=self.rtol,
+            atol=self.atol,
             progress=progress,
         )
 

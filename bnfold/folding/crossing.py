@@ -10,8 +10,10 @@ A refusal is the predicate of a sentence about the layer.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bnfold.folding.affine import Affine, Array, channel_count
-from bnfold.folding.obstacle import NO_TRAINING, OTHER_SIDE, Obstacle
+from bnfold.folding.obstacle import NO_TRAINING, OTHER_SIDE, STATIC, Obstacle
 from bnfold.folding.site import Site
 from bnfold.model.graph import Layer
 
@@ -91,7 +93,10 @@ def _space(site: Site, rank: int) -> frozenset[int]:
 
 def constant_in_space(site: Site, affine: Affine) -> str | None:
     """Wrong if the map differs between places that the layer mixes or moves."""
-    rank = rank_of_class(site.layer)
+    shape = site.inputs[0]
+    if site.layer.is_operation and shape is None:
+        return Obstacle("reads a tensor of unknown shape", STATIC)
+    rank = len(shape or ()) if site.layer.is_operation else rank_of_class(site.layer)
     if affine.varies_on & _space(site, rank):
         return "mixes what is normalized along a spatial axis"
     return None
@@ -114,7 +119,8 @@ def linear(constants: Callable[[Site], tuple[Array, Array] | None]) -> Rule:
         if found is None:
             return _UNKNOWN
         c, d = found
-        return Affine(affine.scale, (affine.scale * d + affine.shift - d) / c)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return Affine(affine.scale, (affine.scale * d + affine.shift - d) / c)
 
     def to_output(site: Site, affine: Affine) -> Affine | str:
         found = constants(site)

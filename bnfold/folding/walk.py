@@ -242,7 +242,11 @@ def _check_agreement(demands: Sequence[_Demand]) -> None:
     count = len(first.call.layer.calls)
     if len({demand.call.number for demand in demands}) != count:
         raise first.call.refuse(f"is called {count} times, and not every call asks for the same")
-    if not all(first.affine.same_as(other.affine) for other in demands[1:]):
+    alike = (
+        first.affine.same_as(other.affine) and first.effect.times == other.effect.times
+        for other in demands[1:]
+    )
+    if not all(alike):
         raise first.call.refuse(f"is called {count} times, and its calls ask for different weights")
 
 
@@ -331,6 +335,9 @@ class _Attempt:
 
     def backward(self) -> Iterator[list[_Demand]]:
         """The demands of each way to take the map into what makes the layer's input."""
+        for call in self._layer.calls:
+            if self._scope.shapes.dtype(call.inputs[0]) not in (self._dtype, None):
+                raise _RefusalError("it reads numbers of another dtype than it computes in")
         return self._all_of(
             [_Wanted((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls],
             self._layer.name,
@@ -490,6 +497,8 @@ class _Attempt:
     def _site(self, at: _Call) -> Site:
         """What a rule is asked about; all that holds for any rule is checked here."""
         self._check_dtype(at)
+        if nodes.mixes_constants(at.call.node):
+            raise at.refuse("reads constants beside tensors")
         core, wrappers = unwrapped(at.layer)
         shapes, call = at.scope.shapes, at.call
         count = len(call.inputs) if at.layer.is_operation else at.scope.leading(call)
@@ -553,7 +562,12 @@ class _Attempt:
     def _could_stand_before(self, at: _Call, affine: Affine) -> bool:
         """Whether a BatchNormalization in front of a layer would fold backward from there."""
         scale, shift = (np.linspace(*ends, affine.scale.size) for ends in ((-1, 2), (1, 2)))
-        shape = affine.scale.shape
+        shape, read = affine.scale.shape, at.scope.shapes.of(at.call.inputs[0]) or ()
+        if any(
+            min(len(read), len(shape)) < -axis or read[axis] != shape[axis]
+            for axis in affine.varies_on
+        ):
+            return False
         some = Affine(scale.reshape(shape), shift.reshape(shape))  # of both signs, and a shift
         wanted = _Wanted((at.scope, at.call.inputs[0]), some)
         return self._works(lambda: next(self._behind(wanted, at.layer.name, 0), None))

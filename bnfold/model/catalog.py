@@ -154,6 +154,17 @@ TRAINS_BY_DEFAULT = frozenset(
 )  # fmt: skip
 """The classes whose `call` has training=True for its default, so that a call need not say it."""
 
+INFERS_BY_DEFAULT = frozenset(
+    {
+        "AdditiveAttention", "AlphaDropout", "Attention", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
+        "Dropout", "FlaxLayer", "GRU", "GRUCell", "GaussianDropout", "GaussianNoise", "JaxLayer",
+        "LSTM", "LSTMCell", "RNN", "SimpleRNN", "SimpleRNNCell", "SpatialDropout1D",
+        "SpatialDropout2D", "SpatialDropout3D", "SpectralNormalization", "StackedRNNCells",
+        "TFSMLayer",
+    }
+)  # fmt: skip
+"""The classes whose `call` has training=False for its default."""
+
 RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
 CASTS_INTEGERS = frozenset({"Bidirectional", "Dense", "EinsumDense"} | RECURRENT)

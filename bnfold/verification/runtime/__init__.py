@@ -13,33 +13,50 @@ print is kept from the user's terminal. Three arithmetics are offered to the jud
 from bnfold.verification.runtime.doubles import float64_copy
 from bnfold.verification.runtime.execution import (
     Moves,
-    free_size,
+    Prepared,
+    evaluate,
+    free_sizes,
     is_repeatable,
-    measure,
+    movement,
     moves,
+    output_units,
     prepare_pair,
     run,
 )
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_pair
-from bnfold.verification.runtime.onnx import OnnxModel, exports, measure_onnx, run_onnx
+from bnfold.verification.runtime.onnx import (
+    OnnxModel,
+    evaluate_onnx,
+    exports,
+    merged,
+    movement_onnx,
+    optimised,
+    run_onnx,
+)
 
 __all__ = [
     "CannotRunError",
     "LoadedModel",
     "Moves",
     "OnnxModel",
+    "Prepared",
+    "evaluate",
+    "evaluate_onnx",
     "exports",
     "float64_copy",
-    "free_size",
+    "free_sizes",
     "is_repeatable",
     "load_live",
     "load_pair",
-    "measure",
-    "measure_onnx",
+    "merged",
+    "movement",
+    "movement_onnx",
     "moves",
     "one_line",
+    "optimised",
+    "output_units",
     "own_classes",
     "prepare_pair",
     "quiet",

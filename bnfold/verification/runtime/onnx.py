@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.verification import tensors
-from bnfold.verification.compare import Array, Measurement
-from bnfold.verification.runtime.execution import Weights, gathered, output_units
+from bnfold.verification.compare import Array, Errors, errors
+from bnfold.verification.runtime.execution import Weights
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import SampleSet, run_all
@@ -26,6 +27,7 @@ class OnnxModel:
 
     session: Any
     names: tuple[str, ...]
+    model: bytes = b""
 
 
 def exports(loaded: LoadedModel) -> Iterator[tuple[str, Callable[[], OnnxModel]]]:
@@ -90,13 +92,14 @@ def _from_function(loaded: LoadedModel) -> Any:
     return tf2onnx.convert.from_function(call, input_signature=signature)
 
 
-def _session(model: bytes) -> OnnxModel:
+def _session(model: bytes, *, optimise: bool = False) -> OnnxModel:
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return OnnxModel(session, tuple(one.name for one in session.get_inputs()))
+    return OnnxModel(session, tuple(one.name for one in session.get_inputs()), model)
 
 
 def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
@@ -111,24 +114,8 @@ def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
         raise CannotRunError(one_line(error)) from error
 
 
-def measure_onnx(
-    loaded: LoadedModel,
-    sets: Sequence[SampleSet],
-    steps: Sequence[float],
-    repetitions: int,
-    seed: int,
-) -> list[list[Measurement]]:
-    """Like `measure`, with one export for each movement of the weights. Raises CannotRunError."""
-    weights = Weights(loaded, steps, seed)
-    runs = []
-    for repetition in range(repetitions + 1):
-        weights.move(repetition)
-        runs.append(_first_run(loaded, sets))
-    weights.move(0)
-    return gathered(runs, output_units(loaded, steps))
-
-
-def _first_run(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Array]]:
+def evaluate_onnx(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Array]]:
+    """All values of the first export that runs, by sample set. Raises CannotRunError."""
     reasons = []
     for _, export in exports(loaded):
         try:
@@ -137,3 +124,54 @@ def _first_run(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Arra
         except CannotRunError as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def movement_onnx(
+    loaded: LoadedModel,
+    sets: Sequence[SampleSet],
+    values: Sequence[Sequence[Array]],
+    *,
+    steps: Sequence[float],
+    repetitions: int,
+    seed: int,
+) -> list[list[list[Errors]]]:
+    """Like `movement`, with one export for each repetition. Raises CannotRunError."""
+    weights = Weights(loaded, steps, seed)
+    found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
+    try:
+        for repetition in range(1, repetitions + 1):
+            weights.move(repetition)
+            for into, row, moved in zip(found, values, evaluate_onnx(loaded, sets), strict=True):
+                for place, value, other in zip(into, row, moved, strict=True):
+                    place.append(errors(value, other))
+    finally:
+        weights.move(0)
+    return found
+
+
+def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
+    """The same export as ONNX Runtime runs it by default, with its first outputs only.
+
+    Values that are put out cannot be optimised away, so those inside the model are left out. Raises
+    CannotRunError.
+    """
+    onnx = importlib.import_module("onnx")
+    try:
+        model = onnx.load_model_from_string(exported.model)
+        del model.graph.output[outputs:]
+        return _session(model.SerializeToString(), optimise=True)
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def merged(exported: OnnxModel, names: Sequence[str]) -> tuple[str, ...]:
+    """The layers of which an export has no operation any more, by their names.
+
+    tf2onnx names operations after TensorFlow's, and these after the layers: `model/bn_1/mul`.
+    """
+    onnx = importlib.import_module("onnx")
+    parts: set[str] = set()
+    for node in onnx.load_model_from_string(exported.model).graph.node:
+        for part in node.name.split("/"):
+            parts |= {part, re.sub(r"_\d+$", "", part)}
+    return tuple(name for name in names if name.rpartition("/")[2] not in parts)
