@@ -413,12 +413,12 @@ def _way(path: str, ways: Mapping[str, str]) -> str:
 class Fault:
     """A mistake: the fold that replaces the right one, and then what is done to the weights.
 
-    `site` names the values to compare in the original and in the folded net. The right fold keeps
-    the layer when it is not `possible`.
+    `sites` names, for each culprit, the values to compare in the original and in the folded net.
+    The right fold keeps the layer when it is not `possible`.
     """
 
     fold: Fold
-    site: tuple[str, str]
+    sites: tuple[tuple[str, str], ...]
     culprits: tuple[str, ...]
     possible: bool = True
     edit: Callable[[Mapping[str, Weights]], Mapping[str, Weights]] = dict
@@ -568,11 +568,14 @@ class Chain:
 
     def fault(self, right: Fold, **changes: Any) -> Fault:
         """The right fold with something changed in it, and where that shows first."""
-        site = (right.norm, self.before(right.norm))
-        if right.absorb is forward:
-            site = (right.into[0], right.into[0])
         beside = {name: changes.pop(name) for name in ("possible", "edit") if name in changes}
-        return Fault(replace(right, **changes), site, (right.norm,), **beside)
+        return Fault(replace(right, **changes), (self.site(right),), (right.norm,), **beside)
+
+    def site(self, right: Fold) -> tuple[str, str]:
+        """The layer whose values show a fold, in the original and in the folded net."""
+        if right.absorb is forward:
+            return right.into[0], right.into[0]
+        return right.norm, self.before(right.norm)
 
 
 Plant = Callable[[Chain], Fault]
@@ -754,6 +757,7 @@ def _swapped_branches(chain: Chain, kind: str, size: Mapping[str, Any]) -> Fault
     return replace(
         chain.fault(folds[0], edit=exchange(*into)),
         culprits=tuple(fold.norm for fold in folds),
+        sites=tuple(chain.site(fold) for fold in folds),
     )
 
 
@@ -942,7 +946,7 @@ class Pair:
     right: Net
     wrong: Net | None = None
     culprits: tuple[str, ...] = ()
-    site: tuple[str, str] = ("", "")
+    sites: tuple[tuple[str, str], ...] = ()
     norms: tuple[str, ...] = ()  # that the right fold takes out
 
 
@@ -979,22 +983,21 @@ def _pair(chain: Chain, style: Style, fault: Fault | None = None) -> Pair:
     others = [fold for fold in chain.folds if fold.norm != fault.fold.norm]
     wrong = folded(original, [*others, fault.fold])
     wrong = replace(wrong, weights=fault.edit(wrong.weights))
-    return replace(pair, wrong=wrong, culprits=fault.culprits, site=fault.site)
+    return replace(pair, wrong=wrong, culprits=fault.culprits, sites=fault.sites)
 
 
 def _shows(pair: Pair, style: Style) -> bool:
-    """Whether the mistake changes the values at its site, on inputs of either size."""
+    """Whether the mistake changes the values at its sites, on inputs of either size."""
     policy, least = "float64", NOTICEABLE
     if style.policy != "float32":
         policy, least = style.policy, NOTICEABLE_IN_FLOAT16
-    before, after = pair.site
     for size in {style.inputs, 1.0}:
         inputs = samples(pair.original, size)
         original = values(pair.original, inputs, policy)
         wrong = values(pair.wrong, inputs, policy)
         if not _is_alive(pair.original, original) or not _differs_at_the_end(pair, original, wrong):
             return False
-        if not change(original[before], wrong[after]) > least:
+        if not all(change(original[one], wrong[other]) > least for one, other in pair.sites):
             return False
     return True
 
@@ -1110,8 +1113,8 @@ def beside_a_skip(generator: Generator) -> Pair:
     chain.backward()
     chain.count += 1
     stem, width = chain.layer("Conv", padding="same"), chain.channels
-    fold = chain.forward("Conv", width=width, kernel_size=1)
-    chain.add(f"skip{chain.count}", "Add", stem, fold.into[0])
+    chain.forward("Conv", width=width, kernel_size=1)
+    chain.add(f"skip{chain.count}", "Add", stem, chain.last)
     chain.backward()
     chain.head()
     return _pair(chain, some_style(generator))
