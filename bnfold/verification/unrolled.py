@@ -77,7 +77,24 @@ def unroll(model: Any) -> Unrolled:
     given = dict(zip(map(id, graph.inputs), model.inputs, strict=True))
     again = any(_inside(node) is not None for node in tensors.nodes_of(graph))
     flat.outputs = tuple(_walk(graph, given, (), flat, again=again))
+    if again:
+        _name_apart(flat)
     return flat
+
+
+def _name_apart(flat: Unrolled) -> None:
+    """Give layers of one name, from different models, names of their own: a graph must have them."""
+    owners: dict[str, dict[int, FlatCall]] = {}
+    for call in flat.calls.values():
+        owners.setdefault(call.layer.name, {})[id(call.layer)] = call
+    for same in owners.values():
+        for call in same.values() if len(same) > 1 else ():
+            call.layer.name = flat_name(call.name)
+
+
+def flat_name(name: str) -> str:
+    """What a layer of this nested path is called in a flat graph, if its own name is taken."""
+    return name.replace("/", "__")
 
 
 def _walk(

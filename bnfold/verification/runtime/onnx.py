@@ -17,6 +17,7 @@ from bnfold.verification.runtime.execution import Weights
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import SampleSet, run_all
+from bnfold.verification.unrolled import flat_name
 
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece ends at 2 GiB
 
@@ -174,4 +175,4 @@ def merged(exported: OnnxModel, names: Sequence[str]) -> tuple[str, ...]:
     for node in onnx.load_model_from_string(exported.model).graph.node:
         for part in node.name.split("/"):
             parts |= {part, re.sub(r"_\d+$", "", part)}
-    return tuple(name for name in names if name.rpartition("/")[2] not in parts)
+    return tuple(name for name in names if not {name.rpartition("/")[2], flat_name(name)} & parts)
