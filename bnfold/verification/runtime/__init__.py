@@ -8,6 +8,8 @@ print is kept from the user's terminal. Three arithmetics are offered to the jud
     keras float64   the same graph rebuilt with every dtype set to float64, where kernels exist
     onnxruntime     the tf2onnx export on the CPU, without ONNX Runtime's own graph optimisations
                     (one of them has computed wrong results: onnxruntime#22512)
+
+`timing` has the same models as they run in practice, for measuring how long they take.
 """
 
 from bnfold.verification.runtime.doubles import float64_copy
@@ -24,12 +26,22 @@ from bnfold.verification.runtime.libraries import CannotRunError, one_line, quie
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_pair
 from bnfold.verification.runtime.onnx import OnnxModel, exports, measure_onnx, run_onnx
+from bnfold.verification.runtime.timing import (
+    Bind,
+    bind,
+    prepare,
+    prepare_timing,
+    start_timing,
+    version,
+)
 
 __all__ = [
+    "Bind",
     "CannotRunError",
     "LoadedModel",
     "Moves",
     "OnnxModel",
+    "bind",
     "exports",
     "float64_copy",
     "free_size",
@@ -41,10 +53,14 @@ __all__ = [
     "moves",
     "one_line",
     "own_classes",
+    "prepare",
     "prepare_pair",
+    "prepare_timing",
     "quiet",
     "run",
     "run_onnx",
     "save_live",
     "start",
+    "start_timing",
+    "version",
 ]
