@@ -218,7 +218,7 @@ def bench(
         batch: a batch size or several; without it 1, or what the models fix.
         seconds: the measuring time for each runtime and batch size.
         runtimes: some of "keras", "onnxruntime" and "litert", without it all.
-        seed: the seed of the random inputs and of the intervals.
+        seed: the seed of the random inputs.
         trust: let the files run code of their own; live models are trusted.
         imports: modules to import first, because they register custom layers.
         progress: called with the name of each stage.

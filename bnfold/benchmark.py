@@ -1,14 +1,16 @@
 """How long two models take for the same inputs, measured in turn, and what the difference is worth.
 
-A round times one part of each model, a part being one call or as many as fill a few milliseconds;
-every other round begins with B, so that neither model gains by its place. With the times a_i and
-b_i of the rounds, in seconds per call,
+A round times both models, each for one call or for as many as fill a fraction of a millisecond;
+every other round begins with B, so that neither model gains by its place. Where in memory the
+weights of a model come to lie, and how its threads meet those of others, makes it some percent
+slower or faster for as long as it runs. So both models are started anew several times, and of each
+start k, with the times a and b of its rounds,
 
-    ratio = median(a) / median(b)
+    ratio_k = median(a) / median(b)
 
-which is how many times faster B is. Its interval is the bootstrap of that ratio over whole rounds,
-drawn in runs of neighbours: what slows the machine down for a while slows several rounds down, and
-rounds drawn one by one would pretend to know more than was seen.
+is one observation of how many times faster B is. The ratio is the median of these; its interval is
+that of the sign test, which supposes nothing of how they are distributed: of n observations the
+k-th smallest is above the true median with a probability of P(Binomial(n, 1/2) < k).
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ SCHEMA_VERSION = 1
 RUNTIMES = ("keras", "onnxruntime", "litert")
 CONFIDENCE = 0.95
 
-_LEAST_ROUNDS = 20
-_PART = 0.002  # seconds; far above what reading the clock takes
+_STARTS = 12  # a quarter of them may be disturbed before the interval is
 _WARM_UP = 0.2  # of the measuring time
-_LEAST_WARM_UP = 3  # calls
-_RESAMPLES = 2000
+_RESOLUTION = 0.01  # what one model seems to differ from a copy of itself, and more
+_STEADY = 0.25  # of the median
+# Seconds: far above what reading the clock takes, and far below the turns that a busy system gives
+# its processes, so that few parts are interrupted and the median is of those that were not.
+_PART = 0.0002
 
 Call: TypeAlias = Callable[[], Any]
 Seconds: TypeAlias = npt.NDArray[np.float64]
@@ -76,8 +80,9 @@ class Result:
         batch: samples in one inference.
         ratio: the time of A over the time of B: how many times faster B is.
         interval: the ends of the confidence interval of `ratio`.
+        starts: how often both models were started anew.
         a, b: what one inference of this batch took.
-        rounds: how often each model was timed.
+        rounds: how often each model was timed, over all starts.
         calls: inferences in each timing, of which it is the mean.
     """
 
@@ -86,16 +91,22 @@ class Result:
     batch: int
     ratio: float
     interval: tuple[float, float]
+    starts: int
     a: Times
     b: Times
     rounds: int
     calls: int
 
     @property
+    def steady(self) -> bool:
+        """Whether the times of both vary little; they do not where other work takes turns too."""
+        return all(found.spread <= _STEADY * found.median for found in (self.a, self.b))
+
+    @property
     def verdict(self) -> Verdict:
-        """What B is, beside A; "no difference" when the interval contains 1."""
+        """What B is, beside A; "no difference" when the interval contains 1 or all but does."""
         lower, upper = self.interval
-        if lower <= 1 <= upper:
+        if lower <= 1 + _RESOLUTION and upper >= 1 - _RESOLUTION:
             return "no difference"
         return "faster" if lower > 1 else "slower"
 
@@ -105,7 +116,8 @@ class Result:
             name: {**asdict(found), "interquartile_range": found.spread}
             for name, found in (("a", self.a), ("b", self.b))
         }
-        return {**asdict(self), "interval": list(self.interval), **times, "verdict": self.verdict}
+        found = {"interval": list(self.interval), "verdict": self.verdict, "steady": self.steady}
+        return {**asdict(self), **found, **times}
 
 
 def times(measured: Seconds) -> Times:
@@ -114,21 +126,38 @@ def times(measured: Seconds) -> Times:
     return Times(median, lower, upper)
 
 
-def ratio_interval(a: Seconds, b: Seconds, seed: int) -> tuple[float, float]:
-    """The bootstrap interval of median(a) / median(b), where a[i] and b[i] were timed together.
+def median_interval(observed: Sequence[float]) -> tuple[float, float]:
+    """The ends of the sign test's interval of the median, of at least six observations.
 
-    Circular block bootstrap (Politis and Romano, 1992), blocks as long as the root of the number
-    of rounds.
+    Raises ValueError for fewer, which cannot tell with this confidence.
     """
-    rounds = len(a)
-    length = math.isqrt(rounds)
-    generator = np.random.default_rng(seed)
-    firsts = generator.integers(0, rounds, (_RESAMPLES, -(-rounds // length), 1))
-    drawn = ((firsts + np.arange(length)) % rounds).reshape(_RESAMPLES, -1)[:, :rounds]
-    ratios = np.median(a[drawn], axis=1) / np.median(b[drawn], axis=1)
-    outside = (1 - CONFIDENCE) / 2
-    lower, upper = np.quantile(ratios, (outside, 1 - outside))
-    return float(lower), float(upper)
+    n, outside = len(observed), (1 - CONFIDENCE) / 2
+    below = np.cumsum([math.comb(n, k) for k in range(n + 1)]) / 2**n
+    cut = int(np.searchsorted(below, outside, side="right"))
+    if cut == 0:
+        raise ValueError(f"{n} observations are too few for an interval")
+    ordered = sorted(observed)
+    return ordered[cut - 1], ordered[n - cut]
+
+
+def result(
+    name: str, version: str, batch: int, starts: Sequence[tuple[Seconds, Seconds]], calls: int
+) -> Result:
+    """Sum up the times of A and of B, in seconds, in the rounds of each start."""
+    ratios = [float(np.median(a) / np.median(b)) for a, b in starts]
+    first, second = (np.concatenate([start[at] for start in starts]) for at in (0, 1))
+    return Result(
+        runtime=name,
+        version=version,
+        batch=batch,
+        ratio=float(np.median(ratios)),
+        interval=median_interval(ratios),
+        starts=len(starts),
+        a=times(first),
+        b=times(second),
+        rounds=len(first),
+        calls=calls,
+    )
 
 
 # --- the measurement -----------------------------------------------------------------------------
@@ -140,18 +169,22 @@ def order(turn: int) -> tuple[int, int]:
 
 
 def take_turns(
-    calls: Sequence[Call], seconds: float, clock: Callable[[], float] = time.perf_counter
+    calls: Sequence[Call],
+    seconds: float,
+    count: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Seconds, Seconds, int]:
     """Time two calls in turn for about so many seconds, after a warm-up.
 
-    Returns the seconds per call of the first and of the second in each round, and how many calls
-    each of these is the mean of.
+    Returns the seconds per call of the first and of the second in each round, and the `count` of
+    calls that each of these is the mean of: the given one or, for None, a fitting one.
     """
-    count = _calls_in_a_part(_warm_up(calls, _WARM_UP * seconds, clock))
+    shortest = _warm_up(calls, _WARM_UP * seconds, clock)
+    count = count or _calls_in_a_part(shortest)
     rounds: list[list[float]] = []
     end = clock() + seconds
     # In whole pairs of rounds, so that each model is first equally often.
-    while len(rounds) < _LEAST_ROUNDS or len(rounds) % 2 or clock() < end:
+    while not rounds or len(rounds) % 2 or clock() < end:
         spent = [0.0, 0.0]
         for index in order(len(rounds)):
             spent[index] = _time(calls[index], count, clock)
@@ -163,7 +196,7 @@ def take_turns(
 def _warm_up(calls: Sequence[Call], seconds: float, clock: Callable[[], float]) -> float:
     """Call both in turn for a while; what the faster of them took at best, in seconds."""
     shortest, turn, end = math.inf, 0, clock() + seconds
-    while turn < _LEAST_WARM_UP or clock() < end:
+    while not turn or clock() < end:
         for index in order(turn):
             shortest = min(shortest, _time(calls[index], 1, clock))
         turn += 1
@@ -219,7 +252,7 @@ class BenchReport:
         folded: how many of how many BatchNormalization layers were folded, where B is A folded.
         threads: how many each runtime was given, None for its default.
         seconds: the measuring time for each runtime and batch size.
-        seed: of the inputs and of the bootstrap.
+        seed: of the inputs.
         results: by runtime and batch size.
         skipped: what could not be measured, and why.
     """
@@ -394,38 +427,33 @@ class _Bench:
                     skipped.append(Skipped(name, batch, str(error)))
         return results, skipped
 
-    def _prepare(self, name: str, at: int) -> runtime.Bind:
+    def _prepare(self, name: str, at: int) -> runtime.Start:
         return runtime.prepare(name, self.pair[at], self.threads)
 
-    def _each(self, make: Callable[[int], Any]) -> list[Any]:
+    def _each(self, make: Callable[[int], Any], turn: int = 0) -> list[Any]:
         """Make something of A and of B; a failure says of which. Raises CannotRunError."""
-        made = []
-        for at, letter in enumerate("AB"):
+        made: list[Any] = [None, None]
+        for at in order(turn):
             try:
-                made.append(make(at))
+                made[at] = make(at)
             except CannotRunError as error:
-                raise CannotRunError(f"it cannot run {letter}: {error}") from error
+                raise CannotRunError(f"it cannot run {'AB'[at]}: {error}") from error
         return made
 
     def _time(
-        self, name: str, prepared: Sequence[runtime.Bind], inputs: Sequence[Array], batch: int
+        self, name: str, prepared: Sequence[runtime.Start], inputs: Sequence[Array], batch: int
     ) -> Result:
         self.report(f"timing {name}, batch {batch}")
-        calls = self._each(lambda at: runtime.bind(prepared[at], self.pair[at], inputs))
-        with _without_collector():
-            first, second, count = take_turns(calls, self.seconds)
-        a, b = times(first), times(second)
-        return Result(
-            runtime=name,
-            version=runtime.version(name, self.pair[0].library),
-            batch=batch,
-            ratio=a.median / b.median,
-            interval=ratio_interval(first, second, self.seed),
-            a=a,
-            b=b,
-            rounds=len(first),
-            calls=count,
-        )
+        self._each(lambda at: runtime.check(prepared[at], self.pair[at], inputs))
+        starts, count = [], None
+        for turn in range(_STARTS):
+            calls = self._each(lambda at: runtime.started(prepared[at], inputs), turn)
+            with _without_collector():
+                first, second, count = take_turns(calls, self.seconds / _STARTS, count)
+            starts.append((first, second))
+            del calls  # before the next start, so that it finds the memory free
+        version = runtime.version(name, self.pair[0].library)
+        return result(name, version, batch, starts, count or 1)
 
 
 def _repeated(array: Array, batch: int) -> Array:

@@ -12,6 +12,10 @@ from bnfold.model.guard import printable
 from bnfold.reports import terminal
 
 _STYLES = {"faster": "green", "slower": "red", "no difference": "default"}
+_UNSTEADY = (
+    "warning: the times vary a lot, as they do where other work runs beside;"
+    " a quiet machine, --threads 1 or more --seconds steady them"
+)
 
 
 def bench(report: BenchReport) -> RenderableType:
@@ -21,6 +25,8 @@ def bench(report: BenchReport) -> RenderableType:
         Text(f"{one.runtime}{_at(one.batch)}: left out, {printable(one.reason)}", style="yellow")
         for one in report.skipped
     ]
+    if not all(result.steady for result in report.results):
+        parts.append(Text(_UNSTEADY, style="yellow"))
     threads = "all" if report.threads is None else str(report.threads)
     conditions = f"threads: {threads}, seed {report.seed}, {CONFIDENCE:.0%} intervals"
     return Group(*parts, _models(report), _table(report.results), Text(conditions, style="dim"))

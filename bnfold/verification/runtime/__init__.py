@@ -27,21 +27,22 @@ from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_pair
 from bnfold.verification.runtime.onnx import OnnxModel, exports, measure_onnx, run_onnx
 from bnfold.verification.runtime.timing import (
-    Bind,
-    bind,
+    Start,
+    check,
     prepare,
     prepare_timing,
     start_timing,
+    started,
     version,
 )
 
 __all__ = [
-    "Bind",
     "CannotRunError",
     "LoadedModel",
     "Moves",
     "OnnxModel",
-    "bind",
+    "Start",
+    "check",
     "exports",
     "float64_copy",
     "free_size",
@@ -62,5 +63,6 @@ __all__ = [
     "save_live",
     "start",
     "start_timing",
+    "started",
     "version",
 ]

@@ -5,7 +5,9 @@
     litert          the same graph converted to LiteRT (TensorFlow Lite), with its default settings
 
 Every runtime gets the same inputs and the same number of threads, and what it computes must be
-what Keras computes: a conversion that went wrong would be timed for nothing.
+what Keras computes: a conversion that went wrong would be timed for nothing. A model can be started
+anew without being converted anew: its weights then lie elsewhere in memory, and its threads are
+others.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from bnfold.verification.runtime.libraries import CannotRunError, one_line, quie
 from bnfold.verification.runtime.loading import LoadedModel
 
 Call: TypeAlias = Callable[[], Any]
-Bind: TypeAlias = Callable[[Sequence[Array]], Call]
+Start: TypeAlias = Callable[[Sequence[Array]], Call]
 
 _ALIKE = 0.02  # of an output's largest number; runtimes may compute with other roundings
 
@@ -56,29 +58,37 @@ def prepare_timing(loaded: LoadedModel) -> None:
         loaded.runner = loaded.keras.Model(list(loaded.model.inputs), list(loaded.model.outputs))
 
 
-def prepare(name: str, loaded: LoadedModel, threads: int | None) -> Bind:
-    """Return what binds inputs to the model in a runtime of `RUNTIMES`. Raises CannotRunError."""
+def prepare(name: str, loaded: LoadedModel, threads: int | None) -> Start:
+    """Return what starts the model in a runtime of `RUNTIMES`. Raises CannotRunError."""
     with _one_line_on_failure():
         return RUNTIMES[name](loaded, threads)
 
 
-def bind(prepared: Bind, loaded: LoadedModel, inputs: Sequence[Array]) -> Call:
-    """Return a call without arguments that has run once and computed what Keras computes.
+def started(prepared: Start, inputs: Sequence[Array]) -> Call:
+    """Start the model anew and return its inference of these inputs, which has run once.
+
+    Raises CannotRunError.
+    """
+    with _one_line_on_failure():
+        call = prepared(inputs)
+        call()
+        return call
+
+
+def check(prepared: Start, loaded: LoadedModel, inputs: Sequence[Array]) -> None:
+    """See that the runtime runs the model, and computes what Keras computes.
 
     Where Keras itself cannot run the model there is nothing to hold it against. Raises
     CannotRunError.
     """
     with _one_line_on_failure():
-        call = prepared(inputs)
-        outputs = call()
-        found = [_widened(output) for output in _flat(outputs)]
+        found = [_widened(output) for output in _flat(prepared(inputs)())]
     try:
         expected = run(loaded, inputs, training=False)
     except CannotRunError:
-        return call
+        return
     if len(found) != len(expected) or not all(map(_alike, expected, found)):
         raise CannotRunError("what it makes of the model computes something else than Keras does")
-    return call
 
 
 @contextlib.contextmanager
@@ -112,7 +122,7 @@ def _alike(expected: Array, found: Array) -> bool:
 # --- Keras ---------------------------------------------------------------------------------------
 
 
-def _keras(loaded: LoadedModel, threads: int | None) -> Bind:
+def _keras(loaded: LoadedModel, threads: int | None) -> Start:
     tensorflow = importlib.import_module("tensorflow")
     has = tensorflow.config.threading.get_intra_op_parallelism_threads()
     if threads not in (None, has):
@@ -121,14 +131,16 @@ def _keras(loaded: LoadedModel, threads: int | None) -> Bind:
         )
     function = _function(loaded)
 
-    def with_inputs(inputs: Sequence[Array]) -> Call:
+    def start(inputs: Sequence[Array]) -> Call:
+        for weight in loaded.runner.weights:
+            weight.assign(np.array(weight))  # which moves it
         fed = [
             tensorflow.convert_to_tensor(array, dtype=tensors.dtype_name(tensor))
             for array, tensor in zip(inputs, loaded.runner.inputs, strict=True)
         ]
         return functools.partial(function, *fed)
 
-    return with_inputs
+    return start
 
 
 def _function(loaded: LoadedModel) -> Any:
@@ -141,42 +153,45 @@ def _function(loaded: LoadedModel) -> Any:
 # --- ONNX Runtime --------------------------------------------------------------------------------
 
 
-def _onnxruntime(loaded: LoadedModel, threads: int | None) -> Bind:
+def _onnxruntime(loaded: LoadedModel, threads: int | None) -> Start:
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
     # Two sessions take turns: the threads of one must not wait busily while the other computes.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(
-        onnx.serialized(loaded), options, providers=["CPUExecutionProvider"]
-    )
-    names = [one.name for one in session.get_inputs()]
-    if len(names) != len(loaded.runner.inputs):
-        raise CannotRunError("the export lost an input")
+    content = onnx.serialized(loaded)
 
-    def with_inputs(inputs: Sequence[Array]) -> Call:
+    def start(inputs: Sequence[Array]) -> Call:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_inputs()]
+        if len(names) != len(inputs):
+            raise CannotRunError("the export lost an input")
         return functools.partial(session.run, None, dict(zip(names, inputs, strict=True)))
 
-    return with_inputs
+    return start
 
 
 # --- LiteRT --------------------------------------------------------------------------------------
 
 
-def _litert(loaded: LoadedModel, threads: int | None) -> Bind:
+def _litert(loaded: LoadedModel, threads: int | None) -> Start:
     interpreter_class, function = _interpreter(), _function(loaded)
+    content: dict[tuple[int, ...], bytes] = {}
 
-    def with_inputs(inputs: Sequence[Array]) -> Call:
+    def start(inputs: Sequence[Array]) -> Call:
         # Converted for each batch size: LiteRT plans its memory for fixed shapes.
+        shape = inputs[0].shape
+        if shape not in content:
+            content.clear()
+            content[shape] = _converted(loaded, function, inputs)
         interpreter = interpreter_class(
-            model_content=_converted(loaded, function, inputs),
-            num_threads=threads or _available_threads(),
+            model_content=content[shape], num_threads=threads or _available_threads()
         )
         interpreter.allocate_tensors()
         return _invocation(interpreter, inputs)
 
-    return with_inputs
+    return start
 
 
 def _interpreter() -> Any:
@@ -237,7 +252,7 @@ def _position(name: str) -> int:
 # --- all of them ---------------------------------------------------------------------------------
 
 
-RUNTIMES: dict[str, Callable[[LoadedModel, int | None], Bind]] = {
+RUNTIMES: dict[str, Callable[[LoadedModel, int | None], Start]] = {
     "keras": _keras,
     "onnxruntime": _onnxruntime,
     "litert": _litert,
