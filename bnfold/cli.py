@@ -362,7 +362,7 @@ def _show_verification(result: "Verification", format_: str) -> None:
 
 @main.command(context_settings=_CONTEXT)
 @click.argument("a", type=_MODEL)
-@click.argument("b", type=_MODEL, required=False)
+@click.argument("b", metavar="[B]", type=_MODEL, required=False)
 @click.option(
     "--runtime",
     "runtimes",

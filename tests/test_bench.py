@@ -1,5 +1,6 @@
 """Times side by side: the statistics on fixed numbers, the turns by a false clock, real models."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from support import chain, keras, randomize
 
 import bnfold
 from bnfold import benchmark
 from bnfold.benchmark import median_interval, order, result, take_turns, times
 from bnfold.cli import main
+from bnfold.reports import bench_text
 from bnfold.reports.bench_text import duration, summary
 from bnfold.reports.json import schema
 from bnfold.verification.runtime import CannotRunError, timing
@@ -167,6 +170,22 @@ def test_a_slow_model_is_timed_all_the_same() -> None:
 )
 def test_the_line_says_what_b_is(ratio: float, says: str) -> None:
     assert summary(of(noisy(ratio, noise=0.005))).plain.startswith(says)
+
+
+def test_an_interval_that_hides_a_difference_is_no_proof_of_none() -> None:
+    line = summary(of(noisy(1.0, noise=1.0))).plain
+    assert line.startswith("keras, batch 1: no difference that could be told: ")
+
+
+@pytest.mark.parametrize(("threads", "advice"), [(None, True), (1, False)])
+def test_disturbed_times_are_a_warning(threads: int | None, advice: bool) -> None:
+    found = (of(noisy(1.24)), of(noisy(1.24, noise=0.5)))
+    report = benchmark.BenchReport(Path("a"), None, (1, 1), threads, 2.0, 0, found, ())
+    console = Console(width=400, file=io.StringIO())
+    console.print(bench_text.bench(report))
+    shown = console.file.getvalue()
+    assert "warning: times vary a lot (keras, batch 1)" in shown
+    assert ("--threads 1" in shown) == advice
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,8 @@ from bnfold.benchmark import CONFIDENCE, BenchReport, Result, Times
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 
-_STYLES = {"faster": "green", "slower": "red", "no difference": "default"}
-_UNSTEADY = (
-    "warning: the times vary a lot, as they do where other work runs beside;"
-    " a quiet machine, --threads 1 or more --seconds steady them"
-)
+_STYLES = {"faster": "green", "slower": "red"}
+_COARSE = 1.1  # between the ends of an interval that leaves room for a difference worth having
 
 
 def bench(report: BenchReport) -> RenderableType:
@@ -25,8 +22,7 @@ def bench(report: BenchReport) -> RenderableType:
         Text(f"{one.runtime}{_at(one.batch)}: left out, {printable(one.reason)}", style="yellow")
         for one in report.skipped
     ]
-    if not all(result.steady for result in report.results):
-        parts.append(Text(_UNSTEADY, style="yellow"))
+    parts += _warning(report)
     threads = "all" if report.threads is None else str(report.threads)
     conditions = f"threads: {threads}, seed {report.seed}, {CONFIDENCE:.0%} intervals"
     return Group(*parts, _models(report), _table(report.results), Text(conditions, style="dim"))
@@ -37,13 +33,28 @@ def summary(result: Result) -> Text:
     lower, upper = result.interval
     text = Text(f"{result.runtime}{_at(result.batch)}: ")
     if result.verdict == "no difference":
-        text.append("no difference: ", style=_STYLES[result.verdict])
+        coarse = upper > _COARSE * lower
+        text.append(f"no difference{' that could be told' if coarse else ''}: ")
     text.append(f"B takes {1 / result.ratio:.2f} of the time of A")
     if result.verdict == "faster":
         text.append(f", {result.ratio:.2f} times faster", style=_STYLES["faster"])
     if result.verdict == "slower":
         text.append(f", {1 / result.ratio:.2f} times slower", style=_STYLES["slower"])
     return text.append(f" (A/B {result.ratio:.3f}, {lower:.3f} to {upper:.3f})")
+
+
+def _warning(report: BenchReport) -> list[Text]:
+    unsteady = [f"{one.runtime}{_at(one.batch)}" for one in report.results if not one.steady]
+    if not unsteady:
+        return []
+    fewer = "" if report.threads == 1 else ", --threads 1"
+    return [
+        Text(
+            f"warning: times vary a lot ({'; '.join(unsteady)}), as they do where other work runs"
+            f" beside; a quiet machine{fewer} or more --seconds steady them",
+            style="yellow",
+        )
+    ]
 
 
 def _at(batch: int | None) -> str:

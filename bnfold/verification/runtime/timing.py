@@ -17,7 +17,7 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, TypeAlias
 
@@ -92,7 +92,7 @@ def check(prepared: Start, loaded: LoadedModel, inputs: Sequence[Array]) -> None
 
 
 @contextlib.contextmanager
-def _one_line_on_failure() -> Any:
+def _one_line_on_failure() -> Iterator[None]:
     try:
         with quiet():
             yield
