@@ -1,10 +1,11 @@
 """bnfold: audit Keras models, fold their BatchNormalization layers, prove the result.
 
-Three functions, each taking the path of a model file or a live `keras.Model`:
+Four functions, each taking the path of a model file or a live `keras.Model`:
 
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
     fold(model, out)          write the folded model; of a live model, give the folded one back
     verify(original, folded)  prove that two models compute the same
+    bench(a, b)               how long two models take, side by side
 
 Importing bnfold, `inspect`, and `fold(..., verify=False)` on files import no deep-learning
 framework.
@@ -16,8 +17,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold.api import fold, inspect, verify
+    from bnfold.api import bench, fold, inspect, verify
     from bnfold.audit import Finding, Severity
+    from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.errors import (
         BnfoldError,
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from bnfold.verification import Verdict, Verification
 
 _HOMES = {
-    "bnfold.api": ("fold", "inspect", "verify"),
+    "bnfold.api": ("bench", "fold", "inspect", "verify"),
     "bnfold.audit": ("Finding", "Severity"),
+    "bnfold.benchmark": ("BenchReport",),
     "bnfold.conversion": ("FoldReport",),
     "bnfold.errors": (
         "BnfoldError",
@@ -48,6 +51,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BenchReport",
     "BnfoldError",
     "Finding",
     "FoldReport",
@@ -61,6 +65,7 @@ __all__ = [
     "VerificationFailedError",
     "VerificationImpossibleError",
     "__version__",
+    "bench",
     "fold",
     "inspect",
     "verify",

@@ -27,6 +27,7 @@ from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
     from bnfold.audit import Finding
+    from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport, Standalone
     from bnfold.inspection import Inspection
     from bnfold.verification import Verification
@@ -97,8 +98,32 @@ def _format(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+_EXECUTION = (
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the random samples.",
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Allow the model to run code of its own, such as Lambda layers.",
+    ),
+    click.option(
+        "--import",
+        "imports",
+        metavar="MODULE",
+        multiple=True,
+        help="Import this Python module first, because it registers custom layers. Repeatable.",
+    ),
+)
+"""The options of everything that runs models."""
+
+
 def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of everything that runs models."""
+    """The options of everything that proves."""
     options = (
         click.option(
             "--data",
@@ -106,25 +131,7 @@ def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Samples to run instead of random ones: an .npz with one array for each input, or "
             "an .npy; the first axis is the sample.",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Seed of the random samples.",
-        ),
-        click.option(
-            "--trust",
-            is_flag=True,
-            help="Allow the model to run code of its own, such as Lambda layers.",
-        ),
-        click.option(
-            "--import",
-            "imports",
-            metavar="MODULE",
-            multiple=True,
-            help="Import this Python module first, because it registers custom layers. Repeatable.",
-        ),
+        *_EXECUTION,
         click.option(
             "--strict",
             is_flag=True,
@@ -142,6 +149,12 @@ def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
     )
     for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _execution(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_EXECUTION):
         command = option(command)
     return command
 
@@ -356,6 +369,67 @@ def _show_verification(result: "Verification", format_: str) -> None:
         click.echo(json.verification(result))
     else:
         terminal.console().print(fold_text.verification(result))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("a", type=_MODEL)
+@click.argument("b", metavar="[B]", type=_MODEL, required=False)
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(["keras", "onnxruntime", "litert"]),
+    multiple=True,
+    help="Measure in this runtime only. Repeatable.  [default: all]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    metavar="N",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Samples in one inference. Repeatable.  [default: 1]",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads of every runtime.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Measuring time for each runtime and batch size.",
+)
+@_execution
+@_format
+@_debug
+def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
+    """Measure how long the models A and B take for the same inputs, side by side.
+
+    A and B take turns, in Keras (graph mode), in ONNX Runtime and in LiteRT. Without B, A is
+    compared with what fold makes of it, without proof.
+
+    \b
+    Examples:
+      bnfold bench model.keras
+      bnfold bench model.keras folded.keras --batch 1 --batch 32 --threads 1
+      bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10 --format json
+    """
+    from bnfold.benchmark import bench_files
+
+    _show_bench(bench_files(a, b, progress=_progress, **options), format_)
+
+
+def _show_bench(report: "BenchReport", format_: str) -> None:
+    from bnfold.reports import bench_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.bench(report))
+    else:
+        terminal.console().print(bench_text.bench(report))
 
 
 def _progress(stage: str) -> None:

@@ -83,7 +83,7 @@ def unroll(model: Any) -> Unrolled:
 
 
 def _name_apart(flat: Unrolled) -> None:
-    """Give layers of one name, from different models, names of their own: a graph must have them."""
+    """Give layers of one name, from different models, names of their own, as a graph needs."""
     owners: dict[str, dict[int, FlatCall]] = {}
     for call in flat.calls.values():
         owners.setdefault(call.layer.name, {})[id(call.layer)] = call

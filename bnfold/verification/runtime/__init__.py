@@ -8,6 +8,8 @@ print is kept from the user's terminal. Three arithmetics are offered to the jud
     keras float64   the same graph rebuilt with every dtype set to float64, where kernels exist
     onnxruntime     the tf2onnx export on the CPU, without ONNX Runtime's own graph optimisations
                     (one of them has computed wrong results: onnxruntime#22512)
+
+`timing` has the same models as they run in practice, for measuring how long they take.
 """
 
 from bnfold.verification.runtime.doubles import float64_copy
@@ -35,6 +37,15 @@ from bnfold.verification.runtime.onnx import (
     optimised,
     run_onnx,
 )
+from bnfold.verification.runtime.timing import (
+    Start,
+    check,
+    prepare,
+    prepare_timing,
+    start_timing,
+    started,
+    version,
+)
 
 __all__ = [
     "CannotRunError",
@@ -42,6 +53,8 @@ __all__ = [
     "Moves",
     "OnnxModel",
     "Prepared",
+    "Start",
+    "check",
     "evaluate",
     "evaluate_onnx",
     "exports",
@@ -58,10 +71,15 @@ __all__ = [
     "optimised",
     "output_units",
     "own_classes",
+    "prepare",
     "prepare_pair",
+    "prepare_timing",
     "quiet",
     "run",
     "run_onnx",
     "save_live",
     "start",
+    "start_timing",
+    "started",
+    "version",
 ]

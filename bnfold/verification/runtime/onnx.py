@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
@@ -19,6 +20,7 @@ from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import SampleSet, run_all
 from bnfold.verification.unrolled import flat_name
 
+_PLAIN: dict[str, Any] = {"optimizers": {}}
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece ends at 2 GiB
 
 
@@ -37,12 +39,37 @@ def exports(loaded: LoadedModel) -> Iterator[tuple[str, Callable[[], OnnxModel]]
     tf2onnx without its optimisers takes a quarter of the time, but writes invalid graphs for some
     recurrent layers; from_function serves models that from_keras does not know.
     """
-    yield "from_keras without optimisers", lambda: _export(loaded, _from_keras, optimizers={})
+    yield "from_keras without optimisers", lambda: _export(loaded, _from_keras, **_PLAIN)
     yield "from_keras", lambda: _export(loaded, _from_keras)
     yield "from_function", lambda: _export(loaded, _from_function)
 
 
+def serialized(loaded: LoadedModel) -> bytes:
+    """Return the model as tf2onnx writes it by default. Raises CannotRunError."""
+    reasons = []
+    for convert, options in ((_from_keras, {}), (_from_keras, _PLAIN), (_from_function, {})):
+        try:
+            with _convertible(loaded):
+                return _converted(loaded, convert, **options)
+        except CannotRunError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
 def _export(loaded: LoadedModel, convert: Callable[..., Any], **options: Any) -> OnnxModel:
+    with _convertible(loaded):
+        return _session(_converted(loaded, convert, **options))
+
+
+def _converted(loaded: LoadedModel, convert: Callable[..., Any], **options: Any) -> bytes:
+    proto, _ = convert(loaded, **options)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+@contextlib.contextmanager
+def _convertible(loaded: LoadedModel) -> Iterator[None]:
+    """What tf2onnx needs around it. Raises CannotRunError in place of whatever is raised inside."""
     if sum(_bytes(weight) for weight in loaded.runner.weights) > _PROTOBUF_LIMIT:
         raise CannotRunError("an ONNX file of one piece cannot hold more than 2 GiB of weights")
     import tensorflow  # noqa: PLC0415
@@ -52,8 +79,7 @@ def _export(loaded: LoadedModel, convert: Callable[..., Any], **options: Any) ->
         with quiet():
             # Keras compiles grouped convolutions with XLA, which tf2onnx cannot see into.
             tensorflow.config.run_functions_eagerly(True)
-            proto, _ = convert(loaded, **options)
-            return _session(proto.SerializeToString())
+            yield
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
     finally:
