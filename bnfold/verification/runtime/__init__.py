@@ -25,7 +25,7 @@ from bnfold.verification.runtime.execution import (
     prepare_pair,
     run,
 )
-from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, start
+from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_pair
 from bnfold.verification.runtime.onnx import (
@@ -75,6 +75,7 @@ __all__ = [
     "prepare_pair",
     "prepare_timing",
     "quiet",
+    "release",
     "run",
     "run_onnx",
     "save_live",
