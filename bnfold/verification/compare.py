@@ -30,9 +30,8 @@ Why these numbers:
   model may honestly be noisier than the original, by the square root of the terms; but a wrong fold
   must not buy itself tolerance by being ill-conditioned, hence the cap at 64 times the original's.
 - A channel whose few roundings happen to be small is given what is usual in the same value,
-  relative to its own magnitude; and so is a kind of samples that has one sample only. Where a
-  channel has few values, all of which may be near zero by chance, its magnitude counts half, as
-  exponents go, towards that of the median channel.
+  relative to its own magnitude; and the roundings of a channel in all kinds of samples count for
+  each kind, relative to the magnitude of the whole value, because a kind may have one sample only.
 - In other arithmetics than float64 weights are moved by a unit of the dtype computed in.
 
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
@@ -58,7 +57,6 @@ ByAxis = Mapping[int | None, Array]
 FACTOR = 4.0
 NOISE_CAP = 64.0
 BLIND = 0.25
-_FEW = 32  # values in a channel
 UNIT = 2.0**-24
 
 
@@ -242,8 +240,6 @@ def _tolerance(
     if not some.any():
         return np.asarray(FACTOR * rounding)
     usual = max(float(np.quantile(rounding[some] / size[some], 0.75)), unit)
-    if yardstick.value.size < _FEW * len(size):
-        size = np.maximum(size, np.sqrt(size * np.median(size[some])))
     return np.asarray(FACTOR * np.maximum(rounding, usual * size))
 
 
@@ -279,42 +275,44 @@ def largest_of(parts: Sequence[Errors]) -> ByAxis:
     return {axis: np.maximum.reduce([part.largest[axis] for part in parts]) for axis in axes}
 
 
-def pooled(yardsticks: Sequence[Yardstick], parts: Sequence[Errors | None]) -> list[Errors | None]:
-    """Errors of the same value for several kinds of samples, each as large as is usual for it.
+def pooled(
+    yardsticks: Sequence[Yardstick], parts: Sequence[Errors | None]
+) -> tuple[list[Yardstick], list[Errors | None]]:
+    """The same with each channel's largest roundings of all kinds of samples, for each kind.
 
-    Relative to its magnitude, each channel gets the largest error of all kinds: a kind of one
-    sample has few roundings, which may happen to be small.
+    They count relative to the magnitude of the whole value: a kind of one sample has few roundings,
+    which may happen to be small.
     """
-    known = [part for part in parts if part is not None and part.largest]
-    scales = [yardstick.scale for yardstick in yardsticks]
-    shapes = [{axis: one.shape for axis, one in scale.items()} for scale in scales]
-    if len(known) < len(parts) or any(shape != shapes[0] for shape in shapes):
-        return list(parts)
+    sizes = [_typical(yardstick.scale) for yardstick in yardsticks]
+    owns = _together([part.largest if part is not None else {} for part in parts], sizes)
+    noises = _together([yardstick.original for yardstick in yardsticks], sizes)
+    return (
+        [replace(one, original=noise) for one, noise in zip(yardsticks, noises, strict=True)],
+        [
+            None if part is None else replace(part, largest=own)
+            for part, own in zip(parts, owns, strict=True)
+        ],
+    )
+
+
+def _typical(scale: ByAxis) -> float:
+    channels = max(scale.values(), key=len, default=np.zeros(0))
+    some = channels[channels > 0]
+    return float(np.median(some)) if some.size else 1.0
+
+
+def _together(sides: Sequence[ByAxis], sizes: Sequence[float]) -> list[ByAxis]:
+    """The largest of several numbers for each channel, relative to a size of each side."""
+    shapes = [{axis: one.shape for axis, one in side.items()} for side in sides]
+    if any(shape != shapes[0] for shape in shapes):
+        return list(sides)
     shares = {
         axis: np.maximum.reduce(
-            [
-                np.divide(
-                    part.largest[axis], scale[axis], out=np.zeros(shape), where=scale[axis] > 0
-                )
-                for part, scale in zip(known, scales, strict=True)
-            ]
+            [side[axis] / size for side, size in zip(sides, sizes, strict=True)]
         )
-        for axis, shape in shapes[0].items()
+        for axis in shapes[0]
     }
-    return [
-        replace(
-            part,
-            largest={
-                axis: np.maximum(part.largest[axis], share * scale[axis])
-                for axis, share in shares.items()
-            },
-        )
-        for part, scale in zip(known, scales, strict=True)
-    ]
-
-
-def _share(error: Array, scale: Array) -> Array:
-    return np.divide(error, scale, out=np.zeros(scale.shape), where=scale > 0)
+    return [{axis: share * size for axis, share in shares.items()} for size in sizes]
 
 
 def agrees(yardstick: Yardstick, found: Array, rough: float = 1e-3) -> bool:

@@ -51,7 +51,7 @@ Values = list[list[Array]]
 Yardsticks = list[list[Yardstick]]
 
 _REPETITIONS = 4
-_REPETITIONS_LARGE = 1
+_REPETITIONS_LARGE = 2
 _LARGE = 4_000_000  # weights; values in large models average over so many that one run is enough
 _ROUGH = 64  # how many roundings of 16 bits a runtime may be off and still count as the same
 
@@ -512,10 +512,10 @@ class _Trial:
             truths = [row[at] for row in yardsticks]
             found = [row[at] for row in folded]
             own = [None] * len(found) if original is None else [row[at] for row in original]
-            typical = pooled(truths, own)
+            judged, typical = pooled(truths, own)
             outcomes = [
                 failed(problems[at]) if at in problems else compare(truth, mine, theirs, self.rule)
-                for truth, mine, theirs in zip(truths, typical, found, strict=True)
+                for truth, mine, theirs in zip(judged, typical, found, strict=True)
             ]
             worst = max(range(len(outcomes)), key=lambda i: outcomes[i].excess)
             heard = _heard([outcome.heard for outcome in outcomes], label.axis)
