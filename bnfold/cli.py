@@ -27,7 +27,8 @@ from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
     from bnfold.audit import Finding
-    from bnfold.conversion import FoldReport, Standalone
+    from bnfold.conversion import FoldReport, Proof, Standalone
+    from bnfold.exporting import ExportReport
     from bnfold.inspection import Inspection
     from bnfold.verification import Verification
 
@@ -97,43 +98,59 @@ def _format(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
+_RUNNING = (
+    click.option(
+        "--data",
+        type=_MODEL,
+        help="Samples to run instead of random ones: an .npz with one array for each input, or "
+        "an .npy; the first axis is the sample.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the random samples.",
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Allow the model to run code of its own, such as Lambda layers.",
+    ),
+    click.option(
+        "--import",
+        "imports",
+        metavar="MODULE",
+        multiple=True,
+        help="Import this Python module first, because it registers custom layers. Repeatable.",
+    ),
+)
+
+
+def _running(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that runs models."""
-    options = (
-        click.option(
-            "--data",
-            type=_MODEL,
-            help="Samples to run instead of random ones: an .npz with one array for each input, or "
-            "an .npy; the first axis is the sample.",
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Seed of the random samples.",
-        ),
-        click.option(
-            "--trust",
-            is_flag=True,
-            help="Allow the model to run code of its own, such as Lambda layers.",
-        ),
-        click.option(
-            "--import",
-            "imports",
-            metavar="MODULE",
-            multiple=True,
-            help="Import this Python module first, because it registers custom layers. Repeatable.",
-        ),
-        click.option(
-            "--strict",
-            is_flag=True,
-            help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
-        ),
-    )
-    for option in reversed(options):
+    for option in reversed(_RUNNING):
         command = option(command)
     return command
+
+
+def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that proves."""
+    strict = click.option(
+        "--strict",
+        is_flag=True,
+        help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
+    )
+    return _running(strict(command))
+
+
+def _keep(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--keep",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
+    )(command)
 
 
 @click.group(cls=_Commands, context_settings=_CONTEXT)
@@ -243,12 +260,7 @@ def _no_such_layer(model: "Inspection", name: str) -> str:
 @click.option(
     "--no-verify", is_flag=True, help="Do not prove the result; TensorFlow is not loaded."
 )
-@click.option(
-    "--keep",
-    metavar="PATTERN",
-    multiple=True,
-    help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
-)
+@_keep
 @click.option(
     "--standalone",
     type=click.Choice(["keep", "depthwise"]),
@@ -274,27 +286,28 @@ def fold(
 ) -> None:
     """Fold the BatchNormalization layers of MODEL into OUT, and prove that it computes the same.
 
-    OUT is of the same kind as MODEL. What cannot be folded exactly stays as it is. Optimizer state
-    is left out. OUT appears whole or not at all, and not at all when the proof fails.
+    OUT is of the same kind as MODEL, or an ONNX file if it ends in .onnx: see 'bnfold export'. What
+    cannot be folded exactly stays as it is. Optimizer state is left out. OUT appears whole or not
+    at all, and not at all when the proof fails.
 
     \b
     Examples:
       bnfold fold model.keras folded.keras
       bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
       bnfold fold model.keras folded.keras --no-verify --force --format json
+      bnfold fold model.keras folded.onnx
     """
     from bnfold.conversion import Proof, fold_file
 
     if no_verify and (proof["strict"] or proof["data"] is not None):
         raise click.UsageError("--no-verify contradicts --strict and --data")
+    asked = Proof(**proof)
+    options: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
+    if target.suffix.lower() == ".onnx":
+        _export(ctx, source, target, asked, format_, prove=not no_verify, **options)
+        return
     report = fold_file(
-        source,
-        target,
-        keep=keep,
-        standalone=standalone,
-        force=force,
-        proof=None if no_verify else Proof(**proof),
-        progress=_progress,
+        source, target, proof=None if no_verify else asked, progress=_progress, **options
     )
     _show_fold(report, format_)
     if not report.written:
@@ -345,6 +358,73 @@ def _show_verification(result: "Verification", format_: str) -> None:
         click.echo(json.verification(result))
     else:
         terminal.console().print(fold_text.verification(result))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("source", metavar="MODEL", type=_MODEL)
+@click.argument("target", metavar="OUT.onnx", type=_MODEL)
+@click.option("--force", is_flag=True, help="Replace OUT.onnx if it exists.")
+@click.option("--no-fold", is_flag=True, help="Write the model as it is.")
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="Version of the ONNX operator set; without it the one that tf2onnx prefers.",
+)
+@_keep
+@_running
+@_format
+@_debug
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    source: Path,
+    target: Path,
+    force: bool,
+    no_fold: bool,
+    opset: int | None,
+    keep: Sequence[str],
+    format_: str,
+    **running: Any,
+) -> None:
+    """Fold the BatchNormalization layers of MODEL and write it as an ONNX file.
+
+    Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free. The
+    file is written only if ONNX Runtime computes from it what Keras computes from MODEL.
+
+    \b
+    Examples:
+      bnfold export model.keras model.onnx
+      bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
+      bnfold export model.keras model.onnx --no-fold --force --format json
+    """
+    from bnfold.conversion import Proof
+
+    if no_fold and keep:
+        raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
+    options = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    _export(ctx, source, target, Proof(**running), format_, **options)
+
+
+def _export(
+    ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **options: Any
+) -> None:
+    from bnfold.exporting import export_file
+
+    report = export_file(source, target, running=running, progress=_progress, **options)
+    _show_export(report, format_)
+    if not report.written:
+        ctx.exit(1)
+
+
+def _show_export(report: "ExportReport", format_: str) -> None:
+    from bnfold.reports import export_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.export(report))
+    else:
+        terminal.console().print(export_text.export(report))
 
 
 def _progress(stage: str) -> None:

@@ -1,12 +1,15 @@
 """Folds and verifications for people."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bnfold.conversion import FoldReport
-from bnfold.model.graph import show
+from bnfold.folding.plan import Plan
+from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 from bnfold.verification import Comparison, Verdict, Verification
@@ -15,28 +18,34 @@ from bnfold.verification import Comparison, Verdict, Verification
 def fold(report: FoldReport) -> RenderableType:
     """The report on a fold."""
     target = printable(str(report.target))
-    folded, total = len(report.plan.folds), len(report.plan.decisions)
-    parts = [
-        Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
-    ]
-    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in terminal.reasons(report.plan)]
-    if report.replaced:
-        names = terminal.names([show(path) for path in report.replaced])
-        parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
+    parts = decisions(report.plan, report.replaced, report.unused_keep)
     if report.dropped:
         dropped = " and ".join(report.dropped)
         parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))
-    parts += [
-        Text(f"  warning: --keep {unused!r} matches no layer", style="yellow")
-        for unused in report.unused_keep
-    ]
     if report.verification is not None:
-        parts += _verification(report.verification)
+        parts += verdict(report.verification)
     if report.written:
         parts.append(Text(f"wrote {target}"))
     else:
         parts.append(Text(f"{target} was not written", style="red"))
     return Group(*parts)
+
+
+def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) -> list[Text]:
+    """What was folded, what was not and why, and which patterns of --keep said nothing."""
+    folded, total = len(plan.folds), len(plan.decisions)
+    parts = [
+        Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
+    ]
+    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in terminal.reasons(plan)]
+    if replaced:
+        names = terminal.names([show(path) for path in replaced])
+        parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
+    parts += [
+        Text(f"  warning: --keep {unused!r} matches no layer", style="yellow")
+        for unused in unused_keep
+    ]
+    return parts
 
 
 def verification(result: Verification) -> RenderableType:
@@ -48,7 +57,7 @@ def verification(result: Verification) -> RenderableType:
     for comparison in result.comparisons:
         table.add_row(*_comparison(comparison))
     parts: list[RenderableType] = [table] if result.comparisons else []
-    return Group(*parts, *_verification(result))
+    return Group(*parts, *verdict(result))
 
 
 def _comparison(comparison: Comparison) -> list[Text]:
@@ -73,15 +82,16 @@ _VERDICTS = {
 }
 
 
-def _verification(result: Verification) -> list[Text]:
+def verdict(result: Verification) -> list[Text]:
+    """The verdict of a proof with what contradicts or limits it."""
     sentence, colour = _VERDICTS[result.verdict]
-    verdict = Text(sentence, style=colour)
+    first = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
         worst = "" if result.max_excess is None else f", {result.max_excess:.0%} of the tolerance"
-        verdict.append(
+        first.append(
             f" ({result.basis}, {result.sample_count} samples, seed {result.seed}{worst})",
             style="default",
         )
     differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]
     warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in result.warnings]
-    return [verdict, *differences, *warnings]
+    return [first, *differences, *warnings]

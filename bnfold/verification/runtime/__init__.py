@@ -17,34 +17,55 @@ from bnfold.verification.runtime.execution import (
     is_repeatable,
     measure,
     moves,
+    prepare,
     prepare_pair,
     run,
 )
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
-from bnfold.verification.runtime.loading import LoadedModel, load_pair
+from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
 from bnfold.verification.runtime.onnx import OnnxModel, exports, measure_onnx, run_onnx
+from bnfold.verification.runtime.onnx_file import (
+    Label,
+    choose_opset,
+    conversions,
+    open_onnx,
+    port_names,
+    run_as,
+    versions,
+    write_onnx,
+)
 
 __all__ = [
     "CannotRunError",
+    "Label",
     "LoadedModel",
     "Moves",
     "OnnxModel",
+    "choose_opset",
+    "conversions",
     "exports",
     "float64_copy",
     "free_size",
     "is_repeatable",
+    "load_all",
     "load_live",
     "load_pair",
     "measure",
     "measure_onnx",
     "moves",
     "one_line",
+    "open_onnx",
     "own_classes",
+    "port_names",
+    "prepare",
     "prepare_pair",
     "quiet",
     "run",
+    "run_as",
     "run_onnx",
     "save_live",
     "start",
+    "versions",
+    "write_onnx",
 ]

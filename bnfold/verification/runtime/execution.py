@@ -29,6 +29,11 @@ def prepare_pair(original: LoadedModel, folded: LoadedModel) -> list[tensors.Tap
     return [tap if use else None for tap, use in zip(taps[0], usable, strict=True)]
 
 
+def prepare(loaded: LoadedModel) -> None:
+    """Build the runner of a model as it is, with nothing left out."""
+    _build_runner(loaded, [None for _ in loaded.model.outputs])
+
+
 def _build_runner(loaded: LoadedModel, taps: Sequence[tensors.Tap | None]) -> None:
     tensors.switch_off(taps, loaded.keras.activations.linear)
     outputs = [

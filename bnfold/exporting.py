@@ -1,0 +1,537 @@
+"""Exporting to ONNX: read, fold, convert, run beside the original, and only then put it there.
+
+What is judged is the file itself, in ONNX Runtime with its graph optimisations as users get them
+and without any, against MODEL as `model.predict` computes it: one comparison that covers the fold
+and the conversion alike. For each channel of an output
+
+    |onnx - keras| <= 8 tolerance
+
+where `tolerance` is that of `bnfold verify`, four times what rounding does to the two Keras models.
+Another runtime also sums in another order and approximates exp and tanh in another way, which the
+roundings of the weights do not measure; hence the factor. Of forty kinds of models none took more
+than a quarter of what that allows.
+"""
+
+import functools
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnfold import __version__
+from bnfold.conversion import (
+    Proof,
+    Standalone,
+    describe_folds,
+    describe_kept,
+    plan_and_hash,
+    refuse_inside,
+    write_folded,
+)
+from bnfold.errors import ExportImpossibleError, VerificationImpossibleError
+from bnfold.folding.plan import Plan, unused_patterns
+from bnfold.model.container import ModelFile, open_model
+from bnfold.model.graph import Json, show
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.guard import printable
+from bnfold.staging import Staging, check_target
+from bnfold.verification import Verification, runtime, safety, samples, tensors
+from bnfold.verification.compare import Measurement, Outcome, Rule, agrees, compare, varies
+from bnfold.verification.runtime import CannotRunError, LoadedModel
+from bnfold.verification.samples import InputSpec, SampleSet
+from bnfold.verification.tensors import Interface, Port
+
+SCHEMA_VERSION = 1
+
+_FACTOR = 8.0
+_REPETITIONS = 2
+_RULE = f"error at most {_FACTOR * 4:g} times the measured rounding noise of the channel"
+_RUNTIMES = {"onnxruntime": True, "onnxruntime without optimisations": False}
+"""The ways in which ONNX Runtime runs the file, and whether it optimises the graph."""
+
+_ORT_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+_Measured = list[list[Measurement]]  # by sample set, then by output
+_Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output of the ONNX file in one runtime, at the kind of samples where it came out worst.
+
+    `relative_error` is the largest error over the output's largest magnitude; `error` and
+    `tolerance` are those of the element with the largest ratio of the two, which is `excess`.
+    `exercised` is False for an output that never changed, so that passing says little.
+    """
+
+    output: str
+    runtime: str
+    samples: str
+    max_abs_error: float
+    relative_error: float
+    error: float
+    tolerance: float
+    excess: float
+    passed: bool
+    exercised: bool
+
+    def to_dict(self) -> Json:
+        """All fields for JSON; a number that is not finite becomes None."""
+        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What ONNX Runtime computes, compared with what Keras computes from MODEL.
+
+    Attributes:
+        outputs: every output in every runtime.
+        differences: sentences on what is not the same; empty when the file is right.
+        warnings: sentences on what limits this.
+        sample_count: how many samples were run.
+        sample_kinds: what kinds of samples.
+        seed: the seed that they come from.
+        library: "keras" or "tf_keras".
+    """
+
+    outputs: tuple[OutputCheck, ...]
+    differences: tuple[str, ...]
+    warnings: tuple[str, ...]
+    sample_count: int
+    sample_kinds: tuple[str, ...]
+    seed: int
+    library: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two compute the same."""
+        return not self.differences
+
+    @property
+    def max_excess(self) -> float:
+        """The largest share of its tolerance that an error took."""
+        return max((one.excess for one in self.outputs), default=0.0)
+
+    @property
+    def max_abs_error(self) -> float:
+        """The largest error of all outputs."""
+        return max((one.max_abs_error for one in self.outputs), default=0.0)
+
+    def to_dict(self) -> Json:
+        """The check for JSON."""
+        return {
+            "passed": self.passed,
+            "library": self.library,
+            "rule": _RULE,
+            "seed": self.seed,
+            "sample_count": self.sample_count,
+            "sample_kinds": list(self.sample_kinds),
+            "max_abs_error": _finite(self.max_abs_error),
+            "differences": list(self.differences),
+            "warnings": list(self.warnings),
+            "outputs": [one.to_dict() for one in self.outputs],
+        }
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        source: the model file that was read; of a live model, its name.
+        target: where the ONNX file was to go.
+        written: whether it is there; False when a proof or the check failed.
+        opset: the version of the ONNX operator set.
+        inputs: the inputs of the ONNX file in order; None is a free size.
+        outputs: the outputs likewise.
+        plan: what was folded and what was kept, with reasons; None without folding.
+        replaced: the kept layers that are depthwise convolutions in the file.
+        unused_keep: the patterns of `keep` that match no layer.
+        verification: the proof of the fold alone, None where none was asked for.
+        check: ONNX Runtime against Keras; None when the proof of the fold failed before it.
+    """
+
+    source: Path
+    target: Path
+    written: bool
+    opset: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    plan: Plan | None
+    replaced: tuple[LayerPath, ...]
+    unused_keep: tuple[str, ...]
+    verification: Verification | None
+    check: Check | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": str(self.source),
+            "target": str(self.target),
+            "written": self.written,
+            "opset": self.opset,
+            "inputs": [_port(port) for port in self.inputs],
+            "outputs": [_port(port) for port in self.outputs],
+            "folded": describe_folds(self.plan) if self.plan is not None else [],
+            "kept": describe_kept(self.plan) if self.plan is not None else [],
+            "replaced": [show(path) for path in self.replaced],
+            "unused_keep": list(self.unused_keep),
+            "verification": self.verification.to_dict() if self.verification is not None else None,
+            "check": self.check.to_dict() if self.check is not None else None,
+        }
+
+
+def _port(port: Port) -> Json:
+    return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def export_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    fold: bool = True,
+    opset: int | None = None,
+    keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
+    force: bool = False,
+    running: Proof,
+    prove: bool = False,
+    name: str | None = None,
+    progress: _Progress | None = None,
+) -> ExportReport:
+    """Write the model in `source` to the ONNX file `target`, folded unless `fold` is False.
+
+    `running` says how the models are run; with `prove` the fold is proved by it first, as
+    `fold_file` does. `name` stands for the file's name in the report and in the ONNX file. The
+    target is written only when ONNX Runtime computes from it what Keras computes from the source.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
+        OutputError: the target cannot be written, or exists and `force` is not given.
+        ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
+        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
+    """
+    target = Path(target)
+    with open_model(source) as model:
+        check_target(target, "onnx", force=force)
+        refuse_inside(target, model)
+        if model.graph.kind == "subclassed":
+            raise ExportImpossibleError(
+                f"{printable(str(source))}: a subclassed model: its file holds no graph, so there"
+                " is nothing to convert"
+            )
+        job = _Job(model, target, running, name, progress or _silent)
+        opset = job.start(opset)
+        decided, sha256 = plan_and_hash(model, keep)
+        no_layers: tuple[LayerPath, ...] = ()
+        with Staging(target, "onnx", force=force) as staging:
+            subject, replaced = model.path, no_layers
+            if fold and (decided.folds or standalone == "depthwise"):
+                subject = _beside(staging.path, model)
+                replaced = write_folded(model, decided, sha256, standalone, subject)
+            report = ExportReport(
+                source=model.path if name is None else Path(name),
+                target=target,
+                written=False,
+                opset=opset,
+                inputs=(),
+                outputs=(),
+                plan=decided if fold else None,
+                replaced=replaced,
+                unused_keep=unused_patterns(model.graph, keep),
+                verification=running.run(model.path, subject, progress) if prove else None,
+                check=None,
+            )
+            if _is_proved(report, running):
+                report = job.convert(subject, staging.path, report, sha256)
+            if report.written:
+                staging.publish()
+        return report
+
+
+def _beside(path: Path, model: ModelFile) -> Path:
+    """A name in the staging directory for the folded model, in the container of the source."""
+    suffix = {"keras": ".keras", "h5": ".h5"}.get(model.kind, "")
+    return path.with_name(f"folded{suffix}")
+
+
+def _is_proved(report: ExportReport, running: Proof) -> bool:
+    found = report.verification
+    return found is None or found.accepted(strict=running.strict)
+
+
+def _silent(_: str) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model on its way into an ONNX file."""
+
+    model: ModelFile
+    target: Path
+    running: Proof
+    name: str | None
+    report: _Progress
+
+    @property
+    def label(self) -> str:
+        """The source for messages."""
+        return printable(self.name or str(self.model.path))
+
+    def start(self, opset: int | None) -> int:
+        """Refuse what must not be loaded, load TensorFlow; the opset to write."""
+        if not self.running.trust:
+            safety.refuse_code(safety.read_facts(self.model.path))
+        self.report("loading TensorFlow")
+        runtime.start()
+        return runtime.choose_opset(opset)
+
+    def convert(self, subject: Path, path: Path, report: ExportReport, sha256: str) -> ExportReport:
+        """Convert the model file `subject` to `path` and compare it with the source."""
+        self.report("loading the models")
+        original, folded = self._load(subject)
+        sets = self._samples(original)
+        self.report("running the models with Keras")
+        reference = self._measure(original, sets)
+        moved = reference if folded is original else self._measure(folded, sets)
+        interface = tensors.interface(original.model)
+        label = self._label(original, report, sha256, _batched(interface, reference, sets))
+        self.report("converting to ONNX")
+        trial = _Trial(interface, sets, reference, moved, self.running.seed, original.library)
+        check = self._first_check(folded, path, label, trial, report.opset)
+        inputs, outputs = _named(interface)
+        return replace(report, written=check.passed, check=check, inputs=inputs, outputs=outputs)
+
+    def _load(self, subject: Path) -> tuple[LoadedModel, LoadedModel]:
+        files = [safety.read_facts(self.model.path)]
+        if subject != self.model.path:
+            files.append(safety.read_facts(subject))
+        running = self.running
+        try:
+            loaded = runtime.load_all(files, running.imports, running.classes, trust=running.trust)
+        except CannotRunError as error:
+            raise ExportImpossibleError(f"{self.label}: {error}") from error
+        for one in loaded:
+            runtime.prepare(one)
+        return loaded[0], loaded[-1]
+
+    def _samples(self, loaded: LoadedModel) -> list[SampleSet]:
+        specs = tensors.input_specs(loaded.model)
+        if self.running.data is not None:
+            return [samples.load(self.running.data, specs)[0]]
+        size = runtime.free_size(loaded, specs)
+        return [
+            *samples.generate(specs, self.running.seed, size),
+            *_of_another_size(loaded, specs, self.running.seed, 2 * size),
+        ]
+
+    def _measure(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> _Measured:
+        steps = runtime.moves(loaded).computed
+        seed = self.running.seed
+        try:
+            measured = runtime.measure(loaded, sets, steps, _REPETITIONS, seed, training=False)
+            return [[_with_axis(one) for one in row] for row in measured]
+        except CannotRunError as error:
+            raise VerificationImpossibleError(
+                f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"
+            ) from error
+
+    def _label(
+        self, loaded: LoadedModel, report: ExportReport, sha256: str, batched: Sequence[bool]
+    ) -> runtime.Label:
+        # A live model has a name and no file; the file it went through means nothing to others.
+        live = self.name is not None
+        origin = {"source": self.model.path.name, "source_sha256": sha256}
+        folded = describe_folds(report.plan) if report.plan is not None else []
+        metadata = {
+            "version": __version__,
+            **({"source": self.name} if live else origin),
+            "source_keras_version": self.model.keras_version or "unknown",
+            **runtime.versions(loaded),
+            "opset": str(report.opset),
+            "folded": folded,
+            "depthwise": [show(path) for path in report.replaced],
+        }
+        named = {f"bnfold.{key}": value for key, value in metadata.items()}
+        return runtime.Label(loaded.model.name, __version__, named, batched)
+
+    def _first_check(
+        self, loaded: LoadedModel, path: Path, label: runtime.Label, trial: "_Trial", opset: int
+    ) -> Check:
+        """The check of the first conversion that computes what Keras does, or of the last."""
+        check, reasons = None, []
+        for convert in runtime.conversions(loaded, opset):
+            try:
+                proto = convert()
+                gc.collect()  # a conversion leaves several copies of the weights behind
+                runtime.write_onnx(proto, path, trial.interface, label)
+                del proto
+                self.report("running the ONNX file")
+                check = trial.check(path)
+            except CannotRunError as error:
+                reasons.append(str(error))
+                continue
+            if check.passed:
+                return check
+        if check is None:
+            reason = _ORT_CODE.sub("", reasons[0])
+            raise ExportImpossibleError(f"{self.label}: cannot be converted to ONNX: {reason}")
+        return check
+
+
+def _of_another_size(
+    loaded: LoadedModel, specs: Sequence[InputSpec], seed: int, size: int
+) -> Iterator[SampleSet]:
+    """Samples that show whether free sizes stayed free, if there are any and Keras takes them."""
+    if all(None not in spec.shape[1:] for spec in specs):
+        return
+    with suppress(CannotRunError):
+        runtime.run(loaded, samples.zeros(specs, size), training=False)
+        first = samples.generate(specs, seed, size)[0]
+        # Alone, because it cannot be put into one batch with samples of another size.
+        yield replace(first, kind=f"{first.kind}, free sizes {size}", alone=True)
+
+
+def _batched(interface: Interface, measured: _Measured, sets: Sequence[SampleSet]) -> list[bool]:
+    """For every output, whether its first axis counts the samples."""
+    return [
+        port.shape[:1] == (None,)
+        and all(
+            row[index].value.shape[0] == one.count for row, one in zip(measured, sets, strict=True)
+        )
+        for index, port in enumerate(interface.outputs)
+    ]
+
+
+def _named(interface: Interface) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The inputs and outputs of the ONNX file: the model's, under names that occur once."""
+    inputs, outputs = runtime.port_names(interface)
+    return _renamed(interface.inputs, inputs), _renamed(interface.outputs, outputs)
+
+
+def _renamed(ports: Sequence[Port], names: Sequence[str]) -> tuple[Port, ...]:
+    return tuple(replace(port, name=name) for port, name in zip(ports, names, strict=True))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What Keras computes, and the judgement on files that should compute the same.
+
+    `reference` are the outputs of the source; `moved` those of the model that was converted, for
+    what rounding does to them.
+    """
+
+    interface: Interface
+    sets: Sequence[SampleSet]
+    reference: _Measured
+    moved: _Measured
+    seed: int
+    library: str
+
+    def check(self, path: Path) -> Check:
+        """Compare the ONNX file with Keras. Raises CannotRunError."""
+        outputs, differences = [], []
+        for name, optimised in _RUNTIMES.items():
+            for found, outcome in self._compare(path, name, optimised=optimised):
+                outputs.append(found)
+                if not found.passed:
+                    differences.append(_sentence(found, outcome))
+        unmoved = dict.fromkeys(one.output for one in outputs if not one.exercised)
+        return Check(
+            outputs=tuple(outputs),
+            differences=tuple(differences),
+            warnings=tuple(
+                f"output {name!r} was not exercised: it never changed" for name in unmoved
+            ),
+            sample_count=sum(one.count for one in self.sets),
+            sample_kinds=tuple(one.kind for one in self.sets),
+            seed=self.seed,
+            library=self.library,
+        )
+
+    def _compare(
+        self, path: Path, name: str, *, optimised: bool
+    ) -> Iterator[tuple[OutputCheck, Outcome]]:
+        exported = runtime.open_onnx(path, optimised=optimised)
+        dtypes = [port.dtype for port in self.interface.outputs]
+        values = samples.run_all(functools.partial(runtime.run_as, exported, dtypes), self.sets)
+        for index, port in enumerate(_named(self.interface)[1]):
+            rows = [row[index] for row in self.reference]
+            got = [
+                _around(moved[index], np.atleast_1d(outputs[index]))
+                for moved, outputs in zip(self.moved, values, strict=True)
+            ]
+            yield self._worst(port.name, name, rows, got)
+
+    def _worst(
+        self, output: str, name: str, rows: Sequence[Measurement], got: Sequence[Measurement]
+    ) -> tuple[OutputCheck, Outcome]:
+        outcomes = [
+            compare(row, other, Rule(), forgive_overflow=True)
+            for row, other in zip(rows, got, strict=True)
+        ]
+        passed = [_passed(*three) for three in zip(outcomes, rows, got, strict=True)]
+        worst = max(range(len(rows)), key=lambda at: (not passed[at], outcomes[at].excess))
+        outcome = outcomes[worst]
+        found = OutputCheck(
+            output=output,
+            runtime=name,
+            samples=self.sets[worst].kind,
+            max_abs_error=outcome.max_abs_error,
+            relative_error=outcome.max_abs_error / outcome.scale if outcome.scale else 0.0,
+            error=outcome.error,
+            tolerance=_FACTOR * outcome.tolerance,
+            excess=outcome.excess / _FACTOR,
+            passed=all(passed),
+            exercised=_is_exercised(rows),
+        )
+        return found, outcome
+
+
+def _with_axis(one: Measurement) -> Measurement:
+    """A scalar as a vector of one, because comparisons look along axes."""
+    moved = tuple(np.atleast_1d(value) for value in one.moved)
+    return replace(one, value=np.atleast_1d(one.value), moved=moved)
+
+
+def _around(moved: Measurement, value: Any) -> Measurement:
+    """The movements of a Keras output, around what ONNX Runtime computes for it."""
+    if moved.value.shape != value.shape or value.dtype.kind not in "fc":
+        return Measurement(value, (), moved.unit)
+    shifted = tuple(one - moved.value + value for one in moved.moved)
+    return Measurement(value, shifted, moved.unit)
+
+
+def _passed(outcome: Outcome, row: Measurement, other: Measurement) -> bool:
+    if outcome.problem is not None:
+        return False
+    if row.value.dtype.kind not in "fc":
+        return agrees(row, other.value)  # rounding may tip an argmax over
+    return outcome.excess <= _FACTOR
+
+
+def _is_exercised(rows: Sequence[Measurement]) -> bool:
+    shapes = {row.value.shape[1:] for row in rows}
+    alike = [row.value for row in rows if row.value.shape[1:] == rows[0].value.shape[1:]]
+    return len(shapes) > 1 or varies(alike)
+
+
+def _sentence(found: OutputCheck, outcome: Outcome) -> str:
+    place = f"{found.runtime}: output {found.output!r}"
+    if outcome.problem is not None:
+        return f"{place}: {outcome.problem.replace('folded model', 'ONNX file')}"
+    return (
+        f"{place} is off by {found.error:.3g}, {found.excess:.3g} times the tolerance of"
+        f" {found.tolerance:.3g} ({found.samples})"
+    )
