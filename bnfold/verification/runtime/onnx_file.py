@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from bnfold.verification.runtime.onnx import (
 
 _LOWEST_OPSET = 7  # what ONNX Runtime still runs
 _BATCH = "batch"
+_COUNTER = re.compile(r"(?:__\d+)+$")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def write_onnx(proto: Any, path: Path, interface: tensors.Interface, label: Labe
         ports = getattr(interface, side)
         if len(values) != len(ports):
             raise CannotRunError(f"the export has {len(values)} {side} instead of {len(ports)}")
-    _name_ports(proto.graph, interface)
+    _name_tensors(proto.graph, interface)
     _set_shapes(proto.graph, interface, label)
     _label(onnx, proto, label)
     try:
@@ -147,18 +149,27 @@ def _unique(name: str, taken: set[str]) -> str:
     return found
 
 
-def _name_ports(graph: Any, interface: tensors.Interface) -> None:
-    """Give inputs and outputs their names, and other names to inner tensors called the same."""
+def _name_tensors(graph: Any, interface: tensors.Interface) -> None:
+    """Give inputs and outputs their names, and the tensors between them names that are repeatable.
+
+    The numbers that tf2onnx appends, and the order of its weights, differ from run to run.
+    """
     inputs, outputs = port_names(interface)
     ports = [value.name for value in (*graph.input, *graph.output)]
     if len(set(ports)) != len(ports):
         raise CannotRunError("tf2onnx made one tensor of several inputs and outputs")
     names = dict(zip(ports, [*inputs, *outputs], strict=True))
-    taken = {*_tensor_names(graph), *names.values()}
-    for name in set(names.values()) - set(names):
-        names[name] = _unique(name, taken)
+    taken = {*names.values(), ""}
+    for name in _tensor_names(graph):
+        if name and name not in names:
+            names[name] = _unique(_COUNTER.sub("", name), taken)
+    labels: set[str] = set()
+    rank = {name: position for position, name in enumerate(names.values())}
     for one in _graphs(graph):
         _rename(one, names)
+        one.initializer.sort(key=lambda weight: rank[weight.name])
+        for node in one.node:
+            node.name = _unique(_COUNTER.sub("", node.name), labels)
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -170,16 +181,13 @@ def _graphs(graph: Any) -> Iterator[Any]:
                 yield from _graphs(inner)
 
 
-def _tensor_names(graph: Any) -> set[str]:
-    return {
-        name
-        for one in _graphs(graph)
-        for names in (
-            (value.name for value in (*one.input, *one.output, *one.initializer)),
-            (name for node in one.node for name in (*node.input, *node.output)),
-        )
-        for name in names
-    }
+def _tensor_names(graph: Any) -> Iterator[str]:
+    """Yield the names of all tensors in the order in which the nodes use them."""
+    for one in _graphs(graph):
+        for node in one.node:
+            yield from (*node.input, *node.output)
+    for one in _graphs(graph):
+        yield from (value.name for value in (*one.input, *one.output, *one.initializer))
 
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
