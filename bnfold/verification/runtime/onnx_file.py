@@ -32,7 +32,7 @@ from bnfold.verification.runtime.onnx import (
 
 _LOWEST_OPSET = 7  # what ONNX Runtime still runs
 _BATCH = "batch"
-_COUNTER = re.compile(r"(?:__\d+)+$")
+_COUNTER = re.compile(r"(?:__\d+)+(?=(?::\d+)?$)")
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,10 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _name_tensors(graph: Any, interface: tensors.Interface) -> None:
-    """Give inputs and outputs their names, and the tensors between them names that are repeatable.
+    """Give inputs and outputs their names, and no other tensor one of those.
 
-    The numbers that tf2onnx appends, and the order of its weights, differ from run to run.
+    Names that come from layers are kept. What tf2onnx makes up differs from run to run: the numbers
+    that it appends, the names of its own constants, the order of the weights.
     """
     inputs, outputs = port_names(interface)
     ports = [value.name for value in (*graph.input, *graph.output)]
@@ -160,9 +161,11 @@ def _name_tensors(graph: Any, interface: tensors.Interface) -> None:
         raise CannotRunError("tf2onnx made one tensor of several inputs and outputs")
     names = dict(zip(ports, [*inputs, *outputs], strict=True))
     taken = {*names.values(), ""}
+    weights = {weight.name for one in _graphs(graph) for weight in one.initializer}
     for name in _tensor_names(graph):
         if name and name not in names:
-            names[name] = _unique(_COUNTER.sub("", name), taken)
+            own = name in weights and "/" not in name
+            names[name] = _unique("constant" if own else _COUNTER.sub("", name), taken)
     labels: set[str] = set()
     rank = {name: position for position, name in enumerate(names.values())}
     for one in _graphs(graph):
