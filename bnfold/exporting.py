@@ -1,18 +1,8 @@
 """Exporting to ONNX: read, fold, convert, run beside the original, and only then put it there.
 
-What is judged is the file itself, in ONNX Runtime with its graph optimisations as users get them
-and without any, against MODEL as `model.predict` computes it: one comparison that covers the fold
-and the conversion alike. For each channel of an output
-
-    |onnx - keras| <= 8 tolerance
-
-where `tolerance` is that of `bnfold verify`, four times what rounding does to the two Keras models.
-Another runtime also sums in another order and approximates exp and tanh in another way, which the
-roundings of the weights do not measure; hence the factor. Of forty kinds of models none took more
-than a quarter of what that allows.
+The fold and the conversion are judged together, by `bnfold.verification.exported`.
 """
 
-import functools
 import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bnfold import __version__
 from bnfold.conversion import (
@@ -41,101 +29,17 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, runtime, safety, samples, tensors
-from bnfold.verification.compare import Measurement, Outcome, Rule, agrees, compare, varies
+from bnfold.verification.exported import Check, Measured, Trial, measure, named_ports
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.samples import InputSpec, SampleSet
 from bnfold.verification.tensors import Interface, Port
 
 SCHEMA_VERSION = 1
 
-_FACTOR = 8.0
-_REPETITIONS = 2
-_RULE = f"error at most {_FACTOR * 4:g} times the measured rounding noise of the channel"
-_RUNTIMES = {"onnxruntime": True, "onnxruntime without optimisations": False}
-"""The ways in which ONNX Runtime runs the file, and whether it optimises the graph."""
-
+_NONE: tuple[LayerPath, ...] = ()
 _ORT_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
-_Measured = list[list[Measurement]]  # by sample set, then by output
 _Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """One output of the ONNX file in one runtime, at the kind of samples where it came out worst.
-
-    `relative_error` is the largest error over the output's largest magnitude; `error` and
-    `tolerance` are those of the element with the largest ratio of the two, which is `excess`.
-    `exercised` is False for an output that never changed, so that passing says little.
-    """
-
-    output: str
-    runtime: str
-    samples: str
-    max_abs_error: float
-    relative_error: float
-    error: float
-    tolerance: float
-    excess: float
-    passed: bool
-    exercised: bool
-
-    def to_dict(self) -> Json:
-        """All fields for JSON; a number that is not finite becomes None."""
-        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__}
-
-
-@dataclass(frozen=True)
-class Check:
-    """What ONNX Runtime computes, compared with what Keras computes from MODEL.
-
-    Attributes:
-        outputs: every output in every runtime.
-        differences: sentences on what is not the same; empty when the file is right.
-        warnings: sentences on what limits this.
-        sample_count: how many samples were run.
-        sample_kinds: what kinds of samples.
-        seed: the seed that they come from.
-        library: "keras" or "tf_keras".
-    """
-
-    outputs: tuple[OutputCheck, ...]
-    differences: tuple[str, ...]
-    warnings: tuple[str, ...]
-    sample_count: int
-    sample_kinds: tuple[str, ...]
-    seed: int
-    library: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether the two compute the same."""
-        return not self.differences
-
-    @property
-    def max_excess(self) -> float:
-        """The largest share of its tolerance that an error took."""
-        return max((one.excess for one in self.outputs), default=0.0)
-
-    @property
-    def max_abs_error(self) -> float:
-        """The largest error of all outputs."""
-        return max((one.max_abs_error for one in self.outputs), default=0.0)
-
-    def to_dict(self) -> Json:
-        """The check for JSON."""
-        return {
-            "passed": self.passed,
-            "library": self.library,
-            "rule": _RULE,
-            "seed": self.seed,
-            "sample_count": self.sample_count,
-            "sample_kinds": list(self.sample_kinds),
-            "max_abs_error": _finite(self.max_abs_error),
-            "differences": list(self.differences),
-            "warnings": list(self.warnings),
-            "outputs": [one.to_dict() for one in self.outputs],
-        }
 
 
 @dataclass(frozen=True)
@@ -191,10 +95,6 @@ def _port(port: Port) -> Json:
     return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def export_file(
     source: str | Path,
     target: str | Path,
@@ -225,17 +125,11 @@ def export_file(
     with open_model(source) as model:
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
-        if model.graph.kind == "subclassed":
-            raise ExportImpossibleError(
-                f"{printable(str(source))}: a subclassed model: its file holds no graph, so there"
-                " is nothing to convert"
-            )
-        job = _Job(model, target, running, name, progress or _silent)
+        job = _Job(model, running, name, progress or _silent)
         opset = job.start(opset)
         decided, sha256 = plan_and_hash(model, keep)
-        no_layers: tuple[LayerPath, ...] = ()
         with Staging(target, "onnx", force=force) as staging:
-            subject, replaced = model.path, no_layers
+            subject, replaced = model.path, _NONE
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(staging.path, model)
                 replaced = write_folded(model, decided, sha256, standalone, subject)
@@ -279,7 +173,6 @@ class _Job:
     """A model on its way into an ONNX file."""
 
     model: ModelFile
-    target: Path
     running: Proof
     name: str | None
     report: _Progress
@@ -290,7 +183,12 @@ class _Job:
         return printable(self.name or str(self.model.path))
 
     def start(self, opset: int | None) -> int:
-        """Refuse what must not be loaded, load TensorFlow; the opset to write."""
+        """Refuse what cannot or must not be loaded, load TensorFlow; the opset to write."""
+        if self.model.graph.kind == "subclassed":
+            raise ExportImpossibleError(
+                f"{self.label}: a subclassed model: its file holds no graph, so there is nothing"
+                " to convert"
+            )
         if not self.running.trust:
             safety.refuse_code(safety.read_facts(self.model.path))
         self.report("loading TensorFlow")
@@ -308,9 +206,11 @@ class _Job:
         interface = tensors.interface(original.model)
         label = self._label(original, report, sha256, _batched(interface, reference, sets))
         self.report("converting to ONNX")
-        trial = _Trial(interface, sets, reference, moved, self.running.seed, original.library)
+        bounded = [tap is not None for tap in tensors.find_taps(original.model)]
+        seed, library = self.running.seed, original.library
+        trial = Trial(interface, bounded, sets, reference, moved, seed, library)
         check = self._first_check(folded, path, label, trial, report.opset)
-        inputs, outputs = _named(interface)
+        inputs, outputs = named_ports(interface)
         return replace(report, written=check.passed, check=check, inputs=inputs, outputs=outputs)
 
     def _load(self, subject: Path) -> tuple[LoadedModel, LoadedModel]:
@@ -336,12 +236,9 @@ class _Job:
             *_of_another_size(loaded, specs, self.running.seed, 2 * size),
         ]
 
-    def _measure(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> _Measured:
-        steps = runtime.moves(loaded).computed
-        seed = self.running.seed
+    def _measure(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Measured:
         try:
-            measured = runtime.measure(loaded, sets, steps, _REPETITIONS, seed, training=False)
-            return [[_with_axis(one) for one in row] for row in measured]
+            return measure(loaded, sets, self.running.seed)
         except CannotRunError as error:
             raise VerificationImpossibleError(
                 f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"
@@ -367,7 +264,7 @@ class _Job:
         return runtime.Label(loaded.model.name, __version__, named, batched)
 
     def _first_check(
-        self, loaded: LoadedModel, path: Path, label: runtime.Label, trial: "_Trial", opset: int
+        self, loaded: LoadedModel, path: Path, label: runtime.Label, trial: Trial, opset: int
     ) -> Check:
         """The check of the first conversion that computes what Keras does, or of the last."""
         check, reasons = None, []
@@ -403,7 +300,7 @@ def _of_another_size(
         yield replace(first, kind=f"{first.kind}, free sizes {size}", alone=True)
 
 
-def _batched(interface: Interface, measured: _Measured, sets: Sequence[SampleSet]) -> list[bool]:
+def _batched(interface: Interface, measured: Measured, sets: Sequence[SampleSet]) -> list[bool]:
     """For every output, whether its first axis counts the samples."""
     return [
         port.shape[:1] == (None,)
@@ -412,126 +309,3 @@ def _batched(interface: Interface, measured: _Measured, sets: Sequence[SampleSet
         )
         for index, port in enumerate(interface.outputs)
     ]
-
-
-def _named(interface: Interface) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """The inputs and outputs of the ONNX file: the model's, under names that occur once."""
-    inputs, outputs = runtime.port_names(interface)
-    return _renamed(interface.inputs, inputs), _renamed(interface.outputs, outputs)
-
-
-def _renamed(ports: Sequence[Port], names: Sequence[str]) -> tuple[Port, ...]:
-    return tuple(replace(port, name=name) for port, name in zip(ports, names, strict=True))
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """What Keras computes, and the judgement on files that should compute the same.
-
-    `reference` are the outputs of the source; `moved` those of the model that was converted, for
-    what rounding does to them.
-    """
-
-    interface: Interface
-    sets: Sequence[SampleSet]
-    reference: _Measured
-    moved: _Measured
-    seed: int
-    library: str
-
-    def check(self, path: Path) -> Check:
-        """Compare the ONNX file with Keras. Raises CannotRunError."""
-        outputs, differences = [], []
-        for name, optimised in _RUNTIMES.items():
-            for found, outcome in self._compare(path, name, optimised=optimised):
-                outputs.append(found)
-                if not found.passed:
-                    differences.append(_sentence(found, outcome))
-        unmoved = dict.fromkeys(one.output for one in outputs if not one.exercised)
-        return Check(
-            outputs=tuple(outputs),
-            differences=tuple(differences),
-            warnings=tuple(
-                f"output {name!r} was not exercised: it never changed" for name in unmoved
-            ),
-            sample_count=sum(one.count for one in self.sets),
-            sample_kinds=tuple(one.kind for one in self.sets),
-            seed=self.seed,
-            library=self.library,
-        )
-
-    def _compare(
-        self, path: Path, name: str, *, optimised: bool
-    ) -> Iterator[tuple[OutputCheck, Outcome]]:
-        exported = runtime.open_onnx(path, optimised=optimised)
-        dtypes = [port.dtype for port in self.interface.outputs]
-        values = samples.run_all(functools.partial(runtime.run_as, exported, dtypes), self.sets)
-        for index, port in enumerate(_named(self.interface)[1]):
-            rows = [row[index] for row in self.reference]
-            got = [
-                _around(moved[index], np.atleast_1d(outputs[index]))
-                for moved, outputs in zip(self.moved, values, strict=True)
-            ]
-            yield self._worst(port.name, name, rows, got)
-
-    def _worst(
-        self, output: str, name: str, rows: Sequence[Measurement], got: Sequence[Measurement]
-    ) -> tuple[OutputCheck, Outcome]:
-        outcomes = [
-            compare(row, other, Rule(), forgive_overflow=True)
-            for row, other in zip(rows, got, strict=True)
-        ]
-        passed = [_passed(*three) for three in zip(outcomes, rows, got, strict=True)]
-        worst = max(range(len(rows)), key=lambda at: (not passed[at], outcomes[at].excess))
-        outcome = outcomes[worst]
-        found = OutputCheck(
-            output=output,
-            runtime=name,
-            samples=self.sets[worst].kind,
-            max_abs_error=outcome.max_abs_error,
-            relative_error=outcome.max_abs_error / outcome.scale if outcome.scale else 0.0,
-            error=outcome.error,
-            tolerance=_FACTOR * outcome.tolerance,
-            excess=outcome.excess / _FACTOR,
-            passed=all(passed),
-            exercised=_is_exercised(rows),
-        )
-        return found, outcome
-
-
-def _with_axis(one: Measurement) -> Measurement:
-    """A scalar as a vector of one, because comparisons look along axes."""
-    moved = tuple(np.atleast_1d(value) for value in one.moved)
-    return replace(one, value=np.atleast_1d(one.value), moved=moved)
-
-
-def _around(moved: Measurement, value: Any) -> Measurement:
-    """The movements of a Keras output, around what ONNX Runtime computes for it."""
-    if moved.value.shape != value.shape or value.dtype.kind not in "fc":
-        return Measurement(value, (), moved.unit)
-    shifted = tuple(one - moved.value + value for one in moved.moved)
-    return Measurement(value, shifted, moved.unit)
-
-
-def _passed(outcome: Outcome, row: Measurement, other: Measurement) -> bool:
-    if outcome.problem is not None:
-        return False
-    if row.value.dtype.kind not in "fc":
-        return agrees(row, other.value)  # rounding may tip an argmax over
-    return outcome.excess <= _FACTOR
-
-
-def _is_exercised(rows: Sequence[Measurement]) -> bool:
-    shapes = {row.value.shape[1:] for row in rows}
-    alike = [row.value for row in rows if row.value.shape[1:] == rows[0].value.shape[1:]]
-    return len(shapes) > 1 or varies(alike)
-
-
-def _sentence(found: OutputCheck, outcome: Outcome) -> str:
-    place = f"{found.runtime}: output {found.output!r}"
-    if outcome.problem is not None:
-        return f"{place}: {outcome.problem.replace('folded model', 'ONNX file')}"
-    return (
-        f"{place} is off by {found.error:.3g}, {found.excess:.3g} times the tolerance of"
-        f" {found.tolerance:.3g} ({found.samples})"
-    )

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bnfold.exporting import Check, ExportReport
+from bnfold.exporting import ExportReport
 from bnfold.model.guard import printable
 from bnfold.reports import fold_text
+from bnfold.verification.exported import Check
 from bnfold.verification.tensors import Port
 
 
