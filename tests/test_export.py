@@ -458,6 +458,23 @@ def test_a_wrong_file_is_refused(
     assert target.read_bytes() == b"precious"
 
 
+def test_a_final_softmax_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand classes, all of them near 1/1000: an error of 1e-4 before it is 1e-7 behind it."""
+    model = chain((8,), L.Dense(1000, kernel_initializer="glorot_normal"), L.Softmax())
+    convert = onnx_file.convert
+
+    def wrongly(*arguments: Any, **options: Any) -> Any:
+        proto = convert(*arguments, **options)
+        for one in proto.graph.initializer:
+            if len(one.dims) == 2:
+                kernel = onnx.numpy_helper.to_array(one) + np.float32(1e-5) * (np.arange(1000) == 7)
+                one.CopyFrom(onnx.numpy_helper.from_array(kernel.astype("float32"), one.name))
+        return proto
+
+    monkeypatch.setattr(onnx_file, "convert", wrongly)
+    assert not bnfold.export(model, tmp_path / "out.onnx").written
+
+
 def test_a_conversion_that_fails_is_followed_by_another(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
