@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
 from bnfold.errors import VerificationFailedError
 from bnfold.exporting import ExportReport, export_file
@@ -187,12 +188,7 @@ def verify(
             seed=seed,
             trust=trust or (_is_live(original) and _is_live(folded)),
             imports=_listed(imports),
-            classes={
-                name: found
-                for model in (original, folded)
-                if _is_live(model)
-                for name, found in runtime.own_classes(model).items()
-            },
+            classes=_own_classes(original, folded),
             rtol=rtol,
             atol=atol,
             progress=progress,
@@ -257,6 +253,70 @@ def export(
             name=str(getattr(model, "name", "")) if live else None,
             progress=progress,
         )
+
+
+def bench(
+    a: "FilePath | keras.Model",
+    b: "FilePath | keras.Model | None" = None,
+    *,
+    threads: int | None = None,
+    batch: int | Sequence[int] = (),
+    seconds: float = 2.0,
+    runtimes: Sequence[str] = (),
+    seed: int = 0,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Time two models in turn, in Keras, ONNX Runtime and LiteRT.
+
+    Args:
+        a: a path or a live model.
+        b: the other one; without it A, folded without proof.
+        threads: for every runtime, without it the runtime's default. A TensorFlow that has started
+            already, as it has where there is a live model, cannot change its threads: unless it
+            has that many, Keras is left out.
+        batch: a batch size or several; without it 1, or what the models fix.
+        seconds: the measuring time for each runtime and batch size.
+        runtimes: some of "keras", "onnxruntime" and "litert", without it all.
+        seed: the seed of the random inputs.
+        trust: let the files run code of their own; live models are trusted.
+        imports: modules to import first, because they register custom layers.
+        progress: called with the name of each stage.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
+        VerificationImpossibleError: Keras cannot be imported, or a model has no graph.
+        BnfoldError: the models take different inputs, no runtime can run both, or Keras cannot
+            save a live model.
+    """
+    models = [a] if b is None else [a, b]
+    with _as_file(a) as first, nullcontext() if b is None else _as_file(b) as second:
+        report = bench_files(
+            first,
+            second,
+            threads=threads,
+            batches=[batch] if isinstance(batch, int) else batch,
+            seconds=seconds,
+            runtimes=_listed(runtimes),
+            seed=seed,
+            trust=trust or all(_is_live(model) for model in models),
+            imports=_listed(imports),
+            classes=_own_classes(*models),
+            progress=progress,
+        )
+    return replace(report, a=_shown(a), b=None if b is None else _shown(b))
+
+
+def _own_classes(*models: Any) -> dict[str, Any]:
+    """The classes of the layers of those that are live, by name."""
+    live = [model for model in models if _is_live(model)]
+    return {name: found for model in live for name, found in runtime.own_classes(model).items()}
+
+
+def _shown(model: Any) -> Path:
+    """The path of a model; of a live one its name, which stands for it."""
+    return Path(model.name if _is_live(model) else model)
 
 
 def _listed(names: Sequence[str]) -> Sequence[str]:

@@ -27,6 +27,7 @@ from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
     from bnfold.audit import Finding
+    from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport, Proof, Standalone
     from bnfold.exporting import ExportReport
     from bnfold.inspection import Inspection
@@ -98,13 +99,13 @@ def _format(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-_RUNNING = (
-    click.option(
-        "--data",
-        type=_MODEL,
-        help="Samples to run instead of random ones: an .npz with one array for each input, or "
-        "an .npy; the first axis is the sample.",
-    ),
+_DATA = click.option(
+    "--data",
+    type=_MODEL,
+    help="Samples to run instead of random ones: an .npz with one array for each input, or "
+    "an .npy; the first axis is the sample.",
+)
+_EXECUTION = (
     click.option(
         "--seed",
         type=click.IntRange(min=0),
@@ -125,23 +126,43 @@ _RUNNING = (
         help="Import this Python module first, because it registers custom layers. Repeatable.",
     ),
 )
+"""The options of everything that runs models."""
+
+_JUDGING = (
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
+    ),
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        help="Allow this share of each channel's magnitude, instead of what is measured.",
+    ),
+    click.option(
+        "--atol",
+        type=click.FloatRange(min=0),
+        help="Allow this much, besides --rtol, instead of what is measured.",
+    ),
+)
 
 
-def _running(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of everything that runs models."""
-    for option in reversed(_RUNNING):
+def _execution(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_EXECUTION):
         command = option(command)
     return command
 
 
+def _comparison(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that compares what models compute."""
+    return _DATA(_execution(command))
+
+
 def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that proves."""
-    strict = click.option(
-        "--strict",
-        is_flag=True,
-        help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
-    )
-    return _running(strict(command))
+    for option in reversed(_JUDGING):
+        command = option(command)
+    return _comparison(command)
 
 
 def _keep(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -299,8 +320,9 @@ def fold(
     """
     from bnfold.conversion import Proof, fold_file
 
-    if no_verify and (proof["strict"] or proof["data"] is not None):
-        raise click.UsageError("--no-verify contradicts --strict and --data")
+    wanted = [f"--{name}" for name in ("strict", "data", "rtol", "atol") if proof[name]]
+    if no_verify and wanted:
+        raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
     asked = Proof(**proof)
     options: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
     if target.suffix.lower() == ".onnx":
@@ -372,7 +394,7 @@ def _show_verification(result: "Verification", format_: str) -> None:
     help="Version of the ONNX operator set; without it the one that tf2onnx prefers.",
 )
 @_keep
-@_running
+@_comparison
 @_format
 @_debug
 @click.pass_context
@@ -425,6 +447,67 @@ def _show_export(report: "ExportReport", format_: str) -> None:
         click.echo(json.export(report))
     else:
         terminal.console().print(export_text.export(report))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("a", type=_MODEL)
+@click.argument("b", metavar="[B]", type=_MODEL, required=False)
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(["keras", "onnxruntime", "litert"]),
+    multiple=True,
+    help="Measure in this runtime only. Repeatable.  [default: all]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    metavar="N",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Samples in one inference. Repeatable.  [default: 1]",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads of every runtime.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Measuring time for each runtime and batch size.",
+)
+@_execution
+@_format
+@_debug
+def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
+    """Measure how long the models A and B take for the same inputs, side by side.
+
+    A and B take turns, in Keras (graph mode), in ONNX Runtime and in LiteRT. Without B, A is
+    compared with what fold makes of it, without proof.
+
+    \b
+    Examples:
+      bnfold bench model.keras
+      bnfold bench model.keras folded.keras --batch 1 --batch 32 --threads 1
+      bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10 --format json
+    """
+    from bnfold.benchmark import bench_files
+
+    _show_bench(bench_files(a, b, progress=_progress, **options), format_)
+
+
+def _show_bench(report: "BenchReport", format_: str) -> None:
+    from bnfold.reports import bench_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.bench(report))
+    else:
+        terminal.console().print(bench_text.bench(report))
 
 
 def _progress(stage: str) -> None:

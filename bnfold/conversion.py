@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bnfold import __version__
-from bnfold.errors import OutputError, VerificationImpossibleError
+from bnfold.errors import BnfoldError, OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
@@ -27,7 +27,8 @@ Standalone = Literal["keep", "depthwise"]
 class Proof:
     """How a result is to be proved: the arguments of `bnfold.verify`.
 
-    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal.
+    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal. `rtol`
+    (of a channel's magnitude) and `atol` replace the tolerance that is measured.
     """
 
     data: Path | None = None
@@ -36,6 +37,8 @@ class Proof:
     imports: Sequence[str] = ()
     classes: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
+    rtol: float | None = None
+    atol: float | None = None
 
     def run(
         self, original: Path, folded: Path, progress: Callable[[str], None] | None
@@ -49,6 +52,8 @@ class Proof:
             trust=self.trust,
             imports=self.imports,
             classes=self.classes,
+            rtol=self.rtol,
+            atol=self.atol,
             progress=progress,
         )
 
@@ -140,6 +145,8 @@ def fold_file(
         OutputError: the target cannot be written, or exists and `force` is not given.
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
     """
+    if standalone not in get_args(Standalone):
+        raise BnfoldError(f"standalone must be one of {', '.join(get_args(Standalone))}")
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)

@@ -5,8 +5,7 @@ The fold and the conversion are judged together, by `bnfold.verification.exporte
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,17 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, runtime, safety, samples, tensors
-from bnfold.verification.exported import Check, Measured, Trial, measure, named_ports
+from bnfold.verification.compare import Yardstick
+from bnfold.verification.exported import (
+    Check,
+    Measured,
+    Trial,
+    measure,
+    named_ports,
+    yardsticks,
+)
 from bnfold.verification.runtime import CannotRunError, LoadedModel
-from bnfold.verification.samples import InputSpec, SampleSet
+from bnfold.verification.samples import SampleSet
 from bnfold.verification.tensors import Interface, Port
 
 SCHEMA_VERSION = 1
@@ -201,14 +208,15 @@ class _Job:
         original, folded = self._load(subject)
         sets = self._samples(original)
         self.report("running the models with Keras")
-        reference = self._measure(original, sets)
-        moved = reference if folded is original else self._measure(folded, sets)
+        source = self._measure(original, sets)
+        converted = source if folded is original else self._measure(folded, sets)
+        expected = yardsticks(source, converted)
         interface = tensors.interface(original.model)
-        label = self._label(original, report, sha256, _batched(interface, reference, sets))
+        label = self._label(original, report, sha256, _batched(interface, expected, sets))
         self.report("converting to ONNX")
         bounded = [tap is not None for tap in tensors.find_taps(original.model)]
         seed, library = self.running.seed, original.library
-        trial = Trial(interface, bounded, sets, reference, moved, seed, library)
+        trial = Trial(interface, bounded, sets, expected, seed, library)
         check = self._first_check(folded, path, label, trial, report.opset)
         inputs, outputs = named_ports(interface)
         return replace(report, written=check.passed, check=check, inputs=inputs, outputs=outputs)
@@ -223,18 +231,15 @@ class _Job:
         except CannotRunError as error:
             raise ExportImpossibleError(f"{self.label}: {error}") from error
         for one in loaded:
-            runtime.prepare(one)
+            runtime.prepare_alone(one)
         return loaded[0], loaded[-1]
 
     def _samples(self, loaded: LoadedModel) -> list[SampleSet]:
         specs = tensors.input_specs(loaded.model)
         if self.running.data is not None:
             return [samples.load(self.running.data, specs)[0]]
-        size = runtime.free_size(loaded, specs)
-        return [
-            *samples.generate(specs, self.running.seed, size),
-            *_of_another_size(loaded, specs, self.running.seed, 2 * size),
-        ]
+        sizes = runtime.free_sizes(loaded, specs)
+        return samples.generate(specs, self.running.seed, sizes)
 
     def _measure(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Measured:
         try:
@@ -287,25 +292,14 @@ class _Job:
         return check
 
 
-def _of_another_size(
-    loaded: LoadedModel, specs: Sequence[InputSpec], seed: int, size: int
-) -> Iterator[SampleSet]:
-    """Samples that show whether free sizes stayed free, if there are any and Keras takes them."""
-    if all(None not in spec.shape[1:] for spec in specs):
-        return
-    with suppress(CannotRunError):
-        runtime.run(loaded, samples.zeros(specs, size), training=False)
-        first = samples.generate(specs, seed, size)[0]
-        # Alone, because it cannot be put into one batch with samples of another size.
-        yield replace(first, kind=f"{first.kind}, free sizes {size}", alone=True)
-
-
-def _batched(interface: Interface, measured: Measured, sets: Sequence[SampleSet]) -> list[bool]:
+def _batched(
+    interface: Interface, expected: Sequence[Sequence[Yardstick]], sets: Sequence[SampleSet]
+) -> list[bool]:
     """For every output, whether its first axis counts the samples."""
     return [
         port.shape[:1] == (None,)
         and all(
-            row[index].value.shape[0] == one.count for row, one in zip(measured, sets, strict=True)
+            row[index].value.shape[0] == one.count for row, one in zip(expected, sets, strict=True)
         )
         for index, port in enumerate(interface.outputs)
     ]

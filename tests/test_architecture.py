@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "bnfold"
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits_cnn_keras315.keras"
 
-FRAMEWORKS = {"tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime"}
+FRAMEWORKS = {
+    *("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"),
+}
 
 ALLOWED = {
     "errors": set(),

@@ -490,8 +490,8 @@ NOT_FOLDED: dict[str, tuple[Build, str]] = {
         lambda: chain((6, 5, 3), L.SpectralNormalization(L.Conv2D(4, 3)), BN()),
         "SpectralNormalization",
     ),
-    "skip-connection": (skip_connection, "also goes to 'add'"),
-    "skip-connection-operation": (producer_read_twice_by_the_batchnorm, "also goes to 'tanh'"),
+    "skip-connection": (skip_connection, "is also read by 'add'"),
+    "skip-connection-operation": (producer_read_twice_by_the_batchnorm, "is also read by 'tanh'"),
     "producer-is-an-output": (producer_is_an_output, "also an output of the model"),
     "producer-called-twice": (producer_called_twice, "called 2 times"),
     "axis-not-channels-conv": (
@@ -528,15 +528,15 @@ NOT_FOLDED: dict[str, tuple[Build, str]] = {
     ),
     "axis-not-channels-einsum": (
         lambda: chain((5, 3), L.EinsumDense("abc,cd->abd", (5, 5)), BN(axis=1)),
-        "not an axis of its kernel",
+        "no axis of the kernel of",
     ),
     "axis-in-the-ellipsis": (
         lambda: chain((5, 3), L.EinsumDense("...c,cd->...d", 5), BN(axis=1)),
-        "not an axis of its kernel",
+        "no axis of the kernel of",
     ),
     "axis-in-the-ellipsis-right": (
         lambda: chain((3, 5), L.EinsumDense("ab...,bd->ad...", 5), BN(axis=-1)),
-        "not an axis of its kernel",
+        "no axis of the kernel of",
     ),
 }
 
@@ -1262,9 +1262,9 @@ CUSTOM: dict[str, tuple[Build, int, str | None]] = {
     "batchnormalization-between": (
         lambda: chain((5,), L.Dense(4), CustomBatchNormalization(), BN()),
         1,
-        "does not know",
+        "not Keras' own",
     ),
-    "dense": (lambda: chain((5,), CustomDense(4), BN()), 1, "does not know"),
+    "dense": (lambda: chain((5,), CustomDense(4), BN()), 1, "not Keras' own"),
     "model": (custom_model, 1, "class is not Keras' own"),
     "model-inside": (custom_model_inside, 1, "class is not Keras' own"),
     "lambda-behind": (

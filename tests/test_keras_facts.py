@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import chain, examine, fold_file, keras, randomize
 
@@ -95,8 +96,9 @@ def test_every_class_that_trains_by_default_is_known() -> None:
     classes = (getattr(L, name) for name in dir(L))
     layers = {c for c in classes if inspect.isclass(c) and issubclass(c, L.Layer)}
     training = {c: inspect.signature(c.call).parameters.get("training") for c in layers}
-    by_default = {c.__name__ for c, p in training.items() if p is not None and p.default is True}
-    assert by_default <= catalog.TRAINS_BY_DEFAULT
+    for default, known in ((True, catalog.TRAINS_BY_DEFAULT), (False, catalog.INFERS_BY_DEFAULT)):
+        found = {c.__name__ for c, p in training.items() if p is not None and p.default is default}
+        assert found <= known
 
 
 def behind_augmentation(**arguments: Any) -> Any:
@@ -129,6 +131,15 @@ TRAINING: dict[str, tuple[Build, int]] = {
     "handed-on-to-a-model": (base_behind_augmentation, 1),
     "switched-off-for-the-model": (lambda: base_behind_augmentation(training=False), 0),
     "switched-off-in-a-model-that-is-in-training-mode": (base_in_training_mode, 1),
+    "switched-off-around-the-source": (
+        lambda: chain(
+            (6, 6, 3),
+            lambda x: Sequential([Input((6, 6, 3)), L.CenterCrop(5, 5)])(x, training=False),
+            L.Conv2D(4, 3),
+            BN(),
+        ),
+        0,
+    ),
     "switched-off-at-the-source": (
         lambda: chain(
             (6, 6, 3), lambda x: L.CenterCrop(5, 5)(x, training=False), L.Conv2D(4, 3), BN()
@@ -186,6 +197,11 @@ def test_an_operation_does_not_cast(tmp_path: Path) -> None:
 
 def test_integers_that_are_rescaled_are_none(tmp_path: Path) -> None:
     layers = [Input((6, 6, 3), dtype="uint8"), L.Rescaling(1 / 255), BN(), L.Conv2D(4, 3)]
+    examine(randomize(Sequential(layers)), tmp_path, forms=KERAS)
+
+
+def test_a_bidirectional_layer_makes_numbers_in_a_sequential_too(tmp_path: Path) -> None:
+    layers = [Input((4, 3)), L.Bidirectional(L.LSTM(3)), BN(), L.Dense(2)]
     examine(randomize(Sequential(layers)), tmp_path, forms=KERAS)
 
 
@@ -278,3 +294,117 @@ def test_a_plan_takes_no_time_to_speak_of(name: str, tmp_path: Path) -> None:
     start = time.process_time()
     fold_file(tmp_path / "model.keras", tmp_path / "folded.keras")
     assert time.process_time() - start < 5
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+def of_batch(*layers: Any) -> Any:
+    return chain((2, 3), *layers, batch_size=3)
+
+
+def both_orders(operation: Callable[[Any], Any]) -> dict[str, Build]:
+    return {
+        "backward": lambda: of_batch(L.Dense(4), operation, BN()),
+        "forward": lambda: of_batch(L.Dense(3, activation="tanh"), BN(), operation, L.Dense(2)),
+    }
+
+
+def beside(join: Any) -> Callable[[Any], Any]:
+    """A join with a constant in its list."""
+    return lambda x: join([x, keras.ops.convert_to_tensor(2 * np.ones((3, *x.shape[1:])))])
+
+
+BESIDE = {
+    "concatenate": lambda x: keras.ops.concatenate([x, np.ones((3, 1, x.shape[-1]))], axis=1),
+    **{name: beside(getattr(L, name)()) for name in ("Add", "Subtract", "Average", "Maximum")},
+}
+
+
+@pytest.mark.parametrize("order", ["backward", "forward"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_constant_in_a_list_is_a_branch_too(name: str, order: str, tmp_path: Path) -> None:
+    found = randomize(both_orders(BESIDE[name])[order]())
+    examine(found, tmp_path, left=1, forms=KERAS, inputs=np.ones((3, 2, 3)) * np.arange(3.0))
+
+
+BIASES: dict[str, Build] = {
+    "backward": lambda: chain(
+        (3,), L.Dense(16), L.Reshape((4, 4)), lambda x: x + np.arange(4.0).reshape(4, 1), BN()
+    ),
+    "forward": lambda: chain(
+        (4, 4), BN(), lambda x: x + np.arange(4.0).reshape(4, 1), L.Flatten(), L.Dense(2)
+    ),
+    "dynamic": lambda: chain(
+        (None, 4, 3), BN(), lambda x: x + np.arange(4.0).reshape(4, 1), L.Conv2D(2, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_constant_that_keras_takes_for_a_bias_blocks(name: str, tmp_path: Path) -> None:
+    examine(randomize(BIASES[name]()), tmp_path, left=1, forms=KERAS)
+
+
+def test_pooling_of_volumes_mixes_three_axes(tmp_path: Path) -> None:
+    def pooled(tensor: Any) -> Any:
+        return keras.ops.average_pool(tensor, (2, 1, 1), strides=1, padding="same")
+
+    keras.config.set_floatx("float32")
+    layers = [BN(axis=1), pooled, L.Flatten(), L.Dense(2)]
+    examine(randomize(chain((2, 3, 2, 3), *layers)), tmp_path, left=1, forms=KERAS)
+
+
+def test_calls_that_sum_up_different_sizes_do_not_agree(tmp_path: Path) -> None:
+    inputs, norm = [Input((3, 4)), Input((5, 4))], BN()
+    sums = L.EinsumDense("abc,cd->ad", output_shape=(2,), bias_axes="d")
+    found = keras.Model(inputs, [sums(norm(tensor)) for tensor in inputs])
+    examine(randomize(found), tmp_path, left=1, reason="different weights", forms=KERAS)
+
+
+def test_a_constant_of_a_wider_dtype_would_show_at_the_output(tmp_path: Path) -> None:
+    keras.config.set_floatx("float32")
+    layers = [L.Dense(4), lambda x: x + np.ones(4), BN(), lambda x: -x]
+    examine(randomize(chain((3,), *layers)), tmp_path, left=1, forms=KERAS)
+
+
+@pytest.mark.parametrize("layer", ["add", "multiply"])
+def test_a_constant_that_makes_the_tensor_larger_blocks(layer: str, tmp_path: Path) -> None:
+    operation = getattr(keras.ops, layer)
+    layers = [L.Dense(8), L.Reshape((1, 8)), lambda x: operation(x, np.full((5, 8), 2.0))]
+    examine(randomize(chain((3,), *layers, BN(axis=1))), tmp_path, left=1, forms=KERAS)
+
+
+# --- the order of calls in training mode ---------------------------------------------------------
+
+
+def live(tensor: Any) -> Any:
+    return L.Dropout(0.0)(tensor, training=True)
+
+
+def shielded() -> Any:
+    tensor = first = Input((4,))
+    tensor = BN()(L.Dense(4)(live(tensor)), training=False)
+    return model(first, L.Activation("tanh")(BN()(L.Activation("tanh")(tensor))))
+
+
+def reset_beside() -> Any:
+    first, other = Input((4,)), Input((4,))
+    left = L.Activation("tanh")(BN()(L.Activation("tanh")(L.Activation("tanh")(live(other)))))
+    right = L.Dropout(0.3)(L.Activation("tanh")(first))
+    for _ in range(3):
+        right = BN(trainable=False)(right)
+    return keras.Model([first, other], [L.Activation("tanh")(L.ReLU()(left)), L.Dense(3)(right)])
+
+
+def loses_training_mode() -> Any:
+    first, other = Input((4,)), Input((4,))
+    left = L.Dense(3)(live(other))
+    left = L.Dense(3)(BN(trainable=False)(BN(trainable=False)(left)))
+    right = L.Activation("tanh")(L.ReLU()(BN()(L.Activation("tanh")(first))))
+    return keras.Model([first, other], [left, right])
+
+
+@pytest.mark.parametrize("build", [shielded, reset_beside, loses_training_mode])
+def test_no_fold_changes_who_runs_in_training_mode(build: Build, tmp_path: Path) -> None:
+    examine(randomize(build()), tmp_path, left=None, forms=KERAS, bare=True)

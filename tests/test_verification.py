@@ -26,7 +26,14 @@ from bnfold.errors import (
 )
 from bnfold.verification import Basis, Verdict, verify
 from bnfold.verification import runtime as runtime_module
-from bnfold.verification.compare import Measurement, Rule, compare
+from bnfold.verification.compare import (
+    Rule,
+    Yardstick,
+    compare,
+    errors,
+    largest_of,
+    not_finite,
+)
 from bnfold.verification.precision import in_float64
 from bnfold.verification.samples import InputSpec, generate
 
@@ -288,11 +295,13 @@ def test_right_folds_are_equivalent(pair, name):
 def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     found = verify(*pair("epsilon 1e-5", mistake))
     assert found.verdict is Verdict.DIFFERENT
-    assert "output 'head' before its softmax is off by" in found.differences[0]
+    assert "was not folded rightly" in found.differences[0]
+    assert any("output 'head' before its softmax is off by" in one for one in found.differences)
     assert {one.runtime for one in found.comparisons if not one.passed} == {
         "keras",
         "keras float64",
         "onnxruntime",
+        "onnxruntime optimised",
     }
 
 
@@ -354,7 +363,8 @@ def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
     keras.Model(inputs, out(norm(linear(inputs)))).save(tmp_path / "two.keras")
     found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
     assert found.verdict is Verdict.DIFFERENT
-    assert {one.runtime for one in found.comparisons if one.passed} == {"onnxruntime"}
+    passed = {one.runtime for one in found.comparisons if one.passed}
+    assert passed == {"onnxruntime", "onnxruntime optimised"}
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
 
 
@@ -427,7 +437,7 @@ def test_structures_and_taps(tmp_path, make, taps):
     assert found.verdict is Verdict.EQUIVALENT
     assert found.basis is Basis.BOTH
     assert [one.tapped_before for one in found.comparisons[: len(taps)]] == taps
-    assert len(found.comparisons) == 3 * len(taps)
+    assert len([one for one in found.comparisons if one.is_output]) == 4 * len(taps)
 
 
 def renamed(model_input="inputs", output="out", size=6, dtype="float32", structure="list"):
@@ -505,7 +515,7 @@ def keras_cannot(*_, **__):
 
 
 def test_without_keras_onnx_runtime_judges_alone(pair, monkeypatch):
-    monkeypatch.setattr(runtime_module, "run", keras_cannot)
+    monkeypatch.setattr(runtime_module, "evaluate", keras_cannot)
     found = verify(*pair("conv2d"))
     assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, Basis.ONNXRUNTIME)
     found = verify(*pair("conv2d", "epsilon forgotten"))
@@ -513,8 +523,8 @@ def test_without_keras_onnx_runtime_judges_alone(pair, monkeypatch):
 
 
 def test_with_no_runtime_at_all_there_is_an_error(pair, monkeypatch):
-    monkeypatch.setattr(runtime_module, "run", keras_cannot)
-    monkeypatch.setattr(runtime_module, "run_onnx", keras_cannot)
+    monkeypatch.setattr(runtime_module, "evaluate", keras_cannot)
+    monkeypatch.setattr(runtime_module, "evaluate_onnx", keras_cannot)
     with pytest.raises(VerificationImpossibleError, match=r"neither Keras .no kernel. nor ONNX"):
         verify(*pair("conv2d"))
 
@@ -744,42 +754,69 @@ def test_large_inputs_get_few_samples():
 # --- the rule -------------------------------------------------------------------------------------
 
 
-def measured(*values):
-    return Measurement(*(np.asarray(values[0]), tuple(np.asarray(value) for value in values[1:])))
+def judged(original, folded, *, moved=(), folded_moved=(), rule=None):
+    """What the rule says of an exact value of the original and one of the folded model."""
+    exact, found = np.asarray(original), np.asarray(folded)
+    yardstick = Yardstick(
+        exact,
+        original=largest_of([errors(exact, one) for one in moved]),
+        folded=largest_of([errors(found, one) for one in folded_moved]),
+    )
+    return compare(yardstick, None, errors(exact, found), rule or Rule())
 
 
 def test_a_value_that_became_nan_fails():
-    assert not compare(measured([[1.0]]), measured([[np.nan]]), Rule()).passed
-    assert not compare(measured([[np.nan]]), measured([[1.0]]), Rule()).passed
-    assert compare(measured([[np.inf]]), measured([[1.0]]), Rule(), forgive_overflow=True).passed
+    finite, broken = np.array([[1.0]]), np.array([[np.nan]])
+    assert "not finite" in not_finite(finite, broken, forgive_overflow=True)
+    assert "are finite" in not_finite(broken, finite, forgive_overflow=False)
+    assert not_finite(broken, finite, forgive_overflow=True) is None
+    assert not_finite(broken, broken, forgive_overflow=False) is None
 
 
 def test_nan_in_both_is_only_not_finite():
-    outcome = compare(measured([[np.nan, 1.0]]), measured([[np.nan, 1.0]]), Rule())
-    assert outcome.passed
-    assert not outcome.finite
+    value = np.array([[np.nan, 1.0]])
+    assert judged(value, value).passed
+    assert not errors(value, value).finite
 
 
 def test_the_tolerance_follows_each_channel():
     value = np.array([[1e6, 1.0], [2e6, 2.0]])
     off = value + np.array([[0.0, 1e-3], [0.0, 0.0]])
-    assert not compare(measured(value, value + np.array([1.0, 1e-7])), measured(off), Rule()).passed
+    assert not judged(value, off, moved=[value + np.array([1.0, 1e-7])]).passed
+    assert judged(value, value, moved=[value]).passed
 
 
 def test_a_wrong_fold_cannot_buy_tolerance_with_its_own_noise():
     value, off = np.array([[1.0], [2.0]]), np.array([[1.1], [2.0]])
-    noisy = measured(off, off + 1.0)
-    assert not compare(measured(value, value * (1 + 1e-7)), noisy, Rule()).passed
+    assert not judged(value, off, moved=[value * (1 + 1e-7)], folded_moved=[off + 1.0]).passed
+
+
+def test_the_folded_model_may_be_as_far_off_as_the_original_but_not_further():
+    exact = np.array([[1.0, 5.0], [2.0, 7.0]])
+    own = errors(exact, exact + 1e-3)
+    for off, passes in ((2e-3, True), (1e-2, False)):
+        outcome = compare(Yardstick(exact), own, errors(exact, exact + off), Rule())
+        assert outcome.passed is passes
+
+
+def test_noise_is_told_in_decibels():
+    exact = np.array([[3.0, 4.0]])
+    assert errors(exact, exact).sqnr is None
+    assert errors(exact, exact + np.array([[0.03, 0.04]])).sqnr == pytest.approx(40)
+
+
+def test_a_channel_that_never_changes_is_not_heard():
+    value = np.array([[1.0, 1.0], [1.0, 2.0]])
+    assert judged(value, value).heard[1].tolist() == [False, True]
 
 
 def test_a_shape_that_changed_fails():
-    outcome = compare(measured([[1.0]]), measured([[1.0, 2.0]]), Rule())
-    assert outcome.problem == "shape (1, 1) became (1, 2)"
+    assert judged([[1.0]], [[1.0, 2.0]]).problem == "shape (1, 1) became (1, 2)"
 
 
 def test_integers_must_agree():
-    assert not compare(measured([[1, 2]]), measured([[1, 3]]), Rule()).passed
-    assert compare(measured([[1, 2]]), measured([[1, 2]]), Rule()).passed
+    assert not judged([[1, 2]], [[1, 3]]).passed
+    assert judged([[1, 2]], [[1, 2]]).passed
 
 
 def test_the_report_is_plain_json(pair):

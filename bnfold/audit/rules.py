@@ -60,7 +60,7 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
     return Verdict(
         Severity.ERROR,
         f"{decision.reason}: its output depends on what else is in the batch",
-        "build the model without training=True, or freeze the layer (trainable=False)",
+        "; or ".join(decision.remedies) or "freeze the layer (trainable=False)",
     )
 
 
@@ -72,7 +72,8 @@ def statistics_never_updated(subject: Subject) -> Verdict | None:
     return Verdict(
         Severity.ERROR,
         "moving_mean is all 0 and moving_variance all 1, as they were created",
-        "train with training=True (a custom loop must pass it), or load trained weights",
+        "train with training=True (a custom loop must pass it), or load trained weights; what is "
+        "said of folding here holds for the untrained values only",
     )
 
 

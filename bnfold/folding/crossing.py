@@ -10,8 +10,10 @@ A refusal is the predicate of a sentence about the layer.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bnfold.folding.affine import Affine, Array, channel_count
-from bnfold.folding.obstacle import NO_TRAINING, OTHER_SIDE, Obstacle
+from bnfold.folding.obstacle import NO_TRAINING, OTHER_SIDE, STATIC, Obstacle
 from bnfold.folding.site import Site
 from bnfold.model.graph import Layer
 
@@ -69,7 +71,9 @@ def keeps_order(site: Site, affine: Affine) -> str | None:
     if not negative.any():
         return None
     count = channel_count(affine, negative)
-    return Obstacle(f"needs every scale positive, and {count} are negative", OTHER_SIDE)
+    return Obstacle(
+        f"can be crossed by positive scales only, and {count} have a negative one", OTHER_SIDE
+    )
 
 
 def no_shift(site: Site, affine: Affine) -> str | None:
@@ -77,7 +81,7 @@ def no_shift(site: Site, affine: Affine) -> str | None:
     if not affine.has_shift:
         return None
     count = channel_count(affine, affine.shift)
-    return Obstacle(f"needs a shift of zero, and {count} have another", OTHER_SIDE)
+    return Obstacle(f"cannot be crossed by a shift, and {count} have one", OTHER_SIDE)
 
 
 def _space(site: Site, rank: int) -> frozenset[int]:
@@ -89,7 +93,10 @@ def _space(site: Site, rank: int) -> frozenset[int]:
 
 def constant_in_space(site: Site, affine: Affine) -> str | None:
     """Wrong if the map differs between places that the layer mixes or moves."""
-    rank = rank_of_class(site.layer)
+    shape = site.inputs[0]
+    if site.layer.is_operation and shape is None:
+        return Obstacle("reads a tensor of unknown shape", STATIC)
+    rank = len(shape or ()) if site.layer.is_operation else rank_of_class(site.layer)
     if affine.varies_on & _space(site, rank):
         return "mixes what is normalized along a spatial axis"
     return None
@@ -112,7 +119,8 @@ def linear(constants: Callable[[Site], tuple[Array, Array] | None]) -> Rule:
         if found is None:
             return _UNKNOWN
         c, d = found
-        return Affine(affine.scale, (affine.scale * d + affine.shift - d) / c)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return Affine(affine.scale, (affine.scale * d + affine.shift - d) / c)
 
     def to_output(site: Site, affine: Affine) -> Affine | str:
         found = constants(site)

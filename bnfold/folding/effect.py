@@ -43,13 +43,15 @@ class Effect:
     """What one affine map does to a layer.
 
     The numbers of a slot are multiplied by `factors` and then `offsets` are added; `biases` change
-    likewise. `settings` are what the config must say afterwards.
+    likewise. `settings` are what the config must say afterwards. `times` is a size of the call's
+    input that the biases depend on.
     """
 
     factors: Mapping[str, Array] = field(default_factory=dict)
     offsets: Mapping[str, Array] = field(default_factory=dict)
     biases: Mapping[str, BiasChange] = field(default_factory=dict)
     settings: Json = field(default_factory=dict)
+    times: int = 1
 
 
 def take(layer: Layer, effects: Sequence[Effect]) -> Layer:

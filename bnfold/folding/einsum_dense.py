@@ -73,7 +73,7 @@ def in_front(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect |
         return _placed(total, spots, len(bias_shape))
 
     change = BiasChange(bias_shape, np.ones(()), added, 0)
-    return Effect({"kernel": scale}, {}, {"bias": change}, {"bias_axes": axes})
+    return Effect({"kernel": scale}, {}, {"bias": change}, {"bias_axes": axes}, times)
 
 
 def _places(

@@ -36,7 +36,7 @@ def misplaced_bias(site: Site, effect: Effect) -> str | None:
             continue
         old = [weights[slot].shape] if slot in weights else []
         for shape in (change.shape, *old):
-            if _is_misplaced((*shape, *(1,) * change.appended), site.output):
+            if is_misplaced((*shape, *(1,) * change.appended), site.output):
                 return (
                     "cannot take it in: TensorFlow adds a bias along the width when the output is, "
                     "or may be, as wide as it has channels"
@@ -44,7 +44,8 @@ def misplaced_bias(site: Site, effect: Effect) -> str | None:
     return None
 
 
-def _is_misplaced(bias: tuple[int, ...], output: Shape | None) -> bool:
+def is_misplaced(bias: tuple[int, ...], output: Shape | None) -> bool:
+    """Whether Keras adds an array of this shape along another axis than numpy would, or may."""
     long = [axis - len(bias) for axis, size in enumerate(bias) if size > 1]
     if len(long) != 1 or long[0] == -1:
         return False

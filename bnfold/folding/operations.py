@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding import joins, moves
+from bnfold.folding import joins, limits, moves
 from bnfold.folding.affine import Affine, Array, compact
 from bnfold.folding.crossing import (
     Check,
@@ -32,6 +32,7 @@ from bnfold.folding.crossing import (
 )
 from bnfold.folding.obstacle import STATIC, Obstacle
 from bnfold.folding.site import Site
+from bnfold.model.graph import finite_number
 
 # --- arithmetic with constants -------------------------------------------------------------------
 
@@ -40,31 +41,40 @@ _Constants = tuple[Array, Array]
 
 def _constant(site: Site, value: Any) -> Array | None:
     """A number, or an array that broadcasts against the tensor without making it larger."""
-    if isinstance(value, dict) and value.get("class_name") in ("__numpy__", "__tensor__"):
-        value = (value.get("config") or {}).get("value")
-    elif isinstance(value, list):
+    if not isinstance(value, dict):
+        number = finite_number(value)
+        return None if number is None else np.asarray(number)
+    if value.get("class_name") not in ("__numpy__", "__tensor__"):
         return None
     try:
-        found: Array = compact(np.asarray(value, np.float64))
-    except (TypeError, ValueError):
+        found: Array = np.asarray((value.get("config") or {}).get("value"), np.float64)
+    except (OverflowError, TypeError, ValueError):
         return None
     shape = site.output
-    same = shape is not None and shape == site.inputs[0]
-    if isinstance(value, (bool, str)) or value is None or not np.isfinite(found).all():
-        return None
-    if found.ndim and not (same and shape is not None and found.ndim < len(shape)):
-        return None
-    return found
+    fits = shape is not None and shape == site.inputs[0] and found.ndim < len(shape)
+    return compact(found) if fits and np.isfinite(found).all() else None
+
+
+def _is_taken_for_a_bias(site: Site) -> bool:
+    """Whether Keras may add a constant along another axis than numpy would: see `limits`."""
+    arrays = (value for value in site.operands if isinstance(value, dict))
+    values = ((array.get("config") or {}).get("value") for array in arrays)
+    shapes = [np.asarray(value, object).shape for value in values]
+    return any(limits.is_misplaced(shape, site.output) for shape in shapes)
 
 
 def _with_constant(
     combine: Callable[[Array], tuple[Any, Any]],
     reverse: Callable[[Array], tuple[Any, Any]] | None,
+    *,
+    adds: bool = False,
 ) -> Rule:
     """An operation of a tensor and a constant, or, by `reverse`, of a constant and a tensor."""
 
     def constants(site: Site) -> _Constants | None:
         if len(site.operands) != 2 or site.operands.count(None) != 1:
+            return None
+        if adds and _is_taken_for_a_bias(site):
             return None
         first = site.operands[0] is None
         value = _constant(site, site.operands[1 if first else 0])
@@ -78,7 +88,7 @@ def _with_constant(
     return linear(constants)
 
 
-_SUM_WITH = _with_constant(lambda n: (1, n), lambda n: (1, n))
+_SUM_WITH = _with_constant(lambda n: (1, n), lambda n: (1, n), adds=True)
 _DIFFERENCE_WITH = _with_constant(lambda n: (1, -n), lambda n: (-1, n))
 _PRODUCT_WITH = _with_constant(lambda n: (n, 0), lambda n: (n, 0))
 _QUOTIENT = _with_constant(lambda n: (1 / n, 0), None)

@@ -32,7 +32,7 @@ from bnfold.folding.scope import (
     positions,
     unused_patterns,
 )
-from bnfold.folding.training import is_set, newly_exposed
+from bnfold.folding.training import first_changed_mode, is_set
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Ref, show
@@ -109,13 +109,12 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     """
     decisions = tuple(_Planner(build_scopes(graph, keep)).decide())
     gone = {decision.batchnorm.path for decision in decisions if isinstance(decision, Fold)}
-    moved = newly_exposed(graph, without(graph, gone)) if gone else None
-    if moved is None:
+    path = first_changed_mode(graph, without(graph, gone)) if gone else None
+    if path is None:
         return Plan(decisions)
-    path, why = moved
     reason = (
-        f"without it and the others that could be folded, {show(path)!r} would run after a layer "
-        f"that it runs before now: {why}, which Keras 3 hands on"
+        f"without it and the others that could be folded, {show(path)!r} would run in another mode "
+        "of training than now, because Keras 3 hands training=True on to what runs later"
     )
     return Plan(
         tuple(
@@ -296,6 +295,6 @@ def _training_problem(one: _Candidate) -> Refusal | None:
 
 
 _NO_TRAINING = (
-    "build the model without training=True (call layers that take it by default with "
-    "training=False), or freeze it (trainable=False)"
+    "build the model without training=True (call layers that take it by default, as those of "
+    "augmentation, with training=False), or freeze it, also after training (trainable=False)"
 )

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from bnfold.model import catalog
-from bnfold.model.graph import Graph, Layer, Path, core_path, show, unwrapped
+from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrapped
 from bnfold.model.nodes import is_keras3
 from bnfold.model.order import Node, call_depths
 
@@ -34,18 +34,66 @@ def exposed(graph: Graph) -> dict[Path, str]:
     their order hangs on that of the config. A Sequential does not say which Keras wrote it; it
     counts as Keras 3.
     """
-    return {} if _is_keras2(graph) else _Exposure(graph, ties=True).found
+    return {} if _is_keras2(graph) else _Exposure(graph).found
 
 
-def newly_exposed(graph: Graph, changed: Graph) -> tuple[Path, str] | None:
-    """A layer that runs in training mode in a changed graph only, and the clause about why.
+def first_changed_mode(graph: Graph, changed: Graph) -> Path | None:
+    """A layer that runs in training mode in one of two graphs and not in the other.
 
-    Layers that are gone change depths, and with them the order of what is left.
+    Layers that are gone change depths, and with them the order of what is left; and one that is
+    gone hands nothing on.
     """
     if _is_keras2(graph) or not _sources(graph, ()):
         return None
-    before, after = (_Exposure(one, ties=False).found for one in (graph, changed))
-    return next(((path, why) for path, why in after.items() if path not in before), None)
+    before, after = (_Simulation(one).modes for one in (graph, changed))
+    return next((call[0] for call, mode in after.items() if before.get(call) != mode), None)
+
+
+class _Simulation:
+    """One bare call of a model, as Keras 3 resolves `training` in it.
+
+    There is one running value. A call that says something, by its own argument or by the default
+    of its class, sets it; one that says nothing takes it over. A model that is given a value hands
+    that to all its layers, whatever their calls say (keras/src/layers/layer.py, and `operation_fn`
+    of functional.py).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.modes: dict[tuple[Path, tuple[int, ...]], bool] = {}
+        self._current: object = None
+        self._run(graph, (), (), None)
+
+    def _run(self, graph: Graph, path: Path, calls: tuple[int, ...], forced: object) -> None:
+        for name, number in (node for nodes in _by_depth(graph) for node in nodes):
+            layer = graph.layers[name]
+            if layer.is_operation or layer.class_name == "InputLayer":
+                continue
+            if forced is not None:
+                self._current = forced
+            else:
+                said, value = _said(layer, layer.calls[number])
+                self._current = value if said else self._current
+            self._enter(layer, (*path, name), (*calls, number))
+
+    def _enter(self, layer: Layer, path: Path, calls: tuple[int, ...]) -> None:
+        if not ignores_training(layer):
+            self.modes[path, calls] = is_set(self._current)
+        if layer.graph is not None:
+            self._run(layer.graph, path, calls, self._current)
+        elif layer.inner is not None:
+            self._enter(layer.inner, (*path, layer.inner.name), calls)
+
+
+def _said(layer: Layer, call: Call) -> tuple[bool, object]:
+    """Whether a call says in which mode it is, and in which."""
+    keywords = call.node.get("kwargs") if isinstance(call.node, dict) else None
+    if isinstance(keywords, dict) and "training" in keywords:
+        return True, keywords["training"]
+    if not layer.builtin:
+        return False, None
+    if layer.class_name in catalog.TRAINS_BY_DEFAULT:
+        return True, True
+    return layer.class_name in catalog.INFERS_BY_DEFAULT, False
 
 
 def _is_keras2(graph: Graph) -> bool:
@@ -86,34 +134,32 @@ def _source(graph: Graph, node: Node, path: Path, inside: Mapping[Path, str]) ->
         return f"{name} is called with training=True"
     if trains and (training is None or is_set(training)):
         return f"{name} takes training=True by default"
-    return inside.get(core_path(layer, (*path, layer.name)))
+    return None if is_off(training) else inside.get(core_path(layer, (*path, layer.name)))
 
 
 class _Exposure:
-    """One run of a model, with what it hands on; with `ties`, to all layers of one depth."""
+    """One run of a model, with what it hands on, to all layers of one depth too."""
 
-    def __init__(self, graph: Graph, *, ties: bool) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.found: dict[Path, str] = {}
-        self._ties = ties
         self._inside = _sources(graph, ())
         self._run(graph, (), None)
 
     def _run(self, graph: Graph, path: Path, forced: str | None) -> None:
         """Walk the calls; `forced` is who has set training mode before.
 
-        A model that is called in training mode hands that to its layers whatever their calls say;
-        at other times a call with training=False goes its own way.
+        A model that is called in training mode, or with training=False, hands that to its layers
+        whatever their calls say.
         """
         leak = forced
         for nodes in _by_depth(graph):
             sources = [_source(graph, node, path, self._inside) for node in nodes]
             for number, (name, call) in enumerate(nodes):
-                others = [*sources[:number], *(sources[number + 1 :] if self._ties else ())]
+                others = [*sources[:number], *sources[number + 1 :]]
                 who = leak or next(filter(None, others), None)
                 layer = graph.layers[name]
-                if forced is None and is_off(layer.calls[call].training):
-                    who = None
-                self._enter(layer, (*path, name), who)
+                if forced is not None or not is_off(layer.calls[call].training):
+                    self._enter(layer, (*path, name), who)
             leak = leak or next(filter(None, sources), None)
 
     def _enter(self, layer: Layer, path: Path, leak: str | None) -> None:

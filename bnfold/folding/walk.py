@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from bnfold.folding import absorb, carry, limits
 from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
@@ -103,9 +105,10 @@ class _Call:
             for ref in call.inputs
         )
 
-    def refuse(self, predicate: str) -> "_RefusalError":
-        """What stands in the way, said of the layer."""
-        return _RefusalError(f"{self.name} {predicate}", self.path, self.remedy(predicate))
+    def refuse(self, predicate: str, *, advise: bool = True) -> "_RefusalError":
+        """What stands in the way, said of the layer; `advise` also names the remedy."""
+        remedy = self.remedy(predicate) if advise else ""
+        return _RefusalError(f"{self.name} {predicate}", self.path, remedy)
 
     def remedy(self, predicate: str) -> str:
         """What a user could do about it."""
@@ -239,7 +242,11 @@ def _check_agreement(demands: Sequence[_Demand]) -> None:
     count = len(first.call.layer.calls)
     if len({demand.call.number for demand in demands}) != count:
         raise first.call.refuse(f"is called {count} times, and not every call asks for the same")
-    if not all(first.affine.same_as(other.affine) for other in demands[1:]):
+    alike = (
+        first.affine.same_as(other.affine) and first.effect.times == other.effect.times
+        for other in demands[1:]
+    )
+    if not all(alike):
         raise first.call.refuse(f"is called {count} times, and its calls ask for different weights")
 
 
@@ -276,6 +283,7 @@ class _Attempt:
         self._into_batchnorms = into_batchnorms
         self._first: _RefusalError | None = None
         self._steps = 0
+        self._is_asking = False  # what a remedy would do
         # Forward: what a tensor was a map of, and the calls that have to know, by their place.
         self._changed: dict[Tensor, Affine] = {}
         self._waiting: list[int] = []
@@ -327,6 +335,9 @@ class _Attempt:
 
     def backward(self) -> Iterator[list[_Demand]]:
         """The demands of each way to take the map into what makes the layer's input."""
+        for call in self._layer.calls:
+            if self._scope.shapes.dtype(call.inputs[0]) not in (self._dtype, None):
+                raise _RefusalError("it reads numbers of another dtype than it computes in")
         return self._all_of(
             [_Wanted((self._scope, call.inputs[0]), self._affine) for call in self._layer.calls],
             self._layer.name,
@@ -391,14 +402,14 @@ class _Attempt:
         graph = at.scope.graph
         if at.scope.reads(ref) == slots:
             return
-        what = f"what {at.title} makes before it"
+        what = f"the output of {at.title} before it"
         if ref in graph.outputs and not (at.scope.parent and len(set(graph.outputs)) == 1):
             of = "the model" if at.scope.parent is None else title_of_scope(at.scope)
             remedy = NO_OUTPUT.replace("{layer}", at.title)
             raise _RefusalError(f"{what} is also an output of {of}", at.path, remedy)
         others = [name for name, _ in graph.readers.get(ref, ()) if name != reader]
         if others:
-            raise _RefusalError(f"{what} also goes to {others[0]!r}", at.path)
+            raise _RefusalError(f"{what} is also read by {others[0]!r}", at.path)
         raise _RefusalError(f"{what} is read more than once by {reader!r}", at.path)
 
     def _around(self, at: _Call, ref: Ref, affine: Affine) -> Tensor | None:
@@ -449,7 +460,7 @@ class _Attempt:
         self._check_sees(at, affine, site.output)
         maps = rule.backward(site, affine) if site.inputs else "is called in an unusual way"
         if isinstance(maps, str):
-            raise at.refuse(maps)
+            raise at.refuse(maps, advise=self._could_stand_before(at, affine))
         ways = [self._by_tensor(at, way) for way in maps]
         found = [way for way in ways if way is not None]
         if not found:
@@ -486,6 +497,8 @@ class _Attempt:
     def _site(self, at: _Call) -> Site:
         """What a rule is asked about; all that holds for any rule is checked here."""
         self._check_dtype(at)
+        if nodes.mixes_constants(at.call.node):
+            raise at.refuse("reads constants beside tensors")
         core, wrappers = unwrapped(at.layer)
         shapes, call = at.scope.shapes, at.call
         count = len(call.inputs) if at.layer.is_operation else at.scope.leading(call)
@@ -513,15 +526,17 @@ class _Attempt:
             raise at.refuse("computes in another dtype")
 
     def _check_may_edit(self, at: _Call, takes: Callable[[Layer], bool]) -> None:
-        if not at.layer.builtin or at.layer.is_operation:
-            raise at.refuse("is of a class that bnfold does not know")
+        if at.layer.is_operation:
+            raise at.refuse("is no operation that a scale and a shift can cross")
+        if not at.layer.builtin:
+            raise at.refuse("is of a class that is not Keras' own")
         if at.scope.around.keeps(at.path):
             raise at.refuse("is kept on request")
         if at.scope.around.repeats(at.layer):
             raise at.refuse("stands in several places of the model")
         core, _ = unwrapped(at.layer)
         if not takes(core):
-            raise _RefusalError(f"bnfold knows no way into {at.name}", at.path)
+            raise at.refuse("is no layer that a scale and a shift can cross, or that takes them in")
         if catalog.is_batchnorm(core) and at.path == self.batchnorm.path:
             raise _RefusalError("it feeds itself", at.path)
         if catalog.is_batchnorm(core) and not self._into_batchnorms:
@@ -532,14 +547,47 @@ class _Attempt:
             reason = f"it normalizes axis {self.batchnorm.axis}, which is {effect} {at.name}"
             if not at.touches(self._layer):
                 reason = f"what it normalizes is {effect} {at.name}"
-            raise _RefusalError(reason, at.path, at.remedy(effect))
+            remedy = "" if self.is_forward else at.remedy(effect)
+            raise _RefusalError(reason, at.path, remedy)
         if isinstance(effect, str):
-            raise at.refuse(effect)
+            raise at.refuse(effect, advise=not self.is_forward or self._could_stand_behind(at))
         problem = limits.misplaced_bias(site, effect)
         if problem is not None:
             raise at.refuse(problem)
         self.originals[at.core_path] = unwrapped(at.layer)[0]
         return _Demand(at, affine, effect)
+
+    # --- advice ----------------------------------------------------------------------------------
+
+    def _could_stand_before(self, at: _Call, affine: Affine) -> bool:
+        """Whether a BatchNormalization in front of a layer would fold backward from there."""
+        scale, shift = (np.linspace(*ends, affine.scale.size) for ends in ((-1, 2), (1, 2)))
+        shape, read = affine.scale.shape, at.scope.shapes.of(at.call.inputs[0]) or ()
+        if any(
+            min(len(read), len(shape)) < -axis or read[axis] != shape[axis]
+            for axis in affine.varies_on
+        ):
+            return False
+        some = Affine(scale.reshape(shape), shift.reshape(shape))  # of both signs, and a shift
+        wanted = _Wanted((at.scope, at.call.inputs[0]), some)
+        return self._works(lambda: next(self._behind(wanted, at.layer.name, 0), None))
+
+    def _could_stand_behind(self, at: _Call) -> bool:
+        """Whether a BatchNormalization behind a layer would fold back into it."""
+        some = Affine(np.asarray(-2.0), np.asarray(1.0))
+        return self._works(lambda: self._demand_behind(at, some))
+
+    def _works(self, attempt: Callable[[], object]) -> bool:
+        """Whether something could be done without a refusal; not asked while asking."""
+        if self._is_asking:
+            return False
+        self._is_asking, first = True, self._first
+        try:
+            return attempt() is not None
+        except _RefusalError:
+            return False
+        finally:
+            self._is_asking, self._first = False, first
 
     # --- with the data ---------------------------------------------------------------------------
 
@@ -629,7 +677,7 @@ class _Attempt:
             return [self._demand_in_front(at, site, first)]
         found = rule.forward(site, [affine or IDENTITY for affine in affines[:count]])
         if isinstance(found, str):
-            raise at.refuse(found)
+            raise at.refuse(found, advise=False)
         self._change(output, found)
         return []
 

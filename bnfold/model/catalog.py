@@ -154,10 +154,29 @@ TRAINS_BY_DEFAULT = frozenset(
 )  # fmt: skip
 """The classes whose `call` has training=True for its default, so that a call need not say it."""
 
+INFERS_BY_DEFAULT = frozenset(
+    {
+        "AdditiveAttention", "AlphaDropout", "Attention", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
+        "Dropout", "FlaxLayer", "GRU", "GRUCell", "GaussianDropout", "GaussianNoise", "JaxLayer",
+        "LSTM", "LSTMCell", "RNN", "SimpleRNN", "SimpleRNNCell", "SpatialDropout1D",
+        "SpatialDropout2D", "SpatialDropout3D", "SpectralNormalization", "StackedRNNCells",
+        "TFSMLayer",
+    }
+)  # fmt: skip
+"""The classes whose `call` has training=False for its default."""
+
 RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
 
 CASTS_INTEGERS = frozenset({"Bidirectional", "Dense", "EinsumDense"} | RECURRENT)
 """The classes with weights that take integers for numbers; a convolution refuses them."""
+
+MAKES_FLOATS = frozenset(
+    {
+        *FACTS, "Bidirectional", "GroupNormalization", "LayerNormalization", "MultiHeadAttention",
+        "Rescaling",
+    }
+)  # fmt: skip
+"""Classes that make numbers of the dtype that they compute in, whatever they read."""
 
 POOLED_RANK: Mapping[str, int] = {
     f"Global{kind}Pooling{n}D": n + 2 for kind in ("Max", "Average") for n in (1, 2, 3)

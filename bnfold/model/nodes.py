@@ -306,6 +306,17 @@ def keys_of_first(node: Any) -> tuple[str, ...] | None:
     return tuple(first) if all(map(_is_keras3_tensor, first.values())) else None
 
 
+def mixes_constants(node: Any) -> bool:
+    """Whether a list that a call is given holds tensors and something else beside them."""
+    if not is_keras3(node):
+        return False
+    lists = [
+        value for value in (*node["args"], *node["kwargs"].values()) if isinstance(value, list)
+    ]
+    kinds = [{_is_keras3_tensor(leaf) for leaf in found} for found in lists]
+    return any(len(kind) > 1 for kind in kinds)
+
+
 def operands(node: Any) -> tuple[Any, ...]:
     """What an operation is given by position: a number, None for a tensor, else what stands there.
 

@@ -82,7 +82,7 @@ class Shapes:
         if layer.builtin and layer.class_name == "InputLayer":
             return policy_name(layer)
         sources = [self._dtypes.get(source) for source in self._sources(ref)]
-        makes_floats = layer.class_name in catalog.FACTS or layer.class_name == "Rescaling"
+        makes_floats = layer.class_name in catalog.MAKES_FLOATS
         keeps_floats = layer.class_name in catalog.KEEPS_FLOATS and all(map(is_float, sources))
         if layer.builtin and not layer.is_operation and (makes_floats or keeps_floats):
             found = policy(layer)

@@ -1,6 +1,6 @@
 """Folds and verifications for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from bnfold.folding.plan import Plan
 from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
-from bnfold.verification import Comparison, Verdict, Verification
+from bnfold.verification import Comparison, SiteStatus, Verdict, Verification
 
 
 def fold(report: FoldReport) -> RenderableType:
@@ -37,7 +37,10 @@ def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) 
     parts = [
         Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
     ]
-    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in terminal.reasons(plan)]
+    reasons = terminal.reasons(plan)
+    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in reasons]
+    if any(remedy for _, remedy in reasons):
+        parts.append(Text("  'bnfold inspect' says what change would let them fold", style="dim"))
     if replaced:
         names = terminal.names([show(path) for path in replaced])
         parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
@@ -49,29 +52,48 @@ def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) 
 
 
 def verification(result: Verification) -> RenderableType:
-    """The report on a verification: every comparison, then the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("output", overflow="fold")
-    for column in ("runtime", "largest error", "relative", "of the tolerance"):
-        table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
-    for comparison in result.comparisons:
-        table.add_row(*_comparison(comparison))
-    parts: list[RenderableType] = [table] if result.comparisons else []
+    """The report on a verification: the outputs and the worst sites, then the verdict."""
+    parts: list[RenderableType] = []
+    outputs = [one for one in result.comparisons if one.is_output]
+    if outputs:
+        parts.append(_table("output", outputs))
+    inside = sorted(
+        (one for one in result.comparisons if not one.is_output), key=lambda one: -one.excess
+    )
+    if inside:
+        title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
+        parts.append(_table(title, inside[:_SHOWN]))
     return Group(*parts, *verdict(result))
 
 
+_SHOWN = 6
+
+
+def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title, overflow="fold")
+    table.add_column("runtime", no_wrap=True)
+    for column in ("error", "original's", "SQNR dB", "of tolerance"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for comparison in comparisons:
+        table.add_row(*_comparison(comparison))
+    return table
+
+
 def _comparison(comparison: Comparison) -> list[Text]:
-    output = Text(printable(comparison.output))
+    name = Text(printable(comparison.name))
     if comparison.tapped_before:
-        output.append(f" before {comparison.tapped_before}", style="dim")
+        name.append(f" before {comparison.tapped_before}", style="dim")
     share = "not exercised" if not comparison.conclusive else f"{comparison.excess:.2g}"
-    style = "default" if comparison.passed else "red"
+    own, folded = comparison.original, comparison.folded
+    noise = "none" if folded.sqnr_db is None else f"{folded.sqnr_db:.0f}"
     return [
-        output,
+        name,
         Text(comparison.runtime),
-        Text(f"{comparison.max_abs_error:.2e}"),
-        Text(f"{comparison.relative_error:.2e}"),
-        Text(share, style=style),
+        Text(f"{folded.max_abs_error:.2e}"),
+        Text("" if own is None else f"{own.max_abs_error:.2e}", style="dim"),
+        Text(noise),
+        Text(share, style="default" if comparison.passed else "red"),
     ]
 
 
@@ -87,11 +109,44 @@ def verdict(result: Verification) -> list[Text]:
     sentence, colour = _VERDICTS[result.verdict]
     first = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
-        worst = "" if result.max_excess is None else f", {result.max_excess:.0%} of the tolerance"
-        first.append(
-            f" ({result.basis}, {result.sample_count} samples, seed {result.seed}{worst})",
-            style="default",
-        )
+        first.append(f" ({_what_was_compared(result)})", style="default")
     differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]
+    notes = [Text(f"  {printable(text)}", style="dim") for text in _notes(result)]
     warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in result.warnings]
-    return [first, *differences, *warnings]
+    return [first, *differences, *notes, *warnings]
+
+
+def _what_was_compared(result: Verification) -> str:
+    matched = len(result.sites_that_are(SiteStatus.MATCHED))
+    parts = [str(result.basis)]
+    if result.sites:
+        parts.append(f"{matched} of {len(result.sites)} fold sites")
+    parts.append(f"{result.sample_count} samples, seed {result.seed}")
+    if result.worst is not None:
+        parts.append(
+            f"worst {printable(result.worst.name)} at {result.worst.excess:.0%} of tolerance"
+        )
+    return "; ".join(parts)
+
+
+def _notes(result: Verification) -> Iterator[str]:
+    """What a reader should know beside the verdict."""
+    quiet = result.sites_that_are(SiteStatus.NOT_EXERCISED)
+    if quiet:
+        yield f"not exercised: {terminal.names([site.name for site in quiet])}"
+    alone = result.sites_that_are(SiteStatus.UNPAIRED)
+    if alone:
+        names = terminal.names([site.name for site in alone])
+        yield f"judged by the outputs alone, for want of layers of the same names: {names}"
+    silent = sum(site.channels - site.exercised for site in result.sites)
+    if silent:
+        total = sum(site.channels for site in result.sites)
+        yield f"{silent} of {total} channels of the sites saw no signal"
+    for one in result.agreements:
+        yield (
+            f"{one.output}: {one.changed} of {one.samples} samples changed their class; the "
+            f"smallest margin is {one.smallest_margin:.2g}"
+        )
+    if result.merged_by_exporter:
+        names = terminal.names(list(result.merged_by_exporter))
+        yield f"merged by the exporter in the original's ONNX graph already: {names}"

@@ -9,13 +9,14 @@ from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
 
 if TYPE_CHECKING:
+    from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.exporting import ExportReport
     from bnfold.verification import Verification
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report: "inspect", "layer", "fold", "export" or "verify"."""
+    """The JSON Schema of a report: "inspect", "layer", "fold", "export", "verify" or "bench"."""
     text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
@@ -53,6 +54,11 @@ def export(report: "ExportReport") -> str:
 def verification(result: "Verification") -> str:
     """The report of `bnfold verify`."""
     return _dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+
+
+def bench(report: "BenchReport") -> str:
+    """The report of `bnfold bench`."""
+    return _dump(report.to_dict())
 
 
 def _dump(value: Any) -> str:

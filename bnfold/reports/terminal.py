@@ -30,7 +30,7 @@ def plural(noun: str, count: int) -> str:
 
 def pattern(blocked: Blocked) -> str:
     """A reason without names of layers and counts, so that equal ones can share a line."""
-    reason = _GOES_TO.sub("also goes elsewhere", _COUNT.sub("some channels", blocked.reason))
+    reason = _GOES_TO.sub("is also read elsewhere", _COUNT.sub("some channels", blocked.reason))
     return _without_names(reason, blocked)
 
 
@@ -56,7 +56,7 @@ def reasons(plan: Plan) -> list[tuple[str, str]]:
 
 
 _COUNT = re.compile(r"\b\d+ of \d+ channels")
-_GOES_TO = re.compile(r"also goes to '[^']*'")
+_GOES_TO = re.compile(r"is also read by '[^']*'")
 
 
 def by_reason(plan: Plan) -> dict[str, list[Blocked]]:

@@ -6,7 +6,24 @@ than the rounding noise that was measured on the two models themselves. Importin
 imports none of those libraries; `runtime` alone does so, when a verification starts.
 """
 
-from bnfold.verification.result import Basis, Comparison, Verdict, Verification
+from bnfold.verification.result import (
+    Agreement,
+    Basis,
+    Comparison,
+    Site,
+    SiteStatus,
+    Verdict,
+    Verification,
+)
 from bnfold.verification.verify import verify
 
-__all__ = ["Basis", "Comparison", "Verdict", "Verification", "verify"]
+__all__ = [
+    "Agreement",
+    "Basis",
+    "Comparison",
+    "Site",
+    "SiteStatus",
+    "Verdict",
+    "Verification",
+    "verify",
+]

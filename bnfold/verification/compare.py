@@ -1,53 +1,57 @@
-r"""When two outputs count as the same: the error against the rounding noise that was measured.
+r"""When two values count as the same: the folded model's error beside the original's own.
 
-A folded weight is the exact value rounded once, so it is off by at most half a unit in the last
-place, u = 2^-24 of its size in float32. Nothing tells a correct fold from the exact one but these
-roundings, and what they do to the outputs can be measured: run a model again with every weight
-moved by that much, up or down at random, and see how far the outputs move. For each channel j of an
-output (over all samples, positions and repetitions, in the same arithmetic for both models):
+The yardstick is the original evaluated in float64. Against it stand, in one and the same
+arithmetic, the error of the original and the error of the folded model. For each channel j of a
+value (over all samples and positions):
 
+    own_j       = the largest error of the original in that arithmetic
     noise_j     = max(original_j, min(folded_j, 64 original_j + u scale_j))
-    tolerance_j = 4 max(noise_j, relative scale_j, u scale_j)
-    passed      = |folded - original| <= tolerance_j   everywhere
+    rounding_j  = max(own_j, noise_j)
+    tolerance_j = 4 max(rounding_j, usual scale_j, u scale_j)
+    passed      = the largest error of the folded model <= tolerance_j, for every channel
 
-where original_j and folded_j are the largest movements of the two models, scale_j is the largest
-magnitude of the original's output and relative is the upper quartile of noise_j / scale_j over the
-channels.
+where scale_j is the largest magnitude of the yardstick, u half a unit in the last place of the
+stored weights or of the value, and usual the upper quartile of rounding_j / scale_j. original_j and
+folded_j tell what the rounding of *weights* does: how far the value moves, in float64, when every
+weight of that model is moved by half a unit in its last place, up or down at random. A folded
+weight is the exact number rounded once, so this is the error that a right fold may have where the
+original has none. In float64 itself own_j is 0, and the noise alone decides: that is the sharpest
+comparison.
 
 Why these numbers:
 
 - Moving a weight the whole half unit, not a random part of it, makes the measured movement as large
   as the rounding of the fold can be for one weight, and larger than typical for many. The largest
   of a few repetitions falls short of the largest error of another rounding by a factor that stays
-  below 2 in practice; folding in float32 instead of float64 rounds about four times and costs
-  another factor of 2. 4 covers both; on forty kinds of models folded in float64 the largest error
-  was 0.33 of the tolerance in float64 and 0.40 in float32 and 16 bits. A forgotten epsilon of 1e-5
-  beside a variance of one is an error of 5e-6, which is 84 u: well above the tolerance of a layer.
+  below 2 in practice, and sums in float32 are rounded in another order by another factor of 2: 4.
+  A forgotten epsilon of 1e-5 beside a variance of one is an error of 5e-6, which is 84 u: well
+  above the tolerance of a layer.
 - A forward fold adds up terms that the original never adds up (sum of W_i shift_i), so the folded
   model may honestly be noisier than the original, by the square root of the terms; but a wrong fold
-  must not buy itself tolerance by being ill-conditioned, hence the cap at 64 times the original's
-  noise.
-- A channel whose few measured movements happen to be small is given the noise that is usual in the
-  same output, relative to its own magnitude.
+  must not buy itself tolerance by being ill-conditioned, hence the cap at 64 times the original's.
+- A channel whose few roundings happen to be small is given what is usual in the same value,
+  relative to its own magnitude; and so is a kind of samples that has one sample only.
+- In other arithmetics than float64 weights are moved by a unit of the dtype computed in.
 
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
-axis, and a value must pass under both.
-
-A comparison is conclusive when the output changes from sample to sample at all, and the tolerance
-stays below a quarter of that change, in the median or at the largest. Only the outputs are looked
-at: a mistake that the later layers shrink below the noise of the whole model is not seen here.
+axis, and a value must pass under both. Where no float64 is to be had, the original as it is takes
+the place of the yardstick: own_j is 0 then, noise is measured in the model's own arithmetic, and
+the claim is weaker, because an error that both models make is not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+ByAxis = Mapping[int | None, Array]
+"""For each axis that may be the channels': a number for each channel."""
 
 FACTOR = 4.0
 NOISE_CAP = 64.0
@@ -57,43 +61,139 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class Rule:
-    """How much error is allowed; `rtol` and `atol` replace the measured noise when one is given."""
+    """How much error is allowed; `rtol` and `atol` replace what is measured when one is given."""
 
     rtol: float | None = None
     atol: float | None = None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the user said what is allowed."""
+        return self.rtol is not None or self.atol is not None
+
     def text(self) -> str:
         """Return the rule in one sentence for the report."""
-        if self.rtol is None and self.atol is None:
-            return f"error at most {FACTOR:g} times the measured rounding noise of the channel"
+        if not self.is_fixed:
+            return (
+                f"error against float64 at most {FACTOR:g} times the original's own rounding, or "
+                "what rounding its weights does, in each channel"
+            )
         return (
             f"error at most {self.atol or 0:g} + {self.rtol or 0:g} times the channel's magnitude"
         )
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The same output of one model: as it is, and with the weights moved by a rounding error.
+class Errors:
+    """How far one evaluation of a value is from the yardstick.
 
-    `unit` is half a unit in the last place of the output's dtype, relative to its size.
+    `largest` is by channel; `power` the mean square of the error over that of the yardstick, 0 for
+    equal values. `problem` says why nothing can be compared. Of integers and booleans, `share` is
+    the share that differs.
+    """
+
+    largest: ByAxis = field(default_factory=dict)
+    max_abs: float = 0.0
+    power: float = 0.0
+    finite: bool = True
+    share: float | None = None
+    problem: str | None = None
+
+    @property
+    def sqnr(self) -> float | None:
+        """Signal to noise, in dB; None where there is no noise at all, or no signal."""
+        return -10 * math.log10(self.power) if 0 < self.power < math.inf else None
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a value should be, and what rounding the weights of the two models does to it.
+
+    `unit` is half a unit in the last place of the stored weights or of the value's dtype, whichever
+    is larger, relative to its size.
     """
 
     value: Array
-    moved: tuple[Array, ...] = ()
     unit: float = UNIT
+    original: ByAxis = field(default_factory=dict)
+    folded: ByAxis = field(default_factory=dict)
+    tipped: float = 0.0
+
+    def twice_as_noisy(self) -> Yardstick:
+        """The same value with the noise of weights that are moved twice as far."""
+        original, folded = (
+            {axis: 2 * moved for axis, moved in side.items()}
+            for side in (self.original, self.folded)
+        )
+        return replace(self, original=original, folded=folded)
+
+    @property
+    def scale(self) -> ByAxis:
+        """The largest magnitude of each channel."""
+        return _by_axis(np.abs(_cleared(self.value, np.isfinite(self.value))))
+
+    @property
+    def max_abs(self) -> float:
+        """The largest magnitude."""
+        finite = self.value[np.isfinite(self.value)] if self.is_float else self.value
+        return float(np.abs(finite).max(initial=0.0)) if finite.dtype != bool else 1.0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it consists of floating-point numbers."""
+        return self.value.dtype.kind in "fc"
+
+
+def errors(yardstick: Array, value: Array, *, where: Array | None = None) -> Errors:
+    """How far a value is from the yardstick, where that is finite, and `where` is true."""
+    if yardstick.shape != value.shape:
+        return Errors(problem=f"shape {yardstick.shape} became {value.shape}")
+    if yardstick.dtype.kind not in "fc":
+        return Errors(share=float(np.mean(yardstick != value)) if value.size else 0.0)
+    known = np.isfinite(yardstick) & np.isfinite(value)
+    if where is not None:
+        known &= where
+    exact = _cleared(yardstick, known)
+    distance = np.abs(_cleared(value, known) - exact)
+    signal = float(np.sum(np.square(exact)))
+    noise = float(np.sum(np.square(distance)))
+    return Errors(
+        _by_axis(distance),
+        float(distance.max(initial=0.0)),
+        noise / signal if signal else (math.inf if noise else 0.0),
+        finite=bool(known.all()),
+    )
+
+
+def not_finite(original: Array, folded: Array, *, forgive_overflow: bool) -> str | None:
+    """What is wrong with the numbers that are not finite, if anything.
+
+    Where the original is not finite nothing can be compared, so the folded model must not be finite
+    either, unless `forgive_overflow`: in 16 bits folding removes a step that can overflow.
+    """
+    if original.shape != folded.shape or original.dtype.kind not in "fc":
+        return None
+    known, got = np.isfinite(original), np.isfinite(folded)
+    if np.any(known & ~got):
+        return "values that are finite in the original are not finite in the folded model"
+    if np.any(~known & got) and not forgive_overflow:
+        return "values that are not finite in the original are finite in the folded model"
+    return None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one output and one kind of samples; see `result.Comparison`."""
+    """The result for one value and one kind of samples.
 
-    max_abs_error: float
-    scale: float
+    `excess` is the largest ratio of a channel's error to its tolerance, `error` and `tolerance` are
+    those of that channel. `heard` tells of each channel whether the samples made it vary by more
+    than four times its tolerance.
+    """
+
     error: float
     tolerance: float
     excess: float
-    finite: bool
-    blind: bool
+    heard: ByAxis = field(default_factory=dict)
     problem: str | None = None
 
     @property
@@ -102,135 +202,145 @@ class Outcome:
         return self.problem is None and self.excess <= 1
 
 
-def compare(
-    original: Measurement, folded: Measurement, rule: Rule, *, forgive_overflow: bool = False
-) -> Outcome:
-    """Judge one output; shapes may differ, which is a failure of its own.
-
-    Where the original is not finite nothing can be compared, so the folded model must not be finite
-    either, unless `forgive_overflow`: in 16 bits folding removes a step that can overflow.
-    """
-    if original.value.shape != folded.value.shape:
-        return _failed(f"shape {original.value.shape} became {folded.value.shape}")
-    if original.value.dtype.kind not in "fc":
-        return _compare_discrete(original, folded)
-    known, got = np.isfinite(original.value), np.isfinite(folded.value)
-    if np.any(known & ~got):
-        return _failed("values that are finite in the original are not finite in the folded model")
-    if np.any(~known & got) and not forgive_overflow:
-        return _failed("values that are not finite in the original are finite in the folded model")
-    return _compare_finite(original, folded, known, rule)
-
-
-def _compare_finite(
-    original: Measurement, folded: Measurement, known: npt.NDArray[np.bool_], rule: Rule
-) -> Outcome:
-    value = _cleared(original.value, known)
-    error = np.abs(_cleared(folded.value, known) - value)
-    own = _movement(original, known)
-    other = _movement(folded, known)
-    allowed = _everywhere(np.abs(value), own, other, original.unit, rule)
-    if error.size == 0 or not known.any():
-        return Outcome(0.0, 0.0, 0.0, 0.0, 0.0, finite=bool(known.all()), blind=True)
-    ratio = np.divide(error, allowed, out=np.where(error > 0, np.inf, 0.0), where=allowed > 0)
-    worst = int(np.argmax(ratio))
-    return Outcome(
-        max_abs_error=float(error.max()),
-        scale=float(np.abs(value).max()),
-        error=float(error.flat[worst]),
-        tolerance=float(allowed.flat[worst]),
-        excess=float(ratio.flat[worst]),
-        finite=bool(known.all()),
-        blind=_is_blind(np.ptp(value, axis=0) if len(value) > 1 else np.abs(value), allowed),
-    )
-
-
-def _everywhere(size: Array, own: Array, other: Array, unit: float, rule: Rule) -> Array:
-    """Return each element's tolerance: the smaller of those along axis 1 and the last axis."""
-    axes = {1, size.ndim - 1} if size.ndim > 1 else {None}
-    return np.asarray(
-        np.minimum.reduce(
-            [_tolerance(size, own, other, axis, unit=unit, rule=rule) for axis in axes]
+def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule: Rule) -> Outcome:
+    """Judge one value; `original` is None where the original itself is the yardstick."""
+    if folded.problem is not None:
+        return failed(folded.problem)
+    if folded.share is not None:
+        return _compare_discrete(yardstick, original, folded)
+    scale = yardstick.scale
+    allowed = {axis: _tolerance(yardstick, scale, original, axis, rule) for axis in scale}
+    worst = (0.0, 0.0, 0.0)
+    for axis, tolerance in allowed.items():
+        error = folded.largest[axis]
+        ratio = np.divide(
+            error, tolerance, out=np.where(error > 0, np.inf, 0.0), where=tolerance > 0
         )
-    )
+        if ratio.size:
+            at = int(np.argmax(ratio))
+            worst = max(worst, (float(ratio[at]), float(error[at]), float(tolerance[at])))
+    excess, error_there, tolerance_there = worst
+    return Outcome(error_there, tolerance_there, excess, _heard(yardstick.value, allowed))
 
 
 def _tolerance(
-    size: Array, own: Array, other: Array, axis: int | None, *, unit: float, rule: Rule
+    yardstick: Yardstick, scale: ByAxis, original: Errors | None, axis: int | None, rule: Rule
 ) -> Array:
-    scale = _largest(size, axis)
-    if rule.rtol is not None or rule.atol is not None:
-        allowed = (rule.atol or 0.0) + (rule.rtol or 0.0) * scale
-        return np.asarray(np.broadcast_to(allowed, size.shape))
-    mine = _largest(own, axis)
-    noise = np.maximum(mine, np.minimum(_largest(other, axis), NOISE_CAP * mine + unit * scale))
-    heard = scale > 0
-    relative = float(np.quantile(noise[heard] / scale[heard], 0.75)) if heard.any() else 0.0
-    allowed = FACTOR * np.maximum(noise, max(relative, unit) * scale)
-    return np.asarray(np.broadcast_to(allowed, size.shape))
+    size = scale[axis]
+    if rule.is_fixed:
+        return np.asarray((rule.atol or 0.0) + (rule.rtol or 0.0) * size)
+    nothing = np.zeros_like(size)
+    mine, other = yardstick.original.get(axis, nothing), yardstick.folded.get(axis, nothing)
+    unit = yardstick.unit
+    rounding = np.maximum(mine, np.minimum(other, NOISE_CAP * mine + unit * size))
+    if original is not None and axis in original.largest:
+        rounding = np.maximum(rounding, original.largest[axis])
+    some = size > 0
+    usual = float(np.quantile(rounding[some] / size[some], 0.75)) if some.any() else 0.0
+    return np.asarray(FACTOR * np.maximum(rounding, max(usual, unit) * size))
 
 
-def _largest(values: Array, axis: int | None) -> Array:
-    """Return the maximum over all axes but one, in a shape that broadcasts back."""
-    others = tuple(index for index in range(values.ndim) if index != axis)
-    return np.asarray(np.max(values, axis=others, keepdims=True, initial=0.0))
+def _heard(value: Array, allowed: ByAxis) -> ByAxis:
+    """Which channels vary by so much that their tolerance means something."""
+    exact = _cleared(value, np.isfinite(value))
+    found = {}
+    for axis, tolerance in allowed.items():
+        varies = _channels(exact, axis, np.max) - _channels(exact, axis, np.min)
+        if len(exact) < 2 and exact.ndim < 3:
+            varies = _channels(np.abs(exact), axis, np.max)  # one sample alone cannot tell
+        found[axis] = varies > tolerance / BLIND
+    return found
 
 
-def _movement(measurement: Measurement, known: npt.NDArray[np.bool_]) -> Array:
-    """How far the moved weights took each element; what they made non-finite is left out."""
-    value = _cleared(measurement.value, known)
-    movement = np.zeros_like(value)
-    for moved in measurement.moved:
-        distance = np.abs(_cleared(moved, np.isfinite(moved)) - value)
-        movement = np.maximum(movement, np.where(np.isfinite(moved) & known, distance, 0.0))
-    return movement
+def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Errors) -> Outcome:
+    """Integers and booleans must agree, but for as many ties as rounding alone has tipped over."""
+    share = folded.share or 0.0
+    own = original.share or 0.0 if original is not None else 0.0
+    allowed = FACTOR * max(yardstick.tipped, own)
+    excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else math.inf)
+    return Outcome(share, allowed, excess, {-1: np.asarray([allowed < BLIND])})
+
+
+def failed(problem: str) -> Outcome:
+    """The outcome where nothing could be compared."""
+    return Outcome(math.inf, 0.0, math.inf, problem=problem)
+
+
+def largest_of(parts: Sequence[Errors]) -> ByAxis:
+    """The largest error of each channel over several evaluations."""
+    axes = parts[0].largest if parts else {}
+    return {axis: np.maximum.reduce([part.largest[axis] for part in parts]) for axis in axes}
+
+
+def pooled(yardsticks: Sequence[Yardstick], parts: Sequence[Errors | None]) -> list[Errors | None]:
+    """Errors of the same value for several kinds of samples, each as large as is usual for it.
+
+    Relative to its magnitude, each channel gets the largest error of all kinds: a kind of one
+    sample has few roundings, which may happen to be small.
+    """
+    known = [part for part in parts if part is not None and part.largest]
+    scales = [yardstick.scale for yardstick in yardsticks]
+    shapes = [{axis: one.shape for axis, one in scale.items()} for scale in scales]
+    if len(known) < len(parts) or any(shape != shapes[0] for shape in shapes):
+        return list(parts)
+    shares = {
+        axis: np.maximum.reduce(
+            [
+                np.divide(
+                    part.largest[axis], scale[axis], out=np.zeros(shape), where=scale[axis] > 0
+                )
+                for part, scale in zip(known, scales, strict=True)
+            ]
+        )
+        for axis, shape in shapes[0].items()
+    }
+    return [
+        replace(
+            part,
+            largest={
+                axis: np.maximum(part.largest[axis], share * scale[axis])
+                for axis, share in shares.items()
+            },
+        )
+        for part, scale in zip(known, scales, strict=True)
+    ]
+
+
+def _share(error: Array, scale: Array) -> Array:
+    return np.divide(error, scale, out=np.zeros(scale.shape), where=scale > 0)
+
+
+def agrees(yardstick: Yardstick, found: Array, rough: float = 1e-3) -> bool:
+    """Tell whether an evaluation is one of this value at all, far more widely than the rule.
+
+    `rough` is what is allowed of the largest magnitude. What overflowed says nothing.
+    """
+    value = yardstick.value
+    if value.shape != found.shape:
+        return False
+    if not yardstick.is_float:
+        return bool(np.mean(value != found) < 0.01)
+    known = np.isfinite(value) & np.isfinite(found)
+    if np.any(np.isfinite(value)) and not known.any():
+        return False
+    exact = _cleared(value, known)
+    distance = np.abs(_cleared(found, known) - exact).max(initial=0.0)
+    noise = max((float(moved.max(initial=0.0)) for moved in yardstick.original.values()), default=0)
+    return bool(distance <= max(rough * np.abs(exact).max(initial=0.0), 64 * noise))
+
+
+def _by_axis(values: Array) -> dict[int | None, Array]:
+    axes = {1, values.ndim - 1} if values.ndim > 1 else {None}
+    return {axis: _channels(values, axis, np.max) for axis in axes}
+
+
+def _channels(values: Array, axis: int | None, reduce: Any) -> Array:
+    """One number for each channel along an axis; one in all without an axis."""
+    if 0 in values.shape:
+        return np.zeros(0)
+    others = tuple(number for number in range(values.ndim) if number != axis)
+    return np.atleast_1d(np.asarray(reduce(values, axis=others)))
 
 
 def _cleared(values: Array, known: npt.NDArray[np.bool_]) -> Array:
     return np.where(known, values, 0).astype(np.float64)
-
-
-def _is_blind(variation: Array, allowed: Array) -> bool:
-    """Tell whether the tolerance is so wide that passing says nothing."""
-    usual = np.median(allowed) > BLIND * np.median(variation)
-    return bool(usual and np.max(allowed) > BLIND * np.max(variation))
-
-
-def _compare_discrete(original: Measurement, folded: Measurement) -> Outcome:
-    """Integers and booleans must agree, but for as many ties as rounding alone has tipped over."""
-    wrong = original.value != folded.value
-    tipped = [float(np.mean(moved != original.value)) for moved in original.moved]
-    share = float(np.mean(wrong)) if wrong.size else 0.0
-    allowed = FACTOR * max(tipped, default=0.0)
-    excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else float("inf"))
-    return Outcome(share, 1.0, share, allowed, excess, finite=True, blind=allowed > BLIND)
-
-
-def _failed(problem: str) -> Outcome:
-    infinite = float("inf")
-    return Outcome(
-        infinite, 0.0, infinite, 0.0, infinite, finite=False, blind=False, problem=problem
-    )
-
-
-def varies(values: Sequence[Array]) -> bool:
-    """Whether an output differs between any two samples; one sample alone cannot tell."""
-    together = np.concatenate([value.reshape(value.shape[0], -1) for value in values if value.ndim])
-    if together.shape[0] < 2:
-        return True
-    return bool(np.any(together != together[:1]))
-
-
-def agrees(one: Measurement, other: Array) -> bool:
-    """Tell whether another runtime computes this output at all, far more widely than the rule."""
-    if one.value.shape != other.shape:
-        return False
-    if one.value.dtype.kind not in "fc":
-        return bool(np.mean(one.value != other) < 0.01)
-    known = np.isfinite(one.value) & np.isfinite(other)
-    if np.any(np.isfinite(one.value) != np.isfinite(other)):
-        return False
-    value = _cleared(one.value, known)
-    distance = np.abs(_cleared(other, known) - value).max(initial=0.0)
-    noise = _movement(one, known).max(initial=0.0)
-    return bool(distance <= max(1e-3 * np.abs(value).max(initial=0.0), 64 * noise))

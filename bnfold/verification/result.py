@@ -11,7 +11,7 @@ refutation:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -34,88 +34,194 @@ class Basis(StrEnum):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One output in one runtime, at the kind of samples where the folded model came out worst.
+class Accuracy:
+    """How near one evaluation of a value is to the yardstick.
 
-    `tapped_before` names the final activation ("softmax", "sigmoid") that was left out, or is None.
-    `relative_error` is the largest error over the largest magnitude of the original's output.
-    `excess` is the largest ratio of error to tolerance, so `passed` means `excess <= 1`; `error`
-    and `tolerance` are those of the element with that ratio. A comparison that is not `conclusive`
-    could not have failed in a meaningful way: the output never changed, or rounding noise drowned
-    it.
+    `max_abs_error` is the largest error, `relative_error` that over the largest magnitude of the
+    value, `sqnr_db` the signal-to-quantization-noise ratio in dB, None where there is no error.
     """
 
-    output: str
+    max_abs_error: float
+    relative_error: float
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One value in one runtime, at the kind of samples where the folded model came out worst.
+
+    `name` is that of an output, or the nested path of the layer that makes the value in the
+    original. `tapped_before` names the final activation ("softmax", "sigmoid") that was left out,
+    or is None. `original` and `folded` say how near the two models are to the yardstick; `original`
+    is None where it is the yardstick itself. `excess` is the largest ratio of a channel's error to
+    its tolerance, so `passed` means `excess <= 1`; `error` and `tolerance` are those of that
+    channel. `exercised` of `channels` channels varied enough for an error to be seen.
+    """
+
+    name: str
+    is_output: bool
     tapped_before: str | None
     runtime: str
     samples: str
-    max_abs_error: float
-    relative_error: float
+    original: Accuracy | None
+    folded: Accuracy
     error: float
     tolerance: float
     excess: float
     passed: bool
-    conclusive: bool
+    channels: int
+    exercised: int
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the samples made the value vary at all, beyond its tolerance."""
+        return self.exercised > 0
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON; a number that is not finite becomes None."""
-        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__}
+        return _record(self)
+
+
+class SiteStatus(StrEnum):
+    """What was found out about one BatchNormalization that is gone."""
+
+    MATCHED = "matched"
+    DIFFERENT = "different"
+    NOT_EXERCISED = "not exercised"
+    UNPAIRED = "unpaired"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A BatchNormalization of the original that the folded model does not have.
+
+    `name` is its nested path, `call` the number of the call from 0. `compared_at` names the values
+    that were compared: its own where the layer before it took it in, those of the layers behind it
+    where these did. `excess` is the largest share of the tolerance that an error took. `exercised`
+    of `channels` channels saw a signal.
+    """
+
+    name: str
+    call: int
+    status: SiteStatus
+    compared_at: tuple[str, ...] = ()
+    excess: float = 0.0
+    channels: int = 0
+    exercised: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields for JSON."""
+        return {**_record(self), "status": self.status.value}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of a classifier's output: how many samples changed their largest entry, and by what margin.
+
+    `smallest_margin` is the smallest distance between the largest entry and the next one in the
+    yardstick, over all samples, in the output's unit.
+    """
+
+    output: str
+    samples: int
+    changed: int
+    smallest_margin: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields for JSON."""
+        return _record(self)
 
 
 @dataclass(frozen=True)
 class Verification:
     """The verdict, what it rests on, and every comparison behind it.
 
-    `differences` says in sentences why the verdict is "different"; `warnings` says what limits it.
+    `differences` says in sentences why the verdict is "different", `culprits` names the
+    BatchNormalization layers of the original at which that begins; `warnings` says what limits the
+    verdict. `yardstick` is the evaluation that all others are compared with. `merged_by_exporter`
+    are the layers that the exporter had already folded in the original's ONNX graph, None where
+    there is no such graph.
     """
 
     verdict: Verdict
     basis: Basis
-    comparisons: tuple[Comparison, ...]
     differences: tuple[str, ...]
     warnings: tuple[str, ...]
-    sample_count: int
-    sample_kinds: tuple[str, ...]
     seed: int
     library: str
     rule: str
+    comparisons: tuple[Comparison, ...] = ()
+    sites: tuple[Site, ...] = ()
+    culprits: tuple[str, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    yardstick: str | None = None
+    merged_by_exporter: tuple[str, ...] | None = None
+    sample_count: int = 0
+    sample_kinds: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The comparison that came nearest to its tolerance, or went furthest beyond it."""
+        return max(self.comparisons, key=lambda one: one.excess, default=None)
 
     @property
     def max_abs_error(self) -> float | None:
-        """The largest error of all comparisons; None when there was none."""
-        return max((one.max_abs_error for one in self.comparisons), default=None)
+        """The largest error of the folded model in all comparisons; None when there was none."""
+        return max((one.folded.max_abs_error for one in self.comparisons), default=None)
 
     @property
     def max_excess(self) -> float | None:
         """The largest share of its tolerance that an error took; None without a comparison."""
-        return max((one.excess for one in self.comparisons), default=None)
+        return None if self.worst is None else self.worst.excess
+
+    def sites_that_are(self, status: SiteStatus) -> tuple[Site, ...]:
+        """The sites of one status."""
+        return tuple(site for site in self.sites if site.status is status)
 
     def accepted(self, *, strict: bool) -> bool:
         """Whether a user who asked for a proof got one.
 
         Without `strict` it is enough that nothing contradicts; with it, both runtimes must have
-        judged and every output must have been exercised.
+        judged, and every output and every site must have been exercised.
         """
         if strict:
-            return self.verdict is Verdict.EQUIVALENT and self.basis is Basis.BOTH
+            seen = not self.sites_that_are(SiteStatus.NOT_EXERCISED)
+            return self.verdict is Verdict.EQUIVALENT and self.basis is Basis.BOTH and seen
         return self.verdict is not Verdict.DIFFERENT
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole outcome for JSON, with None where a number is not finite."""
+        merged = self.merged_by_exporter
         return {
             "verdict": self.verdict.value,
             "basis": self.basis.value,
+            "yardstick": self.yardstick,
             "library": self.library,
             "rule": self.rule,
             "seed": self.seed,
             "sample_count": self.sample_count,
             "sample_kinds": list(self.sample_kinds),
-            "max_abs_error": _finite(self.max_abs_error),
+            "max_abs_error": _plain(self.max_abs_error),
+            "max_excess": _plain(self.max_excess),
+            "culprits": list(self.culprits),
             "differences": list(self.differences),
             "warnings": list(self.warnings),
+            "merged_by_exporter": None if merged is None else list(merged),
+            "sites": [one.to_dict() for one in self.sites],
+            "agreements": [one.to_dict() for one in self.agreements],
             "comparisons": [one.to_dict() for one in self.comparisons],
         }
 
 
-def _finite(value: Any) -> Any:
+def _record(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass for JSON."""
+    return {key: _plain(inside) for key, inside in asdict(value).items()}
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, with None in the place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _plain(inside) for key, inside in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -71,8 +71,12 @@ _KINDS: dict[str, _Draw] = {
 }
 
 
-def generate(specs: Sequence[InputSpec], seed: int, free_size: int) -> list[SampleSet]:
-    """Return samples of every kind for these inputs; the same seed gives the same samples."""
+def generate(specs: Sequence[InputSpec], seed: int, free_sizes: Sequence[int]) -> list[SampleSet]:
+    """Return samples of every kind for these inputs; the same seed gives the same samples.
+
+    Free dimensions have the first of `free_sizes`, and in one more set the second, if there is one.
+    """
+    free_size = free_sizes[0]
     if any(spec.dtype == "string" for spec in specs):
         raise BnfoldError("the model has string inputs: give samples with --data")
     generator = np.random.default_rng(seed)
@@ -87,13 +91,16 @@ def generate(specs: Sequence[InputSpec], seed: int, free_size: int) -> list[Samp
         plan[0] = (kind, draw, max(first, 2))
         if count > 1:
             plan.append((single, draw, 1))
+    sizes = [(kind, draw, size, free_size) for kind, draw, size in plan]
+    if len(free_sizes) > 1:
+        sizes.append((f"{plan[0][0]}, of another size", plan[0][1], plan[0][2], free_sizes[1]))
     return [
         SampleSet(
             kind,
-            tuple(_draw(spec, draw, generator, fixed or size, free_size) for spec in specs),
-            alone=fixed is not None or kind == single,
+            tuple(_draw(spec, draw, generator, fixed or size, free) for spec in specs),
+            alone=fixed is not None or kind == single or free != free_size,
         )
-        for kind, draw, size in plan
+        for kind, draw, size, free in sizes
     ]
 
 

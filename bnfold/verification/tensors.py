@@ -69,7 +69,7 @@ def interface(model: Any) -> Interface:
 
 def _nesting(model: Any, side: str) -> Any:
     """Return the inputs or outputs in the structure they were defined in; Keras 3 and 2 differ."""
-    graph = _graph(model) or model
+    graph = graph_of(model) or model
     return getattr(
         graph, f"_{side}_struct", getattr(graph, f"_nested_{side}", getattr(graph, side))
     )
@@ -130,34 +130,42 @@ def _origin(tensor: Any) -> tuple[Any, int]:
     return history[0], int(history[1])
 
 
-def _owner(node: Any) -> Any:
+def owner_of(node: Any) -> Any:
+    """The layer or operation that a node is a call of."""
     return node.operation if hasattr(node, "operation") else node.layer
 
 
-def _inputs(node: Any) -> list[Any]:
+def inputs_of(node: Any) -> list[Any]:
+    """The tensors that a call reads."""
     if hasattr(node, "operation"):
         return list(node.input_tensors)
     return list(node.keras_inputs)
 
 
-def _outputs(node: Any) -> list[Any]:
+def outputs_of(node: Any) -> list[Any]:
+    """The tensors that a call makes."""
     outputs = node.outputs
-    return list(outputs) if isinstance(outputs, (list, tuple)) else _leaves(outputs)
+    return list(outputs) if isinstance(outputs, (list, tuple)) else leaves(outputs)
 
 
-def _leaves(value: Any) -> list[Any]:
-    values = value.values() if isinstance(value, dict) else [value]
-    return list(values)
+def leaves(value: Any) -> list[Any]:
+    """The tensors in a structure of lists and dictionaries, in the order in which Keras counts."""
+    if isinstance(value, dict):
+        return [leaf for key in sorted(value) for leaf in leaves(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [leaf for one in value for leaf in leaves(one)]
+    return [value]
 
 
-def _graph(model: Any) -> Any:
+def graph_of(model: Any) -> Any:
     """Return the functional graph of a model, which Keras 3 keeps beside a Sequential, or None."""
     inner = getattr(model, "_functional", None)
     graph = model if inner is None else inner
     return graph if hasattr(graph, "_nodes_by_depth") else None
 
 
-def _nodes(graph: Any) -> list[Any]:
+def nodes_of(graph: Any) -> list[Any]:
+    """All calls of a graph."""
     return [node for level in graph._nodes_by_depth.values() for node in level]
 
 
@@ -166,7 +174,7 @@ def _nodes(graph: Any) -> list[Any]:
 
 def find_taps(model: Any) -> list[Tap | None]:
     """For every output, the final softmax or sigmoid that can be left out."""
-    graph = _graph(model)
+    graph = graph_of(model)
     if graph is None:
         return [None for _ in model.outputs]
     return [_find_tap(graph, tensor, 0) for tensor in graph.outputs]
@@ -176,12 +184,12 @@ def _find_tap(graph: Any, tensor: Any, depth: int) -> Tap | None:
     """Walk back from an output over layers that leave values as they are."""
     while _is_private(graph, tensor):
         layer, index = _origin(tensor)
-        if _graph(layer) is not None:
+        if graph_of(layer) is not None:
             return _nested_tap(layer, tensor, depth)
         activation = _fused_activation(layer)
         if activation in _HIDING:
             return Tap(activation, layer=layer)
-        sources = _inputs(layer._inbound_nodes[index])
+        sources = inputs_of(layer._inbound_nodes[index])
         if type(layer).__name__ in _OWN_LAYER:
             return _own_layer_tap(graph, layer, tensor, sources, depth)
         if not _is_passed_over(layer) or len(sources) != 1:
@@ -193,20 +201,20 @@ def _find_tap(graph: Any, tensor: Any, depth: int) -> Tap | None:
 def _is_private(graph: Any, tensor: Any) -> bool:
     """Tell whether only the outputs see this tensor and its layer is called once."""
     layer, _ = _origin(tensor)
-    nodes = _nodes(graph)
-    calls = sum(_owner(node) is layer for node in nodes)
-    readers = sum(tensor is source for node in nodes for source in _inputs(node))
+    nodes = nodes_of(graph)
+    calls = sum(owner_of(node) is layer for node in nodes)
+    readers = sum(tensor is source for node in nodes for source in inputs_of(node))
     is_output = any(tensor is output for output in graph.outputs)
     return calls == 1 and readers + int(is_output) == 1 and bool(_inputs_of(layer, tensor))
 
 
 def _inputs_of(layer: Any, tensor: Any) -> list[Any]:
-    return _inputs(layer._inbound_nodes[_origin(tensor)[1]])
+    return inputs_of(layer._inbound_nodes[_origin(tensor)[1]])
 
 
 def _nested_tap(layer: Any, tensor: Any, depth: int) -> Tap | None:
     """Return the tap inside a nested model called once, if changing a layer makes it."""
-    graph = _graph(layer)
+    graph = graph_of(layer)
     index = int(tensor._keras_history[2])
     if index >= len(graph.outputs):
         return None
@@ -259,7 +267,7 @@ def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]
 
 def input_specs(model: Any) -> list[InputSpec]:
     """Return the inputs with the range of their indices, found at the layers that read them."""
-    graph = _graph(model)
+    graph = graph_of(model)
     specs = []
     for position, tensor in enumerate(model.inputs):
         source = graph.inputs[position] if graph is not None else None
@@ -278,15 +286,15 @@ def _bounds(graph: Any, tensor: Any) -> Iterator[int]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        for node in _nodes(graph):
-            places = [place for place, source in enumerate(_inputs(node)) if source is tensor]
+        for node in nodes_of(graph):
+            places = [place for place, source in enumerate(inputs_of(node)) if source is tensor]
             if not places:
                 continue
-            layer = _owner(node)
-            inner = _graph(layer)
+            layer = owner_of(node)
+            inner = graph_of(layer)
             if inner is not None:
                 pending.extend((inner, inner.inputs[at]) for at in places if at < len(inner.inputs))
             elif type(layer).__name__ in _INDEX_READERS:
                 yield int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
             elif "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER:
-                pending.extend((graph, output) for output in _outputs(node))
+                pending.extend((graph, output) for output in outputs_of(node))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +17,43 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import VerificationImpossibleError
-from bnfold.verification import runtime, safety, samples, tensors
-from bnfold.verification.compare import Array, Measurement, Outcome, Rule, agrees, compare, varies
-from bnfold.verification.result import Basis, Comparison, Verdict, Verification
+from bnfold.verification import runtime, safety, samples, sites, tensors
+from bnfold.verification.compare import (
+    Array,
+    ByAxis,
+    Errors,
+    Rule,
+    Yardstick,
+    agrees,
+    compare,
+    errors,
+    failed,
+    largest_of,
+    not_finite,
+    pooled,
+)
+from bnfold.verification.result import (
+    Accuracy,
+    Agreement,
+    Basis,
+    Comparison,
+    Site,
+    SiteStatus,
+    Verdict,
+    Verification,
+)
 from bnfold.verification.runtime import CannotRunError, LoadedModel, Moves
 from bnfold.verification.samples import SampleSet
 
 Progress = Callable[[str], None]
-Measured = list[list[Measurement]]  # by sample set, then by output
+Values = list[list[Array]]
+"""What a model computes: by sample set, then by output and place."""
+Yardsticks = list[list[Yardstick]]
 
 _REPETITIONS = 4
-_REPETITIONS_LARGE = 2
-_LARGE = (
-    4_000_000  # weights; the outputs of large models average over so many that two runs are enough
-)
+_REPETITIONS_LARGE = 1
+_LARGE = 4_000_000  # weights; values in large models average over so many that one run is enough
+_ROUGH = 64  # how many roundings of 16 bits a runtime may be off and still count as the same
 
 
 def verify(
@@ -64,276 +88,535 @@ def verify(
     report("loading TensorFlow")
     runtime.start()
     report("loading the models")
+    rule = Rule(rtol, atol)
     try:
         pair = runtime.load_pair(files[0], files[1], imports, classes or {}, trust=trust)
     except CannotRunError as error:
-        return _unloadable(error, seed, Rule(rtol, atol))
-    trial = _Trial(*pair, seed=seed, rule=Rule(rtol, atol), report=report)
-    trial.differences.extend(_interface_differences(*pair))
-    if not trial.differences:
-        trial.prepare(data)
-        trial.run()
-    return trial.conclude()
-
-
-def _unloadable(error: CannotRunError, seed: int, rule: Rule) -> Verification:
-    """The outcome when Keras loads the original and not the other file."""
-    difference = f"Keras loads the original but not the other model: {error}"
-    return Verification(
-        Verdict.DIFFERENT, Basis.INTERFACE, (), (difference,), (), 0, (), seed, "keras", rule.text()
-    )
+        difference = f"Keras loads the original but not the other model: {error}"
+        return _without_runs([difference], seed, rule, "keras")
+    differences = tensors.differences(*(tensors.interface(loaded.model) for loaded in pair))
+    if differences:
+        return _without_runs(differences, seed, rule, pair[0].library)
+    return _Trial(_prepare(*pair, data, seed), rule, report).run()
 
 
 def _silent(_: str) -> None:
     """Report progress to nobody."""
 
 
-def _interface_differences(original: LoadedModel, folded: LoadedModel) -> list[str]:
-    return tensors.differences(tensors.interface(original.model), tensors.interface(folded.model))
+def _without_runs(differences: Sequence[str], seed: int, rule: Rule, library: str) -> Verification:
+    return Verification(
+        Verdict.DIFFERENT, Basis.INTERFACE, tuple(differences), (), seed, library, rule.text()
+    )
+
+
+# --- before the runs -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Label:
+    """What is compared at one position of what the runners put out."""
+
+    name: str
+    is_output: bool
+    tapped: str | None = None
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Two loaded models, what they are compared at, and the samples."""
+
+    original: LoadedModel
+    folded: LoadedModel
+    labels: tuple[_Label, ...]
+    pairing: sites.Pairing | None
+    sets: list[SampleSet]
+    steps: tuple[Moves, Moves]
+    seed: int
+    warnings: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        """How many of the values are outputs; they come first."""
+        return sum(label.is_output for label in self.labels)
+
+    @property
+    def repetitions(self) -> int:
+        """How often weights are moved."""
+        large = self.original.model.count_params() > _LARGE
+        return _REPETITIONS_LARGE if large else _REPETITIONS
+
+
+def _prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed: int) -> _Case:
+    names = [port.name for port in tensors.interface(original.model).outputs]
+    specs = tensors.input_specs(original.model)
+    warnings, sets = [], []
+    if data is not None:
+        user_set, warning = samples.load(data, specs)
+        sets, warnings = [user_set], [warning] if warning else []
+    prepared = runtime.prepare_pair(original, folded)
+    if prepared.problem is not None:
+        warnings.append(f"only outputs are compared: {prepared.problem}")
+    if data is None:
+        sets = samples.generate(specs, seed, runtime.free_sizes(original, specs))
+    labels = [
+        _Label(name, True, tap.activation if tap else None)
+        for name, tap in zip(names, prepared.taps, strict=True)
+    ]
+    places = prepared.pairing.places if prepared.pairing is not None else []
+    labels += [_Label(place.name, False, axis=place.axis) for place in places]
+    steps = (runtime.moves(original), runtime.moves(folded))
+    return _Case(
+        original, folded, tuple(labels), prepared.pairing, sets, steps, seed, tuple(warnings)
+    )
+
+
+# --- the runs ------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Trial:
-    """Two loaded models and what has been found out about them so far."""
+    """The runs of one case, and what they found out so far."""
 
-    original: LoadedModel
-    folded: LoadedModel
-    seed: int
+    case: _Case
     rule: Rule
     report: Progress
-    sets: list[SampleSet] = field(default_factory=list)
-    labels: list[tuple[str, str | None]] = field(default_factory=list)
     training: bool | None = None
-    comparisons: list[Comparison] = field(default_factory=list)
+    yardstick: str | None = None
+    comparisons: dict[str, list[Comparison]] = field(default_factory=dict)
+    problems: dict[str, dict[int, str]] = field(default_factory=dict)
+    heard: dict[int, Array] = field(default_factory=dict)
+    agreements: list[Agreement] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     runtimes: set[str] = field(default_factory=set)
+    merged: tuple[str, ...] | None = None
 
-    # --- before the runs ---
-
-    def prepare(self, data: Path | None) -> None:
-        """Tap the outputs and make the samples."""
-        names = [port.name for port in tensors.interface(self.original.model).outputs]
-        specs = tensors.input_specs(self.original.model)
-        if data is not None:
-            user_set, warning = samples.load(data, specs)
-            self.sets = [user_set]
-            self.warnings.extend([warning] if warning else [])
-        taps = runtime.prepare_pair(self.original, self.folded)
-        self.labels = [
-            (name, tap.activation if tap else None) for name, tap in zip(names, taps, strict=True)
-        ]
-        if data is None:
-            size = runtime.free_size(self.original, specs)
-            self.sets = samples.generate(specs, self.seed, size)
-
-    # --- the runs ---
-
-    def run(self) -> None:
-        """Judge in every arithmetic that can run the original."""
+    def run(self) -> Verification:
+        """Judge in every arithmetic that can run the original; the verdict."""
+        self.warnings += self.case.warnings
         self.report("running both models with Keras")
-        steps = [runtime.moves(loaded) for loaded in (self.original, self.folded)]
         try:
-            self.training = self._choose_mode(steps[0].computed)
-            reference = self._measure(self.original, steps[0].computed)
+            self._choose_mode()
+            original = self._evaluate(self.case.original)
         except CannotRunError as error:
-            self._run_onnx_alone(steps, error)
-            return
-        candidate = self._candidate(steps[1].computed)
-        if candidate is None:
-            return
+            self._run_onnx_alone(error)
+            return self.conclude()
+        try:
+            folded = self._evaluate(self.case.folded)
+        except CannotRunError as error:
+            self.differences.append(f"Keras runs the original but not the folded model: {error}")
+            return self.conclude()
         self.runtimes.add("keras")
-        exported = self._run_onnx(reference, candidate)
-        has_float64 = self._run_float64(steps, reference)
-        self._judge("keras", reference, candidate, forgive_overflow=has_float64)
-        if exported is not None:
-            self.runtimes.add("onnxruntime")
-            self._judge("onnxruntime", *exported, forgive_overflow=has_float64)
+        yardsticks = self._judge_by_yardstick(original, folded)
+        self._judge("keras", yardsticks, original, folded)
+        self._note_agreement(yardsticks, folded)
+        self._run_onnx(yardsticks, original, folded)
+        return self.conclude()
 
-    def _choose_mode(self, steps: Sequence[float]) -> bool | None:
+    def _evaluate(self, loaded: LoadedModel) -> Values:
+        return runtime.evaluate(loaded, self.case.sets, training=self.training)
+
+    def _choose_mode(self) -> None:
         """Choose None, as users call a model, unless that is random: then training=False.
 
         The two differ only where the file itself calls a layer with training=True.
         """
-        if runtime.is_repeatable(self.original, self.sets[0], steps, self.seed):
-            return None
-        self.warnings.append("random layers that are called with training=True were switched off")
-        return False
+        case = self.case
+        if not self._modes_differ(case.original):
+            return
+        if not runtime.is_repeatable(case.original, case.sets[-1], case.steps[0].computed, 0):
+            self.warnings.append(
+                "random layers that are called with training=True were switched off"
+            )
+            self.training = False
 
-    def _measure(self, loaded: LoadedModel, steps: Sequence[float]) -> Measured:
-        return runtime.measure(
-            loaded, self.sets, steps, _repetitions(loaded), self.seed, training=self.training
-        )
+    def _modes_differ(self, loaded: LoadedModel) -> bool:
+        """Whether a model computes something else with training=False than without."""
+        last = self.case.sets[-1:]
+        plain, off = (runtime.evaluate(loaded, last, training=mode) for mode in (None, False))
+        return not all(_same(*pair) for pair in zip(plain[0], off[0], strict=True))
 
-    def _candidate(self, steps: Sequence[float]) -> Measured | None:
-        try:
-            return self._measure(self.folded, steps)
-        except CannotRunError as error:
-            self.differences.append(f"Keras runs the original but not the folded model: {error}")
-            return None
+    # --- the yardstick ---
 
-    def _run_float64(self, steps: Sequence[Moves], reference: Measured) -> bool:
-        """Judge in float64; whether that was possible."""
+    def _judge_by_yardstick(self, original: Values, folded: Values) -> Yardsticks:
+        """The original in float64 where that can be had, else as it is; judged against it."""
         self.report("running both models in float64")
         try:
-            truth = self._measure(runtime.float64_copy(self.original), steps[0].stored)
-            if not all(
-                agrees(native, exact.value)
-                for natives, exacts in zip(reference, truth, strict=True)
-                for native, exact in zip(natives, exacts, strict=True)
-                if _is_all_finite(native.value)
-            ):
-                raise CannotRunError("the copy in float64 does not compute what the original does")
-            candidate = self._measure(runtime.float64_copy(self.folded), steps[1].stored)
+            yardsticks, found, problems = self._in_float64(original)
         except CannotRunError as error:
-            self.warnings.append(f"no comparison in float64: {error}")
-            return False
+            self.warnings.append(f"no float64, a weaker claim: {error}")
+            self.yardstick = "keras"
+            return self._as_it_is(original, folded)
         finally:
             gc.collect()  # Keras models are reference cycles; the copies are large
-        self._judge("keras float64", truth, candidate)
-        return True
+        self.yardstick = "keras float64"
+        self._record("keras float64", yardsticks, None, found, problems)
+        return self._in_own_arithmetic(yardsticks)
 
-    def _run_onnx(
-        self, reference: Measured, candidate: Measured
-    ) -> tuple[Measured, Measured] | None:
-        """Return what ONNX Runtime computes for both, or None with the reason on record."""
+    def _in_own_arithmetic(self, yardsticks: Yardsticks) -> Yardsticks:
+        """The same with the noise of weights that are rounded to what the models compute in.
+
+        In 32 bits that is the noise measured already, twice as far; 16 bits round otherwise.
+        """
+        case = self.case
+        if all(moves.computed == tuple(2 * step for step in moves.stored) for moves in case.steps):
+            return [[one.twice_as_noisy() for one in row] for row in yardsticks]
+        exact = [[one.value for one in row] for row in yardsticks]
+        noise = []
+        for loaded, moves in zip((case.original, case.folded), case.steps, strict=True):
+            double = runtime.float64_copy(loaded)
+            values = runtime.evaluate(double, case.sets, training=self.training)
+            noise.append(self._moved(double, values, moves.computed))
+        units = runtime.output_units(case.original, case.steps[0].computed)
+        return _yardsticks(exact, noise[0], noise[1], units)
+
+    def _in_float64(self, native: Values) -> tuple[Yardsticks, list[list[Errors]], dict[int, str]]:
+        """The yardsticks, how far the folded model in float64 is from them, and its problems."""
+        case = self.case
+        exact, noise = self._measured(case.original, case.steps[0].stored)
+        rough = max(1e-3, _ROUGH * max(case.steps[0].computed, default=0.0) / 2)
+        for truths, values in zip(exact, native, strict=True):
+            for truth, value in zip(truths, values, strict=True):
+                if not agrees(Yardstick(truth), value, rough):
+                    raise CannotRunError("the copy in float64 computes something else")
+        folded, other = self._measured(case.folded, case.steps[1].stored)
+        units = runtime.output_units(case.original, case.steps[0].stored)
+        yardsticks = _yardsticks(exact, noise, other, units)
+        problems = _problems(exact, folded, forgive_overflow=False)
+        return yardsticks, _errors(exact, folded), problems
+
+    def _measured(
+        self, loaded: LoadedModel, steps: Sequence[float]
+    ) -> tuple[Values, list[list[list[Errors]]]]:
+        """What a model computes in float64, and how far that moves with its weights."""
+        case = self.case
+        double = runtime.float64_copy(loaded)
+        values = runtime.evaluate(double, case.sets, training=self.training)
+        return values, self._moved(double, values, steps)
+
+    def _moved(
+        self, loaded: LoadedModel, values: Values, steps: Sequence[float]
+    ) -> list[list[list[Errors]]]:
+        case = self.case
+        return runtime.movement(
+            loaded,
+            case.sets,
+            values,
+            steps=steps,
+            repetitions=case.repetitions,
+            seed=case.seed,
+            training=self.training,
+        )
+
+    def _as_it_is(self, original: Values, folded: Values) -> Yardsticks:
+        case = self.case
+        noise = [
+            self._moved(loaded, values, moves.computed)
+            for loaded, moves, values in zip(
+                (case.original, case.folded), case.steps, (original, folded), strict=True
+            )
+        ]
+        units = runtime.output_units(case.original, case.steps[0].computed)
+        return _yardsticks(original, noise[0], noise[1], units)
+
+    # --- ONNX Runtime ---
+
+    def _run_onnx(self, yardsticks: Yardsticks, original: Values, folded: Values) -> None:
+        """Judge what ONNX Runtime computes, without its optimisations and with its defaults."""
+        if self.training is None and self._modes_differ(self.case.original):
+            self.training = False  # which is what the exporter traces
+            original, folded = map(self._evaluate, (self.case.original, self.case.folded))
+            yardsticks = self._again(original, folded)
         self.report("exporting the original")
-        expected = self._as_exported(self.original, reference)
-        found, reason = self._first_export(self.original, expected)
-        if found is None:
-            self.warnings.append(f"ONNX Runtime cannot judge this model: {reason}")
-            return None
-        gc.collect()
+        first = self._export(self.case.original, yardsticks)
+        if isinstance(first, str):
+            self.warnings.append(f"ONNX Runtime cannot judge this model: {first}")
+            return
         self.report("exporting the folded model")
-        candidate = self._as_exported(self.folded, candidate)
-        other, reason = self._first_export(self.folded, candidate)
-        if other is None:
-            self.doubts.append(f"ONNX Runtime runs the original but not the folded model: {reason}")
-            return None
-        gc.collect()  # an export leaves several copies of the weights behind
-        return _with_values(expected, found), _with_values(candidate, other)
+        own = [[Yardstick(value) for value in row] for row in folded]
+        second = self._export(self.case.folded, own)
+        if isinstance(second, str):
+            self.doubts.append(f"ONNX Runtime runs the original but not the folded model: {second}")
+            return
+        self.runtimes.add("onnxruntime")
+        self._note_merged(first[0])
+        self._judge("onnxruntime", yardsticks, first[1], second[1])
+        self._run_defaults(yardsticks, first[0], second[0])
 
-    def _as_exported(self, loaded: LoadedModel, measured: Measured) -> Measured:
-        """Return what Keras computes with training=False, which is what the exporter traces."""
-        call = functools.partial(runtime.run, loaded, training=False)
-        sets = self.sets[-1:]
-        if all(
-            _same(one.value, new)
-            for one, new in zip(measured[-1], call(sets[0].inputs), strict=True)
-        ):
-            return measured
-        return _around(measured, samples.run_all(call, self.sets))
+    def _again(self, original: Values, folded: Values) -> Yardsticks:
+        try:
+            return self._in_own_arithmetic(self._in_float64(original)[0])
+        except CannotRunError:
+            return self._as_it_is(original, folded)
 
-    def _first_export(
-        self, loaded: LoadedModel, expected: Measured
-    ) -> tuple[list[list[Array]] | None, str]:
-        """Return the outputs of the first export that computes what Keras does, or a reason."""
+    def _export(
+        self, loaded: LoadedModel, expected: Yardsticks
+    ) -> tuple[runtime.OnnxModel, Values] | str:
+        """The first export that computes what Keras does, and its values; or why there is none."""
+        rough = max(1e-3, _ROUGH * max(self.case.steps[0].computed, default=0.0) / 2)
         reason = ""
         for _, export in runtime.exports(loaded):
             try:
                 exported = export()
                 call = functools.partial(runtime.run_onnx, exported)
-                values = samples.run_all(call, self.sets)
+                values = samples.run_all(call, self.case.sets)
             except CannotRunError as error:
                 reason = reason or str(error)
                 continue
-            if _all_agree(expected, values):
-                return values, ""
+            finally:
+                gc.collect()  # an export leaves several copies of the weights behind
+            if _all_agree(expected, values, rough):
+                return exported, values
             reason = "it computes something else than Keras does"
-        return None, reason
+        return reason
 
-    def _run_onnx_alone(self, steps: Sequence[Moves], cause: CannotRunError) -> None:
+    def _run_defaults(
+        self, yardsticks: Yardsticks, original: runtime.OnnxModel, folded: runtime.OnnxModel
+    ) -> None:
+        count = self.case.outputs
+        self.report("running both exports as ONNX Runtime optimises them")
+        try:
+            found = [
+                samples.run_all(
+                    functools.partial(runtime.run_onnx, runtime.optimised(one, count)),
+                    self.case.sets,
+                )
+                for one in (original, folded)
+            ]
+        except CannotRunError as error:
+            self.warnings.append(f"ONNX Runtime's optimisations could not be judged: {error}")
+            return
+        shortened = [row[:count] for row in yardsticks]
+        if not _all_agree(shortened, found[0], 1e-3):
+            self.warnings.append(
+                "ONNX Runtime's optimisations make the original compute something else"
+            )
+            return
+        self._judge("onnxruntime optimised", shortened, *found)
+
+    def _note_merged(self, exported: runtime.OnnxModel) -> None:
+        if self.case.pairing is not None:
+            names = [site.name for site in self.case.pairing.sites]
+            self.merged = runtime.merged(exported, list(dict.fromkeys(names)))
+
+    def _run_onnx_alone(self, cause: CannotRunError) -> None:
         """Judge by ONNX Runtime when Keras cannot run the original on this machine."""
+        case = self.case
         self.report("exporting both models")
-        measured = []
-        for loaded, step in zip((self.original, self.folded), steps, strict=True):
+        values, noise = [], []
+        for loaded, moves in zip((case.original, case.folded), case.steps, strict=True):
             try:
-                measured.append(
-                    runtime.measure_onnx(
-                        loaded, self.sets, step.computed, _REPETITIONS_LARGE, self.seed
-                    )
+                found = runtime.evaluate_onnx(loaded, case.sets)
+                moved = runtime.movement_onnx(
+                    loaded,
+                    case.sets,
+                    found,
+                    steps=moves.computed,
+                    repetitions=_REPETITIONS_LARGE,
+                    seed=case.seed,
                 )
             except CannotRunError as error:
                 raise VerificationImpossibleError(
                     f"neither Keras ({cause}) nor ONNX Runtime ({error}) can run {loaded.label}"
                 ) from error
+            values.append(found)
+            noise.append(moved)
         self.runtimes.add("onnxruntime")
+        self.yardstick = "onnxruntime"
         self.warnings.append(f"Keras cannot run the original: {cause}")
-        self._judge("onnxruntime", *measured)
+        units = runtime.output_units(case.original, case.steps[0].computed)
+        yardsticks = _yardsticks(values[0], noise[0], noise[1], units)
+        self._judge("onnxruntime", yardsticks, values[0], values[1])
 
     # --- the judgement ---
 
-    def _judge(
-        self,
-        name: str,
-        reference: Measured,
-        candidate: Measured,
-        *,
-        forgive_overflow: bool = False,
-    ) -> None:
-        for index, (output, tapped) in enumerate(self.labels):
-            rows = [row[index] for row in reference]
-            outcomes = [
-                compare(row, other[index], self.rule, forgive_overflow=forgive_overflow)
-                for row, other in zip(rows, candidate, strict=True)
-            ]
-            self._record(name, output, tapped, rows, outcomes)
+    def _judge(self, name: str, yardsticks: Yardsticks, original: Values, folded: Values) -> None:
+        """Compare both models in one arithmetic with the yardstick."""
+        forgive = self.yardstick == "keras float64"
+        problems = _problems(original, folded, forgive_overflow=forgive)
+        exact = [[one.value for one in row] for row in yardsticks]
+        own = None if self.yardstick == name else _errors(exact, original)
+        where = [
+            [np.isfinite(one) if one.dtype.kind in "fc" else None for one in row]
+            for row in original
+        ]
+        self._record(name, yardsticks, own, _errors(exact, folded, where), problems)
 
     def _record(
         self,
         name: str,
-        output: str,
-        tapped: str | None,
-        rows: Sequence[Measurement],
-        outcomes: Sequence[Outcome],
+        yardsticks: Yardsticks,
+        original: list[list[Errors]] | None,
+        folded: list[list[Errors]],
+        problems: Mapping[int, str],
     ) -> None:
-        """Keep the worst kind of samples, and say what needs a sentence."""
-        worst = max(range(len(outcomes)), key=lambda at: outcomes[at].excess)
-        outcome = outcomes[worst]
-        comparison = Comparison(
-            output=output,
-            tapped_before=tapped,
-            runtime=name,
-            samples=self.sets[worst].kind,
-            max_abs_error=outcome.max_abs_error,
-            relative_error=outcome.max_abs_error / outcome.scale if outcome.scale else 0.0,
-            error=outcome.error,
-            tolerance=outcome.tolerance,
-            excess=outcome.excess,
-            passed=all(one.passed for one in outcomes),
-            conclusive=varies([row.value for row in rows])
-            and not all(one.blind for one in outcomes),
-        )
-        self.comparisons.append(comparison)
-        if not comparison.passed:
-            self.differences.append(_sentence(comparison, outcome))
-        elif not all(one.finite for one in outcomes):
-            self.warnings.append(f"{name}: output {output!r} has values that are not finite")
+        """Keep the worst kind of samples of each value."""
+        rows = []
+        for at, label in enumerate(self.case.labels[: len(folded[0])]):
+            truths = [row[at] for row in yardsticks]
+            found = [row[at] for row in folded]
+            own = [None] * len(found) if original is None else [row[at] for row in original]
+            typical = pooled(truths, own)
+            outcomes = [
+                failed(problems[at]) if at in problems else compare(truth, mine, theirs, self.rule)
+                for truth, mine, theirs in zip(truths, typical, found, strict=True)
+            ]
+            worst = max(range(len(outcomes)), key=lambda i: outcomes[i].excess)
+            heard = _heard([outcome.heard for outcome in outcomes], label.axis)
+            self.heard[at] = _either(self.heard.get(at), heard)
+            rows.append(
+                Comparison(
+                    name=label.name,
+                    is_output=label.is_output,
+                    tapped_before=label.tapped,
+                    runtime=name,
+                    samples=self.case.sets[worst].kind,
+                    original=_accuracy(own, truths),
+                    folded=_accuracy(found, truths) or Accuracy(math.inf, math.inf, None),
+                    error=outcomes[worst].error,
+                    tolerance=outcomes[worst].tolerance,
+                    excess=outcomes[worst].excess,
+                    passed=all(outcome.passed for outcome in outcomes),
+                    channels=len(heard),
+                    exercised=int(np.count_nonzero(heard)),
+                )
+            )
+            if outcomes[worst].problem is not None:
+                self.problems.setdefault(name, {})[at] = outcomes[worst].problem or ""
+            if label.is_output and not all(one.finite for one in found):
+                self.warnings.append(
+                    f"{name}: output {label.name!r} has values that are not finite"
+                )
+        self.comparisons[name] = rows
+
+    def _note_agreement(self, yardsticks: Yardsticks, folded: Values) -> None:
+        """Of each classifier's output, how many samples changed their class."""
+        for at, label in enumerate(self.case.labels):
+            value = yardsticks[0][at].value
+            if label.tapped != "softmax" or value.ndim < 2 or value.shape[-1] < 2:
+                continue
+            exact = [row[at].value.reshape(-1, value.shape[-1]) for row in yardsticks]
+            found = [row[at].reshape(-1, value.shape[-1]) for row in folded]
+            changed = sum(
+                int(np.count_nonzero(one.argmax(-1) != two.argmax(-1)))
+                for one, two in zip(exact, found, strict=True)
+            )
+            ordered = [np.sort(one, axis=-1) for one in exact]
+            margin = min(float((one[:, -1] - one[:, -2]).min()) for one in ordered)
+            count = sum(len(one) for one in exact)
+            self.agreements.append(Agreement(label.name, count, changed, margin))
+
+    # --- the end ---
 
     def conclude(self) -> Verification:
         """Return the verdict over everything that was found."""
+        findings = {name: self._findings(rows) for name, rows in self.comparisons.items()}
+        used = {at for found in findings.values() for one in found for at in one.places}
+        culprits = self._culprits(findings)
+        self._say_what_differs(culprits, used)
         return Verification(
             verdict=self._verdict(),
             basis=self._basis(),
-            comparisons=tuple(self.comparisons),
             differences=tuple(self.differences),
-            warnings=tuple(self.warnings + self.doubts),
-            sample_count=sum(one.count for one in self.sets),
-            sample_kinds=tuple(one.kind for one in self.sets),
-            seed=self.seed,
-            library=self.original.library,
+            warnings=tuple(dict.fromkeys(self.warnings + self.doubts)),
+            seed=self.case.seed,
+            library=self.case.original.library,
             rule=self.rule.text(),
+            comparisons=tuple(self._shown(used)),
+            sites=self._sites(findings),
+            culprits=culprits,
+            agreements=tuple(self.agreements),
+            yardstick=self.yardstick,
+            merged_by_exporter=self.merged,
+            sample_count=sum(one.count for one in self.case.sets),
+            sample_kinds=tuple(one.kind for one in self.case.sets),
+        )
+
+    def _findings(self, rows: Sequence[Comparison]) -> list[sites.Finding]:
+        """What one arithmetic says of the sites; nothing where it saw outputs only."""
+        pairing, first = self.case.pairing, self.case.outputs
+        if pairing is None or len(rows) < len(self.case.labels):
+            return []
+        found = sites.judge(pairing, lambda place: rows[first + place].passed)
+        return [
+            sites.Finding(one.status, tuple(first + place for place in one.places)) for one in found
+        ]
+
+    def _culprits(self, findings: Mapping[str, list[sites.Finding]]) -> tuple[str, ...]:
+        """Those of the sharpest arithmetic that finds any; a wrong output alone has none."""
+        for found in findings.values():
+            if self.case.pairing is not None and found:
+                names = sites.culprits(self.case.pairing, found)
+                if names:
+                    return names
+        return ()
+
+    def _say_what_differs(self, culprits: Sequence[str], used: set[int]) -> None:
+        for name in culprits:
+            self.differences.append(f"BatchNormalization {name!r} was not folded rightly")
+        for runtime_name, rows in self.comparisons.items():
+            for at, row in enumerate(rows):
+                wrong = not row.passed and (row.is_output or (at in used and row.name in culprits))
+                if wrong:
+                    self.differences.append(
+                        _sentence(row, self.problems.get(runtime_name, {}).get(at))
+                    )
+
+    def _shown(self, used: set[int]) -> list[Comparison]:
+        """The comparisons of outputs, and of the places that told something of a site."""
+        return [
+            row
+            for rows in self.comparisons.values()
+            for at, row in enumerate(rows)
+            if row.is_output or at in used
+        ]
+
+    def _sites(self, findings: Mapping[str, list[sites.Finding]]) -> tuple[Site, ...]:
+        if self.case.pairing is None:
+            return ()
+        return tuple(
+            self._site(
+                number, site, {name: found[number] for name, found in findings.items() if found}
+            )
+            for number, site in enumerate(self.case.pairing.sites)
+        )
+
+    def _site(self, number: int, site: sites.Site, findings: Mapping[str, sites.Finding]) -> Site:
+        """One site over all arithmetics: wrong in one is wrong."""
+        wrong = [one for one in findings.values() if one.status == "different"]
+        told = wrong or [one for one in findings.values() if one.status == "matched"]
+        places = tuple(dict.fromkeys(at for one in told for at in one.places))
+        rows = [
+            self.comparisons[name][at]
+            for name, one in findings.items()
+            for at in one.places
+            if at in places
+        ]
+        heard = [self.heard[at] for at in places]
+        status = SiteStatus(told[0].status) if told else SiteStatus.UNPAIRED
+        if status is SiteStatus.MATCHED and not any(one.any() for one in heard):
+            status = SiteStatus.NOT_EXERCISED
+        return Site(
+            name=site.name,
+            call=site.call.key[-1][1],
+            status=status,
+            compared_at=tuple(dict.fromkeys(self.case.labels[at].name for at in places)),
+            excess=max((row.excess for row in rows), default=0.0),
+            channels=sum(len(one) for one in heard),
+            exercised=sum(int(np.count_nonzero(one)) for one in heard),
         )
 
     def _verdict(self) -> Verdict:
         if self.differences:
             return Verdict.DIFFERENT
-        for index, (output, _) in enumerate(self.labels):
-            mine = self.comparisons[index :: len(self.labels)]
-            if not any(one.conclusive for one in mine):
+        for at, label in enumerate(self.case.labels[: self.case.outputs]):
+            if not self.heard.get(at, np.zeros(1, bool)).any():
                 self.doubts.append(
-                    f"output {output!r} was not exercised: it never changed, or noise drowned it"
+                    f"output {label.name!r} was not exercised: it never changed, "
+                    "or noise drowned it"
                 )
         return Verdict.UNDECIDED if self.doubts else Verdict.EQUIVALENT
 
@@ -346,8 +629,55 @@ class _Trial:
         return names.get(frozenset(self.runtimes), Basis.INTERFACE)
 
 
-def _repetitions(loaded: LoadedModel) -> int:
-    return _REPETITIONS_LARGE if loaded.model.count_params() > _LARGE else _REPETITIONS
+# --- values --------------------------------------------------------------------------------------
+
+
+def _errors(
+    exact: Values, found: Values, where: Sequence[Sequence[Array | None]] | None = None
+) -> list[list[Errors]]:
+    return [
+        [
+            errors(truth, value, where=None if where is None else where[row][at])
+            for at, (truth, value) in enumerate(zip(truths, values, strict=True))
+        ]
+        for row, (truths, values) in enumerate(zip(exact, found, strict=True))
+    ]
+
+
+def _finite(value: Array) -> Array | None:
+    return np.isfinite(value) if value.dtype.kind in "fc" else None
+
+
+def _problems(original: Values, folded: Values, *, forgive_overflow: bool) -> dict[int, str]:
+    """What is wrong with numbers that are not finite, by position."""
+    found = {}
+    for row, other in zip(original, folded, strict=True):
+        for at, (one, two) in enumerate(zip(row, other, strict=True)):
+            problem = not_finite(one, two, forgive_overflow=forgive_overflow)
+            if problem is not None:
+                found[at] = problem
+    return found
+
+
+def _yardsticks(
+    exact: Values,
+    original: Sequence[Sequence[Sequence[Errors]]],
+    folded: Sequence[Sequence[Sequence[Errors]]],
+    units: Sequence[float],
+) -> Yardsticks:
+    return [
+        [
+            Yardstick(
+                value,
+                units[at],
+                largest_of(original[row][at]),
+                largest_of(folded[row][at]),
+                max((one.share or 0.0 for one in original[row][at]), default=0.0),
+            )
+            for at, value in enumerate(values)
+        ]
+        for row, values in enumerate(exact)
+    ]
 
 
 def _same(one: Array, other: Array) -> bool:
@@ -355,58 +685,51 @@ def _same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def _is_all_finite(value: Array) -> bool:
-    return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
-
-
-def _shifted(measurement: Measurement, value: Array) -> tuple[Array, ...]:
-    """Return the movements of a measurement, applied to another value of the same output."""
-    if value.shape != measurement.value.shape or value.dtype.kind not in "fc":
-        return measurement.moved
-    return tuple(moved - measurement.value + value for moved in measurement.moved)
-
-
-def _around(measured: Measured, values: Sequence[Sequence[Array]]) -> Measured:
-    """Return the same movements around other values of the same outputs."""
-    return [
-        [
-            Measurement(value, _shifted(one, value), one.unit)
-            for one, value in zip(row, outputs, strict=True)
-        ]
-        for row, outputs in zip(measured, values, strict=True)
-    ]
-
-
-def _with_values(measured: Measured, values: Sequence[Sequence[Array]]) -> Measured:
-    """Return the same movements around the values of another runtime.
-
-    The distance between the two runtimes is one more measurement of what rounding does to this
-    model.
-    """
-    return [
-        [
-            Measurement(value, (*_shifted(one, value), one.value), one.unit)
-            for one, value in zip(row, outputs, strict=True)
-        ]
-        for row, outputs in zip(measured, values, strict=True)
-    ]
-
-
-def _all_agree(expected: Measured, values: Sequence[Sequence[Array]]) -> bool:
+def _all_agree(expected: Yardsticks, values: Values, rough: float) -> bool:
     return all(
-        len(row) == len(outputs)
-        and all(agrees(one, value) for one, value in zip(row, outputs, strict=True))
-        for row, outputs in zip(expected, values, strict=True)
+        len(row) == len(found)
+        and all(agrees(one, value, rough) for one, value in zip(row, found, strict=True))
+        for row, found in zip(expected, values, strict=True)
     )
 
 
-def _sentence(comparison: Comparison, outcome: Outcome) -> str:
-    place = f"output {comparison.output!r}"
-    if comparison.tapped_before:
-        place += f" before its {comparison.tapped_before}"
-    if outcome.problem is not None:
-        return f"{comparison.runtime}: {place}: {outcome.problem}"
+def _heard(parts: Sequence[ByAxis], axis: int) -> Array:
+    """Which channels any kind of samples made vary, along the axis that the layer has them on."""
+    found: Array | None = None
+    for part in parts:
+        keys = [key for key in part if key is not None]
+        if part:
+            key = axis if axis in part else (max(keys) if keys else next(iter(part)))
+            found = _either(found, part[key])
+    return np.zeros(0, bool) if found is None else found
+
+
+def _either(one: Array | None, other: Array) -> Array:
+    if one is None or one.shape != other.shape:
+        return other
+    return np.asarray(one | other)
+
+
+def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Yardstick]) -> Accuracy | None:
+    """The worst of several kinds of samples."""
+    found = [(part, truth) for part, truth in zip(parts, truths, strict=True) if part is not None]
+    if not found or any(part.problem for part, _ in found):
+        return None
+    ratios = [part.sqnr for part, _ in found if part.sqnr is not None]
+    return Accuracy(
+        max(part.max_abs for part, _ in found),
+        max(part.max_abs / truth.max_abs if truth.max_abs else 0.0 for part, truth in found),
+        min(ratios, default=None),
+    )
+
+
+def _sentence(row: Comparison, problem: str | None) -> str:
+    place = f"output {row.name!r}" if row.is_output else f"the value of {row.name!r}"
+    if row.tapped_before:
+        place += f" before its {row.tapped_before}"
+    if problem:
+        return f"{row.runtime}: {place}: {problem}"
     return (
-        f"{comparison.runtime}: {place} is off by {outcome.error:.3g}, {outcome.excess:.3g} times"
-        f" the tolerance of {outcome.tolerance:.3g} ({comparison.samples})"
+        f"{row.runtime}: {place} is off by {row.error:.3g}, {row.excess:.3g} times"
+        f" the tolerance of {row.tolerance:.3g} ({row.samples})"
     )

@@ -8,23 +8,36 @@ print is kept from the user's terminal. Three arithmetics are offered to the jud
     keras float64   the same graph rebuilt with every dtype set to float64, where kernels exist
     onnxruntime     the tf2onnx export on the CPU, without ONNX Runtime's own graph optimisations
                     (one of them has computed wrong results: onnxruntime#22512)
+
+`timing` has the same models as they run in practice, for measuring how long they take.
 """
 
 from bnfold.verification.runtime.doubles import float64_copy
 from bnfold.verification.runtime.execution import (
     Moves,
-    free_size,
+    Prepared,
+    evaluate,
+    free_sizes,
     is_repeatable,
-    measure,
+    movement,
     moves,
-    prepare,
+    output_units,
+    prepare_alone,
     prepare_pair,
     run,
 )
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
-from bnfold.verification.runtime.onnx import OnnxModel, exports, measure_onnx, run_onnx
+from bnfold.verification.runtime.onnx import (
+    OnnxModel,
+    evaluate_onnx,
+    exports,
+    merged,
+    movement_onnx,
+    optimised,
+    run_onnx,
+)
 from bnfold.verification.runtime.onnx_file import (
     Label,
     choose_opset,
@@ -35,6 +48,14 @@ from bnfold.verification.runtime.onnx_file import (
     versions,
     write_onnx,
 )
+from bnfold.verification.runtime.timing import (
+    Start,
+    check,
+    prepare,
+    start_timing,
+    started,
+    version,
+)
 
 __all__ = [
     "CannotRunError",
@@ -42,23 +63,32 @@ __all__ = [
     "LoadedModel",
     "Moves",
     "OnnxModel",
+    "Prepared",
+    "Start",
+    "check",
     "choose_opset",
     "conversions",
+    "evaluate",
+    "evaluate_onnx",
     "exports",
     "float64_copy",
-    "free_size",
+    "free_sizes",
     "is_repeatable",
     "load_all",
     "load_live",
     "load_pair",
-    "measure",
-    "measure_onnx",
+    "merged",
+    "movement",
+    "movement_onnx",
     "moves",
     "one_line",
     "open_onnx",
+    "optimised",
+    "output_units",
     "own_classes",
     "port_names",
     "prepare",
+    "prepare_alone",
     "prepare_pair",
     "quiet",
     "run",
@@ -66,6 +96,9 @@ __all__ = [
     "run_onnx",
     "save_live",
     "start",
+    "start_timing",
+    "started",
+    "version",
     "versions",
     "write_onnx",
 ]

@@ -10,49 +10,91 @@ from typing import Any
 import numpy as np
 
 from bnfold.verification import tensors
-from bnfold.verification.compare import UNIT, Array, Measurement
+from bnfold.verification.compare import UNIT, Array, Errors, errors
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import InputSpec, SampleSet, run_all, zeros
+from bnfold.verification.sites import Pairing, pair
+from bnfold.verification.unrolled import Unrolled, unroll
 
-_FREE_SIZES = (32, 64, 96, 128, 224, 299, 16, 8)
+_FREE_SIZES = (32, 40, 64, 96, 128, 224, 299, 16, 8)
 ROUNDINGS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-def prepare_pair(original: LoadedModel, folded: LoadedModel) -> list[tensors.Tap | None]:
-    """Build the runners of both models, tapped at the same outputs; the taps of the original."""
-    taps = [tensors.find_taps(loaded.model) for loaded in (original, folded)]
+@dataclass
+class Prepared:
+    """What a pair of models is compared at: the taps of its outputs, and the places inside."""
+
+    taps: list[tensors.Tap | None]
+    pairing: Pairing | None
+    problem: str | None = None
+
+
+def prepare_pair(original: LoadedModel, folded: LoadedModel) -> Prepared:
+    """Build the runners of both models, which put out the same values in the same order.
+
+    First come the outputs, before a final softmax or sigmoid, then the places of the sites.
+    """
+    models = (original, folded)
+    taps = [tensors.find_taps(loaded.model) for loaded in models]
     usable = tensors.agreed(*taps)
-    for loaded, found in zip((original, folded), taps, strict=True):
-        kept = [tap if use else None for tap, use in zip(found, usable, strict=True)]
-        _build_runner(loaded, kept)
-    return [tap if use else None for tap, use in zip(taps[0], usable, strict=True)]
+    kept = [
+        [tap if use else None for tap, use in zip(found, usable, strict=True)] for found in taps
+    ]
+    for loaded, own in zip(models, kept, strict=True):
+        tensors.switch_off(own, loaded.keras.activations.linear)
+    pairing, problem = None, None
+    try:
+        with quiet():
+            flats = [unroll(loaded.model) for loaded in models]
+        pairing = pair(*flats)
+    except Exception as error:
+        flats, problem = [Unrolled(), Unrolled()], one_line(error)
+    sides = (
+        [[], []]
+        if pairing is None
+        else [
+            [place.original for place in pairing.places],
+            [place.folded for place in pairing.places],
+        ]
+    )
+    for loaded, own, flat, inside in zip(models, kept, flats, sides, strict=True):
+        _build_runner(loaded, own, flat, inside)
+    return Prepared(kept[0], pairing, problem)
 
 
-def prepare(loaded: LoadedModel) -> None:
-    """Build the runner of a model as it is, with nothing left out."""
-    _build_runner(loaded, [None for _ in loaded.model.outputs])
+def prepare_alone(loaded: LoadedModel) -> None:
+    """Build the runner of a model as its file defines it: its outputs, with nothing left out."""
+    _build_runner(loaded, [None for _ in loaded.model.outputs], Unrolled(), [])
 
 
-def _build_runner(loaded: LoadedModel, taps: Sequence[tensors.Tap | None]) -> None:
-    tensors.switch_off(taps, loaded.keras.activations.linear)
-    outputs = [
+def _build_runner(
+    loaded: LoadedModel,
+    taps: Sequence[tensors.Tap | None],
+    flat: Unrolled,
+    inside: Sequence[Any],
+) -> None:
+    own = [
         output if tap is None or tap.tensor is None else tap.tensor
         for tap, output in zip(taps, loaded.model.outputs, strict=True)
     ]
     with quiet():
+        outputs = [*map(flat.tensor, own), *inside]
         loaded.runner = loaded.keras.Model(list(loaded.model.inputs), outputs)
 
 
-def free_size(loaded: LoadedModel, specs: Sequence[InputSpec]) -> int:
-    """Return a size for the free dimensions with which the model runs, or the first one."""
+def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
+    """Up to two sizes for the free dimensions with which the model runs; the first one if none."""
     if all(None not in spec.shape[1:] for spec in specs):
-        return _FREE_SIZES[0]
+        return [_FREE_SIZES[0]]
+    found: list[int] = []
     for size in _FREE_SIZES:
         with contextlib.suppress(CannotRunError):
             run(loaded, zeros(specs, size), training=False)
-            return size
-    return _FREE_SIZES[0]
+            found.append(size)
+        if len(found) == 2:
+            break
+    return found or [_FREE_SIZES[0]]
 
 
 def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) -> list[Array]:
@@ -102,7 +144,7 @@ def moves(loaded: LoadedModel) -> Moves:
     for layer in _layers(loaded.model):
         computed_in.update((id(weight), _compute_dtype(layer)) for weight in layer.weights)
     stored, computed = [], []
-    for weight in loaded.model.weights:
+    for weight in loaded.runner.weights:
         half = ROUNDINGS.get(tensors.dtype_name(weight), 0.0)
         stored.append(half)
         coarser = max(half, ROUNDINGS.get(computed_in.get(id(weight), ""), half))
@@ -119,31 +161,55 @@ def _compute_dtype(layer: Any) -> str:
     return str(getattr(layer, "compute_dtype", None) or "float32")
 
 
-def measure(
+def evaluate(
+    loaded: LoadedModel, sets: Sequence[SampleSet], *, training: bool | None
+) -> list[list[Array]]:
+    """All values of a model, by sample set. Raises CannotRunError.
+
+    The weights are put back after every run, since a BatchNormalization that is called with
+    training=True writes to its statistics.
+    """
+    weights = Weights(loaded, [], 0) if training is None else None
+
+    def call(inputs: Sequence[Array]) -> list[Array]:
+        found = run(loaded, inputs, training=training)
+        if weights is not None:
+            weights.move(0)
+        return found
+
+    return run_all(call, sets)
+
+
+def movement(
     loaded: LoadedModel,
     sets: Sequence[SampleSet],
+    values: Sequence[Sequence[Array]],
+    *,
     steps: Sequence[float],
     repetitions: int,
     seed: int,
-    *,
     training: bool | None,
-) -> list[list[Measurement]]:
-    """For every sample set and output: its value, and its values with the weights moved.
+) -> list[list[list[Errors]]]:
+    """How far all values move with the weights: by set and value, one for each repetition.
 
-    The weights are put back before every run, since a BatchNormalization that is called with
-    training=True writes to its statistics. Raises CannotRunError.
+    Every weight is moved by its step, relative to its size, up or down at random. Raises
+    CannotRunError.
     """
     weights = Weights(loaded, steps, seed)
-    runs = []
-    for repetition in range(repetitions + 1):
+    found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
+    try:
+        for repetition in range(1, repetitions + 1):
 
-        def call(inputs: Sequence[Array], repetition: int = repetition) -> list[Array]:
-            weights.move(repetition)
-            return run(loaded, inputs, training=training)
+            def call(inputs: Sequence[Array], repetition: int = repetition) -> list[Array]:
+                weights.move(repetition)
+                return run(loaded, inputs, training=training)
 
-        runs.append(run_all(call, sets))
-    weights.move(0)
-    return gathered(runs, output_units(loaded, steps))
+            for into, row, moved in zip(found, values, run_all(call, sets), strict=True):
+                for place, value, other in zip(into, row, moved, strict=True):
+                    place.append(errors(value, other))
+    finally:
+        weights.move(0)
+    return found
 
 
 def is_repeatable(
@@ -170,8 +236,13 @@ class Weights:
     """The floating weights of a model, to be moved by rounding errors and put back."""
 
     def __init__(self, loaded: LoadedModel, steps: Sequence[float], seed: int) -> None:
-        pairs = zip(loaded.model.weights, steps, strict=True)
-        self._parts = [(weight, np.asarray(weight.numpy()), step) for weight, step in pairs if step]
+        steps = steps or [0.0] * len(loaded.runner.weights)
+        pairs = zip(loaded.runner.weights, steps, strict=True)
+        self._parts = [
+            (weight, np.asarray(weight.numpy()), step)
+            for weight, step in pairs
+            if step or not weight.trainable
+        ]
         self._seed = seed
 
     def move(self, repetition: int) -> None:
@@ -181,20 +252,7 @@ class Weights:
         generator = np.random.default_rng([self._seed, repetition])
         for weight, kept, step in self._parts:
             value = kept
-            if repetition:
+            if repetition and step:
                 signs = 2.0 * generator.integers(0, 2, kept.shape) - 1
                 value = kept.astype(np.float64) * (1 + step * signs)
             weight.assign(tensorflow.cast(value, weight.dtype))
-
-
-def gathered(
-    runs: Sequence[Sequence[Sequence[Array]]], units: Sequence[float]
-) -> list[list[Measurement]]:
-    """From runs, sets, outputs to sets, outputs, with the first run as the value."""
-    return [
-        [
-            Measurement(runs[0][at][index], tuple(run[at][index] for run in runs[1:]), unit)
-            for index, unit in enumerate(units)
-        ]
-        for at in range(len(runs[0]))
-    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +12,24 @@ from typing import Any
 import numpy as np
 
 from bnfold.verification import tensors
-from bnfold.verification.compare import Array, Measurement
-from bnfold.verification.runtime.execution import Weights, gathered, output_units
+from bnfold.verification.compare import Array, Errors, errors
+from bnfold.verification.runtime.execution import Weights
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import SampleSet, run_all
+from bnfold.verification.unrolled import flat_name
 
+_PLAIN: dict[str, Any] = {"optimizers": {}}
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece ends at 2 GiB
 
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported model, ready to run."""
+    """An exported model, ready to run; `model` is its content where it is not in a file."""
 
     session: Any
     names: tuple[str, ...]
+    model: bytes = b""
 
 
 def exports(loaded: LoadedModel) -> Iterator[tuple[str, Callable[[], OnnxModel]]]:
@@ -34,16 +38,32 @@ def exports(loaded: LoadedModel) -> Iterator[tuple[str, Callable[[], OnnxModel]]
     tf2onnx without its optimisers takes a quarter of the time, but writes invalid graphs for some
     recurrent layers; from_function serves models that from_keras does not know.
     """
-    yield "from_keras without optimisers", lambda: _export(loaded, from_keras, optimizers={})
+    yield "from_keras without optimisers", lambda: _export(loaded, from_keras, **_PLAIN)
     yield "from_keras", lambda: _export(loaded, from_keras)
     yield "from_function", lambda: _export(loaded, from_function)
 
 
+def serialized(loaded: LoadedModel) -> bytes:
+    """Return the model as tf2onnx writes it by default. Raises CannotRunError."""
+    reasons = []
+    for way, options in ((from_keras, {}), (from_keras, _PLAIN), (from_function, {})):
+        try:
+            return _serialized(loaded, way, **options)
+        except CannotRunError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _serialized(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> bytes:
+    content: bytes = convert(loaded, way, **options).SerializeToString()
+    return content
+
+
 def _export(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> OnnxModel:
-    proto = convert(loaded, way, **options)
+    content = _serialized(loaded, way, **options)
     try:
         with quiet():
-            return session(proto.SerializeToString())
+            return session(content)
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 
@@ -125,20 +145,19 @@ def from_function(loaded: LoadedModel, **options: Any) -> Any:
     return tf2onnx.convert.from_function(call, input_signature=signature, **options)
 
 
-def session(model: bytes | str, *, optimised: bool = False) -> OnnxModel:
+def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
     """Load a serialized model, or a file, into ONNX Runtime.
 
-    With `optimised` it rewrites the graph as it does for its users.
+    With `optimise` it rewrites the graph as it does for its users.
     """
     onnxruntime = importlib.import_module("onnxruntime")
-    levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    )
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     loaded = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return OnnxModel(loaded, tuple(one.name for one in loaded.get_inputs()))
+    names = tuple(one.name for one in loaded.get_inputs())
+    return OnnxModel(loaded, names, model if isinstance(model, bytes) else b"")
 
 
 def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
@@ -153,24 +172,8 @@ def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
         raise CannotRunError(one_line(error)) from error
 
 
-def measure_onnx(
-    loaded: LoadedModel,
-    sets: Sequence[SampleSet],
-    steps: Sequence[float],
-    repetitions: int,
-    seed: int,
-) -> list[list[Measurement]]:
-    """Like `measure`, with one export for each movement of the weights. Raises CannotRunError."""
-    weights = Weights(loaded, steps, seed)
-    runs = []
-    for repetition in range(repetitions + 1):
-        weights.move(repetition)
-        runs.append(_first_run(loaded, sets))
-    weights.move(0)
-    return gathered(runs, output_units(loaded, steps))
-
-
-def _first_run(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Array]]:
+def evaluate_onnx(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Array]]:
+    """All values of the first export that runs, by sample set. Raises CannotRunError."""
     reasons = []
     for _, export in exports(loaded):
         try:
@@ -179,3 +182,54 @@ def _first_run(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Arra
         except CannotRunError as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def movement_onnx(
+    loaded: LoadedModel,
+    sets: Sequence[SampleSet],
+    values: Sequence[Sequence[Array]],
+    *,
+    steps: Sequence[float],
+    repetitions: int,
+    seed: int,
+) -> list[list[list[Errors]]]:
+    """Like `movement`, with one export for each repetition. Raises CannotRunError."""
+    weights = Weights(loaded, steps, seed)
+    found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
+    try:
+        for repetition in range(1, repetitions + 1):
+            weights.move(repetition)
+            for into, row, moved in zip(found, values, evaluate_onnx(loaded, sets), strict=True):
+                for place, value, other in zip(into, row, moved, strict=True):
+                    place.append(errors(value, other))
+    finally:
+        weights.move(0)
+    return found
+
+
+def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
+    """The same export as ONNX Runtime runs it by default, with its first outputs only.
+
+    Values that are put out cannot be optimised away, so those inside the model are left out. Raises
+    CannotRunError.
+    """
+    onnx = importlib.import_module("onnx")
+    try:
+        model = onnx.load_model_from_string(exported.model)
+        del model.graph.output[outputs:]
+        return session(model.SerializeToString(), optimise=True)
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def merged(exported: OnnxModel, names: Sequence[str]) -> tuple[str, ...]:
+    """The layers of which an export has no operation any more, by their names.
+
+    tf2onnx names operations after TensorFlow's, and these after the layers: `model/bn_1/mul`.
+    """
+    onnx = importlib.import_module("onnx")
+    parts: set[str] = set()
+    for node in onnx.load_model_from_string(exported.model).graph.node:
+        for part in node.name.split("/"):
+            parts |= {part, re.sub(r"_\d+$", "", part)}
+    return tuple(name for name in names if not {name.rpartition("/")[2], flat_name(name)} & parts)

@@ -109,7 +109,7 @@ def open_onnx(path: Path, *, optimised: bool) -> OnnxModel:
     """Load an ONNX file into ONNX Runtime. Raises CannotRunError."""
     try:
         with quiet():
-            return session(str(path), optimised=optimised)
+            return session(str(path), optimise=optimised)
     except Exception as error:
         raise CannotRunError(f"ONNX Runtime cannot load it: {one_line(error)}") from error
 

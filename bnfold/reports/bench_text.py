@@ -1,0 +1,107 @@
+"""Times of two models for people."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.benchmark import CONFIDENCE, BenchReport, Result, Times
+from bnfold.model.guard import printable
+from bnfold.reports import terminal
+
+_STYLES = {"faster": "green", "slower": "red"}
+_COARSE = 1.1  # between the ends of an interval that leaves room for a difference worth having
+
+
+def bench(report: BenchReport) -> RenderableType:
+    """The report on a comparison: how much faster B is in each runtime, then the times."""
+    parts: list[RenderableType] = [summary(result) for result in report.results]
+    parts += [
+        Text(f"{one.runtime}{_at(one.batch)}: left out, {printable(one.reason)}", style="yellow")
+        for one in report.skipped
+    ]
+    parts += _warning(report)
+    threads = "all" if report.threads is None else str(report.threads)
+    conditions = f"threads: {threads}, seed {report.seed}, {CONFIDENCE:.0%} intervals"
+    return Group(*parts, _models(report), _table(report.results), Text(conditions, style="dim"))
+
+
+def summary(result: Result) -> Text:
+    """One runtime at one batch size in a line, the ratio first."""
+    lower, upper = result.interval
+    text = Text(f"{result.runtime}{_at(result.batch)}: ")
+    if result.verdict == "no difference":
+        coarse = upper > _COARSE * lower
+        text.append(f"no difference{' that could be told' if coarse else ''}: ")
+    text.append(f"B takes {1 / result.ratio:.2f} of the time of A")
+    if result.verdict == "faster":
+        text.append(f", {result.ratio:.2f} times faster", style=_STYLES["faster"])
+    if result.verdict == "slower":
+        text.append(f", {1 / result.ratio:.2f} times slower", style=_STYLES["slower"])
+    return text.append(f" (A/B {result.ratio:.3f}, {lower:.3f} to {upper:.3f})")
+
+
+def _warning(report: BenchReport) -> list[Text]:
+    unsteady = [f"{one.runtime}{_at(one.batch)}" for one in report.results if not one.steady]
+    if not unsteady:
+        return []
+    fewer = "" if report.threads == 1 else ", --threads 1"
+    return [
+        Text(
+            f"warning: times vary a lot ({'; '.join(unsteady)}), as they do where other work runs"
+            f" beside; a quiet machine{fewer} or more --seconds steady them",
+            style="yellow",
+        )
+    ]
+
+
+def _at(batch: int | None) -> str:
+    return "" if batch is None else f", batch {batch}"
+
+
+def _models(report: BenchReport) -> Text:
+    text = Text(f"A is {printable(str(report.a))}, B is ")
+    if report.folded is None:
+        return text.append(printable(str(report.b)))
+    layers, total = report.folded
+    if not layers:
+        return text.append("the same model: nothing in it can be folded", style="yellow")
+    return text.append(
+        f"A with {layers} of {total} BatchNormalization {terminal.plural('layer', total)} folded"
+    )
+
+
+def _table(results: Sequence[Result]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("runtime", no_wrap=True)
+    for column in ("batch", "A median", "A quartiles", "B median", "B quartiles", "rounds"):
+        table.add_column(column, justify="right")
+    for result in results:
+        calls = f" of {result.calls} calls" if result.calls > 1 else ""
+        table.add_row(
+            result.runtime,
+            str(result.batch),
+            *_times(result.a),
+            *_times(result.b),
+            f"{result.rounds}{calls}",
+        )
+    return table
+
+
+def _times(times: Times) -> tuple[str, str]:
+    quartiles = f"{duration(times.lower_quartile)} to {duration(times.upper_quartile)}"
+    return duration(times.median), quartiles
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it, with three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds / 1e-6)} us"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
