@@ -308,9 +308,7 @@ def test_a_pattern_that_matches_nothing_is_a_warning(fixture_model: Unpack, tmp_
 
 
 def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
-    return Verification(
-        verdict, basis, (), ("it is off",), ("a warning",), 1, ("normal",), 0, "keras", ""
-    )
+    return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", "")
 
 
 @pytest.mark.parametrize(
