@@ -526,7 +526,7 @@ _OF_RANK: dict[int, Sequence[str]] = {
         "L.MaxPooling2D(2)", "L.AveragePooling2D(2)", "L.MaxPooling2D(3, 1, padding='same')",
         "L.AveragePooling2D(3, 2, padding='same')", "L.UpSampling2D((1, 2))", "L.ZeroPadding2D(1)",
         "L.Cropping2D(((1, 0), (0, 1)))", "L.SpatialDropout2D(0.5)", "L.Permute((3, 1, 2))",
-        "L.Permute((2, 1, 3))", "L.CenterCrop(2, 3)", "L.ZeroPadding2D(((0, 1), (1, 0)))",
+        "L.Permute((2, 1, 3))", "L.ZeroPadding2D(((0, 1), (1, 0)))",
         "L.AveragePooling2D(2, data_format='channels_first')",
         "L.ZeroPadding2D(1, data_format='channels_first')",
     ),
@@ -535,7 +535,7 @@ _OF_RANK: dict[int, Sequence[str]] = {
 
 _INEXACT: dict[int, Sequence[str]] = {
     4: (
-        "L.UpSampling2D(2, interpolation='bilinear')", "L.Resizing(3, 5)",
+        "L.UpSampling2D(2, interpolation='bilinear')", "L.Resizing(3, 5)", "L.CenterCrop(2, 3)",
         "L.Resizing(3, 3, pad_to_aspect_ratio=True)",
     ),
     5: ("L.MaxPooling3D(2)", "L.AveragePooling3D(2, 1, padding='same')"),

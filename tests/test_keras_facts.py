@@ -244,6 +244,19 @@ def test_a_shift_cannot_be_put_on_a_tensor_that_fills_both_slots(tmp_path: Path)
     examine(found, tmp_path, left=1, reason="would have to change in two ways")
 
 
+@pytest.mark.parametrize("join", ["Add", "Subtract", "Multiply", "Average", "Maximum"])
+def test_a_merge_of_masked_tensors_puts_one_out_alone(join: str, tmp_path: Path) -> None:
+    words, other = Input((4,), dtype="int32"), Input((4, 4))
+    embedded = L.Embedding(5, 4, mask_zero=True)(words)
+    joined = BN(name="bn_still_up")(getattr(L, join)()([embedded, L.Dense(4)(other)]))
+    found = randomize(keras.Model([words, other], joined))
+    norm = found.get_layer("bn_still_up")
+    norm.gamma.assign(abs(norm.gamma) + 0.1)
+    norm.beta.assign(0 * norm.beta)
+    norm.moving_mean.assign(0 * norm.moving_mean)
+    examine(found, tmp_path, left=1, reason="may be masked", forms=KERAS)
+
+
 # --- size of the graph ---------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ def _join_problem(site: Site, affines: Iterable[Affine]) -> str | None:
     A map cannot be put on a branch of size 1 there. A merging layer with inputs of different ranks
     adds axes of its own.
     """
+    if site.masked:
+        return "merges tensors that may be masked"
     if site.output is None or any(shape is None for shape in site.inputs):
         return Obstacle("joins tensors of unknown shape", STATIC)
     rank = len(site.output)

@@ -1,12 +1,15 @@
-"""Whether a layer can go without its readers missing the mask that it passes on.
+"""Masks: who would miss one that goes with a layer, and who may be given one.
 
 Keras 3 writes implicit masks into the calls that take one: those calls name their mask, and keep it
-when a layer on the way is gone.
+when a layer on the way is gone. Layers that merge tensors look for masks without an argument for
+them, and where one is false they put out the other tensor alone (`base_merge.py`).
 """
 
-from bnfold.folding.scope import Scope
+from collections.abc import Iterable
+
+from bnfold.folding.scope import Scope, chain
 from bnfold.model import catalog
-from bnfold.model.graph import Ref
+from bnfold.model.graph import Layer, Ref, walk_all
 
 
 def masks_are_named(scope: Scope, ref: Ref) -> bool:
@@ -28,3 +31,32 @@ def masks_are_named(scope: Scope, ref: Ref) -> bool:
             if layer.class_name not in catalog.DROPS_MASK:
                 waiting.append(Ref(name, number))
     return True
+
+
+def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
+    """Whether one of several tensors may carry a mask, from however far back."""
+    waiting = [(scope, ref) for ref in refs]
+    seen: set[tuple[Scope, Ref]] = set()
+    while waiting:
+        scope, ref = waiting.pop()
+        if (scope, ref) in seen:
+            continue
+        seen.add((scope, ref))
+        layer = scope.graph.layers[ref.layer]
+        if any(map(_makes_mask, chain(layer))) or any(map(_makes_mask, _inside(layer))):
+            return True
+        if layer.is_operation or (layer.builtin and layer.class_name in catalog.DROPS_MASK):
+            continue
+        if layer.class_name == "InputLayer" and scope.parent is not None:
+            outer = scope.parent.graph.layers[scope.name].calls
+            waiting += [(scope.parent, one) for call in outer for one in call.inputs]
+        waiting += [(scope, one) for one in layer.calls[ref.call].inputs]
+    return False
+
+
+def _makes_mask(layer: Layer) -> bool:
+    return layer.class_name == "Masking" or bool(layer.config.get("mask_zero"))
+
+
+def _inside(layer: Layer) -> list[Layer]:
+    return [] if layer.nested is None else [inner for _, inner in walk_all(layer.nested)]

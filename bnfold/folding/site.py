@@ -17,6 +17,7 @@ class Site:
         inputs: the shape of each tensor that goes in, None where it is unknown.
         output: the shape of what comes out.
         training: whether the call, or one around it, may run the layer in training mode.
+        masked: whether the layer merges tensors of which one may carry a mask.
         operands: what an operation is given by position, None in the place of each tensor.
         keywords: what an operation is given by name.
     """
@@ -25,6 +26,7 @@ class Site:
     inputs: tuple[Shape | None, ...]
     output: Shape | None
     training: bool = False
+    masked: bool = False
     operands: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
 

@@ -20,6 +20,7 @@ from bnfold.folding import absorb, carry, limits
 from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
 from bnfold.folding.effect import Effect, take
+from bnfold.folding.masks import may_be_masked
 from bnfold.folding.obstacle import NO_OUTPUT, AxisObstacle, remedy_of
 from bnfold.folding.scope import Position, Scope, chain, title
 from bnfold.folding.site import Site
@@ -509,6 +510,9 @@ class _Attempt:
             inputs=inputs,
             output=output,
             training=at.scope.around.trains(at.core_path, call),
+            masked=core.class_name in catalog.MERGING
+            and not core.is_operation
+            and may_be_masked(at.scope, call.inputs),
             operands=nodes.operands(call.node) if at.layer.is_operation else (),
             keywords=nodes.keywords(call.node) if at.layer.is_operation else {},
         )

@@ -201,7 +201,10 @@ FIXED_RANK: Mapping[str, int] = {
 }
 """The rank of input and output where the class alone says it."""
 
-_JOINS = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
+MERGING = frozenset({"Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"})
+"""Layers that put tensors together number by number."""
+
+_JOINS = (*MERGING, "Concatenate")
 
 SAME_SHAPE = tuple(sorted({*_SAME_RANK} - {*_JOINS, "Dense", "Permute"} | BATCHNORM_CLASSES))
 """Classes whose output has the shape of their one input."""

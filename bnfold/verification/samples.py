@@ -86,7 +86,9 @@ def generate(specs: Sequence[InputSpec], seed: int, free_sizes: Sequence[int]) -
         plan = [("random integers", draw, 2 * count) for draw in list(_KINDS.values())[:1]]
     fixed = specs[0].shape[0]
     single = f"{plan[0][0]}, a batch of one"
-    if fixed is None:
+    if fixed is None and count == 1 and len(plan) > 1:
+        plan = plan[:2]  # large: two samples, run as one batch
+    elif fixed is None:
         kind, draw, first = plan[0]
         plan[0] = (kind, draw, max(first, 2))
         if count > 1:

@@ -12,6 +12,7 @@ activation itself, which a fold never touches and whose name must agree.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +168,31 @@ def graph_of(model: Any) -> Any:
 def nodes_of(graph: Any) -> list[Any]:
     """All calls of a graph."""
     return [node for level in graph._nodes_by_depth.values() for node in level]
+
+
+def sets_training(model: Any) -> bool:
+    """Whether a call in the model, nested ones included, may put it into training mode.
+
+    A call says so itself, or its layer takes training=True by default, or is one of the user's.
+    """
+    graph = graph_of(model)
+    if graph is None:
+        return True
+    return any(_sets_training(node) for node in nodes_of(graph))
+
+
+def _sets_training(node: Any) -> bool:
+    owner = owner_of(node)
+    said = getattr(getattr(node, "arguments", None), "kwargs", {"training": True})
+    if said.get("training"):
+        return True
+    if graph_of(owner) is not None:
+        return sets_training(owner)
+    own = not type(owner).__module__.startswith(("keras.", "tf_keras."))
+    parameters = inspect.signature(owner.call).parameters
+    default = parameters["training"].default if "training" in parameters else None
+    inner = getattr(owner, "layer", None)
+    return own or default is True or (inner is not None and graph_of(inner) is not None)
 
 
 # --- taps ----------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ else than Keras does, says nothing about the folded model and is left out with a
 from __future__ import annotations
 
 import functools
-import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -235,6 +234,8 @@ class _Trial:
 
     def _modes_differ(self, loaded: LoadedModel) -> bool:
         """Whether a model computes something else with training=False than without."""
+        if not tensors.sets_training(loaded.model):
+            return False
         last = self.case.sets[-1:]
         plain, off = (runtime.evaluate(loaded, last, training=mode) for mode in (None, False))
         return not all(_same(*pair) for pair in zip(plain[0], off[0], strict=True))
@@ -251,7 +252,7 @@ class _Trial:
             self.yardstick = "keras"
             return self._as_it_is(original, folded)
         finally:
-            gc.collect()  # Keras models are reference cycles; the copies are large
+            runtime.release()  # Keras models are reference cycles; the copies are large
         self.yardstick = "keras float64"
         self._record("keras float64", yardsticks, None, found, problems)
         return self._in_own_arithmetic(yardsticks)
@@ -367,7 +368,7 @@ class _Trial:
                 reason = reason or str(error)
                 continue
             finally:
-                gc.collect()  # an export leaves several copies of the weights behind
+                runtime.release()  # an export leaves several copies of the weights behind
             if _all_agree(expected, values, rough):
                 return exported, values
             reason = "it computes something else than Keras does"

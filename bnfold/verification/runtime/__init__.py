@@ -26,7 +26,7 @@ from bnfold.verification.runtime.execution import (
     prepare_pair,
     run,
 )
-from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, start
+from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
 from bnfold.verification.runtime.onnx import (
@@ -91,6 +91,7 @@ __all__ = [
     "prepare_alone",
     "prepare_pair",
     "quiet",
+    "release",
     "run",
     "run_as",
     "run_onnx",

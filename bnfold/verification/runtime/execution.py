@@ -169,7 +169,8 @@ def evaluate(
     The weights are put back after every run, since a BatchNormalization that is called with
     training=True writes to its statistics.
     """
-    weights = Weights(loaded, [], 0) if training is None else None
+    may_write = training is None and tensors.sets_training(loaded.model)
+    weights = Weights(loaded, [], 0) if may_write else None
 
     def call(inputs: Sequence[Array]) -> list[Array]:
         found = run(loaded, inputs, training=training)
