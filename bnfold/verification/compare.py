@@ -30,7 +30,9 @@ Why these numbers:
   model may honestly be noisier than the original, by the square root of the terms; but a wrong fold
   must not buy itself tolerance by being ill-conditioned, hence the cap at 64 times the original's.
 - A channel whose few roundings happen to be small is given what is usual in the same value,
-  relative to its own magnitude; and so is a kind of samples that has one sample only.
+  relative to its own magnitude; and so is a kind of samples that has one sample only. Where a
+  channel has few values, all of which may be near zero by chance, its magnitude counts half, as
+  exponents go, towards that of the median channel.
 - In other arithmetics than float64 weights are moved by a unit of the dtype computed in.
 
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
@@ -56,6 +58,7 @@ ByAxis = Mapping[int | None, Array]
 FACTOR = 4.0
 NOISE_CAP = 64.0
 BLIND = 0.25
+_FEW = 32  # values in a channel
 UNIT = 2.0**-24
 
 
@@ -236,8 +239,12 @@ def _tolerance(
     if original is not None and axis in original.largest:
         rounding = np.maximum(rounding, original.largest[axis])
     some = size > 0
-    usual = float(np.quantile(rounding[some] / size[some], 0.75)) if some.any() else 0.0
-    return np.asarray(FACTOR * np.maximum(rounding, max(usual, unit) * size))
+    if not some.any():
+        return np.asarray(FACTOR * rounding)
+    usual = max(float(np.quantile(rounding[some] / size[some], 0.75)), unit)
+    if yardstick.value.size < _FEW * len(size):
+        size = np.maximum(size, np.sqrt(size * np.median(size[some])))
+    return np.asarray(FACTOR * np.maximum(rounding, usual * size))
 
 
 def _heard(value: Array, allowed: ByAxis) -> ByAxis:

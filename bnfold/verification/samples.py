@@ -71,10 +71,13 @@ _KINDS: dict[str, _Draw] = {
 }
 
 
-def generate(specs: Sequence[InputSpec], seed: int, free_sizes: Sequence[int]) -> list[SampleSet]:
+def generate(
+    specs: Sequence[InputSpec], seed: int, free_sizes: Sequence[int], *, few: bool = True
+) -> list[SampleSet]:
     """Return samples of every kind for these inputs; the same seed gives the same samples.
 
     Free dimensions have the first of `free_sizes`, and in one more set the second, if there is one.
+    Of large samples there are two, or more if `few` is not enough.
     """
     free_size = free_sizes[0]
     if any(spec.dtype == "string" for spec in specs):
@@ -86,7 +89,7 @@ def generate(specs: Sequence[InputSpec], seed: int, free_sizes: Sequence[int]) -
         plan = [("random integers", draw, 2 * count) for draw in list(_KINDS.values())[:1]]
     fixed = specs[0].shape[0]
     single = f"{plan[0][0]}, a batch of one"
-    if fixed is None and count == 1 and len(plan) > 1:
+    if few and fixed is None and count == 1 and len(plan) > 1:
         plan = plan[:2]  # large: two samples, run as one batch
     elif fixed is None:
         kind, draw, first = plan[0]

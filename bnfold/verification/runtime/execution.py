@@ -254,6 +254,7 @@ class Weights:
         for weight, kept, step in self._parts:
             value = kept
             if repetition and step:
-                signs = 2.0 * generator.integers(0, 2, kept.shape) - 1
-                value = kept.astype(np.float64) * (1 + step * signs)
+                bits = np.frombuffer(generator.bytes(-(-kept.size // 8)), np.uint8)
+                up = np.unpackbits(bits, count=kept.size).reshape(kept.shape)
+                value = kept * np.array([1 - step, 1 + step])[up]
             weight.assign(tensorflow.cast(value, weight.dtype))

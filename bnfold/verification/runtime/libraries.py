@@ -61,6 +61,7 @@ def start() -> None:
     """Import TensorFlow and Keras on the CPU, with the TensorFlow backend and without chatter."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    gc.set_threshold(700, 10, 10)  # the command line collects more rarely; graphs are garbage soon
     try:
         with quiet():
             tensorflow = importlib.import_module("tensorflow")
