@@ -1,10 +1,11 @@
 """bnfold: audit Keras models, fold their BatchNormalization layers, prove the result.
 
-Four functions, each taking the path of a model file or a live `keras.Model`:
+Five functions, each taking the path of a model file or a live `keras.Model`:
 
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
     fold(model, out)          write the folded model; of a live model, give the folded one back
     verify(original, folded)  prove that two models compute the same
+    export(model, target)     fold it and write it as an ONNX file
     bench(a, b)               how long two models take, side by side
 
 Importing bnfold, `inspect`, and `fold(..., verify=False)` on files import no deep-learning
@@ -17,34 +18,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold.api import bench, fold, inspect, verify
+    from bnfold.api import bench, export, fold, inspect, verify
     from bnfold.audit import Finding, Severity
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.errors import (
         BnfoldError,
+        ExportImpossibleError,
         OutputError,
         UnreadableModelError,
         UnsafeModelError,
         VerificationFailedError,
         VerificationImpossibleError,
     )
+    from bnfold.exporting import ExportReport
     from bnfold.inspection import Inspection
     from bnfold.verification import Verdict, Verification
 
 _HOMES = {
-    "bnfold.api": ("bench", "fold", "inspect", "verify"),
+    "bnfold.api": ("bench", "export", "fold", "inspect", "verify"),
     "bnfold.audit": ("Finding", "Severity"),
     "bnfold.benchmark": ("BenchReport",),
     "bnfold.conversion": ("FoldReport",),
     "bnfold.errors": (
         "BnfoldError",
+        "ExportImpossibleError",
         "OutputError",
         "UnreadableModelError",
         "UnsafeModelError",
         "VerificationFailedError",
         "VerificationImpossibleError",
     ),
+    "bnfold.exporting": ("ExportReport",),
     "bnfold.inspection": ("Inspection",),
     "bnfold.verification": ("Verdict", "Verification"),
 }
@@ -53,6 +58,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BenchReport",
     "BnfoldError",
+    "ExportImpossibleError",
+    "ExportReport",
     "Finding",
     "FoldReport",
     "Inspection",
@@ -66,6 +73,7 @@ __all__ = [
     "VerificationImpossibleError",
     "__version__",
     "bench",
+    "export",
     "fold",
     "inspect",
     "verify",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
 from bnfold.errors import VerificationFailedError
+from bnfold.exporting import ExportReport, export_file
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.verification import Verification, runtime
 from bnfold.verification import verify as verify_files
@@ -190,6 +191,66 @@ def verify(
             classes=_own_classes(original, folded),
             rtol=rtol,
             atol=atol,
+            progress=progress,
+        )
+
+
+def export(
+    model: "FilePath | keras.Model",
+    target: FilePath,
+    *,
+    fold: bool = True,
+    opset: int | None = None,
+    keep: Sequence[str] = (),
+    force: bool = False,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    data: FilePath | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write a model to an ONNX file, with its BatchNormalization layers folded.
+
+    The inputs and outputs keep their names, order, shapes and dtypes; None stays a free size. The
+    file computes what `model.predict` computes.
+
+    Args:
+        model: a path or a live model, which stays as it is.
+        target: where the ONNX file goes; must end in `.onnx`.
+        fold: fold first; without it the file is the model as it is.
+        opset: the version of the ONNX operator set; none for the one that tf2onnx prefers.
+        keep: shell patterns of names or nested paths of layers to leave alone.
+        force: replace `target` if it exists.
+        trust: let the model's file run code of its own; a live model is trusted.
+        imports: modules to import first, because they register custom layers.
+        data: an .npz or .npy file with samples to run, instead of random ones.
+        seed: the seed of the random samples.
+        progress: called with the name of each stage.
+
+    Returns:
+        What was done; its `written` is False when ONNX Runtime computes something else than Keras,
+        and `check.differences` says what.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
+        OutputError: `target` cannot be written, or exists and `force` is not given.
+        ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
+        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
+        BnfoldError: the data do not fit the model's inputs, or Keras cannot save the live model.
+    """
+    live = _is_live(model)
+    classes = runtime.own_classes(model) if live else {}
+    chosen = Path(data) if data is not None else None
+    with _as_file(model) as source:
+        return export_file(
+            source,
+            Path(target),
+            fold=fold,
+            opset=opset,
+            keep=_listed(keep),
+            force=force,
+            running=Proof(chosen, seed, trust or live, _listed(imports), classes),
+            name=str(getattr(model, "name", "")) if live else None,
             progress=progress,
         )
 

@@ -366,7 +366,7 @@ def _load(
     except CannotRunError as error:
         raise UnreadableModelError(str(error)) from error
     for loaded in pair:
-        runtime.prepare_timing(loaded)
+        runtime.prepare_alone(loaded)
     return pair
 
 

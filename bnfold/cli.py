@@ -28,7 +28,8 @@ from bnfold.model.guard import printable
 if TYPE_CHECKING:
     from bnfold.audit import Finding
     from bnfold.benchmark import BenchReport
-    from bnfold.conversion import FoldReport, Standalone
+    from bnfold.conversion import FoldReport, Proof, Standalone
+    from bnfold.exporting import ExportReport
     from bnfold.inspection import Inspection
     from bnfold.verification import Verification
 
@@ -98,6 +99,12 @@ def _format(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+_DATA = click.option(
+    "--data",
+    type=_MODEL,
+    help="Samples to run instead of random ones: an .npz with one array for each input, or "
+    "an .npy; the first axis is the sample.",
+)
 _EXECUTION = (
     click.option(
         "--seed",
@@ -121,42 +128,50 @@ _EXECUTION = (
 )
 """The options of everything that runs models."""
 
-
-def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of everything that proves."""
-    options = (
-        click.option(
-            "--data",
-            type=_MODEL,
-            help="Samples to run instead of random ones: an .npz with one array for each input, or "
-            "an .npy; the first axis is the sample.",
-        ),
-        *_EXECUTION,
-        click.option(
-            "--strict",
-            is_flag=True,
-            help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
-        ),
-        click.option(
-            "--rtol",
-            type=click.FloatRange(min=0),
-            help="Allow this share of each channel's magnitude, instead of what is measured.",
-        ),
-        click.option(
-            "--atol",
-            type=click.FloatRange(min=0),
-            help="Allow this much, besides --rtol, instead of what is measured.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_JUDGING = (
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
+    ),
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        help="Allow this share of each channel's magnitude, instead of what is measured.",
+    ),
+    click.option(
+        "--atol",
+        type=click.FloatRange(min=0),
+        help="Allow this much, besides --rtol, instead of what is measured.",
+    ),
+)
 
 
 def _execution(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_EXECUTION):
         command = option(command)
     return command
+
+
+def _comparison(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that compares what models compute."""
+    return _DATA(_execution(command))
+
+
+def _proof(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that proves."""
+    for option in reversed(_JUDGING):
+        command = option(command)
+    return _comparison(command)
+
+
+def _keep(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--keep",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
+    )(command)
 
 
 @click.group(cls=_Commands, context_settings=_CONTEXT)
@@ -266,12 +281,7 @@ def _no_such_layer(model: "Inspection", name: str) -> str:
 @click.option(
     "--no-verify", is_flag=True, help="Do not prove the result; TensorFlow is not loaded."
 )
-@click.option(
-    "--keep",
-    metavar="PATTERN",
-    multiple=True,
-    help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
-)
+@_keep
 @click.option(
     "--standalone",
     type=click.Choice(["keep", "depthwise"]),
@@ -297,28 +307,29 @@ def fold(
 ) -> None:
     """Fold the BatchNormalization layers of MODEL into OUT, and prove that it computes the same.
 
-    OUT is of the same kind as MODEL. What cannot be folded exactly stays as it is. Optimizer state
-    is left out. OUT appears whole or not at all, and not at all when the proof fails.
+    OUT is of the same kind as MODEL, or an ONNX file if it ends in .onnx: see 'bnfold export'. What
+    cannot be folded exactly stays as it is. Optimizer state is left out. OUT appears whole or not
+    at all, and not at all when the proof fails.
 
     \b
     Examples:
       bnfold fold model.keras folded.keras
       bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
       bnfold fold model.keras folded.keras --no-verify --force --format json
+      bnfold fold model.keras folded.onnx
     """
     from bnfold.conversion import Proof, fold_file
 
     wanted = [f"--{name}" for name in ("strict", "data", "rtol", "atol") if proof[name]]
     if no_verify and wanted:
         raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
+    asked = Proof(**proof)
+    options: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
+    if target.suffix.lower() == ".onnx":
+        _export(ctx, source, target, asked, format_, prove=not no_verify, **options)
+        return
     report = fold_file(
-        source,
-        target,
-        keep=keep,
-        standalone=standalone,
-        force=force,
-        proof=None if no_verify else Proof(**proof),
-        progress=_progress,
+        source, target, proof=None if no_verify else asked, progress=_progress, **options
     )
     _show_fold(report, format_)
     if not report.written:
@@ -369,6 +380,73 @@ def _show_verification(result: "Verification", format_: str) -> None:
         click.echo(json.verification(result))
     else:
         terminal.console().print(fold_text.verification(result))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("source", metavar="MODEL", type=_MODEL)
+@click.argument("target", metavar="OUT.onnx", type=_MODEL)
+@click.option("--force", is_flag=True, help="Replace OUT.onnx if it exists.")
+@click.option("--no-fold", is_flag=True, help="Write the model as it is.")
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="Version of the ONNX operator set; without it the one that tf2onnx prefers.",
+)
+@_keep
+@_comparison
+@_format
+@_debug
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    source: Path,
+    target: Path,
+    force: bool,
+    no_fold: bool,
+    opset: int | None,
+    keep: Sequence[str],
+    format_: str,
+    **running: Any,
+) -> None:
+    """Fold the BatchNormalization layers of MODEL and write it as an ONNX file.
+
+    Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free. The
+    file is written only if ONNX Runtime computes from it what Keras computes from MODEL.
+
+    \b
+    Examples:
+      bnfold export model.keras model.onnx
+      bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
+      bnfold export model.keras model.onnx --no-fold --force --format json
+    """
+    from bnfold.conversion import Proof
+
+    if no_fold and keep:
+        raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
+    options = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    _export(ctx, source, target, Proof(**running), format_, **options)
+
+
+def _export(
+    ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **options: Any
+) -> None:
+    from bnfold.exporting import export_file
+
+    report = export_file(source, target, running=running, progress=_progress, **options)
+    _show_export(report, format_)
+    if not report.written:
+        ctx.exit(1)
+
+
+def _show_export(report: "ExportReport", format_: str) -> None:
+    from bnfold.reports import export_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.export(report))
+    else:
+        terminal.console().print(export_text.export(report))
 
 
 @main.command(context_settings=_CONTEXT)

@@ -92,15 +92,8 @@ class FoldReport:
             "target": str(self.target),
             "written": self.written,
             "container": self.container,
-            "folded": _folded(self.plan),
-            "kept": [
-                {
-                    "name": show(blocked.batchnorm.path),
-                    "reason": blocked.reason,
-                    "remedies": list(blocked.remedies),
-                }
-                for blocked in self.plan.blocked
-            ],
+            "folded": describe_folds(self.plan),
+            "kept": describe_kept(self.plan),
             "dropped": list(self.dropped),
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
@@ -108,7 +101,8 @@ class FoldReport:
         }
 
 
-def _folded(decided: Plan) -> list[Json]:
+def describe_folds(decided: Plan) -> list[Json]:
+    """What was folded into what, for reports and records."""
     return [
         {
             "name": show(fold.batchnorm.path),
@@ -116,6 +110,18 @@ def _folded(decided: Plan) -> list[Json]:
             "into": [show(edit.layer) for edit in fold.edits],
         }
         for fold in decided.folds
+    ]
+
+
+def describe_kept(decided: Plan) -> list[Json]:
+    """What was not folded and why, for reports."""
+    return [
+        {
+            "name": show(blocked.batchnorm.path),
+            "reason": blocked.reason,
+            "remedies": list(blocked.remedies),
+        }
+        for blocked in decided.blocked
     ]
 
 
@@ -144,23 +150,15 @@ def fold_file(
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
-        if model.kind == "keras-directory" and model.path.resolve() in target.resolve().parents:
-            raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
+        refuse_inside(target, model)
         if model.graph.kind == "subclassed" and proof is not None:
             raise VerificationImpossibleError(
                 f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
-        # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
-        with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(model.sha256)
-            decided = plan(model.graph, keep)
-        record = _record(model, decided, digest.result())
+        decided, sha256 = plan_and_hash(model, keep)
         with Staging(target, model.kind, force=force) as staging:
-            folded = apply(model.graph, decided)
-            replaced = replaceable(folded, decided) if standalone == "depthwise" else ()
-            folded = replace_leftovers(folded, replaced) if replaced else folded
-            model.write(folded, staging.path, record)
+            replaced = write_folded(model, decided, sha256, standalone, staging.path)
             verification, accepted = None, True
             if proof is not None:
                 verification = proof.run(model.path, staging.path, progress)
@@ -180,12 +178,38 @@ def fold_file(
         )
 
 
+def refuse_inside(target: Path, model: ModelFile) -> None:
+    """Raise OutputError for a target in the directory that is the model."""
+    if model.kind == "keras-directory" and model.path.resolve() in target.resolve().parents:
+        raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
+
+
+def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
+    """Decide what folds; the plan, and the SHA-256 of the file."""
+    # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(model.sha256)
+        decided = plan(model.graph, keep)
+    return decided, digest.result()
+
+
+def write_folded(
+    model: ModelFile, decided: Plan, sha256: str, standalone: Standalone, path: Path
+) -> tuple[LayerPath, ...]:
+    """Write the folded model to `path`; the kept layers that are depthwise convolutions there."""
+    folded = apply(model.graph, decided)
+    replaced = replaceable(folded, decided) if standalone == "depthwise" else ()
+    folded = replace_leftovers(folded, replaced) if replaced else folded
+    model.write(folded, path, _record(model, decided, sha256))
+    return replaced
+
+
 def _record(model: ModelFile, decided: Plan, sha256: str) -> Json:
     """What the folded file says of its origin. The record of an earlier fold is kept inside."""
     record = {
         "version": __version__,
         "source_sha256": sha256,
-        "folded": _folded(decided),
+        "folded": describe_folds(decided),
     }
     earlier = model.metadata.get("bnfold")
     return record if earlier is None else {**record, "earlier": earlier}

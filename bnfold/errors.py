@@ -26,5 +26,9 @@ class VerificationImpossibleError(BnfoldError):
     """Neither Keras nor ONNX Runtime can run the models, so nothing can be proved."""
 
 
+class ExportImpossibleError(BnfoldError):
+    """The model has no ONNX form that tf2onnx can write."""
+
+
 class VerificationFailedError(BnfoldError):
     """A folded live model does not compute what the original computes, so it is not handed out."""

@@ -11,27 +11,33 @@ import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import Literal, TypeAlias
 
 from bnfold.errors import OutputError
 from bnfold.model.container import Kind
 from bnfold.model.guard import printable
 
-_SUFFIXES: dict[Kind, tuple[str, ...]] = {"keras": (".keras",), "h5": (".h5", ".hdf5")}
+TargetKind: TypeAlias = Kind | Literal["onnx"]
+
+_SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
+    "keras": (".keras",),
+    "h5": (".h5", ".hdf5"),
+    "onnx": (".onnx",),
+}
 
 
-def check_target(target: Path, kind: Kind, *, force: bool) -> None:
+def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
     """See that a result of this kind may be written to `target`.
 
     Raises:
         OutputError: the target exists and `force` is not given, its directory does not exist, or
-            its name has a suffix by which Keras would take it for something else.
+            its name has a suffix by which it would be taken for something else.
     """
     name = printable(str(target))
     wanted = _SUFFIXES.get(kind)
     if wanted is not None and target.suffix.lower() not in wanted:
-        raise OutputError(
-            f"{name}: must end in {' or '.join(wanted)}, like the model it is made of"
-        )
+        like = "" if kind == "onnx" else ", like the model it is made of"
+        raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
     if wanted is None and target.suffix.lower() in (".keras", ".h5", ".hdf5"):
         raise OutputError(
             f"{name}: must have no suffix, because the model it is made of is a directory"
@@ -42,7 +48,7 @@ def check_target(target: Path, kind: Kind, *, force: bool) -> None:
         _check_existing(target, name, kind, force=force)
 
 
-def _check_existing(target: Path, name: str, kind: Kind, *, force: bool) -> None:
+def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -> None:
     if not force:
         raise OutputError(f"{name}: exists already; use --force to replace it")
     if target.is_dir() != (kind == "keras-directory"):
@@ -55,7 +61,7 @@ class Staging:
     Used as a context manager: what was not published is removed at the end.
     """
 
-    def __init__(self, target: Path, kind: Kind, *, force: bool) -> None:
+    def __init__(self, target: Path, kind: TargetKind, *, force: bool) -> None:
         check_target(target, kind, force=force)
         self._target, self._kind, self._force = target, kind, force
         # Named before it is made, so that it is removed whenever Ctrl-C comes.

@@ -156,7 +156,9 @@ def test_inspect_reports_the_readable_ones_beside_one_that_is_not(
 # --- errors ---
 
 
-@pytest.mark.parametrize("command", ["inspect", "fold"])
+@pytest.mark.parametrize(
+    ("command", "target"), [("inspect", None), ("fold", "out.keras"), ("export", "out.onnx")]
+)
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -167,13 +169,17 @@ def test_inspect_reports_the_readable_ones_beside_one_that_is_not(
     ],
 )
 def test_an_unreadable_model_is_one_line_and_exit_2(
-    command: str, name: str, content: bytes | None, says: str, tmp_path: Path
+    command: str,
+    target: str | None,
+    name: str,
+    content: bytes | None,
+    says: str,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    target = [] if command == "inspect" else [tmp_path / "out.keras"]
-    result = bnfold(command, path, *target)
+    result = bnfold(command, path, *([] if target is None else [tmp_path / target]))
     assert result.exit_code == 2
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
@@ -202,7 +208,7 @@ def test_wrong_usage_is_one_line_and_exit_2(words: list[str]) -> None:
     assert "--help" in result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["fold"], ["verify"]])
+@pytest.mark.parametrize("command", [[], ["inspect"], ["fold"], ["verify"], ["export"]])
 def test_help_has_examples_and_exit_codes(command: list[str]) -> None:
     result = bnfold(*command, "--help")
     assert result.exit_code == 0
@@ -302,9 +308,7 @@ def test_a_pattern_that_matches_nothing_is_a_warning(fixture_model: Unpack, tmp_
 
 
 def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
-    return Verification(
-        verdict, basis, (), ("it is off",), ("a warning",), 1, ("normal",), 0, "keras", ""
-    )
+    return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", "")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.conversion import FoldReport
-from bnfold.model.graph import show
+from bnfold.folding.plan import Plan
+from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 from bnfold.verification import Comparison, SiteStatus, Verdict, Verification
@@ -17,31 +18,37 @@ from bnfold.verification import Comparison, SiteStatus, Verdict, Verification
 def fold(report: FoldReport) -> RenderableType:
     """The report on a fold."""
     target = printable(str(report.target))
-    folded, total = len(report.plan.folds), len(report.plan.decisions)
-    parts = [
-        Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
-    ]
-    reasons = terminal.reasons(report.plan)
-    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in reasons]
-    if any(remedy for _, remedy in reasons):
-        parts.append(Text("  'bnfold inspect' says what change would let them fold", style="dim"))
-    if report.replaced:
-        names = terminal.names([show(path) for path in report.replaced])
-        parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
+    parts = decisions(report.plan, report.replaced, report.unused_keep)
     if report.dropped:
         dropped = " and ".join(report.dropped)
         parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))
-    parts += [
-        Text(f"  warning: --keep {unused!r} matches no layer", style="yellow")
-        for unused in report.unused_keep
-    ]
     if report.verification is not None:
-        parts += _verification(report.verification)
+        parts += verdict(report.verification)
     if report.written:
         parts.append(Text(f"wrote {target}"))
     else:
         parts.append(Text(f"{target} was not written", style="red"))
     return Group(*parts)
+
+
+def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) -> list[Text]:
+    """What was folded, what was not and why, and which patterns of --keep said nothing."""
+    folded, total = len(plan.folds), len(plan.decisions)
+    parts = [
+        Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
+    ]
+    reasons = terminal.reasons(plan)
+    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in reasons]
+    if any(remedy for _, remedy in reasons):
+        parts.append(Text("  'bnfold inspect' says what change would let them fold", style="dim"))
+    if replaced:
+        names = terminal.names([show(path) for path in replaced])
+        parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
+    parts += [
+        Text(f"  warning: --keep {unused!r} matches no layer", style="yellow")
+        for unused in unused_keep
+    ]
+    return parts
 
 
 def verification(result: Verification) -> RenderableType:
@@ -56,7 +63,7 @@ def verification(result: Verification) -> RenderableType:
     if inside:
         title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
         parts.append(_table(title, inside[:_SHOWN]))
-    return Group(*parts, *_verification(result))
+    return Group(*parts, *verdict(result))
 
 
 _SHOWN = 6
@@ -97,15 +104,16 @@ _VERDICTS = {
 }
 
 
-def _verification(result: Verification) -> list[Text]:
+def verdict(result: Verification) -> list[Text]:
+    """The verdict of a proof with what contradicts or limits it."""
     sentence, colour = _VERDICTS[result.verdict]
-    verdict = Text(sentence, style=colour)
+    first = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
-        verdict.append(f" ({_what_was_compared(result)})", style="default")
+        first.append(f" ({_what_was_compared(result)})", style="default")
     differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]
     notes = [Text(f"  {printable(text)}", style="dim") for text in _notes(result)]
     warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in result.warnings]
-    return [verdict, *differences, *notes, *warnings]
+    return [first, *differences, *notes, *warnings]
 
 
 def _what_was_compared(result: Verification) -> str:

@@ -11,11 +11,12 @@ from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
 if TYPE_CHECKING:
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
+    from bnfold.exporting import ExportReport
     from bnfold.verification import Verification
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report: "inspect", "layer", "fold", "verify" or "bench"."""
+    """The JSON Schema of a report: "inspect", "layer", "fold", "export", "verify" or "bench"."""
     text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
@@ -42,6 +43,11 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
 
 def fold(report: "FoldReport") -> str:
     """The report of `bnfold fold`."""
+    return _dump(report.to_dict())
+
+
+def export(report: "ExportReport") -> str:
+    """The report of `bnfold export`."""
     return _dump(report.to_dict())
 
 

@@ -22,12 +22,13 @@ from bnfold.verification.runtime.execution import (
     movement,
     moves,
     output_units,
+    prepare_alone,
     prepare_pair,
     run,
 )
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
-from bnfold.verification.runtime.loading import LoadedModel, load_pair
+from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
 from bnfold.verification.runtime.onnx import (
     OnnxModel,
     evaluate_onnx,
@@ -37,11 +38,20 @@ from bnfold.verification.runtime.onnx import (
     optimised,
     run_onnx,
 )
+from bnfold.verification.runtime.onnx_file import (
+    Label,
+    choose_opset,
+    conversions,
+    open_onnx,
+    port_names,
+    run_as,
+    versions,
+    write_onnx,
+)
 from bnfold.verification.runtime.timing import (
     Start,
     check,
     prepare,
-    prepare_timing,
     start_timing,
     started,
     version,
@@ -49,18 +59,22 @@ from bnfold.verification.runtime.timing import (
 
 __all__ = [
     "CannotRunError",
+    "Label",
     "LoadedModel",
     "Moves",
     "OnnxModel",
     "Prepared",
     "Start",
     "check",
+    "choose_opset",
+    "conversions",
     "evaluate",
     "evaluate_onnx",
     "exports",
     "float64_copy",
     "free_sizes",
     "is_repeatable",
+    "load_all",
     "load_live",
     "load_pair",
     "merged",
@@ -68,19 +82,24 @@ __all__ = [
     "movement_onnx",
     "moves",
     "one_line",
+    "open_onnx",
     "optimised",
     "output_units",
     "own_classes",
+    "port_names",
     "prepare",
+    "prepare_alone",
     "prepare_pair",
-    "prepare_timing",
     "quiet",
     "release",
     "run",
+    "run_as",
     "run_onnx",
     "save_live",
     "start",
     "start_timing",
     "started",
     "version",
+    "versions",
+    "write_onnx",
 ]

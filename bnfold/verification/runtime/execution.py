@@ -63,6 +63,11 @@ def prepare_pair(original: LoadedModel, folded: LoadedModel) -> Prepared:
     return Prepared(kept[0], pairing, problem)
 
 
+def prepare_alone(loaded: LoadedModel) -> None:
+    """Build the runner of a model as its file defines it: its outputs, with nothing left out."""
+    _build_runner(loaded, [None for _ in loaded.model.outputs], Unrolled(), [])
+
+
 def _build_runner(
     loaded: LoadedModel,
     taps: Sequence[tensors.Tap | None],

@@ -19,9 +19,12 @@ from typing import Any
 from bnfold.errors import BnfoldError, VerificationImpossibleError
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
+_FRAME = re.compile(
+    r"^\s*File \".*\n.*\n", re.MULTILINE
+)  # of a traceback: the place, the code there
 _CAUSE = "Exception encountered:"
 _PREAMBLE = re.compile(
-    r"Exception encountered when calling|in user code:|File \"|Traceback|"
+    r"(?:\w+: )?Exception encountered when calling|in user code:|File \"|Traceback|"
     r"A total of \d+ objects could not|object <"
 )
 
@@ -74,7 +77,7 @@ def start() -> None:
 
 def one_line(error: BaseException) -> str:
     """Return the first telling line of an exception, printable and cut to length."""
-    lines = [_NOISE.sub("", line).strip() for line in str(error).splitlines()]
+    lines = [_NOISE.sub("", line).strip() for line in _FRAME.sub("", str(error)).splitlines()]
     lines = [line for line in lines if line] or [type(error).__name__]
     # Keras says first where it happened and only then what; the innermost cause comes last.
     causes = [line.partition(_CAUSE)[2].strip() for line in lines if line.startswith(_CAUSE)]

@@ -56,22 +56,34 @@ def load_pair(
 
     Raises CannotRunError when it loads the original and not the other.
     """
+    first, second = load_all((original, folded), imports, classes, trust=trust)
+    return first, second
+
+
+def load_all(
+    files: Sequence[safety.FileFacts],
+    imports: Sequence[str],
+    classes: Mapping[str, Any],
+    *,
+    trust: bool,
+) -> list[LoadedModel]:
+    """Load files by the same library, the first of them the original.
+
+    Raises CannotRunError when it loads the original and not another.
+    """
     modules = [import_module(one) for one in imports]
     failures: list[BnfoldError] = []
     for name in ("keras", "tf_keras"):
-        if name == "tf_keras" and not _may_be_keras_2(original):
+        if name == "tf_keras" and not _may_be_keras_2(files[0]):
             break
         try:
-            custom = {
-                **_custom_objects(name, (original, folded), modules, trust=trust),
-                **classes,
-            }
-            first = _load(original, name, custom, trust=trust)
+            custom = {**_custom_objects(name, files, modules, trust=trust), **classes}
+            first = _load(files[0], name, custom, trust=trust)
         except BnfoldError as error:
             failures.append(error)
             continue
         try:
-            return first, _load(folded, name, custom, trust=trust)
+            return [first, *(_load(other, name, custom, trust=trust) for other in files[1:])]
         except UnreadableModelError as error:
             raise CannotRunError(str(error)) from error
     # tf_keras, asked last, knows Keras 2 files better than Keras 3 does.

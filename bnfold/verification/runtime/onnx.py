@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import re
@@ -26,7 +25,7 @@ _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece e
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported model, ready to run."""
+    """An exported model, ready to run; `model` is its content where it is not in a file."""
 
     session: Any
     names: tuple[str, ...]
@@ -39,37 +38,41 @@ def exports(loaded: LoadedModel) -> Iterator[tuple[str, Callable[[], OnnxModel]]
     tf2onnx without its optimisers takes a quarter of the time, but writes invalid graphs for some
     recurrent layers; from_function serves models that from_keras does not know.
     """
-    yield "from_keras without optimisers", lambda: _export(loaded, _from_keras, **_PLAIN)
-    yield "from_keras", lambda: _export(loaded, _from_keras)
-    yield "from_function", lambda: _export(loaded, _from_function)
+    yield "from_keras without optimisers", lambda: _export(loaded, from_keras, **_PLAIN)
+    yield "from_keras", lambda: _export(loaded, from_keras)
+    yield "from_function", lambda: _export(loaded, from_function)
 
 
 def serialized(loaded: LoadedModel) -> bytes:
     """Return the model as tf2onnx writes it by default. Raises CannotRunError."""
     reasons = []
-    for convert, options in ((_from_keras, {}), (_from_keras, _PLAIN), (_from_function, {})):
+    for way, options in ((from_keras, {}), (from_keras, _PLAIN), (from_function, {})):
         try:
-            with _convertible(loaded):
-                return _converted(loaded, convert, **options)
+            return _serialized(loaded, way, **options)
         except CannotRunError as error:
             reasons.append(error)
     raise reasons[0]
 
 
-def _export(loaded: LoadedModel, convert: Callable[..., Any], **options: Any) -> OnnxModel:
-    with _convertible(loaded):
-        return _session(_converted(loaded, convert, **options))
-
-
-def _converted(loaded: LoadedModel, convert: Callable[..., Any], **options: Any) -> bytes:
-    proto, _ = convert(loaded, **options)
-    content: bytes = proto.SerializeToString()
+def _serialized(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> bytes:
+    content: bytes = convert(loaded, way, **options).SerializeToString()
     return content
 
 
-@contextlib.contextmanager
-def _convertible(loaded: LoadedModel) -> Iterator[None]:
-    """What tf2onnx needs around it. Raises CannotRunError in place of whatever is raised inside."""
+def _export(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> OnnxModel:
+    content = _serialized(loaded, way, **options)
+    try:
+        with quiet():
+            return session(content)
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def convert(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> Any:
+    """Return the runner as an onnx.ModelProto, made by `way(loaded, **options)`.
+
+    Raises CannotRunError.
+    """
     if sum(_bytes(weight) for weight in loaded.runner.weights) > _PROTOBUF_LIMIT:
         raise CannotRunError("an ONNX file of one piece cannot hold more than 2 GiB of weights")
     import tensorflow  # noqa: PLC0415
@@ -79,11 +82,32 @@ def _convertible(loaded: LoadedModel) -> Iterator[None]:
         with quiet():
             # Keras compiles grouped convolutions with XLA, which tf2onnx cannot see into.
             tensorflow.config.run_functions_eagerly(True)
-            yield
+            proto, _ = way(loaded, custom_op_handlers=dict(_TRANSLATIONS), **options)
+            return proto
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
     finally:
         tensorflow.config.run_functions_eagerly(eager)
+
+
+def _erfc(context: Any, node: Any, name: str, _: Any) -> None:
+    """erfc(x) = 1 - erf(x); Keras' exact gelu is 0.5 x erfc(-x / sqrt(2))."""
+    dtype, shape = context.get_dtype(node.output[0]), context.get_shape(node.output[0])
+    context.remove_node(name)
+    kind = importlib.import_module("tf2onnx").utils.map_onnx_to_numpy_type(dtype)
+    one = context.make_const(f"{name}_one", np.array(1, kind))
+    erf = context.make_node("Erf", [node.input[0]], dtypes=[dtype], shapes=[shape])
+    context.make_node(
+        "Sub",
+        [one.output[0], erf.output[0]],
+        outputs=list(node.output),
+        dtypes=[dtype],
+        shapes=[shape],
+    )
+
+
+_TRANSLATIONS: dict[str, tuple[Callable[..., None], list[str]]] = {"Erfc": (_erfc, [])}
+"""What tf2onnx lacks: by TensorFlow operation, what to make of a node, and no arguments."""
 
 
 def _bytes(weight: Any) -> int:
@@ -100,13 +124,15 @@ def _signature(loaded: LoadedModel) -> list[Any]:
     ]
 
 
-def _from_keras(loaded: LoadedModel, **options: Any) -> Any:
+def from_keras(loaded: LoadedModel, **options: Any) -> Any:
+    """Convert as tf2onnx does Keras models; the only way that takes `optimizers`."""
     tf2onnx = importlib.import_module("tf2onnx")
     signature = _signature(loaded) if len(loaded.runner.inputs) == 1 else None
     return tf2onnx.convert.from_keras(loaded.runner, input_signature=signature, **options)
 
 
-def _from_function(loaded: LoadedModel) -> Any:
+def from_function(loaded: LoadedModel, **options: Any) -> Any:
+    """Convert as a function of the flat inputs to the flat outputs, in the model's order."""
     import tensorflow  # noqa: PLC0415
 
     tf2onnx = importlib.import_module("tf2onnx")
@@ -116,17 +142,22 @@ def _from_function(loaded: LoadedModel) -> Any:
     def call(*inputs: Any) -> Any:
         return loaded.runner(list(inputs), training=False)
 
-    return tf2onnx.convert.from_function(call, input_signature=signature)
+    return tf2onnx.convert.from_function(call, input_signature=signature, **options)
 
 
-def _session(model: bytes, *, optimise: bool = False) -> OnnxModel:
+def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
+    """Load a serialized model, or a file, into ONNX Runtime.
+
+    With `optimise` it rewrites the graph as it does for its users.
+    """
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return OnnxModel(session, tuple(one.name for one in session.get_inputs()), model)
+    loaded = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = tuple(one.name for one in loaded.get_inputs())
+    return OnnxModel(loaded, names, model if isinstance(model, bytes) else b"")
 
 
 def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
@@ -186,7 +217,7 @@ def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
     try:
         model = onnx.load_model_from_string(exported.model)
         del model.graph.output[outputs:]
-        return _session(model.SerializeToString(), optimise=True)
+        return session(model.SerializeToString(), optimise=True)
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 

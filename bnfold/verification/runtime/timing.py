@@ -52,12 +52,6 @@ def start_timing(threads: int | None) -> None:
         threading.set_inter_op_parallelism_threads(threads)
 
 
-def prepare_timing(loaded: LoadedModel) -> None:
-    """Build the model's runner with the outputs that the file defines."""
-    with quiet():
-        loaded.runner = loaded.keras.Model(list(loaded.model.inputs), list(loaded.model.outputs))
-
-
 def prepare(name: str, loaded: LoadedModel, threads: int | None) -> Start:
     """Return what starts the model in a runtime of `RUNTIMES`. Raises CannotRunError."""
     with _one_line_on_failure():
