@@ -1,7 +1,7 @@
 """What all tests share: the fixtures on disk, unpacked."""
 
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +22,15 @@ def fixture_model(tmp_path: Path) -> Callable[[str], Path]:
         return unpacked
 
     return unpack
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Every layer computes in float64 unless it says otherwise; names count from 0."""
+    from support import keras
+
+    keras.backend.clear_session(free_memory=False)
+    keras.config.set_floatx("float64")
+    yield
+    keras.backend.clear_session(free_memory=False)  # a dtype policy that was set goes too
+    keras.config.set_floatx("float32")

@@ -4,7 +4,7 @@ A row is a model. Plain Keras loads what the fold made of it, and it computes th
 wherever TensorFlow has kernels, so that an error has nowhere to hide.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,7 @@ KERAS = (".keras",)
 BOTH = (".keras", ".h5")
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Every layer computes in float64 unless its row says otherwise; names count from 0."""
-    keras.backend.clear_session(free_memory=False)
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def inner(*layers: Any, shape: tuple[int | None, ...] = (4,), name: str = "inner") -> Any:

@@ -16,6 +16,8 @@ from bnfold.folding.plan import Plan, plan
 from bnfold.model.container import open_model
 from bnfold.model.graph import show
 
+pytestmark = pytest.mark.usefixtures("double")
+
 RANDOM = ("Dropout", "Noise")
 
 
@@ -146,4 +148,4 @@ model = keras.Model(i1, [t4, t25, t27, t28, t29, t32, t40], name='model')
 
 def test_a_fold_lets_no_layer_run_after_one_in_training_mode(tmp_path: Path) -> None:
     model = build(ORDER_OF_TRAINING.splitlines())
-    examine(model, tmp_path, left=None, reason="runs before now", forms=[".keras"], bare=True)
+    examine(model, tmp_path, left=None, reason="another mode", forms=[".keras"], bare=True)

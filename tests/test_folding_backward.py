@@ -7,7 +7,7 @@ changes there is rounding, some 1e-15.
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,7 @@ KERAS = (".keras",)
 BOTH = (".keras", ".h5")
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Every layer computes in float64 unless its row says otherwise; names count from 0."""
-    keras.backend.clear_session(free_memory=False)
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def single_precision(build: Build) -> Build:

@@ -6,7 +6,7 @@ crash, or take for ever.
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,7 @@ Build = Callable[[], Any]
 KERAS = (".keras",)
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    keras.backend.clear_session(free_memory=False)
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def built(layer: Any, shape: tuple[int | None, ...]) -> Any:

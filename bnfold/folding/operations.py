@@ -51,6 +51,8 @@ def _constant(site: Site, value: Any) -> Array | None:
     except (OverflowError, TypeError, ValueError):
         return None
     shape = site.output
+    if shape is not None and found.ndim == len(shape) and found.shape[0] == 1:
+        found = found[0]  # the same for the whole batch
     fits = shape is not None and shape == site.inputs[0] and found.ndim < len(shape)
     return compact(found) if fits and np.isfinite(found).all() else None
 
