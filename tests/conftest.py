@@ -1,6 +1,7 @@
 """What all tests share: the fixtures on disk, unpacked."""
 
 import lzma
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,12 +26,19 @@ def fixture_model(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def double() -> Iterator[None]:
+def double() -> None:
     """Every layer computes in float64 unless it says otherwise; names count from 0."""
     from support import keras
 
     keras.backend.clear_session(free_memory=False)
     keras.config.set_floatx("float64")
+
+
+@pytest.fixture(autouse=True)
+def no_dtype_left_behind() -> Iterator[None]:
+    """Keras remembers the dtype policy of the first layer, whatever floatx is later."""
     yield
-    keras.backend.clear_session(free_memory=False)  # a dtype policy that was set goes too
-    keras.config.set_floatx("float32")
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
