@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from oracle import violations
 from support import difference, examine, load, outputs, samples
 
+from bnfold.conversion import describe_folds
 from bnfold.folding.plan import Plan, plan
 from bnfold.model.container import open_model
-from bnfold.model.graph import show
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -35,21 +35,10 @@ def check(drawn: Drawn) -> Plan:
             bare=bare and not any(word in code for word in RANDOM),
         )
         source, target = (Path(folder, f"{name}{drawn.form}") for name in ("original", "folded"))
-        assert violations(load(source), load(target), _report(planned)) == []
+        assert violations(load(source), load(target), describe_folds(planned)) == []
         with open_model(target) as file:
             assert not plan(file.graph).folds
     return planned
-
-
-def _report(planned: Plan) -> list[dict]:
-    return [
-        {
-            "name": show(fold.batchnorm.path),
-            "direction": fold.direction,
-            "into": [show(edit.layer) for edit in fold.edits],
-        }
-        for fold in planned.folds
-    ]
 
 
 def runs(drawn: Drawn) -> bool:

@@ -310,7 +310,6 @@ _WHOLE: dict[str, Any] = {"class_name": "__slice__", "config": {}}
 
 _ANY = single()
 _EXTREME_ALONG = _reduction(keeps_order, _from_the_tensor_alone)
-_RESHAPED = moves.RESHAPE
 _ALONG = single(_constant_along)
 
 OPERATIONS: Mapping[str, Rule] = {
@@ -333,7 +332,7 @@ OPERATIONS: Mapping[str, Rule] = {
     "Transpose": _permutation(_transposed),
     "Swapaxes": _permutation(_swapped),
     "Moveaxis": _permutation(_moved),
-    **dict.fromkeys(("Reshape", "ExpandDims", "Squeeze"), _RESHAPED),
+    **dict.fromkeys(("Reshape", "ExpandDims", "Squeeze"), moves.RESHAPE),
     **dict.fromkeys(("Flip", "Roll", "Repeat"), _ALONG),
     "GetItem": single(_slices),
     "Pad": single(_padding),  # with zeros: no shift

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,17 +197,23 @@ def movement(
     Every weight is moved by its step, relative to its size, up or down at random. Raises
     CannotRunError.
     """
-    weights = Weights(loaded, steps, seed)
+    evaluated = functools.partial(evaluate, loaded, sets, training=training)
+    return moved(Weights(loaded, steps, seed), values, evaluated, repetitions)
+
+
+def moved(
+    weights: Weights,
+    values: Sequence[Sequence[Array]],
+    evaluated: Callable[[], list[list[Array]]],
+    repetitions: int,
+) -> list[list[list[Errors]]]:
+    """How far `evaluated` is from `values` each time that the weights are moved."""
     found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
     try:
         for repetition in range(1, repetitions + 1):
-
-            def call(inputs: Sequence[Array], repetition: int = repetition) -> list[Array]:
-                weights.move(repetition)
-                return run(loaded, inputs, training=training)
-
-            for into, row, moved in zip(found, values, run_all(call, sets), strict=True):
-                for place, value, other in zip(into, row, moved, strict=True):
+            weights.move(repetition)
+            for into, row, others in zip(found, values, evaluated(), strict=True):
+                for place, value, other in zip(into, row, others, strict=True):
                     place.append(errors(value, other))
     finally:
         weights.move(0)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.verification import tensors
-from bnfold.verification.compare import Array, Errors, errors
-from bnfold.verification.runtime.execution import Weights
+from bnfold.verification.compare import Array, Errors
+from bnfold.verification.runtime.execution import Weights, moved
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import SampleSet, run_all
@@ -194,17 +194,8 @@ def movement_onnx(
     seed: int,
 ) -> list[list[list[Errors]]]:
     """Like `movement`, with one export for each repetition. Raises CannotRunError."""
-    weights = Weights(loaded, steps, seed)
-    found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
-    try:
-        for repetition in range(1, repetitions + 1):
-            weights.move(repetition)
-            for into, row, moved in zip(found, values, evaluate_onnx(loaded, sets), strict=True):
-                for place, value, other in zip(into, row, moved, strict=True):
-                    place.append(errors(value, other))
-    finally:
-        weights.move(0)
-    return found
+    evaluated = functools.partial(evaluate_onnx, loaded, sets)
+    return moved(Weights(loaded, steps, seed), values, evaluated, repetitions)
 
 
 def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
