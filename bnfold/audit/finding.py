@@ -1,9 +1,16 @@
 """What a rule says about a layer."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
-from bnfold.model.graph import Path, show
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.model.graph import Path, finite_number, show
+
+_FIRST_CHANNELS = 5
 
 
 class Severity(StrEnum):
@@ -20,24 +27,59 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
+class Channels:
+    """Which channels a finding concerns: `count` of `total`, the `first` few by index."""
+
+    count: int
+    total: int
+    first: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> "Channels":
+        """The channels where a mask, (channels,), is true."""
+        indices = np.flatnonzero(mask)
+        return cls(len(indices), len(mask), tuple(int(i) for i in indices[:_FIRST_CHANNELS]))
+
+    def __str__(self) -> str:
+        """`3 of 64 channels (2, 5, 9)`."""
+        first = ", ".join(str(i) for i in self.first)
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.count} of {self.total} channels ({first}{more})"
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing that is wrong, or worth knowing, about one layer.
 
-    `message` says what was found, with its figures; `remedy` what to do about it.
+    Attributes:
+        code: the rule's, such as "BN103".
+        name: the rule's, such as "statistics-not-converged".
+        severity: how bad it is.
+        layer: the nested path of the BatchNormalization.
+        message: what was found, with its figures.
+        remedy: what to do about it.
+        channels: which channels it concerns; None where it concerns the layer as a whole.
+        figures: the numbers of the message by name, such as {"momentum": 0.01}.
     """
 
     code: str
+    name: str
     severity: Severity
     layer: Path
     message: str
     remedy: str
+    channels: Channels | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, str]:
-        """All fields for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """All fields for JSON; a figure that is not finite is None."""
         return {
             "code": self.code,
+            "name": self.name,
             "severity": self.severity.value,
             "layer": show(self.layer),
             "message": self.message,
             "remedy": self.remedy,
+            "channels": None if self.channels is None else asdict(self.channels),
+            "figures": {name: finite_number(value) for name, value in self.figures.items()},
         }

@@ -5,17 +5,15 @@ are never reused. In the formulas g is gamma, mu and v are moving_mean and movin
 epsilon.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bnfold.audit.finding import Finding, Severity
+from bnfold.audit.finding import Channels, Finding, Severity
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.model.batchnorm import BatchNorm, Vector
 
-_SHOWN_CHANNELS = 5
 VANISHING_SHARE_OF_EPSILON = 0.01
 OUTSTANDING_SCALE = 100.0
 """How many times the layer's median a channel's scale must be to stand out. No published source."""
@@ -37,6 +35,8 @@ class Verdict:
     severity: Severity
     message: str
     remedy: str
+    channels: Channels | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,14 @@ def variance_never_updated(subject: Subject) -> Verdict | None:
 def non_finite(subject: Subject) -> Verdict | None:
     """A NaN or an infinity in any of the four vectors."""
     bad = {name: ~np.isfinite(values) for name, values in subject.vectors.items()}
-    broken = [f"{name} in {_channels(mask)}" for name, mask in bad.items() if mask.any()]
+    broken = [f"{name} in {Channels.of(mask)}" for name, mask in bad.items() if mask.any()]
     if not broken:
         return None
     return Verdict(
         Severity.ERROR,
         f"not finite: {', '.join(broken)}",
         "go back to a checkpoint from before the loss diverged",
+        Channels.of(np.any(list(bad.values()), axis=0)),
     )
 
 
@@ -108,13 +109,16 @@ def negative_variance(subject: Subject) -> Verdict | None:
     negative = variance < 0
     if not negative.any():
         return None
+    channels = Channels.of(negative)
     fatal = epsilon is not None and bool(np.any(variance + epsilon <= 0))
     lowest = float(np.nanmin(variance))
     return Verdict(
         Severity.ERROR if fatal else Severity.WARNING,
-        f"moving_variance is negative in {_channels(negative)}, down to {lowest:.3g}"
+        f"moving_variance is negative in {channels}, down to {lowest:.3g}"
         + (", and stays so with epsilon added: the output is NaN" if fatal else ""),
         "estimate the statistics again in float32; a variance is never negative",
+        channels,
+        {"lowest": lowest},
     )
 
 
@@ -131,23 +135,18 @@ def vanishing_variance(subject: Subject) -> Verdict | None:
     if outstanding.any():
         return Verdict(
             Severity.WARNING,
-            f"moving_variance is almost 0 in {_channels(outstanding)}, whose scale of up to "
+            f"moving_variance is almost 0 in {Channels.of(outstanding)}, whose scale of up to "
             f"{scale[outstanding].max():.3g} is over {OUTSTANDING_SCALE:g} times the median",
             "any change of these channels' input is blown up; prune them or raise epsilon",
+            Channels.of(outstanding),
+            {"scale": float(scale[outstanding].max())},
         )
     return Verdict(
         Severity.INFO,
-        f"moving_variance is almost 0 in {_channels(vanishing)}: their input is constant",
+        f"moving_variance is almost 0 in {Channels.of(vanishing)}: their input is constant",
         "nothing to do; the channels could be pruned",
+        Channels.of(vanishing),
     )
-
-
-def _channels(mask: NDArray[np.bool_]) -> str:
-    """How many channels, and the first of them: `3 of 64 channels (2, 5, 9)`."""
-    indices = np.flatnonzero(mask)
-    first = ", ".join(str(i) for i in indices[:_SHOWN_CHANNELS])
-    more = ", ..." if len(indices) > _SHOWN_CHANNELS else ""
-    return f"{len(indices)} of {len(mask)} channels ({first}{more})"
 
 
 RULES: tuple[Rule, ...] = (
@@ -180,5 +179,12 @@ def _findings(plan: Plan, rules: tuple[Rule, ...]) -> Iterator[Finding]:
             found = rule.check(subject)
             if found is not None:
                 yield Finding(
-                    rule.code, found.severity, batchnorm.path, found.message, found.remedy
+                    rule.code,
+                    rule.name,
+                    found.severity,
+                    batchnorm.path,
+                    found.message,
+                    found.remedy,
+                    found.channels,
+                    found.figures,
                 )

@@ -1,0 +1,23 @@
+"""The command line: parse, call, print, exit.
+
+Exit codes: 0 good; 1 the answer is no (a verification failed, findings at or above --fail-on); 2
+usage, or input that is unreadable or refused. Results go to standard output, everything else to
+standard error. Commands import what they need themselves: --help and inspect are fast because they
+need little.
+"""
+
+import os
+
+# numpy starts the threads of its BLAS when it is imported, and bnfold multiplies no matrices.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from bnfold.cli.bench import bench
+from bnfold.cli.fold import export, fold
+from bnfold.cli.group import main, run
+from bnfold.cli.inspect import inspect
+from bnfold.cli.verify import verify
+
+for _command in (inspect, fold, verify, export, bench):
+    main.add_command(_command)
+
+__all__ = ["main", "run"]

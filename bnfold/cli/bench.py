@@ -1,0 +1,72 @@
+"""`bnfold bench`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold.cli.options import CONTEXT, MODEL, debug, execution, progress, report_format
+
+if TYPE_CHECKING:
+    from bnfold.benchmark import BenchReport
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("a", type=MODEL)
+@click.argument("b", metavar="[B]", type=MODEL, required=False)
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(["keras", "onnxruntime", "litert"]),
+    multiple=True,
+    help="Measure in this runtime only. Repeatable.  [default: all]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    metavar="N",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Samples in one inference. Repeatable.  [default: 1]",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads of every runtime.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Measuring time for each runtime and batch size.",
+)
+@execution
+@report_format
+@debug
+def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
+    """Measure how long the models A and B take for the same inputs, side by side.
+
+    A and B take turns, in Keras (graph mode), in ONNX Runtime and in LiteRT. Without B, A is
+    compared with what fold makes of it, without proof.
+
+    \b
+    Examples:
+      bnfold bench model.keras
+      bnfold bench model.keras folded.keras --batch 1 --batch 32 --threads 1
+      bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10 --format json
+    """
+    from bnfold.benchmark import bench_files
+
+    _show_bench(bench_files(a, b, progress=progress, **options), format_)
+
+
+def _show_bench(report: "BenchReport", format_: str) -> None:
+    from bnfold.reports import bench_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.bench(report))
+    else:
+        terminal.console().print(bench_text.bench(report))

@@ -1,0 +1,160 @@
+"""`bnfold fold` and `bnfold export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold.cli.options import (
+    CONTEXT,
+    MODEL,
+    comparison,
+    debug,
+    keep_option,
+    progress,
+    proving,
+    report_format,
+)
+
+if TYPE_CHECKING:
+    from bnfold.conversion import FoldReport, Proof, Standalone
+    from bnfold.exporting import ExportReport
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("target", metavar="OUT", type=MODEL)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--no-verify", is_flag=True, help="Do not prove the result; TensorFlow is not loaded."
+)
+@keep_option
+@click.option(
+    "--standalone",
+    type=click.Choice(["keep", "depthwise"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of layers that cannot be folded: nothing, or a 1x1 depthwise convolution.",
+)
+@proving
+@report_format
+@debug
+@click.pass_context
+def fold(
+    ctx: click.Context,
+    /,
+    source: Path,
+    target: Path,
+    force: bool,
+    no_verify: bool,
+    keep: Sequence[str],
+    standalone: "Standalone",
+    format_: str,
+    **proof: Any,
+) -> None:
+    """Fold the BatchNormalization layers of MODEL into OUT, and prove that it computes the same.
+
+    OUT is of the same kind as MODEL, or an ONNX file if it ends in .onnx: see 'bnfold export'. What
+    cannot be folded exactly stays as it is. Optimizer state is left out. OUT appears whole or not
+    at all, and not at all when the proof fails.
+
+    \b
+    Examples:
+      bnfold fold model.keras folded.keras
+      bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
+      bnfold fold model.keras folded.keras --no-verify --force --format json
+      bnfold fold model.keras folded.onnx
+    """
+    from bnfold.conversion import Proof, fold_file
+
+    wanted = [f"--{name}" for name in ("strict", "data", "rtol", "atol") if proof[name]]
+    if no_verify and wanted:
+        raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
+    asked = Proof(**proof)
+    options: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
+    if target.suffix.lower() == ".onnx":
+        _export(ctx, source, target, asked, format_, prove=not no_verify, **options)
+        return
+    report = fold_file(
+        source, target, proof=None if no_verify else asked, progress=progress, **options
+    )
+    _show_fold(report, format_)
+    if not report.written:
+        ctx.exit(1)
+
+
+def _show_fold(report: "FoldReport", format_: str) -> None:
+    from bnfold.reports import fold_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.fold(report))
+    else:
+        terminal.console().print(fold_text.fold(report))
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("target", metavar="OUT.onnx", type=MODEL)
+@click.option("--force", is_flag=True, help="Replace OUT.onnx if it exists.")
+@click.option("--no-fold", is_flag=True, help="Write the model as it is.")
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="Version of the ONNX operator set; without it the one that tf2onnx prefers.",
+)
+@keep_option
+@comparison
+@report_format
+@debug
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    source: Path,
+    target: Path,
+    force: bool,
+    no_fold: bool,
+    opset: int | None,
+    keep: Sequence[str],
+    format_: str,
+    **running: Any,
+) -> None:
+    """Fold the BatchNormalization layers of MODEL and write it as an ONNX file.
+
+    Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free. The
+    file is written only if ONNX Runtime computes from it what Keras computes from MODEL.
+
+    \b
+    Examples:
+      bnfold export model.keras model.onnx
+      bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
+      bnfold export model.keras model.onnx --no-fold --force --format json
+    """
+    from bnfold.conversion import Proof
+
+    if no_fold and keep:
+        raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
+    options = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    _export(ctx, source, target, Proof(**running), format_, **options)
+
+
+def _export(
+    ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **options: Any
+) -> None:
+    from bnfold.exporting import export_file
+
+    report = export_file(source, target, running=running, progress=progress, **options)
+    _show_export(report, format_)
+    if not report.written:
+        ctx.exit(1)
+
+
+def _show_export(report: "ExportReport", format_: str) -> None:
+    from bnfold.reports import export_text, json, terminal
+
+    if format_ == "json":
+        click.echo(json.export(report))
+    else:
+        terminal.console().print(export_text.export(report))

@@ -1,0 +1,81 @@
+"""The command group: what all commands have in common, and what becomes of their errors."""
+
+import gc
+import io
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from bnfold import __version__
+from bnfold.cli.options import CONTEXT, debug
+from bnfold.errors import BnfoldError
+from bnfold.model.guard import printable
+
+
+class Commands(click.Group):
+    """Turns every error into one line and an exit code, unless --debug asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and answer for what it raises."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
+            _fail(ctx, f"{error.format_message()}{help_with}")
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("bnfold: interrupted", err=True)
+            ctx.exit(130)
+        except BnfoldError as error:
+            _fail(ctx, str(error))
+        except BrokenPipeError:
+            sys.stderr.close()  # keeps Python from complaining about the closed pipe at exit
+            ctx.exit(0)
+        except OSError as error:
+            _fail(ctx, f"{error.filename or 'output'}: {error.strerror or error}")
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")
+
+
+def _fail(ctx: click.Context, message: str) -> NoReturn:
+    if ctx.meta.get("bnfold.debug"):
+        raise  # noqa: PLE0704 - called while the error is being handled
+    click.echo(f"bnfold: {printable(message)}", err=True)
+    ctx.exit(2)
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="bnfold")
+@debug
+def main() -> None:
+    """Audit Keras models, fold their BatchNormalization layers, prove the result.
+
+    MODEL is what model.save() writes: a .keras file, a directory (zipped=False) or a legacy .h5
+    file. Nothing in it is executed, except by the proof, which loads it with Keras in safe mode.
+
+    \b
+    Exit codes: 0 good, 1 the answer is no, 2 usage or unreadable input.
+    """
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    # As an exception, so that what was being written is cleaned up.
+    sys.exit(128 + number)
+
+
+def run() -> None:
+    """The console script."""
+    # Reading a model makes many small objects and no garbage worth looking for so often.
+    gc.set_threshold(100_000, 20, 20)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    main()

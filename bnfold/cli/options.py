@@ -1,0 +1,120 @@
+"""The options that several commands share, and how a command says what it is doing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+MODEL = click.Path(path_type=Path)
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["bnfold.debug"] = True
+
+
+def debug(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for the traceback of an error."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def report_format(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for how to report."""
+    return click.option(
+        "--format",
+        "format_",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="How to report.",
+    )(command)
+
+
+_DATA = click.option(
+    "--data",
+    type=MODEL,
+    help="Samples to run instead of random ones: an .npz with one array for each input, or "
+    "an .npy; the first axis is the sample.",
+)
+_EXECUTION = (
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the random samples.",
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Allow the model to run code of its own, such as Lambda layers.",
+    ),
+    click.option(
+        "--import",
+        "imports",
+        metavar="MODULE",
+        multiple=True,
+        help="Import this Python module first, because it registers custom layers. Repeatable.",
+    ),
+)
+
+_JUDGING = (
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
+    ),
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        help="Allow this share of each channel's magnitude, instead of what is measured.",
+    ),
+    click.option(
+        "--atol",
+        type=click.FloatRange(min=0),
+        help="Allow this much, besides --rtol, instead of what is measured.",
+    ),
+)
+
+
+def execution(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that runs models."""
+    for option in reversed(_EXECUTION):
+        command = option(command)
+    return command
+
+
+def comparison(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that compares what models compute."""
+    return _DATA(execution(command))
+
+
+def proving(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that proves."""
+    for option in reversed(_JUDGING):
+        command = option(command)
+    return comparison(command)
+
+
+def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for layers to leave alone."""
+    return click.option(
+        "--keep",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave layers alone whose name or nested path matches this shell pattern. Repeatable.",
+    )(command)
+
+
+def progress(stage: str) -> None:
+    """Say on standard error what is being done."""
+    click.echo(f"bnfold: {stage} ...", err=True)
