@@ -27,12 +27,14 @@ from bnfold.errors import (
 from bnfold.verification import Basis, Verdict, verify
 from bnfold.verification import runtime as runtime_module
 from bnfold.verification.compare import (
+    UNIT,
     Rule,
+    Truth,
     Yardstick,
     compare,
     errors,
-    largest_of,
     not_finite,
+    yardsticks,
 )
 from bnfold.verification.precision import in_float64
 from bnfold.verification.samples import InputSpec, generate
@@ -763,10 +765,11 @@ def test_free_sizes_are_drawn_in_two_sizes():
 def judged(original, folded, *, moved=(), folded_moved=(), rule=None):
     """What the rule says of an exact value of the original and one of the folded model."""
     exact, found = np.asarray(original), np.asarray(folded)
-    yardstick = Yardstick(
-        exact,
-        original=largest_of([errors(exact, one) for one in moved]),
-        folded=largest_of([errors(found, one) for one in folded_moved]),
+    ((yardstick,),) = yardsticks(
+        [[exact]],
+        [UNIT],
+        [[[errors(exact, one)]] for one in moved],
+        [[[errors(found, one)]] for one in folded_moved],
     )
     return compare(yardstick, None, errors(exact, found), rule or Rule())
 
@@ -801,7 +804,7 @@ def test_the_folded_model_may_be_as_far_off_as_the_original_but_not_further():
     exact = np.array([[1.0, 5.0], [2.0, 7.0]])
     own = errors(exact, exact + 1e-3)
     for off, passes in ((2e-3, True), (1e-2, False)):
-        outcome = compare(Yardstick(exact), own, errors(exact, exact + off), Rule())
+        outcome = compare(Yardstick(Truth(exact)), own, errors(exact, exact + off), Rule())
         assert outcome.passed is passes
 
 
