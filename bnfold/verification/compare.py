@@ -226,13 +226,14 @@ class Outcome:
 
     `excess` is the largest ratio of a channel's error to its tolerance, `error` and `tolerance` are
     those of that channel. `heard` tells of each channel whether the samples made it vary by more
-    than four times its tolerance.
+    than four times its tolerance; where none of those that vary does, the value is `drowned`.
     """
 
     error: float
     tolerance: float
     excess: float
     heard: ByAxis = field(default_factory=dict)
+    drowned: bool = False
     problem: str | None = None
 
     @property
@@ -259,8 +260,10 @@ def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule:
             at = int(np.argmax(ratio))
             worst = max(worst, (float(ratio[at]), float(error[at]), float(tolerance[at])))
     excess, error_there, tolerance_there = worst
-    heard = {axis: yardstick.truth.variation[axis] > one / BLIND for axis, one in allowed.items()}
-    return Outcome(error_there, tolerance_there, excess, heard)
+    variation = yardstick.truth.variation
+    heard = {axis: variation[axis] > one / BLIND for axis, one in allowed.items()}
+    drowned = any(bool(variation[axis].any()) and not one.any() for axis, one in heard.items())
+    return Outcome(error_there, tolerance_there, excess, heard, drowned)
 
 
 def _tolerance(

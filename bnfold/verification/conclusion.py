@@ -47,21 +47,25 @@ class _Judged:
     heard: Array
     problem: str | None
     is_finite: bool
+    is_drowned: bool
 
 
-_Judgement = Mapping[str, Sequence[_Judged]]
+_Judgement = dict[str, list[_Judged]]
 """By arithmetic, the sharpest first, then by value."""
 
 
 def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
     """The verdict over everything that was found."""
     judged = _judge(case, rule, evidence.runs)
-    heard = _heard_anywhere(judged)
     findings = {name: _findings(case, rows) for name, rows in judged.items()}
+    drowned = _drowned(judged, findings)
+    for name in drowned:
+        del judged[name], findings[name]
+    heard = _heard_anywhere(judged)
     used = {at for found in findings.values() for one in found for at in one.places}
     culprits = _culprits(case, findings)
     differences = [*evidence.differences, *_sentences(judged, culprits, used)]
-    doubts = [*evidence.doubts, *([] if differences else _unheard(case, heard))]
+    doubts = [*evidence.doubts, *([] if differences else _unheard(case, heard)), *drowned.values()]
     warnings = [*evidence.warnings, *_overflows(judged), *doubts]
     return Verification(
         verdict=_verdict(differences, doubts),
@@ -151,7 +155,8 @@ def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judge
         exercised=int(np.count_nonzero(heard)),
     )
     finite = all(one.finite for one in found)
-    return _Judged(comparison, heard, outcomes[worst].problem, finite)
+    drowned = any(outcome.drowned for outcome in outcomes)
+    return _Judged(comparison, heard, outcomes[worst].problem, finite, drowned)
 
 
 def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accuracy | None:
@@ -191,6 +196,29 @@ def _either(one: Array | None, other: Array) -> Array:
     if one is None or one.shape != other.shape:
         return other
     return np.asarray(one | other)
+
+
+def _drowned(judged: _Judgement, findings: Mapping[str, list[sites.Finding]]) -> dict[str, str]:
+    """The arithmetics that say nothing, and the sentence on each.
+
+    Where both models compute the same in float64, but rounding drowns a value of the original, what
+    comes behind that value is chance.
+    """
+
+    def is_right(name: str) -> bool:
+        outputs = all(one.comparison.passed for one in judged[name] if one.comparison.is_output)
+        return outputs and all(found.status != "different" for found in findings[name])
+
+    if "keras float64" not in judged or not is_right("keras float64"):
+        return {}
+    found = {}
+    for name, rows in judged.items():
+        drowned = [row.comparison for row in rows if row.is_drowned]
+        drowned.sort(key=lambda one: one.is_output)  # where it begins, if that was seen
+        overflows = any(row.problem is not None for row in rows)
+        if drowned and not overflows and not is_right(name):
+            found[name] = f"{name} cannot judge: rounding drowns the value of {drowned[0].name!r}"
+    return found
 
 
 # --- sites ---------------------------------------------------------------------------------------
