@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
@@ -38,6 +39,7 @@ class Inspection:
         plan: one decision for each BatchNormalization.
         findings: what the health rules say.
         note: why nothing can be folded at all, where that is so.
+        suppressed: findings that do not count, for a reason that somebody gave.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Inspection:
     plan: Plan = field(repr=False)
     findings: tuple[Finding, ...] = field(repr=False)
     note: str | None = None
+    suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `models` in the JSON report."""
@@ -56,6 +59,7 @@ class Inspection:
             "note": self.note,
             "batchnorms": [describe(decision) for decision in self.plan.decisions],
             "findings": [finding.to_dict() for finding in self.findings],
+            "suppressed": [suppressed.to_dict() for suppressed in self.suppressed],
         }
 
     def findings_on(self, decision: Fold | Blocked) -> tuple[Finding, ...]:

@@ -19,6 +19,11 @@ def is_code(code: str) -> bool:
     return any(rule.code.startswith(code) for rule in RULES) and code.startswith(ALL)
 
 
+def unknown_code(code: str) -> str:
+    """The complaint about a code that no rule has."""
+    return f"no rule has the code {code!r}, nor one that begins with it; 'bnfold rules' lists them"
+
+
 def chosen(select: Sequence[str] = ALL, ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
     """The rules that `select` names and `ignore` does not, each by codes or prefixes of codes.
 
