@@ -32,6 +32,14 @@ _CONTAINERS = {
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
 
 
+def inspections(models: Sequence[Inspection], width: int) -> RenderableType:
+    """The reports on some models, and if they are several what it comes to."""
+    if len(models) == 1:
+        return inspection(models[0], width)
+    parts = [part for model in models for part in (inspection(model, width), Text(""))]
+    return Group(*parts, Text(terminal.totals(models)))
+
+
 def inspection(model: Inspection, width: int) -> RenderableType:
     """The report on one model: a table of its layers, the reasons for what stays, the findings.
 
@@ -43,6 +51,8 @@ def inspection(model: Inspection, width: int) -> RenderableType:
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(_not_said_yet(model.findings))
+    if model.suppressed:
+        parts.append(Text(f"findings that do not count: {terminal.set_aside([model])}"))
     return Group(*parts)
 
 
@@ -53,12 +63,9 @@ def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
 
 def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
-    folds, total = len(model.plan.folds), len(model.plan.decisions)
     text = Text(printable(str(model.path)), style="bold")
     text.append(f"  {_CONTAINERS[model.container]}{version}\n", style="not bold")
-    text.append(f"{total} BatchNormalization {terminal.plural('layer', total)}: ", style="not bold")
-    text.append(f"{folds} can be folded, {total - folds} cannot", style="not bold")
-    return text
+    return text.append(terminal.foldable(model.plan), style="not bold")
 
 
 def _table(model: Inspection, width: int) -> Table:
