@@ -185,8 +185,8 @@ def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableTy
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     rows = {"axis": batchnorm.axis, "channels": batchnorm.channels, **settings(batchnorm)}
-    for key, value in rows.items():
-        facts.add_row(key.replace("_", " "), Text(_value(value)))
+    for key, setting in rows.items():
+        facts.add_row(key.replace("_", " "), Text(value(setting)))
     facts.add_row("folds", Text(_verdict(decision)))
     if isinstance(decision, Blocked) and decision.remedies:
         facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
@@ -194,13 +194,14 @@ def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableTy
     return Group(title, facts, _channels(batchnorm), *_findings(findings))
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        pairs = (f"{key} {_value(inside)}" for key, inside in value.items() if inside is not None)
+def value(setting: Any) -> str:
+    """A setting of a layer as people read it."""
+    if isinstance(setting, dict):
+        pairs = (f"{key} {value(inside)}" for key, inside in setting.items() if inside is not None)
         return ", ".join(pairs) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "unknown" if value is None else printable(str(value))
+    if isinstance(setting, bool):
+        return "yes" if setting else "no"
+    return "unknown" if setting is None else printable(str(setting))
 
 
 def _verdict(decision: Fold | Blocked) -> str:

@@ -1,0 +1,90 @@
+"""How the channels of a vector are spread: the axis they stand on, histograms, far-out channels.
+
+A variance and the size of a scale stand on a logarithmic axis. What has both signs stands on an
+arcsinh axis, which is linear around 0 and logarithmic far from it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.model.batchnorm import Vector
+
+_FENCE = 3.0
+"""How many quartile distances beyond the quartiles a value is "far out": Tukey, 1977."""
+_OUTER_SHARE = 0.01
+"""The share of values on either side that may stand beyond the end of an axis."""
+_SLACK = 1.0
+_MAX = 700.0
+"""Where logarithms of the largest numbers end."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The numbers from `low` to `high`, as logarithms or, with a `unit`, as arcsinh(x / unit)."""
+
+    low: float
+    high: float
+    unit: float | None
+
+    @classmethod
+    def of(cls, vectors: Iterable[Vector], *, logarithmic: bool) -> "Axis":
+        """An axis for all of these; a few that stand far from all others may be off its ends."""
+        values = np.concatenate([np.zeros(0), *vectors])
+        values = values[np.isfinite(values) & ((values > 0) | (not logarithmic))]
+        unit = None if logarithmic else _unit(values)
+        placed = _transformed(values, unit)
+        if not placed.size:
+            return cls(-1.0, 1.0, unit)
+        low, high = np.quantile(placed, [_OUTER_SHARE, 1 - _OUTER_SHARE])
+        low, high = max(low - _SLACK, placed.min()), min(high + _SLACK, placed.max())
+        return cls(low - 0.5, high + 0.5, unit) if low == high else cls(low, high, unit)
+
+    def place(self, values: Vector) -> Vector:
+        """Where numbers stand, from 0 to 1; what is off an end stands at it, NaN stays NaN."""
+        placed = (_transformed(values, self.unit) - self.low) / (self.high - self.low)
+        return np.clip(placed, 0.0, 1.0)
+
+    def value(self, place: float) -> float:
+        """The number at a place."""
+        at = self.low + place * (self.high - self.low)
+        with np.errstate(over="ignore"):
+            return float(10.0**at if self.unit is None else np.sinh(at) * self.unit)
+
+
+def _unit(values: Vector) -> float:
+    """The size of an ordinary number of these."""
+    sizes = np.abs(values[values != 0])
+    return float(np.median(sizes)) if sizes.size else 1.0
+
+
+def _transformed(values: Vector, unit: float | None) -> Vector:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if unit is None:
+            found = np.where(values > 0, np.log10(np.abs(values)), np.where(values <= 0, -_MAX, values))
+        else:
+            found = np.arcsinh(values / unit)
+        return np.clip(found, -_MAX, _MAX)
+
+
+def histogram(values: Vector, axis: Axis, bins: int) -> NDArray[np.int64]:
+    """How many values stand in each of so many equal parts of an axis; NaN in none."""
+    placed = axis.place(values[~np.isnan(values)])
+    return np.bincount(np.minimum((placed * bins).astype(np.int64), bins - 1), minlength=bins)
+
+
+def far_out(values: Vector) -> NDArray[np.bool_]:
+    """The channels that stand far from the others, by Tukey's outer fence; not finite is not far.
+
+    A vector whose middle half is one number has no scale to judge by, and no channel far out.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros(values.shape, dtype=bool)
+    first, third = np.quantile(values[finite], [0.25, 0.75])
+    reach = _FENCE * (third - first)
+    if not reach > 0:
+        return np.zeros(values.shape, dtype=bool)
+    return finite & ((values < first - reach) | (values > third + reach))
