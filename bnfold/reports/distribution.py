@@ -4,7 +4,8 @@ A variance and the size of a scale stand on a logarithmic axis. What has both si
 arcsinh axis, which is linear around 0 and logarithmic far from it.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ _FENCE = 3.0
 _OUTER_SHARE = 0.01
 """The share of values on either side that may stand beyond the end of an axis."""
 _SLACK = 1.0
+_APART = 0.16
+"""The share of an axis between two of its ticks."""
 _MAX = 700.0
 """Where logarithms of the largest numbers end."""
 
@@ -44,14 +47,36 @@ class Axis:
 
     def place(self, values: Vector) -> Vector:
         """Where numbers stand, from 0 to 1; what is off an end stands at it, NaN stays NaN."""
-        placed = (_transformed(values, self.unit) - self.low) / (self.high - self.low)
+        placed = (_transformed(values, self.unit) - self.low) / self._length
         return np.clip(placed, 0.0, 1.0)
 
-    def value(self, place: float) -> float:
-        """The number at a place."""
-        at = self.low + place * (self.high - self.low)
+    def ticks(self) -> list[float]:
+        """A few round numbers on the axis, 0 and powers of ten, none too near to another."""
+        found: list[float] = []
+        for candidate in self._round_numbers():
+            place = (_transformed(np.asarray([candidate]), self.unit)[0] - self.low) / self._length
+            near = (abs(place - self.place(np.asarray([other]))[0]) for other in found)
+            if 0 <= place <= 1 and all(distance > _APART for distance in near):
+                found.append(candidate)
+        return sorted(found)
+
+    def _round_numbers(self) -> Iterator[float]:
+        """Candidates, those first that matter most."""
+        if self.unit is None:
+            exponents = range(math.ceil(self.low), math.floor(self.high) + 1)
+            yield from (10.0**n for n in exponents[:: max(1, math.ceil(len(exponents) / 4))])
+            return
+        yield 0.0
         with np.errstate(over="ignore"):
-            return float(10.0**at if self.unit is None else np.sinh(at) * self.unit)
+            ends = [float(np.sinh(end) * self.unit) for end in (self.low, self.high)]
+        for end in ends:
+            if end and math.isfinite(end):
+                largest = math.floor(math.log10(abs(end)))
+                yield from (math.copysign(10.0**n, end) for n in range(largest, largest - 3, -1))
+
+    @property
+    def _length(self) -> float:
+        return self.high - self.low
 
 
 def _unit(values: Vector) -> float:

@@ -15,7 +15,7 @@ from bnfold.inspection import Inspection, settings
 from bnfold.model.graph import Path
 from bnfold.reports import inspect_text, terminal
 from bnfold.reports.distribution import Axis
-from bnfold.reports.html.plots import LOGARITHMIC, Channels, Plot, number
+from bnfold.reports.html.plots import LOGARITHMIC, NAMES, Channels, Plot, number
 from bnfold.reports.html.profile import Profile, profile
 from bnfold.reports.html.rows import Row, rows
 from bnfold.reports.html.wires import Wire, wires
@@ -24,8 +24,10 @@ from bnfold.reports.terminal import plural
 COMPARED = ("moving_mean", "moving_variance", "scale", "shift")
 """The vectors that are shown of all layers on one axis."""
 _IN_FULL = ("moving_mean", "moving_variance", "gamma", "beta", "scale", "shift")
-_LISTED_CHANNELS = 16
+_LISTED_CHANNELS = 12
 _KINDS = {"broken": "broken", "dead": "dead", "far": "far out"}
+_UNUSED = {"renorm": "no", "synchronized": "no", "regularizers": "none", "constraints": "none"}
+"""Settings that are not worth a word where they say this."""
 _HERE = FilePath()
 
 Fate = Literal["backward", "forward", "stays"]
@@ -149,16 +151,22 @@ class Norm:
         """How it is configured, by the names of the settings."""
         batchnorm = self.decision.batchnorm
         found: dict[str, Any] = {"axis": batchnorm.axis, **settings(batchnorm)}
-        return [(k.replace("_", " "), inspect_text.value(v)) for k, v in found.items()]
+        shown = {name: inspect_text.value(value) for name, value in found.items()}
+        return [
+            (name.replace("_", " "), said)
+            for name, said in shown.items()
+            if said != _UNUSED.get(name)
+        ]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the drawing."""
+    """A row of the drawing; `mark` is how its node looks."""
 
     row: Row
     wire: Wire
     norm: Norm | None
+    mark: str
 
 
 @dataclass(frozen=True)
@@ -283,15 +291,27 @@ def model_page(model: Inspection, number: int) -> ModelPage:
     findings: dict[Path, list[Finding]] = {}
     for finding in model.findings:
         findings.setdefault(finding.layer, []).append(finding)
+    folded = {row.number for row in found if row.into}
     lines = tuple(
-        Line(row, drawn[place], _norm(row, channels.get(place), findings, axes))
+        Line(
+            row,
+            drawn[place],
+            _norm(row, channels.get(place), findings, axes),
+            _mark(row, is_folded=row.number in folded),
+        )
         for place, row in enumerate(found)
     )
     spread = [
-        profile(name, [one.vectors.get(name) for one in channels.values()], axes[name])
+        profile(NAMES.get(name, name), [one.usual(name) for one in channels.values()], axes[name])
         for name in COMPARED
     ]
     return ModelPage(number, model, lines, width, tuple(spread))
+
+
+def _mark(row: Row, *, is_folded: bool) -> str:
+    if row.number is not None:
+        return "gone" if is_folded else "kept"
+    return "taker" if row.takes else "run" if row.is_run else "plain"
 
 
 def _has(count: int) -> str:
@@ -299,8 +319,9 @@ def _has(count: int) -> str:
 
 
 def _axis(name: str, layers: Iterable[Channels]) -> Axis:
-    vectors = (one.vectors[name] for one in layers if name in one.vectors)
-    return Axis.of(vectors, logarithmic=name in LOGARITHMIC)
+    vectors = (one.usual(name) for one in layers)
+    known = [vector for vector in vectors if vector is not None]
+    return Axis.of(known, logarithmic=name in LOGARITHMIC)
 
 
 def _norm(

@@ -4,7 +4,7 @@ A channel is marked as "dead" where its input or its gamma is almost nothing, as
 stands far from the layer's other channels, and as "broken" where no variance can be what is stored.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,27 +18,26 @@ from bnfold.reports.distribution import Axis, far_out, histogram
 
 Mask = NDArray[np.bool_]
 
-BINS, BIN_WIDTH, HEIGHT = 32, 3, 30
+BINS, BIN_WIDTH, HEIGHT = 32, 3, 24
 WIDTH = BINS * BIN_WIDTH
-_TICKS = 8
-"""So many channels are marked in one plot at most."""
+_NAMED = 4
+"""So many channels are named at one tick at most."""
 
 SILENT_GAMMA = 1e-3
 LOGARITHMIC = frozenset({"moving_variance"})
 _BY_SIZE = frozenset({"moving_variance", "gamma", "scale"})
 """Vectors whose channels stand out by how many times, and not by how much, they differ."""
 
-_NAMES = {"moving_mean": "moving mean", "moving_variance": "variance"}
+NAMES = {"moving_mean": "moving mean", "moving_variance": "variance"}
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A marked channel: "dead", "far" or "broken", at `x` of the plot's width."""
+    """Marked channels of one kind, "dead", "far" or "broken", at `x` of the plot's width."""
 
     kind: str
     x: int
-    channel: int
-    value: str
+    said: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Plot:
         bars: a path of SVG; empty where no channel is finite.
         zero: where 0 stands, where it is on the axis.
         median: where the middle channel stands.
-        ticks: marked channels, `surplus` more of which have no tick.
+        ticks: where marked channels stand.
+        labels: round numbers of the axis, and where they stand, from 0 to 1.
         low: the smallest finite number, with the `middle` and the `high`est one.
         non_finite: how many channels are NaN or infinite.
     """
@@ -60,7 +60,7 @@ class Plot:
     zero: int | None
     median: int
     ticks: tuple[Tick, ...]
-    surplus: int
+    labels: tuple[tuple[float, str], ...]
     low: str
     middle: str
     high: str
@@ -105,8 +105,16 @@ class Channels:
         if name in _BY_SIZE:
             with np.errstate(divide="ignore"):
                 values = np.log(np.abs(values))
-        usual = np.where(self._any(self.dead) | self._any(self.broken), np.nan, values)
-        return far_out(usual)
+        return far_out(np.where(self._odd, np.nan, values))
+
+    def usual(self, name: str) -> Vector | None:
+        """A vector with NaN for what is dead or broken; None for one that the layer lacks."""
+        values = self.vectors.get(name)
+        return None if values is None else np.where(self._odd, np.nan, values)
+
+    @cached_property
+    def _odd(self) -> Mask:
+        return self._any(self.dead) | self._any(self.broken)
 
     @cached_property
     def non_finite(self) -> Mask:
@@ -132,37 +140,55 @@ class Channels:
         if values is None:
             return None
         finite = values[np.isfinite(values)]
-        ticks = list(self._ticks(name, values, axis))
         middle = float(np.median(finite)) if finite.size else 0.0
         has_zero = axis.unit is not None and axis.low < 0 < axis.high
         return Plot(
-            name=_NAMES.get(name, name),
+            name=NAMES.get(name, name),
             bars=_bars(histogram(finite, axis, BINS)) if finite.size else "",
             zero=_x(axis, 0.0) if has_zero else None,
             median=_x(axis, middle),
-            ticks=tuple(ticks[:_TICKS]),
-            surplus=max(0, len(ticks) - _TICKS),
-            low=number(finite.min()) if finite.size else "",
+            ticks=tuple(self._ticks(name, values, axis)),
+            labels=labels(axis),
+            low=number(finite.min(), 2) if finite.size else "",
             middle=number(middle) if finite.size else "",
-            high=number(finite.max()) if finite.size else "",
+            high=number(finite.max(), 2) if finite.size else "",
             non_finite=int(values.size - finite.size),
         )
 
-    def _ticks(self, name: str, values: Vector, axis: Axis) -> Iterable[Tick]:
-        """Marked channels, those that matter most first."""
-        for kind, masks in (("broken", self.broken), ("far", self.far), ("dead", self.dead)):
-            for channel in np.flatnonzero(masks.get(name, False)):
-                value = float(values[channel])
-                yield Tick(kind, _x(axis, value), int(channel), number(value))
+    def _ticks(self, name: str, values: Vector, axis: Axis) -> Iterator[Tick]:
+        """Marked channels; those that stand at the same place share a tick."""
+        shown = {"dead": self.marks["dead"]} if name in _BY_SIZE else {}
+        shown |= {"far": self.far[name]}
+        shown |= {"broken": self.broken[name]} if name in self.broken else {}
+        for kind, mask in shown.items():
+            together: dict[int, list[int]] = {}
+            for channel in np.flatnonzero(mask & np.isfinite(values)).tolist():
+                together.setdefault(_x(axis, values[channel]) // BIN_WIDTH, []).append(channel)
+            for place, channels in sorted(together.items()):
+                yield Tick(kind, place * BIN_WIDTH, _said(channels, values))
+
+
+def _said(channels: Sequence[int], values: Vector) -> str:
+    """`channel 3: 1e-05, 8: 0 and 2 more`."""
+    named = ", ".join(f"{channel}: {number(values[channel])}" for channel in channels[:_NAMED])
+    more = len(channels) - _NAMED
+    return f"channel {named}" + (f" and {more} more" if more > 0 else "")
+
+
+def labels(axis: Axis) -> tuple[tuple[float, str], ...]:
+    """Round numbers of an axis, and where they stand."""
+    ticks = axis.ticks()
+    places = axis.place(np.asarray(ticks, dtype=np.float64))
+    return tuple((float(place), number(tick)) for place, tick in zip(places, ticks, strict=True))
 
 
 def _x(axis: Axis, value: float) -> int:
     return round(WIDTH * float(axis.place(np.asarray([value]))[0]))
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """A number as people read it."""
-    return f"{value:.3g}"
+    return f"{value:.{digits}g}"
 
 
 def _bars(counts: NDArray[np.int64]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bnfold.model.batchnorm import Vector
 from bnfold.reports.distribution import Axis
-from bnfold.reports.html.plots import number
+from bnfold.reports.html.plots import labels
 
 COLUMN, HEIGHT = 10, 60
 
@@ -43,11 +43,5 @@ def profile(name: str, vectors: Sequence[Vector | None], axis: Axis) -> Profile:
         ranges.append(f"M{center} {low:g}V{min(high, low - 0.5):g}")
         boxes.append(f"M{left} {first:g}H{right}V{min(third, first - 0.5):g}H{left}z")
         medians.append(f"M{left} {middle:g}H{right}")
-    return Profile(name, "".join(ranges), "".join(boxes), "".join(medians), _labels(axis))
+    return Profile(name, "".join(ranges), "".join(boxes), "".join(medians), labels(axis))
 
-
-def _labels(axis: Axis) -> tuple[tuple[float, str], ...]:
-    """Both ends of an axis, and 0 or the middle of it."""
-    between = -axis.low / (axis.high - axis.low) if axis.unit is not None else 0.5
-    places = [0.0, 1.0] + ([between] if 0.15 < between < 0.85 else [])
-    return tuple((place, number(axis.value(place))) for place in sorted(places))
