@@ -17,11 +17,15 @@ from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
+from bnfold.reports.distribution import Axis, histogram
+from bnfold.reports.sparkline import Sparkline
 
-_HEADINGS = ("layer", "channels", "moving mean", "variance", "folds into")
-_NAME_COLUMNS = (0, 4)
-_DROPPED_IN_TURN = (2, 1, 3)
+_HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
+_NAME_COLUMNS = (0, 5)
+_SPREAD = 4
+_DROPPED_IN_TURN = (4, 2, 1, 3)
 _PADDING = 3
+_BINS = 12
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _CONTAINERS = {
@@ -67,13 +71,16 @@ def _table(model: Inspection, width: int) -> Table:
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
     codes = _codes(model.findings)
-    cells = [_row(decision, codes, numbers) for decision in model.plan.decisions]
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(usual), caption_justify="left"
-    )
+    axis = _variance_axis(model.plan)
+    cells = [_row(decision, codes, numbers, axis) for decision in model.plan.decisions]
     shown = _columns_that_fit(cells, width)
+    caption = _caption(usual)
+    if _SPREAD in shown:
+        caption.append(f"\nspread: channels by variance, logarithmic from {_ends(axis)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in shown:
-        justify: JustifyMethod = "left" if column in _NAME_COLUMNS else "right"
+        is_left = column in (*_NAME_COLUMNS, _SPREAD)
+        justify: JustifyMethod = "left" if is_left else "right"
         overflow: OverflowMethod = "fold" if column in _NAME_COLUMNS else "ellipsis"
         table.add_column(_HEADINGS[column], justify=justify, overflow=overflow)
     for row, row_cells in zip(rows, cells, strict=True):
@@ -84,7 +91,18 @@ def _table(model: Inspection, width: int) -> Table:
     return table
 
 
-def _columns_that_fit(cells: list[list[Text]], width: int) -> list[int]:
+def _variance_axis(plan: Plan) -> Axis:
+    """An axis for the variances of all layers."""
+    vectors = (decision.batchnorm.vectors for decision in plan.decisions)
+    known = (found["moving_variance"] for found in vectors if found is not None)
+    return Axis.of(known, logarithmic=True)
+
+
+def _ends(axis: Axis) -> str:
+    return f"{10**axis.low:.1g} to {10**axis.high:.1g}"
+
+
+def _columns_that_fit(cells: list[list[Text | Sparkline]], width: int) -> list[int]:
     widths = [
         max(len(heading), *(cell[column].cell_len for cell in cells))
         for column, heading in enumerate(_HEADINGS)
@@ -118,8 +136,11 @@ def _codes(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def _row(
-    decision: Fold | Blocked, codes: dict[str, list[Finding]], numbers: dict[str, int]
-) -> list[Text]:
+    decision: Fold | Blocked,
+    codes: dict[str, list[Finding]],
+    numbers: dict[str, int],
+    axis: Axis,
+) -> list[Text | Sparkline]:
     batchnorm = decision.batchnorm
     name = Text(printable(show(batchnorm.path)))
     for finding in codes.get(show(batchnorm.path), []):
@@ -130,6 +151,7 @@ def _row(
         Text(str(batchnorm.channels) if batchnorm.channels is not None else "?"),
         Text(_range(vectors.get("moving_mean"))),
         Text(_range(vectors.get("moving_variance"))),
+        _spread(vectors.get("moving_variance"), axis),
         _target(decision, numbers),
     ]
 
@@ -140,7 +162,12 @@ def _range(values: Vector | None) -> str:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "not finite"
-    return f"{finite.min():.2g} … {finite.max():.2g}"
+    return f"{finite.min():.2g} to {finite.max():.2g}"
+
+
+def _spread(values: Vector | None, axis: Axis) -> Sparkline:
+    known = np.zeros(0) if values is None else values
+    return Sparkline(histogram(known, axis, _BINS).tolist())
 
 
 def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
