@@ -43,9 +43,11 @@ def outline(graph: Graph) -> tuple[Step, ...]:
     """
     layout = _Layout()
     makers = layout.lay_out(graph, (), None)
-    for place in {makers(ref) for ref in graph.outputs} - {None}:
-        layout.steps[place] = replace(layout.steps[place], is_output=True)
-    return tuple(layout.steps)
+    ends = {makers(ref) for ref in graph.outputs}
+    return tuple(
+        replace(step, is_output=True) if place in ends else step
+        for place, step in enumerate(layout.steps)
+    )
 
 
 class _Makers:

@@ -87,10 +87,7 @@ def _unit(values: Vector) -> float:
 
 def _transformed(values: Vector, unit: float | None) -> Vector:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if unit is None:
-            found = np.where(values > 0, np.log10(np.abs(values)), np.where(values <= 0, -_MAX, values))
-        else:
-            found = np.arcsinh(values / unit)
+        found = np.log10(np.maximum(values, 0)) if unit is None else np.arcsinh(values / unit)
         return np.clip(found, -_MAX, _MAX)
 
 
@@ -106,10 +103,12 @@ def far_out(values: Vector) -> NDArray[np.bool_]:
     A vector whose middle half is one number has no scale to judge by, and no channel far out.
     """
     finite = np.isfinite(values)
+    found: NDArray[np.bool_] = np.zeros(values.shape, dtype=bool)
     if not finite.any():
-        return np.zeros(values.shape, dtype=bool)
-    first, third = np.quantile(values[finite], [0.25, 0.75])
-    reach = _FENCE * (third - first)
-    if not reach > 0:
-        return np.zeros(values.shape, dtype=bool)
-    return finite & ((values < first - reach) | (values > third + reach))
+        return found
+    with np.errstate(over="ignore"):
+        first, third = np.quantile(values[finite], [0.25, 0.75])
+        reach = _FENCE * (third - first)
+    if reach > 0:
+        found |= finite & ((values < first - reach) | (values > third + reach))
+    return found

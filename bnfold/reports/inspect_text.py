@@ -28,7 +28,7 @@ _PADDING = 3
 _BINS = 12
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
-_CONTAINERS = {
+CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
     "h5": "legacy HDF5",
@@ -54,7 +54,7 @@ def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
     folds, total = len(model.plan.folds), len(model.plan.decisions)
     text = Text(printable(str(model.path)), style="bold")
-    text.append(f"  {_CONTAINERS[model.container]}{version}\n", style="not bold")
+    text.append(f"  {CONTAINERS[model.container]}{version}\n", style="not bold")
     text.append(f"{total} BatchNormalization {terminal.plural('layer', total)}: ", style="not bold")
     text.append(f"{folds} can be folded, {total - folds} cannot", style="not bold")
     return text

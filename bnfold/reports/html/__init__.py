@@ -6,24 +6,17 @@ made visible, and only as text or as a quoted `title` or `aria-label`; links and
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from bnfold import __version__
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
+from bnfold.reports import inspect_text
 from bnfold.reports.html import page, plots, profile, wires
 from bnfold.reports.terminal import plural
-
-CONTAINERS = {
-    "keras": ".keras archive",
-    "keras-directory": "Keras directory",
-    "h5": "legacy HDF5",
-}
 
 
 def inspections(models: Sequence[Inspection]) -> str:
@@ -43,11 +36,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"show": show, "plural": plural}
-    style = files("bnfold.reports.html").joinpath("templates", "style.css").read_text("utf-8")
     found.globals |= {
-        "style": Markup(style),  # our own file
         "version": __version__,
-        "containers": CONTAINERS,
+        "containers": inspect_text.CONTAINERS,
         "plot_box": {"width": plots.WIDTH, "height": plots.HEIGHT},
         "column": profile.COLUMN,
         "profile_height": profile.HEIGHT,

@@ -15,7 +15,7 @@ from bnfold.inspection import Inspection, settings
 from bnfold.model.graph import Path
 from bnfold.reports import inspect_text, terminal
 from bnfold.reports.distribution import Axis
-from bnfold.reports.html.plots import LOGARITHMIC, NAMES, Channels, Plot, number
+from bnfold.reports.html.plots import LOGARITHMIC, NAMES, LayerVectors, Plot, number
 from bnfold.reports.html.profile import Profile, profile
 from bnfold.reports.html.rows import Row, rows
 from bnfold.reports.html.wires import Wire, wires
@@ -50,7 +50,7 @@ class Norm:
     decision: Fold | Blocked
     findings: tuple[Finding, ...]
     targets: tuple[tuple[Path, int], ...]
-    channels: Channels
+    channels: LayerVectors
     axes: Mapping[str, Axis]
 
     @property
@@ -283,7 +283,7 @@ def model_page(model: Inspection, number: int) -> ModelPage:
     found = rows(model)
     width, drawn = wires(found)
     channels = {
-        place: Channels(row.decision.batchnorm)
+        place: LayerVectors(row.decision.batchnorm)
         for place, row in enumerate(found)
         if row.decision is not None
     }
@@ -318,7 +318,7 @@ def _has(count: int) -> str:
     return "has" if count == 1 else "have"
 
 
-def _axis(name: str, layers: Iterable[Channels]) -> Axis:
+def _axis(name: str, layers: Iterable[LayerVectors]) -> Axis:
     vectors = (one.usual(name) for one in layers)
     known = [vector for vector in vectors if vector is not None]
     return Axis.of(known, logarithmic=name in LOGARITHMIC)
@@ -326,7 +326,7 @@ def _axis(name: str, layers: Iterable[Channels]) -> Axis:
 
 def _norm(
     row: Row,
-    channels: Channels | None,
+    channels: LayerVectors | None,
     findings: Mapping[Path, Sequence[Finding]],
     axes: Mapping[str, Axis],
 ) -> Norm | None:

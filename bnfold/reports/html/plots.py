@@ -67,7 +67,7 @@ class Plot:
     non_finite: int
 
 
-class Channels:
+class LayerVectors:
     """The vectors of one layer, and which of its channels are marked."""
 
     def __init__(self, batchnorm: BatchNorm) -> None:
@@ -123,7 +123,9 @@ class Channels:
 
     def _any(self, masks: Mapping[str, Mask]) -> Mask:
         found: Mask = np.zeros(self.batchnorm.channels or 0, dtype=bool)
-        return np.any([found, *masks.values()], axis=0)
+        for mask in masks.values():
+            found |= mask
+        return found
 
     @cached_property
     def marks(self) -> Mapping[str, Mask]:

@@ -44,4 +44,3 @@ def profile(name: str, vectors: Sequence[Vector | None], axis: Axis) -> Profile:
         boxes.append(f"M{left} {first:g}H{right}V{min(third, first - 0.5):g}H{left}z")
         medians.append(f"M{left} {middle:g}H{right}")
     return Profile(name, "".join(ranges), "".join(boxes), "".join(medians), labels(axis))
-

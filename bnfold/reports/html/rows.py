@@ -79,16 +79,16 @@ def _targets(decision: Fold | Blocked | None, first: Mapping[Path, int]) -> dict
 
 def _drafts(model: Inspection, first: Mapping[Path, int]) -> Iterator[_Draft]:
     """A line for each step, and for each decision on what is no step of its own."""
-    decisions = {decision.batchnorm.path: decision for decision in model.plan.decisions}
+    decisions = {one.batchnorm.path: one for one in model.plan.decisions}
     takers = {
         model.steps[place].path
         for fold in model.plan.folds
         for place in _targets(fold, first).values()
     }
     hidden: dict[int | None, list[Fold | Blocked]] = {}
-    for path, decision in decisions.items():
+    for path, one in decisions.items():
         if path not in first:
-            hidden.setdefault(_owner(path, first), []).append(decision)
+            hidden.setdefault(_owner(path, first), []).append(one)
     for place, step in enumerate(model.steps):
         decision = decisions.get(step.path)
         special = decision is not None or step.path in takers or step.opens
