@@ -50,14 +50,14 @@ class Axis:
         placed = (_transformed(values, self.unit) - self.low) / self._length
         return np.clip(placed, 0.0, 1.0)
 
-    def ticks(self) -> list[float]:
-        """A few round numbers on the axis, 0 and powers of ten, none too near to another."""
-        found: list[float] = []
-        for candidate in self._round_numbers():
-            place = (_transformed(np.asarray([candidate]), self.unit)[0] - self.low) / self._length
-            near = (abs(place - self.place(np.asarray([other]))[0]) for other in found)
-            if 0 <= place <= 1 and all(distance > _APART for distance in near):
-                found.append(candidate)
+    def ticks(self) -> list[tuple[float, float]]:
+        """A few round numbers, 0 and powers of ten, none near another, with their places."""
+        candidates = list(self._round_numbers())
+        placed = _transformed(np.asarray(candidates, dtype=np.float64), self.unit) - self.low
+        found: list[tuple[float, float]] = []
+        for number, place in zip(candidates, (placed / self._length).tolist(), strict=True):
+            if 0 <= place <= 1 and all(abs(place - other) > _APART for _, other in found):
+                found.append((number, place))
         return sorted(found)
 
     def _round_numbers(self) -> Iterator[float]:

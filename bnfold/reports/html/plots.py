@@ -46,25 +46,30 @@ class Plot:
 
     Attributes:
         name: the vector's, for people.
+        axis: the one that the channels stand on.
         bars: a path of SVG; empty where no channel is finite.
         zero: where 0 stands, where it is on the axis.
         median: where the middle channel stands.
         ticks: where marked channels stand.
-        labels: round numbers of the axis, and where they stand, from 0 to 1.
         low: the smallest finite number, with the `middle` and the `high`est one.
         non_finite: how many channels are NaN or infinite.
     """
 
     name: str
+    axis: Axis
     bars: str
     zero: int | None
     median: int
     ticks: tuple[Tick, ...]
-    labels: tuple[tuple[float, str], ...]
     low: str
     middle: str
     high: str
     non_finite: int
+
+    @property
+    def labels(self) -> list[tuple[float, str]]:
+        """Where round numbers stand on the axis, from 0 to 1."""
+        return labels(self.axis)
 
 
 class LayerVectors:
@@ -146,11 +151,11 @@ class LayerVectors:
         has_zero = axis.unit is not None and axis.low < 0 < axis.high
         return Plot(
             name=NAMES.get(name, name),
+            axis=axis,
             bars=_bars(histogram(finite, axis, BINS)) if finite.size else "",
             zero=_x(axis, 0.0) if has_zero else None,
             median=_x(axis, middle),
             ticks=tuple(self._ticks(name, values, axis)),
-            labels=labels(axis),
             low=number(finite.min(), 2) if finite.size else "",
             middle=number(middle) if finite.size else "",
             high=number(finite.max(), 2) if finite.size else "",
@@ -164,8 +169,10 @@ class LayerVectors:
         shown |= {"broken": self.broken[name]} if name in self.broken else {}
         for kind, mask in shown.items():
             together: dict[int, list[int]] = {}
-            for channel in np.flatnonzero(mask & np.isfinite(values)).tolist():
-                together.setdefault(_x(axis, values[channel]) // BIN_WIDTH, []).append(channel)
+            marked = np.flatnonzero(mask & np.isfinite(values))
+            places = (axis.place(values[marked]) * BINS).astype(int)
+            for channel, place in zip(marked.tolist(), places.tolist(), strict=True):
+                together.setdefault(place, []).append(channel)
             for place, channels in sorted(together.items()):
                 yield Tick(kind, place * BIN_WIDTH, _said(channels, values))
 
@@ -177,11 +184,9 @@ def _said(channels: Sequence[int], values: Vector) -> str:
     return f"channel {named}" + (f" and {more} more" if more > 0 else "")
 
 
-def labels(axis: Axis) -> tuple[tuple[float, str], ...]:
-    """Round numbers of an axis, and where they stand."""
-    ticks = axis.ticks()
-    places = axis.place(np.asarray(ticks, dtype=np.float64))
-    return tuple((float(place), number(tick)) for place, tick in zip(places, ticks, strict=True))
+def labels(axis: Axis) -> list[tuple[float, str]]:
+    """Where round numbers stand on an axis, from 0 to 1."""
+    return [(place, number(tick)) for tick, place in axis.ticks()]
 
 
 def _x(axis: Axis, value: float) -> int:

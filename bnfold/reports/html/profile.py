@@ -17,8 +17,8 @@ class Profile:
     """A column COLUMN wide for each layer, HEIGHT high, as paths of SVG.
 
     `ranges` runs from the smallest to the largest channel, `boxes` around the middle half of them,
-    `medians` across the middle one. `labels` are numbers of the axis and where they stand, from 0
-    at its lower end to 1.
+    `medians` across the middle one. `labels` are where numbers of the axis stand, from 0 at
+    its lower end to 1.
     """
 
     name: str
@@ -43,4 +43,4 @@ def profile(name: str, vectors: Sequence[Vector | None], axis: Axis) -> Profile:
         ranges.append(f"M{center} {low:g}V{min(high, low - 0.5):g}")
         boxes.append(f"M{left} {first:g}H{right}V{min(third, first - 0.5):g}H{left}z")
         medians.append(f"M{left} {middle:g}H{right}")
-    return Profile(name, "".join(ranges), "".join(boxes), "".join(medians), labels(axis))
+    return Profile(name, "".join(ranges), "".join(boxes), "".join(medians), tuple(labels(axis)))
