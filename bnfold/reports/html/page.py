@@ -283,7 +283,7 @@ def model_page(model: Inspection, number: int) -> ModelPage:
     found = rows(model)
     width, drawn = wires(found)
     channels = {
-        place: LayerVectors(row.decision.batchnorm)
+        place: LayerVectors(row.decision)
         for place, row in enumerate(found)
         if row.decision is not None
     }

@@ -1,7 +1,7 @@
 """How the channels of one vector are spread, as paths of SVG: bars, and ticks for odd channels.
 
-A channel is marked as "dead" where its input or its gamma is almost nothing, as "far" where it
-stands far from the layer's other channels, and as "broken" where no variance can be what is stored.
+A channel is marked as "dead" where its input or output does not vary, as "far" where it stands far
+from the layer's other channels, and as "broken" where a number is not finite or a variance negative.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.audit.rules import VANISHING_SHARE_OF_EPSILON
+from bnfold.audit import Subject
+from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import channel_values
-from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.batchnorm import Vector
 from bnfold.reports.distribution import Axis, far_out, histogram
 
 Mask = NDArray[np.bool_]
@@ -23,7 +24,6 @@ WIDTH = BINS * BIN_WIDTH
 _NAMED = 4
 """So many channels are named at one tick at most."""
 
-SILENT_GAMMA = 1e-3
 LOGARITHMIC = frozenset({"moving_variance"})
 _BY_SIZE = frozenset({"moving_variance", "gamma", "scale"})
 """Vectors whose channels stand out by how many times, and not by how much, they differ."""
@@ -73,73 +73,61 @@ class Plot:
 
 
 class LayerVectors:
-    """The vectors of one layer, and which of its channels are marked."""
+    """The vectors of one layer, and which of its channels are marked; each mask is (channels,)."""
 
-    def __init__(self, batchnorm: BatchNorm) -> None:
-        self.batchnorm = batchnorm
-        values = channel_values(batchnorm)
+    def __init__(self, decision: Fold | Blocked) -> None:
+        self.batchnorm = decision.batchnorm
+        values = channel_values(self.batchnorm)
         self.vectors: dict[str, Vector] = {k: v for k, v in values.items() if v is not None}
+        # Without the file's variables there is nothing to ask a subject for.
+        known = self.batchnorm.vectors
+        self._subject = None if known is None else Subject(self.batchnorm, known, decision)
 
     @cached_property
-    def dead(self) -> Mapping[str, Mask]:
-        """The channels that carry nothing, by the vectors that show it."""
-        found: dict[str, Mask] = {}
-        gamma, variance = self.vectors.get("gamma"), self.vectors.get("moving_variance")
-        if gamma is not None:
-            silent = np.abs(gamma) < SILENT_GAMMA
-            found |= {"gamma": silent, "scale": silent}
-        epsilon = self.batchnorm.epsilon
-        if variance is not None and epsilon is not None and epsilon > 0:
-            found["moving_variance"] = (variance >= 0) & (
-                variance < VANISHING_SHARE_OF_EPSILON * epsilon
-            )
+    def dead(self) -> Mask:
+        """The channels whose input or output does not vary, by the rules' own measure."""
+        if self._subject is None:
+            return self._none
+        with np.errstate(all="ignore"):
+            found: Mask = self._subject.dead | self._subject.vanishing
+        return found & ~self.broken
+
+    @cached_property
+    def broken(self) -> Mask:
+        """The channels with a number that is not finite, or a variance below 0."""
+        found = self._none
+        for name, values in self.vectors.items():
+            found = found | ~np.isfinite(values)
+            if name == "moving_variance":
+                found = found | (values < 0)
         return found
-
-    @cached_property
-    def broken(self) -> Mapping[str, Mask]:
-        """The channels of which no variance can be what is stored."""
-        variance = self.vectors.get("moving_variance")
-        return {} if variance is None else {"moving_variance": variance < 0}
 
     @cached_property
     def far(self) -> Mapping[str, Mask]:
         """The channels that stand far from the others, in each vector."""
-        return {name: self._far(name, values) for name, values in self.vectors.items()}
+        return {name: self._far(name) for name in self.vectors}
 
-    def _far(self, name: str, values: Vector) -> Mask:
-        if name in _BY_SIZE:
-            with np.errstate(divide="ignore"):
-                values = np.log(np.abs(values))
-        return far_out(np.where(self._odd, np.nan, values))
+    def _far(self, name: str) -> Mask:
+        values = self._usual(name)
+        with np.errstate(divide="ignore"):
+            return far_out(np.log(np.abs(values)) if name in _BY_SIZE else values)
 
     def usual(self, name: str) -> Vector | None:
         """A vector with NaN for what is dead or broken; None for one that the layer lacks."""
-        values = self.vectors.get(name)
-        return None if values is None else np.where(self._odd, np.nan, values)
+        return self._usual(name) if name in self.vectors else None
 
-    @cached_property
-    def _odd(self) -> Mask:
-        return self._any(self.dead) | self._any(self.broken)
+    def _usual(self, name: str) -> Vector:
+        return np.where(self.dead | self.broken, np.nan, self.vectors[name])
 
-    @cached_property
-    def non_finite(self) -> Mask:
-        """The channels in which some vector holds a NaN or an infinity."""
-        return self._any({name: ~np.isfinite(values) for name, values in self.vectors.items()})
-
-    def _any(self, masks: Mapping[str, Mask]) -> Mask:
-        found: Mask = np.zeros(self.batchnorm.channels or 0, dtype=bool)
-        for mask in masks.values():
-            found |= mask
-        return found
+    @property
+    def _none(self) -> Mask:
+        return np.zeros(self.batchnorm.channels or 0, dtype=bool)
 
     @cached_property
     def marks(self) -> Mapping[str, Mask]:
         """The channels of each kind, whatever vector shows it."""
-        return {
-            "broken": self._any(self.broken) | self.non_finite,
-            "dead": self._any(self.dead),
-            "far": self._any(self.far),
-        }
+        far = np.any([self._none, *self.far.values()], axis=0)
+        return {"broken": self.broken, "dead": self.dead, "far": far}
 
     def plot(self, name: str, axis: Axis) -> Plot | None:
         """The spread of one vector along an axis; None for one that the layer does not have."""
@@ -164,9 +152,11 @@ class LayerVectors:
 
     def _ticks(self, name: str, values: Vector, axis: Axis) -> Iterator[Tick]:
         """Marked channels; those that stand at the same place share a tick."""
-        shown = {"dead": self.marks["dead"]} if name in _BY_SIZE else {}
-        shown |= {"far": self.far[name]}
-        shown |= {"broken": self.broken[name]} if name in self.broken else {}
+        shown = {"far": self.far[name]}
+        if name in _BY_SIZE:
+            shown["dead"] = self.dead
+        if name == "moving_variance":
+            shown["broken"] = self.broken
         for kind, mask in shown.items():
             together: dict[int, list[int]] = {}
             marked = np.flatnonzero(mask & np.isfinite(values))
