@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from bnfold.model import hdf5
 from bnfold.model.archive import KerasArchive
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, ModelFile, open_model
-from bnfold.model.graph import show, walk_all
+from bnfold.model.graph import Graph, show, walk_all
 from bnfold.model.loose import loose_batchnorms
+from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 
 SCHEMA_VERSION = 1
@@ -38,6 +40,7 @@ class Inspection:
         keras_version: the version that wrote it, where it tells.
         plan: one decision for each BatchNormalization.
         findings: what the health rules say.
+        graph: the model that the plan is for.
         note: why nothing can be folded at all, where that is so.
         suppressed: findings that do not count, for a reason that somebody gave.
     """
@@ -47,8 +50,14 @@ class Inspection:
     keras_version: str | None
     plan: Plan = field(repr=False)
     findings: tuple[Finding, ...] = field(repr=False)
+    graph: Graph = field(repr=False)
     note: str | None = None
     suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The model from top to bottom; empty for a subclassed one, whose file has no graph."""
+        return outline(self.graph)
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `models` in the JSON report."""
@@ -110,6 +119,7 @@ def inspect_file(
                 target_dtype=target_dtype,
                 steps=model.optimizer_steps,
             ),
+            graph=model.graph,
             note=_SUBCLASSED if subclassed else None,
         )
 
