@@ -10,19 +10,21 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 from xml.etree import ElementTree as ET
 
+import h5py
 import jsonschema
 import junitparser
 import pytest
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 from test_gate import configure, folder, model, run  # noqa: F401 - a fixture is among them
+from test_hostile import fill, keras_file, weights
 
 from bnfold.audit import RULES
 from bnfold.cli import main
 from bnfold.model.guard import printable
 from bnfold.reports.json import schema
 
-FORMATS = ["text", "json", "sarif", "github", "junit", "markdown"]
+FORMATS = ["text", "json", "sarif", "github", "junit", "markdown", "html"]
 
 HOSTILE = [
     "::error::x",
@@ -75,6 +77,22 @@ def mixed() -> None:
         '[tool.bnfold]\nselect = ["BN105"]\nbaseline = "known.json"\n'
         '[[tool.bnfold.suppress]]\nlayer = "old"\nrules = ["BN1"]\nreason = "it <goes> soon"\n'
     )
+
+
+def test_a_layer_without_a_name_in_every_format() -> None:
+    """In the file of a subclassed model, four vectors at its root are a BatchNormalization."""
+
+    def build(file: h5py.File) -> None:
+        del file["layers"]
+        fill(file.create_group("vars"), [[1.0] * 4, [0.0] * 4, [0.5] * 4, [1.0, -1.0, 1.0, 1.0]])
+
+    own = {"module": "mine", "class_name": "Own", "registered_name": "Own", "config": {}}
+    keras_file(Path("own.keras"), config=own, h5=weights(build))
+    for format_ in FORMATS:
+        selected = ["--select", "BN1", "--fail-on", "warning"]
+        result = run("own.keras", "--format", format_, *selected)
+        assert (result.exit_code, result.stderr) == (1, ""), format_
+    assert [r["ruleId"] for r in sarif("own.keras", "--select", "BN1")["results"]] == ["BN105"]
 
 
 def text_of(result: Result) -> str:

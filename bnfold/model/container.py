@@ -1,6 +1,7 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -167,4 +168,5 @@ def is_model_directory(path: Path) -> bool:
 
     Many a folder has a config.json, so that alone does not make a model of it.
     """
-    return (path / CONFIG).is_file() and any((path / n).is_file() for n in (METADATA, WEIGHTS))
+    parts = (os.path.isfile(path / name) for name in (METADATA, WEIGHTS))
+    return os.path.isfile(path / CONFIG) and any(parts)

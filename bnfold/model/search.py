@@ -25,12 +25,12 @@ def models_at(
     Raises:
         UnreadableModelError: it is a folder without a model.
     """
-    if not path.is_dir() or is_model_directory(path):
+    if not os.path.isdir(path) or is_model_directory(path):
         return [path]
     found = sorted(_search(path, exclude, on_error), key=lambda model: model.parts)
     if found:
         return found
-    if (path / CONFIG).exists() or (path / SAVED_MODEL).exists():
+    if os.path.exists(path / CONFIG) or os.path.exists(path / SAVED_MODEL):
         return [path]  # whoever reads it as a model says what it is instead
     raise UnreadableModelError(
         f"{printable(str(path))}: no model in this folder: no file that ends in "

@@ -92,7 +92,11 @@ def _result(path: Path, finding: Finding) -> dict[str, Any]:
         # Code scanning on GitHub shows nothing that has no line.
         "physicalLocation": {"artifactLocation": _location(path), "region": {"startLine": 1}},
         "logicalLocations": [
-            {"name": printable(finding.layer[-1]), "fullyQualifiedName": layer, "kind": "layer"}
+            {
+                "name": printable(show(finding.layer[-1:])),  # a root may have no name
+                "fullyQualifiedName": layer,
+                "kind": "layer",
+            }
         ],
     }
     return {
