@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from bnfold.audit import Thresholds
-from bnfold.audit.selection import ALL, chosen, is_code, unknown_code
+from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
-from bnfold.errors import SettingsError, VerificationFailedError
+from bnfold.errors import VerificationFailedError
 from bnfold.exporting import ExportReport, export_file
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.verification import Verification, runtime
@@ -55,14 +55,11 @@ def inspect(
         ValueError: there is no such target.
         BnfoldError: Keras cannot save the live model.
     """
-    select, ignore = _listed(select), _listed(ignore)
-    for code in (*select, *ignore):
-        if not is_code(code):
-            raise SettingsError(unknown_code(code))
+    rules = chosen(codes(_listed(select)), codes(_listed(ignore)))
     with _as_file(model) as path:
         inspection = inspect_file(
             path,
-            rules=chosen(select, ignore),
+            rules=rules,
             thresholds=thresholds,
             target_dtype=target_dtype,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
-from bnfold.audit.selection import ALL, Suppression, chosen, is_code, unknown_code
+from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
 from bnfold.model.guard import printable
 
@@ -151,11 +151,10 @@ def _texts(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _codes(key: str, value: Any) -> tuple[str, ...]:
-    found = _texts(key, value)
-    for code in found:
-        if not is_code(code):
-            raise _MeaninglessError(key, unknown_code(code))
-    return found
+    try:
+        return codes(_texts(key, value))
+    except SettingsError as error:
+        raise _MeaninglessError(key, str(error)) from None
 
 
 def _some_codes(key: str, value: Any) -> tuple[str, ...]:

@@ -233,8 +233,8 @@ def test_sarif_describes_every_rule() -> None:
     assert [rule["id"] for rule in rules] == [rule.code for rule in RULES]
     for rule in rules:
         assert rule["shortDescription"]["text"]
-        assert rule["help"]["text"]
-        assert rule["help"]["markdown"]
+        assert "Why it matters:" in rule["help"]["text"]
+        assert "\n## Why it matters\n" in rule["help"]["markdown"]
 
 
 def test_sarif_results_point_at_model_and_layer(mixed: None) -> None:

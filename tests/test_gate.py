@@ -122,10 +122,11 @@ def test_select_and_ignore_take_several_codes(broken: Path) -> None:
     assert codes(broken, "--select", "BN101", "--select", "BN105") == {"BN105"}
     assert "BN105" not in codes(broken, "--ignore", "BN101,BN105")
     assert codes(broken, "--select", "BN105", "--ignore", "BN1") == {"BN105"}
+    assert codes(broken, "--select", "bn105") == {"BN105"}
 
 
 @pytest.mark.parametrize("option", ["--select", "--ignore"])
-@pytest.mark.parametrize("code", ["BN9", "bn105", "BN1055", "", "B", "BN105,", "E501"])
+@pytest.mark.parametrize("code", ["BN9", "N105", "BN1055", "", "B", "BN105,", "E501"])
 def test_a_code_of_no_rule_is_refused(option: str, code: str, broken: Path) -> None:
     refused(broken, option, code, says=[option, "no rule has the code"])
 

@@ -29,13 +29,13 @@ _OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
 
 def _codes(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """The codes in options that may be repeated and hold several, with commas between them."""
-    from bnfold.audit.selection import is_code, unknown_code
+    from bnfold.audit.selection import codes
+    from bnfold.errors import SettingsError
 
-    codes = tuple(code.strip() for value in values for code in value.split(","))
-    for code in codes:
-        if not is_code(code):
-            raise click.BadParameter(unknown_code(code))
-    return codes
+    try:
+        return codes([word.strip() for value in values for word in value.split(",")])
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _SELECTION = (

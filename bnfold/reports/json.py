@@ -60,7 +60,7 @@ def rules(every: Iterable[Rule]) -> str:
         }
         for rule in every
     ]
-    return _dump({"schema_version": SCHEMA_VERSION, "rules": rows})
+    return dump({"schema_version": SCHEMA_VERSION, "rules": rows})
 
 
 def fold(report: "FoldReport") -> str:

@@ -18,6 +18,7 @@ from bnfold.audit import RULES, Finding, Rule, Severity
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
+from bnfold.reports import rule_page
 from bnfold.reports.json import dump
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "name": rule.name,
         "shortDescription": {"text": rule.summary},
         "defaultConfiguration": {"level": _LEVELS[rule.severities[0]]},
-        "help": {"text": rule.summary, "markdown": rule.summary},
+        "help": {"text": rule.documentation, "markdown": rule_page.markdown(rule)},
     }
 
 
