@@ -59,6 +59,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "id": rule.code,
         "name": rule.name,
         "shortDescription": {"text": rule.summary},
+        "fullDescription": {"text": rule_page.sections(rule)["What it finds"]},
         "defaultConfiguration": {"level": _LEVELS[rule.severities[0]]},
         "help": {"text": rule.documentation, "markdown": rule_page.markdown(rule)},
     }
