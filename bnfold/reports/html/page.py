@@ -24,7 +24,7 @@ from bnfold.reports.terminal import plural
 COMPARED = ("moving_mean", "moving_variance", "scale", "shift")
 """The vectors that are shown of all layers on one axis."""
 _IN_FULL = ("moving_mean", "moving_variance", "gamma", "beta", "scale", "shift")
-_LISTED_CHANNELS = 12
+_LISTED_CHANNELS = 8
 _KINDS = {"broken": "broken", "dead": "dead", "far": "far out"}
 _UNUSED = {"renorm": "no", "synchronized": "no", "regularizers": "none", "constraints": "none"}
 """Settings that are not worth a word where they say this."""
@@ -147,16 +147,16 @@ class Norm:
         return int(every.sum()) - sum(bool(channel.kinds) for channel in self.marked)
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
-        """How it is configured, by the names of the settings."""
+    def facts(self) -> str:
+        """How it is configured, but for what says nothing."""
         batchnorm = self.decision.batchnorm
         found: dict[str, Any] = {"axis": batchnorm.axis, **settings(batchnorm)}
         shown = {name: inspect_text.value(value) for name, value in found.items()}
-        return [
-            (name.replace("_", " "), said)
+        return " · ".join(
+            f"{name.replace('_', ' ')} {said}"
             for name, said in shown.items()
             if said != _UNUSED.get(name)
-        ]
+        )
 
 
 @dataclass(frozen=True)
