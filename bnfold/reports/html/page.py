@@ -248,12 +248,20 @@ class ModelPage:
     @cached_property
     def groups(self) -> list[Group]:
         """The findings by rule, the worst first."""
-        found: dict[tuple[Severity, str, str], list[tuple[Norm, Finding]]] = {}
+        found: dict[tuple[Severity, str], list[tuple[Norm, Finding]]] = {}
         for norm in self.norms:
             for one in norm.findings:
-                found.setdefault((one.severity, one.code, one.name), []).append((norm, one))
+                found.setdefault((one.severity, one.code), []).append((norm, one))
         ranked = sorted(found.items(), key=lambda item: (item[0][0].rank, item[0][1]))
-        return [Group(*key, tuple(same)) for key, same in ranked]
+        return [Group(*key, same[0][1].name, tuple(same)) for key, same in ranked]
+
+    def group_number(self, finding: Finding) -> int:
+        """The number from 1 of the group that a finding is in."""
+        return self._group_numbers[finding.severity, finding.code]
+
+    @cached_property
+    def _group_numbers(self) -> Mapping[tuple[Severity, str], int]:
+        return {(one.severity, one.code): n for n, one in enumerate(self.groups, start=1)}
 
     @cached_property
     def stays(self) -> list[Stays]:

@@ -20,7 +20,7 @@ from bnfold.reports.distribution import Axis, far_out, histogram
 
 Mask = NDArray[np.bool_]
 
-BINS, BIN_WIDTH, HEIGHT = 32, 3, 24
+BINS, BIN_WIDTH, HEIGHT = 24, 4, 24
 WIDTH = BINS * BIN_WIDTH
 _NAMED = 4
 """So many channels are named at one tick at most."""
