@@ -600,9 +600,9 @@ def test_exclude_passes_over_names_and_paths_from_the_folder(pattern: str, left:
 def test_a_folder_without_a_model_is_never_good(broken: Path) -> None:
     Path("empty").mkdir()
     Path("empty/notes.txt").write_text("nothing")
-    refused("empty", says=["empty: no model in this folder"])
+    refused("empty", says=["empty: not a Keras model, and a folder without one"])
     refused("empty", "--fail-on", "never", says=["empty"])
-    refused(".", "--exclude", "*", says=["no model in this folder"])
+    refused(".", "--exclude", "*", says=["a folder without one"])
     result = run(broken, "empty", "--fail-on", "never")
     assert result.exit_code == 2
     assert "broken.keras" in result.stdout
