@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
@@ -41,6 +42,7 @@ class Inspection:
         findings: what the health rules say.
         graph: the model that the plan is for.
         note: why nothing can be folded at all, where that is so.
+        suppressed: findings that do not count, for a reason that somebody gave.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Inspection:
     findings: tuple[Finding, ...] = field(repr=False)
     graph: Graph = field(repr=False)
     note: str | None = None
+    suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -65,6 +68,7 @@ class Inspection:
             "note": self.note,
             "batchnorms": [describe(decision) for decision in self.plan.decisions],
             "findings": [finding.to_dict() for finding in self.findings],
+            "suppressed": [suppressed.to_dict() for suppressed in self.suppressed],
         }
 
     def findings_on(self, decision: Fold | Blocked) -> tuple[Finding, ...]:

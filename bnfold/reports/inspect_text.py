@@ -27,13 +27,21 @@ _DROPPED_IN_TURN = (4, 2, 1, 3)
 _PADDING = 3
 _BINS = 12
 
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
     "h5": "legacy HDF5",
 }
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
+
+
+def inspections(models: Sequence[Inspection], width: int) -> RenderableType:
+    """The reports on some models, and if they are several what it comes to."""
+    if len(models) == 1:
+        return inspection(models[0], width)
+    parts = [part for model in models for part in (inspection(model, width), Text(""))]
+    return Group(*parts, Text(terminal.totals(models)))
 
 
 def inspection(model: Inspection, width: int) -> RenderableType:
@@ -47,6 +55,8 @@ def inspection(model: Inspection, width: int) -> RenderableType:
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(_not_said_yet(model.findings))
+    if model.suppressed:
+        parts.append(Text(f"findings that do not count: {terminal.set_aside([model])}"))
     return Group(*parts)
 
 
@@ -57,12 +67,9 @@ def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
 
 def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
-    folds, total = len(model.plan.folds), len(model.plan.decisions)
     text = Text(printable(str(model.path)), style="bold")
     text.append(f"  {CONTAINERS[model.container]}{version}\n", style="not bold")
-    text.append(f"{total} BatchNormalization {terminal.plural('layer', total)}: ", style="not bold")
-    text.append(f"{folds} can be folded, {total - folds} cannot", style="not bold")
-    return text
+    return text.append(terminal.foldable(model.plan), style="not bold")
 
 
 def _table(model: Inspection, width: int) -> Table:
@@ -149,7 +156,7 @@ def _row(
     batchnorm = decision.batchnorm
     name = Text(printable(show(batchnorm.path)))
     for finding in codes.get(show(batchnorm.path), []):
-        name.append(f" {finding.code}", style=_COLOURS[finding.severity])
+        name.append(f" {finding.code}", style=COLOURS[finding.severity])
     vectors = batchnorm.vectors or {}
     return [
         name,
@@ -199,7 +206,7 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
         alike.setdefault((finding.severity, finding.code, message), []).append(finding)
     lines = [Text("")] if findings else []
     for (severity, code, _), same in alike.items():
-        head = Text(f"{severity} {code} ", style=_COLOURS[severity])
+        head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
         said = messages.pop() if len(messages) == 1 else f"{len(same)} layers"
