@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 from pictures import Element, keras, page, parsed, saved
 from test_hostile import keras_file, model_config
 
+from bnfold.audit.selection import Suppressed
+from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Fold
+from bnfold.gate import Unreadable
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
@@ -204,6 +208,28 @@ def test_several_models_have_a_table_of_contents(fixture_model: Unpack) -> None:
         assert (layers, folds) == (len(model.plan.decisions), len(model.plan.folds))
         assert folds + stays == layers
     assert [len(found.tags(f"h{level}")) for level in (1, 2)] == [1, len(FILES)]
+
+
+def test_what_could_not_be_read_is_on_the_page(fixture_model: Unpack) -> None:
+    models = [inspect_file(fixture_model(FILES[0]))]
+    error = UnreadableModelError("no <b>such</b> file\x1b")
+    for readable in (models, []):
+        found = parsed(html.inspections(readable, [Unreadable(Path("gone.keras"), error)]))
+        check(found)
+        assert "Not read no <b>such</b> file\\x1b" in found.tags("header")[0].text
+
+
+def test_a_finding_that_does_not_count_is_told_apart(tmp_path: Path) -> None:
+    model = saved(pictures.spoiled(pictures.residual(8)), tmp_path / "spoiled.keras")
+    aside = next(finding for finding in model.findings if finding.code == "BN104")
+    suppressed = (Suppressed(aside, "suppression", "known & <accepted>"),)
+    kept = tuple(finding for finding in model.findings if finding is not aside)
+    found = page(replace(model, findings=kept, suppressed=suppressed))
+    check(found)
+    line = line_of(found, 1)
+    assert "BN104 non-finite does not count (suppression): known & <accepted>" in line.text
+    assert "error" not in _classes(line)
+    assert "Findings that do not count: 1 suppressed." in found.tags("header")[0].text
 
 
 def test_two_hundred_layers_are_a_small_page_soon(tmp_path: Path) -> None:
