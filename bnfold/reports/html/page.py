@@ -196,7 +196,7 @@ class Stays:
     """BatchNormalizations that stay for the same reason."""
 
     reason: str
-    remedies: tuple[str, ...]
+    remedy: str
     norms: tuple[Norm, ...]
 
 
@@ -275,11 +275,9 @@ class ModelPage:
         """What cannot be folded, by reason."""
         by_path = {norm.path: norm for norm in self.norms}
         found = []
-        for said, blocked in terminal.by_reason(self.model.plan).items():
-            alone = len(blocked) == 1
-            reason, remedies = (blocked[0].reason, blocked[0].remedies) if alone else (said, ())
+        for blocked in terminal.by_reason(self.model.plan).values():
             norms = tuple(by_path[one.batchnorm.path] for one in blocked)
-            found.append(Stays(reason, remedies, norms))
+            found.append(Stays(*terminal.reason_and_remedy(blocked), norms))
         return found
 
     @cached_property
