@@ -119,7 +119,7 @@ def test_no_script_could_run_on_the_page(browser: Any, files: dict[str, Path]) -
     text = files["five"].read_text("utf-8")
     bad = "<script>document.title = 'run'</script><img src='x' onerror='document.title = 2'>"
     other = files["five"].with_name("injected.html")
-    other.write_text(text.replace("<main>", f"<main>{bad}"), encoding="utf-8")
+    other.write_text(text.replace("<body>", f"<body>{bad}"), encoding="utf-8")
     tab.goto(other.as_uri())
     assert tab.title().startswith("five.keras")
     assert any("Content Security Policy" in message for message in refused)
