@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -13,6 +13,7 @@ numbers = arrays.arrays(
 )
 
 
+@settings(deadline=None)
 @given(numbers, numbers, st.booleans())
 def test_every_number_has_a_place_and_they_keep_their_order(
     of: np.ndarray, values: np.ndarray, logarithmic: bool
