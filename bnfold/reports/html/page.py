@@ -234,7 +234,8 @@ class ModelPage:
         if not parts:
             parts.append("No errors and no warnings")
         folds = total - self.fates["stays"]
-        parts.append("all fold away" if folds == total else f"{folds} of {total} fold away")
+        some = f"{folds} of {total} fold away" if folds else "none folds away"
+        parts.append("all fold away" if folds == total else some)
         return f"{'; '.join(parts)}."
 
     @property
