@@ -244,7 +244,7 @@ def _show_models(
 
 def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:
     """The report in a format that needs no terminal; its module is imported now."""
-    arguments: dict[str, Any] = {} if format_ == "html" else {"unreadable": outcome.unreadable}
+    arguments: dict[str, Any] = {"unreadable": outcome.unreadable}
     if format_ == "junit":
         arguments["fail_on"] = fail_on
     try:
