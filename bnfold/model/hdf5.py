@@ -43,6 +43,8 @@ class _Window(io.RawIOBase):
         view = memoryview(buffer)[: max(0, self._size - self._position)]
         self._file.seek(self._start + self._position)
         count = self._file.readinto(view)  # type: ignore[attr-defined]
+        if count < len(view):  # HDF5 would take zeros for the rest
+            raise OSError("the file became shorter while it was read")
         guard.check_heap(view)
         self._position += count
         return int(count)
