@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import VerificationImpossibleError
-from bnfold.verification import runtime, safety, samples, sites, tensors
+from bnfold.verification import runtime, safety, samples, sites, tensors, user_data
 from bnfold.verification.compare import (
     Array,
     ByAxis,
@@ -166,7 +166,7 @@ def _prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed
     specs = tensors.input_specs(original.model)
     warnings, sets = [], []
     if data is not None:
-        user_set, warning = samples.load(data, specs)
+        user_set, warning = user_data.load(data, specs)
         sets, warnings = [user_set], [warning] if warning else []
     prepared = runtime.prepare_pair(original, folded)
     if prepared.problem is not None:
