@@ -99,8 +99,9 @@ def _kept(data: UserData) -> int:
 def open_data(source: Source, specs: Sequence[InputSpec]) -> UserData:
     """The user's samples, checked against the inputs that they are for.
 
-    A `.npz` or a mapping holds one array per input, found by input name, as input_0, input_1, ...,
-    or by position; a `.npy` or a single array serves a model with one input. Raises BnfoldError.
+    A `.npz` or a mapping holds one array per input, found by input name, as input_0, input_1, ...
+    (other arrays may stand beside them), or by position; a `.npy` or a single array serves a model
+    with one input. Raises BnfoldError.
     """
     name, arrays = _named(source)
     ordered = _in_order(arrays, specs, name)
@@ -161,17 +162,16 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Arra
 
 
 def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], name: str) -> list[Array]:
+    names = ", ".join(repr(spec.name) for spec in specs)
+    for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
+        if set(keys) <= set(arrays):  # what else there is may be labels
+            return [arrays[key] for key in keys]
     if len(arrays) != len(specs):
-        names = ", ".join(repr(spec.name) for spec in specs)
         raise BnfoldError(
             f"{name} holds {len(arrays)} arrays, the model takes {len(specs)}: {printable(names)}"
         )
-    for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
-        if set(keys) == set(arrays):
-            return [arrays[key] for key in keys]
     if len(specs) == 1 or set(arrays) == {f"arr_{index}" for index in range(len(specs))}:
         return list(arrays.values())
-    names = ", ".join(repr(spec.name) for spec in specs)
     raise BnfoldError(f"{name}: name the arrays after the inputs of the model: {printable(names)}")
 
 

@@ -111,15 +111,15 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
             ]
             outputs = loaded.runner(fed, **keywords)
             flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-            return [_as_numpy(tensorflow, output) for output in flat]
+            return [as_numpy(output) for output in flat]
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 
 
-def _as_numpy(tensorflow: Any, value: Any) -> Array:
-    if value.dtype == tensorflow.bfloat16:
-        value = tensorflow.cast(value, tensorflow.float32)
-    return np.asarray(value.numpy())
+def as_numpy(tensor: Any) -> Array:
+    """The numbers of a tensor; bfloat16, which numpy lacks, as float32."""
+    found = np.asarray(tensor.numpy())
+    return found.astype(np.float32) if tensors.dtype_name(tensor) == "bfloat16" else found
 
 
 def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:

@@ -1,0 +1,139 @@
+"""Running a model over data, to see what goes into its BatchNormalization layers.
+
+One batch is in memory at a time, with what the model makes of it. The model runs as `predict` runs
+it: in inference mode, where Keras 3 overrides a call's own training=True and Keras 2 does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import BnfoldError, UnreadableModelError
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.guard import printable
+from bnfold.moments import Observed
+from bnfold.verification import runtime, safety, tensors
+from bnfold.verification.compare import Array
+from bnfold.verification.runtime import CannotRunError, LoadedModel
+from bnfold.verification.user_data import Source, UserData, open_data
+
+BATCH = 32
+_FEWEST = 2  # samples: of one there is no variance
+_SECONDS_BETWEEN = 5.0
+
+
+@dataclass(frozen=True)
+class DataRun:
+    """How a model is to be run over data.
+
+    Attributes:
+        data: the samples.
+        batch: how many of them go in at a time.
+        trust: let the model's file run code of its own.
+        imports: modules to import first, because they register custom layers.
+        classes: custom layers themselves, by name.
+    """
+
+    data: Source
+    batch: int = BATCH
+    trust: bool = False
+    imports: Sequence[str] = ()
+    classes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A loaded model and its data."""
+
+    loaded: LoadedModel
+    data: UserData
+    size: int
+
+    @property
+    def samples(self) -> int:
+        """How many go in: not those at the end that fill no batch of a size that is fixed."""
+        if self.data.fixed_batch is None:
+            return self.data.count
+        return self.data.count - self.data.count % self.size
+
+    def batches(self) -> Iterator[tuple[Array, ...]]:
+        """All samples that go in, in order. Raises BnfoldError for numbers that are not finite."""
+        for start in range(0, self.samples, self.size):
+            yield self.data.finite(start, min(start + self.size, self.samples))
+
+
+def start(path: Path, run: DataRun, report: Callable[[str], None]) -> Running:
+    """Load a model and open its data.
+
+    Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError, and BnfoldError for
+    data that do not fit.
+    """
+    facts = safety.read_facts(path)
+    if not run.trust:
+        safety.refuse_code(facts)
+    report("loading TensorFlow")
+    runtime.start()
+    report("loading the model")
+    try:
+        (loaded,) = runtime.load_all([facts], run.imports, run.classes, trust=run.trust)
+    except CannotRunError as error:
+        raise UnreadableModelError(str(error)) from error
+    data = open_data(run.data, tensors.input_specs(loaded.model))
+    fixed = data.fixed_batch
+    if data.count < (fixed or 0):
+        raise BnfoldError(f"{data.name}: the model needs batches of {fixed} samples")
+    if data.count < _FEWEST:
+        raise BnfoldError(f"{data.name}: one sample has no statistics; give at least {_FEWEST}")
+    return Running(loaded, data, fixed or run.batch)
+
+
+def observe(
+    path: Path, run: DataRun, progress: Callable[[str], None] | None = None
+) -> dict[LayerPath, Observed]:
+    """What goes into each BatchNormalization of a model while it runs over data.
+
+    Layers that the model does not call, or that are inside layers not Keras' own, are left out.
+    Raises what `start` raises, and BnfoldError when the model cannot run on the data.
+    """
+    report = progress or (lambda _: None)
+    running = start(path, run, report)
+    found = runtime.normalizations(running.loaded)
+    observer = runtime.Observer(found)
+    report(f"running {running.samples} samples")
+    ticker = Ticker(report, running.samples)
+    runtime.prepare_alone(running.loaded)
+    with observer.watching(), in_one_line(path):
+        for inputs in running.batches():
+            runtime.run(running.loaded, inputs, training=False)
+            ticker.advance(len(inputs[0]))
+    return observer.observed(running.samples)
+
+
+@contextmanager
+def in_one_line(path: Path) -> Iterator[None]:
+    """Say in one line that a model cannot run on the data."""
+    try:
+        yield
+    except CannotRunError as error:
+        raise BnfoldError(f"{printable(str(path))}: cannot run on the data: {error}") from error
+
+
+class Ticker:
+    """Says every few seconds how far a run over the data is."""
+
+    def __init__(self, report: Callable[[str], None], total: int, doing: str = "") -> None:
+        self._report, self._total, self._doing = report, total, doing
+        self._done, self._last = 0, time.monotonic()
+
+    def advance(self, samples: int) -> None:
+        """Note so many more samples."""
+        self._done += samples
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN:
+            self._last = now
+            self._report(f"{self._doing}{self._done} of {self._total} samples")
