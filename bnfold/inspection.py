@@ -78,7 +78,7 @@ def inspect_file(path: str | Path) -> Inspection:
     """
     with open_model(path) as model:
         subclassed = model.graph.kind == "subclassed"
-        decided = Plan((*plan(model.graph).decisions, *_loose(model)))
+        decided = Plan((*plan(model.graph).decisions, *loose(model)))
         return Inspection(
             path=model.path,
             container=model.kind,
@@ -96,8 +96,8 @@ def _read(decided: Plan) -> Plan:
     return decided
 
 
-def _loose(model: ModelFile) -> list[Blocked]:
-    """The statistics in subclassed models and custom layers."""
+def loose(model: ModelFile) -> list[Blocked]:
+    """The layers in subclassed models and custom layers, as far as their variables show them."""
     if not isinstance(model.format, KerasArchive):
         return []
     root = model.format.weights_root

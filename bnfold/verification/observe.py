@@ -61,10 +61,16 @@ class Running:
             return self.data.count
         return self.data.count - self.data.count % self.size
 
-    def batches(self) -> Iterator[tuple[Array, ...]]:
-        """All samples that go in, in order. Raises BnfoldError for numbers that are not finite."""
-        for start in range(0, self.samples, self.size):
-            yield self.data.finite(start, min(start + self.size, self.samples))
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many samples each batch has."""
+        starts = range(0, self.samples, self.size)
+        return tuple(min(self.size, self.samples - start) for start in starts)
+
+    def batch(self, number: int) -> tuple[Array, ...]:
+        """One batch. Raises BnfoldError for numbers that are not finite."""
+        start = number * self.size
+        return self.data.finite(start, min(start + self.size, self.samples))
 
 
 def start(path: Path, run: DataRun, report: Callable[[str], None]) -> Running:
@@ -108,9 +114,9 @@ def observe(
     ticker = Ticker(report, running.samples)
     runtime.prepare_alone(running.loaded)
     with observer.watching(), in_one_line(path):
-        for inputs in running.batches():
-            runtime.run(running.loaded, inputs, training=False)
-            ticker.advance(len(inputs[0]))
+        for number, size in enumerate(running.sizes):
+            runtime.run(running.loaded, running.batch(number), training=False)
+            ticker.advance(size)
     return observer.observed(running.samples)
 
 

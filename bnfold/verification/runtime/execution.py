@@ -116,6 +116,11 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
         raise CannotRunError(one_line(error)) from error
 
 
+def numbers(variable: Any) -> Array:
+    """What a variable of a loaded model holds, in float64."""
+    return as_numpy(variable).astype(np.float64)
+
+
 def as_numpy(tensor: Any) -> Array:
     """The numbers of a tensor; bfloat16, which numpy lacks, as float32."""
     found = np.asarray(tensor.numpy())
