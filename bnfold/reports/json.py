@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.exporting import ExportReport
+    from bnfold.recalibration import RecalibrationReport
     from bnfold.verification import Verification
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report: "inspect", "layer", "fold", "export", "verify" or "bench"."""
+    """The JSON Schema of a report, by the command: "inspect", "fold", "recalibrate" and so on.
+
+    "layer" is that of `inspect --layer`.
+    """
     text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
@@ -54,6 +58,11 @@ def export(report: "ExportReport") -> str:
 def verification(result: "Verification") -> str:
     """The report of `bnfold verify`."""
     return _dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+
+
+def recalibration(report: "RecalibrationReport") -> str:
+    """The report of `bnfold recalibrate`."""
+    return _dump(report.to_dict())
 
 
 def bench(report: "BenchReport") -> str:

@@ -22,7 +22,8 @@ from bnfold.verification.compare import Array
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.user_data import Source, UserData, open_data
 
-BATCH = 32
+_MOST = 128  # samples in a batch: more save hardly any time
+_ROOM = 1 << 30  # bytes for what a model makes of a batch
 _FEWEST = 2  # samples: of one there is no variance
 _SECONDS_BETWEEN = 5.0
 
@@ -33,14 +34,14 @@ class DataRun:
 
     Attributes:
         data: the samples.
-        batch: how many of them go in at a time.
+        batch: how many of them go in at a time; None for as many as have room.
         trust: let the model's file run code of its own.
         imports: modules to import first, because they register custom layers.
         classes: custom layers themselves, by name.
     """
 
     data: Source
-    batch: int = BATCH
+    batch: int | None = None
     trust: bool = False
     imports: Sequence[str] = ()
     classes: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +96,20 @@ def start(path: Path, run: DataRun, report: Callable[[str], None]) -> Running:
         raise BnfoldError(f"{data.name}: the model needs batches of {fixed} samples")
     if data.count < _FEWEST:
         raise BnfoldError(f"{data.name}: one sample has no statistics; give at least {_FEWEST}")
-    return Running(loaded, data, fixed or run.batch)
+    return Running(loaded, data, fixed or run.batch or _batch_with_room(loaded, data))
+
+
+def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:
+    """A batch size whose values, all together, stay within bounds."""
+    pairs = zip(data.arrays, data.specs, strict=True)
+    free = (
+        size
+        for array, spec in pairs
+        for size, wanted in zip(array.shape[1:], spec.shape[1:], strict=True)
+        if wanted is None
+    )
+    size = tensors.bytes_per_sample(loaded.model, max(free, default=1))
+    return max(1, min(_MOST, _ROOM // max(1, size)))
 
 
 def observe(
