@@ -141,6 +141,16 @@ class Observed:
     problem: str | None = None
 
 
+NOT_SEEN = Observed(
+    samples=0,
+    calls=0,
+    moments=None,
+    non_finite=np.zeros(0, np.int64),
+    problem="no output depends on it, or a layer that is not Keras' own runs it",
+)
+"""Of a layer of which nothing was seen."""
+
+
 @dataclass(frozen=True)
 class Divergence:
     """How far observed statistics are from recorded ones, by channel; all are (channels,).

@@ -22,7 +22,7 @@ from bnfold.conversion import refuse_inside
 from bnfold.errors import BnfoldError
 from bnfold.folding.plan import Blocked, Fold, plan
 from bnfold.folding.scope import matches
-from bnfold.inspection import loose
+from bnfold.inspection import loose, spread
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, open_model
 from bnfold.model.graph import Path as LayerPath
@@ -81,15 +81,6 @@ class Change:
             "kl": spread(found.kl),
             "note": self.note,
         }
-
-
-def spread(values: Vector) -> dict[str, float | None]:
-    """The smallest, middle and largest of a vector's numbers, None where there is none."""
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return dict.fromkeys(("min", "median", "max"))
-    found = {"min": known.min(), "median": np.median(known), "max": known.max()}
-    return {name: finite_number(float(number)) for name, number in found.items()}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
         {
             "schema_version": SCHEMA_VERSION,
             "path": str(model.path),
-            "layer": describe_layer(decision),
+            "layer": describe_layer(decision, model.observed_at(decision)),
             "findings": [finding.to_dict() for finding in model.findings_on(decision)],
         }
     )

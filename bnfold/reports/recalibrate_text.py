@@ -9,10 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.inspection import spread
 from bnfold.model.batchnorm import Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
-from bnfold.recalibration import Change, Kept, RecalibrationReport, spread
+from bnfold.recalibration import Change, Kept, RecalibrationReport
 from bnfold.reports import terminal
 
 _FEW_SAMPLES = 1000
