@@ -3,21 +3,24 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
 from bnfold.model.archive import KerasArchive
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, ModelFile, open_model
+from bnfold.model.graph import Graph, finite_number, show, walk_all
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.graph import finite_number, show, walk_all
 from bnfold.model.loose import loose_batchnorms
+from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 from bnfold.moments import Divergence, Observed, divergence
 
@@ -42,7 +45,9 @@ class Inspection:
         keras_version: the version that wrote it, where it tells.
         plan: one decision for each BatchNormalization.
         findings: what the health rules say.
+        graph: the model that the plan is for.
         note: why nothing can be folded at all, where that is so.
+        suppressed: findings that do not count, for a reason that somebody gave.
         observed: what went into each layer while the model ran over data; None where it did not.
     """
 
@@ -51,8 +56,15 @@ class Inspection:
     keras_version: str | None
     plan: Plan = field(repr=False)
     findings: tuple[Finding, ...] = field(repr=False)
+    graph: Graph = field(repr=False)
     note: str | None = None
+    suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
     observed: Mapping[LayerPath, Observed] | None = field(default=None, repr=False)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The model from top to bottom; empty for a subclassed one, whose file has no graph."""
+        return outline(self.graph)
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `models` in the JSON report."""
@@ -65,6 +77,7 @@ class Inspection:
                 describe(decision, self.observed_at(decision)) for decision in self.plan.decisions
             ],
             "findings": [finding.to_dict() for finding in self.findings],
+            "suppressed": [suppressed.to_dict() for suppressed in self.suppressed],
         }
 
     def observed_at(self, decision: Fold | Blocked) -> Observed | None:
@@ -127,6 +140,7 @@ def inspect_file(
                 steps=model.optimizer_steps,
                 observed=observed,
             ),
+            graph=model.graph,
             note=_SUBCLASSED if subclassed else None,
             observed=observed,
         )
