@@ -1,7 +1,7 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +103,6 @@ def inspect_file(
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
     run: "DataRun | None" = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Inspection:
     """Inspect a model file without running or importing anything that it names, unless `run`.
 
@@ -113,7 +112,6 @@ def inspect_file(
         thresholds: their settings; without it the defaults.
         target_dtype: what the model will be run in, as for `bnfold.audit.audit`.
         run: data to load the model for and run it over, to see what goes into its layers.
-        progress: called with the name of each stage of that.
 
     Raises:
         ValueError: `target_dtype` is not known.
@@ -126,7 +124,7 @@ def inspect_file(
         subclassed = model.graph.kind == "subclassed"
         planned = plan(model.graph)
         decided = replace(planned, decisions=(*planned.decisions, *loose(model)))
-        observed = None if run is None else _observe(model.path, run, progress)
+        observed = None if run is None else _observe(model.path, run)
         return Inspection(
             path=model.path,
             container=model.kind,
@@ -146,12 +144,10 @@ def inspect_file(
         )
 
 
-def _observe(
-    path: Path, run: "DataRun", progress: Callable[[str], None] | None
-) -> dict[LayerPath, Observed]:
+def _observe(path: Path, run: "DataRun") -> dict[LayerPath, Observed]:
     from bnfold.verification.observe import observe  # noqa: PLC0415 - most inspections run nothing
 
-    return observe(path, run, progress)
+    return observe(path, run)
 
 
 def _read(decided: Plan) -> Plan:

@@ -169,7 +169,6 @@ def recalibrate_file(
     layers: Sequence[str] = (),
     memory: int = MEMORY,
     force: bool = False,
-    progress: Callable[[str], None] | None = None,
 ) -> RecalibrationReport:
     """Write the model in `source` to `target` with statistics estimated from the data of `run`.
 
@@ -184,14 +183,13 @@ def recalibrate_file(
             not finite, no layer can be recalibrated, or statistics do not fit into their dtype.
     """
     target = Path(target)
-    report = progress or (lambda _: None)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)
         decisions = [*plan(model.graph).decisions, *loose(model)]
         _refuse_unused(layers, decisions)
-        running = start(model.path, run, report)
-        job = _Estimation(running, decisions, report)
+        running = start(model.path, run)
+        job = _Estimation(running, decisions, run.progress)
         estimates, changes, kept = job.run(layers, memory)
         if not changes:
             reasons = "; ".join(dict.fromkeys(one.reason for one in kept)) or "it has none"
@@ -200,8 +198,8 @@ def recalibrate_file(
             )
         with Staging(target, model.kind, force=force) as staging:
             model.rewrite(_variables(changes), staging.path)
-            report("checking the new file")
-            check = check_written(changes, observe(staging.path, run, progress))
+            run.progress("checking the new file")
+            check = check_written(changes, observe(staging.path, run))
             if check.passed:
                 staging.publish()
     return RecalibrationReport(

@@ -54,6 +54,7 @@ class Rule:
         severities: those that its findings can have, the worst first.
         check: what it finds; None for a healthy layer.
         needs: what must be known of a layer; of any other the rule says nothing.
+        needs_data: whether the model must have run over data.
     """
 
     code: str
@@ -61,6 +62,7 @@ class Rule:
     severities: tuple[Severity, ...]
     check: Callable[[Subject], Verdict | None]
     needs: Needs = Needs.FINITE_NUMBERS
+    needs_data: bool = False
 
     @property
     def documentation(self) -> str:
@@ -142,13 +144,14 @@ RULES: tuple[Rule, ...] = (
         folded.per_tensor_quantization_hazard,
     ),
     Rule("BN403", "scale-outlier", (_WARNING, _INFO), folded.scale_outlier),
-    Rule("BN501", "drift", (_ERROR, _WARNING, _INFO), drift.drift),
+    Rule("BN501", "drift", (_ERROR, _WARNING, _INFO), drift.drift, needs_data=True),
     Rule(
         "BN502",
         "non-finite-activations",
         (_ERROR,),
         drift.non_finite_activations,
         _SETTINGS,
+        needs_data=True,
     ),
 )
 """Every rule, in the order of the codes."""

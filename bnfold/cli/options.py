@@ -145,7 +145,7 @@ def data_run(
     wanted = [name for name, value in given.items() if value]
     if data is None and wanted:
         raise click.UsageError(f"{wanted[0]} goes with --data")
-    return None if data is None else DataRun(data, batch, trust, imports)
+    return None if data is None else DataRun(data, batch, trust, imports, progress=progress)
 
 
 def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -65,11 +65,10 @@ def recalibrate(
     report = recalibrate_file(
         source,
         target,
-        run=DataRun(**running),
+        run=DataRun(**running, progress=progress),
         layers=layers,
         memory=memory << 20,
         force=force,
-        progress=progress,
     )
     _show(report, format_)
     if not report.written:

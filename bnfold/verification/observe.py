@@ -38,6 +38,7 @@ class DataRun:
         trust: let the model's file run code of its own.
         imports: modules to import first, because they register custom layers.
         classes: custom layers themselves, by name.
+        progress: called with the name of each stage.
     """
 
     data: Source
@@ -45,6 +46,7 @@ class DataRun:
     trust: bool = False
     imports: Sequence[str] = ()
     classes: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Running:
         return self.data.finite(start, min(start + self.size, self.samples))
 
 
-def start(path: Path, run: DataRun, report: Callable[[str], None]) -> Running:
+def start(path: Path, run: DataRun) -> Running:
     """Load a model and open its data.
 
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError, and BnfoldError for
@@ -83,9 +85,9 @@ def start(path: Path, run: DataRun, report: Callable[[str], None]) -> Running:
     facts = safety.read_facts(path)
     if not run.trust:
         safety.refuse_code(facts)
-    report("loading TensorFlow")
+    run.progress("loading TensorFlow")
     runtime.start()
-    report("loading the model")
+    run.progress("loading the model")
     try:
         (loaded,) = runtime.load_all([facts], run.imports, run.classes, trust=run.trust)
     except CannotRunError as error:
@@ -112,20 +114,17 @@ def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:
     return max(1, min(_MOST, _ROOM // max(1, size)))
 
 
-def observe(
-    path: Path, run: DataRun, progress: Callable[[str], None] | None = None
-) -> dict[LayerPath, Observed]:
+def observe(path: Path, run: DataRun) -> dict[LayerPath, Observed]:
     """What goes into each BatchNormalization of a model while it runs over data.
 
     Layers that the model does not call, or that are inside layers not Keras' own, are left out.
     Raises what `start` raises, and BnfoldError when the model cannot run on the data.
     """
-    report = progress or (lambda _: None)
-    running = start(path, run, report)
+    running = start(path, run)
     found = runtime.normalizations(running.loaded)
     observer = runtime.Observer(found)
-    report(f"running {running.samples} samples")
-    ticker = Ticker(report, running.samples)
+    run.progress(f"running {running.samples} samples")
+    ticker = Ticker(run.progress, running.samples)
     runtime.prepare_alone(running.loaded)
     with observer.watching(), in_one_line(path):
         for number, size in enumerate(running.sizes):
