@@ -29,10 +29,17 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.model.graph import finite_number, show
 from bnfold.model.guard import printable
 from bnfold.model.rounding import rounded
-from bnfold.moments import Divergence, Observed, divergence
+from bnfold.moments import Divergence, Moments, Observed, divergence
 from bnfold.staging import Staging, check_target
 from bnfold.verification import runtime
-from bnfold.verification.observe import DataRun, Running, Ticker, in_one_line, observe, start
+from bnfold.verification.observe import (
+    DataRun,
+    Running,
+    Ticker,
+    in_one_line,
+    observe_running,
+    start,
+)
 
 SCHEMA_VERSION = 1
 MEMORY = 1 << 30
@@ -199,7 +206,7 @@ def recalibrate_file(
         with Staging(target, model.kind, force=force) as staging:
             model.rewrite(_variables(changes), staging.path)
             run.progress("checking the new file")
-            check = check_written(changes, observe(staging.path, run))
+            check = check_written(staging.path, run, changes)
             if check.passed:
                 staging.publish()
     return RecalibrationReport(
@@ -233,27 +240,39 @@ def _variables(changes: Sequence[Change]) -> dict[str, NDArray[Any]]:
     }
 
 
-def check_written(changes: Sequence[Change], observed: Mapping[LayerPath, Observed]) -> Check:
-    """Compare what the new file records with what was observed while it ran."""
+def check_written(path: Path, run: DataRun, changes: Sequence[Change]) -> Check:
+    """Load the new file, run it over the data, and compare what it records with what is seen."""
+    running = start(path, run)
+    found = runtime.normalizations(running.loaded)
+    seen = observe_running(running, found, run.progress)
+    paths = [change.batchnorm.path for change in changes]
     distances = {
-        change.batchnorm.path: _distance(change, observed.get(change.batchnorm.path))
-        for change in changes
+        path: _distance(change, found[path].layer, seen[path].moments)
+        for path, change in zip(paths, changes, strict=True)
     }
     worst = max(distances, key=lambda path: distances[path])
     return Check(worst, distances[worst])
 
 
-def _distance(change: Change, seen: Observed | None) -> float:
-    first, again = change.observed.moments, None if seen is None else seen.moments
-    if first is None or again is None:
+def _distance(change: Change, layer: Any, seen: Moments | None) -> float:
+    """How far what a layer of the new file records is from what it sees; see `Check`."""
+    before = change.observed.moments
+    if before is None or seen is None:
         return math.inf
     epsilon = change.batchnorm.epsilon or 0.0
     apart = []
-    for stored, exact, now, size in (
-        (change.mean, first.mean, again.mean, np.sqrt(again.variance + epsilon)),
-        (change.variance, first.variance, again.variance, again.variance + epsilon),
+    for variable, stored, exact, now, size in (
+        ("moving_mean", change.mean, before.mean, seen.mean, np.sqrt(seen.variance + epsilon)),
+        (
+            "moving_variance",
+            change.variance,
+            before.variance,
+            seen.variance,
+            seen.variance + epsilon,
+        ),
     ):
-        beyond = np.abs(stored - now) - np.abs(stored - exact)
+        recorded = runtime.numbers(getattr(layer, variable))
+        beyond = np.abs(recorded - now) - np.abs(stored - exact)
         apart.append(np.where(beyond <= 0, 0.0, beyond / np.where(size > 0, size, 1.0)))
     return float(np.nan_to_num(np.max(apart), nan=math.inf))
 

@@ -128,8 +128,10 @@ class _DirectoryParts:
 
     def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
         """Write a directory of the same files, some weights changed."""
+        for found in (self._path, *self._path.rglob("*")):
+            if found.is_dir():
+                (target / found.relative_to(self._path)).mkdir(parents=True, exist_ok=True)
         for name in self._names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
             _write_chunks(self.chunks(name), target / name)
         hdf5.overwrite(target / WEIGHTS, changes)
 

@@ -121,12 +121,20 @@ def observe(path: Path, run: DataRun) -> dict[LayerPath, Observed]:
     Raises what `start` raises, and BnfoldError when the model cannot run on the data.
     """
     running = start(path, run)
-    found = runtime.normalizations(running.loaded)
+    return observe_running(running, runtime.normalizations(running.loaded), run.progress)
+
+
+def observe_running(
+    running: Running,
+    found: Mapping[LayerPath, runtime.Normalization],
+    report: Callable[[str], None],
+) -> dict[LayerPath, Observed]:
+    """What goes into some layers of a loaded model while it runs over its data."""
     observer = runtime.Observer(found)
-    run.progress(f"running {running.samples} samples")
-    ticker = Ticker(run.progress, running.samples)
+    report(f"running {running.samples} samples")
+    ticker = Ticker(report, running.samples)
     runtime.prepare_alone(running.loaded)
-    with observer.watching(), in_one_line(path):
+    with observer.watching(), in_one_line(running.loaded.path):
         for number, size in enumerate(running.sizes):
             runtime.run(running.loaded, running.batch(number), training=False)
             ticker.advance(size)
