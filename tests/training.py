@@ -65,7 +65,7 @@ STEPS, SENSORS = 24, 3
 
 @cache
 def sequences() -> Data:
-    """Noisy waves, (1500, 24, 3): slow or fast, and swelling or fading, which makes four classes."""
+    """Noisy waves, (1500, 24, 3): slow or fast, swelling or fading, so four classes."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, 1500)
     time = np.linspace(0, 1, STEPS)[None, :, None]
