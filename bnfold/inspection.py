@@ -1,13 +1,14 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnfold.audit import Finding, audit
+from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
@@ -69,22 +70,42 @@ class Inspection:
         return found[0] if len(found) == 1 else None
 
 
-def inspect_file(path: str | Path) -> Inspection:
+def inspect_file(
+    path: str | Path,
+    *,
+    rules: Iterable[Rule] = RULES,
+    thresholds: Thresholds | None = None,
+    target_dtype: str | None = None,
+) -> Inspection:
     """Inspect a model file without running or importing anything that it names.
 
+    Args:
+        path: the file.
+        rules: the health rules to ask.
+        thresholds: their settings; without it the defaults.
+        target_dtype: what the model will be run in, as for `bnfold.audit.audit`.
+
     Raises:
+        ValueError: `target_dtype` is not known.
         UnreadableModelError: it is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
     """
     with open_model(path) as model:
         subclassed = model.graph.kind == "subclassed"
-        decided = Plan((*plan(model.graph).decisions, *_loose(model)))
+        planned = plan(model.graph)
+        decided = replace(planned, decisions=(*planned.decisions, *_loose(model)))
         return Inspection(
             path=model.path,
             container=model.kind,
             keras_version=model.keras_version,
             plan=_read(decided),
-            findings=audit(decided),
+            findings=audit(
+                decided,
+                rules,
+                thresholds=thresholds,
+                target_dtype=target_dtype,
+                steps=model.optimizer_steps,
+            ),
             note=_SUBCLASSED if subclassed else None,
         )
 

@@ -1,7 +1,7 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
 from bnfold.model.archive import CONFIG, KerasArchive
 from bnfold.model.graph import Graph, Json
+from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.model.legacy import LegacyHdf5
 
@@ -24,6 +25,9 @@ class _Format(Protocol):
     keras_version: str | None
     metadata: Json
     dropped: tuple[str, ...]
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]: ...
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
 
@@ -61,6 +65,18 @@ class ModelFile:
     def dropped(self) -> tuple[str, ...]:
         """What belongs to training and is not written again: compile_config, optimizer state."""
         return self.format.dropped
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]:
+        """How many steps the optimizer has made, where the file tells: the outermost model's at ().
+
+        One that was compiled on its own before it was nested has its own count, at its path.
+
+        Raises:
+            UnreadableModelError, UnsafeModelError: the optimizer's part of the file is damaged, or
+                asks for what a model file must not ask for.
+        """
+        return self.format.optimizer_steps
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.

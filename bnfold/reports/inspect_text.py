@@ -42,8 +42,13 @@ def inspection(model: Inspection, width: int) -> RenderableType:
         parts += [_table(model, width), *_reasons(model.plan)]
     if model.note is not None:
         parts.append(Text(model.note))
-    parts += _findings(model.findings)
+    parts += _findings(_not_said_yet(model.findings))
     return Group(*parts)
+
+
+def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings without what the plan's own reasons have said."""
+    return [finding for finding in findings if finding.code != "BN303"]
 
 
 def _headline(model: Inspection) -> Text:
@@ -191,7 +196,7 @@ def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableTy
     if isinstance(decision, Blocked) and decision.remedies:
         facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
     title = Text(printable(show(batchnorm.path)), style="bold")
-    return Group(title, facts, _channels(batchnorm), *_findings(findings))
+    return Group(title, facts, _channels(batchnorm), *_findings(_not_said_yet(findings)))
 
 
 def _value(value: Any) -> str:
