@@ -23,7 +23,7 @@ _NAME_COLUMNS = (0, 4)
 _DROPPED_IN_TURN = (2, 1, 3)
 _PADDING = 3
 
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
@@ -128,7 +128,7 @@ def _row(
     batchnorm = decision.batchnorm
     name = Text(printable(show(batchnorm.path)))
     for finding in codes.get(show(batchnorm.path), []):
-        name.append(f" {finding.code}", style=_COLOURS[finding.severity])
+        name.append(f" {finding.code}", style=COLOURS[finding.severity])
     vectors = batchnorm.vectors or {}
     return [
         name,
@@ -172,7 +172,7 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
         alike.setdefault((finding.severity, finding.code, message), []).append(finding)
     lines = [Text("")] if findings else []
     for (severity, code, _), same in alike.items():
-        head = Text(f"{severity} {code} ", style=_COLOURS[severity])
+        head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
         said = messages.pop() if len(messages) == 1 else f"{len(same)} layers"

@@ -1,10 +1,11 @@
 """Reports for programs: JSON with a version, described by the schemas beside this module."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report: "inspect", "layer", "fold", "export", "verify" or "bench"."""
+    """The JSON Schema of a report, such as "inspect": see docs/json.md."""
     text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
@@ -39,6 +40,20 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
             "findings": [finding.to_dict() for finding in model.findings_on(decision)],
         }
     )
+
+
+def rules(every: Iterable[Rule]) -> str:
+    """The report of `bnfold rules`."""
+    rows = [
+        {
+            "code": rule.code,
+            "name": rule.name,
+            "severities": [severity.value for severity in rule.severities],
+            "summary": rule.summary,
+        }
+        for rule in every
+    ]
+    return _dump({"schema_version": SCHEMA_VERSION, "rules": rows})
 
 
 def fold(report: "FoldReport") -> str:
