@@ -14,6 +14,7 @@ from bnfold.folding.scope import Scope
 from bnfold.folding.training import is_off
 from bnfold.model import catalog
 from bnfold.model.graph import Call, Layer, Path, Ref, show, unwrapped
+from bnfold.model.nodes import is_keras3
 from bnfold.model.shapes import Shape
 
 
@@ -63,6 +64,15 @@ class Node(NamedTuple):
     def trains_always(self) -> bool:
         """Whether the call may be in training mode whatever the model is called with."""
         return self.scope.around.trains(self.path, self.call)
+
+    @property
+    def never_trains(self) -> bool:
+        """Whether the call stays in inference mode when the whole model is trained.
+
+        Keras 3 gives the mode of `fit` to every layer, whatever its call says, and writes
+        training=False into the file for each Dropout; Keras 2 does as the call says.
+        """
+        return is_off(self.call.training) and not is_keras3(self.call.node)
 
     def sources(self) -> tuple["Node", ...]:
         """The calls that make what this one reads; none at an input of the model."""
@@ -161,7 +171,7 @@ class Place:
     def updates_per_step(self) -> int | None:
         """How often a training step updates the statistics at most; None where that is not known.
 
-        A call that says training=False updates nothing. Keras 3 calls what is in a TimeDistributed
+        A call that never trains updates nothing. Keras 3 calls what is in a TimeDistributed
         once for each step of a static time axis.
         """
         steps = 1
@@ -173,9 +183,9 @@ class Place:
                 if size is None:
                     return None
                 steps *= size
-        calls = sum(not is_off(node.call.training) for node in self.nodes)
+        calls = sum(not node.never_trains for node in self.nodes)
         for scope in _scopes_around(self.scope):
-            calls *= sum(not is_off(call.training) for call in _outer_calls(scope))
+            calls *= sum(not node.never_trains for node in _outer_nodes(scope))
         return calls * steps
 
     @cached_property
@@ -248,12 +258,17 @@ def _wrapped_around(scope: Scope) -> Iterator[tuple[Scope, str]]:
             yield inner.parent, inner.name
 
 
-def _outer_calls(scope: Scope) -> tuple[Call, ...]:
-    return () if scope.parent is None else scope.parent.graph.layers[scope.name].calls
+def _outer_nodes(scope: Scope) -> tuple[Node, ...]:
+    """The calls of the nested model that a scope is."""
+    parent = scope.parent
+    if parent is None:
+        return ()
+    calls = range(len(parent.graph.layers[scope.name].calls))
+    return tuple(Node(parent, scope.name, number) for number in calls)
 
 
 def _times(scope: Scope) -> int:
     times = 1
     for inner in _scopes_around(scope):
-        times *= len(_outer_calls(inner))
+        times *= len(_outer_nodes(inner))
     return times

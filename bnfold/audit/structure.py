@@ -8,7 +8,6 @@ from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.usage import axis_mismatch
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked
-from bnfold.folding.training import is_off
 from bnfold.model import catalog
 from bnfold.model.graph import finite_number
 
@@ -164,8 +163,7 @@ def _hands_variance_on(node: Node) -> bool:
 def _drops(node: Node) -> bool:
     """Whether a call drops in training and not at inference."""
     drops = node.is_known and node.layer.class_name in _SHIFTS_VARIANCE
-    said = node.call.training
-    if not drops or is_off(said) or node.trains_always:
+    if not drops or node.never_trains or node.trains_always:
         return False
     rate = finite_number(node.layer.config.get("rate"))
     return rate is not None and rate > 0
