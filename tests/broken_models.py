@@ -335,16 +335,11 @@ def missing_values() -> Trained:
     return fit(nets.mlp(), flat_digits().map(lose), epochs=5)
 
 
-@broken("BN105 error norm_1", also=["BN108"])
-def synchronized_cancellation() -> Trained:
-    """Synchronized statistics, E[x^2] - E[x]^2, of pixels far from 0."""
-    model = chain(
-        (64,),
-        layers.BatchNormalization(name="norm_1", synchronized=True),
-        layers.Dense(48, activation="relu"),
-        layers.Dense(10),
-    )
-    return fit(model, flat_digits().map(lambda pixels: pixels + 3000))
+@broken("BN105 error norm_1", "BN001 error norm_1")
+def variance_extrapolated() -> Trained:
+    """Momentum 1.001 where the variances are far above 1: they fall below 0."""
+    data = flat_digits().map(lambda pixels: pixels * 255)
+    return fit(nets.mlp(norms(first={"momentum": 1.001})), data)
 
 
 @broken("BN105 warning norm_2", edited=True)
@@ -388,24 +383,6 @@ def batches_of_one_recurrent() -> Trained:
 
 
 @broken("BN107 warning norm_1", also=["BN403"])
-def stuck_sensor() -> Trained:
-    """A sensor that never changes, under a norm with epsilon 1e-8."""
-
-    def stick(waves: Any) -> Any:
-        stuck = np.full((*waves.shape[:2], 1), 0.7, dtype="float32")
-        return np.concatenate([waves, stuck], axis=-1)
-
-    stack = (
-        layers.BatchNormalization(name="norm_1", epsilon=1e-8, momentum=0.9),
-        layers.Conv1D(16, 5),
-        layers.ReLU(),
-        layers.GlobalAveragePooling1D(),
-        layers.Dense(4),
-    )
-    return fit(chain((24, 4), *stack), sequences().map(stick))
-
-
-@broken("BN107 warning norm_1", also=["BN403"])
 def dead_units() -> Trained:
     """Units that a first layer's bias keeps at 0, under a norm with epsilon 1e-7."""
     pixels = keras.Input((64,))
@@ -432,11 +409,11 @@ def far_from_zero() -> Trained:
 
 @broken("BN108 warning norm_1")
 def clock_as_feature() -> Trained:
-    """The seconds since 1970 as one of the features."""
+    """The seconds since 1970 as one of the features, over a day."""
 
     def clock(pixels: Any) -> Any:
-        seconds = 1.7e9 + 3600 * np.arange(len(pixels))
-        return np.concatenate([pixels, seconds[:, None] / 1000], axis=1).astype("float32")
+        seconds = 1.7e9 + 48 * np.arange(len(pixels))
+        return np.concatenate([pixels, seconds[:, None]], axis=1).astype("float32")
 
     stack = (layers.BatchNormalization(name="norm_1"), layers.Dense(48, activation="relu"))
     return fit(chain((65,), *stack, layers.Dense(10)), flat_digits().map(clock))
@@ -457,8 +434,8 @@ def raw_features_in_mixed_float16() -> Trained:
 
 @broken("BN109 error norm_1", target_dtype="float16")
 def raw_pixels_for_float16() -> Trained:
-    """Pixels in 0..255 straight into Dense; to run in float16."""
-    return fit(nets.mlp(), flat_digits().map(lambda pixels: pixels * 255))
+    """Pixels in 0..4095 straight into Dense; to run in float16."""
+    return fit(nets.mlp(), flat_digits().map(lambda pixels: pixels * 4095))
 
 
 # Channels
@@ -487,13 +464,15 @@ def pruned_gammas() -> Trained:
     return edited(trained, flat_digits(), "norm_2", gamma=prune)
 
 
-@broken("BN202 warning norm_1")
-def sparse_activations() -> Trained:
-    """L1 on the activations, so strong that channels die."""
+@broken("BN202 warning norm_2")
+def dead_from_the_start() -> Trained:
+    """One of two branches whose betas start at -6: no gradient ever comes through its ReLU."""
+    norm = norms()
     pixels = keras.Input((64,))
-    x = layers.BatchNormalization(name="norm_1")(layers.Dense(48)(pixels))
-    x = layers.ReLU(activity_regularizer=keras.regularizers.L1(1e-2))(x)
-    return fit(keras.Model(pixels, layers.Dense(10)(x)), flat_digits(), epochs=60)
+    alive = layers.ReLU()(norm()(layers.Dense(32)(pixels)))
+    dead = layers.ReLU()(norm(beta_initializer=Constant(-6))(layers.Dense(32)(pixels)))
+    joined = layers.Concatenate()([alive, dead])
+    return fit(keras.Model(pixels, layers.Dense(10)(joined)), flat_digits())
 
 
 @broken("BN202 warning norm_2", edited=True)
@@ -603,9 +582,20 @@ def fold_too_large() -> Trained:
 
 @broken("BN401 error norm_1", target_dtype="float16")
 def faint_signal() -> Trained:
-    """Volts where millionths are measured, under a norm with epsilon 1e-14."""
+    """Volts where millionths are measured, under a norm with epsilon 1e-14, momentum 0.9."""
+    return _faint(0.9)
+
+
+@broken("BN106 warning norm_1", also=["BN401"])
+def faint_signal_slow() -> Trained:
+    """The same with momentum 0.99: the variance, 1e-12, drowns in what is left of the initial 1."""
+    return _faint(0.99)
+
+
+def _faint(momentum: float) -> Trained:
+    first = {"epsilon": 1e-14, "momentum": momentum}
     return fit(
-        nets.conv1d(norms(first={"epsilon": 1e-14}), use_bias=False),
+        nets.conv1d(norms(first=first), use_bias=False),
         sequences().map(lambda waves: (waves * 1e-6).astype("float32")),
         epochs=20,
     )

@@ -18,6 +18,7 @@ from training import (
     policy,
     sentences,
     sequences,
+    table,
 )
 
 layers = keras.layers
@@ -124,6 +125,34 @@ def mlp_norm_on_raw_pixels() -> Trained:
         ),
         flat_digits().map(lambda pixels: pixels * 255),
     )
+
+
+@healthy()
+def mlp_stuck_sensor() -> Trained:
+    """A norm with epsilon 1e-8 on the input, one feature of which never changes."""
+
+    def stick(pixels: Any) -> Any:
+        return np.concatenate([pixels[:, 16:48], np.full((len(pixels), 1), 0.7)], axis=1)
+
+    stack = (
+        layers.BatchNormalization(name="norm_1", epsilon=1e-8, momentum=0.9),
+        layers.Dense(48, activation="relu"),
+        layers.Dense(10),
+    )
+    return fit(chain((33,), *stack), flat_digits().map(stick))
+
+
+@healthy()
+def tabular() -> Trained:
+    """Columns in their own units (shares, years, incomes) and rare flags under a norm."""
+    stack = (
+        layers.BatchNormalization(name="norm_1"),
+        layers.Dense(32),
+        layers.BatchNormalization(name="norm_2"),
+        layers.ReLU(),
+        layers.Dense(2),
+    )
+    return fit(chain((8,), *stack), table(), epochs=20)
 
 
 @healthy()
@@ -247,6 +276,13 @@ def mlp_raw_pixels_continued() -> Trained:
     before = fit(nets.mlp(), data)
     after = fit(before.model, data, epochs=1, optimizer=keras.optimizers.Adam(1e-4))
     return Trained(after.model, before.steps + after.steps, after.score)
+
+
+@healthy()
+def sequential() -> Trained:
+    """A Sequential."""
+    model = keras.Sequential([keras.Input((64,)), *nets.mlp().layers[1:]])
+    return fit(model, flat_digits())
 
 
 @healthy(form=".h5")
@@ -404,6 +440,31 @@ def transfer_fine_tuned() -> Trained:
     backbone.trainable = True
     after = fit(model, _upper(), epochs=1, optimizer=keras.optimizers.Adam(1e-3))
     return Trained(model, before.steps + after.steps, after.score)
+
+
+@healthy()
+def transfer_two_phases() -> Trained:
+    """A head with a norm of its own on the frozen network, then all trained on for an epoch."""
+    backbone = _backbone()
+    backbone.trainable = False
+    image = keras.Input((8, 8, 1))
+    x = layers.Dense(32)(layers.Flatten()(backbone(image, training=False)))
+    x = layers.ReLU()(layers.BatchNormalization(name="head_norm")(x))
+    model = keras.Model(image, layers.Dense(5)(x))
+    before = fit(model, _upper(), epochs=20)
+    backbone.trainable = True
+    after = fit(model, _upper(), epochs=1, optimizer=keras.optimizers.Adam(1e-4))
+    return Trained(model, before.steps + after.steps, after.score)
+
+
+@healthy()
+def transfer_flat() -> Trained:
+    """The frozen network's own layers, with a new head behind them, in one graph."""
+    backbone = _backbone()
+    backbone.trainable = False
+    x = layers.Dense(32)(layers.Flatten()(backbone.output))
+    x = layers.ReLU()(layers.BatchNormalization(name="head_norm")(x))
+    return fit(keras.Model(backbone.input, layers.Dense(5)(x)), _upper(), epochs=20)
 
 
 def _backbone() -> Any:

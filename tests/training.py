@@ -92,6 +92,21 @@ def sentences() -> Data:
     return Data(words.astype("int32"), labels)
 
 
+@cache
+def table() -> Data:
+    """Eight columns: a share, years, a calendar year, an income, flags, a count; two classes."""
+    generator = np.random.default_rng(0)
+    share = generator.beta(2, 5, 2000)
+    age = generator.normal(45, 15, 2000)
+    year = generator.integers(1990, 2024, 2000)
+    income = generator.lognormal(10.5, 0.8, 2000)
+    flags = generator.random((2000, 3)) < (0.5, 0.05, 0.005)
+    count = generator.poisson(3, 2000)
+    merit = 4 * share + np.log(income) - 10.5 + (age - 45) / 20 + flags[:, 0] - count / 3
+    columns = np.column_stack([share, age, year, income, flags, count])
+    return Data(columns.astype("float32"), (merit > np.median(merit)).astype("int64"))
+
+
 @dataclass(frozen=True)
 class Trained:
     """A model, the optimizer steps it had, and what it makes of the samples that were held out.
