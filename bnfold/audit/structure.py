@@ -1,12 +1,14 @@
 """Rules on what is around a BatchNormalization: biases, Dropout, and what keeps it from folding."""
 
+import numpy as np
+
 from bnfold.audit.axes import normalized_axis, producers
+from bnfold.audit.configuration import invalid_hyperparameter
 from bnfold.audit.finding import Severity
 from bnfold.audit.folded import fold_overflows
 from bnfold.audit.neighbours import Node, upstream
 from bnfold.audit.subject import Subject, Verdict
-from bnfold.audit.usage import axis_mismatch
-from bnfold.folding.affine import Affine, from_batchnorm
+from bnfold.audit.usage import axis_mismatch, batch_statistics_at_inference
 from bnfold.folding.plan import Blocked
 from bnfold.model import catalog
 from bnfold.model.graph import finite_number
@@ -206,16 +208,21 @@ def unfoldable(subject: Subject) -> Verdict | None:
           <https://arxiv.org/abs/1712.05877>
     """
     decision = subject.decision
-    if not isinstance(decision, Blocked) or decision.batch_statistics:
-        return None  # BN007 says that
-    known = subject.batchnorm.vectors is not None and subject.batchnorm.is_configured
-    if known and not isinstance(from_batchnorm(subject.batchnorm), Affine):
-        return None  # BN001, BN104 and BN105 say that
-    if axis_mismatch(subject) is not None:
-        return None  # BN006 says that
-    if decision.extents and fold_overflows(subject) is not None:
-        return None  # BN401 says that
+    if not isinstance(decision, Blocked) or any(rule(subject) for rule in _SAY_WHY):
+        return None
+    if subject.vectors and not _is_a_map(subject):
+        return None  # BN104 or BN105 says that
     keeps = "nothing to do: a fold leaves it as it is"
     if decision.may_be_replaced:
         keeps += ", or makes a depthwise convolution of it (--standalone depthwise)"
     return Verdict(Severity.INFO, decision.reason, "; or ".join(decision.remedies) or keeps)
+
+
+_SAY_WHY = (invalid_hyperparameter, axis_mismatch, batch_statistics_at_inference, fold_overflows)
+
+
+def _is_a_map(subject: Subject) -> bool:
+    """Whether the numbers are finite and the variances, with epsilon added, positive."""
+    finite = all(np.isfinite(vector).all() for vector in subject.vectors.values())
+    epsilon = subject.epsilon
+    return finite and (epsilon is None or bool(np.all(subject.variance + epsilon > 0)))
