@@ -131,7 +131,8 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     What it finds:
         Channels of the folded kernel whose largest number is less than `quantization_info`
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
-        is a warning, unless the layer is on the model's input. Dead channels, whose output does not vary, are not reported, though they
+        is a warning, unless the layer is on the model's input, whose features have units of
+        their own. Dead channels, whose output does not vary, are not reported, though they
         count for the range. The kernel is measured with all folds in it.
 
     Why it matters:
@@ -177,7 +178,6 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         return None
     share, name, few = min(uneven, key=lambda one: one[0])
     bits = 8 + math.log2(share)
-    # The features of an input have units of their own, which says nothing against the model.
     on_input = subject.place is not None and subject.place.reads_model_input
     warns = share < subject.thresholds.quantization_warning and not on_input
     return Verdict(
