@@ -240,13 +240,12 @@ def scale_outlier(subject: Subject) -> Verdict | None:
     if not outstanding.any():
         return None
     channels, largest = Channels.of(outstanding), float(subject.scale[outstanding].max())
-    on_input = subject.place is not None and subject.place.reads_model_input
     return Verdict(
-        Severity.INFO if on_input else Severity.WARNING,
+        Severity.INFO if subject.reads_model_input else Severity.WARNING,
         f"the scale of {channels} is up to {largest:.3g}, over "
         f"{subject.thresholds.outstanding_scale:g} times the median",
         "nothing to do if these inputs are constant in the training data, as a border is"
-        if on_input
+        if subject.reads_model_input
         else "look at the input of these channels; prune them if it is constant",
         channels,
         {"scale": largest},
