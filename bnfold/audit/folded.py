@@ -178,8 +178,7 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         return None
     share, name, few = min(uneven, key=lambda one: one[0])
     bits = 8 + math.log2(share)
-    on_input = subject.place is not None and subject.place.reads_model_input
-    warns = share < subject.thresholds.quantization_warning and not on_input
+    warns = share < subject.thresholds.quantization_warning and not subject.reads_model_input
     return Verdict(
         Severity.WARNING if warns else Severity.INFO,
         f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "
