@@ -316,6 +316,17 @@ def nested_one_epoch() -> Trained:
     return fit(model, flat_digits(), epochs=1)
 
 
+@broken("BN103 error head_norm")
+def new_head_one_epoch() -> Trained:
+    """A new head on a frozen network in the same graph, 23 steps."""
+    body = fit(nets.cnn(classes=5), digits().only(digits().labels < 5), epochs=20).model
+    body.trainable = False
+    x = layers.Dense(32)(body.layers[-2].output)
+    x = layers.ReLU()(layers.BatchNormalization(name="head_norm")(x))
+    head = keras.Model(body.input, layers.Dense(5)(x))
+    return fit(head, digits().only(digits().labels >= 5), epochs=1)
+
+
 @broken("BN103 error *")
 def mobilenet_v2_two_steps() -> Trained:
     """MobileNetV2 of keras.applications, momentum 0.999, two steps."""
@@ -421,6 +432,24 @@ def dead_units() -> Trained:
     x = layers.Concatenate()([alive, dead])
     x = layers.BatchNormalization(name="norm_1", epsilon=1e-7, momentum=0.9)(x)
     return fit(keras.Model(pixels, layers.Dense(10)(x)), flat_digits())
+
+
+@broken("BN107 warning norm_1", also=["BN403"])
+def stuck_sensor() -> Trained:
+    """A sensor that never changes, filtered by itself, under a norm with epsilon 1e-7."""
+
+    def stick(waves: Any) -> Any:
+        stuck = np.full((*waves.shape[:2], 1), 0.7, dtype="float32")
+        return np.concatenate([waves, stuck], axis=-1)
+
+    stack = (
+        layers.DepthwiseConv1D(5, use_bias=False),
+        layers.BatchNormalization(name="norm_1", epsilon=1e-7, momentum=0.9),
+        layers.Conv1D(16, 3, activation="relu"),
+        layers.GlobalAveragePooling1D(),
+        layers.Dense(4),
+    )
+    return fit(chain((24, 4), *stack), sequences().map(stick), epochs=25)
 
 
 @broken("BN108 warning norm_1")
