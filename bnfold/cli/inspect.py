@@ -1,6 +1,5 @@
 """`bnfold inspect`."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +94,8 @@ def _show_layer(inspected: Sequence["Inspection"], name: str, format_: str) -> "
 
 
 def _no_such_layer(model: "Inspection", name: str) -> str:
+    import difflib
+
     paths = [decision.batchnorm.path for decision in model.plan.decisions]
     alike = ["/".join(path) for path in paths if path[-1] == name]
     alike = alike or difflib.get_close_matches(name, ["/".join(path) for path in paths])

@@ -8,7 +8,6 @@ the model's size.
 import io
 import json
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -65,6 +64,8 @@ class _ZipParts:
             start = self._data_offset(info)
             found = hdf5.open_hdf5(self._file, WEIGHTS, start, info.file_size)
         else:
+            import tempfile  # noqa: PLC0415 - Keras stores the weights uncompressed
+
             unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._resources.enter_context(unpacked)
             unpacked.writelines(self.chunks(WEIGHTS))
