@@ -78,4 +78,7 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    main()
+    try:
+        main()
+    finally:
+        gc.freeze()  # or the interpreter looks through everything once more before it ends
