@@ -6,9 +6,9 @@ from bnfold.audit.finding import Channels, Severity
 from bnfold.audit.subject import Mask, Subject, Verdict
 from bnfold.moments import Divergence, Observed, divergence
 
-# What few samples add to the distance of one channel is about 1 / samples, and in some of many
-# channels ten times that.
-_MEDIAN_NOISE = 2.0
+# What few samples add to the distance: about 1 / samples in a channel, more in some of many, and
+# several times that in all channels of a layer that stands behind twenty others.
+_MEDIAN_NOISE = 8.0
 _CHANNEL_NOISE = 20.0
 
 _REMEDY = (
@@ -28,7 +28,7 @@ def drift(subject: Subject) -> Verdict | None:
         moving_variance, channel by channel. It is a warning where the median of the channels is
         more than `drift_warning` (0.25 nats) apart, or one of them more than `drift_channel`
         (5 nats), and an error where the median is more than `drift_error` (2 nats) apart. Few
-        samples tell less: 2 / n and 20 / n are added to the limits for n samples. On a frozen
+        samples tell less: 8 / n and 20 / n are added to the limits for n samples. On a frozen
         layer, which never followed the data of this model, it is information, and so is a layer
         that cannot be judged, because no data reached it or its input never changed.
 
