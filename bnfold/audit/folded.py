@@ -14,6 +14,7 @@ from bnfold.audit.finding import Channels, Severity
 from bnfold.audit.subject import Mask, Subject, Verdict
 from bnfold.folding.limits import Extent, dtype_named, largest_of
 from bnfold.folding.plan import Fold
+from bnfold.model.batchnorm import Vector
 from bnfold.model.graph import show
 
 DType = np.dtype[Any]
@@ -130,8 +131,8 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     What it finds:
         Channels of the folded kernel whose largest number is less than `quantization_info`
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
-        is a warning. Dead channels, whose output does not vary, are left out. The kernel is
-        measured with all folds in it.
+        is a warning. Dead channels, whose output does not vary, are not reported, though they
+        count for the range. The kernel is measured with all folds in it.
 
     Why it matters:
         Quantization with one scale for the tensor gives every channel the same step. A channel
@@ -166,30 +167,38 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     """
     if not isinstance(subject.decision, Fold):
         return None
-    worst: tuple[float, str, Mask] | None = None
-    for name, extent in _measured(subject):
-        size = extent.scaled.reshape(-1)
-        if extent.slot == "gamma" or size.size != subject.dead.size:
-            continue
-        live = ~subject.dead & (size > 0)
-        if not live.any():
-            continue
-        share = np.where(live, size / size[live].max(), 1.0)
-        if worst is None or share.min() < worst[0]:
-            worst = (float(share.min()), name, share < subject.thresholds.quantization_info)
-    if worst is None or worst[0] >= subject.thresholds.quantization_info:
+    limit = subject.thresholds.quantization_info
+    uneven = [
+        (float(shares.min()), name, shares < limit)
+        for name, extent in _measured(subject)
+        if extent.slot != "gamma" and (shares := _shares(subject, extent)).min(initial=1) < limit
+    ]
+    if not uneven:
         return None
-    share_of, name, mask = worst
-    bits = 8 + math.log2(share_of)
-    warns = share_of < subject.thresholds.quantization_warning
+    share, name, few = min(uneven, key=lambda one: one[0])
+    bits = 8 + math.log2(share)
+    warns = share < subject.thresholds.quantization_warning
     return Verdict(
         Severity.WARNING if warns else Severity.INFO,
-        f"folded into {name}, {Channels.of(mask)} use little of the kernel's range, the least "
-        f"{share_of:.2g} of it: of 8 bits for the whole tensor {max(0.0, bits):.1f} are left",
+        f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "
+        f"{share:.2g} of it: of 8 bits for the whole tensor {max(0.0, bits):.1f} are left",
         "quantize per channel, or equalize the channels before",
-        Channels.of(mask),
-        {"share": share_of, "bits": bits},
+        Channels.of(few),
+        {"share": share, "bits": bits},
     )
+
+
+def _shares(subject: Subject, extent: Extent) -> Vector:
+    """The part of the kernel's range that each channel uses, (channels,); 1 for a dead one.
+
+    What a dead channel is rounded to does not matter, but its weights count for the range.
+    Empty where what the kernel takes in has other channels than the layer.
+    """
+    size = extent.scaled.reshape(-1)
+    if size.size != subject.dead.size:
+        return np.zeros(0)
+    live = ~subject.dead & (size > 0)
+    return np.where(live, size / size.max(initial=0), 1.0)
 
 
 def scale_outlier(subject: Subject) -> Verdict | None:
@@ -229,13 +238,12 @@ def scale_outlier(subject: Subject) -> Verdict | None:
     if not outstanding.any():
         return None
     channels, largest = Channels.of(outstanding), float(subject.scale[outstanding].max())
-    on_input = subject.place is not None and subject.place.reads_model_input
     return Verdict(
-        Severity.INFO if on_input else Severity.WARNING,
+        Severity.INFO if subject.reads_model_input else Severity.WARNING,
         f"the scale of {channels} is up to {largest:.3g}, over "
         f"{subject.thresholds.outstanding_scale:g} times the median",
         "nothing to do if these inputs are constant in the training data, as a border is"
-        if on_input
+        if subject.reads_model_input
         else "look at the input of these channels; prune them if it is constant",
         channels,
         {"scale": largest},

@@ -22,6 +22,7 @@ from bnfold.audit import (
     usage,
 )
 from bnfold.audit.finding import Finding, Severity
+from bnfold.audit.flow import Memo
 from bnfold.audit.neighbours import Place
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.thresholds import Thresholds
@@ -194,7 +195,7 @@ def audit(
 def _subjects(
     plan: Plan, thresholds: Thresholds, target_dtype: str | None, steps: Mapping[Path, int]
 ) -> list[Subject]:
-    places = {} if plan.scope is None else dict(_places(plan.scope))
+    places = {} if plan.scope is None else dict(_places(plan.scope, {}))
     layers = [decision.batchnorm for decision in plan.decisions]
     known = updates([(one, places[one.path]) for one in layers if one.path in places], steps)
     return [
@@ -217,15 +218,15 @@ def _seen(path: Path, observed: Mapping[Path, Observed] | None) -> Observed | No
     return observed.get(path, NOT_SEEN)
 
 
-def _places(scope: Scope) -> Iterator[tuple[Path, Place]]:
+def _places(scope: Scope, memo: Memo) -> Iterator[tuple[Path, Place]]:
     """Where each BatchNormalization stands that is in no class but those of Keras."""
     if not scope.graph.builtin:
         return
     for name, layer in scope.graph.layers.items():
         if name in scope.inside:
-            yield from _places(scope.inside[name])
+            yield from _places(scope.inside[name], memo)
         elif as_batchnorm(layer, ()) is not None:
-            yield scope.layer_path(name), Place(scope, name)
+            yield scope.layer_path(name), Place(scope, name, memo)
 
 
 def _findings(subjects: Iterable[Subject], rules: tuple[Rule, ...]) -> Iterator[Finding]:

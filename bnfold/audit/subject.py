@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.inputs import near_input
 from bnfold.audit.neighbours import Place
 from bnfold.audit.thresholds import Thresholds
 from bnfold.folding.plan import Blocked, Fold
@@ -88,6 +89,11 @@ class Subject:
             return self.target_dtype
         used = policy(self.batchnorm.layer)
         return None if used is None else used.compute
+
+    @cached_property
+    def reads_model_input(self) -> bool:
+        """Whether nothing with weights stands between the model's input and the layer."""
+        return self.place is not None and near_input(self.place)
 
     @cached_property
     def deviation(self) -> Vector | None:

@@ -29,14 +29,17 @@ def updates(
     younger: set[Path] = set()
     for batchnorm, place in layers:
         per_step = place.updates_per_step
-        if per_step is None:
+        if not per_step:
             continue
         around = (batchnorm.path[:length] for length in range(len(batchnorm.path)))
         count = per_step * sum(steps.get(path, 0) for path in around)
-        known[batchnorm.path] = count
+        known[batchnorm.path] = count = min(count, _MOST)
         if _saw_more(batchnorm, count):
             younger.add(place.scope.path)
     return {path: count for path, count in known.items() if path[:-1] not in younger}
+
+
+_MOST = 2**53  # more of them weigh nothing, and a float holds no more
 
 
 def _saw_more(batchnorm: BatchNorm, count: int) -> bool:

@@ -31,7 +31,7 @@ TRAINING_CONFIG = "training_config"
 TOP_LEVEL = "top_level_model_weights"
 RECORD = "bnfold"
 
-_COUNTER = re.compile(r"(^|/)iterations?(_\d+)?(:\d+)?$")
+_COUNTER = re.compile(r"(^|/)iter(ations?)?(_\d+)?(:\d+)?$")
 """The variable of an optimizer that counts its steps, as every version of Keras names it."""
 
 
