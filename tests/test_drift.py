@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support import chain, keras, randomize
-from test_recalibrate import CASES, Block, Case, close, half_precision, norm, save, shared
+from test_recalibrate import (
+    CASES,
+    Block,
+    Case,
+    axis_in_front,
+    close,
+    half_precision,
+    nested,
+    norm,
+    save,
+    shared,
+    shared_model,
+    time_distributed,
+)
 
 import bnfold
 from bnfold.audit import Thresholds
@@ -38,14 +51,19 @@ def codes(inspection: bnfold.Inspection) -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("form", [".keras", ".h5"])
+LEGACY = [axis_in_front, nested, shared, shared_model, time_distributed]
+"""Those that Keras itself can load from a legacy file."""
+
+
+@pytest.mark.parametrize(
+    ("make", "form"),
+    [*((make, ".keras") for make in CASES), *((make, ".h5") for make in LEGACY)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_every_layer_is_seen_as_plain_keras_sees_it(
     make: Callable[[], Case], form: str, tmp_path: Path
 ) -> None:
     """With the statistics that the file has: nothing is corrected on the way."""
-    if make.__name__ == "custom_in_between" and form == ".h5":
-        pytest.skip("Keras cannot load custom layers from such a file by their registered name")
     case = make()
     randomize(case.model)
     source, data = save(case, tmp_path, form)
