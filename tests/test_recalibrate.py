@@ -923,3 +923,50 @@ def test_a_live_model_that_cannot_be_checked_is_not_handed_out(
     model = keras.models.load_model(small)
     with pytest.raises(VerificationFailedError, match="does not reproduce"):
         bnfold.recalibrate(model, data=GENERATOR.normal(3, 2, (64, 5)))
+
+
+def test_models_of_keras_2(tmp_path: Path) -> None:
+    """Run by tf_keras, which does not show the inside of a nested model to be taken apart."""
+    tf_keras = pytest.importorskip("tf_keras")
+    old = tf_keras.layers
+    part_input = tf_keras.Input((5,))
+    part = old.BatchNormalization(name="q")(
+        old.ReLU()(old.BatchNormalization(name="p")(part_input))
+    )
+    part = tf_keras.Model(part_input, part, name="part")
+    nest_input = tf_keras.Input((6, 5))
+    nest = old.BatchNormalization(name="d")(old.Dense(4)(nest_input))
+    nest = tf_keras.Model(nest_input, old.BatchNormalization(name="e")(old.ReLU()(nest)), name="n")
+    inputs = tf_keras.Input((6, 5), name="x")
+    x = old.BatchNormalization(name="a")(old.Masking()(inputs))
+    x = nest(old.TimeDistributed(part, name="wrapped")(x))
+    x = old.BatchNormalization(name="always")(x, training=True)
+    model = tf_keras.Model(inputs, old.BatchNormalization(name="z")(x))
+    for weight in model.weights:
+        if "moving_variance" in weight.name:
+            weight.assign(GENERATOR.uniform(0.5, 2, weight.shape))
+    model.save(tmp_path / "model.keras")
+    steps = GENERATOR.normal(2, 3, (60, 6, 5)).astype("float32")
+    steps[np.arange(6)[None] >= GENERATOR.integers(2, 7, (60, 1))] = 0
+    target = tmp_path / "out.keras"
+    report = bnfold.recalibrate(tmp_path / "model.keras", target, data=steps, batch=60)
+    names = ["/".join(change.batchnorm.path) for change in report.recalibrated]
+    assert names == ["a", "wrapped/part/p", "wrapped/part/q", "n/d", "n/e", "z"]
+    assert [kept.batchnorm.path for kept in report.kept] == [("always",)]
+    assert "training=True" in report.kept[0].reason
+
+    new = tf_keras.models.load_model(target, compile=False)
+    nest, after = new.get_layer("n"), statistics(target)
+
+    def made(tensor: Any) -> Any:
+        return tf_keras.Model(new.inputs, tensor)(steps, training=False)
+
+    real = np.any(steps != 0, axis=-1)
+    close(after["a"], (steps[real].mean(0, dtype="f8"), steps[real].var(0, dtype="f8")))
+    inside = tf_keras.Model(nest.inputs, nest.get_layer("e").input)
+    for name, values in (
+        ("n/e", inside(made(new.get_layer("wrapped").output))),
+        ("z", made(new.get_layer("z").input)),
+    ):
+        rows = last(np.asarray(values).astype("float64"))
+        close(after[name], (rows.mean(0), rows.var(0)))
