@@ -27,7 +27,7 @@ def drift(subject: Subject) -> Verdict | None:
         out, all calls of a shared layer together. They are compared with moving_mean and
         moving_variance, channel by channel. It is a warning where the median of the channels is
         more than `drift_warning` (0.25 nats) apart, or one of them more than `drift_channel`
-        (5 nats), and an error where the median is more than `drift_error` (2 nats) apart. Few
+        (5 nats), and an error where the median is more than `drift_error` (1 nat) apart. Few
         samples tell less: 8 / n and 20 / n are added to the limits for n samples. On a frozen
         layer, which never followed the data of this model, it is information, and so is a layer
         that cannot be judged, because no data reached it or its input never changed.
@@ -51,9 +51,9 @@ def drift(subject: Subject) -> Verdict | None:
         The layer puts out numbers of mean `shift` and variance `ratio` where it was to put out mean
         0 and variance 1, before gamma and beta. The KL divergence, in nats, is that of the normal
         distributions with these moments, from the recorded to the observed one. 0.25 nats are a
-        shift of 0.7 deviations, or a variance of 2.4 or 0.3 times what is recorded; 2 nats a shift
-        of 2, or 6.9 times; 5 nats a shift of 3.2, or 14 times. Channels whose input never changed
-        are left out.
+        shift of 0.7 deviations, or a variance of 2.4 or 0.3 times what is recorded; 1 nat a shift
+        of 1.4, or 4.5 or 0.05 times; 5 nats a shift of 3.2, or 14 times. Channels whose input never
+        changed are left out. How the limits were set is told with `bnfold recalibrate`.
 
     Example:
             import keras

@@ -40,7 +40,7 @@ class Thresholds:
     quantization_info: float = 1 / 16
     quantization_warning: float = 1 / 256
     drift_warning: float = 0.25
-    drift_error: float = 2.0
+    drift_error: float = 1.0
     drift_channel: float = 5.0
 
     def __post_init__(self) -> None:
