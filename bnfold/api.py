@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from numpy.typing import NDArray
 
 from bnfold.audit import Thresholds
-from bnfold.audit.selection import ALL, chosen, is_code, unknown_code
+from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
-from bnfold.errors import SettingsError, VerificationFailedError
+from bnfold.errors import VerificationFailedError
 from bnfold.exporting import ExportReport, export_file
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.recalibration import MEMORY, RecalibrationReport, recalibrate_file
@@ -73,17 +73,14 @@ def inspect(
         VerificationImpossibleError: the model cannot be loaded to run it.
         BnfoldError: the data do not fit, or Keras cannot save the live model.
     """
-    select, ignore = _listed(select), _listed(ignore)
-    for code in (*select, *ignore):
-        if not is_code(code):
-            raise SettingsError(unknown_code(code))
+    rules = chosen(codes(_listed(select)), codes(_listed(ignore)))
     run = None
     if data is not None:
         run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
     with _as_file(model) as path:
         inspection = inspect_file(
             path,
-            rules=chosen(select, ignore),
+            rules=rules,
             thresholds=thresholds,
             target_dtype=target_dtype,
             run=run,

@@ -63,10 +63,10 @@ def check(paths: Sequence[Path], settings: Settings) -> Outcome:
         SettingsError: the baseline is missing or damaged.
     """
     where = settings.baseline
-    known = None if where is None else _read(where)
+    known = frozenset() if where is None else _read(where)
     raw = _inspect(paths, settings)
     outcome = _suppress(raw, settings)
-    if where is None or known is None:
+    if where is None:
         return outcome
     judged = _judged(known, where, raw, settings)
     stale = sorted(judged - _entries(raw.models, where))

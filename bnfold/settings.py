@@ -6,15 +6,15 @@ error that names the file and the key.
 """
 
 import difflib
-import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
-from bnfold.audit.selection import ALL, Suppression, chosen, is_code, unknown_code
+from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
 from bnfold.model.guard import printable
 
@@ -67,7 +67,7 @@ def find(start: Path) -> Path | None:
     for folder in (start, *start.parents):
         path = Path(os.path.relpath(folder / FILE_NAME, start))
         # No parser is imported, and nothing parsed, for a file that does not speak of bnfold.
-        if path.is_file() and b"bnfold" in _content(path) and _table(path) is not None:
+        if os.path.isfile(path) and b"bnfold" in _content(path) and _table(path) is not None:
             return path
     return None
 
@@ -127,10 +127,16 @@ def _values(table: Any, keys: Mapping[str, tuple[str, _Reader]], where: str) -> 
     found = {}
     for key, value in _checked(where, table, dict, "a table").items():
         if key not in keys:
-            raise _MeaninglessError(f"{where}.{key}", f"unknown key{did_you_mean(key, keys)}")
+            raise _MeaninglessError(f"{where}.{key}", f"unknown key{_did_you_mean(key, keys)}")
         name, reader = keys[key]
         found[name] = reader(f"{where}.{key}", value)
     return found
+
+
+def _did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A hint at the words that are like one that is unknown."""
+    alike = difflib.get_close_matches(word, list(words))
+    return f"; did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def _checked(key: str, value: Any, kind: type, what: str) -> Any:
@@ -157,11 +163,10 @@ def _texts(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _codes(key: str, value: Any) -> tuple[str, ...]:
-    found = _texts(key, value)
-    for code in found:
-        if not is_code(code):
-            raise _MeaninglessError(key, unknown_code(code))
-    return found
+    try:
+        return codes(_texts(key, value))
+    except SettingsError as error:
+        raise _MeaninglessError(key, str(error)) from None
 
 
 def _some_codes(key: str, value: Any) -> tuple[str, ...]:
@@ -193,9 +198,9 @@ def _fail_on(key: str, value: Any) -> Severity | None:
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _MeaninglessError(key, f"must be a number, not {_toml_name(value)}")
-    if not math.isfinite(value) or value <= 0:
-        raise _MeaninglessError(key, f"must be positive and finite, not {value}")
-    return value
+    if not 0 < value <= sys.float_info.max:
+        raise _MeaninglessError(key, "must be positive and finite")
+    return float(value)
 
 
 def _thresholds(key: str, value: Any) -> Thresholds:
@@ -234,9 +239,3 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "thresholds": ("thresholds", _thresholds),
     "suppress": ("suppressions", _suppressions),
 }
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A hint at the words that are like one that is unknown."""
-    alike = difflib.get_close_matches(word, list(words))
-    return f"; did you mean {' or '.join(alike)}?" if alike else ""

@@ -184,6 +184,17 @@ def test_a_report_goes_through_links_and_into_devices(mixed: None) -> None:
     assert Path(os.devnull).is_char_device()
 
 
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_one_layer_goes_to_a_file_too(format_: str, mixed: None) -> None:
+    arguments = ["models/a.keras", "--layer", "bad", "--format", format_]
+    shown = run(*arguments)
+    written = run(*arguments, "--output", "layer")
+    assert (written.exit_code, written.stdout) == (1, "")
+    assert Path("layer").read_text().rstrip("\n") == shown.stdout.rstrip("\n")
+    refused = run("models/a.keras", "--layer", "bad", "--format", "sarif")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+
+
 def test_nothing_is_written_when_nothing_was_read() -> None:
     assert run("none.keras", "--format", "junit", "--output", "report.xml").exit_code == 2
     assert os.listdir() == []
@@ -232,9 +243,10 @@ def test_sarif_describes_every_rule() -> None:
     rules = sarif("m.keras")["tool"]["driver"]["rules"]
     assert [rule["id"] for rule in rules] == [rule.code for rule in RULES]
     for rule in rules:
-        assert rule["shortDescription"]["text"]
-        assert rule["help"]["text"]
-        assert rule["help"]["markdown"]
+        for needed in ("shortDescription", "fullDescription"):  # by code scanning on GitHub
+            assert 0 < len(rule[needed]["text"]) <= 1024
+        assert "Why it matters:" in rule["help"]["text"]
+        assert "\n## Why it matters\n" in rule["help"]["markdown"]
 
 
 def test_sarif_results_point_at_model_and_layer(mixed: None) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,11 @@ def test_select_and_ignore_take_several_codes(broken: Path) -> None:
     assert codes(broken, "--select", "BN101", "--select", "BN105") == {"BN105"}
     assert "BN105" not in codes(broken, "--ignore", "BN101,BN105")
     assert codes(broken, "--select", "BN105", "--ignore", "BN1") == {"BN105"}
+    assert codes(broken, "--select", "bn105") == {"BN105"}
 
 
 @pytest.mark.parametrize("option", ["--select", "--ignore"])
-@pytest.mark.parametrize("code", ["BN9", "bn105", "BN1055", "", "B", "BN105,", "E501"])
+@pytest.mark.parametrize("code", ["BN9", "N105", "BN1055", "", "B", "BN105,", "E501"])
 def test_a_code_of_no_rule_is_refused(option: str, code: str, broken: Path) -> None:
     refused(broken, option, code, says=[option, "no rule has the code"])
 
@@ -239,6 +240,8 @@ MEANINGLESS = {
     "[tool.bnfold.thresholds]\ncancellation = true": ["cancellation", "not a boolean"],
     "[tool.bnfold.thresholds]\ncancellation = nan": ["cancellation", "positive and finite"],
     "[tool.bnfold.thresholds]\ncancellation = inf": ["cancellation", "positive and finite"],
+    f"[tool.bnfold.thresholds]\ncancellation = {10**400}": ["cancellation", "positive and finite"],
+    "[tool.bnfold.thresholds]\ncancellation = 0": ["cancellation", "positive and finite"],
     "[tool.bnfold.thresholds]\ncancellation = -1": ["cancellation", "positive and finite"],
     "[tool.bnfold]\nsuppress = {}": ["tool.bnfold.suppress", "an array of tables, not a table"],
     "[tool.bnfold]\nsuppress = [1]": ["tool.bnfold.suppress, entry 1", "a table, not an integer"],
@@ -316,6 +319,27 @@ def test_a_suppression_covers_layers_rules_and_models(
     assert ("warning: nothing is suppressed by" in result.stderr) != covers
 
 
+@pytest.mark.parametrize(
+    ("layer", "covered"),
+    [
+        ("block/*", {"block/block_norm"}),
+        ("block_norm", {"block/block_norm"}),
+        ("block", set()),
+        ("*/*", {"block/block_norm", "encoder/encoder_norm"}),
+    ],
+)
+def test_a_nested_layer_has_its_path_and_its_name(
+    layer: str, covered: set[str], fixture_model: Callable[[str], Path]
+) -> None:
+    path = fixture_model("branches_keras315.keras")
+    configure(
+        f'[[tool.bnfold.suppress]]\nlayer = "{layer}"\nrules = ["BN005"]\nreason = "ported"\n'
+    )
+    (found,) = report(path, "--select", "BN005", "--fail-on", "never")
+    assert {one["layer"] for one in found["suppressed"]} == covered
+    assert not covered & {one["layer"] for one in found["findings"]}
+
+
 def test_what_is_suppressed_is_told_with_its_reason(broken: Path) -> None:
     configure(SUPPRESS)
     (found,) = report(broken, "--select", "BN105")
@@ -353,7 +377,7 @@ def test_one_layer_shows_what_counts(broken: Path) -> None:
 
 def test_what_is_in_the_baseline_does_not_count(broken: Path) -> None:
     written = run(broken, "--write-baseline", "known.json", "--select", "BN1")
-    assert written.exit_code == 0
+    assert (written.exit_code, written.stderr) == (0, "bnfold: known.json: written\n")
     assert "1 known from the baseline" in written.stdout
     again = run(broken, "--baseline", "known.json", "--select", "BN1")
     assert (again.exit_code, again.stderr) == (0, "")
@@ -576,9 +600,9 @@ def test_exclude_passes_over_names_and_paths_from_the_folder(pattern: str, left:
 def test_a_folder_without_a_model_is_never_good(broken: Path) -> None:
     Path("empty").mkdir()
     Path("empty/notes.txt").write_text("nothing")
-    refused("empty", says=["empty: no model in this folder"])
+    refused("empty", says=["empty: not a Keras model, and a folder without one"])
     refused("empty", "--fail-on", "never", says=["empty"])
-    refused(".", "--exclude", "*", says=["no model in this folder"])
+    refused(".", "--exclude", "*", says=["a folder without one"])
     result = run(broken, "empty", "--fail-on", "never")
     assert result.exit_code == 2
     assert "broken.keras" in result.stdout

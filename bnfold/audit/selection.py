@@ -8,20 +8,27 @@ from typing import Any, Literal
 
 from bnfold.audit.finding import Finding
 from bnfold.audit.rules import RULES, Rule
+from bnfold.errors import SettingsError
 from bnfold.model.graph import show
 
 ALL = ("BN",)
 """The prefix of every code."""
 
 
-def is_code(code: str) -> bool:
-    """Whether this is the code of a rule, or a prefix of one: `BN103`, `BN1`."""
-    return any(rule.code.startswith(code) for rule in RULES) and code.startswith(ALL)
+def codes(words: Sequence[str]) -> tuple[str, ...]:
+    """The codes, or prefixes of codes, that words stand for: `BN103`, `bn1`.
 
-
-def unknown_code(code: str) -> str:
-    """The complaint about a code that no rule has."""
-    return f"no rule has the code {code!r}, nor one that begins with it; 'bnfold rules' lists them"
+    Raises:
+        SettingsError: no rule's code begins so.
+    """
+    found = tuple(word.upper() for word in words)
+    for word, code in zip(words, found, strict=True):
+        if not code.startswith(ALL) or not any(rule.code.startswith(code) for rule in RULES):
+            raise SettingsError(
+                f"no rule has the code {word!r}, nor one that begins with it; 'bnfold rules' "
+                "lists them"
+            )
+    return found
 
 
 def chosen(select: Sequence[str] = ALL, ignore: Sequence[str] = ()) -> tuple[Rule, ...]:

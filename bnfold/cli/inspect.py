@@ -30,13 +30,13 @@ _RUNNING = ("data", "batch", "trust", "imports")
 
 def _codes(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """The codes in options that may be repeated and hold several, with commas between them."""
-    from bnfold.audit.selection import is_code, unknown_code
+    from bnfold.audit.selection import codes
+    from bnfold.errors import SettingsError
 
-    codes = tuple(code.strip() for value in values for code in value.split(","))
-    for code in codes:
-        if not is_code(code):
-            raise click.BadParameter(unknown_code(code))
-    return codes
+    try:
+        return codes([word.strip() for value in values for word in value.split(",")])
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _SELECTION = (
@@ -169,9 +169,9 @@ def inspect(
     if not outcome.models and len(outcome.unreadable) == 1:
         raise outcome.unreadable[0].error
     _warn(outcome)
-    if outcome.unreadable and write_baseline is not None:
-        reason = "not written, because not everything could be read"
-        click.echo(f"bnfold: {printable(str(write_baseline))}: {reason}", err=True)
+    if write_baseline is not None:
+        unread = ": not written, because not everything could be read"
+        _say(f"{write_baseline}{unread if outcome.unreadable else ': written'}")
     findings = [finding for model in outcome.models for finding in model.findings]
     if layer is not None:
         findings = _show_layer(outcome.models, layer, format_, output)
@@ -227,7 +227,11 @@ def _warn(outcome: "Outcome") -> None:
         for entry in outcome.stale
     ]
     for line in lines:
-        click.echo(f"bnfold: {printable(line)}", err=True)
+        _say(line)
+
+
+def _say(line: str) -> None:
+    click.echo(f"bnfold: {printable(line)}", err=True)
 
 
 def _show_models(
@@ -242,7 +246,7 @@ def _show_models(
     if output is not None:
         from bnfold.reports import terminal
 
-        click.echo(f"bnfold: {terminal.totals(outcome.models)}; wrote {output}", err=True)
+        _say(f"{output}: written; {terminal.totals(outcome.models)}")
 
 
 def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:

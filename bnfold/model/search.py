@@ -33,8 +33,8 @@ def models_at(
     if os.path.exists(path / CONFIG) or os.path.exists(path / SAVED_MODEL):
         return [path]  # whoever reads it as a model says what it is instead
     raise UnreadableModelError(
-        f"{printable(str(path))}: no model in this folder: no file that ends in "
-        f"{', '.join(SUFFIXES)}, no Keras directory"
+        f"{printable(str(path))}: not a Keras model, and a folder without one: nothing in it ends "
+        f"in {', '.join(SUFFIXES)}, or is a Keras directory"
     )
 
 

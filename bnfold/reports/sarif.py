@@ -18,6 +18,7 @@ from bnfold.audit import RULES, Finding, Rule, Severity
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
+from bnfold.reports import rule_page
 from bnfold.reports.json import dump
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "id": rule.code,
         "name": rule.name,
         "shortDescription": {"text": rule.summary},
+        "fullDescription": {"text": rule_page.sections(rule)["What it finds"]},
         "defaultConfiguration": {"level": _LEVELS[rule.severities[0]]},
-        "help": {"text": rule.summary, "markdown": rule.summary},
+        "help": {"text": rule.documentation, "markdown": rule_page.markdown(rule)},
     }
 
 

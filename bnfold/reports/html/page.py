@@ -24,7 +24,7 @@ from bnfold.reports.terminal import plural
 COMPARED = ("moving_mean", "moving_variance", "scale", "shift")
 """The vectors that are shown of all layers on one axis."""
 _IN_FULL = ("moving_mean", "moving_variance", "gamma", "beta", "scale", "shift")
-_LISTED_CHANNELS = 12
+_LISTED_CHANNELS = 8
 _KINDS = {"broken": "broken", "dead": "dead", "far": "far out"}
 _UNUSED = {"renorm": "no", "synchronized": "no", "regularizers": "none", "constraints": "none"}
 """Settings that are not worth a word where they say this."""
@@ -147,16 +147,16 @@ class Norm:
         return int(every.sum()) - sum(bool(channel.kinds) for channel in self.marked)
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
-        """How it is configured, by the names of the settings."""
+    def facts(self) -> str:
+        """How it is configured, but for what says nothing."""
         batchnorm = self.decision.batchnorm
         found: dict[str, Any] = {"axis": batchnorm.axis, **settings(batchnorm)}
         shown = {name: inspect_text.value(value) for name, value in found.items()}
-        return [
-            (name.replace("_", " "), said)
+        return " · ".join(
+            f"{name.replace('_', ' ')} {said}"
             for name, said in shown.items()
             if said != _UNUSED.get(name)
-        ]
+        )
 
 
 @dataclass(frozen=True)
@@ -248,12 +248,20 @@ class ModelPage:
     @cached_property
     def groups(self) -> list[Group]:
         """The findings by rule, the worst first."""
-        found: dict[tuple[Severity, str, str], list[tuple[Norm, Finding]]] = {}
+        found: dict[tuple[Severity, str], list[tuple[Norm, Finding]]] = {}
         for norm in self.norms:
             for one in norm.findings:
-                found.setdefault((one.severity, one.code, one.name), []).append((norm, one))
+                found.setdefault((one.severity, one.code), []).append((norm, one))
         ranked = sorted(found.items(), key=lambda item: (item[0][0].rank, item[0][1]))
-        return [Group(*key, tuple(same)) for key, same in ranked]
+        return [Group(*key, same[0][1].name, tuple(same)) for key, same in ranked]
+
+    def group_number(self, finding: Finding) -> int:
+        """The number from 1 of the group that a finding is in."""
+        return self._group_numbers[finding.severity, finding.code]
+
+    @cached_property
+    def _group_numbers(self) -> Mapping[tuple[Severity, str], int]:
+        return {(one.severity, one.code): n for n, one in enumerate(self.groups, start=1)}
 
     @cached_property
     def stays(self) -> list[Stays]:

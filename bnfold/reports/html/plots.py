@@ -1,7 +1,8 @@
 """How the channels of one vector are spread, as paths of SVG: bars, and ticks for odd channels.
 
 A channel is marked as "dead" where its input or output does not vary, as "far" where it stands far
-from the layer's other channels, and as "broken" where a number is not finite or a variance negative.
+from the layer's other channels, and as "broken" where a number is not finite or a variance is
+negative.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from bnfold.reports.distribution import Axis, far_out, histogram
 
 Mask = NDArray[np.bool_]
 
-BINS, BIN_WIDTH, HEIGHT = 32, 3, 24
+BINS, BIN_WIDTH, HEIGHT = 24, 4, 24
 WIDTH = BINS * BIN_WIDTH
 _NAMED = 4
 """So many channels are named at one tick at most."""
