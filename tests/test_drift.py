@@ -179,7 +179,7 @@ def test_statistics_that_lag_behind_are_found(trained: Path, digits: Any, tmp_pa
             layer.moving_variance.assign(weight + layer.moving_variance * (1 - weight))
     model.save(tmp_path / "model.keras")
     found = codes(bnfold.inspect(tmp_path / "model.keras", data=digits[0]))
-    assert ("BN501", "warning", "first") in found
+    assert {name for *_, name in found} == {"first", "second", "third"}
     bnfold.recalibrate(tmp_path / "model.keras", tmp_path / "out.keras", data=digits[0])
     assert codes(bnfold.inspect(tmp_path / "out.keras", data=digits[0])) == []
 

@@ -48,7 +48,16 @@ def check(found: Element) -> None:
                 assert value.startswith("#")
                 assert value[1:] in ids
     tags = {element.tag for element in found.walk()}
-    assert not tags & {"script", "iframe", "object", "embed", "img", "form", "base", "foreignobject"}
+    assert not tags & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "img",
+        "form",
+        "base",
+        "foreignobject",
+    }
     (style,) = found.tags("style")
     assert not re.search(r"url\(|@import|expression|\\", "".join(map(str, style.inside)))
     (link,) = found.tags("link")
@@ -140,7 +149,9 @@ def test_dead_far_and_broken_channels_are_marked_by_name(tmp_path: Path) -> None
         (5, "t-dead", "channel 0: 0, 1: 1e-07"),
         (6, "t-far", "channel 9: 1e+06"),
     ]:
-        marks = [e for e in line_of(found, number).tags("use") if e.attributes["href"] == f"#{kind}"]
+        marks = [
+            e for e in line_of(found, number).tags("use") if e.attributes["href"] == f"#{kind}"
+        ]
         assert said in {"".join(map(str, e.tags("title")[0].inside)) for e in marks}
     listed = line_of(found, 2).tags("table")[0].tags("tr")[1:]
     assert {("3", "broken"), ("7", "broken")} <= {

@@ -141,6 +141,35 @@ def masked() -> Case:
     return Case(model, data, [(one.name, one, rows(one)) for one in found])
 
 
+def masked_model() -> Case:
+    """A nested model hands the mask of its input on, though a layer in it destroys the mask."""
+    part_input = keras.Input((7, 3))
+    x = layers.Reshape((7, 4))(norm("a")(layers.Dense(4)(part_input)))
+    part = keras.Model(part_input, norm("b")(x), name="part")
+    model = chain((7, 3), layers.Masking(name="masking"), part, norm("c"), name="x")
+    steps = GENERATOR.normal(2, 1, (60, 7, 3)).astype("float32")
+    steps[np.arange(7)[None] >= GENERATOR.integers(2, 8, (60, 1))] = 0
+    data = {"x": steps}
+
+    def seen(made: Any) -> Any:
+        mask = getattr(made, "_keras_mask", None)
+        values = np.asarray(made).astype("float64")
+        return last(values) if mask is None else values[np.asarray(mask)]
+
+    def before(name: str, inputs: Any) -> Any:
+        tensor = part.get_layer(name).input
+        tensor = tensor[0] if isinstance(tensor, list) else tensor
+        return seen(keras.Model(part.inputs, tensor)(inputs))
+
+    masked_steps = model.get_layer("masking")(steps)
+    order = [
+        ("part/a", part.get_layer("a"), lambda: before("a", masked_steps)),
+        ("part/b", part.get_layer("b"), lambda: before("b", steps)),
+        ("c", model.get_layer("c"), lambda: seen(part(masked_steps))),
+    ]
+    return Case(model, data, order)
+
+
 def nested() -> Case:
     """A norm inside a model inside a model; then one behind."""
     inner_input = keras.Input((6,))
@@ -298,6 +327,7 @@ CASES = [
     several_inputs,
     axis_in_front,
     masked,
+    masked_model,
     nested,
     time_distributed,
     shared,
