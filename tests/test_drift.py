@@ -222,6 +222,15 @@ def test_limits_are_settings(trained: Path, digits: Any) -> None:
     )
 
 
+def test_few_samples_tell_less(tmp_path: Path) -> None:
+    """The same mean and variance, half a nat away: of 8 samples it says nothing, of 800 it does."""
+    chain((1,), norm("a"), name="x").save(tmp_path / "model.keras")
+    few = np.array([[0.0], [2.0]] * 4)  # mean 1, variance 1, where 0 and 1 are recorded
+    assert codes(bnfold.inspect(tmp_path / "model.keras", data=few)) == []
+    many = codes(bnfold.inspect(tmp_path / "model.keras", data=np.tile(few, (100, 1))))
+    assert many == [("BN501", "warning", "a")]
+
+
 def test_a_frozen_layer_is_told_and_not_blamed(trained: Path, digits: Any, tmp_path: Path) -> None:
     model = keras.models.load_model(trained)
     model.get_layer("first").trainable = False
