@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bnfold.model import catalog
 from bnfold.model.graph import Path
 from bnfold.moments import Observed, Tally
 from bnfold.verification import tensors
@@ -52,9 +53,10 @@ def normalizations(loaded: LoadedModel) -> dict[Path, Normalization]:
     """
     found: dict[Path, Any] = {}
     calls: dict[int, int] = {}
-    kind = loaded.keras.layers.BatchNormalization
     for path, layer in _calls_in(tensors.graph_of(loaded.model), ()):
-        if isinstance(layer, kind) and type(layer).__module__.startswith(("keras.", "tf_keras.")):
+        kind = type(layer)
+        own = kind.__module__.startswith(("keras.", "tf_keras."))
+        if own and kind.__name__ in catalog.BATCHNORM_CLASSES:
             found[path] = layer
             calls[id(layer)] = calls.get(id(layer), 0) + 1
     return {path: Normalization(layer, calls[id(layer)]) for path, layer in found.items()}
