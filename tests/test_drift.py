@@ -343,3 +343,11 @@ def test_a_model_that_cannot_run_on_the_data(tmp_path: Path) -> None:
     keras.Model(inputs, layers.Reshape((3, -1))(x)).save(tmp_path / "model.keras")
     with pytest.raises(BnfoldError, match=r"model\.keras: cannot run on the data: "):
         bnfold.inspect(tmp_path / "model.keras", data=np.ones((4, 3, 3, 1)))
+
+
+def test_a_live_model_and_arrays(trained: Path, digits: Any) -> None:
+    model = keras.models.load_model(trained)
+    for data in (digits[0] * 255, [digits[0] * 255], {"x": digits[0] * 255}):
+        inspection = bnfold.inspect(model, data=data, select="BN5")
+        assert {finding.code for finding in inspection.findings} == {"BN501"}
+        assert inspection.path.name == model.name

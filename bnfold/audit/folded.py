@@ -70,6 +70,8 @@ def fold_overflows(subject: Subject) -> Verdict | None:
         - NVIDIA/TensorRT 1450: <https://github.com/NVIDIA/TensorRT/issues/1450>
         - NVIDIA/TensorRT 3699: <https://github.com/NVIDIA/TensorRT/issues/3699>
     """
+    if isinstance(subject.decision, Fold) and subject.target_dtype is None:
+        return None  # the plan has looked at the layer's own dtypes
     found = [
         verdict
         for name, extent in _measured(subject)

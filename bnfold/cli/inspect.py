@@ -1,6 +1,5 @@
 """`bnfold inspect`."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -306,6 +305,9 @@ def _show_layer(
 
 
 def _no_such_layer(model: "Inspection", name: str) -> str:
+
+    import difflib
+
     paths = [decision.batchnorm.path for decision in model.plan.decisions]
     alike = ["/".join(path) for path in paths if path[-1] == name]
     alike = alike or difflib.get_close_matches(name, ["/".join(path) for path in paths])

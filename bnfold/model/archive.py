@@ -9,7 +9,6 @@ import io
 import json
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -57,26 +56,26 @@ class _ZipParts:
     def size(self, name: str) -> int:
         return self._archive.getinfo(name).file_size
 
-    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
-        """Write an archive of the same members in the same order, some weights changed."""
-        with (
-            tempfile.TemporaryDirectory(dir=target.parent) as directory,
-            zipfile.ZipFile(target, "w") as archive,
-        ):
-            weights = Path(directory) / WEIGHTS
-            _write_chunks(self.chunks(WEIGHTS), weights)
-            hdf5.overwrite(weights, changes)
-            archive.comment = self._archive.comment
-            for info in self._archive.infolist():
-                with archive.open(copy(info), "w") as member:
-                    if info.filename == WEIGHTS:
-                        with weights.open("rb") as stream:
-                            shutil.copyfileobj(stream, member, _CHUNK)
-                    elif not info.is_dir():
-                        member.writelines(self.chunks(info.filename))
-
     def chunks(self, name: str) -> Iterator[bytes]:
         return guard.member_chunks(self._archive, name)
+
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+        """Write an archive of the same members in the same order, some weights changed."""
+        weights = target.with_name(f"{target.name}.{WEIGHTS}")
+        try:
+            _write_chunks(self.chunks(WEIGHTS), weights)
+            hdf5.overwrite(weights, changes)
+            with zipfile.ZipFile(target, "w") as archive:
+                archive.comment = self._archive.comment
+                for info in self._archive.infolist():
+                    with archive.open(copy(info), "w") as member:
+                        if info.filename == WEIGHTS:
+                            with weights.open("rb") as stream:
+                                shutil.copyfileobj(stream, member, _CHUNK)
+                        elif not info.is_dir():
+                            member.writelines(self.chunks(info.filename))
+        finally:
+            weights.unlink(missing_ok=True)
 
     def weights(self) -> h5py.File:
         info = self._archive.getinfo(WEIGHTS)
@@ -86,6 +85,8 @@ class _ZipParts:
             start = self._data_offset(info)
             found = hdf5.open_hdf5(self._file, WEIGHTS, start, info.file_size)
         else:
+            import tempfile  # noqa: PLC0415 - Keras stores the weights uncompressed
+
             unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._resources.enter_context(unpacked)
             unpacked.writelines(self.chunks(WEIGHTS))

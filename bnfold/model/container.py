@@ -1,6 +1,5 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -120,10 +119,15 @@ class ModelFile:
         files = (found for found in self.path.rglob("*") if found.is_file())
         names = sorted(file.relative_to(self.path).as_posix() for file in files)
         lines = [f"{_sha256(self.path / name)}  {name}\n" for name in names]
+        import hashlib  # noqa: PLC0415 - as below
+
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
+
+    import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
+
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
