@@ -125,7 +125,6 @@ class ModelFile:
 
 
 def _sha256(path: Path) -> str:
-
     import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
 
     with path.open("rb") as stream:
