@@ -1,11 +1,13 @@
 """The command line as a user meets it: what is printed where, and with which exit code."""
 
+import io
 import json
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from bnfold import conversion
 from bnfold.cli import main
+from bnfold.reports import fold_text
 from bnfold.reports.json import schema
-from bnfold.verification import Basis, Verdict, Verification
+from bnfold.verification import Basis, Comparison, Verdict, Verification
+from bnfold.verification.result import Accuracy
 
 Unpack = Callable[[str], Path]
 DIGITS = "digits_cnn_keras315.keras"
@@ -219,6 +224,22 @@ def test_help_has_examples_and_exit_codes(command: list[str]) -> None:
     assert ("Examples:" if command else "Exit codes:") in result.stdout
 
 
+def test_the_list_of_commands_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, _, listed = bnfold("--help").stdout.partition("Commands:")
+    assert "Measure how long the models A and B take for the same inputs, side by side." in (
+        " ".join(listed.split())
+    )
+    assert "..." not in listed
+    assert max(map(len, listed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["fold", "verify", "export", "bench"])
+def test_examples_fit_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, bnfold(command, "--help").stdout.splitlines())) <= 80
+
+
 # --- fold ---
 
 
@@ -313,6 +334,25 @@ def test_a_pattern_that_matches_nothing_is_a_warning(fixture_model: Unpack, tmp_
 
 def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
     return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", "")
+
+
+def test_the_comparisons_fit_a_terminal() -> None:
+    accuracy = Accuracy(1.25e-06, 1e-07, 134.0)
+    runtimes = ("keras float64", "keras", "onnxruntime", "onnxruntime optimised")
+    rows = [
+        Comparison(
+            *("the_scores_of_all_classes", True, "softmax", runtime, "standard normal"),
+            *(accuracy, accuracy, 1e-06, 2e-06, 0.5, True, 4, 4),
+        )
+        for runtime in runtimes
+    ]
+    result = replace(outcome(Verdict.EQUIVALENT), comparisons=tuple(rows))
+    console = Console(width=80, file=io.StringIO())
+    console.print(fold_text.verification(result))
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert "the_scores_of_all_classes before softmax" in " ".join(lines)
+    for runtime in runtimes:
+        assert f"{runtime} 1.25e-06 1.25e-06 134 0.5" in [" ".join(line.split()) for line in lines]
 
 
 @pytest.mark.parametrize(

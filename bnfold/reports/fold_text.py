@@ -70,26 +70,34 @@ _SHOWN = 6
 
 
 def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
+    """One block of rows for each value, a row for each runtime, in the order that they come in."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(title, overflow="fold")
-    table.add_column("runtime", no_wrap=True)
     for column in ("error", "original's", "SQNR dB", "of tolerance"):
         table.add_column(column, justify="right", no_wrap=True)
+    blocks: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
-        table.add_row(*_comparison(comparison))
+        blocks.setdefault(comparison.name, []).append(comparison)
+    for block in blocks.values():
+        table.add_row(_value(block[0]))
+        for comparison in block:
+            table.add_row(*_comparison(comparison))
     return table
 
 
-def _comparison(comparison: Comparison) -> list[Text]:
+def _value(comparison: Comparison) -> Text:
     name = Text(printable(comparison.name))
     if comparison.tapped_before:
         name.append(f" before {comparison.tapped_before}", style="dim")
+    return name
+
+
+def _comparison(comparison: Comparison) -> list[Text]:
     share = "not exercised" if not comparison.conclusive else f"{comparison.excess:.2g}"
     own, folded = comparison.original, comparison.folded
     noise = "none" if folded.sqnr_db is None else f"{folded.sqnr_db:.0f}"
     return [
-        name,
-        Text(comparison.runtime),
+        Text(f"  {comparison.runtime}"),
         Text(f"{folded.max_abs_error:.2e}"),
         Text("" if own is None else f"{own.max_abs_error:.2e}", style="dim"),
         Text(noise),
