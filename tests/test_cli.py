@@ -383,6 +383,17 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
     assert not list(tmp_path.glob(".bnfold-*"))
 
 
+@pytest.mark.parametrize("name", ["none.npz", "."])
+def test_data_that_is_not_there_is_told_before_anything_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = bnfold("verify", "a.keras", "b.keras", "--data", name)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert f"'{name}'" in result.stderr
+
+
 # --- the whole way, with the real judge ---
 
 

@@ -43,7 +43,7 @@ from bnfold.verification.compare import (
 from bnfold.verification.conclusion import conclude
 from bnfold.verification.evidence import Evidence, Run
 from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, SampleSet, generate
+from bnfold.verification.samples import InputSpec, SampleSet, generate, load
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -736,9 +736,14 @@ def test_data_for_several_inputs(tmp_path, names):
     [
         ({"inputs": np.zeros((4, 7))}, r"takes shape \(any, 6\), the array has \(4, 7\)"),
         ({"inputs": np.zeros((0, 6))}, "the same number of samples, at least 1"),
-        ({"a": np.zeros((4, 6)), "b": np.zeros((4, 6))}, "holds 2 arrays, the model takes 1"),
+        (
+            {"a": np.zeros((4, 6)), "b": np.zeros((4, 6))},
+            r"data\.npz holds 2 arrays \('a', 'b'\), the model takes 1: 'inputs'",
+        ),
+        ({}, "data.npz holds 0 arrays, the model takes 1: 'inputs'"),
         ({"inputs": np.array([{}], dtype=object)}, "plain arrays"),
         ({"inputs": np.array([["x"] * 6])}, "takes numbers"),
+        ({"inputs": np.array(["x", "y"])}, "takes numbers"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path, arrays, message):
@@ -746,6 +751,16 @@ def test_data_that_does_not_fit(tmp_path, arrays, message):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(BnfoldError, match=message):
         verify(*files, data=tmp_path / "data.npz")
+
+
+def test_data_that_is_not_finite_is_a_warning(tmp_path):
+    spec = InputSpec("inputs", (None, 6), "float32")
+    for value, warning in (
+        (np.nan, "data.npy: input 'inputs' has values that are not finite"),
+        (0.0, None),
+    ):
+        np.save(tmp_path / "data.npy", np.full((4, 6), value))
+        assert load(tmp_path / "data.npy", [spec])[1] == warning
 
 
 def test_samples_keep_to_the_range_of_the_embedding():

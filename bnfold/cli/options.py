@@ -41,7 +41,8 @@ def report_format(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _DATA = click.option(
     "--data",
-    type=MODEL,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="Samples to run instead of random ones: an .npz with one array for each input, or "
     "an .npy; the first axis is the sample.",
 )

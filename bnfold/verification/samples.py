@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import BnfoldError
+from bnfold.model.guard import shortened
 
 Array = npt.NDArray[Any]
 
@@ -171,7 +172,7 @@ def _storage(dtype: str) -> str:
 
 
 def load(path: Path, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]:
-    """Return the user's samples in the order of `specs`, and a warning if not all are taken.
+    """Return the user's samples in the order of `specs`, and a warning on what is odd about them.
 
     A `.npz` holds one array per input, found by input name, as input_0, input_1, ..., or by
     position; a `.npy` serves a model with one input. The first axis counts samples. Raises
@@ -188,10 +189,15 @@ def load(path: Path, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]
     kept = _kept(count, checked, specs[0].shape[0])
     if kept == 0:
         raise BnfoldError(f"{path.name}: the model needs batches of {specs[0].shape[0]} samples")
-    warning = (
-        f"{path.name}: the first {kept} of {count} samples were used" if kept < count else None
-    )
-    return SampleSet(f"data from {path.name}", tuple(array[:kept] for array in checked)), warning
+    inputs = tuple(array[:kept] for array in checked)
+    warnings = [f"the first {kept} of {count} samples were used"] if kept < count else []
+    warnings += [
+        f"input {spec.name!r} has values that are not finite"
+        for array, spec in zip(inputs, specs, strict=True)
+        if spec.dtype != "string" and not np.isfinite(array).all()
+    ]
+    warning = f"{path.name}: {'; '.join(warnings)}" if warnings else None
+    return SampleSet(f"data from {path.name}", inputs), warning
 
 
 def _kept(count: int, arrays: Sequence[Array], fixed: int | None) -> int:
@@ -212,26 +218,33 @@ def _read(path: Path) -> dict[str, Array]:
     except FileNotFoundError:
         raise BnfoldError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise BnfoldError(f"{path.name}: not a .npy or .npz file of plain arrays") from error
+        raise BnfoldError(f"{path}: not a .npy or .npz file of plain arrays") from error
 
 
 def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], path: Path) -> list[Array]:
+    names = ", ".join(repr(spec.name) for spec in specs)
     if len(arrays) != len(specs):
-        names = ", ".join(repr(spec.name) for spec in specs)
         raise BnfoldError(
-            f"{path.name} holds {len(arrays)} arrays, the model takes {len(specs)}: {names}"
+            f"{path.name} holds {_counted(arrays)}, the model takes {len(specs)}: {names}"
         )
     for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
         if set(keys) == set(arrays):
             return [arrays[key] for key in keys]
     if len(specs) == 1 or set(arrays) == {f"arr_{index}" for index in range(len(specs))}:
         return list(arrays.values())
-    names = ", ".join(repr(spec.name) for spec in specs)
     raise BnfoldError(f"{path.name}: name the arrays after the inputs of the model: {names}")
+
+
+def _counted(arrays: dict[str, Array]) -> str:
+    count = "1 array" if len(arrays) == 1 else f"{len(arrays)} arrays"
+    names = ", ".join(repr(name) for name in arrays if name)
+    return f"{count} ({shortened(names)})" if names else count
 
 
 def _fit(array: Array, spec: InputSpec, path: Path) -> Array:
     """Return the array in the dtype of the input, or an error that says what does not fit."""
+    if spec.dtype != "string" and array.dtype.kind not in "fiub":
+        raise BnfoldError(f"{path.name}: input {spec.name!r} takes numbers, not {array.dtype}")
     matches = array.ndim == len(spec.shape) and all(
         wanted is None or wanted == size
         for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
@@ -244,6 +257,4 @@ def _fit(array: Array, spec: InputSpec, path: Path) -> Array:
         )
     if spec.dtype == "string":
         return array.astype("str").astype("object")
-    if array.dtype.kind not in "fiub":
-        raise BnfoldError(f"{path.name}: input {spec.name!r} takes numbers, not {array.dtype}")
     return array.astype(_storage(spec.dtype))
