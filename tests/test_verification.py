@@ -678,6 +678,52 @@ def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
         verify(path, path, imports=["no_such_module"])
 
 
+SCRIPT = """
+import keras
+
+class Tripled(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 3
+
+if __name__ == "__main__":
+    x = keras.Input((6,))
+    model = keras.Model(x, Tripled()(keras.layers.Dense(3)(x)))
+    model.save("m.keras")
+    model.save("m.h5")
+"""
+
+
+@pytest.fixture
+def saved_by_a_script(tmp_path):
+    """Models with a layer that is not registered, of a class for which Keras notes no module."""
+    (tmp_path / "script_of_tests.py").write_text(SCRIPT)
+    subprocess.run(
+        [sys.executable, "script_of_tests.py"], cwd=tmp_path, check=True, capture_output=True
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_layer_that_nobody_registered_is_one_line(saved_by_a_script, suffix, trust):
+    path = saved_by_a_script / f"m{suffix}"
+    with pytest.raises(UnsafeModelError, match=r"needs 'Tripled', .* --import MODULE$"):
+        verify(path, path, trust=trust)
+
+
+def test_a_layer_of_the_script_that_saved_the_model_is_found(saved_by_a_script, monkeypatch):
+    monkeypatch.syspath_prepend(saved_by_a_script)
+    path = saved_by_a_script / "m.keras"
+    assert verify(path, path, imports=["script_of_tests"]).verdict is Verdict.EQUIVALENT
+
+
+def test_a_layer_that_only_the_other_model_needs_is_no_difference(saved_by_a_script):
+    inputs = keras.Input((6,))
+    keras.Model(inputs, layers.Dense(3)(inputs)).save(saved_by_a_script / "plain.keras")
+    with pytest.raises(UnsafeModelError, match="needs 'Tripled'"):
+        verify(saved_by_a_script / "plain.keras", saved_by_a_script / "m.keras", trust=True)
+
+
 # --- Keras 2 --------------------------------------------------------------------------------------
 
 
