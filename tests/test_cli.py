@@ -23,6 +23,7 @@ from bnfold.cli import main
 from bnfold.reports import fold_text
 from bnfold.reports.json import schema
 from bnfold.verification import Basis, Comparison, Verdict, Verification
+from bnfold.verification.compare import Rule
 from bnfold.verification.result import Accuracy
 
 Unpack = Callable[[str], Path]
@@ -333,7 +334,8 @@ def test_a_pattern_that_matches_nothing_is_a_warning(fixture_model: Unpack, tmp_
 
 
 def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
-    return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", "")
+    rule = Rule().text()
+    return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", rule)
 
 
 def test_the_comparisons_fit_a_terminal() -> None:
@@ -380,7 +382,42 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
     result = bnfold("fold", fixture_model(DIGITS), target, *(["--strict"] if strict else []))
     assert result.exit_code == code
     assert target.exists() == (code == 0)
+    assert ("--strict asks for a proof by Keras" in result.stdout) == (strict and code == 1)
     assert not list(tmp_path.glob(".bnfold-*"))
+
+
+@pytest.mark.parametrize("words", [["--strict"], []])
+def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "verify", lambda *_, **__: outcome(Verdict.UNDECIDED))
+    result = bnfold("verify", "a.keras", "b.keras", *words)
+    assert result.exit_code == len(words)
+    assert ("not accepted: --strict asks for" in result.stdout) == bool(words)
+
+
+def test_the_tolerance_of_the_user_is_in_the_verdict() -> None:
+    rule = Rule(rtol=0.1)
+    result = replace(outcome(Verdict.EQUIVALENT), rule=rule.text())
+    shown = [line.plain.strip() for line in fold_text.verdict(result)]
+    assert f"as --rtol and --atol allow: {rule.text()}" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "a.keras", "b.keras", "--rtol", "nan"],
+        ["verify", "a.keras", "b.keras", "--atol", "inf"],
+        ["bench", "a.keras", "--seconds", "inf"],
+    ],
+)
+def test_a_limit_is_a_finite_number(words: list[str]) -> None:
+    result = bnfold(*words)
+    assert result.exit_code == 2
+    assert "is not a finite number" in result.stderr
+
+
+def test_a_limit_of_zero_contradicts_no_verify_too() -> None:
+    result = bnfold("fold", "a.keras", "b.keras", "--no-verify", "--rtol", "0")
+    assert "--no-verify contradicts --rtol" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["none.npz", "."])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, debug, execution, progress, report_format
+from bnfold.cli.options import CONTEXT, MODEL, Finite, debug, execution, progress, report_format
 
 if TYPE_CHECKING:
     from bnfold.benchmark import BenchReport
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds",
     metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=2.0,
     show_default=True,
     help="Measuring time for each runtime and batch size; preparing takes longer than that.",

@@ -1,5 +1,6 @@
 """The options that several commands share, and how a command says what it is doing."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,19 @@ import click
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 MODEL = click.Path(path_type=Path)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, and neither NaN, which is in every range, nor infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -76,12 +90,12 @@ _JUDGING = (
     ),
     click.option(
         "--rtol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="Allow this share of each channel's magnitude, instead of what is measured.",
     ),
     click.option(
         "--atol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="Allow this much, besides --rtol, instead of what is measured.",
     ),
 )

@@ -1,6 +1,7 @@
 """Folds and verifications for people."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,11 +14,11 @@ from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 from bnfold.verification import Comparison, SiteStatus, Verdict, Verification
+from bnfold.verification.compare import Rule
 
 
 def fold(report: FoldReport) -> RenderableType:
     """The report on a fold."""
-    target = printable(str(report.target))
     parts = decisions(report.plan, report.replaced, report.unused_keep)
     if report.dropped:
         dropped = " and ".join(report.dropped)
@@ -25,10 +26,23 @@ def fold(report: FoldReport) -> RenderableType:
     if report.verification is not None:
         parts += verdict(report.verification)
     if report.written:
-        parts.append(Text(f"wrote {target}"))
+        parts.append(Text(f"wrote {printable(str(report.target))}"))
     else:
-        parts.append(Text(f"{target} was not written", style="red"))
+        parts.append(not_written(report.target, report.verification))
     return Group(*parts)
+
+
+def not_written(target: FilePath, proof: Verification | None) -> Text:
+    """That the result was refused, and why, where the proof itself found nothing against it."""
+    sentence = f"{printable(str(target))} was not written"
+    if proof is not None and proof.accepted(strict=False):
+        sentence += f": {_STRICT}"
+    return Text(sentence, style="red")
+
+
+_STRICT = (
+    "--strict asks for a proof by Keras and ONNX Runtime both, with every site and output exercised"
+)
 
 
 def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) -> list[Text]:
@@ -51,7 +65,7 @@ def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) 
     return parts
 
 
-def verification(result: Verification) -> RenderableType:
+def verification(result: Verification, *, strict: bool = False) -> RenderableType:
     """The report on a verification: the outputs and the worst sites, then the verdict."""
     parts: list[RenderableType] = []
     outputs = [one for one in result.comparisons if one.is_output]
@@ -63,7 +77,10 @@ def verification(result: Verification) -> RenderableType:
     if inside:
         title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
         parts.append(_table(title, inside[:_SHOWN]))
-    return Group(*parts, *verdict(result))
+    parts += verdict(result)
+    if result.accepted(strict=False) and not result.accepted(strict=strict):
+        parts.append(Text(f"not accepted: {_STRICT}", style="red"))
+    return Group(*parts)
 
 
 _SHOWN = 6
@@ -139,6 +156,8 @@ def _what_was_compared(result: Verification) -> str:
 
 def _notes(result: Verification) -> Iterator[str]:
     """What a reader should know beside the verdict."""
+    if result.rule != Rule().text():
+        yield f"as --rtol and --atol allow: {result.rule}"
     quiet = result.sites_that_are(SiteStatus.NOT_EXERCISED)
     if quiet:
         yield f"not exercised: {terminal.names([site.name for site in quiet])}"
