@@ -197,6 +197,13 @@ def test_an_unreadable_model_is_one_line_and_exit_2(
     assert result.stderr.startswith("bnfold: ")
 
 
+def test_a_cut_file_is_named_once(fixture_model: Unpack, tmp_path: Path) -> None:
+    path = tmp_path / "cut.h5"
+    path.write_bytes(fixture_model("digits_cnn_keras315.h5").read_bytes()[:3000])
+    told = bnfold("fold", path, tmp_path / "out.h5").stderr
+    assert told.startswith(f"bnfold: {path}: the HDF5 file is damaged: ")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bnfold", "inspect", str(tmp_path / "none.keras"), "--debug"],

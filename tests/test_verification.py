@@ -676,6 +676,9 @@ def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
     assert found.verdict is Verdict.EQUIVALENT
     with pytest.raises(BnfoldError, match="--import no_such_module"):
         verify(path, path, imports=["no_such_module"])
+    for name in ("custom_module_of_tests.py", "./custom_module_of_tests.py"):
+        with pytest.raises(BnfoldError, match="say custom_module_of_tests: a module goes by its"):
+            verify(path, path, imports=[name])
 
 
 SCRIPT = """
