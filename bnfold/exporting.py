@@ -27,7 +27,7 @@ from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
-from bnfold.verification import Verification, runtime, safety, samples, tensors
+from bnfold.verification import Verification, runtime, safety, samples, tensors, user_data
 from bnfold.verification.compare import Yardstick, yardsticks
 from bnfold.verification.exported import (
     Check,
@@ -236,7 +236,7 @@ class _Job:
     def _samples(self, loaded: LoadedModel) -> list[SampleSet]:
         specs = tensors.input_specs(loaded.model)
         if self.running.data is not None:
-            return [samples.load(self.running.data, specs)[0]]
+            return [user_data.load(self.running.data, specs)[0]]
         sizes = runtime.free_sizes(loaded, specs)
         return samples.generate(specs, self.running.seed, sizes)
 

@@ -104,6 +104,7 @@ def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
                 rules=rules,
                 thresholds=settings.thresholds,
                 target_dtype=settings.target_dtype,
+                run=settings.run,
             )
         except BnfoldError as error:
             unreadable.append(Unreadable(file, error))

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
 from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
 from bnfold.model.guard import printable
+
+if TYPE_CHECKING:
+    from bnfold.verification.observe import DataRun
 
 FILE_NAME = "pyproject.toml"
 NEVER = "never"
@@ -39,6 +42,7 @@ class Settings:
         thresholds: of the rules.
         suppressions: findings to live with.
         root: the folder from which the suppressions see models.
+        run: data to run the models over; None to run nothing.
     """
 
     select: tuple[str, ...] = ALL
@@ -50,10 +54,12 @@ class Settings:
     thresholds: Thresholds = field(default_factory=Thresholds)
     suppressions: tuple[Suppression, ...] = ()
     root: Path = Path()
+    run: "DataRun | None" = None
 
     def rules(self) -> tuple[Rule, ...]:
-        """The rules that are wanted."""
-        return chosen(self.select, self.ignore)
+        """The rules that are wanted and can say anything."""
+        wanted = chosen(self.select, self.ignore)
+        return tuple(rule for rule in wanted if self.run is not None or not rule.needs_data)
 
 
 def find(start: Path) -> Path | None:

@@ -43,7 +43,8 @@ from bnfold.verification.compare import (
 from bnfold.verification.conclusion import conclude
 from bnfold.verification.evidence import Evidence, Run
 from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, SampleSet, generate, load
+from bnfold.verification.samples import InputSpec, SampleSet, generate
+from bnfold.verification.user_data import load
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -805,7 +806,7 @@ def test_data_that_does_not_fit(tmp_path, arrays, message):
 def test_data_that_is_not_finite_is_a_warning(tmp_path):
     spec = InputSpec("inputs", (None, 6), "float32")
     for value, warning in (
-        (np.nan, "data.npy: input 'inputs' has values that are not finite"),
+        (np.nan, "data.npy: input 'inputs' has numbers that are not finite"),
         (0.0, None),
     ):
         np.save(tmp_path / "data.npy", np.full((4, 6), value))

@@ -11,10 +11,11 @@ beside them: a ReLU makes of each number the same, wherever it stands. Pooling i
 through, because it changes the distribution of the numbers.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 
-from bnfold.audit.neighbours import Node, Place, downstream
+from bnfold.audit.flow import Flow
+from bnfold.audit.neighbours import Node, Place
 from bnfold.model import nodes
 from bnfold.model.config import is_keras_class
 from bnfold.model.graph import Layer, finite_number
@@ -36,24 +37,18 @@ _MOVES_NUMBERS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Relu:
-    """min(max(x, 0), cap); without a cap it is None."""
-
-    cap: float | None = None
+Caps = frozenset[float]
+"""Where the ReLUs behind a layer cut off, infinity for one without a cap."""
 
 
-def relus_behind(place: Place) -> tuple[Relu, ...]:
-    """The ReLUs that all of a layer's output goes into; empty where some goes elsewhere."""
-    found: list[Relu] = []
-    for start in place.nodes:
-        for node in downstream(start, lambda node: relu_of(node) is None and _passes(node)):
-            relu = None if node is None else relu_of(node)
-            if relu is not None:
-                found.append(relu)
-            elif node is None or not _passes(node):
-                return ()
-    return tuple(found)
+def relus_behind(place: Place) -> Caps | None:
+    """The ReLUs that all of a layer's output goes into; None where some goes elsewhere."""
+    return _all_of([_RELUS.beside(node, place.memo) for node in place.nodes])
+
+
+def _all_of(found: Sequence[Caps | None]) -> Caps | None:
+    caps = [one for one in found if one]
+    return frozenset().union(*caps) if caps and len(caps) == len(found) else None
 
 
 def _passes(node: Node) -> bool:
@@ -65,25 +60,25 @@ def _passes(node: Node) -> bool:
     return linear or layer.class_name in _NOTHING_AT_INFERENCE | _MOVES_NUMBERS
 
 
-def relu_of(node: Node) -> Relu | None:
-    """The ReLU that a call is; None where it is none."""
+def cap_of(node: Node) -> float | None:
+    """Where the ReLU that a call is cuts off, infinity without a cap; None where it is no ReLU."""
     layer = node.layer
     form = _FORMS.get(layer.class_name) if node.is_known else None
     return form(node, layer) if form is not None else None
 
 
-def _from_settings(node: Node, layer: Layer) -> Relu | None:
+def _from_settings(node: Node, layer: Layer) -> float | None:
     config = layer.config
     slope, threshold = (_number(config.get(name, 0)) for name in ("negative_slope", "threshold"))
     if slope != 0 or threshold != 0:
         return None
     if config.get("max_value") is None:
-        return Relu()
+        return math.inf
     cap = _number(config["max_value"])
-    return None if cap is None or cap <= 0 else Relu(cap)
+    return None if cap is None or cap <= 0 else cap
 
 
-def _from_activation(node: Node, layer: Layer) -> Relu | None:
+def _from_activation(node: Node, layer: Layer) -> float | None:
     activation = layer.config.get("activation")
     if isinstance(activation, dict):
         config = activation.get("config")
@@ -94,23 +89,23 @@ def _from_activation(node: Node, layer: Layer) -> Relu | None:
     return _NAMED.get(activation) if isinstance(activation, str) else None
 
 
-def _from_function(node: Node, layer: Layer) -> Relu | None:
+def _from_function(node: Node, layer: Layer) -> float | None:
     function = layer.config.get("function")
     return _NAMED.get(function.removeprefix("nn.")) if isinstance(function, str) else None
 
 
-def _from_maximum(node: Node, layer: Layer) -> Relu | None:
+def _from_maximum(node: Node, layer: Layer) -> float | None:
     constants = [value for value in nodes.operands(node.call.node) if value is not None]
-    return Relu() if layer.is_operation and constants == [0] else None
+    return math.inf if layer.is_operation and constants == [0] else None
 
 
-_NAMED: Mapping[str, Relu] = {"relu": Relu(), "relu6": Relu(6.0)}
+_NAMED: Mapping[str, float] = {"relu": math.inf, "relu6": 6.0}
 
-_FORMS: Mapping[str, Callable[[Node, Layer], Relu | None]] = {
+_FORMS: Mapping[str, Callable[[Node, Layer], float | None]] = {
     "ReLU": _from_settings,
     "Activation": _from_activation,
-    "Relu": lambda node, layer: Relu(),
-    "Relu6": lambda node, layer: Relu(6.0),
+    "Relu": lambda node, layer: math.inf,
+    "Relu6": lambda node, layer: 6.0,
     "Maximum": _from_maximum,
     "TFOpLambda": _from_function,  # tf.nn.relu in a model of Keras 2
 }
@@ -122,3 +117,16 @@ def _number(value: object) -> float | None:
         config = value.get("config")
         value = config.get("value") if isinstance(config, dict) else None
     return 0.0 if value is None else finite_number(value)
+
+
+def _own_cap(node: Node) -> Caps | None:
+    cap = cap_of(node)
+    return None if cap is None else frozenset({cap})
+
+
+_RELUS = Flow[Caps](
+    neighbours=Node.readers,
+    passes=lambda node: cap_of(node) is None and _passes(node),
+    own=_own_cap,
+    join=_all_of,
+)

@@ -1,6 +1,10 @@
 """On which axis a tensor has its channels, by the layers that made it."""
 
-from bnfold.audit.neighbours import Node, upstream
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bnfold.audit.flow import Flow, Memo
+from bnfold.audit.neighbours import Node
 from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm
 
@@ -18,19 +22,33 @@ def normalized_axis(batchnorm: BatchNorm, node: Node) -> int | None:
     return None if shape is None else axis - len(shape)
 
 
-def producers(node: Node) -> dict[Node, int]:
-    """The layers whose channels a call reads, and the axis of each, counted from the end.
+@dataclass(frozen=True)
+class Producer:
+    """A layer that makes the channels of a tensor, and their axis, counted from the end."""
 
-    Empty where one of them is not known, or there is something on the way that may move axes.
+    node: Node
+    axis: int
+
+
+def producer(node: Node, memo: Memo) -> Producer | None:
+    """A layer whose channels a call reads.
+
+    None where one of them is not known, where they have their channels on different axes, or where
+    there is something on the way that may move axes.
     """
-    found: dict[Node, int] = {}
-    for source in upstream(node, lambda one: _own_axis(one) is None and _keeps_axes(one)):
-        axis = None if source is None else _own_axis(source)
-        if source is not None and axis is not None:
-            found[source] = axis
-        elif source is None or not _keeps_axes(source):
-            return {}
-    return found
+    return _CHANNELS.beside(node, memo)
+
+
+def _agreed(found: Sequence[Producer | None]) -> Producer | None:
+    known = [one for one in found if one is not None]
+    if len(known) < len(found) or len({one.axis for one in known}) != 1:
+        return None
+    return known[0]
+
+
+def _makes(node: Node) -> Producer | None:
+    axis = _own_axis(node)
+    return None if axis is None else Producer(node, axis)
 
 
 def _keeps_axes(node: Node) -> bool:
@@ -48,3 +66,11 @@ def _own_axis(node: Node) -> int | None:
     by_setting = known.output.channels == "data_format" and known.rank is not None
     first = by_setting and layer.config.get("data_format") == "channels_first"
     return 1 - known.rank if first and known.rank is not None else -1
+
+
+_CHANNELS = Flow[Producer](
+    neighbours=Node.sources,
+    passes=lambda node: _own_axis(node) is None and _keeps_axes(node),
+    own=_makes,
+    join=_agreed,
+)

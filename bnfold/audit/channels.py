@@ -109,7 +109,7 @@ def dead_after_relu(subject: Subject) -> Verdict | None:
     gamma, beta = np.abs(subject.gamma), subject.beta
     certain = (gamma == 0) & (beta <= 0)
     dead = certain | (beta + DEVIATIONS * gamma < 0)
-    if not dead.any() or subject.place is None or not relus_behind(subject.place):
+    if not dead.any() or subject.place is None or relus_behind(subject.place) is None:
         return None
     channels = Channels.of(dead)
     bounds = np.where(gamma > 0, gamma**2 / (gamma**2 + beta**2), 0)
@@ -170,10 +170,9 @@ def linear_or_saturated(subject: Subject) -> Verdict | None:
     speaking = gamma >= SILENT_GAMMA
     if not (speaking & (low > 0)).any():
         return None
-    relus = relus_behind(subject.place)
-    if not relus:
+    caps = relus_behind(subject.place)
+    if caps is None:
         return None
-    caps = [np.inf if relu.cap is None else relu.cap for relu in relus]
     linear = speaking & (low > 0) & (high < min(caps))
     saturated = speaking & (low > max(caps))
     if not (linear | saturated).any():

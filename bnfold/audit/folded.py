@@ -70,6 +70,8 @@ def fold_overflows(subject: Subject) -> Verdict | None:
         - NVIDIA/TensorRT 1450: <https://github.com/NVIDIA/TensorRT/issues/1450>
         - NVIDIA/TensorRT 3699: <https://github.com/NVIDIA/TensorRT/issues/3699>
     """
+    if isinstance(subject.decision, Fold) and subject.target_dtype is None:
+        return None  # the plan has looked at the layer's own dtypes
     found = [
         verdict
         for name, extent in _measured(subject)
@@ -131,7 +133,8 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     What it finds:
         Channels of the folded kernel whose largest number is less than `quantization_info`
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
-        is a warning. Dead channels, whose output does not vary, are not reported, though they
+        is a warning, unless the layer is on the model's input, whose features have units of
+        their own. Dead channels, whose output does not vary, are not reported, though they
         count for the range. The kernel is measured with all folds in it.
 
     Why it matters:
@@ -177,7 +180,7 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         return None
     share, name, few = min(uneven, key=lambda one: one[0])
     bits = 8 + math.log2(share)
-    warns = share < subject.thresholds.quantization_warning
+    warns = share < subject.thresholds.quantization_warning and not subject.reads_model_input
     return Verdict(
         Severity.WARNING if warns else Severity.INFO,
         f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "
@@ -238,13 +241,12 @@ def scale_outlier(subject: Subject) -> Verdict | None:
     if not outstanding.any():
         return None
     channels, largest = Channels.of(outstanding), float(subject.scale[outstanding].max())
-    on_input = subject.place is not None and subject.place.reads_model_input
     return Verdict(
-        Severity.INFO if on_input else Severity.WARNING,
+        Severity.INFO if subject.reads_model_input else Severity.WARNING,
         f"the scale of {channels} is up to {largest:.3g}, over "
         f"{subject.thresholds.outstanding_scale:g} times the median",
         "nothing to do if these inputs are constant in the training data, as a border is"
-        if on_input
+        if subject.reads_model_input
         else "look at the input of these channels; prune them if it is constant",
         channels,
         {"scale": largest},

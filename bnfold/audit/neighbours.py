@@ -5,15 +5,16 @@ of a model that is called several times there are several. A layer in a class th
 has no known neighbours, because that class may use it freely.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bnfold.folding.scope import Scope
 from bnfold.folding.training import is_off
-from bnfold.model import catalog
 from bnfold.model.graph import Call, Layer, Path, Ref, show, unwrapped
+from bnfold.model.nodes import is_keras3
 from bnfold.model.shapes import Shape
 
 
@@ -69,7 +70,8 @@ class Node(NamedTuple):
         refs = self.call.inputs
         if refs:
             return tuple(node for ref in refs for node in makers(self.scope, ref))
-        return tuple(_outside(self.scope, 0))
+        # The first layer of a Sequential that lists no InputLayer.
+        return tuple(n for outer in _outside(self.scope, 0) for n in makers(*outer))
 
     def readers(self) -> tuple["Node | None", ...]:
         """The calls that read the first tensor it makes; None for the outside of the model."""
@@ -81,61 +83,82 @@ class Node(NamedTuple):
         return self.scope.shapes.of(refs[0]) if refs else None
 
 
+Tensor = tuple[Scope, Ref]
+
+
 def makers(scope: Scope, ref: Ref) -> Iterator[Node]:
     """The calls that make a tensor, inside of nested models and outside of them."""
-    nested = scope.inside.get(ref.layer)
-    if nested is not None and ref.output < len(nested.graph.outputs):
-        yield from makers(nested, nested.graph.outputs[ref.output])
-        return
-    node = Node(scope, ref.layer, ref.call)
-    if node.is_input and scope.parent is not None:
-        yield from _outside(scope, scope.graph.inputs.index(ref.layer))
-    else:
-        yield node
+    waiting: list[Tensor] = [(scope, ref)]
+    seen: set[Tensor] = set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        scope, ref = tensor
+        nested = scope.inside.get(ref.layer)
+        node = Node(scope, ref.layer, ref.call)
+        if nested is not None and ref.output < len(nested.graph.outputs):
+            waiting.append((nested, nested.graph.outputs[ref.output]))
+        elif node.is_input and scope.parent is not None and ref.layer in scope.graph.inputs:
+            waiting += _outside(scope, scope.graph.inputs.index(ref.layer))
+        else:
+            yield node
 
 
-def _outside(scope: Scope, slot: int) -> Iterator[Node]:
-    """The calls that make one input of a nested model."""
+def _outside(scope: Scope, slot: int) -> list[Tensor]:
+    """The tensors that a nested model is given for one of its inputs."""
     if scope.parent is None:
-        return
-    for call in scope.parent.graph.layers[scope.name].calls:
-        if slot < len(call.inputs):
-            yield from makers(scope.parent, call.inputs[slot])
+        return []
+    calls = scope.parent.graph.layers[scope.name].calls
+    return [(scope.parent, call.inputs[slot]) for call in calls if slot < len(call.inputs)]
 
 
 def readers(scope: Scope, ref: Ref) -> Iterator[Node | None]:
     """The calls that read a tensor; None where it leaves the model."""
-    for name, number in dict.fromkeys(scope.graph.readers.get(ref, ())):
-        nested = scope.inside.get(name)
-        if nested is None:
-            yield Node(scope, name, number)
+    waiting: list[Tensor] = [(scope, ref)]
+    seen: set[Tensor] = set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in seen:
             continue
-        inputs = scope.graph.layers[name].calls[number].inputs
-        for slot, source in enumerate(inputs):
-            if source == ref:
-                yield from _reading(nested, slot)
-    for number, output in enumerate(scope.graph.outputs):
-        if output == ref and scope.parent is None:
-            yield None
-        elif output == ref and scope.parent is not None:
-            for call in range(len(scope.parent.graph.layers[scope.name].calls)):
-                yield from readers(scope.parent, Ref(scope.name, call, number))
+        seen.add(tensor)
+        scope, ref = tensor
+        for name, number in dict.fromkeys(scope.graph.readers.get(ref, ())):
+            nested = scope.inside.get(name)
+            inputs = scope.graph.layers[name].calls[number].inputs
+            slots = [slot for slot, source in enumerate(inputs) if source == ref]
+            if nested is None:
+                yield Node(scope, name, number)
+            elif max(slots) < len(nested.graph.inputs):
+                waiting += [(nested, Ref(nested.graph.inputs[slot])) for slot in slots]
+            else:
+                yield Node(nested, next(iter(nested.graph.layers)), 0)
+        if ref in scope.graph.outputs:
+            waiting += _handed_on(scope, ref)
+            if scope.parent is None:
+                yield None
 
 
-def _reading(scope: Scope, slot: int) -> Iterator[Node | None]:
-    """The calls inside a nested model that read one of its inputs."""
-    if slot < len(scope.graph.inputs):
-        yield from readers(scope, Ref(scope.graph.inputs[slot]))
-    elif scope.graph.kind == "sequential":
-        yield Node(scope, next(iter(scope.graph.layers)), 0)
+def _handed_on(scope: Scope, ref: Ref) -> list[Tensor]:
+    """What an output of a nested model is outside of it."""
+    if scope.parent is None:
+        return []
+    calls = range(len(scope.parent.graph.layers[scope.name].calls))
+    numbers = [number for number, output in enumerate(scope.graph.outputs) if output == ref]
+    return [(scope.parent, Ref(scope.name, call, n)) for call in calls for n in numbers]
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A BatchNormalization, or the wrapper it is in, where it stands."""
+    """A BatchNormalization, or the wrapper it is in, where it stands.
+
+    `memo` is what was found out about the whole model, shared by all places in it.
+    """
 
     scope: Scope
     name: str
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -146,114 +169,54 @@ class Place:
     @property
     def count(self) -> int:
         """How often it is called in one call of the whole model."""
-        return len(self.nodes) * _times(self.scope)
+        around = (scope.graph.layers[name].calls for scope, name in _around(self.scope))
+        return math.prod(map(len, (self.nodes, *around)))
 
     @property
     def stands_elsewhere(self) -> bool:
         """Whether the same layer object is in several places of the model."""
-        return self.scope.around.repeats(self.scope.graph.layers[self.name]) or any(
-            scope.parent.around.repeats(scope.parent.graph.layers[scope.name])
-            for scope in _scopes_around(self.scope)
-            if scope.parent is not None
+        return any(
+            scope.around.repeats(scope.graph.layers[name])
+            for scope, name in ((self.scope, self.name), *_around(self.scope))
         )
 
     @property
     def updates_per_step(self) -> int | None:
         """How often a training step updates the statistics at most; None where that is not known.
 
-        A call that says training=False updates nothing. Keras 3 calls what is in a TimeDistributed
-        once for each step of a static time axis.
+        Keras 3 calls what is in a TimeDistributed once for each step of a static time axis (2.13
+        and 2.15 once in all).
         """
-        steps = 1
-        for scope, name in ((self.scope, self.name), *_wrapped_around(self.scope)):
-            _, wrappers = unwrapped(scope.graph.layers[name])
-            shape = Node(scope, name, 0).input_shape() if wrappers else None
-            for axis in range(1, wrappers + 1):
-                size = shape[axis] if shape is not None and axis < len(shape) else None
-                if size is None:
+        updates = 1
+        for scope, name in ((self.scope, self.name), *_around(self.scope)):
+            layer = scope.graph.layers[name]
+            updates *= sum(not stays_out_of_training(call) for call in layer.calls)
+            _, wrappers = unwrapped(layer)
+            if wrappers and not _is_keras2(layer.calls[0]):
+                shape = Node(scope, name, 0).input_shape() or ()
+                axes = shape[1 : 1 + wrappers]
+                if len(axes) < wrappers or None in axes:
                     return None
-                steps *= size
-        calls = sum(not is_off(node.call.training) for node in self.nodes)
-        for scope in _scopes_around(self.scope):
-            calls *= sum(not is_off(call.training) for call in _outer_calls(scope))
-        return calls * steps
-
-    @cached_property
-    def reads_model_input(self) -> bool:
-        """Whether nothing with weights stands between the model's input and this layer."""
-        return all(
-            node is not None and _is_weightless(node)
-            for start in self.nodes
-            for node in upstream(start, _is_weightless)
-        )
+                updates *= math.prod(size for size in axes if size is not None)
+        return updates
 
 
-def _is_weightless(node: Node) -> bool:
-    layer = node.layer
-    return node.is_known and (layer.is_operation or layer.class_name in catalog.WEIGHTLESS)
-
-
-def upstream(start: Node, through: Callable[[Node], bool]) -> Iterator[Node | None]:
-    """The calls before one, against the data, each once; on behind those that `through` allows.
-
-    The last one is None where there are too many of them.
-    """
-    waiting, seen = list(start.sources()), set[Node]()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if len(seen) > _MAX_NODES:
-            yield None
-            return
-        yield node
-        if through(node):
-            waiting += node.sources()
-
-
-def downstream(start: Node, through: Callable[[Node], bool]) -> Iterator[Node | None]:
-    """The calls behind one, with the data, each once; on behind those that `through` allows.
-
-    One is None where a tensor leaves the model, is read by nothing, or has too many readers.
-    """
-    waiting: list[Node | None] = [start]
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        if node is None or len(seen) > _MAX_NODES:
-            yield None
-            return
-        seen.add(node)
-        if node != start:
-            yield node
-        if node == start or through(node):
-            waiting += node.readers() or [None]
-
-
-_MAX_NODES = 1000
-
-
-def _scopes_around(scope: Scope) -> Iterator[Scope]:
+def _around(scope: Scope) -> Iterator[tuple[Scope, str]]:
+    """The nested models around what is in a graph, each with the graph that it stands in."""
     while scope.parent is not None:
-        yield scope
+        yield scope.parent, scope.name
         scope = scope.parent
 
 
-def _wrapped_around(scope: Scope) -> Iterator[tuple[Scope, str]]:
-    for inner in _scopes_around(scope):
-        if inner.parent is not None:
-            yield inner.parent, inner.name
+def stays_out_of_training(call: Call) -> bool:
+    """Whether a call is in inference mode also when the model is trained.
+
+    Keras 2 heeds the training=False of a call. In Keras 3 the training=True that `fit` hands down
+    overrides it (measured with 3.15, `operation_fn` of functional.py), and a Dropout has it noted
+    by default.
+    """
+    return is_off(call.training) and _is_keras2(call)
 
 
-def _outer_calls(scope: Scope) -> tuple[Call, ...]:
-    return () if scope.parent is None else scope.parent.graph.layers[scope.name].calls
-
-
-def _times(scope: Scope) -> int:
-    times = 1
-    for inner in _scopes_around(scope):
-        times *= len(_outer_calls(inner))
-    return times
+def _is_keras2(call: Call) -> bool:
+    return call.node is not None and not is_keras3(call.node)

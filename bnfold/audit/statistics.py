@@ -99,8 +99,9 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
     What it finds:
         A layer whose moving statistics were updated so rarely that the initial mean 0 and
         variance 1 keep more than `unconverged_warning` (5 %) of their weight. The number of
-        updates is that of the optimizer's steps, times the calls of the layer. Calls with
-        `training=False` count for nothing, and frozen layers are left out.
+        updates is that of the optimizer's steps, times the calls of the layer. Frozen layers
+        are left out, and so are calls with `training=False` in models of Keras 2; in Keras 3
+        `fit` overrides that.
 
         The counter starts over when a model is compiled again. The variance shows that: it
         starts at 1 and only sinks by a factor m at each update, so after n updates no variance
@@ -377,7 +378,7 @@ def vanishing_variance(subject: Subject) -> Verdict | None:
     if not vanishing.any():
         return None
     outstanding = vanishing & subject.outstanding
-    if outstanding.any() and not (subject.place and subject.place.reads_model_input):
+    if outstanding.any() and not subject.reads_model_input:
         channels, scale = Channels.of(outstanding), float(subject.scale[outstanding].max())
         times = subject.thresholds.outstanding_scale
         return Verdict(

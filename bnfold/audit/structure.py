@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from bnfold.audit.axes import normalized_axis, producers
+from bnfold.audit.axes import normalized_axis, producer
 from bnfold.audit.configuration import invalid_hyperparameter
 from bnfold.audit.finding import Severity
+from bnfold.audit.flow import Flow
 from bnfold.audit.folded import fold_overflows
-from bnfold.audit.neighbours import Node, upstream
+from bnfold.audit.neighbours import Node, Place, stays_out_of_training
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.usage import axis_mismatch, batch_statistics_at_inference
 from bnfold.folding.plan import Blocked
-from bnfold.folding.training import is_off
 from bnfold.model import catalog
 from bnfold.model.graph import finite_number
 
@@ -55,29 +55,31 @@ def redundant_bias(subject: Subject) -> Verdict | None:
     """
     if subject.place is None:
         return None
-    found = [_biased(subject, node) for node in subject.place.nodes]
-    producer = found[0] if found else None
-    if producer is None or None in found:
+    found = [_biased(subject, subject.place, node) for node in subject.place.nodes]
+    maker = found[0] if found else None
+    if maker is None or None in found:
         return None
-    size = catalog.weights(producer.layer)
+    size = catalog.weights(maker.layer)
     count = size["bias"].shape[0] if size is not None and "bias" in size else 0
     return Verdict(
         Severity.INFO,
-        f"{producer.title} before it has a bias, {count} numbers, which it subtracts again",
+        f"{maker.title} before it has a bias, {count} numbers, which it subtracts again",
         "build that layer with use_bias=False; a fold merges the two anyway",
         figures={"parameters": count},
     )
 
 
-def _biased(subject: Subject, node: Node) -> Node | None:
+def _biased(subject: Subject, place: Place, node: Node) -> Node | None:
     """The layer whose output a call reads, if it has a bias that nothing else sees."""
     sources = node.sources()
     if len(sources) != 1:
         return None
     (source,) = sources
-    axes, layer = producers(node), source.layer
+    channels, layer = producer(node, place.memo), source.layer
     known = catalog.facts(layer)
-    if list(axes) != [source] or normalized_axis(subject.batchnorm, node) != axes[source]:
+    if channels is None or channels.node != source:
+        return None
+    if normalized_axis(subject.batchnorm, node) != channels.axis:
         return None
     if known is None or known.output is None or known.output.bias is None:
         return None
@@ -104,8 +106,9 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
     What it finds:
         A Dropout, SpatialDropout or GaussianDropout of a rate above 0 anywhere before the
         layer, on a way without another BatchNormalization, LayerNormalization,
-        GroupNormalization, RMSNormalization or UnitNormalization. Those called with a
-        `training` of their own are left out, and so are frozen layers.
+        GroupNormalization, RMSNormalization or UnitNormalization. Frozen layers are left out,
+        and so are Dropout layers that are called with `training=True`, or in Keras 2 with
+        `training=False`.
 
     Why it matters:
         Dropout keeps the mean of a value and raises its variance in training. The statistics
@@ -137,15 +140,8 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
     """
     if subject.place is None or subject.is_frozen:
         return None
-    nearest = next(
-        (
-            node
-            for start in subject.place.nodes
-            for node in upstream(start, _hands_variance_on)
-            if node is not None and _drops(node)
-        ),
-        None,
-    )
+    found = (_DROPOUT.beside(node, subject.place.memo) for node in subject.place.nodes)
+    nearest = next(filter(None, found), None)
     if nearest is None:
         return None
     rate = finite_number(nearest.layer.config.get("rate")) or 0.0
@@ -159,18 +155,24 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
     )
 
 
-def _hands_variance_on(node: Node) -> bool:
-    return node.is_known and node.layer.class_name not in _NORMALIZES
-
-
 def _drops(node: Node) -> bool:
     """Whether a call drops in training and not at inference."""
     drops = node.is_known and node.layer.class_name in _SHIFTS_VARIANCE
-    said = node.call.training
-    if not drops or is_off(said) or node.trains_always:
+    if not drops or stays_out_of_training(node.call) or node.trains_always:
         return False
     rate = finite_number(node.layer.config.get("rate"))
     return rate is not None and rate > 0
+
+
+_DROPOUT = Flow[Node](
+    neighbours=Node.sources,
+    passes=lambda node: (
+        node.is_known and node.layer.class_name not in _NORMALIZES and not _drops(node)
+    ),
+    own=lambda node: node if _drops(node) else None,
+    join=lambda found: next(filter(None, found), None),
+)
+"""The nearest Dropout."""
 
 
 def unfoldable(subject: Subject) -> Verdict | None:

@@ -1,6 +1,6 @@
 """Rules on how a BatchNormalization is called: with which mode, on which axis, how often."""
 
-from bnfold.audit.axes import normalized_axis, producers
+from bnfold.audit.axes import normalized_axis, producer
 from bnfold.audit.finding import Severity
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.folding.plan import Blocked
@@ -47,18 +47,17 @@ def axis_mismatch(subject: Subject) -> Verdict | None:
         return None
     for node in subject.place.nodes:
         axis, shape = normalized_axis(subject.batchnorm, node), node.input_shape()
-        found = producers(node)
-        if axis is None or not found or axis in found.values():
+        found = producer(node, subject.place.memo)
+        if axis is None or found is None or axis == found.axis:
             continue
-        producer, channels = next(iter(found.items()))
         rank = 0 if shape is None else len(shape)  # counted from the front where that is known
         return Verdict(
             Severity.WARNING,
-            f"it normalizes axis {axis + rank}, but {producer.title} has its channels on axis "
-            f"{channels + rank}",
-            f"build it with axis={channels if channels == -1 else channels + rank}, and train "
-            "again",
-            figures={"axis": axis + rank, "channel_axis": channels + rank},
+            f"it normalizes axis {axis + rank}, but {found.node.title} has its channels on axis "
+            f"{found.axis + rank}",
+            f"build it with axis={found.axis if found.axis == -1 else found.axis + rank}, and "
+            "train again",
+            figures={"axis": axis + rank, "channel_axis": found.axis + rank},
         )
     return None
 

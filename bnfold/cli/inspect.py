@@ -1,6 +1,5 @@
 """`bnfold inspect`."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, debug
+from bnfold.cli.options import CONTEXT, MODEL, data_run, debug, over_data
 from bnfold.model.guard import printable
 from bnfold.staging import check_target, write_text
 
@@ -25,6 +24,7 @@ _LAYER_FORMATS = ("text", "json")
 _FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
 _OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
 """The options that go before the settings of a file as they are, each by itself."""
+_RUNNING = ("data", "batch", "trust", "imports")
 
 
 def _codes(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -125,6 +125,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=MODEL)
 @click.option("--layer", metavar="NAME", help="Show this one layer in full, channel by channel.")
 @_options
+@over_data(required=False)
 @debug
 @click.pass_context
 def inspect(
@@ -146,6 +147,7 @@ def inspect(
     Examples:
       bnfold inspect model.keras
       bnfold inspect model.keras --layer backbone/bn1
+      bnfold inspect model.keras --data train.npz
       bnfold inspect models --select BN1,BN4 --ignore BN107 --fail-on warning
       bnfold inspect models --write-baseline bnfold-baseline.json
       bnfold inspect models --baseline bnfold-baseline.json --format sarif --output bnfold.sarif
@@ -193,6 +195,7 @@ def _refuse_contradictions(
 def _settings(options: dict[str, Any]) -> "Settings":
     """The settings of the file, if there is one, under those of the command line."""
     from bnfold import settings
+    from bnfold.audit.selection import chosen
 
     path = options["config"]
     if path is None and not options["no_config"]:
@@ -203,7 +206,10 @@ def _settings(options: dict[str, Any]) -> "Settings":
         given["ignore"] = options["ignore"]
     if options["fail_on"] is not None:
         given["fail_on"] = settings.severity(options["fail_on"])
-    return replace(found, **given)
+    found = replace(found, **given, run=data_run(**{name: options[name] for name in _RUNNING}))
+    if not found.rules() and chosen(found.select, found.ignore):
+        raise click.UsageError("all rules that are selected need --data")
+    return found
 
 
 def _warn(outcome: "Outcome") -> None:
@@ -244,7 +250,7 @@ def _show_models(
 
 def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:
     """The report in a format that needs no terminal; its module is imported now."""
-    arguments: dict[str, Any] = {} if format_ == "html" else {"unreadable": outcome.unreadable}
+    arguments: dict[str, Any] = {"unreadable": outcome.unreadable}
     if format_ == "junit":
         arguments["fail_on"] = fail_on
     try:
@@ -293,11 +299,15 @@ def _show_layer(
     if format_ == "json":
         _put(json.layer(model, found), output)
     else:
-        _print(lambda _: inspect_text.layer(found, findings), output)
+        seen = model.observed_at(found)
+        _print(lambda _: inspect_text.layer(found, findings, seen), output)
     return list(findings)
 
 
 def _no_such_layer(model: "Inspection", name: str) -> str:
+
+    import difflib
+
     paths = [decision.batchnorm.path for decision in model.plan.decisions]
     alike = ["/".join(path) for path in paths if path[-1] == name]
     alike = alike or difflib.get_close_matches(name, ["/".join(path) for path in paths])

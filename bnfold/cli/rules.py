@@ -1,6 +1,5 @@
 """`bnfold rules` and `bnfold rule`."""
 
-import difflib
 from typing import TYPE_CHECKING
 
 import click
@@ -57,6 +56,8 @@ def rule(name: str) -> None:
 
 
 def _find(name: str) -> "Rule":
+    import difflib
+
     from bnfold.audit import RULES
 
     known = {key: rule for rule in RULES for key in (rule.code, rule.name)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -154,16 +155,35 @@ def _largest(
     if kernel is None or 0 in kernel.shape:
         exact = exact_numbers(weights, effects, slot)
         return exact, exact, exact
-    values = kernel.read()
-    steps = list(steps_of(effects, slot, values.ndim))
+    steps = list(steps_of(effects, slot, len(kernel.shape)))
     arrays = [array for step in steps for array in step if array is not None]
     others = tuple(
-        axis for axis in range(values.ndim) if all(array.shape[axis] == 1 for array in arrays)
+        axis for axis in range(len(kernel.shape)) if all(array.shape[axis] == 1 for array in arrays)
     )
-    low, high = values.min(axis=others, keepdims=True), values.max(axis=others, keepdims=True)
-    bound = np.maximum(-low.astype(np.float64), high.astype(np.float64))
+    bound = _largest_along(kernel, others)
     scaled = stepped(bound, [(factor, None) for factor, _ in steps], slice(None))
     return bound, scaled, stepped(bound, steps, slice(None))
+
+
+def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:
+    """The largest magnitudes along some axes, which keep size 1; read a part at a time."""
+    lead = next((n for n in range(len(kernel.shape)) if n not in axes), len(kernel.shape))
+    if lead == 0 or not isinstance(kernel.read, hdf5.Stored):
+        values = kernel.read()
+        return _magnitude(
+            values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)
+        )
+    within = (0, *(1 + axis - lead for axis in axes if axis >= lead))
+    pieces = (
+        (piece.min(axis=within), piece.max(axis=within)) for piece in kernel.read.pieces(lead)
+    )
+    low, high = reduce(lambda a, b: (np.minimum(a[0], b[0]), np.maximum(a[1], b[1])), pieces)
+    shape = [1 if axis in axes else size for axis, size in enumerate(kernel.shape)]
+    return _magnitude(low, high).reshape(shape)
+
+
+def _magnitude(low: NDArray[Any], high: NDArray[Any]) -> Array:
+    return np.maximum(-low.astype(np.float64), high.astype(np.float64))
 
 
 def _tiny(dtype: np.dtype[Any]) -> float:

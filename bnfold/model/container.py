@@ -1,12 +1,13 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
 from bnfold.model.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
@@ -36,6 +37,8 @@ class _Format(Protocol):
     def optimizer_steps(self) -> Mapping[LayerPath, int]: ...
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,24 @@ class ModelFile:
         Raises:
             OutputError: the target is inside the model, which is a directory.
         """
+        self._refuse_inside(target)
+        self.format.write(graph, target, record)
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+        """Write a copy in which some variables, by their `source`, have other numbers.
+
+        Their shapes and dtypes stay; so does every other byte of every part of the model, what
+        belongs to training included.
+
+        Raises:
+            OutputError: the target is inside the model, which is a directory.
+        """
+        self._refuse_inside(target)
+        self.format.rewrite(changes, target)
+
+    def _refuse_inside(self, target: Path) -> None:
         if target.resolve().is_relative_to(self.path.resolve()):
             raise OutputError(f"{printable(target.name)}: is inside the model it is made of")
-        self.format.write(graph, target, record)
 
     def sha256(self) -> str:
         """The SHA-256 of the file; of a directory, that of `sha256sum` over its sorted files."""
@@ -101,10 +119,15 @@ class ModelFile:
         files = (found for found in self.path.rglob("*") if found.is_file())
         names = sorted(file.relative_to(self.path).as_posix() for file in files)
         lines = [f"{_sha256(self.path / name)}  {name}\n" for name in names]
+        import hashlib  # noqa: PLC0415 - as below
+
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
+
+    import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
+
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

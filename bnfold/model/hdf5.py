@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +43,8 @@ class _Window(io.RawIOBase):
         view = memoryview(buffer)[: max(0, self._size - self._position)]
         self._file.seek(self._start + self._position)
         count = self._file.readinto(view)  # type: ignore[attr-defined]
+        if count < len(view):  # HDF5 would take zeros for the rest
+            raise OSError("the file became shorter while it was read")
         guard.check_heap(view)
         self._position += count
         return int(count)
@@ -115,6 +117,19 @@ def new_file(target: Path, start: int = 0) -> Iterator[h5py.File]:
                 raise stream.failure
 
 
+def overwrite(target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+    """Give variables of a file, by their paths, other numbers; nothing else in it changes.
+
+    Shapes and dtypes stay what they are.
+    """
+    with guard.hdf5_damage(target.name), h5py.File(target, "r+") as file:
+        for path, values in changes.items():
+            dataset = guard.descend(file, path)
+            if not isinstance(dataset, h5py.Dataset) or dataset.shape != values.shape:
+                raise UnreadableModelError(f"there is no such variable as {guard.shortened(path)}")
+            dataset[...] = values.view(dataset.dtype) if dataset.dtype.kind == "V" else values
+
+
 class Groups:
     """The groups of a file by path; each link is looked at, and followed, once."""
 
@@ -148,7 +163,7 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
         shape = found.shape
     if shape is None:
         return None
-    return Weight(shape, dtype, lambda: _read(found, dtype, what), name, source)
+    return Weight(shape, dtype, Stored(found, dtype, what), name, source)
 
 
 def _numeric_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
@@ -165,13 +180,56 @@ def bfloat16() -> np.dtype[Any]:
     return dtype
 
 
-def _read(dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
-    if dtype.kind not in "biuf" and dtype.name != "bfloat16":
-        raise UnreadableModelError(f"{what} does not hold the numbers of a layer")
-    with guard.hdf5_damage(what):
-        guard.check_chunks(dataset, what)
-        values = np.asarray(dataset[()])
-    return values.view(dtype) if values.dtype.kind == "V" else values
+class Stored:
+    """The numbers of a dataset, read when they are asked for: all of them, or piece by piece."""
+
+    def __init__(self, dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None:
+        """`dtype` is that of the numbers, `what` names them where they cannot be read."""
+        self._dataset, self._dtype, self._what = dataset, dtype, what
+
+    def __call__(self) -> NDArray[Any]:
+        """All numbers."""
+        self._check_kind()
+        with guard.hdf5_damage(self._what):
+            guard.check_chunks(self._dataset, self._what)
+            values = np.asarray(self._dataset[()])
+        return self._typed(values)
+
+    def pieces(self, lead: int) -> Iterator[NDArray[Any]]:
+        """The numbers in arrays of (rows, *shape[lead:]), in order, each good until the next.
+
+        The first `lead` axes, at least one, are laid out as one. A large dataset that is stored in
+        one block is read a part at a time, which costs no memory.
+        """
+        shape = self._dataset.shape
+        if self._dataset.chunks is not None or self._dataset.nbytes <= _PIECE_BYTES:
+            yield self().reshape(-1, *shape[lead:])
+            return
+        self._check_kind()
+        sizes = [math.prod(shape[axis + 1 :]) for axis in range(lead)]
+        most = _PIECE_BYTES // self._dataset.dtype.itemsize
+        axis = next((n for n, size in enumerate(sizes) if size <= most), lead - 1)
+        rows = max(1, most // sizes[axis])
+        buffer = np.empty((rows, *shape[axis + 1 :]), self._dataset.dtype)
+        space, behind = self._dataset.id.get_space(), shape[axis + 1 :]
+        for before in np.ndindex(*shape[:axis]):
+            for start in range(0, shape[axis], rows):
+                part = buffer[: shape[axis] - start]
+                first = (*before, start, *(0 for _ in behind))
+                space.select_hyperslab(first, (*(1 for _ in before), *part.shape))
+                with guard.hdf5_damage(self._what):
+                    self._dataset.id.read(h5py.h5s.create_simple(part.shape), space, part)
+                yield self._typed(part).reshape(-1, *shape[lead:])
+
+    def _check_kind(self) -> None:
+        if self._dtype.kind not in "biuf" and self._dtype.name != "bfloat16":
+            raise UnreadableModelError(f"{self._what} does not hold the numbers of a layer")
+
+    def _typed(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.view(self._dtype) if values.dtype.kind == "V" else values
+
+
+_PIECE_BYTES = 1 << 20
 
 
 def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:

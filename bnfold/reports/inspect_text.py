@@ -16,6 +16,7 @@ from bnfold.inspection import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
+from bnfold.moments import Observed
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis, histogram
 from bnfold.reports.sparkline import Sparkline
@@ -69,7 +70,9 @@ def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
     text = Text(printable(str(model.path)), style="bold")
     text.append(f"  {CONTAINERS[model.container]}{version}\n", style="not bold")
-    return text.append(terminal.foldable(model.plan), style="not bold")
+    text.append(terminal.foldable(model.plan), style="not bold")
+    samples = max((one.samples for one in (model.observed or {}).values()), default=0)
+    return text.append(f"; run over {samples} samples" if samples else "", style="not bold")
 
 
 def _table(model: Inspection, width: int) -> Table:
@@ -217,7 +220,9 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
     return lines
 
 
-def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableType:
+def layer(
+    decision: Fold | Blocked, findings: Sequence[Finding], observed: Observed | None = None
+) -> RenderableType:
     """One BatchNormalization in full, with what the rules say of it."""
     batchnorm = decision.batchnorm
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -230,7 +235,7 @@ def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableTy
     if isinstance(decision, Blocked) and decision.remedies:
         facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
     title = Text(printable(show(batchnorm.path)), style="bold")
-    return Group(title, facts, _channels(batchnorm), *_findings(_not_said_yet(findings)))
+    return Group(title, facts, _channels(batchnorm, observed), *_findings(_not_said_yet(findings)))
 
 
 def value(setting: Any) -> str:
@@ -250,8 +255,9 @@ def _verdict(decision: Fold | Blocked) -> str:
     return printable(f"stays: {decision.reason}")
 
 
-def _channels(batchnorm: BatchNorm) -> RenderableType:
-    columns = {name: v for name, v in channel_values(batchnorm).items() if v is not None}
+def _channels(batchnorm: BatchNorm, observed: Observed | None) -> RenderableType:
+    found = channel_values(batchnorm, observed)
+    columns = {name: values for name, values in found.items() if values is not None}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("channel", justify="right")
     for name in columns:

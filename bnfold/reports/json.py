@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bnfold.conversion import FoldReport
     from bnfold.exporting import ExportReport
     from bnfold.gate import Unreadable
+    from bnfold.recalibration import RecalibrationReport
     from bnfold.verification import Verification
 
 
@@ -43,7 +44,7 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
         {
             "schema_version": SCHEMA_VERSION,
             "path": str(model.path),
-            "layer": describe_layer(decision),
+            "layer": describe_layer(decision, model.observed_at(decision)),
             "findings": [finding.to_dict() for finding in model.findings_on(decision)],
         }
     )
@@ -76,6 +77,11 @@ def export(report: "ExportReport") -> str:
 def verification(result: "Verification") -> str:
     """The report of `bnfold verify`."""
     return dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+
+
+def recalibration(report: "RecalibrationReport") -> str:
+    """The report of `bnfold recalibrate`."""
+    return dump(report.to_dict())
 
 
 def bench(report: "BenchReport") -> str:

@@ -89,13 +89,18 @@ def reasons(plan: Plan) -> list[tuple[str, str]]:
     What is said of several layers is said without names and counts.
     """
     found = []
-    for said, blocked in by_reason(plan).items():
-        first = blocked[0]
-        alone = len(blocked) == 1
-        reason = f"{layers(blocked)}: {printable(first.reason if alone else said)}"
-        remedies = [r if alone else _without_names(r, first) for r in first.remedies]
-        found.append((reason, printable("; or ".join(remedies))))
+    for blocked in by_reason(plan).values():
+        reason, remedy = reason_and_remedy(blocked)
+        found.append((f"{layers(blocked)}: {printable(reason)}", printable(remedy)))
     return found
+
+
+def reason_and_remedy(alike: Sequence[Blocked]) -> tuple[str, str]:
+    """What layers that stay for one reason have in common, without names where they are several."""
+    first = alike[0]
+    if len(alike) == 1:
+        return first.reason, "; or ".join(first.remedies)
+    return pattern(first), "; or ".join(_without_names(r, first) for r in first.remedies)
 
 
 _COUNT = re.compile(r"\b\d+ of \d+ channels")

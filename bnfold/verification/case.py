@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnfold.verification import runtime, samples, sites, tensors
+from bnfold.verification import runtime, samples, sites, tensors, user_data
 from bnfold.verification.runtime import LoadedModel, Moves
 from bnfold.verification.samples import SampleSet
 
@@ -50,7 +50,7 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed:
     specs = tensors.input_specs(original.model)
     warnings, sets = [], []
     if data is not None:
-        user_set, warning = samples.load(data, specs)
+        user_set, warning = user_data.load(data, specs)
         sets, warnings = [user_set], [warning] if warning else []
     prepared = runtime.prepare_pair(original, folded)
     if prepared.problem is not None:

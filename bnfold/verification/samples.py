@@ -1,4 +1,4 @@
-"""Inputs to run both models on: from a seeded generator, or from the user's file.
+"""Inputs to run both models on, from a seeded generator.
 
 Several kinds of float inputs, because each hides something: values around zero hide a wrong shift,
 positive values keep a ReLU open on one side only, wide values saturate, and sparse ones show what
@@ -11,20 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import BnfoldError
-from bnfold.model.guard import shortened
 
 Array = npt.NDArray[Any]
 
 _SAMPLES = 8
 _ELEMENT_BUDGET = 200_000  # input elements per kind: one image of 224 x 224 x 3 takes 150,528
-_USER_ELEMENT_BUDGET = 4_000_000
 _DEFAULT_INTEGER_BOUND = 10
 
 
@@ -136,7 +133,7 @@ def run_all(
 def zeros(specs: Sequence[InputSpec], free_size: int) -> tuple[Array, ...]:
     """One sample of zeros, to try whether a model runs with this size for its free dimensions."""
     return tuple(
-        np.zeros(sized(spec, spec.shape[0] or 1, free_size), _storage(spec.dtype)) for spec in specs
+        np.zeros(sized(spec, spec.shape[0] or 1, free_size), storage(spec.dtype)) for spec in specs
     )
 
 
@@ -157,104 +154,15 @@ def _draw(
     if spec.dtype == "bool":
         return generator.random(shape) < 0.5
     if _is_float(spec) and spec.bound is None:
-        return draw(generator, shape).astype(_storage(spec.dtype))
+        return draw(generator, shape).astype(storage(spec.dtype))
     bound = spec.bound or (256 if spec.dtype == "uint8" else _DEFAULT_INTEGER_BOUND)
-    return generator.integers(0, bound, shape).astype(_storage(spec.dtype))
+    return generator.integers(0, bound, shape).astype(storage(spec.dtype))
 
 
 def _is_float(spec: InputSpec) -> bool:
     return "float" in spec.dtype
 
 
-def _storage(dtype: str) -> str:
-    """Numpy has no bfloat16; TensorFlow rounds the float32 values when it takes them."""
+def storage(dtype: str) -> str:
+    """The dtype in which numpy holds an input; it has no bfloat16, to which TensorFlow rounds."""
     return {"bfloat16": "float32", "string": "object"}.get(dtype, dtype)
-
-
-def load(path: Path, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]:
-    """Return the user's samples in the order of `specs`, and a warning on what is odd about them.
-
-    A `.npz` holds one array per input, found by input name, as input_0, input_1, ..., or by
-    position; a `.npy` serves a model with one input. The first axis counts samples. Raises
-    BnfoldError.
-    """
-    arrays = _in_order(_read(path), specs, path)
-    checked = [_fit(array, spec, path) for array, spec in zip(arrays, specs, strict=True)]
-    counts = {array.shape[0] for array in checked}
-    if len(counts) != 1 or 0 in counts:
-        raise BnfoldError(
-            f"{path.name}: the arrays must hold the same number of samples, at least 1"
-        )
-    (count,) = counts
-    kept = _kept(count, checked, specs[0].shape[0])
-    if kept == 0:
-        raise BnfoldError(f"{path.name}: the model needs batches of {specs[0].shape[0]} samples")
-    inputs = tuple(array[:kept] for array in checked)
-    warnings = [f"the first {kept} of {count} samples were used"] if kept < count else []
-    warnings += [
-        f"input {spec.name!r} has values that are not finite"
-        for array, spec in zip(inputs, specs, strict=True)
-        if spec.dtype != "string" and not np.isfinite(array).all()
-    ]
-    warning = f"{path.name}: {'; '.join(warnings)}" if warnings else None
-    return SampleSet(f"data from {path.name}", inputs), warning
-
-
-def _kept(count: int, arrays: Sequence[Array], fixed: int | None) -> int:
-    if fixed is not None:
-        return fixed if count >= fixed else 0
-    elements = max(1, sum(int(np.prod(array.shape[1:])) for array in arrays))
-    return min(count, max(1, _USER_ELEMENT_BUDGET // elements))
-
-
-def _read(path: Path) -> dict[str, Array]:
-    """All arrays of the file; pickled objects are never unpacked."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise BnfoldError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise BnfoldError(f"{path}: not a .npy or .npz file of plain arrays") from error
-
-
-def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], path: Path) -> list[Array]:
-    names = ", ".join(repr(spec.name) for spec in specs)
-    if len(arrays) != len(specs):
-        raise BnfoldError(
-            f"{path.name} holds {_counted(arrays)}, the model takes {len(specs)}: {names}"
-        )
-    for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
-        if set(keys) == set(arrays):
-            return [arrays[key] for key in keys]
-    if len(specs) == 1 or set(arrays) == {f"arr_{index}" for index in range(len(specs))}:
-        return list(arrays.values())
-    raise BnfoldError(f"{path.name}: name the arrays after the inputs of the model: {names}")
-
-
-def _counted(arrays: dict[str, Array]) -> str:
-    count = "1 array" if len(arrays) == 1 else f"{len(arrays)} arrays"
-    names = ", ".join(repr(name) for name in arrays if name)
-    return f"{count} ({shortened(names)})" if names else count
-
-
-def _fit(array: Array, spec: InputSpec, path: Path) -> Array:
-    """Return the array in the dtype of the input, or an error that says what does not fit."""
-    if spec.dtype != "string" and array.dtype.kind not in "fiub":
-        raise BnfoldError(f"{path.name}: input {spec.name!r} takes numbers, not {array.dtype}")
-    matches = array.ndim == len(spec.shape) and all(
-        wanted is None or wanted == size
-        for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
-    )
-    if not matches:
-        wanted_shape = tuple("any" if size is None else size for size in spec.shape)
-        text = "(" + ", ".join(str(size) for size in wanted_shape) + ")"
-        raise BnfoldError(
-            f"{path.name}: input {spec.name!r} takes shape {text}, the array has {array.shape}"
-        )
-    if spec.dtype == "string":
-        return array.astype("str").astype("object")
-    return array.astype(_storage(spec.dtype))

@@ -13,6 +13,7 @@ activation itself, which a fold never touches and whose name must agree.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +169,17 @@ def graph_of(model: Any) -> Any:
 def nodes_of(graph: Any) -> list[Any]:
     """All calls of a graph."""
     return [node for level in graph._nodes_by_depth.values() for node in level]
+
+
+def bytes_per_sample(model: Any, free_size: int) -> int:
+    """About what all values of a model take for one sample, each free size being `free_size`."""
+    graph = graph_of(model)
+    total = 0
+    for node in nodes_of(graph) if graph is not None else ():
+        shapes = (tensor.shape[1:] for tensor in outputs_of(node))
+        total += sum(4 * math.prod(n or free_size for n in shape) for shape in shapes)
+        total += bytes_per_sample(owner_of(node), free_size)
+    return total
 
 
 def sets_training(model: Any) -> bool:

@@ -75,7 +75,7 @@ def unroll(model: Any) -> Unrolled:
         return Unrolled(tuple(model.inputs), tuple(model.outputs))
     flat = Unrolled(tuple(model.inputs))
     given = dict(zip(map(id, graph.inputs), model.inputs, strict=True))
-    again = any(_inside(node) is not None for node in tensors.nodes_of(graph))
+    again = any(inside_of(node) is not None for node in tensors.nodes_of(graph))
     flat.outputs = tuple(_walk(graph, given, (), flat, again=again))
     if again:
         _name_apart(flat)
@@ -103,14 +103,14 @@ def _walk(
     """Note the calls of one graph; its outputs. With `again` its layers are called once more."""
     values = dict(given)
     numbers = _numbers(graph)
-    for node in _in_order(graph):
+    for node in in_order(graph):
         owner = tensors.owner_of(node)
         key = (*around, (str(owner.name), numbers[id(node)]))
         made: Sequence[Any] = tensors.outputs_of(node)
         if again:
             made = _call(node, owner, values, key, flat)
             values.update(zip(map(id, tensors.outputs_of(node)), made, strict=True))
-        if _inside(node) is None:
+        if inside_of(node) is None:
             read = (values.get(id(one), one) for one in tensors.inputs_of(node))
             flat.add(FlatCall(key, owner, tuple(read), tuple(made)))
     flat.replaced.update(values)
@@ -120,7 +120,7 @@ def _walk(
 def _call(
     node: Any, owner: Any, values: Mapping[int, Any], key: Key, flat: Unrolled
 ) -> Sequence[Any]:
-    inside = _inside(node)
+    inside = inside_of(node)
     if inside is None:
         args, kwargs = node.arguments.fill_in(values)
         made = owner(*args, **kwargs)
@@ -130,7 +130,7 @@ def _call(
     return _walk(inside, given, key, flat, again=True)
 
 
-def _inside(node: Any) -> Any:
+def inside_of(node: Any) -> Any:
     """The graph of the nested model that a call is of; None where it is left as one piece.
 
     Left whole is what is called in a way of its own: with training or a mask given, with tensors
@@ -154,7 +154,7 @@ def _says_something(value: Any) -> bool:
     return any(leaf is not None for leaf in tensors.leaves(value))
 
 
-def _in_order(graph: Any) -> Iterator[Any]:
+def in_order(graph: Any) -> Iterator[Any]:
     """The calls of a graph, each behind those that make its inputs; not those of input layers."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)

@@ -6,7 +6,7 @@ made visible, and only as text or as a quoted `title` or `aria-label`; links and
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -18,11 +18,15 @@ from bnfold.reports import inspect_text
 from bnfold.reports.html import page, plots, profile, wires
 from bnfold.reports.terminal import plural
 
+if TYPE_CHECKING:
+    from bnfold.gate import Unreadable
 
-def inspections(models: Sequence[Inspection]) -> str:
-    """The report on some models as the text of an HTML file, in UTF-8."""
+
+def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+    """The report on some models, and on what could not be read, as an HTML file in UTF-8."""
     pages = [page.model_page(model, number) for number, model in enumerate(models, start=1)]
-    return _environment().get_template("page.html.j2").render(pages=pages)
+    template = _environment().get_template("page.html.j2")
+    return template.render(pages=pages, unreadable=unreadable)
 
 
 @cache

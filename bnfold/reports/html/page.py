@@ -1,7 +1,7 @@
 """What the page shows of a model, put together before it is laid out."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bnfold.audit import Finding, Severity
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import Inspection, settings
 from bnfold.model.graph import Path
@@ -49,6 +50,7 @@ class Norm:
     number: int
     decision: Fold | Blocked
     findings: tuple[Finding, ...]
+    suppressed: tuple[Suppressed, ...]
     targets: tuple[tuple[Path, int], ...]
     channels: LayerVectors
     axes: Mapping[str, Axis]
@@ -194,7 +196,7 @@ class Stays:
     """BatchNormalizations that stay for the same reason."""
 
     reason: str
-    remedies: tuple[str, ...]
+    remedy: str
     norms: tuple[Norm, ...]
 
 
@@ -232,8 +234,14 @@ class ModelPage:
         if not parts:
             parts.append("No errors and no warnings")
         folds = total - self.fates["stays"]
-        parts.append("all fold away" if folds == total else f"{folds} of {total} fold away")
+        some = f"{folds} of {total} fold away" if folds else "none folds away"
+        parts.append("all fold away" if folds == total else some)
         return f"{'; '.join(parts)}."
+
+    @property
+    def aside(self) -> str:
+        """How many findings do not count, and why."""
+        return terminal.set_aside([self.model])
 
     def anchor(self, line: int) -> str:
         """The id of a line that links lead to."""
@@ -268,11 +276,9 @@ class ModelPage:
         """What cannot be folded, by reason."""
         by_path = {norm.path: norm for norm in self.norms}
         found = []
-        for said, blocked in terminal.by_reason(self.model.plan).items():
-            alone = len(blocked) == 1
-            reason, remedies = (blocked[0].reason, blocked[0].remedies) if alone else (said, ())
+        for blocked in terminal.by_reason(self.model.plan).values():
             norms = tuple(by_path[one.batchnorm.path] for one in blocked)
-            found.append(Stays(reason, remedies, norms))
+            found.append(Stays(*terminal.reason_and_remedy(blocked), norms))
         return found
 
     @cached_property
@@ -296,15 +302,13 @@ def model_page(model: Inspection, number: int) -> ModelPage:
         if row.decision is not None
     }
     axes = {name: _axis(name, channels.values()) for name in COMPARED}
-    findings: dict[Path, list[Finding]] = {}
-    for finding in model.findings:
-        findings.setdefault(finding.layer, []).append(finding)
+    said = _Said(model)
     folded = {row.number for row in found if row.into}
     lines = tuple(
         Line(
             row,
             drawn[place],
-            _norm(row, channels.get(place), findings, axes),
+            _norm(row, channels.get(place), said, axes),
             _mark(row, is_folded=row.number in folded),
         )
         for place, row in enumerate(found)
@@ -333,14 +337,23 @@ def _axis(name: str, layers: Iterable[LayerVectors]) -> Axis:
 
 
 def _norm(
-    row: Row,
-    channels: LayerVectors | None,
-    findings: Mapping[Path, Sequence[Finding]],
-    axes: Mapping[str, Axis],
+    row: Row, channels: LayerVectors | None, said: "_Said", axes: Mapping[str, Axis]
 ) -> Norm | None:
     if row.decision is None or row.number is None or channels is None:
         return None
-    found = sorted(
-        findings.get(row.decision.batchnorm.path, ()), key=lambda f: (f.severity.rank, f.code)
-    )
-    return Norm(row.number, row.decision, tuple(found), row.into, channels, axes)
+    path = row.decision.batchnorm.path
+    findings = sorted(said.findings.get(path, ()), key=lambda f: (f.severity.rank, f.code))
+    suppressed = tuple(said.suppressed.get(path, ()))
+    return Norm(row.number, row.decision, tuple(findings), suppressed, row.into, channels, axes)
+
+
+class _Said:
+    """What is said of each layer of a model."""
+
+    def __init__(self, model: Inspection) -> None:
+        self.findings: dict[Path, list[Finding]] = {}
+        for finding in model.findings:
+            self.findings.setdefault(finding.layer, []).append(finding)
+        self.suppressed: dict[Path, list[Suppressed]] = {}
+        for one in model.suppressed:
+            self.suppressed.setdefault(one.finding.layer, []).append(one)

@@ -21,6 +21,7 @@ from bnfold.verification.runtime.execution import (
     is_repeatable,
     movement,
     moves,
+    numbers,
     output_units,
     prepare_alone,
     prepare_pair,
@@ -29,6 +30,7 @@ from bnfold.verification.runtime.execution import (
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
+from bnfold.verification.runtime.observing import Normalization, Observer, normalizations
 from bnfold.verification.runtime.onnx import (
     OnnxModel,
     evaluate_onnx,
@@ -48,6 +50,7 @@ from bnfold.verification.runtime.onnx_file import (
     versions,
     write_onnx,
 )
+from bnfold.verification.runtime.sequential import Batches, Estimates, estimate
 from bnfold.verification.runtime.timing import (
     Start,
     check,
@@ -58,16 +61,21 @@ from bnfold.verification.runtime.timing import (
 )
 
 __all__ = [
+    "Batches",
     "CannotRunError",
+    "Estimates",
     "Label",
     "LoadedModel",
     "Moves",
+    "Normalization",
+    "Observer",
     "OnnxModel",
     "Prepared",
     "Start",
     "check",
     "choose_opset",
     "conversions",
+    "estimate",
     "evaluate",
     "evaluate_onnx",
     "exports",
@@ -81,6 +89,8 @@ __all__ = [
     "movement",
     "movement_onnx",
     "moves",
+    "normalizations",
+    "numbers",
     "one_line",
     "open_onnx",
     "optimised",

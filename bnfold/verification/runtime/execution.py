@@ -111,15 +111,22 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
             ]
             outputs = loaded.runner(fed, **keywords)
             flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-            return [_as_numpy(tensorflow, output) for output in flat]
+            return [
+                np.atleast_1d(as_numpy(output)) for output in flat
+            ]  # comparisons look along axes
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 
 
-def _as_numpy(tensorflow: Any, value: Any) -> Array:
-    if value.dtype == tensorflow.bfloat16:
-        value = tensorflow.cast(value, tensorflow.float32)
-    return np.atleast_1d(value.numpy())  # comparisons look along axes
+def numbers(variable: Any) -> Array:
+    """What a variable of a loaded model holds, in float64."""
+    return as_numpy(variable).astype(np.float64)
+
+
+def as_numpy(tensor: Any) -> Array:
+    """The numbers of a tensor; bfloat16, which numpy lacks, as float32."""
+    found = np.asarray(tensor.numpy())
+    return found.astype(np.float32) if tensors.dtype_name(tensor) == "bfloat16" else found
 
 
 def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:

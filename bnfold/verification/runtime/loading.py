@@ -135,7 +135,7 @@ def _load(
         ) from error
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
         raise VerificationImpossibleError(
-            f"{facts.path}: only Functional and Sequential models can be compared,"
+            f"{facts.path}: only Functional and Sequential models can be run here,"
             f" not {type(model).__name__}"
         )
     return LoadedModel(facts.path, name, model, trust, custom)

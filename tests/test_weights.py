@@ -1,0 +1,117 @@
+"""Weights that are read a part at a time, and what is found out about them on the way."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bnfold.errors import UnreadableModelError
+from bnfold.folding.effect import Effect
+from bnfold.folding.limits import extents
+from bnfold.model import hdf5
+from bnfold.model.graph import Layer, Weight
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "in one block": {},
+    "in chunks": {"chunks": True},
+    "compressed": {"compression": "gzip", "compression_opts": 1},
+}
+SHAPES = [(3, 3, 64, 700), (1, 1, 600, 800), (700, 900), (5, 400, 500), (2, 3)]
+
+
+def stored(path: Path, values: NDArray[Any], **layout: Any) -> Weight:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("0", data=values, **layout)
+    weight = hdf5.weight_in(h5py.File(path, "r"), "0", "0")
+    assert weight is not None
+    return weight
+
+
+@pytest.mark.parametrize("dtype", ["f4", ">f4", "f8", "f2", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pieces_are_the_whole(
+    shape: tuple[int, ...], layout: str, dtype: str, tmp_path: Path
+) -> None:
+    kind = hdf5.bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
+    values = np.random.default_rng(0).normal(size=shape).astype(kind)
+    if dtype == "bfloat16":
+        values = values.view("V2")
+    weight = stored(tmp_path / "w.h5", values, **LAYOUTS[layout])
+    assert isinstance(weight.read, hdf5.Stored)
+    whole = weight.read()
+    assert whole.dtype == kind
+    for lead in range(1, len(shape) + 1):
+        pieces = [np.array(piece) for piece in weight.read.pieces(lead)]
+        assert np.array_equal(np.concatenate(pieces).reshape(shape), whole)
+        assert all(piece.shape[1:] == shape[lead:] for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda shape: np.arange(1.0, shape[-1] + 1),
+        lambda shape: np.arange(1.0, shape[-2] + 1)[:, None],
+        lambda shape: np.outer(np.arange(1.0, shape[-2] + 1), np.linspace(-1, 1, shape[-1])),
+        lambda shape: np.full((1,) * len(shape), -2.0),
+    ],
+    ids=["outputs", "inputs", "both", "one number"],
+)
+@pytest.mark.parametrize("shape", [(3, 3, 64, 700), (700, 900)])
+def test_the_largest_numbers_are_those_of_the_whole_kernel(
+    shape: tuple[int, ...], factor: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype("float32")
+    layer = Layer(
+        "conv",
+        "Conv2D" if len(shape) == 4 else "Dense",
+        {"use_bias": False},
+        {},
+        weights=(stored(tmp_path / "w.h5", values),),
+    )
+    effect = Effect({"kernel": factor(shape)})
+    (extent,) = (one.along(effect) for one in extents(layer, [effect]))
+    folded = np.abs(values.astype(np.float64) * effect.factors["kernel"])
+    wide = effect.factors["kernel"].reshape(
+        (1,) * (len(shape) - effect.factors["kernel"].ndim) + effect.factors["kernel"].shape
+    )
+    others = tuple(axis for axis, size in enumerate(wide.shape) if size == 1)
+    assert np.allclose(extent.scaled, folded.max(axis=others), rtol=1e-15)
+    assert np.array_equal(extent.before, np.abs(values).max(axis=others))
+
+
+def test_a_large_kernel_takes_little_memory(tmp_path: Path) -> None:
+    weight = stored(tmp_path / "w.h5", np.ones((3, 3, 1024, 1024), "float32"))  # 36 MiB
+    assert isinstance(weight.read, hdf5.Stored)
+    tracemalloc.start()
+    largest = max(piece.max() for piece in weight.read.pieces(3))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert largest == 1
+    assert peak < 4 << 20
+
+
+def test_not_a_number_in_any_piece_is_seen(tmp_path: Path) -> None:
+    values = np.ones((3, 3, 200, 300), "float32")
+    values[2, 2, 199, 7] = np.nan
+    layer = Layer("c", "Conv2D", {"use_bias": False}, {}, weights=(stored(tmp_path / "w", values),))
+    (extent,) = extents(layer, [Effect({"kernel": np.ones(300)})])
+    assert np.flatnonzero(np.isnan(extent.scaled.reshape(-1))).tolist() == [7]
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.h5"
+    stored(path, np.ones((3, 3, 512, 512), "float32"))
+    with path.open("rb", buffering=0) as stream, hdf5.open_hdf5(stream, "w.h5") as file:
+        weight = hdf5.weight_in(file, "0", "0")
+        assert weight is not None
+        assert isinstance(weight.read, hdf5.Stored)
+        with path.open("r+b") as cut:
+            cut.truncate(1 << 20)
+        with pytest.raises(UnreadableModelError, match="is damaged"):
+            list(weight.read.pieces(3))
