@@ -287,7 +287,9 @@ class _Job:
                 return check
         if check is None:
             reason = _ORT_CODE.sub("", reasons[0])
-            raise ExportImpossibleError(f"{self.label}: cannot be converted to ONNX: {reason}")
+            raise ExportImpossibleError(
+                f"{self.label}: cannot be converted to ONNX (opset {opset}): {reason}"
+            )
         return check
 
 

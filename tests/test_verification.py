@@ -44,6 +44,7 @@ from bnfold.verification.conclusion import conclude
 from bnfold.verification.evidence import Evidence, Run
 from bnfold.verification.precision import in_float64
 from bnfold.verification.samples import InputSpec, SampleSet, generate
+from bnfold.verification.user_data import load
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -676,6 +677,55 @@ def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
     assert found.verdict is Verdict.EQUIVALENT
     with pytest.raises(BnfoldError, match="--import no_such_module"):
         verify(path, path, imports=["no_such_module"])
+    for name in ("custom_module_of_tests.py", "./custom_module_of_tests.py"):
+        with pytest.raises(BnfoldError, match="say custom_module_of_tests: a module goes by its"):
+            verify(path, path, imports=[name])
+
+
+SCRIPT = """
+import keras
+
+class Tripled(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 3
+
+if __name__ == "__main__":
+    x = keras.Input((6,))
+    model = keras.Model(x, Tripled()(keras.layers.Dense(3)(x)))
+    model.save("m.keras")
+    model.save("m.h5")
+"""
+
+
+@pytest.fixture
+def saved_by_a_script(tmp_path):
+    """Models with a layer that is not registered, of a class for which Keras notes no module."""
+    (tmp_path / "script_of_tests.py").write_text(SCRIPT)
+    subprocess.run(
+        [sys.executable, "script_of_tests.py"], cwd=tmp_path, check=True, capture_output=True
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_layer_that_nobody_registered_is_one_line(saved_by_a_script, suffix, trust):
+    path = saved_by_a_script / f"m{suffix}"
+    with pytest.raises(UnsafeModelError, match=r"needs 'Tripled', .* --import MODULE$"):
+        verify(path, path, trust=trust)
+
+
+def test_a_layer_of_the_script_that_saved_the_model_is_found(saved_by_a_script, monkeypatch):
+    monkeypatch.syspath_prepend(saved_by_a_script)
+    path = saved_by_a_script / "m.keras"
+    assert verify(path, path, imports=["script_of_tests"]).verdict is Verdict.EQUIVALENT
+
+
+def test_a_layer_that_only_the_other_model_needs_is_no_difference(saved_by_a_script):
+    inputs = keras.Input((6,))
+    keras.Model(inputs, layers.Dense(3)(inputs)).save(saved_by_a_script / "plain.keras")
+    with pytest.raises(UnsafeModelError, match="needs 'Tripled'"):
+        verify(saved_by_a_script / "plain.keras", saved_by_a_script / "m.keras", trust=True)
 
 
 # --- Keras 2 --------------------------------------------------------------------------------------
@@ -736,9 +786,14 @@ def test_data_for_several_inputs(tmp_path, names):
     [
         ({"inputs": np.zeros((4, 7))}, r"takes shape \(any, 6\), the array has \(4, 7\)"),
         ({"inputs": np.zeros((0, 6))}, "the same number of samples, at least 1"),
-        ({"a": np.zeros((4, 6)), "b": np.zeros((4, 6))}, "holds 2 arrays, the model takes 1"),
+        (
+            {"a": np.zeros((4, 6)), "b": np.zeros((4, 6))},
+            r"data\.npz holds 2 arrays \('a', 'b'\), the model takes 1: 'inputs'",
+        ),
+        ({}, "data.npz holds 0 arrays, the model takes 1: 'inputs'"),
         ({"inputs": np.array([{}], dtype=object)}, "plain arrays"),
         ({"inputs": np.array([["x"] * 6])}, "takes numbers"),
+        ({"inputs": np.array(["x", "y"])}, "takes numbers"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path, arrays, message):
@@ -746,6 +801,16 @@ def test_data_that_does_not_fit(tmp_path, arrays, message):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(BnfoldError, match=message):
         verify(*files, data=tmp_path / "data.npz")
+
+
+def test_data_that_is_not_finite_is_a_warning(tmp_path):
+    spec = InputSpec("inputs", (None, 6), "float32")
+    for value, warning in (
+        (np.nan, "data.npy: input 'inputs' has numbers that are not finite"),
+        (0.0, None),
+    ):
+        np.save(tmp_path / "data.npy", np.full((4, 6), value))
+        assert load(tmp_path / "data.npy", [spec])[1] == warning
 
 
 def test_samples_keep_to_the_range_of_the_embedding():

@@ -1,5 +1,6 @@
 """The options that several commands share, and how a command says what it is doing."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 MODEL = click.Path(path_type=Path)
+_SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, and neither NaN, which is in every range, nor infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -44,7 +59,8 @@ def report_format(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _DATA = click.option(
     "--data",
-    type=MODEL,
+    type=_SAMPLES,
+    metavar="FILE",
     help="Samples to run instead of random ones: an .npz with one array for each input, or "
     "an .npy; the first axis is the sample.",
 )
@@ -81,12 +97,12 @@ _JUDGING = (
     ),
     click.option(
         "--rtol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="Allow this share of each channel's magnitude, instead of what is measured.",
     ),
     click.option(
         "--atol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="Allow this much, besides --rtol, instead of what is measured.",
     ),
 )
@@ -115,7 +131,8 @@ def over_data(*, required: bool) -> Callable[[Callable[..., Any]], Callable[...,
     """The options of everything that runs a model over the user's data; see `data_run`."""
     data = click.option(
         "--data",
-        type=MODEL,
+        type=_SAMPLES,
+        metavar="FILE",
         required=required,
         help="Samples to run the model over: an .npz with one array for each input, or an .npy; "
         "the first axis is the sample.",

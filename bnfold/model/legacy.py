@@ -42,7 +42,7 @@ class LegacyHdf5:
         """Read the graph and the places of its weights; `resources` closes what stays open."""
         self._path = path
         stream = resources.enter_context(path.open("rb", buffering=0))
-        self._file = resources.enter_context(hdf5.open_hdf5(stream, path.name))
+        self._file = resources.enter_context(hdf5.open_hdf5(stream, "the HDF5 file"))
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
             raise UnreadableModelError(

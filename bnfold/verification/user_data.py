@@ -16,7 +16,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from bnfold.errors import BnfoldError
-from bnfold.model.guard import printable
+from bnfold.model.guard import printable, shortened
 from bnfold.verification.samples import Array, InputSpec, SampleSet, storage
 
 Source: TypeAlias = Path | Array | Sequence[Array] | Mapping[str, Array]
@@ -73,7 +73,7 @@ class UserData:
 
 
 def load(source: Source, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]:
-    """Return the user's samples in the order of `specs`, and a warning if not all are taken.
+    """Return the user's samples in the order of `specs`, and a warning on what is odd about them.
 
     Raises BnfoldError.
     """
@@ -81,12 +81,15 @@ def load(source: Source, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | N
     kept = _kept(data)
     if kept == 0:
         raise BnfoldError(f"{data.name}: the model needs batches of {data.fixed_batch} samples")
-    warning = (
-        f"{data.name}: the first {kept} of {data.count} samples were used"
-        if kept < data.count
-        else None
-    )
-    return SampleSet(f"data from {data.name}", data.take(0, kept)), warning
+    inputs = data.take(0, kept)
+    warnings = [f"the first {kept} of {data.count} samples were used"] if kept < data.count else []
+    warnings += [
+        f"input {printable(spec.name)!r} has numbers that are not finite"
+        for array, spec in zip(inputs, specs, strict=True)
+        if array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]
+    warning = f"{data.name}: {'; '.join(warnings)}" if warnings else None
+    return SampleSet(f"data from {data.name}", inputs), warning
 
 
 def _kept(data: UserData) -> int:
@@ -137,7 +140,7 @@ def _read(path: Path) -> dict[str, Array]:
         raise BnfoldError(f"{printable(str(path))}: no such file") from None
     except (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile) as error:
         raise BnfoldError(
-            f"{printable(path.name)}: not a .npy or .npz file of plain arrays"
+            f"{printable(str(path))}: not a .npy or .npz file of plain arrays"
         ) from error
 
 
@@ -168,16 +171,24 @@ def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], name: str) -
             return [arrays[key] for key in keys]
     if len(arrays) != len(specs):
         raise BnfoldError(
-            f"{name} holds {len(arrays)} arrays, the model takes {len(specs)}: {printable(names)}"
+            f"{name} holds {_counted(arrays)}, the model takes {len(specs)}: {printable(names)}"
         )
     if len(specs) == 1 or set(arrays) == {f"arr_{index}" for index in range(len(specs))}:
         return list(arrays.values())
     raise BnfoldError(f"{name}: name the arrays after the inputs of the model: {printable(names)}")
 
 
+def _counted(arrays: dict[str, Array]) -> str:
+    count = "1 array" if len(arrays) == 1 else f"{len(arrays)} arrays"
+    names = ", ".join(repr(name) for name in arrays if name)
+    return f"{count} ({shortened(names)})" if names else count
+
+
 def _check(array: Array, spec: InputSpec, name: str) -> None:
     """Raise BnfoldError, which says what does not fit, for an array that is none for this input."""
     shown = printable(spec.name)
+    if spec.dtype != "string" and array.dtype.kind not in "fiub":
+        raise BnfoldError(f"{name}: input {shown!r} takes numbers, not {array.dtype}")
     matches = array.ndim == len(spec.shape) and all(
         wanted is None or wanted == size
         for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
@@ -188,8 +199,6 @@ def _check(array: Array, spec: InputSpec, name: str) -> None:
         raise BnfoldError(
             f"{name}: input {shown!r} takes shape {text}, the array has {array.shape}"
         )
-    if spec.dtype != "string" and array.dtype.kind not in "fiub":
-        raise BnfoldError(f"{name}: input {shown!r} takes numbers, not {array.dtype}")
 
 
 def _converted(array: Array, spec: InputSpec) -> Array:
