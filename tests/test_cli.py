@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -362,6 +363,17 @@ def test_the_comparisons_fit_a_terminal() -> None:
     assert "the_scores_of_all_classes before softmax" in " ".join(lines)
     for runtime in runtimes:
         assert f"{runtime} 1.25e-06 1.25e-06 134 0.5" in [" ".join(line.split()) for line in lines]
+
+
+def test_what_became_nan_is_neither_near_nor_quiet() -> None:
+    became_nan = Comparison(
+        *("scores", True, None, "keras", "standard normal", None, Accuracy(0.0, 0.0, None)),
+        *(math.inf, 0.0, math.inf, False, 0, 0),
+    )
+    console = Console(width=80, file=io.StringIO())
+    result = replace(outcome(Verdict.DIFFERENT), comparisons=(became_nan,))
+    console.print(fold_text.verification(result))
+    assert "keras inf none inf" in " ".join(console.file.getvalue().split())
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,14 @@ def _value(comparison: Comparison) -> Text:
 
 
 def _comparison(comparison: Comparison) -> list[Text]:
-    share = "not exercised" if not comparison.conclusive else f"{comparison.excess:.2g}"
+    quiet = comparison.passed and not comparison.conclusive
+    share = "not exercised" if quiet else f"{comparison.excess:.2g}"
     own, folded = comparison.original, comparison.folded
+    error = max(folded.max_abs_error, comparison.error)  # infinite where there is no number
     noise = "none" if folded.sqnr_db is None else f"{folded.sqnr_db:.0f}"
     return [
         Text(f"  {comparison.runtime}"),
-        Text(f"{folded.max_abs_error:.2e}"),
+        Text(f"{error:.2e}"),
         Text("" if own is None else f"{own.max_abs_error:.2e}", style="dim"),
         Text(noise),
         Text(share, style="default" if comparison.passed else "red"),
