@@ -35,7 +35,7 @@ from bnfold.verification.compare import (
     not_finite,
 )
 from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, generate
+from bnfold.verification.samples import InputSpec, Mask, generate
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -744,6 +744,51 @@ def test_samples_keep_to_the_range_of_the_embedding():
     spec = InputSpec("indices", (None, 4), "int32", bound=7)
     drawn = np.concatenate([one.inputs[0] for one in generate([spec], 0, [32])])
     assert (drawn.min(), drawn.max()) == (0, 6)
+
+
+def masked_numbers(*, mask):
+    inputs = keras.Input((9, 6), name="inputs")
+    hidden = layers.Masking(-1.0)(inputs) if mask else inputs
+    return keras.Model(inputs, layers.SimpleRNN(3, name="out")(layers.Identity()(hidden)))
+
+
+def masked_words(*, mask):
+    inputs = keras.Input((9,), name="inputs", dtype="int32")
+    hidden = layers.Embedding(5000, 4, mask_zero=mask, name="words")(inputs)
+    return keras.Model(inputs, layers.SimpleRNN(3, name="out")(hidden))
+
+
+def masked_inside(*, mask):
+    inputs = keras.Input((9, 6), name="inputs")
+    return keras.Model(inputs, masked_numbers(mask=mask)(layers.Identity()(inputs)))
+
+
+@pytest.mark.parametrize("make", [masked_numbers, masked_words, masked_inside])
+def test_a_mask_that_was_lost_is_seen(tmp_path, make):
+    for mask, name in ((True, "one.keras"), (False, "two.keras")):
+        keras.utils.set_random_seed(2)
+        make(mask=mask).save(tmp_path / name)
+    found = verify(tmp_path / "one.keras", tmp_path / "one.keras")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert any(kind.endswith("with masked steps") for kind in found.sample_kinds)
+    assert verify(tmp_path / "one.keras", tmp_path / "two.keras").verdict is Verdict.DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        (InputSpec("numbers", (None, 9, 6), "float32", mask=Mask(-1, is_whole_step=True)), 9),
+        (InputSpec("words", (None, 9), "int32", 5000, Mask(0, is_whole_step=False)), 9),
+        (InputSpec("large", (None, 999, 999), "float32", mask=Mask(7, is_whole_step=True)), 999),
+        (InputSpec("number", (None, 6), "float32", mask=Mask(-1, is_whole_step=True)), 1),
+    ],
+)
+def test_one_kind_of_samples_has_masked_steps(spec, steps):
+    (found,) = [one for one in generate([spec], 0, [32]) if one.kind.endswith("masked steps")]
+    hidden = found.inputs[0] == spec.mask.value
+    per_step = hidden.all(-1) if spec.mask.is_whole_step else hidden
+    assert 0.2 < per_step.mean() < 0.8
+    assert not np.any(per_step.reshape(-1, steps)[:1, :1])
 
 
 def test_large_inputs_get_few_samples():

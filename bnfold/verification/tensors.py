@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.verification.samples import InputSpec
+from bnfold.verification.samples import InputSpec, Mask
 
 _HIDING = {"softmax", "sigmoid"}
 _FUSED = {
@@ -292,20 +292,21 @@ def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]
 
 
 def input_specs(model: Any) -> list[InputSpec]:
-    """Return the inputs with the range of their indices, found at the layers that read them."""
+    """Return the inputs with what the layers that read them say of their numbers."""
     graph = graph_of(model)
     specs = []
     for position, tensor in enumerate(model.inputs):
-        source = graph.inputs[position] if graph is not None else None
-        bounds = list(_bounds(graph, source)) if graph is not None else []
-        bound = min(bounds, default=None)
+        readers = [] if graph is None else list(_readers(graph, graph.inputs[position]))
+        bounds = [_bound(layer) for layer, _ in readers if type(layer).__name__ in _INDEX_READERS]
+        masks = [_mask(layer) for layer, shape in readers if shape == tuple(tensor.shape)]
+        mask = next((one for one in masks if one is not None), None)
         port = _port(tensor)
-        specs.append(InputSpec(port.name, port.shape, port.dtype, bound))
+        specs.append(InputSpec(port.name, port.shape, port.dtype, min(bounds, default=None), mask))
     return specs
 
 
-def _bounds(graph: Any, tensor: Any) -> Iterator[int]:
-    """Yield the sizes of all tables that an input is an index into, nested models included."""
+def _readers(graph: Any, tensor: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
+    """Yield the layers that read an input, nested models included, and its shape there."""
     pending, seen = [(graph, tensor)], set()
     while pending:
         graph, tensor = pending.pop()
@@ -320,7 +321,23 @@ def _bounds(graph: Any, tensor: Any) -> Iterator[int]:
             inner = graph_of(layer)
             if inner is not None:
                 pending.extend((inner, inner.inputs[at]) for at in places if at < len(inner.inputs))
-            elif type(layer).__name__ in _INDEX_READERS:
-                yield int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
-            elif "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER:
+                continue
+            yield layer, tuple(tensor.shape)
+            is_index = type(layer).__name__ in _INDEX_READERS
+            is_same = "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER
+            if is_same and not is_index:
                 pending.extend((graph, output) for output in outputs_of(node))
+
+
+def _bound(layer: Any) -> int:
+    """The size of the table that a layer looks its input up in."""
+    return int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
+
+
+def _mask(layer: Any) -> Mask | None:
+    """What a layer takes for a step that is not there."""
+    if type(layer).__name__ == "Masking":
+        return Mask(float(layer.mask_value), is_whole_step=True)
+    if type(layer).__name__ == "Embedding" and layer.mask_zero:
+        return Mask(0.0, is_whole_step=False)
+    return None
