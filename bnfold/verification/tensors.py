@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bnfold.verification.samples import InputSpec, Mask
@@ -26,17 +26,22 @@ _FUSED = {
     *("SeparableConv1D", "SeparableConv2D"),
 }
 _OWN_LAYER = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
-_PASSED_OVER = {"Identity", "Reshape", "Flatten", "Dropout", "Permute", "Activation"}
+_REARRANGING = {"Reshape", "Flatten", "Permute"}
+_PASSED_OVER = {"Identity", "Dropout", "Activation"} | _REARRANGING
 _INDEX_READERS = {"Embedding": "input_dim", "CategoryEncoding": "num_tokens"}
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where to read an output instead: `layer` without its activation, or `tensor`."""
+    """Where to read an output instead: `layer` without its activation, or `tensor`.
+
+    `over` says of a softmax what it runs along: its axis, and the shapes from there to the output.
+    """
 
     activation: str
     layer: Any = None
     tensor: Any = None
+    over: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,20 +213,40 @@ def find_taps(model: Any) -> list[Tap | None]:
 
 def _find_tap(graph: Any, tensor: Any, depth: int) -> Tap | None:
     """Walk back from an output over layers that leave values as they are."""
+    passed: tuple[Any, ...] = ()
     while _is_private(graph, tensor):
         layer, index = _origin(tensor)
         if graph_of(layer) is not None:
-            return _nested_tap(layer, tensor, depth)
+            return _behind(_nested_tap(layer, tensor, depth), passed)
         activation = _fused_activation(layer)
         if activation in _HIDING:
-            return Tap(activation, layer=layer)
+            return _behind(Tap(activation, layer, over=_along(layer, tensor)), passed)
         sources = inputs_of(layer._inbound_nodes[index])
         if type(layer).__name__ in _OWN_LAYER:
             return _own_layer_tap(graph, layer, tensor, sources, depth)
         if not _is_passed_over(layer) or len(sources) != 1:
             return None
+        passed = (*_rearranged(layer, tensor), *passed)
         tensor = sources[0]
     return None
+
+
+def _along(layer: Any, tensor: Any) -> tuple[Any, ...]:
+    """The axes that a softmax runs along, and the shape that it has there."""
+    axes = getattr(layer, "axis", -1)
+    every = axes if isinstance(axes, (list, tuple)) else [axes]
+    return tuple(int(axis) % len(tensor.shape) for axis in every), tuple(tensor.shape)
+
+
+def _rearranged(layer: Any, tensor: Any) -> tuple[Any, ...]:
+    """What a layer does to the order of the numbers: nothing, for most that are passed over."""
+    if type(layer).__name__ not in _REARRANGING:
+        return ()
+    return ((getattr(layer, "dims", None), tuple(tensor.shape)),)
+
+
+def _behind(tap: Tap | None, passed: tuple[Any, ...]) -> Tap | None:
+    return None if tap is None else replace(tap, over=(*tap.over, *passed))
 
 
 def _is_private(graph: Any, tensor: Any) -> bool:
@@ -255,7 +280,7 @@ def _own_layer_tap(
     is_output = any(tensor is output for output in graph.outputs)
     if depth > 0 or not is_output or not sources or not _inputs_of_tensor(sources[0]):
         return None
-    return Tap(_OWN_LAYER[type(layer).__name__], tensor=sources[0])
+    return Tap(_OWN_LAYER[type(layer).__name__], tensor=sources[0], over=_along(layer, tensor))
 
 
 def _inputs_of_tensor(tensor: Any) -> list[Any]:
@@ -281,9 +306,12 @@ def switch_off(taps: Sequence[Tap | None], linear: Any) -> None:
 
 
 def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]:
-    """Tell at which outputs both models end in the same activation."""
+    """Tell at which outputs both models end in the same activation, over the same axis."""
     return [
-        first is not None and second is not None and first.activation == second.activation
+        first is not None
+        and second is not None
+        and first.activation == second.activation
+        and (first.activation != "softmax" or first.over == second.over)
         for first, second in zip(one, other, strict=True)
     ]
 
