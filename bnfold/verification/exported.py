@@ -180,7 +180,7 @@ def yardsticks(source: Measured, converted: Measured) -> list[list[Yardstick]]:
     return [
         [
             Yardstick(
-                np.atleast_1d(value),  # comparisons look along axes
+                value,
                 unit,
                 largest_of(own),
                 largest_of(other),
@@ -236,7 +236,7 @@ class Trial:
         values = samples.run_all(functools.partial(runtime.run_as, exported, dtypes), self.sets)
         for index, port in enumerate(named_ports(self.interface)[1]):
             rows = [row[index] for row in self.expected]
-            found = [np.atleast_1d(row[index]) for row in values]
+            found = [row[index] for row in values]
             yield self._worst(port.name, name, rows, found, bounded=self.bounded[index])
 
     def _worst(

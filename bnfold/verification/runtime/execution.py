@@ -99,7 +99,10 @@ def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
 
 
 def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) -> list[Array]:
-    """Return the outputs as numpy arrays, bfloat16 as float32. Raises CannotRunError."""
+    """Return the outputs as numpy arrays of one axis at least, bfloat16 as float32.
+
+    Raises CannotRunError.
+    """
     import tensorflow  # noqa: PLC0415
 
     keywords = {} if training is None else {"training": training}
@@ -119,7 +122,7 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
 def _as_numpy(tensorflow: Any, value: Any) -> Array:
     if value.dtype == tensorflow.bfloat16:
         value = tensorflow.cast(value, tensorflow.float32)
-    return np.asarray(value.numpy())
+    return np.atleast_1d(value.numpy())  # comparisons look along axes
 
 
 def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
