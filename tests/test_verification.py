@@ -454,7 +454,7 @@ def renamed(model_input="inputs", output="out", size=6, dtype="float32", structu
         ({"size": 7}, "the shape changed"),
         ({"dtype": "float16"}, "the dtype changed from 'float32' to 'float16'"),
         ({"structure": "dict"}, "the outputs are structured differently"),
-        ({"structure": "two"}, "the original has 1 outputs, the folded model 2"),
+        ({"structure": "two"}, "outputs: 1 in the original, 2 in the other model"),
     ],
 )
 def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
@@ -464,6 +464,93 @@ def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
     assert found.verdict is Verdict.DIFFERENT
     assert found.basis is Basis.INTERFACE
     assert sentence in found.differences[0]
+
+
+@pytest.mark.parametrize("tail", [(), (layers.BatchNormalization,)])
+def test_names_that_keras_made_up_are_no_promise(tmp_path, tail):
+    def build(name=None):
+        inputs = hidden = keras.Input((6,), name=name)
+        for make in (lambda: layers.Dense(3), *tail):
+            hidden = make()(hidden)
+        return keras.Model(inputs, hidden)
+
+    keras.utils.clear_session()
+    original, other = build(), build()
+    other.set_weights(original.get_weights())
+    original.save(tmp_path / "one.keras")
+    other.save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.warnings[0] == (
+        "input 0 is called 'input_layer_1' instead of 'input_layer', a name that Keras made up"
+    )
+    build("image").save(tmp_path / "named.keras")
+    found = verify(tmp_path / "named.keras", tmp_path / "one.keras")
+    assert found.differences == (
+        "input 0 ('image'): the name changed from 'image' to 'input_layer'",
+    )
+
+
+def test_the_names_of_a_part_of_a_model_are_made_up_too(tmp_path):
+    keras.utils.clear_session()
+    for name in ("one", "two"):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((6,))
+        middle = layers.Dense(5)(inputs)
+        keras.Model(middle, layers.Dense(3, name="out")(middle)).save(tmp_path / f"{name}.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.EQUIVALENT, found.differences
+    assert "is called 'keras_tensor_" in found.warnings[0]
+
+
+def softmax_along(axis, *, operation):
+    inputs = keras.Input((5, 7), name="inputs")
+    hidden = layers.Dense(7, name="linear")(inputs)
+    last = ops.softmax(hidden, axis) if operation else layers.Softmax(axis)(hidden)
+    return keras.Model(inputs, layers.Identity(name="out")(last) if operation else last)
+
+
+def softmax_of_parts(*, whole):
+    inputs = keras.Input((6,), name="inputs")
+    linear, parts = layers.Dense(8, name="linear"), layers.Reshape((2, 4))
+    shares = layers.Activation("softmax")
+    last = parts(shares(linear(inputs))) if whole else shares(parts(linear(inputs)))
+    return keras.Model(inputs, layers.Identity(name="out")(last))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: softmax_along(1, operation=False), lambda: softmax_along(2, operation=False)),
+        (lambda: softmax_along(1, operation=True), lambda: softmax_along(2, operation=True)),
+        (lambda: softmax_of_parts(whole=True), lambda: softmax_of_parts(whole=False)),
+    ],
+)
+def test_a_softmax_along_another_axis_is_not_taken_away(tmp_path, one, other):
+    for make, name in ((one, "one.keras"), (other, "two.keras")):
+        keras.utils.set_random_seed(2)
+        make().save(tmp_path / name)
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.comparisons[0].tapped_before is None
+
+
+@pytest.mark.parametrize("reduced", [ops.mean, lambda value: ops.sum(value, axis=0)])
+def test_outputs_without_a_batch(tmp_path, reduced):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(5, name="linear")(inputs)
+        return keras.Model(inputs, [reduced(hidden), layers.Dense(2, name="out")(hidden)])
+
+    original, folded = save_pair(tmp_path, make)
+    assert verify(original, folded).verdict is Verdict.EQUIVALENT
+    model = keras.models.load_model(folded)
+    model.get_layer("linear").bias.assign(1.001 * model.get_layer("linear").bias)
+    model.save(folded)
+    found = verify(original, folded)
+    assert {one.name for one in found.comparisons if not one.passed} == {
+        one.name for one in found.comparisons
+    }
 
 
 # --- the third verdict, and what a runtime cannot do ----------------------------------------------

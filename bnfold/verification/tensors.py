@@ -13,10 +13,12 @@ activation itself, which a fold never touches and whose name must agree.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bnfold.model.order import snake_case
 from bnfold.verification.samples import InputSpec, Mask
 
 _HIDING = {"softmax", "sigmoid"}
@@ -46,11 +48,16 @@ class Tap:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output as the model's user sees it."""
+    """An input or an output as the model's user sees it.
+
+    `is_automatic` says that Keras made the name up: by counting, so that the same code run again
+    gives another one, on which nobody can rely.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    is_automatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,15 @@ def _nesting(model: Any, side: str) -> Any:
 
 
 def _port(tensor: Any) -> Port:
-    return Port(_origin(tensor)[0].name, tuple(tensor.shape), dtype_name(tensor))
+    owner = _origin(tensor)[0]
+    return Port(owner.name, tuple(tensor.shape), dtype_name(tensor), _is_automatic(owner))
+
+
+def _is_automatic(owner: Any) -> bool:
+    """Whether a layer is called what Keras 2 or 3 calls a layer that nobody names."""
+    own = snake_case(type(owner).__name__)
+    counted = "|".join((own, "input", "model", "keras_tensor"))
+    return re.fullmatch(rf"(?:{counted})(?:_\d+)?(?:CLONE)*", owner.name) is not None
 
 
 def dtype_name(tensor: Any) -> str:
@@ -109,7 +124,7 @@ def differences(original: Interface, folded: Interface) -> list[str]:
         ("output", original.outputs, folded.outputs),
     ):
         if len(before) != len(after):
-            found.append(f"the original has {len(before)} {kind}s, the folded model {len(after)}")
+            found.append(f"{kind}s: {len(before)} in the original, {len(after)} in the other model")
             continue
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             found.extend(_port_differences(f"{kind} {index}", old, new))
@@ -120,10 +135,23 @@ def differences(original: Interface, folded: Interface) -> list[str]:
     return found
 
 
+def renamed(original: Interface, folded: Interface) -> list[str]:
+    """Sentences on the ports that are called otherwise, where that breaks no promise."""
+    return [
+        f"{kind} {index} is called {new.name!r} instead of {old.name!r}, a name that Keras made up"
+        for kind, before, after in (
+            ("input", original.inputs, folded.inputs),
+            ("output", original.outputs, folded.outputs),
+        )
+        for index, (old, new) in enumerate(zip(before, after, strict=True))
+        if old.name != new.name
+    ]
+
+
 def _port_differences(label: str, old: Port, new: Port) -> Iterator[str]:
     for field in ("name", "shape", "dtype"):
         before, after = getattr(old, field), getattr(new, field)
-        if before != after:
+        if before != after and not (field == "name" and old.is_automatic):
             yield f"{label} ({old.name!r}): the {field} changed from {before!r} to {after!r}"
 
 
