@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import VerificationImpossibleError
-from bnfold.verification import runtime, safety, samples, sites, tensors
+from bnfold.verification import findings, runtime, safety, samples, sites, tensors
 from bnfold.verification.compare import (
     Array,
     ByAxis,
@@ -242,12 +242,18 @@ class _Trial:
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict)
     problems: dict[str, dict[int, str]] = field(default_factory=dict)
     heard: dict[int, Array] = field(default_factory=dict)
+    taken_in: set[int] = field(default_factory=set)
     agreements: list[Agreement] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     runtimes: set[str] = field(default_factory=set)
     merged: tuple[str, ...] | None = None
+
+    @property
+    def rough(self) -> float:
+        """How far off, relative to its magnitude, what is computed otherwise still is the same."""
+        return max(1e-3, _ROUGH * max(self.case.steps[0].computed, default=0.0) / 2)
 
     def run(self) -> Verification:
         """Judge in every arithmetic that can run the original; the verdict."""
@@ -307,7 +313,7 @@ class _Trial:
         """The original in float64 where that can be had, else as it is; judged against it."""
         self.report("running both models in float64")
         try:
-            yardsticks, found, problems = self._in_float64(original)
+            yardsticks, double, found, problems = self._in_float64(original)
         except CannotRunError as error:
             self.warnings.append(f"no float64, a weaker claim: {error}")
             self.yardstick = "keras"
@@ -316,6 +322,7 @@ class _Trial:
             runtime.release()  # Keras models are reference cycles; the copies are large
         self.yardstick = "keras float64"
         self._record("keras float64", yardsticks, None, found, problems)
+        self._note_taken_in("keras float64", yardsticks, double)
         return self._in_own_arithmetic(yardsticks)
 
     def _in_own_arithmetic(self, yardsticks: Yardsticks) -> Yardsticks:
@@ -335,26 +342,25 @@ class _Trial:
         units = runtime.output_units(case.original, case.steps[0].computed)
         return _yardsticks(exact, noise[0], noise[1], units)
 
-    def _in_float64(self, native: Values) -> tuple[Yardsticks, list[list[Errors]], dict[int, str]]:
-        """The yardsticks, how far the folded model in float64 is from them, and its problems."""
+    def _in_float64(
+        self, native: Values
+    ) -> tuple[Yardsticks, Values, list[list[Errors]], dict[int, str]]:
+        """The yardsticks, the folded model in float64, how far it is off, and its problems."""
         case = self.case
         double = runtime.float64_copy(case.original)
         exact = runtime.evaluate(double, case.sets, training=self.training)
-        rough = max(1e-3, _ROUGH * max(case.steps[0].computed, default=0.0) / 2)
-        for truths, values in zip(exact, native, strict=True):
-            for truth, value in zip(truths, values, strict=True):
-                if not agrees(Yardstick(truth), value, rough):
-                    raise CannotRunError("the copy in float64 computes something else")
         noise = self._moved(double, exact, case.steps[0].stored)
+        units = runtime.output_units(case.original, case.steps[0].stored)
+        if not _all_agree(_yardsticks(exact, noise, noise, units), native, self.rough):
+            raise CannotRunError("the copy in float64 computes something else")
         double = runtime.float64_copy(case.folded)
         folded = runtime.evaluate(double, case.sets, training=self.training)
         found, problems = _errors(exact, folded), _problems(exact, folded, forgive_overflow=False)
-        units = runtime.output_units(case.original, case.steps[0].stored)
         yardsticks = _yardsticks(exact, noise, noise, units)
         if case.is_quick and _all_pass(yardsticks, found, self.rule):
-            return yardsticks, found, problems  # the folded model asks for no noise of its own
+            return yardsticks, folded, found, problems  # it asks for no noise of its own
         other = self._moved(double, folded, case.steps[1].stored)
-        return _yardsticks(exact, noise, other, units), found, problems
+        return _yardsticks(exact, noise, other, units), folded, found, problems
 
     def _moved(
         self, loaded: LoadedModel, values: Values, steps: Sequence[float]
@@ -414,7 +420,6 @@ class _Trial:
         self, exports: _Exports, expected: Yardsticks
     ) -> tuple[runtime.OnnxModel, Values] | str:
         """The first export that computes what Keras does, and its values; or why there is none."""
-        rough = max(1e-3, _ROUGH * max(self.case.steps[0].computed, default=0.0) / 2)
         for exported in exports:
             call = functools.partial(runtime.run_onnx, exported)
             try:
@@ -422,7 +427,7 @@ class _Trial:
             except CannotRunError as error:
                 exports.reason = exports.reason or str(error)
                 continue
-            if _all_agree(expected, values, rough):
+            if _all_agree(expected, values, self.rough):
                 return exported, values
             exports.reason = "it computes something else than Keras does"
         return exports.reason
@@ -498,6 +503,33 @@ class _Trial:
             for row in original
         ]
         self._record(name, yardsticks, own, _errors(exact, folded, where), problems)
+        if self.yardstick == name:
+            self._note_taken_in(name, yardsticks, folded)
+
+    def _note_taken_in(self, name: str, yardsticks: Yardsticks, folded: Values) -> None:
+        """Note where neither what a layer that is gone made nor what it read stands in its place.
+
+        There nothing was left for a layer behind to take in.
+        """
+        pairing, first = self.case.pairing, self.case.outputs
+        if pairing is None:
+            return
+        for site in filter(pairing.stands_alone, pairing.sites):
+            for at in (first + p for one in site.call.outputs for p in pairing.places_of(one)):
+                pairs = zip(yardsticks, folded, strict=True)
+                column = [(row[at], other[at]) for row, other in pairs]
+                if not self.comparisons[name][at].passed and not self._was_left(site, column):
+                    self.taken_in.add(at)
+
+    def _was_left(self, site: sites.Site, column: Sequence[tuple[Yardstick, Array]]) -> bool:
+        """Whether a layer that is gone makes the original's values of those of the other model."""
+        try:
+            return all(
+                agrees(truth, runtime.apply(site.call.layer, value), self.rough)
+                for truth, value in column
+            )
+        except CannotRunError:
+            return True
 
     def _record(
         self,
@@ -567,9 +599,11 @@ class _Trial:
 
     def conclude(self) -> Verification:
         """Return the verdict over everything that was found."""
-        findings = {name: self._findings(rows) for name, rows in self.comparisons.items()}
-        used = {at for found in findings.values() for one in found for at in one.places}
-        culprits = self._culprits(findings)
+        found = {name: self._findings(rows) for name, rows in self.comparisons.items()}
+        culprits = self._culprits(found)
+        used = {at for told in found.values() for one in told.sites for at in one.places}
+        blamed = [one for told in found.values() for one in told.changed if one.name in culprits]
+        used |= {at for one in blamed for at in one.places}
         self._say_what_differs(culprits, used)
         return Verification(
             verdict=self._verdict(),
@@ -580,7 +614,7 @@ class _Trial:
             library=self.case.original.library,
             rule=self.rule.text(),
             comparisons=tuple(self._shown(used)),
-            sites=self._sites(findings),
+            sites=self._sites(found),
             culprits=culprits,
             agreements=tuple(self.agreements),
             yardstick=self.yardstick,
@@ -589,28 +623,36 @@ class _Trial:
             sample_kinds=tuple(one.kind for one in self.case.sets),
         )
 
-    def _findings(self, rows: Sequence[Comparison]) -> list[sites.Finding]:
+    def _findings(self, rows: Sequence[Comparison]) -> findings.Findings:
         """What one arithmetic says of the sites; nothing where it saw outputs only."""
         pairing, first = self.case.pairing, self.case.outputs
         if pairing is None or len(rows) < len(self.case.labels):
-            return []
-        found = sites.judge(pairing, lambda place: rows[first + place].passed)
-        return [
-            sites.Finding(one.status, tuple(first + place for place in one.places)) for one in found
-        ]
+            return findings.Findings()
+        return findings.judge(
+            pairing,
+            lambda place: rows[first + place].passed,
+            lambda place: first + place not in self.taken_in,
+        ).moved(first)
 
-    def _culprits(self, findings: Mapping[str, list[sites.Finding]]) -> tuple[str, ...]:
+    def _culprits(self, found: Mapping[str, findings.Findings]) -> tuple[str, ...]:
         """Those of the sharpest arithmetic that finds any; a wrong output alone has none."""
-        for found in findings.values():
-            if self.case.pairing is not None and found:
-                names = sites.culprits(self.case.pairing, found)
-                if names:
-                    return names
+        is_wrong = any(
+            row.is_output and not row.passed for rows in self.comparisons.values() for row in rows
+        )
+        for told in found.values():
+            wrong = any(one.status == "different" for one in told.sites)
+            if self.case.pairing is not None and (wrong or (is_wrong and told.changed)):
+                return findings.culprits(self.case.pairing, told)
         return ()
 
     def _say_what_differs(self, culprits: Sequence[str], used: set[int]) -> None:
+        gone = {site.name for site in self.case.pairing.sites} if self.case.pairing else set()
         for name in culprits:
-            self.differences.append(f"BatchNormalization {name!r} was not folded rightly")
+            self.differences.append(
+                f"BatchNormalization {name!r} was not folded rightly"
+                if name in gone
+                else f"layer {name!r} does not compute what it computes in the original"
+            )
         for runtime_name, rows in self.comparisons.items():
             for at, row in enumerate(rows):
                 wrong = not row.passed and (row.is_output or (at in used and row.name in culprits))
@@ -628,24 +670,26 @@ class _Trial:
             if row.is_output or at in used
         ]
 
-    def _sites(self, findings: Mapping[str, list[sites.Finding]]) -> tuple[Site, ...]:
+    def _sites(self, found: Mapping[str, findings.Findings]) -> tuple[Site, ...]:
         if self.case.pairing is None:
             return ()
         return tuple(
             self._site(
-                number, site, {name: found[number] for name, found in findings.items() if found}
+                number,
+                site,
+                {name: told.sites[number] for name, told in found.items() if told.sites},
             )
             for number, site in enumerate(self.case.pairing.sites)
         )
 
-    def _site(self, number: int, site: sites.Site, findings: Mapping[str, sites.Finding]) -> Site:
+    def _site(self, number: int, site: sites.Site, found: Mapping[str, findings.Finding]) -> Site:
         """One site over all arithmetics: wrong in one is wrong."""
-        wrong = [one for one in findings.values() if one.status == "different"]
-        told = wrong or [one for one in findings.values() if one.status == "matched"]
+        wrong = [one for one in found.values() if one.status == "different"]
+        told = wrong or [one for one in found.values() if one.status == "matched"]
         places = tuple(dict.fromkeys(at for one in told for at in one.places))
         rows = [
             self.comparisons[name][at]
-            for name, one in findings.items()
+            for name, one in found.items()
             for at in one.places
             if at in places
         ]

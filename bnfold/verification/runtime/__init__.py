@@ -16,6 +16,7 @@ from bnfold.verification.runtime.doubles import float64_copy
 from bnfold.verification.runtime.execution import (
     Moves,
     Prepared,
+    apply,
     evaluate,
     free_sizes,
     is_repeatable,
@@ -65,6 +66,7 @@ __all__ = [
     "OnnxModel",
     "Prepared",
     "Start",
+    "apply",
     "check",
     "choose_opset",
     "conversions",

@@ -119,6 +119,17 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
         raise CannotRunError(one_line(error)) from error
 
 
+def apply(layer: Any, value: Array) -> Array:
+    """What one layer makes of a value at inference. Raises CannotRunError."""
+    import tensorflow  # noqa: PLC0415
+
+    try:
+        with quiet():
+            return _as_numpy(tensorflow, layer(tensorflow.convert_to_tensor(value), training=False))
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
 def _as_numpy(tensorflow: Any, value: Any) -> Array:
     if value.dtype == tensorflow.bfloat16:
         value = tensorflow.cast(value, tensorflow.float32)
