@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import bench, export, fold, inspect, verify
-    from bnfold.audit import Finding, Severity
+    from bnfold.audit import Finding, Severity, Thresholds
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.errors import (
         BnfoldError,
         ExportImpossibleError,
         OutputError,
+        SettingsError,
         UnreadableModelError,
         UnsafeModelError,
         VerificationFailedError,
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bnfold.api": ("bench", "export", "fold", "inspect", "verify"),
-    "bnfold.audit": ("Finding", "Severity"),
+    "bnfold.audit": ("Finding", "Severity", "Thresholds"),
     "bnfold.benchmark": ("BenchReport",),
     "bnfold.conversion": ("FoldReport",),
     "bnfold.errors": (
         "BnfoldError",
         "ExportImpossibleError",
         "OutputError",
+        "SettingsError",
         "UnreadableModelError",
         "UnsafeModelError",
         "VerificationFailedError",
@@ -64,7 +66,9 @@ __all__ = [
     "FoldReport",
     "Inspection",
     "OutputError",
+    "SettingsError",
     "Severity",
+    "Thresholds",
     "UnreadableModelError",
     "UnsafeModelError",
     "Verdict",

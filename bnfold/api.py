@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from bnfold.audit import Thresholds
+from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
 from bnfold.errors import VerificationFailedError
@@ -27,20 +29,40 @@ FilePath: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[str], None]
 
 
-def inspect(model: "FilePath | keras.Model") -> Inspection:
+def inspect(
+    model: "FilePath | keras.Model",
+    *,
+    select: Sequence[str] = ALL,
+    ignore: Sequence[str] = (),
+    thresholds: Thresholds | None = None,
+    target_dtype: str | None = None,
+) -> Inspection:
     """Inspect every BatchNormalization of a model.
 
     Args:
         model: the path of a `.keras` file, a model directory or a legacy `.h5` file; or a live
             model, whose name then stands for the path in the result.
+        select: codes of the rules to ask, or what their codes begin with; all by default.
+        ignore: likewise, those not to ask; where both name a rule, the longer one counts.
+        thresholds: where the rules begin to speak, instead of the defaults.
+        target_dtype: "float16", "bfloat16" or "float32", in which the model will run; without it
+            what each layer computes in.
 
     Raises:
         UnreadableModelError: the file is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
+        SettingsError: no rule has such a code.
+        ValueError: there is no such target.
         BnfoldError: Keras cannot save the live model.
     """
+    rules = chosen(codes(_listed(select)), codes(_listed(ignore)))
     with _as_file(model) as path:
-        inspection = inspect_file(path)
+        inspection = inspect_file(
+            path,
+            rules=rules,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+        )
     if isinstance(model, (str, os.PathLike)):
         return inspection
     return replace(inspection, path=Path(model.name))

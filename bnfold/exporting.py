@@ -28,14 +28,13 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, runtime, safety, samples, tensors
-from bnfold.verification.compare import Yardstick
+from bnfold.verification.compare import Yardstick, yardsticks
 from bnfold.verification.exported import (
     Check,
     Measured,
     Trial,
     measure,
     named_ports,
-    yardsticks,
 )
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.samples import SampleSet
@@ -210,7 +209,7 @@ class _Job:
         self.report("running the models with Keras")
         source = self._measure(original, sets)
         converted = source if folded is original else self._measure(folded, sets)
-        expected = yardsticks(source, converted)
+        expected = yardsticks(source.values, source.units, source.moved, converted.moved)
         interface = tensors.interface(original.model)
         label = self._label(original, report, sha256, _batched(interface, expected, sets))
         self.report("converting to ONNX")

@@ -1,21 +1,25 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnfold.audit import Finding, audit
+from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
 from bnfold.model.archive import KerasArchive
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, ModelFile, open_model
-from bnfold.model.graph import show, walk_all
+from bnfold.model.graph import Graph, show, walk_all
 from bnfold.model.loose import loose_batchnorms
+from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 
 SCHEMA_VERSION = 1
@@ -36,7 +40,9 @@ class Inspection:
         keras_version: the version that wrote it, where it tells.
         plan: one decision for each BatchNormalization.
         findings: what the health rules say.
+        graph: the model that the plan is for.
         note: why nothing can be folded at all, where that is so.
+        suppressed: findings that do not count, for a reason that somebody gave.
     """
 
     path: Path
@@ -44,7 +50,14 @@ class Inspection:
     keras_version: str | None
     plan: Plan = field(repr=False)
     findings: tuple[Finding, ...] = field(repr=False)
+    graph: Graph = field(repr=False)
     note: str | None = None
+    suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The model from top to bottom; empty for a subclassed one, whose file has no graph."""
+        return outline(self.graph)
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `models` in the JSON report."""
@@ -55,6 +68,7 @@ class Inspection:
             "note": self.note,
             "batchnorms": [describe(decision) for decision in self.plan.decisions],
             "findings": [finding.to_dict() for finding in self.findings],
+            "suppressed": [suppressed.to_dict() for suppressed in self.suppressed],
         }
 
     def findings_on(self, decision: Fold | Blocked) -> tuple[Finding, ...]:
@@ -69,22 +83,43 @@ class Inspection:
         return found[0] if len(found) == 1 else None
 
 
-def inspect_file(path: str | Path) -> Inspection:
+def inspect_file(
+    path: str | Path,
+    *,
+    rules: Iterable[Rule] = RULES,
+    thresholds: Thresholds | None = None,
+    target_dtype: str | None = None,
+) -> Inspection:
     """Inspect a model file without running or importing anything that it names.
 
+    Args:
+        path: the file.
+        rules: the health rules to ask.
+        thresholds: their settings; without it the defaults.
+        target_dtype: what the model will be run in, as for `bnfold.audit.audit`.
+
     Raises:
+        ValueError: `target_dtype` is not known.
         UnreadableModelError: it is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
     """
     with open_model(path) as model:
         subclassed = model.graph.kind == "subclassed"
-        decided = Plan((*plan(model.graph).decisions, *_loose(model)))
+        planned = plan(model.graph)
+        decided = replace(planned, decisions=(*planned.decisions, *_loose(model)))
         return Inspection(
             path=model.path,
             container=model.kind,
             keras_version=model.keras_version,
             plan=_read(decided),
-            findings=audit(decided),
+            findings=audit(
+                decided,
+                rules,
+                thresholds=thresholds,
+                target_dtype=target_dtype,
+                steps=model.optimizer_steps,
+            ),
+            graph=model.graph,
             note=_SUBCLASSED if subclassed else None,
         )
 

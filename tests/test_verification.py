@@ -10,6 +10,8 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -24,18 +26,24 @@ from bnfold.errors import (
     UnsafeModelError,
     VerificationImpossibleError,
 )
-from bnfold.verification import Basis, Verdict, verify
+from bnfold.verification import Basis, Verdict, Verification, verify
 from bnfold.verification import runtime as runtime_module
+from bnfold.verification.case import Label
 from bnfold.verification.compare import (
+    UNIT,
+    Errors,
     Rule,
+    Truth,
     Yardstick,
     compare,
     errors,
-    largest_of,
     not_finite,
+    yardsticks,
 )
+from bnfold.verification.conclusion import conclude
+from bnfold.verification.evidence import Evidence, Run
 from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, Mask, generate
+from bnfold.verification.samples import InputSpec, Mask, SampleSet, generate
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -895,10 +903,11 @@ def test_free_sizes_are_drawn_in_two_sizes():
 def judged(original, folded, *, moved=(), folded_moved=(), rule=None):
     """What the rule says of an exact value of the original and one of the folded model."""
     exact, found = np.asarray(original), np.asarray(folded)
-    yardstick = Yardstick(
-        exact,
-        original=largest_of([errors(exact, one) for one in moved]),
-        folded=largest_of([errors(found, one) for one in folded_moved]),
+    ((yardstick,),) = yardsticks(
+        [[exact]],
+        [UNIT],
+        [[[errors(exact, one)]] for one in moved],
+        [[[errors(found, one)]] for one in folded_moved],
     )
     return compare(yardstick, None, errors(exact, found), rule or Rule())
 
@@ -933,7 +942,7 @@ def test_the_folded_model_may_be_as_far_off_as_the_original_but_not_further():
     exact = np.array([[1.0, 5.0], [2.0, 7.0]])
     own = errors(exact, exact + 1e-3)
     for off, passes in ((2e-3, True), (1e-2, False)):
-        outcome = compare(Yardstick(exact), own, errors(exact, exact + off), Rule())
+        outcome = compare(Yardstick(Truth(exact)), own, errors(exact, exact + off), Rule())
         assert outcome.passed is passes
 
 
@@ -986,3 +995,52 @@ def test_progress_is_told_and_the_libraries_are_silent(pair, capfd):
     assert stages[:2] == ["loading TensorFlow", "loading the models"]
     assert "exporting the folded model" in stages
     assert capfd.readouterr().err == ""
+
+
+# --- the conclusion -------------------------------------------------------------------------------
+
+
+def concluded(*, sharp: float | None, off: float, drowned: bool) -> Verification:
+    """The verdict on two outputs, of which rounding may drown one and the other is off by `off`.
+
+    `sharp` is how far it is off in float64; without it there is no float64.
+    """
+    values = [[np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])]]
+    noise = [[[errors(values[0][0], values[0][0] + (9.0 if drowned else 0.0)), Errors({1: [0.0]})]]]
+    measures = yardsticks(values, [UNIT, UNIT], noise, noise)
+
+    def run(name: str, original: Any, by: float) -> Run:
+        found = [[errors(values[0][0], values[0][0]), errors(values[0][1], values[0][1] + by)]]
+        return Run(name, measures, original, found, {})
+
+    right = [[errors(one, one) for one in values[0]]]
+    runs = [] if sharp is None else [run("keras float64", None, sharp)]
+    case = SimpleNamespace(
+        labels=(Label("blown up", True), Label("behind it", True)),
+        outputs=2,
+        pairing=None,
+        sets=[SampleSet("drawn", (np.zeros((2, 1)),))],
+        seed=0,
+        original=SimpleNamespace(library="keras"),
+    )
+    evidence = Evidence([*runs, run("keras", right, off)], "keras float64", {"keras"})
+    return conclude(case, Rule(), evidence)
+
+
+def test_what_rounding_drowns_is_no_difference():
+    found = concluded(sharp=0.0, off=1.0, drowned=True)
+    assert found.verdict is Verdict.UNDECIDED
+    assert "keras cannot judge: rounding drowns the value of 'blown up'" in found.warnings
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sharp": 1.0, "off": 1.0, "drowned": True},
+        {"sharp": None, "off": 1.0, "drowned": True},
+        {"sharp": 0.0, "off": 1.0, "drowned": False},
+    ],
+    ids=["wrong in float64", "no float64", "nothing drowned"],
+)
+def test_any_other_error_is_a_difference(given):
+    assert concluded(**given).verdict is Verdict.DIFFERENT

@@ -1,190 +1,234 @@
-"""The health rules: one function each, in one table.
+"""The table of the health rules, and the audit that asks them.
 
 A rule looks at one BatchNormalization and says nothing, or what it found and how bad that is. Codes
-are never reused. In the formulas g is gamma, mu and v are moving_mean and moving_variance, e is
-epsilon.
+are never reused. Each rule's page of documentation is the docstring of its function.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import numpy as np
 
-from bnfold.audit.finding import Channels, Finding, Severity
-from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.audit import (
+    channels,
+    configuration,
+    folded,
+    statistics,
+    structure,
+    usage,
+)
+from bnfold.audit.finding import Finding, Severity
+from bnfold.audit.neighbours import Place
+from bnfold.audit.subject import Subject, Verdict
+from bnfold.audit.thresholds import Thresholds
+from bnfold.audit.updates import updates
+from bnfold.folding.plan import Plan
+from bnfold.folding.scope import Scope
+from bnfold.model.batchnorm import as_batchnorm
+from bnfold.model.graph import Path
 
-VANISHING_SHARE_OF_EPSILON = 0.01
-OUTSTANDING_SCALE = 100.0
-"""How many times the layer's median a channel's scale must be to stand out. No published source."""
+TARGET_DTYPES = ("float16", "bfloat16", "float32")
+"""What a model can be said to be run in."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What a rule looks at: the layer, its vectors in float64, what the plan decided."""
+class Needs(Enum):
+    """What a rule must know of a layer to say anything of it."""
 
-    batchnorm: BatchNorm
-    vectors: dict[str, Vector]
-    decision: Fold | Blocked
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a rule found about its subject."""
-
-    severity: Severity
-    message: str
-    remedy: str
-    channels: Channels | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
+    SETTINGS = "settings"
+    NUMBERS = "numbers"
+    FINITE_NUMBERS = "finite numbers"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table. `check` returns None for a healthy layer.
+    """A row of the table.
 
-    A rule that `reads_vectors` has nothing to say of a layer whose variables are not in the file.
+    Attributes:
+        code: the rule's code, such as "BN103".
+        name: its name, such as "statistics-not-converged".
+        severities: those that its findings can have, the worst first.
+        check: what it finds; None for a healthy layer.
+        needs: what must be known of a layer; of any other the rule says nothing.
     """
 
     code: str
     name: str
+    severities: tuple[Severity, ...]
     check: Callable[[Subject], Verdict | None]
-    reads_vectors: bool = True
+    needs: Needs = Needs.FINITE_NUMBERS
+
+    @property
+    def documentation(self) -> str:
+        """The page of the rule: its summary, and the text under each heading."""
+        return inspect.getdoc(self.check) or ""
+
+    @property
+    def summary(self) -> str:
+        """What it finds, in one line."""
+        return self.documentation.partition("\n")[0]
 
 
-def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
-    """A call of the layer, or of a model or wrapper around it, passes training=True."""
-    decision = subject.decision
-    if not (isinstance(decision, Blocked) and decision.batch_statistics):
-        return None
-    return Verdict(
-        Severity.ERROR,
-        f"{decision.reason}: its output depends on what else is in the batch",
-        "; or ".join(decision.remedies) or "freeze the layer (trainable=False)",
-    )
-
-
-def statistics_never_updated(subject: Subject) -> Verdict | None:
-    """All mu are 0 and all v are 1, exactly as they are created; not said of a frozen layer."""
-    mean, variance = subject.vectors["moving_mean"], subject.vectors["moving_variance"]
-    if not subject.batchnorm.trainable or np.any(mean != 0) or np.any(variance != 1):
-        return None
-    return Verdict(
-        Severity.ERROR,
-        "moving_mean is all 0 and moving_variance all 1, as they were created",
-        "train with training=True (a custom loop must pass it), or load trained weights; what is "
-        "said of folding here holds for the untrained values only",
-    )
-
-
-def variance_never_updated(subject: Subject) -> Verdict | None:
-    """All v are 1, exactly as they are created, while some mu is not 0."""
-    mean, variance = subject.vectors["moving_mean"], subject.vectors["moving_variance"]
-    if np.any(variance != 1) or not np.any(mean != 0):
-        return None
-    return Verdict(
-        Severity.ERROR,
-        "moving_variance is all 1, as it was created, but moving_mean is not 0",
-        "check that the training code assigns the variance, or that the weights were ported whole",
-    )
-
-
-def non_finite(subject: Subject) -> Verdict | None:
-    """A NaN or an infinity in any of the four vectors."""
-    bad = {name: ~np.isfinite(values) for name, values in subject.vectors.items()}
-    broken = [f"{name} in {Channels.of(mask)}" for name, mask in bad.items() if mask.any()]
-    if not broken:
-        return None
-    return Verdict(
-        Severity.ERROR,
-        f"not finite: {', '.join(broken)}",
-        "go back to a checkpoint from before the loss diverged",
-        Channels.of(np.any(list(bad.values()), axis=0)),
-    )
-
-
-def negative_variance(subject: Subject) -> Verdict | None:
-    """V < 0; an error where v + e <= 0, because then the output is NaN."""
-    variance, epsilon = subject.vectors["moving_variance"], subject.batchnorm.epsilon
-    negative = variance < 0
-    if not negative.any():
-        return None
-    channels = Channels.of(negative)
-    fatal = epsilon is not None and bool(np.any(variance + epsilon <= 0))
-    lowest = float(np.nanmin(variance))
-    return Verdict(
-        Severity.ERROR if fatal else Severity.WARNING,
-        f"moving_variance is negative in {channels}, down to {lowest:.3g}"
-        + (", and stays so with epsilon added: the output is NaN" if fatal else ""),
-        "estimate the statistics again in float32; a variance is never negative",
-        channels,
-        {"lowest": lowest},
-    )
-
-
-def vanishing_variance(subject: Subject) -> Verdict | None:
-    """V < 0.01 e; a warning where the channel's scale is 100 times the layer's median."""
-    variance, epsilon = subject.vectors["moving_variance"], subject.batchnorm.epsilon
-    if epsilon is None or epsilon <= 0:
-        return None
-    vanishing = (variance >= 0) & (variance < VANISHING_SHARE_OF_EPSILON * epsilon)
-    if not vanishing.any():
-        return None
-    scale = np.abs(subject.vectors["gamma"]) / np.sqrt(np.abs(variance + epsilon))
-    outstanding = vanishing & (scale > OUTSTANDING_SCALE * np.median(scale))
-    if outstanding.any():
-        return Verdict(
-            Severity.WARNING,
-            f"moving_variance is almost 0 in {Channels.of(outstanding)}, whose scale of up to "
-            f"{scale[outstanding].max():.3g} is over {OUTSTANDING_SCALE:g} times the median",
-            "any change of these channels' input is blown up; prune them or raise epsilon",
-            Channels.of(outstanding),
-            {"scale": float(scale[outstanding].max())},
-        )
-    return Verdict(
-        Severity.INFO,
-        f"moving_variance is almost 0 in {Channels.of(vanishing)}: their input is constant",
-        "nothing to do; the channels could be pruned",
-        Channels.of(vanishing),
-    )
-
+_ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+_SETTINGS, _NUMBERS = Needs.SETTINGS, Needs.NUMBERS
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        "BN001",
+        "invalid-hyperparameter",
+        (_ERROR,),
+        configuration.invalid_hyperparameter,
+        _SETTINGS,
+    ),
+    Rule(
+        "BN002",
+        "frozen-or-forgetful-momentum",
+        (_WARNING,),
+        configuration.frozen_or_forgetful_momentum,
+        _SETTINGS,
+    ),
+    Rule("BN003", "inverted-momentum", (_WARNING,), configuration.inverted_momentum, _SETTINGS),
+    Rule(
+        "BN004",
+        "epsilon-below-runtime-minimum",
+        (_INFO,),
+        configuration.epsilon_below_runtime_minimum,
+        _SETTINGS,
+    ),
+    Rule("BN005", "epsilon-sensitive", (_INFO,), configuration.epsilon_sensitive),
+    Rule("BN006", "axis-mismatch", (_WARNING,), usage.axis_mismatch, _SETTINGS),
+    Rule(
         "BN007",
         "batch-statistics-at-inference",
-        batch_statistics_at_inference,
-        reads_vectors=False,
+        (_ERROR,),
+        usage.batch_statistics_at_inference,
+        _SETTINGS,
     ),
-    Rule("BN101", "statistics-never-updated", statistics_never_updated),
-    Rule("BN102", "variance-never-updated", variance_never_updated),
-    Rule("BN104", "non-finite", non_finite),
-    Rule("BN105", "negative-variance", negative_variance),
-    Rule("BN107", "vanishing-variance", vanishing_variance),
+    Rule("BN008", "frozen", (_INFO,), configuration.frozen, _SETTINGS),
+    Rule("BN009", "shared", (_INFO,), usage.shared, _SETTINGS),
+    Rule("BN010", "backend-bound", (_INFO,), configuration.backend_bound, _SETTINGS),
+    Rule("BN101", "statistics-never-updated", (_ERROR,), statistics.statistics_never_updated),
+    Rule("BN102", "variance-never-updated", (_ERROR,), statistics.variance_never_updated),
+    Rule(
+        "BN103", "statistics-not-converged", (_ERROR, _WARNING), statistics.statistics_not_converged
+    ),
+    Rule("BN104", "non-finite", (_ERROR,), statistics.non_finite, _NUMBERS),
+    Rule("BN105", "negative-variance", (_ERROR, _WARNING), statistics.negative_variance),
+    Rule("BN106", "batch-of-one", (_WARNING,), statistics.batch_of_one),
+    Rule("BN107", "vanishing-variance", (_WARNING, _INFO), statistics.vanishing_variance),
+    Rule("BN108", "cancellation", (_WARNING,), statistics.cancellation),
+    Rule("BN109", "float16-overflow", (_ERROR,), statistics.float16_overflow),
+    Rule("BN201", "silent-channels", (_WARNING, _INFO), channels.silent_channels),
+    Rule("BN202", "dead-after-relu", (_ERROR, _WARNING), channels.dead_after_relu),
+    Rule("BN203", "linear-or-saturated", (_INFO,), channels.linear_or_saturated),
+    Rule("BN301", "redundant-bias", (_INFO,), structure.redundant_bias, _SETTINGS),
+    Rule(
+        "BN302",
+        "dropout-before-batchnorm",
+        (_INFO,),
+        structure.dropout_before_batchnorm,
+        _SETTINGS,
+    ),
+    Rule("BN303", "unfoldable", (_INFO,), structure.unfoldable, _SETTINGS),
+    Rule("BN401", "fold-overflows", (_ERROR, _WARNING), folded.fold_overflows),
+    Rule(
+        "BN402",
+        "per-tensor-quantization-hazard",
+        (_WARNING, _INFO),
+        folded.per_tensor_quantization_hazard,
+    ),
+    Rule("BN403", "scale-outlier", (_WARNING, _INFO), folded.scale_outlier),
 )
+"""Every rule, in the order of the codes."""
 
 
-def audit(plan: Plan, rules: Iterable[Rule] = RULES) -> tuple[Finding, ...]:
-    """The findings on every layer of a plan, in the order of the layers, then of the table."""
-    return tuple(_findings(plan, tuple(rules)))
+def audit(
+    plan: Plan,
+    rules: Iterable[Rule] = RULES,
+    *,
+    thresholds: Thresholds | None = None,
+    target_dtype: str | None = None,
+    steps: Mapping[Path, int] | None = None,
+) -> tuple[Finding, ...]:
+    """The findings on every layer of a plan, in the order of the layers, then of the table.
+
+    Args:
+        plan: what a fold would do, with the model that it was made for.
+        rules: those to ask.
+        thresholds: the settings of the rules; without it their defaults.
+        target_dtype: one of TARGET_DTYPES, the dtype that the model will be run in; None stands for
+            the one that each layer computes in.
+        steps: how many steps the optimizer of each compiled model made, that of the outermost
+            at (), as `ModelFile.optimizer_steps` has it.
+
+    Raises:
+        ValueError: `target_dtype` is none of TARGET_DTYPES.
+    """
+    if target_dtype is not None and target_dtype not in TARGET_DTYPES:
+        raise ValueError(f"no target dtype: {target_dtype!r}; there are {', '.join(TARGET_DTYPES)}")
+    subjects = _subjects(plan, thresholds or Thresholds(), target_dtype, steps or {})
+    with np.errstate(all="ignore"):  # a number that is not finite is a finding, or none
+        return tuple(_findings(subjects, tuple(rules)))
 
 
-def _findings(plan: Plan, rules: tuple[Rule, ...]) -> Iterator[Finding]:
-    for decision in plan.decisions:
-        batchnorm = decision.batchnorm
-        subject = Subject(batchnorm, batchnorm.vectors or {}, decision)
+def _subjects(
+    plan: Plan, thresholds: Thresholds, target_dtype: str | None, steps: Mapping[Path, int]
+) -> list[Subject]:
+    places = {} if plan.scope is None else dict(_places(plan.scope))
+    layers = [decision.batchnorm for decision in plan.decisions]
+    known = updates([(one, places[one.path]) for one in layers if one.path in places], steps)
+    return [
+        Subject(
+            batchnorm=decision.batchnorm,
+            vectors=decision.batchnorm.vectors or {},
+            decision=decision,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+            place=places.get(decision.batchnorm.path),
+            updates=known.get(decision.batchnorm.path),
+        )
+        for decision in plan.decisions
+    ]
+
+
+def _places(scope: Scope) -> Iterator[tuple[Path, Place]]:
+    """Where each BatchNormalization stands that is in no class but those of Keras."""
+    if not scope.graph.builtin:
+        return
+    for name, layer in scope.graph.layers.items():
+        if name in scope.inside:
+            yield from _places(scope.inside[name])
+        elif as_batchnorm(layer, ()) is not None:
+            yield scope.layer_path(name), Place(scope, name)
+
+
+def _findings(subjects: Iterable[Subject], rules: tuple[Rule, ...]) -> Iterator[Finding]:
+    for subject in subjects:
+        known = _known(subject)
         for rule in rules:
-            if rule.reads_vectors and batchnorm.vectors is None:
-                continue
-            found = rule.check(subject)
+            found = rule.check(subject) if rule.needs in known else None
             if found is not None:
-                yield Finding(
-                    rule.code,
-                    rule.name,
-                    found.severity,
-                    batchnorm.path,
-                    found.message,
-                    found.remedy,
-                    found.channels,
-                    found.figures,
-                )
+                yield _finding(rule, subject, found)
+
+
+def _known(subject: Subject) -> set[Needs]:
+    """What is known of a layer."""
+    vectors = subject.vectors.values()
+    if not any(vector.size for vector in vectors):
+        return {Needs.SETTINGS}
+    if not all(np.isfinite(vector).all() for vector in vectors):
+        return {Needs.SETTINGS, Needs.NUMBERS}
+    return set(Needs)
+
+
+def _finding(rule: Rule, subject: Subject, found: Verdict) -> Finding:
+    values: dict[str, Any] = {
+        "severity": found.severity,
+        "message": found.message,
+        "remedy": found.remedy,
+        "channels": found.channels,
+        "figures": found.figures,
+    }
+    return Finding(code=rule.code, name=rule.name, layer=subject.batchnorm.path, **values)

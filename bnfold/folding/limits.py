@@ -1,9 +1,11 @@
 """What must not happen to a layer that takes a map in, though it is exact in real arithmetic."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.folding.affine import Array
 from bnfold.folding.effect import (
@@ -55,34 +57,82 @@ def is_misplaced(bias: tuple[int, ...], output: Shape | None) -> bool:
     return bool(rivals & {bias[long[0]], None})
 
 
-def out_of_range(layer: Layer, effects: Sequence[Effect]) -> str | None:
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """How large the numbers of one slot get with some effects, in float64.
+
+    Attributes:
+        slot: the slot.
+        before, scaled: the largest magnitudes in the file, and with the factors of the effects,
+            along all axes on which factors vary; empty for a bias.
+        exact: numbers that must be finite, with all of the effects; of a bias all numbers.
+        dtypes: those in which the slot is stored and computed with.
+    """
+
+    slot: str
+    before: Array
+    scaled: Array
+    exact: Array
+    dtypes: tuple[np.dtype[Any], ...]
+
+    def along(self, effect: Effect) -> "Extent":
+        """The same by the channels of one of the effects, (channels,) or as its factor's axes."""
+        factor = with_rank(effect.factors.get(self.slot), self.scaled.ndim)
+        if factor is None or self.slot in effect.biases:
+            return replace(self, before=_NONE, scaled=_NONE)
+        others = tuple(axis for axis in range(self.scaled.ndim) if factor.shape[axis] == 1)
+        before, scaled, exact = (
+            np.abs(array).max(axis=others) if array.size else array
+            for array in (self.before, self.scaled, self.exact)
+        )
+        return replace(self, before=before, scaled=scaled, exact=exact)
+
+    def lost(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+        """Which of the `exact` numbers are not finite in a dtype."""
+        return ~np.isfinite(cast(self.exact, dtype).astype(np.float64))
+
+    def faint(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+        """The channels that fall below the smallest normal number of a dtype, and were not before.
+
+        A channel that was as small before, as weight decay leaves dead ones, loses nothing.
+        """
+        tiny = _tiny(dtype)
+        found: NDArray[np.bool_] = (self.scaled < tiny) & (self.scaled != 0) & (self.before >= tiny)
+        return found
+
+
+def extents(layer: Layer, effects: Sequence[Effect]) -> tuple[Extent, ...]:
+    """How large each slot gets that effects change; reads each of them once."""
+    weights = catalog.weights(layer) or {}
+    used = policy(layer)
+    dtypes = (dtype_beside(weights), *([] if used is None else [dtype_named(used.compute)]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tuple(
+            Extent(slot, *_largest(weights, effects, slot), dtypes) for slot in slots_of(effects)
+        )
+
+
+def out_of_range(layer: Layer, measured: Sequence[Extent]) -> str | None:
     """A predicate when a new number is lost in the dtype it is stored or computed in.
 
     It is lost when it is not finite, and when all of a channel's kernel falls below the smallest
     normal number, where digits go missing.
     """
-    weights = catalog.weights(layer) or {}
-    used = policy(layer)
-    if used is None:
+    if policy(layer) is None:
         return "is quantized or has a dtype policy of its own"
-    dtypes = (dtype_beside(weights), _dtype(used.compute))
-    for slot in slots_of(effects):
-        with np.errstate(over="ignore", invalid="ignore"):
-            before, scaled, exact = _largest(weights, effects, slot)
-        for dtype in dtypes:
-            lost = int(np.count_nonzero(~np.isfinite(cast(exact, dtype).astype(np.float64))))
+    for extent in measured:
+        for dtype in extent.dtypes:
+            lost = int(np.count_nonzero(extent.lost(dtype)))
             if lost:
                 return (
-                    f"cannot take it in: {lost} values of its folded {slot} would not be finite in "
-                    f"{dtype.name}"
+                    f"cannot take it in: {lost} values of its folded {extent.slot} would not be "
+                    f"finite in {dtype.name}"
                 )
-            # A channel that was as small before, as weight decay leaves dead ones, loses nothing.
-            sinks = (np.abs(scaled) < _tiny(dtype)) & (scaled != 0) & (before >= _tiny(dtype))
-            faint = int(np.count_nonzero(sinks))
+            faint = int(np.count_nonzero(extent.faint(dtype)))
             if faint:
                 return (
-                    f"cannot take it in: {faint} channels of its folded {slot} would be too small "
-                    f"for {dtype.name}"
+                    f"cannot take it in: {faint} channels of its folded {extent.slot} would be too "
+                    f"small for {dtype.name}"
                 )
     return None
 
@@ -93,7 +143,7 @@ _NONE: Array = np.zeros(0)
 def _largest(
     weights: dict[str, Weight], effects: Sequence[Effect], slot: str
 ) -> tuple[Array, Array, Array]:
-    """Each channel's largest number, before and after, and numbers that must be finite.
+    """The largest numbers of a slot, before and after, and numbers that must be finite.
 
     Scaling keeps order, so along an axis on which no factor varies the number of the largest
     magnitude stays that; NaN spreads. A bias has no scaled numbers that could be too small.
@@ -113,28 +163,19 @@ def _largest(
     low, high = values.min(axis=others, keepdims=True), values.max(axis=others, keepdims=True)
     bound = np.maximum(-low.astype(np.float64), high.astype(np.float64))
     scaled = stepped(bound, [(factor, None) for factor, _ in steps], slice(None))
-    channels = [_channels_of(numbers, effects, slot) for numbers in (bound, scaled)]
-    return channels[0], channels[1], stepped(bound, steps, slice(None))
-
-
-def _channels_of(scaled: Array, effects: Sequence[Effect], slot: str) -> Array:
-    """The largest numbers along the axes of the last effect, so that one small row is none."""
-    factor = with_rank(effects[-1].factors.get(slot), scaled.ndim)
-    if factor is None:
-        return _NONE
-    others = tuple(axis for axis in range(scaled.ndim) if factor.shape[axis] == 1)
-    largest: Array = np.abs(scaled).max(axis=others)
-    return largest
+    return bound, scaled, stepped(bound, steps, slice(None))
 
 
 def _tiny(dtype: np.dtype[Any]) -> float:
     """The smallest normal number of a floating-point dtype."""
-    if dtype.name != "bfloat16":
-        return float(np.finfo(dtype).tiny)
-    import ml_dtypes  # noqa: PLC0415 - few models need it
-
-    return float(ml_dtypes.finfo(dtype).tiny)
+    return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).tiny)
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def largest_of(name: str) -> float:
+    """The largest finite number of a floating-point dtype."""
+    return 255.0 * 2.0**120 if name == "bfloat16" else float(np.finfo(name).max)
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """Numpy's dtype of this name, "bfloat16" among them."""
     return hdf5.bfloat16() if name == "bfloat16" else np.dtype(name)

@@ -18,12 +18,13 @@ BatchNormalization take in another one, again backward first, and everything is 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bnfold.folding.affine import from_batchnorm
 from bnfold.folding.apply import without
 from bnfold.folding.effect import Effect
+from bnfold.folding.limits import Extent
 from bnfold.folding.masks import masks_are_named
 from bnfold.folding.scope import (
     Scope,
@@ -48,11 +49,13 @@ class Edit:
     """One layer takes an affine map in.
 
     The edits of a layer are made in the order of their `turn`, which is not that of the layers.
+    `extents` tell how large its numbers get with all edits of the layer, by the map's channels.
     """
 
     layer: Path
     effect: Effect
     turn: int
+    extents: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Blocked:
     both directions. `remedies` are changes to the model each of which would clear one direction's
     first obstacle, if it is built and trained again. `batch_statistics` is true when the reason is
     that the layer runs in training mode. `named` are the layers that the reason names.
-    `may_be_replaced` is true when nothing but the layers around it is in the way.
+    `may_be_replaced` is true when nothing but the layers around it is in the way. `extents` tell
+    how large the weights would get, where they would not fit their dtype.
     """
 
     batchnorm: BatchNorm
@@ -82,13 +86,18 @@ class Blocked:
     named: tuple[Path, ...] = ()
     remedies: tuple[str, ...] = ()
     may_be_replaced: bool = False
+    extents: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One decision for each BatchNormalization of a model, in the order of its layers."""
+    """One decision for each BatchNormalization of a model, in the order of its layers.
+
+    `scope` is the model that was planned for, with all models in it.
+    """
 
     decisions: tuple[Fold | Blocked, ...]
+    scope: Scope | None = field(default=None, repr=False, compare=False)
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -107,11 +116,12 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     `keep` are shell patterns; a layer whose name or nested path (`backbone/bn1`) matches one stays
     as it is.
     """
-    decisions = tuple(_Planner(build_scopes(graph, keep)).decide())
+    scope = build_scopes(graph, keep)
+    decisions = tuple(_Planner(scope).decide())
     gone = {decision.batchnorm.path for decision in decisions if isinstance(decision, Fold)}
     path = first_changed_mode(graph, without(graph, gone)) if gone else None
     if path is None:
-        return Plan(decisions)
+        return Plan(decisions, scope)
     reason = (
         f"without it and the others that could be folded, {show(path)!r} would run in another mode "
         "of training than now, because Keras 3 hands training=True on to what runs later"
@@ -122,7 +132,8 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
             if isinstance(d, Fold)
             else d
             for d in decisions
-        )
+        ),
+        scope,
     )
 
 
@@ -168,7 +179,16 @@ class _Planner:
             open_ones = [one for one in open_ones if one.batchnorm.path not in self._folds]
         for one in self._candidates:
             path = one.batchnorm.path
-            yield self._folds[path] if path in self._folds else self._blocked[path]
+            yield self._measured(path) if path in self._folds else self._blocked[path]
+
+    def _measured(self, path: Path) -> Fold:
+        """A fold with how large the weights get now that all folds are known."""
+        fold = self._folds[path]
+        edits = (
+            replace(edit, extents=self._walk.extents(edit.layer, edit.effect))
+            for edit in fold.edits
+        )
+        return replace(fold, edits=tuple(edits))
 
     def _may_fold(self, one: _Candidate) -> bool:
         refusal = next(_problems(one), None)
@@ -242,6 +262,7 @@ def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refu
         named=named,
         remedies=tuple(dict.fromkeys(refusal.remedy for _, refusal in refusals if refusal.remedy)),
         may_be_replaced=True,
+        extents=next((refusal.extents for _, refusal in refusals if refusal.extents), ()),
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from bnfold.folding import absorb, carry, limits
 from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
-from bnfold.folding.effect import Effect, take
+from bnfold.folding.effect import Effect, slots_of, take
 from bnfold.folding.masks import may_be_masked
 from bnfold.folding.obstacle import NO_OUTPUT, AxisObstacle, remedy_of
 from bnfold.folding.scope import Position, Scope, chain, title
@@ -41,21 +41,29 @@ _MAX_JOINS = 100
 class Refusal:
     """Why a BatchNormalization stays: a sentence, and the layer in the way where there is one.
 
-    `remedy` is a change to the model that would clear the way, empty where none is known.
+    `remedy` is a change to the model that would clear the way, empty where none is known. `extents`
+    are those of the weights that would not fit their dtype, where that is in the way.
     """
 
     reason: str
     at: Path | None = None
     remedy: str = ""
     batch_statistics: bool = False
+    extents: tuple[limits.Extent, ...] = ()
 
 
 class _RefusalError(Exception):
     """A refusal on its way out; never leaves this module."""
 
-    def __init__(self, reason: str, at: Path | None = None, remedy: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        at: Path | None = None,
+        remedy: str = "",
+        extents: tuple[limits.Extent, ...] = (),
+    ) -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, at, remedy)
+        self.refusal = Refusal(reason, at, remedy, extents=extents)
 
 
 Edits = list[tuple[Path, Effect]]
@@ -151,6 +159,7 @@ class Walk:
         # What layers have taken in, and what they are with that.
         self._effects: dict[Path, tuple[Effect, ...]] = {}
         self._layers: dict[Path, Layer] = {}
+        self._extents: dict[Path, tuple[limits.Extent, ...]] = {}
 
     def start(self, batchnorm: BatchNorm, affine: Affine) -> None:
         """Make a BatchNormalization known that may be folded."""
@@ -192,17 +201,21 @@ class Walk:
         for path, same in by_layer.items():
             _check_agreement(same)
             effects = (*self._effects.get(path, ()), same[0].effect)
-            problem = limits.out_of_range(attempt.originals[path], effects)
+            measured = limits.extents(attempt.originals[path], effects)
+            along = tuple(extent.along(effects[-1]) for extent in measured)
+            problem = limits.out_of_range(attempt.originals[path], along)
             if problem is not None:
-                raise same[0].call.refuse(problem)
-            found.append((path, effects))
-        for path, effects in found:
+                call = same[0].call
+                raise _RefusalError(f"{call.name} {problem}", call.path, extents=along)
+            found.append((path, effects, measured))
+        for path, effects, measured in found:
             original = attempt.originals[path]
             self._effects[path] = effects
+            self._extents[path] = measured
             self._layers[path] = take(original, effects)
             self._note_batchnorm(by_layer[path][0], forward=attempt.is_forward)
         self._folded.add(attempt.batchnorm.path)
-        return [(path, effects[-1]) for path, effects in found]
+        return [(path, effects[-1]) for path, effects, _ in found]
 
     def _note_batchnorm(self, demand: _Demand, *, forward: bool) -> None:
         """A BatchNormalization that takes another in is another map from now on."""
@@ -223,6 +236,11 @@ class Walk:
     def current(self, path: Path, layer: Layer) -> Layer:
         """A layer with what it has taken in so far."""
         return self._layers.get(path, layer)
+
+    def extents(self, path: Path, effect: Effect) -> tuple[limits.Extent, ...]:
+        """How large the numbers of a layer get with all it takes in, by the channels of one map."""
+        changed = slots_of([effect])
+        return tuple(e.along(effect) for e in self._extents[path] if e.slot in changed)
 
     def map_of(self, path: Path) -> Affine | None:
         """The map that a BatchNormalization is by now."""

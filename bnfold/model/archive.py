@@ -11,7 +11,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ METADATA = "metadata.json"
 WEIGHTS = "model.weights.h5"
 ASSETS = "assets/"
 OPTIMIZER = "optimizer"
+INNER_OPTIMIZER = "inner_optimizer"
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -143,6 +144,33 @@ class KerasArchive:
     def weights_root(self) -> h5py.Group:
         """The root of the weights, for models whose graph the file does not tell."""
         return self._weights
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]:
+        """How many steps each compiled model's optimizer has made; that of the outermost at ().
+
+        A model that was compiled before it was nested has an optimizer of its own.
+        """
+        places: dict[LayerPath, str] = {(): ""} | {
+            path: layer.location
+            for path, layer in walk_all(self.graph)
+            if layer.graph is not None and layer.location is not None
+        }
+        found = {path: self._steps(f"{place}/{OPTIMIZER}") for path, place in places.items()}
+        return {path: steps for path, steps in found.items() if steps is not None}
+
+    def _steps(self, place: str) -> int | None:
+        """The first variable of an optimizer counts its steps.
+
+        That of a LossScaleOptimizer stays 0; the one it wraps counts.
+        """
+        place = place.removeprefix("/")
+        if self._groups.at(f"{place}/{INNER_OPTIMIZER}") is not None:
+            place = f"{place}/{INNER_OPTIMIZER}"
+        variables = self._groups.at(f"{place}/vars")
+        if variables is None:
+            return None
+        return hdf5.counter(hdf5.weight_in(variables, "0", f"{place}/vars/0"))
 
     def _attach(self, graph: Graph) -> Graph:
         """The graph with each layer's place in the file and its variables."""

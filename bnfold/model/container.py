@@ -1,19 +1,26 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
-from bnfold.model.archive import CONFIG, KerasArchive
+from bnfold.model.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.graph import Graph, Json
+from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.model.legacy import LegacyHdf5
 
 Kind = Literal["keras", "keras-directory", "h5"]
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+"""How the names of model files end, where they are not directories."""
+
+SAVED_MODEL = "saved_model.pb"
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -24,6 +31,9 @@ class _Format(Protocol):
     keras_version: str | None
     metadata: Json
     dropped: tuple[str, ...]
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]: ...
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
 
@@ -61,6 +71,18 @@ class ModelFile:
     def dropped(self) -> tuple[str, ...]:
         """What belongs to training and is not written again: compile_config, optimizer state."""
         return self.format.dropped
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]:
+        """How many steps the optimizer has made, where the file tells: the outermost model's at ().
+
+        One that was compiled on its own before it was nested has its own count, at its path.
+
+        Raises:
+            UnreadableModelError, UnsafeModelError: the optimizer's part of the file is damaged, or
+                asks for what a model file must not ask for.
+        """
+        return self.format.optimizer_steps
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.
@@ -134,8 +156,17 @@ def sniff(path: Path) -> Kind:
 def _sniff_directory(path: Path) -> Kind:
     if (path / CONFIG).is_file():
         return "keras-directory"
-    if (path / "saved_model.pb").is_file():
+    if (path / SAVED_MODEL).is_file():
         raise UnreadableModelError(
             "a TensorFlow SavedModel; bnfold reads what model.save('model.keras') writes"
         )
     raise UnreadableModelError(f"a directory without {CONFIG}; not a Keras model")
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether a directory is what `model.save(path, zipped=False)` writes, perhaps a damaged one.
+
+    Many a folder has a config.json, so that alone does not make a model of it.
+    """
+    parts = (os.path.isfile(path / name) for name in (METADATA, WEIGHTS))
+    return os.path.isfile(path / CONFIG) and any(parts)

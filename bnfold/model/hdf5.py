@@ -197,6 +197,17 @@ def numbered(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
     return tuple(found)
 
 
+def counter(weight: Weight | None) -> int | None:
+    """The number that a variable counts; None where it is none that counts."""
+    if weight is None or weight.shape != () or weight.dtype.kind not in "iuf":
+        return None
+    value = float(weight.read())
+    return int(value) if 0 <= value < _LARGEST_COUNT and value.is_integer() else None
+
+
+_LARGEST_COUNT = 2.0**63
+
+
 class Walk:
     """One way down through the groups of a file, which refuses to go in circles."""
 

@@ -9,7 +9,7 @@ for which that fails is left as it is.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,9 @@ OPTIMIZER_WEIGHTS = "optimizer_weights"
 TRAINING_CONFIG = "training_config"
 TOP_LEVEL = "top_level_model_weights"
 RECORD = "bnfold"
+
+_COUNTER = re.compile(r"(^|/)iterations?(_\d+)?(:\d+)?$")
+"""The variable of an optimizer that counts its steps, as every version of Keras names it."""
 
 
 class LegacyHdf5:
@@ -67,6 +70,22 @@ class LegacyHdf5:
         if guard.child(self._file, OPTIMIZER_WEIGHTS) is not None:
             found.append("optimizer state")
         return tuple(found)
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]:
+        """How many steps the optimizer has made, at (); empty where the file does not tell.
+
+        Of several counters, as under a LossScaleOptimizer, the largest one is meant.
+        """
+        group = hdf5.group_at(self._file, OPTIMIZER_WEIGHTS)
+        listed = hdf5.read_names(group, "weight_names") if group is not None else []
+        counters = [
+            hdf5.counter(hdf5.weight_in(group, name, f"{OPTIMIZER_WEIGHTS}/{name}"))
+            for name in listed
+            if _COUNTER.search(name)
+        ]
+        known = [steps for steps in counters if steps is not None]
+        return {(): max(known)} if known else {}
 
     def _attach(self, graph: Graph) -> Graph:
         layers = {}

@@ -17,19 +17,31 @@ from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
+from bnfold.reports.distribution import Axis, histogram
+from bnfold.reports.sparkline import Sparkline
 
-_HEADINGS = ("layer", "channels", "moving mean", "variance", "folds into")
-_NAME_COLUMNS = (0, 4)
-_DROPPED_IN_TURN = (2, 1, 3)
+_HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
+_NAME_COLUMNS = (0, 5)
+_SPREAD = 4
+_DROPPED_IN_TURN = (4, 2, 1, 3)
 _PADDING = 3
+_BINS = 12
 
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
-_CONTAINERS = {
+COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
     "h5": "legacy HDF5",
 }
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
+
+
+def inspections(models: Sequence[Inspection], width: int) -> RenderableType:
+    """The reports on some models, and if they are several what it comes to."""
+    if len(models) == 1:
+        return inspection(models[0], width)
+    parts = [part for model in models for part in (inspection(model, width), Text(""))]
+    return Group(*parts, Text(terminal.totals(models)))
 
 
 def inspection(model: Inspection, width: int) -> RenderableType:
@@ -42,18 +54,22 @@ def inspection(model: Inspection, width: int) -> RenderableType:
         parts += [_table(model, width), *_reasons(model.plan)]
     if model.note is not None:
         parts.append(Text(model.note))
-    parts += _findings(model.findings)
+    parts += _findings(_not_said_yet(model.findings))
+    if model.suppressed:
+        parts.append(Text(f"findings that do not count: {terminal.set_aside([model])}"))
     return Group(*parts)
+
+
+def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings without what the plan's own reasons have said."""
+    return [finding for finding in findings if finding.code != "BN303"]
 
 
 def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
-    folds, total = len(model.plan.folds), len(model.plan.decisions)
     text = Text(printable(str(model.path)), style="bold")
-    text.append(f"  {_CONTAINERS[model.container]}{version}\n", style="not bold")
-    text.append(f"{total} BatchNormalization {terminal.plural('layer', total)}: ", style="not bold")
-    text.append(f"{folds} can be folded, {total - folds} cannot", style="not bold")
-    return text
+    text.append(f"  {CONTAINERS[model.container]}{version}\n", style="not bold")
+    return text.append(terminal.foldable(model.plan), style="not bold")
 
 
 def _table(model: Inspection, width: int) -> Table:
@@ -67,13 +83,16 @@ def _table(model: Inspection, width: int) -> Table:
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
     codes = _codes(model.findings)
-    cells = [_row(decision, codes, numbers) for decision in model.plan.decisions]
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(usual), caption_justify="left"
-    )
+    axis = _variance_axis(model.plan)
+    cells = [_row(decision, codes, numbers, axis) for decision in model.plan.decisions]
     shown = _columns_that_fit(cells, width)
+    caption = _caption(usual)
+    if _SPREAD in shown:
+        caption.append(f"\nspread: channels by variance, logarithmic from {_ends(axis)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in shown:
-        justify: JustifyMethod = "left" if column in _NAME_COLUMNS else "right"
+        is_left = column in (*_NAME_COLUMNS, _SPREAD)
+        justify: JustifyMethod = "left" if is_left else "right"
         overflow: OverflowMethod = "fold" if column in _NAME_COLUMNS else "ellipsis"
         table.add_column(_HEADINGS[column], justify=justify, overflow=overflow)
     for row, row_cells in zip(rows, cells, strict=True):
@@ -84,7 +103,18 @@ def _table(model: Inspection, width: int) -> Table:
     return table
 
 
-def _columns_that_fit(cells: list[list[Text]], width: int) -> list[int]:
+def _variance_axis(plan: Plan) -> Axis:
+    """An axis for the variances of all layers."""
+    vectors = (decision.batchnorm.vectors for decision in plan.decisions)
+    known = (found["moving_variance"] for found in vectors if found is not None)
+    return Axis.of(known, logarithmic=True)
+
+
+def _ends(axis: Axis) -> str:
+    return f"{10**axis.low:.1g} to {10**axis.high:.1g}"
+
+
+def _columns_that_fit(cells: list[list[Text | Sparkline]], width: int) -> list[int]:
     widths = [
         max(len(heading), *(cell[column].cell_len for cell in cells))
         for column, heading in enumerate(_HEADINGS)
@@ -118,18 +148,22 @@ def _codes(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def _row(
-    decision: Fold | Blocked, codes: dict[str, list[Finding]], numbers: dict[str, int]
-) -> list[Text]:
+    decision: Fold | Blocked,
+    codes: dict[str, list[Finding]],
+    numbers: dict[str, int],
+    axis: Axis,
+) -> list[Text | Sparkline]:
     batchnorm = decision.batchnorm
     name = Text(printable(show(batchnorm.path)))
     for finding in codes.get(show(batchnorm.path), []):
-        name.append(f" {finding.code}", style=_COLOURS[finding.severity])
+        name.append(f" {finding.code}", style=COLOURS[finding.severity])
     vectors = batchnorm.vectors or {}
     return [
         name,
         Text(str(batchnorm.channels) if batchnorm.channels is not None else "?"),
         Text(_range(vectors.get("moving_mean"))),
         Text(_range(vectors.get("moving_variance"))),
+        _spread(vectors.get("moving_variance"), axis),
         _target(decision, numbers),
     ]
 
@@ -140,7 +174,12 @@ def _range(values: Vector | None) -> str:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "not finite"
-    return f"{finite.min():.2g} … {finite.max():.2g}"
+    return f"{finite.min():.2g} to {finite.max():.2g}"
+
+
+def _spread(values: Vector | None, axis: Axis) -> Sparkline:
+    known = np.zeros(0) if values is None else values
+    return Sparkline(histogram(known, axis, _BINS).tolist())
 
 
 def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
@@ -167,7 +206,7 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
         alike.setdefault((finding.severity, finding.code, message), []).append(finding)
     lines = [Text("")] if findings else []
     for (severity, code, _), same in alike.items():
-        head = Text(f"{severity} {code} ", style=_COLOURS[severity])
+        head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
         said = messages.pop() if len(messages) == 1 else f"{len(same)} layers"
@@ -185,22 +224,23 @@ def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableTy
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     rows = {"axis": batchnorm.axis, "channels": batchnorm.channels, **settings(batchnorm)}
-    for key, value in rows.items():
-        facts.add_row(key.replace("_", " "), Text(_value(value)))
+    for key, setting in rows.items():
+        facts.add_row(key.replace("_", " "), Text(value(setting)))
     facts.add_row("folds", Text(_verdict(decision)))
     if isinstance(decision, Blocked) and decision.remedies:
         facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
     title = Text(printable(show(batchnorm.path)), style="bold")
-    return Group(title, facts, _channels(batchnorm), *_findings(findings))
+    return Group(title, facts, _channels(batchnorm), *_findings(_not_said_yet(findings)))
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        pairs = (f"{key} {_value(inside)}" for key, inside in value.items() if inside is not None)
+def value(setting: Any) -> str:
+    """A setting of a layer as people read it."""
+    if isinstance(setting, dict):
+        pairs = (f"{key} {value(inside)}" for key, inside in setting.items() if inside is not None)
         return ", ".join(pairs) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "unknown" if value is None else printable(str(value))
+    if isinstance(setting, bool):
+        return "yes" if setting else "no"
+    return "unknown" if setting is None else printable(str(setting))
 
 
 def _verdict(decision: Fold | Blocked) -> str:

@@ -1,10 +1,11 @@
 """Reports for programs: JSON with a version, described by the schemas beside this module."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
 
@@ -12,26 +13,33 @@ if TYPE_CHECKING:
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.exporting import ExportReport
+    from bnfold.gate import Unreadable
     from bnfold.verification import Verification
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report: "inspect", "layer", "fold", "export", "verify" or "bench"."""
+    """The JSON Schema of a report, such as "inspect": see docs/json.md."""
     text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
-def inspections(models: Sequence[Inspection]) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
     """The report of `bnfold inspect`."""
-    return _dump(
-        {"schema_version": SCHEMA_VERSION, "models": [model.to_dict() for model in models]}
+    return dump(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "models": [model.to_dict() for model in models],
+            "unreadable": [
+                {"path": str(one.path), "message": str(one.error)} for one in unreadable
+            ],
+        }
     )
 
 
 def layer(model: Inspection, decision: Fold | Blocked) -> str:
     """The report of `bnfold inspect --layer`."""
-    return _dump(
+    return dump(
         {
             "schema_version": SCHEMA_VERSION,
             "path": str(model.path),
@@ -41,25 +49,40 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
     )
 
 
+def rules(every: Iterable[Rule]) -> str:
+    """The report of `bnfold rules`."""
+    rows = [
+        {
+            "code": rule.code,
+            "name": rule.name,
+            "severities": [severity.value for severity in rule.severities],
+            "summary": rule.summary,
+        }
+        for rule in every
+    ]
+    return dump({"schema_version": SCHEMA_VERSION, "rules": rows})
+
+
 def fold(report: "FoldReport") -> str:
     """The report of `bnfold fold`."""
-    return _dump(report.to_dict())
+    return dump(report.to_dict())
 
 
 def export(report: "ExportReport") -> str:
     """The report of `bnfold export`."""
-    return _dump(report.to_dict())
+    return dump(report.to_dict())
 
 
 def verification(result: "Verification") -> str:
     """The report of `bnfold verify`."""
-    return _dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+    return dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
 
 
 def bench(report: "BenchReport") -> str:
     """The report of `bnfold bench`."""
-    return _dump(report.to_dict())
+    return dump(report.to_dict())
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2, allow_nan=False)
+def dump(value: Any) -> str:
+    """A JSON text that a CI log takes no commands from: `##vso[` stands there with an escape."""
+    return json.dumps(value, indent=2, allow_nan=False).replace("##", r"#\u0023")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,8 +205,8 @@ def movement(
     repetitions: int,
     seed: int,
     training: bool | None,
-) -> list[list[list[Errors]]]:
-    """How far all values move with the weights: by set and value, one for each repetition.
+) -> Generator[list[list[Errors]]]:
+    """How far all values move with the weights, by set and value, each time that these are moved.
 
     Every weight is moved by its step, relative to its size, up or down at random. Raises
     CannotRunError.
@@ -220,18 +220,17 @@ def moved(
     values: Sequence[Sequence[Array]],
     evaluated: Callable[[], list[list[Array]]],
     repetitions: int,
-) -> list[list[list[Errors]]]:
+) -> Generator[list[list[Errors]]]:
     """How far `evaluated` is from `values` each time that the weights are moved."""
-    found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
     try:
         for repetition in range(1, repetitions + 1):
             weights.move(repetition)
-            for into, row, others in zip(found, values, evaluated(), strict=True):
-                for place, value, other in zip(into, row, others, strict=True):
-                    place.append(errors(value, other))
+            yield [
+                [errors(value, other) for value, other in zip(row, others, strict=True)]
+                for row, others in zip(values, evaluated(), strict=True)
+            ]
     finally:
         weights.move(0)
-    return found
 
 
 def is_repeatable(

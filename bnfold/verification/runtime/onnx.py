@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +195,7 @@ def movement_onnx(
     steps: Sequence[float],
     repetitions: int,
     seed: int,
-) -> list[list[list[Errors]]]:
+) -> Generator[list[list[Errors]]]:
     """Like `movement`, with one export for each repetition. Raises CannotRunError."""
     evaluated = functools.partial(evaluate_onnx, loaded, sets)
     return moved(Weights(loaded, steps, seed), values, evaluated, repetitions)

@@ -1,0 +1,124 @@
+"""Whether what a BatchNormalization makes goes into a ReLU, in each of its forms.
+
+A ReLU is max(x, 0), or min(max(x, 0), cap). It is written as the layer ReLU, as an Activation of
+"relu" or "relu6" or of a ReLU layer, as an operation of keras.ops, or as maximum(x, 0). Leaky forms
+and thresholds other than 0 are none, and neither is a function that the config holds as an object,
+which can be anybody's.
+
+Between the two may stand what does nothing at inference (the Dropout family and noise, unless
+called in training mode; Identity, a linear Activation) and what only moves numbers or puts zeros
+beside them: a ReLU makes of each number the same, wherever it stands. Pooling is not looked
+through, because it changes the distribution of the numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bnfold.audit.neighbours import Node, Place, downstream
+from bnfold.model import nodes
+from bnfold.model.config import is_keras_class
+from bnfold.model.graph import Layer, finite_number
+
+_NOTHING_AT_INFERENCE = frozenset(
+    {
+        "ActivityRegularization", "AlphaDropout", "Copy", "Dropout", "GaussianDropout",
+        "GaussianNoise", "Identity", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D",
+        "StopGradient",
+    }
+)  # fmt: skip
+
+_MOVES_NUMBERS = frozenset(
+    {
+        "Concatenate", "Cropping1D", "Cropping2D", "Cropping3D", "ExpandDims", "Flatten", "Permute",
+        "RepeatVector", "Reshape", "Squeeze", "Transpose", "ZeroPadding1D", "ZeroPadding2D",
+        "ZeroPadding3D",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Relu:
+    """min(max(x, 0), cap); without a cap it is None."""
+
+    cap: float | None = None
+
+
+def relus_behind(place: Place) -> tuple[Relu, ...]:
+    """The ReLUs that all of a layer's output goes into; empty where some goes elsewhere."""
+    found: list[Relu] = []
+    for start in place.nodes:
+        for node in downstream(start, lambda node: relu_of(node) is None and _passes(node)):
+            relu = None if node is None else relu_of(node)
+            if relu is not None:
+                found.append(relu)
+            elif node is None or not _passes(node):
+                return ()
+    return tuple(found)
+
+
+def _passes(node: Node) -> bool:
+    layer = node.layer
+    trains = node.trains_always and layer.class_name in _NOTHING_AT_INFERENCE
+    if trains or not node.is_known:
+        return False
+    linear = layer.class_name == "Activation" and layer.config.get("activation") == "linear"
+    return linear or layer.class_name in _NOTHING_AT_INFERENCE | _MOVES_NUMBERS
+
+
+def relu_of(node: Node) -> Relu | None:
+    """The ReLU that a call is; None where it is none."""
+    layer = node.layer
+    form = _FORMS.get(layer.class_name) if node.is_known else None
+    return form(node, layer) if form is not None else None
+
+
+def _from_settings(node: Node, layer: Layer) -> Relu | None:
+    config = layer.config
+    slope, threshold = (_number(config.get(name, 0)) for name in ("negative_slope", "threshold"))
+    if slope != 0 or threshold != 0:
+        return None
+    if config.get("max_value") is None:
+        return Relu()
+    cap = _number(config["max_value"])
+    return None if cap is None or cap <= 0 else Relu(cap)
+
+
+def _from_activation(node: Node, layer: Layer) -> Relu | None:
+    activation = layer.config.get("activation")
+    if isinstance(activation, dict):
+        config = activation.get("config")
+        is_layer = activation.get("class_name") == "ReLU" and is_keras_class(activation)
+        if not is_layer or not isinstance(config, dict):
+            return None
+        return _from_settings(node, Layer("relu", "ReLU", config, activation))
+    return _NAMED.get(activation) if isinstance(activation, str) else None
+
+
+def _from_function(node: Node, layer: Layer) -> Relu | None:
+    function = layer.config.get("function")
+    return _NAMED.get(function.removeprefix("nn.")) if isinstance(function, str) else None
+
+
+def _from_maximum(node: Node, layer: Layer) -> Relu | None:
+    constants = [value for value in nodes.operands(node.call.node) if value is not None]
+    return Relu() if layer.is_operation and constants == [0] else None
+
+
+_NAMED: Mapping[str, Relu] = {"relu": Relu(), "relu6": Relu(6.0)}
+
+_FORMS: Mapping[str, Callable[[Node, Layer], Relu | None]] = {
+    "ReLU": _from_settings,
+    "Activation": _from_activation,
+    "Relu": lambda node, layer: Relu(),
+    "Relu6": lambda node, layer: Relu(6.0),
+    "Maximum": _from_maximum,
+    "TFOpLambda": _from_function,  # tf.nn.relu in a model of Keras 2
+}
+
+
+def _number(value: object) -> float | None:
+    """A setting, which Keras 2 may write as an array of one number."""
+    if isinstance(value, dict) and value.get("class_name") == "__numpy__":
+        config = value.get("config")
+        value = config.get("value") if isinstance(config, dict) else None
+    return 0.0 if value is None else finite_number(value)

@@ -1,0 +1,500 @@
+"""Rules on the moving statistics: whether they were learnt, and what is wrong with the numbers."""
+
+import math
+
+import numpy as np
+
+from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.subject import Subject, Verdict
+from bnfold.audit.updates import rounding
+from bnfold.folding.limits import largest_of
+
+
+def statistics_never_updated(subject: Subject) -> Verdict | None:
+    """All means are 0 and all variances 1, exactly as they are created.
+
+    What it finds:
+        A layer that is not frozen, whose moving mean is 0 and whose moving variance is 1 in
+        every channel, exactly.
+
+    Why it matters:
+        These are the values that the layer is created with. No data have those statistics
+        exactly, so nothing was ever learnt: in training the layer normalized with each batch's
+        own statistics, at inference it does not normalize at all, and accuracy collapses. A
+        model that was never trained looks the same.
+
+    Formula:
+            error if all mu = 0 and all v = 1
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+
+        > error: moving_mean is all 0 and moving_variance all 1, as they were created
+
+    What to do:
+        In a loop of your own, call the model with `training=True`. In TensorFlow 1 run the
+        update operations too. If the layer never saw training mode, estimate the statistics
+        from the training data; the other weights may be good.
+
+    References:
+        - tensorflow/tensorflow 16102: <https://github.com/tensorflow/tensorflow/issues/16102>
+    """
+    if subject.is_frozen or np.any(subject.mean != 0) or np.any(subject.variance != 1):
+        return None
+    return Verdict(
+        Severity.ERROR,
+        "moving_mean is all 0 and moving_variance all 1, as they were created",
+        "train with training=True (a custom loop must pass it), or load trained weights; what is "
+        "said of folding here holds for the untrained values only",
+    )
+
+
+def variance_never_updated(subject: Subject) -> Verdict | None:
+    """All variances are 1, exactly as they are created, while some mean is not 0.
+
+    What it finds:
+        A layer whose moving variance is 1 in every channel, exactly, and whose moving mean is
+        not 0.
+
+    Why it matters:
+        Half of the statistics were updated, or half of them were ported. The output is centred,
+        but not scaled: every layer behind it gets numbers of the wrong size. A version of Keras
+        Core did not assign the variance in training.
+
+    Formula:
+            error if all v = 1 and some mu != 0
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+            norm.moving_mean.assign([0.3, -1.2, 0.0, 0.7])
+
+        > error: moving_variance is all 1, as it was created, but moving_mean is not 0
+
+    What to do:
+        Look for the code that assigns the statistics, or that ports the weights: the order is
+        gamma, beta, moving_mean, moving_variance. Then estimate the statistics again from the
+        training data.
+
+    References:
+        - keras-team/keras-core 339: <https://github.com/keras-team/keras-core/pull/339>
+    """
+    if np.any(subject.variance != 1) or not np.any(subject.mean != 0):
+        return None
+    return Verdict(
+        Severity.ERROR,
+        "moving_variance is all 1, as it was created, but moving_mean is not 0",
+        "check that the training code assigns the variance, or that the weights were ported whole",
+    )
+
+
+def statistics_not_converged(subject: Subject) -> Verdict | None:
+    """Too few training steps: the values that the statistics started from still weigh in them.
+
+    What it finds:
+        A layer whose moving statistics were updated so rarely that the initial mean 0 and
+        variance 1 keep more than `unconverged_warning` (5 %) of their weight. The number of
+        updates is that of the optimizer's steps, times the calls of the layer. Calls with
+        `training=False` count for nothing, and frozen layers are left out.
+
+        The counter starts over when a model is compiled again. The variance shows that: it
+        starts at 1 and only sinks by a factor m at each update, so after n updates no variance
+        is below m^n. If one is, the statistics are older than the counter, and the rule says
+        nothing of that model. It says nothing either where the file has no counter, and where
+        BN101, BN102 or BN106 speak.
+
+    Why it matters:
+        At momentum 0.99 the initial values weigh half after 69 steps and 5 % after 299, at
+        0.999 after 693 and 2,995. A short training, a small data set or a high momentum leaves
+        statistics that lie between those of the data and the initial ones: training looks good
+        and inference does not.
+
+    Formula:
+            r = m^n
+            warning if r > 0.05, error if r > 0.5
+
+        m is the momentum, n the number of updates. What the layer should have is (v - r) / (1 -
+        r).
+
+    Example:
+            import keras
+            import numpy as np
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+            model.compile("sgd", "mse")
+            data = 3 * np.random.default_rng(0).normal(size=(160, 4))
+            model.fit(data, data, batch_size=8, epochs=2, verbose=0)
+
+        > error: after 40 updates at momentum 0.99, the values that the statistics were
+        > created with still weigh 67%
+
+    What to do:
+        Train longer, set a momentum such as 0.9, or estimate the statistics again from the
+        training data, which needs no training.
+
+    References:
+        - Wu and Johnson, Rethinking "Batch" in BatchNorm: <https://arxiv.org/abs/2105.07576>
+    """
+    momentum, updates, thresholds = subject.momentum, subject.updates, subject.thresholds
+    if updates is None or momentum is None or not 0 < momentum < 1 or subject.is_frozen:
+        return None
+    if np.all(subject.variance == 1) or batch_of_one(subject) is not None:
+        return None
+    weight = momentum**updates
+    if weight <= thresholds.unconverged_warning:
+        return None
+    needed = math.ceil(math.log(thresholds.unconverged_warning) / math.log(momentum))
+    return Verdict(
+        Severity.ERROR if weight > thresholds.unconverged_error else Severity.WARNING,
+        f"after {updates} updates at momentum {momentum:g}, the values that the statistics were "
+        f"created with still weigh {weight:.0%}",
+        f"train for {needed} steps or more, use a smaller momentum, or estimate the statistics "
+        "again from the training data",
+        figures={"updates": updates, "momentum": momentum, "weight": weight, "needed": needed},
+    )
+
+
+def non_finite(subject: Subject) -> Verdict | None:
+    """A NaN or an infinity stands in gamma, beta, the mean or the variance.
+
+    What it finds:
+        Any number in the four vectors of the layer that is not finite. Other rules say nothing
+        of the numbers of such a layer.
+
+    Why it matters:
+        Everything behind the channel is NaN. It comes from a loss that diverged, from a float16
+        that overflowed, or from a batch of one sample on a kernel that divides by n - 1. The
+        layer cannot be folded.
+
+    Formula:
+            error if any of gamma, beta, mu, v is not finite
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+            norm.beta.assign([0.0, float("nan"), 0.0, 0.0])
+
+        > error: not finite: beta in 1 of 4 channels (1)
+
+    What to do:
+        Go back to a checkpoint from before the loss diverged. If only the mean or the variance
+        is broken, estimating them again is enough.
+
+    References:
+        - keras-team/keras 9646: <https://github.com/keras-team/keras/issues/9646>
+        - tensorflow/tensorflow 34062: <https://github.com/tensorflow/tensorflow/issues/34062>
+    """
+    bad = {name: ~np.isfinite(values) for name, values in subject.vectors.items()}
+    broken = [f"{name} in {Channels.of(mask)}" for name, mask in bad.items() if mask.any()]
+    if not broken:
+        return None
+    return Verdict(
+        Severity.ERROR,
+        f"not finite: {', '.join(broken)}",
+        "go back to a checkpoint from before the loss diverged",
+        Channels.of(np.any(list(bad.values()), axis=0)),
+    )
+
+
+def negative_variance(subject: Subject) -> Verdict | None:
+    """A variance is negative; where epsilon does not make up for it, the output is NaN.
+
+    What it finds:
+        A moving variance below 0. It is an error where variance + epsilon is not positive, else
+        a warning.
+
+    Why it matters:
+        No variance is negative. It comes from computing E[x^2] - E[x]^2, which cancels where
+        the mean is large, in float16 or in float32, and it says that the other variances of the
+        layer are inexact too. With v + e <= 0 the layer takes the root of a negative number.
+        Such a layer cannot be folded.
+
+    Formula:
+            warning if v < 0, error if v + e <= 0
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+            norm.moving_variance.assign([1.0, -0.002, 0.5, 1.0])
+
+        > error: moving_variance is negative in 1 of 4 channels (1), down to -0.002, and not
+        > positive with epsilon added: the output is NaN
+
+    What to do:
+        Estimate the statistics again in float32 or float64, from data whose offset was
+        subtracted. Setting the variance to 0 silences the NaN, and turns the channel into one
+        of BN107.
+
+    References:
+        - tensorflow/tensorflow 18334: <https://github.com/tensorflow/tensorflow/issues/18334>
+        - tensorflow/tensorflow 3290: <https://github.com/tensorflow/tensorflow/issues/3290>
+    """
+    variance, epsilon = subject.variance, subject.batchnorm.epsilon
+    negative = variance < 0
+    if not negative.any():
+        return None
+    channels = Channels.of(negative)
+    lowest = float(variance.min())
+    fatal = epsilon is not None and lowest + epsilon <= 0
+    return Verdict(
+        Severity.ERROR if fatal else Severity.WARNING,
+        f"moving_variance is negative in {channels}, down to {lowest:.3g}"
+        + (", and not positive with epsilon added: the output is NaN" if fatal else ""),
+        "estimate the statistics again in float32; a variance is never negative, and clamping it "
+        "would hide that",
+        channels,
+        {"lowest": lowest},
+    )
+
+
+def batch_of_one(subject: Subject) -> Verdict | None:
+    """Every variance is a power of the momentum: the variance of each batch was 0.
+
+    What it finds:
+        A layer all of whose variances are m^k for one whole number k of 1 or more, to within
+        the rounding of k updates, or all of whose variances are 0. Of a layer with one channel
+        it says so only if the optimizer made k steps, because a single number can be near a
+        power by chance.
+
+    Why it matters:
+        The variance starts at 1 and each update multiplies it by m and adds a part of the
+        batch's variance. If nothing was ever added, each batch had a variance of 0 in every
+        channel: it had one sample, or the input of the layer never changes. Inference then
+        divides by almost nothing.
+
+    Formula:
+            warning if v = m^k in all channels, k >= 1
+
+    Example:
+            import keras
+            import numpy as np
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+            model.compile("sgd", "mse")
+            data = np.random.default_rng(0).normal(size=(40, 4))
+            model.fit(data, data, batch_size=1, verbose=0)
+
+        > warning: every moving_variance is 0.99^40: each batch had a variance of 0, as one
+        > sample has
+
+    What to do:
+        Train with batches of several samples, or use a layer that does not need them, such as
+        GroupNormalization. Estimating the statistics again repairs inference, but not what the
+        other layers learnt from normalized constants.
+
+    References:
+        - tensorflow/tensorflow 34062: <https://github.com/tensorflow/tensorflow/issues/34062>
+        - Wu and He, Group Normalization: <https://arxiv.org/abs/1803.08494>
+    """
+    momentum, variance = subject.momentum, subject.variance
+    if momentum is None or not 0 < momentum < 1:
+        return None
+    if np.all(variance == 0):
+        power = "0, to which powers of the momentum fall"
+        figures = {"momentum": momentum}
+        certain = variance.size > 1
+    else:
+        steps = _power(subject, momentum)
+        if steps is None:
+            return None
+        power = f"{momentum:g}^{steps}"
+        figures = {"momentum": momentum, "power": steps}
+        # One number can be near a power by chance.
+        certain = variance.size > 1 or subject.updates == steps
+    if not certain:
+        return None
+    return Verdict(
+        Severity.WARNING,
+        f"every moving_variance is {power}: each batch had a variance of 0, as one sample has",
+        "train with batches of several samples, or estimate the statistics again from the "
+        "training data",
+        figures=figures,
+    )
+
+
+def _power(subject: Subject, momentum: float) -> int | None:
+    """The k >= 1 for which every variance is m^k, to within the rounding of k updates."""
+    variance = subject.variance
+    if variance.min() <= 0 or variance.max() >= 1:
+        return None
+    steps = round(math.log(variance[0]) / math.log(momentum))
+    allowed = rounding(subject.batchnorm, steps)
+    if steps < 1 or allowed > (1 - momentum) / 4:
+        return None
+    power = momentum**steps
+    return steps if np.all(np.abs(variance - power) <= allowed * power) else None
+
+
+def vanishing_variance(subject: Subject) -> Verdict | None:
+    """A variance is almost 0 beside epsilon: the input of that channel was constant.
+
+    What it finds:
+        Channels whose variance is below `vanishing_variance` (1 %) of epsilon. It is a warning
+        where the scale of such a channel is more than `outstanding_scale` (100) times the
+        median of the layer's channels, those with a gamma of almost 0 left out; for a layer
+        that normalizes the model's input it stays an info, because borders of images are
+        constant in good data sets.
+
+    Why it matters:
+        A channel that never changed in training, because its filter died or its pixel is always
+        black, gets the scale gamma / sqrt(e): 32 with Keras' default epsilon, 1000 with 1e-6.
+        Nothing happens until it changes once. Healthy models have a few such channels, and with
+        an ordinary scale they do no harm.
+
+    Formula:
+            s = abs(g) / sqrt(v + e)
+            info if 0 <= v < 0.01 e, warning if also s > 100 median(s)
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(epsilon=1e-6, name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+            norm.moving_variance.assign([1.0, 0.0, 0.5, 1.0])
+
+        > warning: moving_variance is almost 0 in 1 of 4 channels (1), whose scale of up to
+        > 1e+03 is over 100 times the median
+
+    What to do:
+        Nothing, for an info; the channels could be pruned. Otherwise prune them, or raise
+        epsilon and train on.
+
+    References:
+        - pytorch/vision 648, a scale near 1000: <https://github.com/pytorch/vision/issues/648>
+    """
+    vanishing = subject.vanishing
+    if not vanishing.any():
+        return None
+    outstanding = vanishing & subject.outstanding
+    if outstanding.any() and not (subject.place and subject.place.reads_model_input):
+        channels, scale = Channels.of(outstanding), float(subject.scale[outstanding].max())
+        times = subject.thresholds.outstanding_scale
+        return Verdict(
+            Severity.WARNING,
+            f"moving_variance is almost 0 in {channels}, whose scale of up to {scale:.3g} is over "
+            f"{times:g} times the median",
+            "any change of these channels' input is blown up; prune them or raise epsilon",
+            channels,
+            {"scale": scale, "lowest": float(subject.variance[outstanding].min())},
+        )
+    channels = Channels.of(vanishing)
+    return Verdict(
+        Severity.INFO,
+        f"moving_variance is almost 0 in {channels}: their input is constant",
+        "nothing to do; the channels could be pruned",
+        channels,
+        {"lowest": float(subject.variance[vanishing].min())},
+    )
+
+
+def cancellation(subject: Subject) -> Verdict | None:
+    """The mean is so many standard deviations that float32 loses digits in x - mean.
+
+    What it finds:
+        Channels whose mean is more than `cancellation` (1000) times the standard deviation.
+        Channels without a variance (BN107) are left out: they have no digits to lose.
+
+    Why it matters:
+        The layer subtracts two large numbers that are almost equal. float32 has about seven
+        digits, and a ratio of 1000 takes three of them, float16 all. It also points to data
+        that were not centred. A fold helps: the folded layer does not form the difference.
+
+    Formula:
+            warning if abs(mu) / sqrt(v + e) > 1000
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Sequential([keras.Input((4,)), norm])
+            norm.moving_mean.assign([20000.0, 0.0, 0.0, 0.0])
+
+        > warning: moving_mean is up to 2e+04 standard deviations in 1 of 4 channels (0):
+        > float32 has about 3 digits left for the difference
+
+    What to do:
+        Subtract the offset of the data before the model, in float64 if need be, or fold the
+        layer.
+
+    References:
+        - Chan, Golub and LeVeque, Algorithms for Computing the Sample Variance, 1983:
+          <https://doi.org/10.1080/00031305.1983.10483115>
+    """
+    if subject.deviation is None:
+        return None
+    ratio = np.abs(subject.mean) / subject.deviation
+    # A channel without a variance has no digits to lose.
+    large = (ratio > subject.thresholds.cancellation) & ~subject.vanishing
+    if not large.any():
+        return None
+    channels, worst = Channels.of(large), float(ratio[large].max())
+    return Verdict(
+        Severity.WARNING,
+        f"moving_mean is up to {worst:.3g} standard deviations in {channels}: float32 has about "
+        f"{max(0.0, 7.2 - math.log10(worst)):.0f} digits left for the difference",
+        "subtract the offset from the data, or fold the layer, which needs no difference",
+        channels,
+        {"ratio": worst},
+    )
+
+
+def float16_overflow(subject: Subject) -> Verdict | None:
+    """A variance is larger than the dtype that the model will be run in can hold.
+
+    What it finds:
+        A variance of 65504 or more where the layer will be run in float16: with `--target-dtype
+        float16`, or without it where the layer's own policy computes in float16. For other
+        dtypes it compares with their own largest number.
+
+    Why it matters:
+        65504 is the largest float16. Keras computes a BatchNormalization in float32 also under
+        mixed_float16, so nothing is seen there. A runtime that converts all weights to float16
+        makes infinity of the variance and 0 of the channel.
+
+    Formula:
+            error if v >= 65504
+
+    Example:
+            import keras
+
+            norm = keras.layers.BatchNormalization(dtype="mixed_float16", name="norm")
+            model = keras.Sequential([keras.Input((4,)), norm])
+            norm.moving_variance.assign([90000.0, 1.0, 1.0, 1.0])
+
+        > error: moving_variance is up to 9e+04 in 1 of 4 channels (0), and float16 ends at
+        > 65504
+
+    What to do:
+        Scale the input of the layer down, for example by a Rescaling in front of the model,
+        keep the layer in float32, or fold it: the folded weights hold gamma / sqrt(v + e), not
+        v.
+
+    References:
+        - IEEE 754-2019, binary16: <https://doi.org/10.1109/IEEESTD.2019.8766229>
+    """
+    dtype = subject.dtype
+    limit = largest_of(dtype) if dtype is not None else None
+    if limit is None:
+        return None
+    over = subject.variance >= limit
+    if not over.any():
+        return None
+    channels, largest = Channels.of(over), float(subject.variance.max())
+    return Verdict(
+        Severity.ERROR,
+        f"moving_variance is up to {largest:.4g} in {channels}, and {dtype} ends at {limit:.5g}",
+        "scale the input of the layer down, keep the layer in float32, or fold it",
+        channels,
+        {"largest": largest, "limit": limit},
+    )

@@ -1,0 +1,138 @@
+"""What a rule looks at, and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.neighbours import Place
+from bnfold.audit.thresholds import Thresholds
+from bnfold.folding.plan import Blocked, Fold
+from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.policy import policy
+
+SILENT_GAMMA = 1e-3
+"""A channel whose output varies less than this is silent (arXiv 1905.04967)."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One BatchNormalization, with all that rules may ask of it.
+
+    Attributes:
+        batchnorm: the layer.
+        vectors: its four vectors in float64, each (channels,); empty where the file has none.
+        decision: what the plan does with it.
+        thresholds: the settings of the rules.
+        target_dtype: what the model will be run in, None for what each layer computes in.
+        place: where it stands, None where the file does not tell what is around it.
+        updates: how often training updated its statistics, at most; None where that is not known.
+    """
+
+    batchnorm: BatchNorm
+    vectors: dict[str, Vector]
+    decision: Fold | Blocked
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    target_dtype: str | None = None
+    place: Place | None = None
+    updates: int | None = None
+
+    @property
+    def gamma(self) -> Vector:
+        """(channels,), 1 without `scale`."""
+        return self.vectors["gamma"]
+
+    @property
+    def beta(self) -> Vector:
+        """(channels,), 0 without `center`."""
+        return self.vectors["beta"]
+
+    @property
+    def mean(self) -> Vector:
+        """moving_mean, (channels,)."""
+        return self.vectors["moving_mean"]
+
+    @property
+    def variance(self) -> Vector:
+        """moving_variance, (channels,)."""
+        return self.vectors["moving_variance"]
+
+    @property
+    def epsilon(self) -> float | None:
+        """None where the file does not tell, or where it is not above 0."""
+        found = self.batchnorm.epsilon
+        return found if found is not None and found > 0 else None
+
+    @property
+    def momentum(self) -> float | None:
+        """None where the file does not tell."""
+        return self.batchnorm.momentum
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it runs in inference mode always."""
+        return not self.batchnorm.trainable
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that the layer is judged by; None where it is not known."""
+        if self.target_dtype is not None:
+            return self.target_dtype
+        used = policy(self.batchnorm.layer)
+        return None if used is None else used.compute
+
+    @cached_property
+    def deviation(self) -> Vector | None:
+        """sqrt(v + e), (channels,), NaN where that is not positive; None without an epsilon."""
+        if self.epsilon is None:
+            return None
+        inside = self.variance + self.epsilon
+        return np.sqrt(np.where(inside > 0, inside, np.nan))
+
+    @cached_property
+    def vanishing(self) -> Mask:
+        """The channels whose variance is almost 0 beside epsilon, (channels,)."""
+        if self.epsilon is None:
+            return np.zeros(len(self.variance), bool)
+        limit = self.thresholds.vanishing_variance * self.epsilon
+        return (self.variance >= 0) & (self.variance < limit)
+
+    @cached_property
+    def dead(self) -> Mask:
+        """The channels whose output does not vary: g sqrt(v / (v + e)) is about 0, (channels,)."""
+        if self.deviation is None:
+            return np.zeros(len(self.variance), bool)
+        varies = np.abs(self.gamma) * np.sqrt(np.maximum(self.variance, 0)) / self.deviation
+        return ~(varies >= SILENT_GAMMA)
+
+    @cached_property
+    def outstanding(self) -> Mask:
+        """The channels whose scale is far above the median of those that are not silent."""
+        scale = self.scale
+        speaking = scale[(np.abs(self.gamma) >= SILENT_GAMMA) & np.isfinite(scale)]
+        if not speaking.size:
+            return np.zeros(len(scale), bool)
+        return scale > self.thresholds.outstanding_scale * np.median(speaking)
+
+    @cached_property
+    def scale(self) -> Vector:
+        """abs(g) / sqrt(v + e), (channels,); NaN where that is not known."""
+        if self.deviation is None:
+            return np.full(len(self.gamma), np.nan)
+        return np.abs(self.gamma) / self.deviation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule found about its subject."""
+
+    severity: Severity
+    message: str
+    remedy: str
+    channels: Channels | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)

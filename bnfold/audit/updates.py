@@ -1,0 +1,56 @@
+"""How often training updated the statistics of each layer, as far as the file tells.
+
+The optimizer counts its steps, and each step updates the statistics once for each call of the
+layer. The counter starts over when a model is compiled again, so it can be younger than the
+statistics. The variance tells: it started at 1 and nothing negative was added, so that after n
+updates it is m^n at least. A smaller one has seen more updates, and then the counter says nothing
+of any layer of that model.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from bnfold.audit.neighbours import Place
+from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.graph import Path
+
+
+def updates(
+    layers: Iterable[tuple[BatchNorm, Place]], steps: Mapping[Path, int]
+) -> dict[Path, int]:
+    """The number of updates by the path of the layer, without those of which nothing is known.
+
+    `steps` are the steps of each compiled model's optimizer, the outermost one's at ().
+    """
+    if not steps.get(()):
+        return {}
+    known: dict[Path, int] = {}
+    younger: set[Path] = set()
+    for batchnorm, place in layers:
+        per_step = place.updates_per_step
+        if per_step is None:
+            continue
+        around = (batchnorm.path[:length] for length in range(len(batchnorm.path)))
+        count = per_step * sum(steps.get(path, 0) for path in around)
+        known[batchnorm.path] = count
+        if _saw_more(batchnorm, count):
+            younger.add(place.scope.path)
+    return {path: count for path, count in known.items() if path[:-1] not in younger}
+
+
+def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
+    """Whether a variance is smaller than so many updates can have left it."""
+    vectors, momentum = batchnorm.vectors, batchnorm.momentum
+    if vectors is None or momentum is None or not 0 < momentum < 1:
+        return False
+    variance = vectors["moving_variance"]
+    return bool(np.any(variance < momentum**count * (1 - rounding(batchnorm, count))))
+
+
+def rounding(batchnorm: BatchNorm, count: int) -> float:
+    """The relative error that so many updates can make in the dtype of the variable."""
+    weights = batchnorm.weights or {}
+    dtype = weights["moving_variance"].dtype
+    digits = {"float16": 11, "bfloat16": 8, "float64": 53}.get(dtype.name, 24)
+    return float(min(1.0, (count + 1) * 2.0**-digits))

@@ -1,0 +1,154 @@
+"""Rules on how a BatchNormalization is called: with which mode, on which axis, how often."""
+
+from bnfold.audit.axes import normalized_axis, producers
+from bnfold.audit.finding import Severity
+from bnfold.audit.subject import Subject, Verdict
+from bnfold.folding.plan import Blocked
+
+
+def axis_mismatch(subject: Subject) -> Verdict | None:
+    """The axis is not the one on which the layer before it has its channels.
+
+    What it finds:
+        A BatchNormalization whose `axis` is another one than the channel axis of the layers
+        that made its input: a convolution (by its `data_format`), a Dense, recurrent or
+        Embedding layer. It looks through activations, Dropout, pooling and merging layers,
+        which keep their axes. Where something may move axes (Reshape, Flatten, Permute), where
+        the layer normalizes the model's input, or where layers before it disagree, it says
+        nothing.
+
+    Why it matters:
+        The default, -1, is wrong behind a convolution in `channels_first`, and a 1 copied from
+        such a model is wrong everywhere else. The layer then normalizes rows of the image: it
+        has as many parameters as the image has rows, works for that size of image only, and
+        draws stripes. No fold backward can take it in.
+
+    Formula:
+            warning if axis != channel axis of the producer, both counted from the end
+
+    Example:
+            import keras
+
+            conv = keras.layers.Conv2D(8, 3, name="conv")
+            norm = keras.layers.BatchNormalization(axis=1, name="norm")
+            model = keras.Sequential([keras.Input((9, 9, 3)), conv, norm])
+
+        > warning: it normalizes axis 1, but Conv2D 'conv' has its channels on axis 3
+
+    What to do:
+        Build the layer with the axis of the channels, and train again: the statistics of the
+        wrong axis are of no use. If another axis is meant, such as the frequency of a
+        spectrogram, ignore the rule for this layer.
+
+    References:
+        - keras-team/keras 1921: <https://github.com/keras-team/keras/issues/1921>
+    """
+    if subject.place is None:
+        return None
+    for node in subject.place.nodes:
+        axis, shape = normalized_axis(subject.batchnorm, node), node.input_shape()
+        found = producers(node)
+        if axis is None or not found or axis in found.values():
+            continue
+        producer, channels = next(iter(found.items()))
+        rank = 0 if shape is None else len(shape)  # counted from the front where that is known
+        return Verdict(
+            Severity.WARNING,
+            f"it normalizes axis {axis + rank}, but {producer.title} has its channels on axis "
+            f"{channels + rank}",
+            f"build it with axis={channels if channels == -1 else channels + rank}, and train "
+            "again",
+            figures={"axis": axis + rank, "channel_axis": channels + rank},
+        )
+    return None
+
+
+def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
+    """A call of the layer, or of a model or wrapper around it, passes training=True.
+
+    What it finds:
+        A layer that is not frozen and that runs in training mode whatever the model is called
+        with: its own call passes `training=True`, or that of a nested model or wrapper around
+        it, or one of a layer that runs before it, from which Keras 3 hands the mode on (layers
+        of augmentation take it by default).
+
+    Why it matters:
+        The output for one sample depends on the others in the batch, and for a batch of one it
+        is useless. `predict` of Keras 3 hides it, because its `training=False` overrides the
+        calls inside; a bare `model(x)`, an export, and all of Keras 2 do not. The layer cannot
+        be folded.
+
+    Formula:
+            error if some call around or before it has training=True, and trainable is true
+
+    Example:
+            import keras
+
+            inputs = keras.Input((4,))
+            hidden = keras.layers.Dense(4)(inputs)
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Model(inputs, norm(hidden, training=True))
+
+        > error: it is called with training=True, so it normalizes with the batch's
+        > statistics: its output depends on what else is in the batch
+
+    What to do:
+        Build the model without `training=True` and let `fit` and `predict` choose the mode. If
+        the layer is to use its moving statistics always, set `trainable=False`.
+
+    References:
+        - qubvel/segmentation_models 223: <https://github.com/qubvel/segmentation_models/issues/223>
+        - Keras, transfer learning, on the mode of BatchNormalization:
+          <https://keras.io/guides/transfer_learning/>
+    """
+    decision = subject.decision
+    if not (isinstance(decision, Blocked) and decision.batch_statistics):
+        return None
+    return Verdict(
+        Severity.ERROR,
+        f"{decision.reason}: its output depends on what else is in the batch",
+        "; or ".join(decision.remedies) or "freeze the layer (trainable=False)",
+    )
+
+
+def shared(subject: Subject) -> Verdict | None:
+    """The layer is called more than once, so different inputs share its statistics.
+
+    What it finds:
+        A layer with several calls, one inside a nested model that is called several times, or
+        one whose object stands in several places of the model.
+
+    Why it matters:
+        Each call updates the same moving mean and variance. If the inputs are alike, as in a
+        siamese network, that is what one wants. If they are not, the statistics are a mixture
+        that fits none of them, while in training each call normalized with its own batch.
+
+    Formula:
+            info if the number of calls > 1
+
+    Example:
+            import keras
+
+            left, right = keras.Input((4,)), keras.Input((4,))
+            norm = keras.layers.BatchNormalization(name="norm")
+            model = keras.Model([left, right], [norm(left), norm(right)])
+
+        > info: it is called 2 times: its statistics are those of all calls together
+
+    What to do:
+        Nothing, if the inputs have the same distribution. Otherwise give each call a layer of
+        its own and share the convolutions only.
+
+    References:
+        - Chang et al., Domain-Specific Batch Normalization: <https://arxiv.org/abs/1906.03950>
+    """
+    place = subject.place
+    if place is None or not (place.count > 1 or place.stands_elsewhere):
+        return None
+    how = f"is called {place.count} times" if place.count > 1 else "stands in several places"
+    return Verdict(
+        Severity.INFO,
+        f"it {how}: its statistics are those of all calls together",
+        "nothing to do if the inputs are alike; else give each call a layer of its own",
+        figures={"calls": place.count},
+    )
