@@ -101,7 +101,7 @@ def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
 def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) -> list[Array]:
     """Return the outputs as numpy arrays of one axis at least, bfloat16 as float32.
 
-    Raises CannotRunError.
+    Layers that keep a state from call to call start anew each time. Raises CannotRunError.
     """
     import tensorflow  # noqa: PLC0415
 
@@ -114,7 +114,11 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
             ]
             outputs = loaded.runner(fed, **keywords)
             flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-            return [_as_numpy(tensorflow, output) for output in flat]
+            found = [_as_numpy(tensorflow, output) for output in flat]
+            for layer in _layers(loaded.runner):
+                if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
+                    layer.reset_states()
+            return found
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 
