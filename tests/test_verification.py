@@ -376,6 +376,61 @@ def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
 
 
+def random_and_normalized(kind, *, normalized, training=True):
+    """A random layer that is on, and a BatchNormalization in a nested model, also in training."""
+    inputs = keras.Input((8, 8, 3), name="inputs")
+    if kind == "augmented":
+        hidden = layers.RandomFlip("horizontal")(inputs)
+    else:
+        hidden = layers.Dropout(0.3)(inputs, training=True)
+    inside = keras.Input((8, 8, 3))
+    last = layers.Conv2D(5, 3, name="linear")(inside)
+    last = layers.BatchNormalization(name="norm")(last) if normalized else last
+    hidden = keras.Model(inside, last, name="block")(hidden, training=training)
+    hidden = layers.Flatten()(hidden)
+    return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+
+
+@pytest.mark.parametrize("kind", ["augmented", "dropout"])
+def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, kind):
+    def files(training):
+        keras.utils.set_random_seed(2)
+        model = random_and_normalized(kind, normalized=True, training=training)
+        folded = random_and_normalized(kind, normalized=False, training=training)
+        norm, linear = (model.get_layer("block").get_layer(name) for name in ("norm", "linear"))
+        kernel, bias = linear.get_weights()
+        scale, shift = affine(norm)
+        folded.get_layer("block").set_weights([kernel * scale, bias * scale + shift])
+        folded.get_layer("out").set_weights(model.get_layer("out").get_weights())
+        model.save(tmp_path / "one.keras")
+        folded.save(tmp_path / "two.keras")
+        return tmp_path / "one.keras", tmp_path / "two.keras"
+
+    found = verify(*files(training=None))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert "random layers that are on in model(x) were switched off" in found.warnings
+    found = verify(*files(training=True))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("block/norm",)
+    assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
+
+
+def test_layers_that_keep_a_state_start_anew_with_each_sample(tmp_path):
+    def make():
+        inputs = keras.Input(batch_shape=(2, 5, 6), name="inputs")
+        hidden = layers.LSTM(5, stateful=True, name="state")(inputs)
+        return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+
+    original, folded = save_pair(tmp_path, make)
+    found = verify(original, folded)
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.basis is Basis.BOTH
+    model = keras.models.load_model(folded)
+    model.get_layer("out").bias.assign(1.001 * model.get_layer("out").bias)
+    model.save(folded)
+    assert verify(original, folded).verdict is Verdict.DIFFERENT
+
+
 # --- structures of models -------------------------------------------------------------------------
 
 

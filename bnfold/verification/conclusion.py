@@ -64,7 +64,11 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
     heard = _heard_anywhere(judged)
     culprits = _culprits(case, judged, found)
     used = _used(found, culprits)
-    differences = [*evidence.differences, *_sentences(case, judged, culprits, used)]
+    differences = [
+        *evidence.differences,
+        *(f"BatchNormalization {name!r} uses the batch (training=True)" for name in evidence.lost),
+        *_sentences(case, judged, culprits, used),
+    ]
     doubts = [*evidence.doubts, *([] if differences else _unheard(case, heard)), *drowned.values()]
     warnings = [*evidence.warnings, *_overflows(judged), *doubts]
     return Verification(
@@ -82,7 +86,7 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
             if row.comparison.is_output or at in used
         ),
         sites=_sites(case, judged, found, heard),
-        culprits=culprits,
+        culprits=tuple(dict.fromkeys([*evidence.lost, *culprits])),
         agreements=tuple(evidence.agreements),
         yardstick=evidence.yardstick,
         merged_by_exporter=evidence.merged,

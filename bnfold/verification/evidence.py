@@ -74,6 +74,7 @@ class Evidence:
         merged: layers that the exporter folds itself; None where nothing was exported.
         taken_in: places of sites at which neither what the layer that is gone made stands, by the
             yardstick, nor what it read: nothing was left for a layer behind.
+        lost: layers that must not be gone, whatever the numbers say.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -85,6 +86,7 @@ class Evidence:
     doubts: list[str] = field(default_factory=list)
     merged: tuple[str, ...] | None = None
     taken_in: set[int] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
 
 
 class Exports:
@@ -182,11 +184,19 @@ class _Gathering:
         case = self.case
         if not self._modes_differ(case.original):
             return
-        if not runtime.is_repeatable(case.original, case.sets[-1], case.steps[0].computed, 0):
-            self.found.warnings.append(
-                "random layers that are called with training=True were switched off"
-            )
+        if not runtime.is_repeatable(case.original, case.sets[0], case.steps[0].computed, 0):
+            self.found.warnings.append("random layers that are on in model(x) were switched off")
             self.training = False
+            self.found.lost = self._lost_in_training()
+
+    def _lost_in_training(self) -> list[str]:
+        """The layers that are gone though they use the batch: training=False turns that off."""
+        before, after = (
+            tensors.batch_normalizations_in_training(loaded.model)
+            for loaded in (self.case.original, self.case.folded)
+        )
+        gone = [name for name in before if name not in after]
+        return list(dict.fromkeys(gone)) if len(after) < len(before) else []
 
     def _modes_differ(self, loaded: LoadedModel) -> bool:
         """Whether a model computes something else with training=False than without."""

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from bnfold.verification.tensors import BATCHNORMS
 from bnfold.verification.unrolled import FlatCall, Key, Unrolled
 
-_BATCHNORMS = {"BatchNormalization", "SyncBatchNormalization"}
 _LINEAR = {
     *("Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
     *("Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"),
@@ -171,7 +171,7 @@ def _is_same(call: FlatCall, other: FlatCall) -> bool:
 def is_batchnorm(call: FlatCall) -> bool:
     """Whether a call is of a BatchNormalization, or of one in a TimeDistributed."""
     inner = getattr(call.layer, "layer", None)
-    return call.class_name in _BATCHNORMS or type(inner).__name__ in _BATCHNORMS
+    return not BATCHNORMS.isdisjoint({call.class_name, type(inner).__name__})
 
 
 def _takes_in_behind(call: FlatCall) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from bnfold.model.order import snake_case
 from bnfold.verification.samples import InputSpec, Mask
 
+BATCHNORMS = {"BatchNormalization", "SyncBatchNormalization"}
 _HIDING = {"softmax", "sigmoid"}
 _FUSED = {
     *("Activation", "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
@@ -226,6 +227,28 @@ def _sets_training(node: Any) -> bool:
     default = parameters["training"].default if "training" in parameters else None
     inner = getattr(owner, "layer", None)
     return own or default is True or (inner is not None and graph_of(inner) is not None)
+
+
+def batch_normalizations_in_training(model: Any) -> list[str]:
+    """The nested names of those that are called with training=True, once for each call.
+
+    They use the statistics of the batch instead of their own, unless they are frozen.
+    """
+    graph = graph_of(model)
+    return [] if graph is None else list(_in_training(graph, "", inherited=False))
+
+
+def _in_training(graph: Any, around: str, *, inherited: bool) -> Iterator[str]:
+    for node in nodes_of(graph):
+        owner = owner_of(node)
+        arguments = getattr(node, "arguments", None)
+        said = getattr(node, "call_kwargs", {}) if arguments is None else arguments.kwargs
+        mode = inherited if said.get("training") is None else bool(said["training"])
+        inner = graph_of(owner)
+        if inner is not None:
+            yield from _in_training(inner, f"{around}{owner.name}/", inherited=mode)
+        elif mode and type(owner).__name__ in BATCHNORMS and owner.trainable:
+            yield f"{around}{owner.name}"
 
 
 # --- taps ----------------------------------------------------------------------------------------
