@@ -313,6 +313,13 @@ def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     }
 
 
+def test_float64_is_as_sharp_for_a_model_that_computes_in_16_bits(pair):
+    found = verify(*pair("mixed_float16", "one channel off by 1e-3"))
+    assert found.culprits == ("norm0",)
+    off = {one.runtime for one in found.comparisons if one.name == "norm0" and not one.passed}
+    assert off == {"keras float64"}
+
+
 def test_a_fixed_tolerance_on_the_softmax_would_have_seen_nothing(pair):
     original, wrong = (
         keras.models.load_model(path) for path in pair("epsilon 1e-5", "epsilon forgotten")

@@ -234,7 +234,8 @@ class _Gathering:
         exact = self._evaluate(double)
         found = _errors(exact, folded)
         problems = _problems(exact, folded, forgive_overflow=False)
-        units = runtime.output_units(case.original, case.steps[0].stored)
+        # Nothing is rounded to 16 bits here but weights that are stored in 16 bits.
+        units = runtime.output_units(double, [2 * step for step in case.steps[0].stored])
         noise: list[Table] = []
         with closing(self._moved(double, exact, case.steps[0].stored)) as moves:
             for moved in moves:
