@@ -6,6 +6,7 @@ All models have unequal sizes in every direction, so that no mix-up of axes goes
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,7 @@ from bnfold.errors import (
     UnsafeModelError,
     VerificationImpossibleError,
 )
+from bnfold.reports import fold_text
 from bnfold.verification import Basis, Verdict, Verification, verify
 from bnfold.verification import runtime as runtime_module
 from bnfold.verification.case import Label
@@ -621,6 +623,46 @@ def test_outputs_without_a_batch(tmp_path, reduced):
     assert {one.name for one in found.comparisons if not one.passed} == {
         one.name for one in found.comparisons
     }
+
+
+def test_whole_numbers_are_counted(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(5, name="linear")(inputs)
+        return keras.Model(inputs, layers.Identity(name="out")(ops.argmax(hidden, -1)))
+
+    original, folded = save_pair(tmp_path, make)
+    assert verify(original, folded).verdict is Verdict.EQUIVALENT
+    model = keras.models.load_model(folded)
+    model.get_layer("linear").bias.assign(np.arange(5))
+    model.save(folded)
+    sentence = verify(original, folded).differences[0]
+    assert re.search(r"'out' differs in [0-9.]+% of its numbers, rounding explains 0", sentence)
+
+
+def test_what_must_be_exact_is_not_said_to_be_a_multiple_of_nothing(tmp_path):
+    def make():
+        off = layers.Dense(5, "relu", bias_initializer=keras.initializers.Constant(-1e5))
+        inputs = keras.Input((6,), name="inputs")
+        return keras.Model(inputs, [off(inputs), layers.Dense(3, name="out")(inputs)])
+
+    original, folded = save_pair(tmp_path, make)
+    model = keras.models.load_model(folded)
+    model.layers[1].bias.assign([1, -1e5, -1e5, -1e5, -1e5])
+    model.save(folded)
+    assert "where rounding changes nothing" in verify(original, folded).differences[0]
+
+
+def test_classes_of_pixels_are_not_called_samples(tmp_path):
+    def make():
+        inputs = keras.Input((4, 4, 3), name="inputs")
+        return keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax")(inputs))
+
+    found = verify(*save_pair(tmp_path, make))
+    (decisions,) = found.agreements
+    assert decisions.samples == 16 * found.sample_count
+    said = f"0 of {decisions.samples} positions changed their class"
+    assert any(said in line.plain for line in fold_text.verdict(found))
 
 
 # --- the third verdict, and what a runtime cannot do ----------------------------------------------

@@ -47,6 +47,7 @@ class _Judged:
     heard: Array
     problem: str | None
     is_finite: bool
+    is_discrete: bool
     is_drowned: bool
 
 
@@ -160,7 +161,8 @@ def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judge
     )
     finite = all(one.finite for one in found)
     drowned = any(outcome.drowned for outcome in outcomes)
-    return _Judged(comparison, heard, outcomes[worst].problem, finite, drowned)
+    discrete = found[worst].share is not None
+    return _Judged(comparison, heard, outcomes[worst].problem, finite, discrete, drowned)
 
 
 def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accuracy | None:
@@ -330,20 +332,25 @@ def _sentences(
         for at, row in enumerate(rows):
             is_told = row.comparison.is_output or (at in used and row.comparison.name in culprits)
             if is_told and not row.comparison.passed:
-                found.append(_sentence(row.comparison, row.problem))
+                found.append(_sentence(row))
     return found
 
 
-def _sentence(row: Comparison, problem: str | None) -> str:
+def _sentence(judged: _Judged) -> str:
+    row = judged.comparison
     place = f"output {row.name!r}" if row.is_output else f"the value of {row.name!r}"
     if row.tapped_before:
         place += f" before its {row.tapped_before}"
-    if problem:
-        return f"{row.runtime}: {place}: {problem}"
-    return (
-        f"{row.runtime}: {place} is off by {row.error:.3g}, {row.excess:.3g} times"
-        f" the tolerance of {row.tolerance:.3g} ({row.samples})"
-    )
+    if judged.problem:
+        return f"{row.runtime}: {place}: {judged.problem}"
+    if judged.is_discrete:
+        said = f"differs in {row.error:.2%} of its numbers, rounding explains {row.tolerance:.2%}"
+    elif row.tolerance == 0:
+        said = f"is off by {row.error:.3g} where rounding changes nothing"
+    else:
+        ratio = f"{row.excess:.3g} times the tolerance of {row.tolerance:.3g}"
+        said = f"is off by {row.error:.3g}, {ratio}"
+    return f"{row.runtime}: {place} {said} ({row.samples})"
 
 
 def _unheard(case: Case, heard: Mapping[int, Array]) -> list[str]:
