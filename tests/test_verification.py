@@ -6,6 +6,7 @@ All models have unequal sizes in every direction, so that no mix-up of axes goes
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,7 @@ from bnfold.errors import (
     UnsafeModelError,
     VerificationImpossibleError,
 )
+from bnfold.reports import fold_text
 from bnfold.verification import Basis, Verdict, Verification, verify
 from bnfold.verification import runtime as runtime_module
 from bnfold.verification.case import Label
@@ -43,7 +45,7 @@ from bnfold.verification.compare import (
 from bnfold.verification.conclusion import conclude
 from bnfold.verification.evidence import Evidence, Run
 from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, SampleSet, generate
+from bnfold.verification.samples import InputSpec, Mask, SampleSet, generate
 from bnfold.verification.user_data import load
 
 # --- models and their folds -----------------------------------------------------------------------
@@ -314,6 +316,13 @@ def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     }
 
 
+def test_float64_is_as_sharp_for_a_model_that_computes_in_16_bits(pair):
+    found = verify(*pair("mixed_float16", "one channel off by 1e-3"))
+    assert found.culprits == ("norm0",)
+    off = {one.runtime for one in found.comparisons if one.name == "norm0" and not one.passed}
+    assert off == {"keras float64"}
+
+
 def test_a_fixed_tolerance_on_the_softmax_would_have_seen_nothing(pair):
     original, wrong = (
         keras.models.load_model(path) for path in pair("epsilon 1e-5", "epsilon forgotten")
@@ -375,6 +384,61 @@ def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
     passed = {one.runtime for one in found.comparisons if one.passed}
     assert passed == {"onnxruntime", "onnxruntime optimised"}
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
+
+
+def random_and_normalized(kind, *, normalized, training=True):
+    """A random layer that is on, and a BatchNormalization in a nested model, also in training."""
+    inputs = keras.Input((8, 8, 3), name="inputs")
+    if kind == "augmented":
+        hidden = layers.RandomFlip("horizontal")(inputs)
+    else:
+        hidden = layers.Dropout(0.3)(inputs, training=True)
+    inside = keras.Input((8, 8, 3))
+    last = layers.Conv2D(5, 3, name="linear")(inside)
+    last = layers.BatchNormalization(name="norm")(last) if normalized else last
+    hidden = keras.Model(inside, last, name="block")(hidden, training=training)
+    hidden = layers.Flatten()(hidden)
+    return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+
+
+@pytest.mark.parametrize("kind", ["augmented", "dropout"])
+def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, kind):
+    def files(training):
+        keras.utils.set_random_seed(2)
+        model = random_and_normalized(kind, normalized=True, training=training)
+        folded = random_and_normalized(kind, normalized=False, training=training)
+        norm, linear = (model.get_layer("block").get_layer(name) for name in ("norm", "linear"))
+        kernel, bias = linear.get_weights()
+        scale, shift = affine(norm)
+        folded.get_layer("block").set_weights([kernel * scale, bias * scale + shift])
+        folded.get_layer("out").set_weights(model.get_layer("out").get_weights())
+        model.save(tmp_path / "one.keras")
+        folded.save(tmp_path / "two.keras")
+        return tmp_path / "one.keras", tmp_path / "two.keras"
+
+    found = verify(*files(training=None))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert "random layers that are on in model(x) were switched off" in found.warnings
+    found = verify(*files(training=True))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("block/norm",)
+    assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
+
+
+def test_layers_that_keep_a_state_start_anew_with_each_sample(tmp_path):
+    def make():
+        inputs = keras.Input(batch_shape=(2, 5, 6), name="inputs")
+        hidden = layers.LSTM(5, stateful=True, name="state")(inputs)
+        return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+
+    original, folded = save_pair(tmp_path, make)
+    found = verify(original, folded)
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.basis is Basis.BOTH
+    model = keras.models.load_model(folded)
+    model.get_layer("out").bias.assign(1.001 * model.get_layer("out").bias)
+    model.save(folded)
+    assert verify(original, folded).verdict is Verdict.DIFFERENT
 
 
 # --- structures of models -------------------------------------------------------------------------
@@ -463,7 +527,7 @@ def renamed(model_input="inputs", output="out", size=6, dtype="float32", structu
         ({"size": 7}, "the shape changed"),
         ({"dtype": "float16"}, "the dtype changed from 'float32' to 'float16'"),
         ({"structure": "dict"}, "the outputs are structured differently"),
-        ({"structure": "two"}, "the original has 1 outputs, the folded model 2"),
+        ({"structure": "two"}, "outputs: 1 in the original, 2 in the other model"),
     ],
 )
 def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
@@ -473,6 +537,133 @@ def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
     assert found.verdict is Verdict.DIFFERENT
     assert found.basis is Basis.INTERFACE
     assert sentence in found.differences[0]
+
+
+@pytest.mark.parametrize("tail", [(), (layers.BatchNormalization,)])
+def test_names_that_keras_made_up_are_no_promise(tmp_path, tail):
+    def build(name=None):
+        inputs = hidden = keras.Input((6,), name=name)
+        for make in (lambda: layers.Dense(3), *tail):
+            hidden = make()(hidden)
+        return keras.Model(inputs, hidden)
+
+    keras.utils.clear_session()
+    original, other = build(), build()
+    other.set_weights(original.get_weights())
+    original.save(tmp_path / "one.keras")
+    other.save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.warnings[0] == (
+        "input 0 is called 'input_layer_1' instead of 'input_layer', a name that Keras made up"
+    )
+    build("image").save(tmp_path / "named.keras")
+    found = verify(tmp_path / "named.keras", tmp_path / "one.keras")
+    assert found.differences == (
+        "input 0 ('image'): the name changed from 'image' to 'input_layer'",
+    )
+
+
+def test_the_names_of_a_part_of_a_model_are_made_up_too(tmp_path):
+    keras.utils.clear_session()
+    for name in ("one", "two"):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((6,))
+        middle = layers.Dense(5)(inputs)
+        keras.Model(middle, layers.Dense(3, name="out")(middle)).save(tmp_path / f"{name}.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.EQUIVALENT, found.differences
+    assert "is called 'keras_tensor_" in found.warnings[0]
+
+
+def softmax_along(axis, *, operation):
+    inputs = keras.Input((5, 7), name="inputs")
+    hidden = layers.Dense(7, name="linear")(inputs)
+    last = ops.softmax(hidden, axis) if operation else layers.Softmax(axis)(hidden)
+    return keras.Model(inputs, layers.Identity(name="out")(last) if operation else last)
+
+
+def softmax_of_parts(*, whole):
+    inputs = keras.Input((6,), name="inputs")
+    linear, parts = layers.Dense(8, name="linear"), layers.Reshape((2, 4))
+    shares = layers.Activation("softmax")
+    last = parts(shares(linear(inputs))) if whole else shares(parts(linear(inputs)))
+    return keras.Model(inputs, layers.Identity(name="out")(last))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: softmax_along(1, operation=False), lambda: softmax_along(2, operation=False)),
+        (lambda: softmax_along(1, operation=True), lambda: softmax_along(2, operation=True)),
+        (lambda: softmax_of_parts(whole=True), lambda: softmax_of_parts(whole=False)),
+    ],
+)
+def test_a_softmax_along_another_axis_is_not_taken_away(tmp_path, one, other):
+    for make, name in ((one, "one.keras"), (other, "two.keras")):
+        keras.utils.set_random_seed(2)
+        make().save(tmp_path / name)
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.comparisons[0].tapped_before is None
+
+
+@pytest.mark.parametrize("reduced", [ops.mean, lambda value: ops.sum(value, axis=0)])
+def test_outputs_without_a_batch(tmp_path, reduced):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(5, name="linear")(inputs)
+        return keras.Model(inputs, [reduced(hidden), layers.Dense(2, name="out")(hidden)])
+
+    original, folded = save_pair(tmp_path, make)
+    assert verify(original, folded).verdict is Verdict.EQUIVALENT
+    model = keras.models.load_model(folded)
+    model.get_layer("linear").bias.assign(1.001 * model.get_layer("linear").bias)
+    model.save(folded)
+    found = verify(original, folded)
+    assert {one.name for one in found.comparisons if not one.passed} == {
+        one.name for one in found.comparisons
+    }
+
+
+def test_whole_numbers_are_counted(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(5, name="linear")(inputs)
+        return keras.Model(inputs, layers.Identity(name="out")(ops.argmax(hidden, -1)))
+
+    original, folded = save_pair(tmp_path, make)
+    assert verify(original, folded).verdict is Verdict.EQUIVALENT
+    model = keras.models.load_model(folded)
+    model.get_layer("linear").bias.assign(np.arange(5))
+    model.save(folded)
+    sentence = verify(original, folded).differences[0]
+    assert re.search(r"'out' differs in [0-9.]+% of its numbers, rounding explains 0", sentence)
+
+
+def test_what_must_be_exact_is_not_said_to_be_a_multiple_of_nothing(tmp_path):
+    def make():
+        off = layers.Dense(5, "relu", bias_initializer=keras.initializers.Constant(-1e5))
+        inputs = keras.Input((6,), name="inputs")
+        return keras.Model(inputs, [off(inputs), layers.Dense(3, name="out")(inputs)])
+
+    original, folded = save_pair(tmp_path, make)
+    model = keras.models.load_model(folded)
+    model.layers[1].bias.assign([1, -1e5, -1e5, -1e5, -1e5])
+    model.save(folded)
+    assert "where rounding changes nothing" in verify(original, folded).differences[0]
+
+
+def test_classes_of_pixels_are_not_called_samples(tmp_path):
+    def make():
+        inputs = keras.Input((4, 4, 3), name="inputs")
+        return keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax")(inputs))
+
+    found = verify(*save_pair(tmp_path, make))
+    (decisions,) = found.agreements
+    assert decisions.samples == 16 * found.sample_count
+    said = f"0 of {decisions.samples} positions changed their class"
+    assert any(said in line.plain for line in fold_text.verdict(found))
 
 
 # --- the third verdict, and what a runtime cannot do ----------------------------------------------
@@ -817,6 +1008,51 @@ def test_samples_keep_to_the_range_of_the_embedding():
     spec = InputSpec("indices", (None, 4), "int32", bound=7)
     drawn = np.concatenate([one.inputs[0] for one in generate([spec], 0, [32])])
     assert (drawn.min(), drawn.max()) == (0, 6)
+
+
+def masked_numbers(*, mask):
+    inputs = keras.Input((9, 6), name="inputs")
+    hidden = layers.Masking(-1.0)(inputs) if mask else inputs
+    return keras.Model(inputs, layers.SimpleRNN(3, name="out")(layers.Identity()(hidden)))
+
+
+def masked_words(*, mask):
+    inputs = keras.Input((9,), name="inputs", dtype="int32")
+    hidden = layers.Embedding(5000, 4, mask_zero=mask, name="words")(inputs)
+    return keras.Model(inputs, layers.SimpleRNN(3, name="out")(hidden))
+
+
+def masked_inside(*, mask):
+    inputs = keras.Input((9, 6), name="inputs")
+    return keras.Model(inputs, masked_numbers(mask=mask)(layers.Identity()(inputs)))
+
+
+@pytest.mark.parametrize("make", [masked_numbers, masked_words, masked_inside])
+def test_a_mask_that_was_lost_is_seen(tmp_path, make):
+    for mask, name in ((True, "one.keras"), (False, "two.keras")):
+        keras.utils.set_random_seed(2)
+        make(mask=mask).save(tmp_path / name)
+    found = verify(tmp_path / "one.keras", tmp_path / "one.keras")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert any(kind.endswith("with masked steps") for kind in found.sample_kinds)
+    assert verify(tmp_path / "one.keras", tmp_path / "two.keras").verdict is Verdict.DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        (InputSpec("numbers", (None, 9, 6), "float32", mask=Mask(-1, is_whole_step=True)), 9),
+        (InputSpec("words", (None, 9), "int32", 5000, Mask(0, is_whole_step=False)), 9),
+        (InputSpec("large", (None, 999, 999), "float32", mask=Mask(7, is_whole_step=True)), 999),
+        (InputSpec("number", (None, 6), "float32", mask=Mask(-1, is_whole_step=True)), 1),
+    ],
+)
+def test_one_kind_of_samples_has_masked_steps(spec, steps):
+    (found,) = [one for one in generate([spec], 0, [32]) if one.kind.endswith("masked steps")]
+    hidden = found.inputs[0] == spec.mask.value
+    per_step = hidden.all(-1) if spec.mask.is_whole_step else hidden
+    assert 0.2 < per_step.mean() < 0.8
+    assert not np.any(per_step.reshape(-1, steps)[:1, :1])
 
 
 def test_large_inputs_get_few_samples():

@@ -166,14 +166,15 @@ def _notes(result: Verification) -> Iterator[str]:
     alone = result.sites_that_are(SiteStatus.UNPAIRED)
     if alone:
         names = terminal.names([site.name for site in alone])
-        yield f"judged by the outputs alone, for want of layers of the same names: {names}"
+        yield f"judged by the outputs alone, for want of the same layers behind: {names}"
     silent = sum(site.channels - site.exercised for site in result.sites)
     if silent:
         total = sum(site.channels for site in result.sites)
         yield f"{silent} of {total} channels of the sites saw no signal"
     for one in result.agreements:
+        counted = "samples" if one.samples == result.sample_count else "positions"
         yield (
-            f"{one.output}: {one.changed} of {one.samples} samples changed their class; the "
+            f"{one.output}: {one.changed} of {one.samples} {counted} changed their class; the "
             f"smallest margin is {one.smallest_margin:.2g}"
         )
     if result.merged_by_exporter:

@@ -46,12 +46,13 @@ class Case:
 
 def prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed: int) -> Case:
     """Pair the values of two models, and draw or load samples. Raises BnfoldError for bad data."""
-    names = [port.name for port in tensors.interface(original.model).outputs]
+    interfaces = tensors.interface(original.model), tensors.interface(folded.model)
+    names = [port.name for port in interfaces[0].outputs]
     specs = tensors.input_specs(original.model)
-    warnings, sets = [], []
+    warnings, sets = tensors.renamed(*interfaces), []
     if data is not None:
         user_set, warning = user_data.load(data, specs)
-        sets, warnings = [user_set], [warning] if warning else []
+        sets, warnings = [user_set], [*warnings, *([warning] if warning else [])]
     prepared = runtime.prepare_pair(original, folded)
     if prepared.problem is not None:
         warnings.append(f"only outputs are compared: {prepared.problem}")

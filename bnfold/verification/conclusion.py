@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.verification import sites
+from bnfold.verification import findings, sites
 from bnfold.verification.case import Case
 from bnfold.verification.compare import (
     Array,
@@ -47,6 +47,7 @@ class _Judged:
     heard: Array
     problem: str | None
     is_finite: bool
+    is_discrete: bool
     is_drowned: bool
 
 
@@ -57,14 +58,18 @@ _Judgement = dict[str, list[_Judged]]
 def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
     """The verdict over everything that was found."""
     judged = _judge(case, rule, evidence.runs)
-    findings = {name: _findings(case, rows) for name, rows in judged.items()}
-    drowned = _drowned(judged, findings)
+    found = {name: _findings(case, rows, evidence.taken_in) for name, rows in judged.items()}
+    drowned = _drowned(judged, found)
     for name in drowned:
-        del judged[name], findings[name]
+        del judged[name], found[name]
     heard = _heard_anywhere(judged)
-    used = {at for found in findings.values() for one in found for at in one.places}
-    culprits = _culprits(case, findings)
-    differences = [*evidence.differences, *_sentences(judged, culprits, used)]
+    culprits = _culprits(case, judged, found)
+    used = _used(found, culprits)
+    differences = [
+        *evidence.differences,
+        *(f"BatchNormalization {name!r} uses the batch (training=True)" for name in evidence.lost),
+        *_sentences(case, judged, culprits, used),
+    ]
     doubts = [*evidence.doubts, *([] if differences else _unheard(case, heard)), *drowned.values()]
     warnings = [*evidence.warnings, *_overflows(judged), *doubts]
     return Verification(
@@ -81,8 +86,8 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
             for at, row in enumerate(rows)
             if row.comparison.is_output or at in used
         ),
-        sites=_sites(case, judged, findings, heard),
-        culprits=culprits,
+        sites=_sites(case, judged, found, heard),
+        culprits=tuple(dict.fromkeys([*evidence.lost, *culprits])),
         agreements=tuple(evidence.agreements),
         yardstick=evidence.yardstick,
         merged_by_exporter=evidence.merged,
@@ -156,7 +161,8 @@ def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judge
     )
     finite = all(one.finite for one in found)
     drowned = any(outcome.drowned for outcome in outcomes)
-    return _Judged(comparison, heard, outcomes[worst].problem, finite, drowned)
+    discrete = found[worst].share is not None
+    return _Judged(comparison, heard, outcomes[worst].problem, finite, discrete, drowned)
 
 
 def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accuracy | None:
@@ -198,7 +204,7 @@ def _either(one: Array | None, other: Array) -> Array:
     return np.asarray(one | other)
 
 
-def _drowned(judged: _Judgement, findings: Mapping[str, list[sites.Finding]]) -> dict[str, str]:
+def _drowned(judged: _Judgement, told: Mapping[str, findings.Findings]) -> dict[str, str]:
     """The arithmetics that say nothing, and the sentence on each.
 
     Where both models compute the same in float64, but rounding drowns a value of the original, what
@@ -207,7 +213,7 @@ def _drowned(judged: _Judgement, findings: Mapping[str, list[sites.Finding]]) ->
 
     def is_right(name: str) -> bool:
         outputs = all(one.comparison.passed for one in judged[name] if one.comparison.is_output)
-        return outputs and all(found.status != "different" for found in findings[name])
+        return outputs and all(one.status != "different" for one in told[name].sites)
 
     if "keras float64" not in judged or not is_right("keras float64"):
         return {}
@@ -224,31 +230,42 @@ def _drowned(judged: _Judgement, findings: Mapping[str, list[sites.Finding]]) ->
 # --- sites ---------------------------------------------------------------------------------------
 
 
-def _findings(case: Case, rows: Sequence[_Judged]) -> list[sites.Finding]:
+def _findings(case: Case, rows: Sequence[_Judged], taken_in: Collection[int]) -> findings.Findings:
     """What one arithmetic says of the sites; nothing where it saw outputs only."""
     first = case.outputs
     if case.pairing is None or len(rows) < len(case.labels):
-        return []
-    found = sites.judge(case.pairing, lambda place: rows[first + place].comparison.passed)
-    return [
-        sites.Finding(one.status, tuple(first + place for place in one.places)) for one in found
-    ]
+        return findings.Findings()
+    return findings.judge(
+        case.pairing,
+        lambda place: rows[first + place].comparison.passed,
+        lambda place: first + place not in taken_in,
+    ).moved(first)
 
 
-def _culprits(case: Case, findings: Mapping[str, list[sites.Finding]]) -> tuple[str, ...]:
-    """Those of the sharpest arithmetic that finds any; a wrong output alone has none."""
-    for found in findings.values():
-        if case.pairing is not None and found:
-            names = sites.culprits(case.pairing, found)
-            if names:
-                return names
+def _culprits(
+    case: Case, judged: _Judgement, found: Mapping[str, findings.Findings]
+) -> tuple[str, ...]:
+    """Those of the sharpest arithmetic that finds any; a wrong output alone may have none."""
+    rows = [row.comparison for rows in judged.values() for row in rows]
+    is_wrong = any(row.is_output and not row.passed for row in rows)
+    for told in found.values():
+        site_is_wrong = any(one.status == "different" for one in told.sites)
+        if case.pairing is not None and (site_is_wrong or (is_wrong and told.changed)):
+            return findings.culprits(case.pairing, told)
     return ()
+
+
+def _used(found: Mapping[str, findings.Findings], culprits: Sequence[str]) -> set[int]:
+    """The places that tell something of a site, or of another layer that is to blame."""
+    told = [one.places for said in found.values() for one in said.sites]
+    told += [one.places for said in found.values() for one in said.changed if one.name in culprits]
+    return {at for places in told for at in places}
 
 
 def _sites(
     case: Case,
     judged: _Judgement,
-    findings: Mapping[str, list[sites.Finding]],
+    found: Mapping[str, findings.Findings],
     heard: Mapping[int, Array],
 ) -> tuple[Site, ...]:
     if case.pairing is None:
@@ -258,7 +275,7 @@ def _sites(
             case,
             judged,
             site,
-            {name: found[number] for name, found in findings.items() if found},
+            {name: told.sites[number] for name, told in found.items() if told.sites},
             heard,
         )
         for number, site in enumerate(case.pairing.sites)
@@ -269,16 +286,16 @@ def _site(
     case: Case,
     judged: _Judgement,
     site: sites.Site,
-    findings: Mapping[str, sites.Finding],
+    found: Mapping[str, findings.Finding],
     heard: Mapping[int, Array],
 ) -> Site:
     """One site over all arithmetics: wrong in one is wrong."""
-    wrong = [one for one in findings.values() if one.status == "different"]
-    told = wrong or [one for one in findings.values() if one.status == "matched"]
+    wrong = [one for one in found.values() if one.status == "different"]
+    told = wrong or [one for one in found.values() if one.status == "matched"]
     places = tuple(dict.fromkeys(at for one in told for at in one.places))
     rows = [
         judged[name][at].comparison
-        for name, one in findings.items()
+        for name, one in found.items()
         for at in one.places
         if at in places
     ]
@@ -300,27 +317,40 @@ def _site(
 # --- sentences -----------------------------------------------------------------------------------
 
 
-def _sentences(judged: _Judgement, culprits: Sequence[str], used: set[int]) -> list[str]:
+def _sentences(
+    case: Case, judged: _Judgement, culprits: Sequence[str], used: set[int]
+) -> list[str]:
     """What differs: the layers at which it begins, then the values that are off."""
-    found = [f"BatchNormalization {name!r} was not folded rightly" for name in culprits]
+    gone = {site.name for site in case.pairing.sites} if case.pairing is not None else set()
+    found = [
+        f"BatchNormalization {name!r} was not folded rightly"
+        if name in gone
+        else f"layer {name!r} does not compute what it computes in the original"
+        for name in culprits
+    ]
     for rows in judged.values():
         for at, row in enumerate(rows):
             is_told = row.comparison.is_output or (at in used and row.comparison.name in culprits)
             if is_told and not row.comparison.passed:
-                found.append(_sentence(row.comparison, row.problem))
+                found.append(_sentence(row))
     return found
 
 
-def _sentence(row: Comparison, problem: str | None) -> str:
+def _sentence(judged: _Judged) -> str:
+    row = judged.comparison
     place = f"output {row.name!r}" if row.is_output else f"the value of {row.name!r}"
     if row.tapped_before:
         place += f" before its {row.tapped_before}"
-    if problem:
-        return f"{row.runtime}: {place}: {problem}"
-    return (
-        f"{row.runtime}: {place} is off by {row.error:.3g}, {row.excess:.3g} times"
-        f" the tolerance of {row.tolerance:.3g} ({row.samples})"
-    )
+    if judged.problem:
+        return f"{row.runtime}: {place}: {judged.problem}"
+    if judged.is_discrete:
+        said = f"differs in {row.error:.2%} of its numbers, rounding explains {row.tolerance:.2%}"
+    elif row.tolerance == 0:
+        said = f"is off by {row.error:.3g} where rounding changes nothing"
+    else:
+        ratio = f"{row.excess:.3g} times the tolerance of {row.tolerance:.3g}"
+        said = f"is off by {row.error:.3g}, {ratio}"
+    return f"{row.runtime}: {place} {said} ({row.samples})"
 
 
 def _unheard(case: Case, heard: Mapping[int, Array]) -> list[str]:

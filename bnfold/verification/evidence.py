@@ -31,6 +31,7 @@ from bnfold.verification.compare import (
 )
 from bnfold.verification.result import Agreement
 from bnfold.verification.runtime import CannotRunError, LoadedModel
+from bnfold.verification.sites import Site
 
 Values = list[list[Array]]
 """What a model computes: by sample set, then by output and place."""
@@ -71,6 +72,9 @@ class Evidence:
         warnings: sentences on what limits the claim.
         doubts: sentences on what forbids it.
         merged: layers that the exporter folds itself; None where nothing was exported.
+        taken_in: places of sites at which neither what the layer that is gone made stands, by the
+            yardstick, nor what it read: nothing was left for a layer behind.
+        lost: layers that must not be gone, whatever the numbers say.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -81,6 +85,8 @@ class Evidence:
     warnings: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     merged: tuple[str, ...] | None = None
+    taken_in: set[int] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
 
 
 class Exports:
@@ -178,11 +184,19 @@ class _Gathering:
         case = self.case
         if not self._modes_differ(case.original):
             return
-        if not runtime.is_repeatable(case.original, case.sets[-1], case.steps[0].computed, 0):
-            self.found.warnings.append(
-                "random layers that are called with training=True were switched off"
-            )
+        if not runtime.is_repeatable(case.original, case.sets[0], case.steps[0].computed, 0):
+            self.found.warnings.append("random layers that are on in model(x) were switched off")
             self.training = False
+            self.found.lost = self._lost_in_training()
+
+    def _lost_in_training(self) -> list[str]:
+        """The layers that are gone though they use the batch: training=False turns that off."""
+        before, after = (
+            tensors.batch_normalizations_in_training(loaded.model)
+            for loaded in (self.case.original, self.case.folded)
+        )
+        gone = [name for name in before if name not in after]
+        return list(dict.fromkeys(gone)) if len(after) < len(before) else []
 
     def _modes_differ(self, loaded: LoadedModel) -> bool:
         """Whether a model computes something else with training=False than without."""
@@ -220,7 +234,8 @@ class _Gathering:
         exact = self._evaluate(double)
         found = _errors(exact, folded)
         problems = _problems(exact, folded, forgive_overflow=False)
-        units = runtime.output_units(case.original, case.steps[0].stored)
+        # Nothing is rounded to 16 bits here but weights that are stored in 16 bits.
+        units = runtime.output_units(double, [2 * step for step in case.steps[0].stored])
         noise: list[Table] = []
         with closing(self._moved(double, exact, case.steps[0].stored)) as moves:
             for moved in moves:
@@ -233,6 +248,7 @@ class _Gathering:
         double = runtime.float64_copy(case.folded)
         other = list(self._moved(double, folded, case.steps[1].stored))
         measures = yardsticks(exact, units, noise, other)
+        self._note_taken_in(measures, found, folded)
         return Run("keras float64", measures, None, found, problems)
 
     @property
@@ -406,20 +422,44 @@ class _Gathering:
     def _note(self, name: str, measures: Yardsticks, original: Values, folded: Values) -> None:
         """Keep how far both models are from the yardsticks in one arithmetic."""
         forgive = self.found.yardstick == "keras float64"
+        is_yardstick = self.found.yardstick == name
         exact = [[one.value for one in row] for row in measures]
         where = [
             [np.isfinite(one) if one.dtype.kind in "fc" else None for one in row]
             for row in original
         ]
-        self.found.runs.append(
-            Run(
-                name=name,
-                yardsticks=measures,
-                original=None if self.found.yardstick == name else _errors(exact, original),
-                folded=_errors(exact, folded, where),
-                problems=_problems(original, folded, forgive_overflow=forgive),
-            )
+        run = Run(
+            name=name,
+            yardsticks=measures,
+            original=None if is_yardstick else _errors(exact, original),
+            folded=_errors(exact, folded, where),
+            problems=_problems(original, folded, forgive_overflow=forgive),
         )
+        self.found.runs.append(run)
+        if is_yardstick:
+            self._note_taken_in(measures, run.folded, folded)
+
+    def _note_taken_in(self, measures: Yardsticks, found: Table, folded: Values) -> None:
+        """Note the places of sites where what stands was neither made nor read by the layer."""
+        pairing, first = self.case.pairing, self.case.outputs
+        if pairing is None:
+            return
+        for site in filter(pairing.stands_alone, pairing.sites):
+            for at in (first + p for one in site.call.outputs for p in pairing.places_of(one)):
+                column = [(row[at], off[at]) for row, off in zip(measures, found, strict=True)]
+                right = all(compare(one, None, off, self.rule).passed for one, off in column)
+                if not right and not self._was_left(site, at, measures, folded):
+                    self.found.taken_in.add(at)
+
+    def _was_left(self, site: Site, at: int, measures: Yardsticks, folded: Values) -> bool:
+        """Whether a layer that is gone makes the original's values of what stands there now."""
+        try:
+            return all(
+                agrees(row[at], runtime.apply(site.call.layer, values[at]), self._rough)
+                for row, values in zip(measures, folded, strict=True)
+            )
+        except CannotRunError:
+            return True
 
 
 def _errors(

@@ -46,6 +46,12 @@ class FlatCall:
         """Whether the layer has variables that its output depends on."""
         return bool(getattr(self.layer, "weights", None))
 
+    @property
+    def may_absorb(self) -> bool:
+        """Whether a fold may end in the layer; PReLU has weights, but a fold can only cross it."""
+        inner = getattr(self.layer, "layer", self.layer)
+        return self.has_weights and type(inner).__name__ != "PReLU"
+
 
 @dataclass
 class Unrolled:
@@ -55,6 +61,7 @@ class Unrolled:
     outputs: tuple[Any, ...] = ()
     calls: dict[Key, FlatCall] = field(default_factory=dict)
     readers: dict[int, list[tuple[FlatCall, int]]] = field(default_factory=dict)
+    makers: dict[int, FlatCall] = field(default_factory=dict)
     replaced: dict[int, Any] = field(default_factory=dict)
 
     def tensor(self, original: Any) -> Any:
@@ -62,8 +69,9 @@ class Unrolled:
         return self.replaced.get(id(original), original)
 
     def add(self, call: FlatCall) -> None:
-        """Note a call, and what reads its inputs."""
+        """Note a call, what reads its inputs and what makes its outputs."""
         self.calls[call.key] = call
+        self.makers.update((id(tensor), call) for tensor in call.outputs)
         for slot, tensor in enumerate(call.inputs):
             self.readers.setdefault(id(tensor), []).append((call, slot))
 

@@ -16,6 +16,7 @@ from bnfold.verification.runtime.doubles import float64_copy
 from bnfold.verification.runtime.execution import (
     Moves,
     Prepared,
+    apply,
     evaluate,
     free_sizes,
     is_repeatable,
@@ -72,6 +73,7 @@ __all__ = [
     "OnnxModel",
     "Prepared",
     "Start",
+    "apply",
     "check",
     "choose_opset",
     "conversions",

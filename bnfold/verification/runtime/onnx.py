@@ -161,7 +161,10 @@ def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
 
 
 def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
-    """Return the outputs of ONNX Runtime, in the order of the model's. Raises CannotRunError."""
+    """Return the outputs of ONNX Runtime, in the order of the model's, of one axis at least.
+
+    Raises CannotRunError.
+    """
     if len(exported.names) != len(inputs):
         raise CannotRunError("the export lost an input")
     feed = dict(zip(exported.names, inputs, strict=True))
