@@ -1213,3 +1213,55 @@ def test_what_rounding_drowns_is_no_difference():
 )
 def test_any_other_error_is_a_difference(given):
     assert concluded(**given).verdict is Verdict.DIFFERENT
+
+
+# --- a backbone that is called for inference ------------------------------------------------------
+
+NORM = [
+    np.linspace(-1.5, 2, 6),
+    np.linspace(-1, 1, 6),
+    np.linspace(0, 3, 6),
+    np.geomspace(0.1, 9, 6),
+]
+
+
+def transfer(*, has_norm):
+    """A backbone called with training=False, which Keras lets win over the True of its Dropout."""
+    inputs = keras.Input((5,))
+    x = layers.Dense(6, name="dense")(inputs)
+    x = layers.BatchNormalization(name="norm")(x) if has_norm else x
+    x = layers.Dropout(0.5, name="drop")(x, training=True)
+    x = layers.Dense(4, activation="tanh", name="top")(x)
+    backbone = keras.Model(inputs, x, name="base")
+    inputs = keras.Input((5,), name="features")
+    return keras.Model(inputs, layers.Dense(2, name="head")(backbone(inputs, training=False)))
+
+
+def transfer_pair(folder, *, off):
+    """The original and its fold, in which one weight is `off`."""
+    keras.utils.set_random_seed(3)
+    original, folded = transfer(has_norm=True), transfer(has_norm=False)
+    inside, others = original.get_layer("base"), folded.get_layer("base")
+    inside.get_layer("norm").set_weights(NORM)
+    kernel, bias = (np.array(one, dtype=np.float64) for one in inside.get_layer("dense").weights)
+    gamma, beta, mean, variance = NORM
+    scale = gamma / np.sqrt(variance + 1e-3)
+    others.get_layer("dense").set_weights([kernel * scale + off, (bias - mean) * scale + beta])
+    others.get_layer("top").set_weights(inside.get_layer("top").get_weights())
+    folded.get_layer("head").set_weights(original.get_layer("head").get_weights())
+    original.save(folder / "original.keras")
+    folded.save(folder / "folded.keras")
+    return folder / "original.keras", folder / "folded.keras"
+
+
+def test_a_backbone_called_for_inference_is_proved_inside(tmp_path):
+    found = verify(*transfer_pair(tmp_path, off=0.0))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert not found.warnings
+    assert [(site.name, site.status) for site in found.sites] == [("base/norm", "matched")]
+
+
+def test_a_mistake_in_a_backbone_called_for_inference_is_named(tmp_path):
+    found = verify(*transfer_pair(tmp_path, off=np.eye(5, 6)[2] * 1e-3))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("base/norm",)

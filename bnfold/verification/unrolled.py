@@ -106,9 +106,18 @@ def flat_name(name: str) -> str:
 
 
 def _walk(
-    graph: Any, given: Mapping[int, Any], around: Key, flat: Unrolled, *, again: bool
+    graph: Any,
+    given: Mapping[int, Any],
+    around: Key,
+    flat: Unrolled,
+    *,
+    again: bool,
+    inference: bool = False,
 ) -> list[Any]:
-    """Note the calls of one graph; its outputs. With `again` its layers are called once more."""
+    """Note the calls of one graph; its outputs.
+
+    With `again` its layers are called once more, with `inference` all with training=False.
+    """
     values = dict(given)
     numbers = _numbers(graph)
     for node in in_order(graph):
@@ -116,7 +125,7 @@ def _walk(
         key = (*around, (str(owner.name), numbers[id(node)]))
         made: Sequence[Any] = tensors.outputs_of(node)
         if again:
-            made = _call(node, owner, values, key, flat)
+            made = _call(node, values, key, flat, inference=inference)
             values.update(zip(map(id, tensors.outputs_of(node)), made, strict=True))
         if inside_of(node) is None:
             read = (values.get(id(one), one) for one in tensors.inputs_of(node))
@@ -126,23 +135,26 @@ def _walk(
 
 
 def _call(
-    node: Any, owner: Any, values: Mapping[int, Any], key: Key, flat: Unrolled
+    node: Any, values: Mapping[int, Any], key: Key, flat: Unrolled, *, inference: bool
 ) -> Sequence[Any]:
-    inside = inside_of(node)
+    owner, inside = tensors.owner_of(node), inside_of(node)
+    args, kwargs = node.arguments.fill_in(values)
     if inside is None:
-        args, kwargs = node.arguments.fill_in(values)
-        made = owner(*args, **kwargs)
-        return tensors.leaves(made)
+        if inference and getattr(owner, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": False}  # Keras lets that of the model around it win
+        return tensors.leaves(owner(*args, **kwargs))
     read = [values.get(id(one), one) for one in tensors.inputs_of(node)]
     given = dict(zip(map(id, inside.inputs), read, strict=True))
-    return _walk(inside, given, key, flat, again=True)
+    inference = inference or kwargs.get("training") is False
+    return _walk(inside, given, key, flat, again=True, inference=inference)
 
 
 def inside_of(node: Any) -> Any:
     """The graph of the nested model that a call is of; None where it is left as one piece.
 
-    Left whole is what is called in a way of its own: with training or a mask given, with tensors
-    of other ranks than its inputs, or by tf_keras, which keeps the arguments of calls elsewhere.
+    Left whole is what is called in a way of its own: in training mode or with a mask given, with
+    tensors of other ranks than its inputs, or by tf_keras, which keeps the arguments of calls
+    elsewhere.
     """
     owner = tensors.owner_of(node)
     graph = tensors.graph_of(owner)
@@ -151,7 +163,8 @@ def inside_of(node: Any) -> Any:
         return None
     read = tensors.inputs_of(node)
     ranks = [len(one.shape) for one in read] == [len(one.shape) for one in graph.inputs]
-    plain = not any(_says_something(value) for value in arguments.kwargs.values())
+    said = {name: value for name, value in arguments.kwargs.items() if _says_something(value)}
+    plain = not said or (list(said) == ["training"] and said["training"] is False)
     return graph if ranks and plain and len(arguments.args) == 1 else None
 
 
