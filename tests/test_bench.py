@@ -379,3 +379,9 @@ def test_help_has_examples() -> None:
     done = CliRunner().invoke(main, ["bench", "--help"])
     assert done.exit_code == 0
     assert "Examples:" in done.stdout
+
+
+def test_more_threads_than_processors_are_refused() -> None:
+    found = CliRunner().invoke(main, ["bench", "a.keras", "--threads", "100000"])
+    assert found.exit_code == 2
+    assert "100000 threads are more than the" in found.stderr
