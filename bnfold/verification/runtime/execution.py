@@ -137,7 +137,15 @@ def apply(layer: Any, value: Array) -> Array:
 def _as_numpy(tensorflow: Any, value: Any) -> Array:
     if value.dtype == tensorflow.bfloat16:
         value = tensorflow.cast(value, tensorflow.float32)
+    if value.dtype == tensorflow.string:
+        return _texts(np.atleast_1d(value.numpy()))
     return np.atleast_1d(value.numpy())  # comparisons look along axes
+
+
+def _texts(value: Array) -> Array:
+    """Text as ONNX Runtime gives it, where TensorFlow gives bytes."""
+    flat = [one.decode(errors="replace") for one in value.flat]
+    return np.array(flat, dtype=object).reshape(value.shape)
 
 
 def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
