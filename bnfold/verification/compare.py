@@ -298,7 +298,9 @@ def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Err
     own = original.share or 0.0 if original is not None else 0.0
     allowed = FACTOR * max(yardstick.tipped, own)
     excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else math.inf)
-    return Outcome(share, allowed, excess, {-1: np.asarray([allowed < BLIND])})
+    value = yardstick.value
+    varies = len(value) < 2 or bool(np.any(value != value[:1]))  # one sample alone cannot tell
+    return Outcome(share, allowed, excess, {-1: np.asarray([varies and allowed < BLIND])})
 
 
 def failed(problem: str) -> Outcome:
