@@ -641,6 +641,34 @@ def test_whole_numbers_are_counted(tmp_path):
     assert re.search(r"'out' differs in [0-9.]+% of its numbers, rounding explains 0", sentence)
 
 
+def test_texts_are_compared_too(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = ops.argmax(layers.Dense(3, name="linear")(inputs), -1)
+        words = layers.StringLookup(vocabulary=["a", "b"], invert=True, name="words")
+        return keras.Model(inputs, words(hidden))
+
+    keras.utils.set_random_seed(3)
+    model = make()
+    model.save(tmp_path / "one.keras")
+    assert verify(*[tmp_path / "one.keras"] * 2).verdict is Verdict.EQUIVALENT
+    model.get_layer("linear").bias.assign([0, 9, 0])
+    model.save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert "output 'words' differs in" in found.differences[0]
+
+
+def test_whole_numbers_that_never_change_prove_nothing(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(3, bias_initializer=keras.initializers.Constant(1e5))(inputs)
+        return keras.Model(inputs, layers.Identity(name="out")(hidden > 0))
+
+    found = verify(*save_pair(tmp_path, make))
+    assert found.verdict is Verdict.UNDECIDED
+
+
 def test_what_must_be_exact_is_not_said_to_be_a_multiple_of_nothing(tmp_path):
     def make():
         off = layers.Dense(5, "relu", bias_initializer=keras.initializers.Constant(-1e5))
@@ -669,8 +697,9 @@ def test_classes_of_pixels_are_not_called_samples(tmp_path):
 # --- the third verdict, and what a runtime cannot do ----------------------------------------------
 
 
-def test_an_output_that_never_changes_proves_nothing(tmp_path):
-    dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e5))
+@pytest.mark.parametrize("always", [-1e5, 1e15])
+def test_an_output_that_never_changes_proves_nothing(tmp_path, always):
+    dead = layers.Dense(4, "relu6", bias_initializer=keras.initializers.Constant(always))
     found = verify(*save_pair(tmp_path, lambda: small_net(dead)))
     assert found.verdict is Verdict.UNDECIDED
     assert "was not exercised" in found.warnings[-1]
@@ -1079,6 +1108,12 @@ def judged(original, folded, *, moved=(), folded_moved=(), rule=None):
         [[[errors(found, one)]] for one in folded_moved],
     )
     return compare(yardstick, None, errors(exact, found), rule or Rule())
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_overflows_in_the_judge_itself_says_nothing():
+    huge = np.array([[1e200]])
+    assert errors(huge, 2 * huge).sqnr is None
 
 
 def test_a_value_that_became_nan_fails():

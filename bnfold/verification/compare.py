@@ -130,7 +130,9 @@ class Truth:
 
     @cached_property
     def scale(self) -> ByAxis:
-        """The largest magnitude of each channel."""
+        """The largest magnitude of each channel; texts have none."""
+        if self.value.dtype.kind == "O":
+            return {}
         return _by_axis(np.abs(self._finite))
 
     @cached_property
@@ -199,8 +201,9 @@ def errors(yardstick: Array, value: Array, *, where: Array | None = None) -> Err
         known &= where
     exact = _cleared(yardstick, known)
     distance = np.abs(_cleared(value, known) - exact)
-    signal = float(np.sum(np.square(exact)))
-    noise = float(np.sum(np.square(distance)))
+    with np.errstate(over="ignore"):
+        signal = float(np.sum(np.square(exact)))
+        noise = float(np.sum(np.square(distance)))
     return Errors(
         _by_axis(distance),
         float(distance.max(initial=0.0)),
@@ -295,7 +298,9 @@ def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Err
     own = original.share or 0.0 if original is not None else 0.0
     allowed = FACTOR * max(yardstick.tipped, own)
     excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else math.inf)
-    return Outcome(share, allowed, excess, {-1: np.asarray([allowed < BLIND])})
+    value = yardstick.value
+    varies = len(value) < 2 or bool(np.any(value != value[:1]))  # one sample alone cannot tell
+    return Outcome(share, allowed, excess, {-1: np.asarray([varies and allowed < BLIND])})
 
 
 def failed(problem: str) -> Outcome:

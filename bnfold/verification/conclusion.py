@@ -143,7 +143,9 @@ def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judge
     own = [None] * len(truths) if run.original is None else [row[at] for row in run.original]
     found = [row[at] for row in run.folded]
     worst = max(range(len(outcomes)), key=lambda i: outcomes[i].excess)
-    heard = _heard([outcome.heard for outcome in outcomes], label.axis)
+    pairs = list(zip(truths, outcomes, strict=True))
+    several = [outcome for truth, outcome in pairs if len(truth.value) > 1]  # one cannot vary
+    heard = _heard([outcome.heard for outcome in several or outcomes], label.axis)
     comparison = Comparison(
         name=label.name,
         is_output=label.is_output,

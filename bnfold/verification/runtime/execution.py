@@ -140,9 +140,17 @@ def numbers(variable: Any) -> Array:
 
 
 def as_numpy(tensor: Any) -> Array:
-    """The numbers of a tensor; bfloat16, which numpy lacks, as float32."""
-    found = np.asarray(tensor.numpy())
-    return found.astype(np.float32) if tensors.dtype_name(tensor) == "bfloat16" else found
+    """The content of a tensor; bfloat16, which numpy lacks, as float32."""
+    found, dtype = np.asarray(tensor.numpy()), tensors.dtype_name(tensor)
+    if dtype == "string":
+        return _texts(found)
+    return found.astype(np.float32) if dtype == "bfloat16" else found
+
+
+def _texts(value: Array) -> Array:
+    """Text as ONNX Runtime gives it, where TensorFlow gives bytes."""
+    flat = [one.decode(errors="replace") for one in value.flat]
+    return np.array(flat, dtype=object).reshape(value.shape)
 
 
 def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
