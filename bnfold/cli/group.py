@@ -78,4 +78,8 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    main()
+    try:
+        main()
+    finally:
+        # What is left goes with the process; looking through it for garbage at exit takes a while.
+        gc.freeze()
