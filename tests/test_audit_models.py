@@ -337,6 +337,32 @@ def test_what_is_in_time_distributed_is_updated_at_each_time_step(tmp_path: Path
     assert variance == pytest.approx(0.99**30, rel=1e-4)
 
 
+def with_old_backbone(*, trainable: bool, momentum: float = 0.99) -> Any:
+    """20 steps of a head with a norm, behind a nested model whose variances took more of them."""
+    bn = norm(momentum=momentum)
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(6), bn], name="inner")
+    inner.trainable = trainable
+    inputs = keras.Input((6,))
+    model = fitted(keras.Model(inputs, norm("head")(inner(inputs))))
+    bn.moving_variance.assign([0.1] * 6)
+    return model
+
+
+def test_a_layer_of_any_model_tells_that_the_counter_is_younger(tmp_path: Path) -> None:
+    inspected = saved(with_old_backbone(trainable=True), tmp_path)
+    assert [found.layer for found in inspected.findings if found.code == "BN103"] == []
+
+
+def test_a_frozen_layer_does_not_tell_how_old_the_counter_is(tmp_path: Path) -> None:
+    inspected = saved(with_old_backbone(trainable=False), tmp_path)
+    assert [found.layer for found in inspected.findings if found.code == "BN103"] == [("head",)]
+
+
+def test_statistics_that_moved_before_the_momentum_was_1_are_older(tmp_path: Path) -> None:
+    inspected = saved(with_old_backbone(trainable=True, momentum=1.0), tmp_path)
+    assert "BN103" not in codes(inspected).get("head", [])
+
+
 def test_steps_of_older_versions(fixture_model: Unpack) -> None:
     expected = {
         "digits_cnn_keras213.keras": 675,
@@ -693,3 +719,13 @@ def test_the_config_alone_can_spoil_a_healthy_model(fixture_model: Unpack, tmp_p
             new.writestr(info.filename, content)
     found = [f for f in inspect_file(target).findings if f.severity != "info"]
     assert [f.code for f in found] == ["BN003"]
+
+
+@pytest.mark.parametrize(("first", "severity"), [([], "info"), ([layers.Dense(8)], "warning")])
+def test_the_units_of_the_input_are_no_hazard(
+    first: list[Any], severity: str, tmp_path: Path
+) -> None:
+    bn = norm()
+    model = sequential(*first, layers.ReLU(), bn, layers.Dense(3), shape=(8,))
+    bn.moving_variance.assign([1e10] + [1.0] * 7)
+    assert finding(saved(model, tmp_path), "BN402").severity == severity

@@ -133,7 +133,8 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     What it finds:
         Channels of the folded kernel whose largest number is less than `quantization_info`
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
-        is a warning. Dead channels, whose output does not vary, are not reported, though they
+        is a warning, unless the layer is on the model's input, whose features have units of
+        their own. Dead channels, whose output does not vary, are not reported, though they
         count for the range. The kernel is measured with all folds in it.
 
     Why it matters:
@@ -179,7 +180,7 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         return None
     share, name, few = min(uneven, key=lambda one: one[0])
     bits = 8 + math.log2(share)
-    warns = share < subject.thresholds.quantization_warning
+    warns = share < subject.thresholds.quantization_warning and not subject.reads_model_input
     return Verdict(
         Severity.WARNING if warns else Severity.INFO,
         f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "

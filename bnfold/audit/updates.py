@@ -4,7 +4,8 @@ The optimizer counts its steps, and each step updates the statistics once for ea
 layer. The counter starts over when a model is compiled again, so it can be younger than the
 statistics. The variance tells: it started at 1 and nothing negative was added, so that after n
 updates it is m^n at least. A smaller one has seen more updates, and then the counter says nothing
-of any layer of that model.
+of any layer of the file: a network that is trained on with a new head has a new counter for both.
+Frozen layers do not tell, because a head may have been trained from the start on top of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,6 @@ def updates(
     if not steps.get(()):
         return {}
     known: dict[Path, int] = {}
-    younger: set[Path] = set()
     for batchnorm, place in layers:
         per_step = place.updates_per_step
         if not per_step:
@@ -34,20 +34,22 @@ def updates(
         around = (batchnorm.path[:length] for length in range(len(batchnorm.path)))
         count = per_step * sum(steps.get(path, 0) for path in around)
         known[batchnorm.path] = count = min(count, _MOST)
-        if _saw_more(batchnorm, count):
-            younger.add(place.scope.path)
-    return {path: count for path, count in known.items() if path[:-1] not in younger}
+        if batchnorm.trainable and _saw_more(batchnorm, count):
+            return {}
+    return known
 
 
 _MOST = 2**53  # more of them weigh nothing, and a float holds no more
 
 
 def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
-    """Whether a variance is smaller than so many updates can have left it."""
+    """Whether a variance is smaller than so many updates can have left it, or moved at m = 1."""
     vectors, momentum = batchnorm.vectors, batchnorm.momentum
-    if vectors is None or momentum is None or not 0 < momentum < 1:
+    if vectors is None or momentum is None or not 0 < momentum <= 1:
         return False
     variance = vectors["moving_variance"]
+    if momentum == 1:
+        return bool(np.any(variance != 1))
     return bool(np.any(variance < momentum**count * (1 - rounding(batchnorm, count))))
 
 

@@ -10,6 +10,7 @@ looked at.
 import io
 import json
 import math
+import re
 import stat
 import zipfile
 import zlib
@@ -61,11 +62,25 @@ _ZIP_DAMAGE = (
 _HDF5_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
 
 
+# What a CI runner obeys when it stands in a log: `::error::` and its kind at the start of a line
+# on GitHub, `##[command]`, `##vso[task...]` or `##teamcity[...]` anywhere on others.
+_COMMAND = re.compile(
+    r":(?=:(?:add-|debug|echo|end|error|group|notice|remove-|save-|set-|stop-|warning)[^:]*::)"
+    r"|#(?=#\w*\[)",
+    re.IGNORECASE,
+)
+
+
 def printable(text: str) -> str:
-    """Text from a file with its control characters (terminal escapes, newlines) made visible."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text from a file with what a terminal or a CI log would obey made visible.
+
+    That is control characters (terminal escapes, newlines) and the commands of CI runners.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if "::" in text or "##" in text:
+        text = _COMMAND.sub(lambda mark: f"\\x{ord(mark[0]):x}", text)
+    return text
 
 
 def shortened(text: str, limit: int = 200) -> str:

@@ -1,0 +1,51 @@
+"""The audit finds what was planted in a trained model, and does not warn of a healthy one."""
+
+from pathlib import Path
+
+import pytest
+from broken_models import BROKEN
+from healthy_models import HEALTHY
+from specimens import Specimen, examined
+
+from bnfold.audit import RULES
+
+PAGE = (Path(__file__).parent.parent / "docs" / "calibration.md").read_text()
+
+FAST = {
+    *("mlp_momentum_9_two_epochs", "one_epoch", "never_trained", "nested_one_epoch"),
+    *("batches_of_one", "synchronized_two_epochs"),
+}
+"""Those that train in about a second; `-m slow` trains all."""
+
+
+def rows(table: dict[str, Specimen]) -> list[object]:
+    return [
+        pytest.param(one, id=name, marks=() if name in FAST else pytest.mark.slow)
+        for name, one in table.items()
+    ]
+
+
+@pytest.mark.parametrize("one", rows(HEALTHY))
+def test_a_healthy_model_has_no_warning(one: Specimen, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = examined(one, tmp_path)
+    assert [found.message for found in result.false_alarms] == []
+    assert result.score > 0.85
+
+
+@pytest.mark.parametrize("one", rows(BROKEN))
+def test_a_defect_is_found_and_nothing_else(one: Specimen, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = examined(one, tmp_path)
+    assert result.missed == []
+    assert [found.message for found in result.false_alarms] == []
+
+
+def test_every_rule_has_two_models() -> None:
+    planted = [defect.code for one in BROKEN.values() for defect in one.planted]
+    assert {rule.code for rule in RULES if planted.count(rule.code) < 2} == set()
+
+
+def test_the_page_lists_every_model() -> None:
+    listed = {name for name in (*HEALTHY, *BROKEN) if f"| `{name}` |" in PAGE}
+    assert listed == {*HEALTHY, *BROKEN}
