@@ -668,7 +668,7 @@ def test_what_is_no_relu(behind: Layers) -> None:
 # --- the dialect of Keras 2 ----------------------------------------------------------------------
 
 
-def keras2(**calls: dict[str, Any]) -> Graph:
+def keras2(variance: Any = None, **calls: dict[str, Any]) -> Graph:
     """A model of Keras 2 in which each call may be given arguments: drop, outer and bn in it."""
 
     def node(source: str, name: str) -> list[Any]:
@@ -715,9 +715,9 @@ def keras2(**calls: dict[str, Any]) -> Graph:
         "wrapper",
     )
     graph = parse_model(root)
-    variables = tuple(
-        weight(n, v, "float32") for n, v in {**HEALTHY, **shrunk(20)}.items() if n != "config"
-    )
+    values = {**HEALTHY, **{n: v for n, v in shrunk(20).items() if n in HEALTHY}}
+    values["moving_variance"] = variance or values["moving_variance"]
+    variables = tuple(weight(name, value, "float32") for name, value in values.items())
     outer, wrapper = graph.layers["outer"], graph.layers["wrapper"]
     assert outer.graph is not None
     assert wrapper.inner is not None
@@ -739,9 +739,11 @@ def test_keras_2_updates_what_is_in_time_distributed_once() -> None:
     }
 
 
+@pytest.mark.parametrize("variance", [None, [2.0, 3.0, 2.0, 2.5]])
 @pytest.mark.parametrize("call", ["outer", "bn"])
-def test_keras_2_heeds_training_false(call: str) -> None:
-    assert list(by_layer(keras2(**{call: {"training": False}}), "BN103")) == ["wrapper"]
+def test_keras_2_heeds_training_false(call: str, variance: Any) -> None:
+    given = keras2(variance, **{call: {"training": False}})
+    assert list(by_layer(given, "BN103")) == ["wrapper"]
 
 
 def test_keras_2_heeds_training_false_of_a_dropout() -> None:

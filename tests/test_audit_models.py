@@ -662,6 +662,15 @@ def test_a_model_of_ones_own_class_has_no_known_neighbours(tmp_path: Path) -> No
     assert codes(saved(model, tmp_path)) == {"bn": ["BN303"]}
 
 
+def test_what_a_model_of_ones_own_class_makes_is_not_known(tmp_path: Path) -> None:
+    inner_input = keras.Input((8, 8, 6))
+    hidden = layers.Conv2D(6, 1)(layers.Dropout(0.2)(inner_input))
+    inner = Mine(inner_input, hidden, name="inner")
+    inputs = keras.Input((8, 8, 6))
+    model = settle(keras.Model(inputs, norm(axis=1)(inner(inputs))))
+    assert codes(saved(model, tmp_path)) == {"bn": ["BN303"]}
+
+
 @keras.saving.register_keras_serializable("audit")
 class Block(keras.layers.Layer):
     """A layer with a norm that its code alone knows of."""

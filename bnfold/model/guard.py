@@ -419,17 +419,30 @@ def attribute(group: h5py.Group | h5py.Dataset, name: str) -> Any:
         UnreadableModelError: it is damaged.
     """
     key = link_name(name)
-    where = f"the attribute {shortened(name)} of {shortened(group.name or '')} in the weights"
-    with hdf5_damage(where):
+    try:
         if not h5py.h5a.exists(group.id, key):
             return None
-        found = h5py.h5a.open(group.id, key)
-        kind = found.get_type()
-        if not (_is_plain_type(kind) or isinstance(kind, h5py.h5t.TypeStringID)):
-            raise UnsafeModelError(f"{where} is neither numbers nor text; refused")
-        if found.get_space().get_simple_extent_npoints() > MAX_ATTRIBUTE_ITEMS:
-            raise UnsafeModelError(f"{where} holds more items than Keras writes; refused")
-        return group.attrs[name]
+        problem = _attribute_problem(h5py.h5a.open(group.id, key))
+        if problem is None:
+            return group.attrs[name]
+    except _HDF5_DAMAGE as error:
+        where = _attribute_name(group, name)
+        raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
+    raise UnsafeModelError(f"{_attribute_name(group, name)} {problem}; refused")
+
+
+def _attribute_problem(found: h5py.h5a.AttrID) -> str | None:
+    """What is wrong with an attribute, without a look at its value."""
+    kind = found.get_type()
+    if not (_is_plain_type(kind) or isinstance(kind, h5py.h5t.TypeStringID)):
+        return "is neither numbers nor text"
+    if found.get_space().get_simple_extent_npoints() > MAX_ATTRIBUTE_ITEMS:
+        return "holds more items than Keras writes"
+    return None
+
+
+def _attribute_name(group: h5py.Group | h5py.Dataset, name: str) -> str:
+    return f"the attribute {shortened(name)} of {shortened(group.name or '')} in the weights"
 
 
 def _hdf5_name(group: h5py.Group, name: str) -> str:
