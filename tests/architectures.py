@@ -95,6 +95,35 @@ def inverted_residual(norm: Norm | None = None) -> Any:
     return keras.Model(image, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
+def xception(norm: Norm | None = None, **conv: Any) -> Any:
+    """Separable convolutions with shortcuts and max pooling, as the small Xceptions of 2017.
+
+    `conv` goes to all convolutions but those of the shortcuts.
+    """
+    norm = norm or norms()
+    options = {"padding": "same", "use_bias": False, **conv}
+    image = x = keras.Input((8, 8, 1))
+    for _ in range(2):
+        x = layers.Activation("relu")(norm()(layers.Conv2D(8, 3, **options)(x)))
+    for filters in (16, 32, 64):
+        entry = norm()(layers.Conv2D(filters, 1, strides=2, padding="same", use_bias=False)(x))
+        x = layers.Activation("relu")(norm()(separable(filters, **options)(x)))
+        x = norm()(separable(filters, **options)(x))
+        x = layers.Add()([layers.MaxPooling2D(3, strides=2, padding="same")(x), entry])
+    return keras.Model(image, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def separable(filters: int, kernel_regularizer: Any = None, **conv: Any) -> Any:
+    """A SeparableConv2D whose two kernels have the same regularizer."""
+    return layers.SeparableConv2D(
+        filters,
+        3,
+        depthwise_regularizer=kernel_regularizer,
+        pointwise_regularizer=kernel_regularizer,
+        **conv,
+    )
+
+
 def resnet(norm: Norm | None = None, *, last_gamma: str = "ones") -> Any:
     """Blocks of two convolutions with a shortcut, the ReLU behind the sum."""
     norm = norm or norms()

@@ -423,7 +423,7 @@ def batches_of_one_recurrent() -> Trained:
     return fit(nets.recurrent(layers.LSTM), few, epochs=1, batch=1)
 
 
-@broken("BN107 warning norm_1", also=["BN403"])
+@broken("BN107 warning norm_1", also=["BN402", "BN403"])
 def dead_units() -> Trained:
     """Units that a first layer's bias keeps at 0, under a norm with epsilon 1e-7."""
     pixels = keras.Input((64,))
@@ -434,7 +434,7 @@ def dead_units() -> Trained:
     return fit(keras.Model(pixels, layers.Dense(10)(x)), flat_digits())
 
 
-@broken("BN107 warning norm_1", also=["BN403"])
+@broken("BN107 warning norm_1", also=["BN402", "BN403"])
 def stuck_sensor() -> Trained:
     """A sensor that never changes, filtered by itself, under a norm with epsilon 1e-7."""
 

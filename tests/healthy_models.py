@@ -368,6 +368,28 @@ def cnn_separable() -> Trained:
 
 
 @healthy()
+def cnn_faded_filters() -> Trained:
+    """A small Xception with L2 0.01 on its kernels, as in 2017, which lets filters fade away."""
+    decay = keras.regularizers.L2(0.01)
+    return fit(
+        nets.xception(kernel_regularizer=decay), digits(), epochs=60, optimizer=_slowing(2700)
+    )
+
+
+@healthy()
+def cnn_decayed() -> Trained:
+    """Conv2D, norm, ReLU with L2 0.003 on the kernels, trained for long."""
+    decay = keras.regularizers.L2(0.003)
+    model = nets.cnn(filters=(24, 32, 48), kernel_regularizer=decay)
+    return fit(model, digits(), epochs=60, optimizer=_slowing(2700))
+
+
+def _slowing(steps: int) -> Any:
+    """Adam with a rate that falls to 0, so that the statistics catch up with the weights."""
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps))
+
+
+@healthy()
 def cnn_residual() -> Trained:
     """Residual blocks."""
     return fit(nets.resnet(), digits())

@@ -12,8 +12,8 @@ from bnfold.audit import RULES
 PAGE = (Path(__file__).parent.parent / "docs" / "calibration.md").read_text()
 
 FAST = {
-    *("mlp_momentum_9_two_epochs", "one_epoch", "never_trained", "nested_one_epoch"),
-    *("batches_of_one", "synchronized_two_epochs"),
+    *("mlp_momentum_9_two_epochs", "one_epoch", "legacy_one_epoch", "nested_one_epoch"),
+    *("never_trained", "batches_of_one"),
 }
 """Those that train in about a second; `-m slow` trains all."""
 

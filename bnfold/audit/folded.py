@@ -134,8 +134,9 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         Channels of the folded kernel whose largest number is less than `quantization_info`
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
         is a warning, unless the layer is on the model's input, whose features have units of
-        their own. Dead channels, whose output does not vary, are not reported, though they
-        count for the range. The kernel is measured with all folds in it.
+        their own. Dead channels, whose output does not vary or whose variance is almost 0
+        beside epsilon (BN107), are not reported, though they count for the range. The kernel is
+        measured with all folds in it.
 
     Why it matters:
         Quantization with one scale for the tensor gives every channel the same step. A channel
@@ -145,7 +146,7 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
 
     Formula:
             p = max abs(W'[channel]) / max abs(W'),  usable bits = 8 + log2(p)
-            dead if abs(g) sqrt(v / (v + e)) < 0.001
+            dead if abs(g) sqrt(v / (v + e)) < 0.001 or v < 0.01 e
 
     Example:
             import keras
@@ -194,13 +195,15 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
 def _shares(subject: Subject, extent: Extent) -> Vector:
     """The part of the kernel's range that each channel uses, (channels,); 1 for a dead one.
 
-    What a dead channel is rounded to does not matter, but its weights count for the range.
+    What a dead channel is rounded to does not matter, but its weights count for the range. One
+    whose variance is almost 0 beside epsilon is as good as dead: weight decay lets whole filters
+    fade in models that are none the worse for it.
     Empty where what the kernel takes in has other channels than the layer.
     """
     size = extent.scaled.reshape(-1)
     if size.size != subject.dead.size:
         return np.zeros(0)
-    live = ~subject.dead & (size > 0)
+    live = ~(subject.dead | subject.vanishing) & (size > 0)
     return np.where(live, size / size.max(initial=0), 1.0)
 
 
