@@ -1,15 +1,16 @@
 """bnfold: audit Keras models, fold their BatchNormalization layers, prove the result.
 
-Five functions, each taking the path of a model file or a live `keras.Model`:
+Six functions, each taking the path of a model file or a live `keras.Model`:
 
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
     fold(model, out)          write the folded model; of a live model, give the folded one back
     verify(original, folded)  prove that two models compute the same
     export(model, target)     fold it and write it as an ONNX file
+    recalibrate(model, out)   estimate the moving statistics again, from data
     bench(a, b)               how long two models take, side by side
 
-Importing bnfold, `inspect`, and `fold(..., verify=False)` on files import no deep-learning
-framework.
+Importing bnfold, `inspect` without data, and `fold(..., verify=False)` on files import no
+deep-learning framework.
 """
 
 __version__ = "0.1.0"
@@ -18,14 +19,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold.api import bench, export, fold, inspect, verify
-    from bnfold.audit import Finding, Severity
+    from bnfold.api import bench, export, fold, inspect, recalibrate, verify
+    from bnfold.audit import Finding, Severity, Thresholds
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.errors import (
         BnfoldError,
         ExportImpossibleError,
         OutputError,
+        SettingsError,
         UnreadableModelError,
         UnsafeModelError,
         VerificationFailedError,
@@ -33,17 +35,19 @@ if TYPE_CHECKING:
     )
     from bnfold.exporting import ExportReport
     from bnfold.inspection import Inspection
+    from bnfold.recalibration import RecalibrationReport
     from bnfold.verification import Verdict, Verification
 
 _HOMES = {
-    "bnfold.api": ("bench", "export", "fold", "inspect", "verify"),
-    "bnfold.audit": ("Finding", "Severity"),
+    "bnfold.api": ("bench", "export", "fold", "inspect", "recalibrate", "verify"),
+    "bnfold.audit": ("Finding", "Severity", "Thresholds"),
     "bnfold.benchmark": ("BenchReport",),
     "bnfold.conversion": ("FoldReport",),
     "bnfold.errors": (
         "BnfoldError",
         "ExportImpossibleError",
         "OutputError",
+        "SettingsError",
         "UnreadableModelError",
         "UnsafeModelError",
         "VerificationFailedError",
@@ -51,6 +55,7 @@ _HOMES = {
     ),
     "bnfold.exporting": ("ExportReport",),
     "bnfold.inspection": ("Inspection",),
+    "bnfold.recalibration": ("RecalibrationReport",),
     "bnfold.verification": ("Verdict", "Verification"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -64,7 +69,10 @@ __all__ = [
     "FoldReport",
     "Inspection",
     "OutputError",
+    "RecalibrationReport",
+    "SettingsError",
     "Severity",
+    "Thresholds",
     "UnreadableModelError",
     "UnsafeModelError",
     "Verdict",
@@ -76,6 +84,7 @@ __all__ = [
     "export",
     "fold",
     "inspect",
+    "recalibrate",
     "verify",
 ]
 

@@ -6,41 +6,85 @@ A live model goes through a temporary `.keras` file, so that there is one way to
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from numpy.typing import NDArray
+
+from bnfold.audit import Thresholds
+from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
 from bnfold.errors import VerificationFailedError
 from bnfold.exporting import ExportReport, export_file
 from bnfold.inspection import Inspection, inspect_file
+from bnfold.recalibration import MEMORY, RecalibrationReport, recalibrate_file
 from bnfold.verification import Verification, runtime
 from bnfold.verification import verify as verify_files
+from bnfold.verification.observe import DataRun
 
 if TYPE_CHECKING:
     import keras
 
 FilePath: TypeAlias = str | os.PathLike[str]
+Data: TypeAlias = FilePath | NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
+"""Samples: an .npz or .npy file, an array, or an array for each input, by name or in order."""
 Progress: TypeAlias = Callable[[str], None]
 
 
-def inspect(model: "FilePath | keras.Model") -> Inspection:
+def inspect(
+    model: "FilePath | keras.Model",
+    *,
+    select: Sequence[str] = ALL,
+    ignore: Sequence[str] = (),
+    thresholds: Thresholds | None = None,
+    target_dtype: str | None = None,
+    data: Data | None = None,
+    batch: int | None = None,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Inspection:
     """Inspect every BatchNormalization of a model.
 
     Args:
         model: the path of a `.keras` file, a model directory or a legacy `.h5` file; or a live
             model, whose name then stands for the path in the result.
+        select: codes of the rules to ask, or what their codes begin with; all by default.
+        ignore: likewise, those not to ask; where both name a rule, the longer one counts.
+        thresholds: where the rules begin to speak, instead of the defaults.
+        target_dtype: "float16", "bfloat16" or "float32", in which the model will run; without it
+            what each layer computes in.
+        data: samples to run the model over, to compare what goes into its layers with what they
+            record: an .npz or .npy file, an array, or an array for each input, by name or in order.
+        batch: how many samples go in at a time; None for as many as have room.
+        trust: let the model's file run code of its own then; a live model is trusted.
+        imports: modules to import first, because they register custom layers.
+        progress: called with the name of each stage of that.
 
     Raises:
         UnreadableModelError: the file is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
-        BnfoldError: Keras cannot save the live model.
+        SettingsError: no rule has such a code.
+        ValueError: there is no such target.
+        VerificationImpossibleError: the model cannot be loaded to run it.
+        BnfoldError: the data do not fit, or Keras cannot save the live model.
     """
+    rules = chosen(codes(_listed(select)), codes(_listed(ignore)))
+    run = None
+    if data is not None:
+        run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
     with _as_file(model) as path:
-        inspection = inspect_file(path)
+        inspection = inspect_file(
+            path,
+            rules=rules,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+            run=run,
+        )
     if isinstance(model, (str, os.PathLike)):
         return inspection
     return replace(inspection, path=Path(model.name))
@@ -253,6 +297,114 @@ def export(
             name=str(getattr(model, "name", "")) if live else None,
             progress=progress,
         )
+
+
+@overload
+def recalibrate(
+    model: FilePath,
+    out: FilePath,
+    *,
+    data: Data,
+    layers: Sequence[str] = (),
+    batch: int | None = None,
+    memory: int = MEMORY,
+    force: bool = False,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> RecalibrationReport: ...
+
+
+@overload
+def recalibrate(
+    model: "keras.Model",
+    out: None = None,
+    *,
+    data: Data,
+    layers: Sequence[str] = (),
+    batch: int | None = None,
+    memory: int = MEMORY,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> "keras.Model": ...
+
+
+def recalibrate(
+    model: Any,
+    out: FilePath | None = None,
+    *,
+    data: Data,
+    layers: Sequence[str] = (),
+    batch: int | None = None,
+    memory: int = MEMORY,
+    force: bool = False,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Any:
+    """Estimate the moving statistics of a model again, from data.
+
+    Args:
+        model: a path, or a live model, which stays as it is.
+        out: where the recalibrated model goes, in the same kind of file; none for a live model.
+        data: samples as for `inspect`, prepared as for training.
+        layers: shell patterns of names or nested paths of the layers to estimate, frozen ones too;
+            without them all that are not frozen.
+        batch: how many samples go in at a time; None for as many as have room.
+        memory: bytes for what saves running the model again for every layer.
+        force: replace `out` if it exists.
+        trust: let the model's file run code of its own; a live model is trusted.
+        imports: modules to import first, because they register custom layers.
+        progress: called with the name of each stage.
+
+    Returns:
+        For a path, what was done; its `written` is False when the new file does not reproduce its
+        statistics. For a live model, the recalibrated one, uncompiled.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
+        OutputError: `out` cannot be written, or exists and `force` is not given.
+        VerificationImpossibleError: the model cannot be loaded to run it.
+        VerificationFailedError: the recalibrated live model does not reproduce its statistics.
+        BnfoldError: the data do not fit, no layer can be recalibrated, what goes into one is not
+            finite, or its statistics do not fit into their dtype.
+    """
+    live = _is_live(model)
+    if live == (out is not None):
+        raise TypeError("recalibrate takes a path and an out path, or a live model and no out")
+    run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
+    options: dict[str, Any] = {"run": run, "layers": _listed(layers), "memory": memory}
+    if not live:
+        return recalibrate_file(Path(model), Path(str(out)), force=force, **options)
+    with _as_file(model) as source:
+        target = source.with_name("recalibrated.keras")
+        report = recalibrate_file(source, target, **options)
+        if not report.written:
+            raise VerificationFailedError(
+                "the recalibrated model does not reproduce its statistics"
+            )
+        return runtime.load_live(target, model)
+
+
+def _data_run(
+    model: Any,
+    data: Data,
+    progress: Progress | None,
+    *,
+    batch: int | None,
+    trust: bool,
+    imports: Sequence[str],
+) -> DataRun:
+    """How a model, a path or a live one, is to be run over data."""
+    live = _is_live(model)
+    return DataRun(
+        data=Path(data) if isinstance(data, (str, os.PathLike)) else data,
+        batch=batch,
+        trust=trust or live,
+        imports=_listed(imports),
+        classes=_own_classes(model),
+        progress=progress or (lambda _: None),
+    )
 
 
 def bench(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import gc
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,6 +312,9 @@ def bench_files(
     """
     if seconds <= 0 or (threads is not None and threads < 1) or any(n < 1 for n in batches):
         raise BnfoldError("seconds, threads and batch sizes must be positive")
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise BnfoldError(f"{threads} threads are more than the {processors} processors here")
     unknown = sorted(set(runtimes) - set(RUNTIMES))
     if unknown:
         raise BnfoldError(f"no runtime is called {unknown[0]!r}: take {', '.join(RUNTIMES)}")

@@ -22,6 +22,10 @@ class OutputError(BnfoldError):
     """The result cannot be written where it was asked for."""
 
 
+class SettingsError(BnfoldError):
+    """A setting, in a file or given, that cannot be what was meant."""
+
+
 class VerificationImpossibleError(BnfoldError):
     """Neither Keras nor ONNX Runtime can run the models, so nothing can be proved."""
 

@@ -27,15 +27,14 @@ from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
-from bnfold.verification import Verification, runtime, safety, samples, tensors
-from bnfold.verification.compare import Yardstick
+from bnfold.verification import Verification, runtime, safety, samples, tensors, user_data
+from bnfold.verification.compare import Yardstick, yardsticks
 from bnfold.verification.exported import (
     Check,
     Measured,
     Trial,
     measure,
     named_ports,
-    yardsticks,
 )
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.samples import SampleSet
@@ -210,7 +209,7 @@ class _Job:
         self.report("running the models with Keras")
         source = self._measure(original, sets)
         converted = source if folded is original else self._measure(folded, sets)
-        expected = yardsticks(source, converted)
+        expected = yardsticks(source.values, source.units, source.moved, converted.moved)
         interface = tensors.interface(original.model)
         label = self._label(original, report, sha256, _batched(interface, expected, sets))
         self.report("converting to ONNX")
@@ -237,7 +236,7 @@ class _Job:
     def _samples(self, loaded: LoadedModel) -> list[SampleSet]:
         specs = tensors.input_specs(loaded.model)
         if self.running.data is not None:
-            return [samples.load(self.running.data, specs)[0]]
+            return [user_data.load(self.running.data, specs)[0]]
         sizes = runtime.free_sizes(loaded, specs)
         return samples.generate(specs, self.running.seed, sizes)
 
@@ -288,7 +287,9 @@ class _Job:
                 return check
         if check is None:
             reason = _ORT_CODE.sub("", reasons[0])
-            raise ExportImpossibleError(f"{self.label}: cannot be converted to ONNX: {reason}")
+            raise ExportImpossibleError(
+                f"{self.label}: cannot be converted to ONNX (opset {opset}): {reason}"
+            )
         return check
 
 

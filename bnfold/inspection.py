@@ -1,23 +1,31 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
 from bnfold.model import hdf5
 from bnfold.model.archive import KerasArchive
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, ModelFile, open_model
-from bnfold.model.graph import show, walk_all
+from bnfold.model.graph import Graph, finite_number, show, walk_all
+from bnfold.model.graph import Path as LayerPath
 from bnfold.model.loose import loose_batchnorms
+from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
+from bnfold.moments import Divergence, Observed, divergence
+
+if TYPE_CHECKING:
+    from bnfold.verification.observe import DataRun
 
 SCHEMA_VERSION = 1
 
@@ -37,7 +45,10 @@ class Inspection:
         keras_version: the version that wrote it, where it tells.
         plan: one decision for each BatchNormalization.
         findings: what the health rules say.
+        graph: the model that the plan is for.
         note: why nothing can be folded at all, where that is so.
+        suppressed: findings that do not count, for a reason that somebody gave.
+        observed: what went into each layer while the model ran over data; None where it did not.
     """
 
     path: Path
@@ -45,7 +56,15 @@ class Inspection:
     keras_version: str | None
     plan: Plan = field(repr=False)
     findings: tuple[Finding, ...] = field(repr=False)
+    graph: Graph = field(repr=False)
     note: str | None = None
+    suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
+    observed: Mapping[LayerPath, Observed] | None = field(default=None, repr=False)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The model from top to bottom; empty for a subclassed one, whose file has no graph."""
+        return outline(self.graph)
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `models` in the JSON report."""
@@ -54,9 +73,16 @@ class Inspection:
             "container": self.container,
             "keras_version": self.keras_version,
             "note": self.note,
-            "batchnorms": [describe(decision) for decision in self.plan.decisions],
+            "batchnorms": [
+                describe(decision, self.observed_at(decision)) for decision in self.plan.decisions
+            ],
             "findings": [finding.to_dict() for finding in self.findings],
+            "suppressed": [suppressed.to_dict() for suppressed in self.suppressed],
         }
+
+    def observed_at(self, decision: Fold | Blocked) -> Observed | None:
+        """What went into one layer; None where the model did not run, or the layer was not seen."""
+        return (self.observed or {}).get(decision.batchnorm.path)
 
     def findings_on(self, decision: Fold | Blocked) -> tuple[Finding, ...]:
         """The findings on one layer."""
@@ -76,24 +102,29 @@ def inspect_file(
     rules: Iterable[Rule] = RULES,
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
+    run: "DataRun | None" = None,
 ) -> Inspection:
-    """Inspect a model file without running or importing anything that it names.
+    """Inspect a model file without running or importing anything that it names, unless `run`.
 
     Args:
         path: the file.
         rules: the health rules to ask.
         thresholds: their settings; without it the defaults.
         target_dtype: what the model will be run in, as for `bnfold.audit.audit`.
+        run: data to load the model for and run it over, to see what goes into its layers.
 
     Raises:
         ValueError: `target_dtype` is not known.
         UnreadableModelError: it is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
+        VerificationImpossibleError: Keras cannot be imported, or the model has no graph to run.
+        BnfoldError: the data do not fit, or the model cannot run on them.
     """
     with open_model(path) as model:
         subclassed = model.graph.kind == "subclassed"
         planned = plan(model.graph)
-        decided = replace(planned, decisions=(*planned.decisions, *_loose(model)))
+        decided = replace(planned, decisions=(*planned.decisions, *loose(model)))
+        observed = None if run is None else _observe(model.path, run)
         return Inspection(
             path=model.path,
             container=model.kind,
@@ -105,9 +136,18 @@ def inspect_file(
                 thresholds=thresholds,
                 target_dtype=target_dtype,
                 steps=model.optimizer_steps,
+                observed=observed,
             ),
+            graph=model.graph,
             note=_SUBCLASSED if subclassed else None,
+            observed=observed,
         )
+
+
+def _observe(path: Path, run: "DataRun") -> dict[LayerPath, Observed]:
+    from bnfold.verification.observe import observe  # noqa: PLC0415 - most inspections run nothing
+
+    return observe(path, run)
 
 
 def _read(decided: Plan) -> Plan:
@@ -117,8 +157,8 @@ def _read(decided: Plan) -> Plan:
     return decided
 
 
-def _loose(model: ModelFile) -> list[Blocked]:
-    """The statistics in subclassed models and custom layers."""
+def loose(model: ModelFile) -> list[Blocked]:
+    """The layers in subclassed models and custom layers, as far as their variables show them."""
     if not isinstance(model.format, KerasArchive):
         return []
     root = model.format.weights_root
@@ -134,7 +174,7 @@ def _loose(model: ModelFile) -> list[Blocked]:
     return blocked
 
 
-def describe(decision: Fold | Blocked) -> dict[str, Any]:
+def describe(decision: Fold | Blocked, observed: Observed | None = None) -> dict[str, Any]:
     """One BatchNormalization for JSON: where, how configured, its statistics, the verdict."""
     batchnorm = decision.batchnorm
     return {
@@ -143,6 +183,7 @@ def describe(decision: Fold | Blocked) -> dict[str, Any]:
         "channels": batchnorm.channels,
         **settings(batchnorm),
         "statistics": _statistics(batchnorm),
+        "observed": None if observed is None else _observed(batchnorm, observed),
         "fold": _fold(decision),
     }
 
@@ -232,6 +273,41 @@ def _statistics(batchnorm: BatchNorm) -> dict[str, Any] | None:
     }
 
 
+def _observed(batchnorm: BatchNorm, observed: Observed) -> dict[str, Any]:
+    """What went into a layer, and how far that is from what it records."""
+    moments, apart = observed.moments, apart_from_recorded(batchnorm, observed)
+    return {
+        "problem": observed.problem,
+        "samples": observed.samples,
+        "calls": observed.calls,
+        "values": 0 if moments is None else int(moments.count.max(initial=0)),
+        "non_finite": int(observed.non_finite.sum()),
+        "mean": None if moments is None else summary(moments.mean),
+        "variance": None if moments is None else summary(moments.variance),
+        "shift": None if apart is None else spread(apart.shift),
+        "variance_ratio": None if apart is None else spread(apart.ratio),
+        "kl": None if apart is None else spread(apart.kl),
+    }
+
+
+def apart_from_recorded(batchnorm: BatchNorm, observed: Observed) -> Divergence | None:
+    """How far what went into a layer is from what it records; None where either is not known."""
+    vectors, moments = batchnorm.vectors, observed.moments
+    if vectors is None or moments is None or batchnorm.epsilon is None:
+        return None
+    recorded = vectors["moving_mean"], vectors["moving_variance"]
+    return divergence(recorded, (moments.mean, moments.variance), batchnorm.epsilon)
+
+
+def spread(values: Vector) -> dict[str, float | None]:
+    """The smallest, middle and largest of a vector's numbers, None where there is none."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return dict.fromkeys(("min", "median", "max"))
+    found = {"min": known.min(), "median": np.median(known), "max": known.max()}
+    return {name: finite_number(float(number)) for name, number in found.items()}
+
+
 def summary(values: Vector) -> dict[str, float | int | None]:
     """The smallest, middle and largest finite number of a vector, and how many are not finite."""
     finite = values[np.isfinite(values)]
@@ -262,8 +338,13 @@ def _fold(decision: Fold | Blocked) -> dict[str, Any]:
     }
 
 
-def channel_values(batchnorm: BatchNorm) -> dict[str, Vector | None]:
-    """The vectors that a layer has, and the scale and shift that they amount to, by channel."""
+def channel_values(
+    batchnorm: BatchNorm, observed: Observed | None = None
+) -> dict[str, Vector | None]:
+    """The vectors that a layer has, and the scale and shift that they amount to, by channel.
+
+    Where a model ran over data, also the mean and variance of what went in.
+    """
     stored = batchnorm.weights or {}
     found: dict[str, Vector | None] = {
         name: values if name in stored else None
@@ -272,13 +353,16 @@ def channel_values(batchnorm: BatchNorm) -> dict[str, Vector | None]:
     affine = from_batchnorm(batchnorm)
     if isinstance(affine, Affine):
         found |= {"scale": affine.scale, "shift": affine.shift}
+    if observed is not None and observed.moments is not None:
+        moments = observed.moments
+        found |= {"observed_mean": moments.mean, "observed_variance": moments.variance}
     return found
 
 
-def describe_layer(decision: Fold | Blocked) -> dict[str, Any]:
+def describe_layer(decision: Fold | Blocked, observed: Observed | None = None) -> dict[str, Any]:
     """`describe` and every channel, with the scale and shift that the layer amounts to."""
     channels = {
         name: None if values is None else [float(v) if np.isfinite(v) else None for v in values]
-        for name, values in channel_values(decision.batchnorm).items()
+        for name, values in channel_values(decision.batchnorm, observed).items()
     }
-    return {**describe(decision), "channel_values": channels}
+    return {**describe(decision, observed), "channel_values": channels}

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Literal, TypeAlias
 
 from bnfold.errors import OutputError
-from bnfold.model.container import Kind
+from bnfold.model.container import SUFFIXES, Kind
 from bnfold.model.guard import printable
 
-TargetKind: TypeAlias = Kind | Literal["onnx"]
+TargetKind: TypeAlias = Kind | Literal["onnx", "text"]
 
 _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
     "keras": (".keras",),
@@ -38,9 +38,11 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
     if wanted is not None and target.suffix.lower() not in wanted:
         like = "" if kind == "onnx" else ", like the model it is made of"
         raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
-    if wanted is None and target.suffix.lower() in (".keras", ".h5", ".hdf5"):
+    if wanted is None and target.suffix.lower() in SUFFIXES:
         raise OutputError(
-            f"{name}: must have no suffix, because the model it is made of is a directory"
+            f"{name}: is the name of a model, and this is none"
+            if kind == "text"
+            else f"{name}: must have no suffix, because the model it is made of is a directory"
         )
     if not target.parent.is_dir():
         raise OutputError(f"{name}: the directory {printable(str(target.parent))} does not exist")
@@ -108,6 +110,30 @@ class Staging:
         finally:
             if not self._target.exists():
                 replaced.rename(self._target)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text to a file, whole or not at all, in the place of what is there.
+
+    Devices and pipes are written to, and links are followed.
+
+    Raises:
+        OutputError: it cannot be written there, or has the name of a model.
+    """
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        _write_to_device(target, text)
+        return
+    with Staging(target.resolve(), "text", force=True) as staging:
+        staging.path.write_text(text, encoding="utf-8", newline="")
+        staging.publish()
+
+
+def _write_to_device(target: Path, text: str) -> None:
+    try:
+        with target.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OutputError(f"{printable(str(target))}: {error.strerror or error}") from None
 
 
 def _flush(path: Path) -> None:

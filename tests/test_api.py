@@ -27,6 +27,18 @@ def test_inspect_takes_a_live_model(model: Any) -> None:
     assert inspection.to_dict()["path"] == "live"
 
 
+def test_inspect_takes_rules_thresholds_and_a_target(model: Any) -> None:
+    def codes(**settings: Any) -> list[str]:
+        return [finding.code for finding in bnfold.inspect(model, **settings).findings]
+
+    assert codes(select=["BN003"]) == []
+    strict = bnfold.Thresholds(inverted_momentum=0.999)
+    assert codes(select=["BN003"], thresholds=strict) == ["BN003"]
+    assert codes(select=["BN003"], ignore="BN003", thresholds=strict) == []
+    with pytest.raises(ValueError, match="no target dtype: 'int8'"):
+        codes(target_dtype="int8")
+
+
 def test_fold_gives_a_live_model_back_and_leaves_the_first_alone(model: Any) -> None:
     before = [weight.numpy().copy() for weight in model.weights]
     folded = bnfold.fold(model)
@@ -95,8 +107,8 @@ def test_a_norm_in_training_mode_is_reported_whatever_else_stops_the_fold() -> N
 
     inputs = keras.Input((4,))
     x = keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs), training=True)
-    inspection = bnfold.inspect(randomize(Own(inputs, x)))
-    assert [f.code for f in inspection.findings if f.severity == "error"] == ["BN007"]
+    inspection = bnfold.inspect(randomize(Own(inputs, x)), select=["BN0"], ignore=["BN004"])
+    assert [finding.code for finding in inspection.findings] == ["BN007"]
 
 
 def test_two_norms_on_two_axes_of_one_einsum() -> None:

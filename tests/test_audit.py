@@ -43,6 +43,7 @@ def model(
     config: dict[str, Any] | None = None,
     behind: Layers = (),
     kernel: Any = KERNEL,
+    bias: Any = None,
     dense: bool = True,
     dtype: str = "float32",
     policy: str = "float32",
@@ -54,7 +55,7 @@ def model(
     settings = {"axis": -1, "momentum": 0.99, "epsilon": 1e-3, **(config or {})}
     listed = [
         entry("InputLayer", "input", {"batch_shape": [None, 3 if dense else channels]}),
-        entry("Dense", "dense", {"units": channels, "use_bias": False, "dtype": policy}),
+        entry("Dense", "dense", {"units": channels, "use_bias": bias is not None, "dtype": policy}),
         entry("BatchNormalization", "bn", {**settings, "dtype": policy}),
         *(entry(kind, f"layer_{n}", {**c, "dtype": policy}) for n, (kind, c) in enumerate(behind)),
     ]
@@ -64,6 +65,7 @@ def model(
     weights = {"bn": tuple(weight(name, value, dtype) for name, value in values.items())}
     if dense:
         weights["dense"] = (weight("kernel", np.asarray(kernel)[:, :channels], dtype),)
+        weights["dense"] += () if bias is None else (weight("bias", bias, dtype),)
     for name, variables in weights.items():
         graph = graph.with_layer(replace(graph.layers[name], weights=variables))
     return graph
@@ -173,6 +175,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"BN106": "warning"},
     ),
     "every variance the same, but no power": ({"moving_variance": [0.985] * 4}, {}),
+    "float16 cannot tell powers apart": (
+        {"moving_variance": [0.602] * 4, "dtype": "float16"},
+        {},
+    ),
     "one variance is no power": ({"moving_variance": [0.99, 0.99, 0.99, 0.9]}, {}),
     "every variance 0": (
         {"moving_variance": ZEROS},
@@ -327,7 +333,7 @@ def test_findings(case: str) -> None:
 
 def test_every_rule_has_a_case_or_needs_more_than_one_layer() -> None:
     seen = {code for _, expected in CASES.values() for code in expected}
-    elsewhere = {"BN006", "BN007", "BN009", "BN103", "BN109", "BN301", "BN302"}
+    elsewhere = {"BN006", "BN007", "BN009", "BN103", "BN109", "BN301", "BN302", "BN501", "BN502"}
     assert seen | elsewhere == {rule.code for rule in RULES}
 
 
@@ -502,6 +508,21 @@ def test_a_kernel_that_is_not_finite_before_is_no_overflow() -> None:
     assert codes(given) == {"BN303": "info"}
 
 
+def test_a_bias_that_is_not_finite_before_is_no_overflow() -> None:
+    found = findings(model(bias=[0.0, np.nan, 0.0, 0.0]))
+    assert set(found) == {"BN301", "BN303"}
+
+
+def test_a_fold_into_another_norm_makes_no_kernel() -> None:
+    given = model(dense=False, behind=(("BatchNormalization", {}), ("Dense", {"units": 2})))
+    values = {**HEALTHY, "gamma": [1.0, 1.0, 1.0, 0.05]}
+    variables = tuple(weight(name, value, "float32") for name, value in values.items())
+    given = given.with_layer(replace(given.layers["layer_0"], weights=variables))
+    (fold,) = plan(given).folds
+    assert [edit.layer for edit in fold.edits] == [("bn",)]
+    assert "BN402" not in codes(given)
+
+
 def test_an_unknown_target_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="no target dtype: 'int8'; there are float16, bfloat16"):
         audit(plan(model()), target_dtype="int8")
@@ -550,6 +571,12 @@ def test_without_a_count_nothing_is_known(steps: Any) -> None:
     assert codes(model(**shrunk(10)), steps=steps) == {}
 
 
+def test_a_frozen_layer_needs_no_steps() -> None:
+    given = shrunk(10)
+    given["config"] = {**given["config"], "trainable": False}
+    assert codes(model(**given), steps={(): 10}) == {"BN008": "info"}
+
+
 def test_statistics_older_than_the_counter() -> None:
     # 0.3 is less than 0.99^100: the model was compiled again.
     assert codes(model(), steps={(): 100}) == {}
@@ -559,6 +586,14 @@ def test_statistics_older_than_the_counter() -> None:
 def test_a_variance_of_exactly_what_is_left_is_not_older() -> None:
     variance = [0.9, 1.4, 1.3, powers(100)[0]]  # a constant channel, in float32
     assert codes(model(moving_variance=variance), steps={(): 100}) == {"BN103": "warning"}
+
+
+def test_the_rounding_of_many_updates_is_not_older() -> None:
+    momentum, steps = 0.9999, 20000
+    variance = [0.9, 1.4, 1.3, powers(steps, momentum)[0]]
+    assert variance[-1] < momentum**steps
+    given = model(moving_variance=variance, config={"momentum": momentum})
+    assert codes(given, steps={(): steps}) == {"BN103": "warning"}
 
 
 def test_momentum_1_and_untouched_statistics_are_said_once() -> None:
@@ -633,7 +668,7 @@ def test_what_is_no_relu(behind: Layers) -> None:
 # --- the dialect of Keras 2 ----------------------------------------------------------------------
 
 
-def keras2(**calls: dict[str, Any]) -> Graph:
+def keras2(variance: Any = None, **calls: dict[str, Any]) -> Graph:
     """A model of Keras 2 in which each call may be given arguments: drop, outer and bn in it."""
 
     def node(source: str, name: str) -> list[Any]:
@@ -680,9 +715,9 @@ def keras2(**calls: dict[str, Any]) -> Graph:
         "wrapper",
     )
     graph = parse_model(root)
-    variables = tuple(
-        weight(n, v, "float32") for n, v in {**HEALTHY, **shrunk(20)}.items() if n != "config"
-    )
+    values = {**HEALTHY, **{n: v for n, v in shrunk(20).items() if n in HEALTHY}}
+    values["moving_variance"] = variance or values["moving_variance"]
+    variables = tuple(weight(name, value, "float32") for name, value in values.items())
     outer, wrapper = graph.layers["outer"], graph.layers["wrapper"]
     assert outer.graph is not None
     assert wrapper.inner is not None
@@ -704,9 +739,11 @@ def test_keras_2_updates_what_is_in_time_distributed_once() -> None:
     }
 
 
+@pytest.mark.parametrize("variance", [None, [2.0, 3.0, 2.0, 2.5]])
 @pytest.mark.parametrize("call", ["outer", "bn"])
-def test_keras_2_heeds_training_false(call: str) -> None:
-    assert list(by_layer(keras2(**{call: {"training": False}}), "BN103")) == ["wrapper"]
+def test_keras_2_heeds_training_false(call: str, variance: Any) -> None:
+    given = keras2(variance, **{call: {"training": False}})
+    assert list(by_layer(given, "BN103")) == ["wrapper"]
 
 
 def test_keras_2_heeds_training_false_of_a_dropout() -> None:
@@ -744,6 +781,22 @@ def test_models_that_call_each_other_again_and_again_are_walked_once() -> None:
         }
     found = {finding.code: finding for finding in audit(plan(parse_model(entry)), steps={(): 3})}
     assert found["BN009"].figures["calls"] == 2**30
+
+
+def test_a_time_axis_without_end_is_no_overflow() -> None:
+    inside = entry("BatchNormalization", "inside", {"momentum": 0.99, "epsilon": 1e-3})
+    listed = [
+        entry("InputLayer", "input", {"batch_shape": [None, 10**400, 4]}),
+        entry("TimeDistributed", "bn", {"layer": inside}),
+    ]
+    root = {"class_name": "Sequential", "module": "keras", "config": {"layers": listed}}
+    graph = parse_model({**root, "registered_name": "Sequential"})
+    values = {**HEALTHY, **{k: v for k, v in shrunk(3).items() if k in HEALTHY}}
+    wrapper = graph.layers["bn"]
+    assert wrapper.inner is not None
+    weights = tuple(weight(name, value, "float32") for name, value in values.items())
+    graph = graph.with_layer(replace(wrapper, inner=replace(wrapper.inner, weights=weights)))
+    assert "BN103" not in codes(graph, steps={(): 3})
 
 
 def test_a_row_of_thousands_of_layers_is_audited_in_seconds() -> None:

@@ -1,7 +1,9 @@
 """Times side by side: the statistics on fixed numbers, the turns by a false clock, real models."""
 
+import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -188,6 +190,17 @@ def test_disturbed_times_are_a_warning(threads: int | None, advice: bool) -> Non
     assert ("--threads 1" in shown) == advice
 
 
+def test_the_times_fit_a_terminal() -> None:
+    many = dataclasses.replace(of(noisy(1.24)), calls=137)
+    report = benchmark.BenchReport(Path("a"), None, (1, 1), 1, 2.0, 0, (many,), ())
+    console = Console(width=80, file=io.StringIO())
+    console.print(bench_text.bench(report))
+    shown = " ".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    time = r"\S+ [mu]?s"
+    assert re.search(rf" keras +1 +A +{time} +{time} to {time} +\d+ of \d+ calls ", shown)
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(2.5, "2.50 s"), (0.0312, "31.2 ms"), (0.000456, "456 us"), (2e-6, "2.00 us")],
@@ -366,3 +379,9 @@ def test_help_has_examples() -> None:
     done = CliRunner().invoke(main, ["bench", "--help"])
     assert done.exit_code == 0
     assert "Examples:" in done.stdout
+
+
+def test_more_threads_than_processors_are_refused() -> None:
+    found = CliRunner().invoke(main, ["bench", "a.keras", "--threads", "100000"])
+    assert found.exit_code == 2
+    assert "100000 threads are more than the" in found.stderr

@@ -1,11 +1,14 @@
 """The command line as a user meets it: what is printed where, and with which exit code."""
 
+import io
 import json
+import math
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,15 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from bnfold import conversion
 from bnfold.cli import main
+from bnfold.reports import fold_text
 from bnfold.reports.json import schema
-from bnfold.verification import Basis, Verdict, Verification
+from bnfold.verification import Basis, Comparison, Verdict, Verification
+from bnfold.verification.compare import Rule
+from bnfold.verification.result import Accuracy
 
 Unpack = Callable[[str], Path]
 DIGITS = "digits_cnn_keras315.keras"
@@ -191,6 +198,13 @@ def test_an_unreadable_model_is_one_line_and_exit_2(
     assert result.stderr.startswith("bnfold: ")
 
 
+def test_a_cut_file_is_named_once(fixture_model: Unpack, tmp_path: Path) -> None:
+    path = tmp_path / "cut.h5"
+    path.write_bytes(fixture_model("digits_cnn_keras315.h5").read_bytes()[:3000])
+    told = bnfold("fold", path, tmp_path / "out.h5").stderr
+    assert told.startswith(f"bnfold: {path}: the HDF5 file is damaged: ")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bnfold", "inspect", str(tmp_path / "none.keras"), "--debug"],
@@ -217,6 +231,22 @@ def test_help_has_examples_and_exit_codes(command: list[str]) -> None:
     result = bnfold(*command, "--help")
     assert result.exit_code == 0
     assert ("Examples:" if command else "Exit codes:") in result.stdout
+
+
+def test_the_list_of_commands_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, _, listed = bnfold("--help").stdout.partition("Commands:")
+    assert "Measure how long the models A and B take for the same inputs, side by side." in (
+        " ".join(listed.split())
+    )
+    assert "..." not in listed
+    assert max(map(len, listed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["fold", "verify", "export", "bench"])
+def test_examples_fit_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, bnfold(command, "--help").stdout.splitlines())) <= 80
 
 
 # --- fold ---
@@ -312,7 +342,38 @@ def test_a_pattern_that_matches_nothing_is_a_warning(fixture_model: Unpack, tmp_
 
 
 def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
-    return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", "")
+    rule = Rule().text()
+    return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", rule)
+
+
+def test_the_comparisons_fit_a_terminal() -> None:
+    accuracy = Accuracy(1.25e-06, 1e-07, 134.0)
+    runtimes = ("keras float64", "keras", "onnxruntime", "onnxruntime optimised")
+    rows = [
+        Comparison(
+            *("the_scores_of_all_classes", True, "softmax", runtime, "standard normal"),
+            *(accuracy, accuracy, 1e-06, 2e-06, 0.5, True, 4, 4),
+        )
+        for runtime in runtimes
+    ]
+    result = replace(outcome(Verdict.EQUIVALENT), comparisons=tuple(rows))
+    console = Console(width=80, file=io.StringIO())
+    console.print(fold_text.verification(result))
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert "the_scores_of_all_classes before softmax" in " ".join(lines)
+    for runtime in runtimes:
+        assert f"{runtime} 1.25e-06 1.25e-06 134 0.5" in [" ".join(line.split()) for line in lines]
+
+
+def test_what_became_nan_is_neither_near_nor_quiet() -> None:
+    became_nan = Comparison(
+        *("scores", True, None, "keras", "standard normal", None, Accuracy(0.0, 0.0, None)),
+        *(math.inf, 0.0, math.inf, False, 0, 0),
+    )
+    console = Console(width=80, file=io.StringIO())
+    result = replace(outcome(Verdict.DIFFERENT), comparisons=(became_nan,))
+    console.print(fold_text.verification(result))
+    assert "keras inf none inf" in " ".join(console.file.getvalue().split())
 
 
 @pytest.mark.parametrize(
@@ -340,7 +401,53 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
     result = bnfold("fold", fixture_model(DIGITS), target, *(["--strict"] if strict else []))
     assert result.exit_code == code
     assert target.exists() == (code == 0)
+    assert ("--strict asks for a proof by Keras" in result.stdout) == (strict and code == 1)
     assert not list(tmp_path.glob(".bnfold-*"))
+
+
+@pytest.mark.parametrize("words", [["--strict"], []])
+def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "verify", lambda *_, **__: outcome(Verdict.UNDECIDED))
+    result = bnfold("verify", "a.keras", "b.keras", *words)
+    assert result.exit_code == len(words)
+    assert ("not accepted: --strict asks for" in result.stdout) == bool(words)
+
+
+def test_the_tolerance_of_the_user_is_in_the_verdict() -> None:
+    rule = Rule(rtol=0.1)
+    result = replace(outcome(Verdict.EQUIVALENT), rule=rule.text())
+    shown = [line.plain.strip() for line in fold_text.verdict(result)]
+    assert f"as --rtol and --atol allow: {rule.text()}" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "a.keras", "b.keras", "--rtol", "nan"],
+        ["verify", "a.keras", "b.keras", "--atol", "inf"],
+        ["bench", "a.keras", "--seconds", "inf"],
+    ],
+)
+def test_a_limit_is_a_finite_number(words: list[str]) -> None:
+    result = bnfold(*words)
+    assert result.exit_code == 2
+    assert "is not a finite number" in result.stderr
+
+
+def test_a_limit_of_zero_contradicts_no_verify_too() -> None:
+    result = bnfold("fold", "a.keras", "b.keras", "--no-verify", "--rtol", "0")
+    assert "--no-verify contradicts --rtol" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["none.npz", "."])
+def test_data_that_is_not_there_is_told_before_anything_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = bnfold("verify", "a.keras", "b.keras", "--data", name)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert f"'{name}'" in result.stderr
 
 
 # --- the whole way, with the real judge ---

@@ -520,8 +520,8 @@ def test_a_model_without_an_onnx_form_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
-        f"bnfold: {tmp_path / 'model.keras'}: cannot be converted to ONNX: tf2onnx has no"
-        " translation for the TensorFlow operation ScaleAndTranslate"
+        f"bnfold: {tmp_path / 'model.keras'}: cannot be converted to ONNX (opset 15): tf2onnx"
+        " has no translation for the TensorFlow operation ScaleAndTranslate"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 

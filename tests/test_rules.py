@@ -18,6 +18,7 @@ from bnfold.cli import main
 from bnfold.inspection import inspect_file
 from bnfold.reports.json import schema
 from bnfold.reports.rule_page import HEADINGS, markdown, sections
+from bnfold.verification.observe import DataRun
 
 ROOT = Path(__file__).parent.parent
 INDEX = (ROOT / "docs" / "rules.md").read_text()
@@ -80,7 +81,9 @@ def test_the_example_gives_what_the_page_quotes(rule: Rule, tmp_path: Path) -> N
     support.keras.backend.clear_session()
     exec(code_of(example), namespace)
     namespace["model"].save(tmp_path / "model.keras")
-    found = inspect_file(tmp_path / "model.keras").findings
+    data = namespace.get("data")
+    run = None if data is None else DataRun(data)
+    found = inspect_file(tmp_path / "model.keras", run=run).findings
     said = [f"{one.severity.value}: {one.message}" for one in found if one.code == rule.code]
     assert said == [quote_of(example)] or said[0] == quote_of(example)
 

@@ -6,10 +6,13 @@ All models have unequal sizes in every direction, so that no mix-up of axes goes
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -24,18 +27,26 @@ from bnfold.errors import (
     UnsafeModelError,
     VerificationImpossibleError,
 )
-from bnfold.verification import Basis, Verdict, verify
+from bnfold.reports import fold_text
+from bnfold.verification import Basis, Verdict, Verification, verify
 from bnfold.verification import runtime as runtime_module
+from bnfold.verification.case import Label
 from bnfold.verification.compare import (
+    UNIT,
+    Errors,
     Rule,
+    Truth,
     Yardstick,
     compare,
     errors,
-    largest_of,
     not_finite,
+    yardsticks,
 )
+from bnfold.verification.conclusion import conclude
+from bnfold.verification.evidence import Evidence, Run
 from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, generate
+from bnfold.verification.samples import InputSpec, Mask, SampleSet, generate
+from bnfold.verification.user_data import load
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -305,6 +316,13 @@ def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     }
 
 
+def test_float64_is_as_sharp_for_a_model_that_computes_in_16_bits(pair):
+    found = verify(*pair("mixed_float16", "one channel off by 1e-3"))
+    assert found.culprits == ("norm0",)
+    off = {one.runtime for one in found.comparisons if one.name == "norm0" and not one.passed}
+    assert off == {"keras float64"}
+
+
 def test_a_fixed_tolerance_on_the_softmax_would_have_seen_nothing(pair):
     original, wrong = (
         keras.models.load_model(path) for path in pair("epsilon 1e-5", "epsilon forgotten")
@@ -366,6 +384,61 @@ def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
     passed = {one.runtime for one in found.comparisons if one.passed}
     assert passed == {"onnxruntime", "onnxruntime optimised"}
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
+
+
+def random_and_normalized(kind, *, normalized, training=True):
+    """A random layer that is on, and a BatchNormalization in a nested model, also in training."""
+    inputs = keras.Input((8, 8, 3), name="inputs")
+    if kind == "augmented":
+        hidden = layers.RandomFlip("horizontal")(inputs)
+    else:
+        hidden = layers.Dropout(0.3)(inputs, training=True)
+    inside = keras.Input((8, 8, 3))
+    last = layers.Conv2D(5, 3, name="linear")(inside)
+    last = layers.BatchNormalization(name="norm")(last) if normalized else last
+    hidden = keras.Model(inside, last, name="block")(hidden, training=training)
+    hidden = layers.Flatten()(hidden)
+    return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+
+
+@pytest.mark.parametrize("kind", ["augmented", "dropout"])
+def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, kind):
+    def files(training):
+        keras.utils.set_random_seed(2)
+        model = random_and_normalized(kind, normalized=True, training=training)
+        folded = random_and_normalized(kind, normalized=False, training=training)
+        norm, linear = (model.get_layer("block").get_layer(name) for name in ("norm", "linear"))
+        kernel, bias = linear.get_weights()
+        scale, shift = affine(norm)
+        folded.get_layer("block").set_weights([kernel * scale, bias * scale + shift])
+        folded.get_layer("out").set_weights(model.get_layer("out").get_weights())
+        model.save(tmp_path / "one.keras")
+        folded.save(tmp_path / "two.keras")
+        return tmp_path / "one.keras", tmp_path / "two.keras"
+
+    found = verify(*files(training=None))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert "random layers that are on in model(x) were switched off" in found.warnings
+    found = verify(*files(training=True))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("block/norm",)
+    assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
+
+
+def test_layers_that_keep_a_state_start_anew_with_each_sample(tmp_path):
+    def make():
+        inputs = keras.Input(batch_shape=(2, 5, 6), name="inputs")
+        hidden = layers.LSTM(5, stateful=True, name="state")(inputs)
+        return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+
+    original, folded = save_pair(tmp_path, make)
+    found = verify(original, folded)
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.basis is Basis.BOTH
+    model = keras.models.load_model(folded)
+    model.get_layer("out").bias.assign(1.001 * model.get_layer("out").bias)
+    model.save(folded)
+    assert verify(original, folded).verdict is Verdict.DIFFERENT
 
 
 # --- structures of models -------------------------------------------------------------------------
@@ -454,7 +527,7 @@ def renamed(model_input="inputs", output="out", size=6, dtype="float32", structu
         ({"size": 7}, "the shape changed"),
         ({"dtype": "float16"}, "the dtype changed from 'float32' to 'float16'"),
         ({"structure": "dict"}, "the outputs are structured differently"),
-        ({"structure": "two"}, "the original has 1 outputs, the folded model 2"),
+        ({"structure": "two"}, "outputs: 1 in the original, 2 in the other model"),
     ],
 )
 def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
@@ -466,11 +539,167 @@ def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
     assert sentence in found.differences[0]
 
 
+@pytest.mark.parametrize("tail", [(), (layers.BatchNormalization,)])
+def test_names_that_keras_made_up_are_no_promise(tmp_path, tail):
+    def build(name=None):
+        inputs = hidden = keras.Input((6,), name=name)
+        for make in (lambda: layers.Dense(3), *tail):
+            hidden = make()(hidden)
+        return keras.Model(inputs, hidden)
+
+    keras.utils.clear_session()
+    original, other = build(), build()
+    other.set_weights(original.get_weights())
+    original.save(tmp_path / "one.keras")
+    other.save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.warnings[0] == (
+        "input 0 is called 'input_layer_1' instead of 'input_layer', a name that Keras made up"
+    )
+    build("image").save(tmp_path / "named.keras")
+    found = verify(tmp_path / "named.keras", tmp_path / "one.keras")
+    assert found.differences == (
+        "input 0 ('image'): the name changed from 'image' to 'input_layer'",
+    )
+
+
+def test_the_names_of_a_part_of_a_model_are_made_up_too(tmp_path):
+    keras.utils.clear_session()
+    for name in ("one", "two"):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((6,))
+        middle = layers.Dense(5)(inputs)
+        keras.Model(middle, layers.Dense(3, name="out")(middle)).save(tmp_path / f"{name}.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.EQUIVALENT, found.differences
+    assert "is called 'keras_tensor_" in found.warnings[0]
+
+
+def softmax_along(axis, *, operation):
+    inputs = keras.Input((5, 7), name="inputs")
+    hidden = layers.Dense(7, name="linear")(inputs)
+    last = ops.softmax(hidden, axis) if operation else layers.Softmax(axis)(hidden)
+    return keras.Model(inputs, layers.Identity(name="out")(last) if operation else last)
+
+
+def softmax_of_parts(*, whole):
+    inputs = keras.Input((6,), name="inputs")
+    linear, parts = layers.Dense(8, name="linear"), layers.Reshape((2, 4))
+    shares = layers.Activation("softmax")
+    last = parts(shares(linear(inputs))) if whole else shares(parts(linear(inputs)))
+    return keras.Model(inputs, layers.Identity(name="out")(last))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: softmax_along(1, operation=False), lambda: softmax_along(2, operation=False)),
+        (lambda: softmax_along(1, operation=True), lambda: softmax_along(2, operation=True)),
+        (lambda: softmax_of_parts(whole=True), lambda: softmax_of_parts(whole=False)),
+    ],
+)
+def test_a_softmax_along_another_axis_is_not_taken_away(tmp_path, one, other):
+    for make, name in ((one, "one.keras"), (other, "two.keras")):
+        keras.utils.set_random_seed(2)
+        make().save(tmp_path / name)
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.comparisons[0].tapped_before is None
+
+
+@pytest.mark.parametrize("reduced", [ops.mean, lambda value: ops.sum(value, axis=0)])
+def test_outputs_without_a_batch(tmp_path, reduced):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(5, name="linear")(inputs)
+        return keras.Model(inputs, [reduced(hidden), layers.Dense(2, name="out")(hidden)])
+
+    original, folded = save_pair(tmp_path, make)
+    assert verify(original, folded).verdict is Verdict.EQUIVALENT
+    model = keras.models.load_model(folded)
+    model.get_layer("linear").bias.assign(1.001 * model.get_layer("linear").bias)
+    model.save(folded)
+    found = verify(original, folded)
+    assert {one.name for one in found.comparisons if not one.passed} == {
+        one.name for one in found.comparisons
+    }
+
+
+def test_whole_numbers_are_counted(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(5, name="linear")(inputs)
+        return keras.Model(inputs, layers.Identity(name="out")(ops.argmax(hidden, -1)))
+
+    original, folded = save_pair(tmp_path, make)
+    assert verify(original, folded).verdict is Verdict.EQUIVALENT
+    model = keras.models.load_model(folded)
+    model.get_layer("linear").bias.assign(np.arange(5))
+    model.save(folded)
+    sentence = verify(original, folded).differences[0]
+    assert re.search(r"'out' differs in [0-9.]+% of its numbers, rounding explains 0", sentence)
+
+
+def test_texts_are_compared_too(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = ops.argmax(layers.Dense(3, name="linear")(inputs), -1)
+        words = layers.StringLookup(vocabulary=["a", "b"], invert=True, name="words")
+        return keras.Model(inputs, words(hidden))
+
+    keras.utils.set_random_seed(3)
+    model = make()
+    model.save(tmp_path / "one.keras")
+    assert verify(*[tmp_path / "one.keras"] * 2).verdict is Verdict.EQUIVALENT
+    model.get_layer("linear").bias.assign([0, 9, 0])
+    model.save(tmp_path / "two.keras")
+    found = verify(tmp_path / "one.keras", tmp_path / "two.keras")
+    assert found.verdict is Verdict.DIFFERENT
+    assert "output 'words' differs in" in found.differences[0]
+
+
+def test_whole_numbers_that_never_change_prove_nothing(tmp_path):
+    def make():
+        inputs = keras.Input((6,), name="inputs")
+        hidden = layers.Dense(3, bias_initializer=keras.initializers.Constant(1e5))(inputs)
+        return keras.Model(inputs, layers.Identity(name="out")(hidden > 0))
+
+    found = verify(*save_pair(tmp_path, make))
+    assert found.verdict is Verdict.UNDECIDED
+
+
+def test_what_must_be_exact_is_not_said_to_be_a_multiple_of_nothing(tmp_path):
+    def make():
+        off = layers.Dense(5, "relu", bias_initializer=keras.initializers.Constant(-1e5))
+        inputs = keras.Input((6,), name="inputs")
+        return keras.Model(inputs, [off(inputs), layers.Dense(3, name="out")(inputs)])
+
+    original, folded = save_pair(tmp_path, make)
+    model = keras.models.load_model(folded)
+    model.layers[1].bias.assign([1, -1e5, -1e5, -1e5, -1e5])
+    model.save(folded)
+    assert "where rounding changes nothing" in verify(original, folded).differences[0]
+
+
+def test_classes_of_pixels_are_not_called_samples(tmp_path):
+    def make():
+        inputs = keras.Input((4, 4, 3), name="inputs")
+        return keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax")(inputs))
+
+    found = verify(*save_pair(tmp_path, make))
+    (decisions,) = found.agreements
+    assert decisions.samples == 16 * found.sample_count
+    said = f"0 of {decisions.samples} positions changed their class"
+    assert any(said in line.plain for line in fold_text.verdict(found))
+
+
 # --- the third verdict, and what a runtime cannot do ----------------------------------------------
 
 
-def test_an_output_that_never_changes_proves_nothing(tmp_path):
-    dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e5))
+@pytest.mark.parametrize("always", [-1e5, 1e15])
+def test_an_output_that_never_changes_proves_nothing(tmp_path, always):
+    dead = layers.Dense(4, "relu6", bias_initializer=keras.initializers.Constant(always))
     found = verify(*save_pair(tmp_path, lambda: small_net(dead)))
     assert found.verdict is Verdict.UNDECIDED
     assert "was not exercised" in found.warnings[-1]
@@ -668,6 +897,55 @@ def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
     assert found.verdict is Verdict.EQUIVALENT
     with pytest.raises(BnfoldError, match="--import no_such_module"):
         verify(path, path, imports=["no_such_module"])
+    for name in ("custom_module_of_tests.py", "./custom_module_of_tests.py"):
+        with pytest.raises(BnfoldError, match="say custom_module_of_tests: a module goes by its"):
+            verify(path, path, imports=[name])
+
+
+SCRIPT = """
+import keras
+
+class Tripled(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 3
+
+if __name__ == "__main__":
+    x = keras.Input((6,))
+    model = keras.Model(x, Tripled()(keras.layers.Dense(3)(x)))
+    model.save("m.keras")
+    model.save("m.h5")
+"""
+
+
+@pytest.fixture
+def saved_by_a_script(tmp_path):
+    """Models with a layer that is not registered, of a class for which Keras notes no module."""
+    (tmp_path / "script_of_tests.py").write_text(SCRIPT)
+    subprocess.run(
+        [sys.executable, "script_of_tests.py"], cwd=tmp_path, check=True, capture_output=True
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_layer_that_nobody_registered_is_one_line(saved_by_a_script, suffix, trust):
+    path = saved_by_a_script / f"m{suffix}"
+    with pytest.raises(UnsafeModelError, match=r"needs 'Tripled', .* --import MODULE$"):
+        verify(path, path, trust=trust)
+
+
+def test_a_layer_of_the_script_that_saved_the_model_is_found(saved_by_a_script, monkeypatch):
+    monkeypatch.syspath_prepend(saved_by_a_script)
+    path = saved_by_a_script / "m.keras"
+    assert verify(path, path, imports=["script_of_tests"]).verdict is Verdict.EQUIVALENT
+
+
+def test_a_layer_that_only_the_other_model_needs_is_no_difference(saved_by_a_script):
+    inputs = keras.Input((6,))
+    keras.Model(inputs, layers.Dense(3)(inputs)).save(saved_by_a_script / "plain.keras")
+    with pytest.raises(UnsafeModelError, match="needs 'Tripled'"):
+        verify(saved_by_a_script / "plain.keras", saved_by_a_script / "m.keras", trust=True)
 
 
 # --- Keras 2 --------------------------------------------------------------------------------------
@@ -728,9 +1006,14 @@ def test_data_for_several_inputs(tmp_path, names):
     [
         ({"inputs": np.zeros((4, 7))}, r"takes shape \(any, 6\), the array has \(4, 7\)"),
         ({"inputs": np.zeros((0, 6))}, "the same number of samples, at least 1"),
-        ({"a": np.zeros((4, 6)), "b": np.zeros((4, 6))}, "holds 2 arrays, the model takes 1"),
+        (
+            {"a": np.zeros((4, 6)), "b": np.zeros((4, 6))},
+            r"data\.npz holds 2 arrays \('a', 'b'\), the model takes 1: 'inputs'",
+        ),
+        ({}, "data.npz holds 0 arrays, the model takes 1: 'inputs'"),
         ({"inputs": np.array([{}], dtype=object)}, "plain arrays"),
         ({"inputs": np.array([["x"] * 6])}, "takes numbers"),
+        ({"inputs": np.array(["x", "y"])}, "takes numbers"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path, arrays, message):
@@ -740,10 +1023,65 @@ def test_data_that_does_not_fit(tmp_path, arrays, message):
         verify(*files, data=tmp_path / "data.npz")
 
 
+def test_data_that_is_not_finite_is_a_warning(tmp_path):
+    spec = InputSpec("inputs", (None, 6), "float32")
+    for value, warning in (
+        (np.nan, "data.npy: input 'inputs' has numbers that are not finite"),
+        (0.0, None),
+    ):
+        np.save(tmp_path / "data.npy", np.full((4, 6), value))
+        assert load(tmp_path / "data.npy", [spec])[1] == warning
+
+
 def test_samples_keep_to_the_range_of_the_embedding():
     spec = InputSpec("indices", (None, 4), "int32", bound=7)
     drawn = np.concatenate([one.inputs[0] for one in generate([spec], 0, [32])])
     assert (drawn.min(), drawn.max()) == (0, 6)
+
+
+def masked_numbers(*, mask):
+    inputs = keras.Input((9, 6), name="inputs")
+    hidden = layers.Masking(-1.0)(inputs) if mask else inputs
+    return keras.Model(inputs, layers.SimpleRNN(3, name="out")(layers.Identity()(hidden)))
+
+
+def masked_words(*, mask):
+    inputs = keras.Input((9,), name="inputs", dtype="int32")
+    hidden = layers.Embedding(5000, 4, mask_zero=mask, name="words")(inputs)
+    return keras.Model(inputs, layers.SimpleRNN(3, name="out")(hidden))
+
+
+def masked_inside(*, mask):
+    inputs = keras.Input((9, 6), name="inputs")
+    return keras.Model(inputs, masked_numbers(mask=mask)(layers.Identity()(inputs)))
+
+
+@pytest.mark.parametrize("make", [masked_numbers, masked_words, masked_inside])
+def test_a_mask_that_was_lost_is_seen(tmp_path, make):
+    for mask, name in ((True, "one.keras"), (False, "two.keras")):
+        keras.utils.set_random_seed(2)
+        make(mask=mask).save(tmp_path / name)
+    found = verify(tmp_path / "one.keras", tmp_path / "one.keras")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert any(kind.endswith("with masked steps") for kind in found.sample_kinds)
+    assert verify(tmp_path / "one.keras", tmp_path / "two.keras").verdict is Verdict.DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        (InputSpec("numbers", (None, 9, 6), "float32", mask=Mask(-1, is_whole_step=True)), 9),
+        (InputSpec("words", (None, 9), "int32", 5000, Mask(0, is_whole_step=False)), 9),
+        (InputSpec("large", (None, 999, 999), "float32", mask=Mask(7, is_whole_step=True)), 999),
+        (InputSpec("number", (None, 6), "float32", mask=Mask(-1, is_whole_step=True)), 1),
+    ],
+)
+def test_one_kind_of_samples_has_masked_steps(spec, steps):
+    (found,) = [one for one in generate([spec], 0, [32]) if one.kind.endswith("masked steps")]
+    hidden = found.inputs[0] == spec.mask.value
+    per_step = hidden.all(-1) if spec.mask.is_whole_step else hidden
+    assert 0.2 < per_step.mean() < 0.8
+    assert not np.any(per_step.reshape(-1, steps)[:1, :1])
 
 
 def test_large_inputs_get_few_samples():
@@ -763,12 +1101,19 @@ def test_free_sizes_are_drawn_in_two_sizes():
 def judged(original, folded, *, moved=(), folded_moved=(), rule=None):
     """What the rule says of an exact value of the original and one of the folded model."""
     exact, found = np.asarray(original), np.asarray(folded)
-    yardstick = Yardstick(
-        exact,
-        original=largest_of([errors(exact, one) for one in moved]),
-        folded=largest_of([errors(found, one) for one in folded_moved]),
+    ((yardstick,),) = yardsticks(
+        [[exact]],
+        [UNIT],
+        [[[errors(exact, one)]] for one in moved],
+        [[[errors(found, one)]] for one in folded_moved],
     )
     return compare(yardstick, None, errors(exact, found), rule or Rule())
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_overflows_in_the_judge_itself_says_nothing():
+    huge = np.array([[1e200]])
+    assert errors(huge, 2 * huge).sqnr is None
 
 
 def test_a_value_that_became_nan_fails():
@@ -801,7 +1146,7 @@ def test_the_folded_model_may_be_as_far_off_as_the_original_but_not_further():
     exact = np.array([[1.0, 5.0], [2.0, 7.0]])
     own = errors(exact, exact + 1e-3)
     for off, passes in ((2e-3, True), (1e-2, False)):
-        outcome = compare(Yardstick(exact), own, errors(exact, exact + off), Rule())
+        outcome = compare(Yardstick(Truth(exact)), own, errors(exact, exact + off), Rule())
         assert outcome.passed is passes
 
 
@@ -854,3 +1199,104 @@ def test_progress_is_told_and_the_libraries_are_silent(pair, capfd):
     assert stages[:2] == ["loading TensorFlow", "loading the models"]
     assert "exporting the folded model" in stages
     assert capfd.readouterr().err == ""
+
+
+# --- the conclusion -------------------------------------------------------------------------------
+
+
+def concluded(*, sharp: float | None, off: float, drowned: bool) -> Verification:
+    """The verdict on two outputs, of which rounding may drown one and the other is off by `off`.
+
+    `sharp` is how far it is off in float64; without it there is no float64.
+    """
+    values = [[np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])]]
+    noise = [[[errors(values[0][0], values[0][0] + (9.0 if drowned else 0.0)), Errors({1: [0.0]})]]]
+    measures = yardsticks(values, [UNIT, UNIT], noise, noise)
+
+    def run(name: str, original: Any, by: float) -> Run:
+        found = [[errors(values[0][0], values[0][0]), errors(values[0][1], values[0][1] + by)]]
+        return Run(name, measures, original, found, {})
+
+    right = [[errors(one, one) for one in values[0]]]
+    runs = [] if sharp is None else [run("keras float64", None, sharp)]
+    case = SimpleNamespace(
+        labels=(Label("blown up", True), Label("behind it", True)),
+        outputs=2,
+        pairing=None,
+        sets=[SampleSet("drawn", (np.zeros((2, 1)),))],
+        seed=0,
+        original=SimpleNamespace(library="keras"),
+    )
+    evidence = Evidence([*runs, run("keras", right, off)], "keras float64", {"keras"})
+    return conclude(case, Rule(), evidence)
+
+
+def test_what_rounding_drowns_is_no_difference():
+    found = concluded(sharp=0.0, off=1.0, drowned=True)
+    assert found.verdict is Verdict.UNDECIDED
+    assert "keras cannot judge: rounding drowns the value of 'blown up'" in found.warnings
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sharp": 1.0, "off": 1.0, "drowned": True},
+        {"sharp": None, "off": 1.0, "drowned": True},
+        {"sharp": 0.0, "off": 1.0, "drowned": False},
+    ],
+    ids=["wrong in float64", "no float64", "nothing drowned"],
+)
+def test_any_other_error_is_a_difference(given):
+    assert concluded(**given).verdict is Verdict.DIFFERENT
+
+
+# --- a backbone that is called for inference ------------------------------------------------------
+
+NORM = [
+    np.linspace(-1.5, 2, 6),
+    np.linspace(-1, 1, 6),
+    np.linspace(0, 3, 6),
+    np.geomspace(0.1, 9, 6),
+]
+
+
+def transfer(*, has_norm):
+    """A backbone called with training=False, which Keras lets win over the True of its Dropout."""
+    inputs = keras.Input((5,))
+    x = layers.Dense(6, name="dense")(inputs)
+    x = layers.BatchNormalization(name="norm")(x) if has_norm else x
+    x = layers.Dropout(0.5, name="drop")(x, training=True)
+    x = layers.Dense(4, activation="tanh", name="top")(x)
+    backbone = keras.Model(inputs, x, name="base")
+    inputs = keras.Input((5,), name="features")
+    return keras.Model(inputs, layers.Dense(2, name="head")(backbone(inputs, training=False)))
+
+
+def transfer_pair(folder, *, off):
+    """The original and its fold, in which one weight is `off`."""
+    keras.utils.set_random_seed(3)
+    original, folded = transfer(has_norm=True), transfer(has_norm=False)
+    inside, others = original.get_layer("base"), folded.get_layer("base")
+    inside.get_layer("norm").set_weights(NORM)
+    kernel, bias = (np.array(one, dtype=np.float64) for one in inside.get_layer("dense").weights)
+    gamma, beta, mean, variance = NORM
+    scale = gamma / np.sqrt(variance + 1e-3)
+    others.get_layer("dense").set_weights([kernel * scale + off, (bias - mean) * scale + beta])
+    others.get_layer("top").set_weights(inside.get_layer("top").get_weights())
+    folded.get_layer("head").set_weights(original.get_layer("head").get_weights())
+    original.save(folder / "original.keras")
+    folded.save(folder / "folded.keras")
+    return folder / "original.keras", folder / "folded.keras"
+
+
+def test_a_backbone_called_for_inference_is_proved_inside(tmp_path):
+    found = verify(*transfer_pair(tmp_path, off=0.0))
+    assert found.verdict is Verdict.EQUIVALENT
+    assert not found.warnings
+    assert [(site.name, site.status) for site in found.sites] == [("base/norm", "matched")]
+
+
+def test_a_mistake_in_a_backbone_called_for_inference_is_named(tmp_path):
+    found = verify(*transfer_pair(tmp_path, off=np.eye(5, 6)[2] * 1e-3))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("base/norm",)

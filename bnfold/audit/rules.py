@@ -6,7 +6,7 @@ are never reused. Each rule's page of documentation is the docstring of its func
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from bnfold.audit import (
     channels,
     configuration,
+    drift,
     folded,
     statistics,
     structure,
@@ -30,6 +31,7 @@ from bnfold.folding.plan import Plan
 from bnfold.folding.scope import Scope
 from bnfold.model.batchnorm import as_batchnorm
 from bnfold.model.graph import Path
+from bnfold.moments import NOT_SEEN, Observed
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
 """What a model can be said to be run in."""
@@ -53,6 +55,7 @@ class Rule:
         severities: those that its findings can have, the worst first.
         check: what it finds; None for a healthy layer.
         needs: what must be known of a layer; of any other the rule says nothing.
+        needs_data: whether the model must have run over data.
     """
 
     code: str
@@ -60,6 +63,7 @@ class Rule:
     severities: tuple[Severity, ...]
     check: Callable[[Subject], Verdict | None]
     needs: Needs = Needs.FINITE_NUMBERS
+    needs_data: bool = False
 
     @property
     def documentation(self) -> str:
@@ -141,6 +145,15 @@ RULES: tuple[Rule, ...] = (
         folded.per_tensor_quantization_hazard,
     ),
     Rule("BN403", "scale-outlier", (_WARNING, _INFO), folded.scale_outlier),
+    Rule("BN501", "drift", (_ERROR, _WARNING, _INFO), drift.drift, needs_data=True),
+    Rule(
+        "BN502",
+        "non-finite-activations",
+        (_ERROR,),
+        drift.non_finite_activations,
+        _SETTINGS,
+        needs_data=True,
+    ),
 )
 """Every rule, in the order of the codes."""
 
@@ -152,6 +165,7 @@ def audit(
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
     steps: Mapping[Path, int] | None = None,
+    observed: Mapping[Path, Observed] | None = None,
 ) -> tuple[Finding, ...]:
     """The findings on every layer of a plan, in the order of the layers, then of the table.
 
@@ -163,13 +177,17 @@ def audit(
             the one that each layer computes in.
         steps: how many steps the optimizer of each compiled model made, that of the outermost
             at (), as `ModelFile.optimizer_steps` has it.
+        observed: what went into each layer while the model ran over data; None where it did not.
 
     Raises:
         ValueError: `target_dtype` is none of TARGET_DTYPES.
     """
     if target_dtype is not None and target_dtype not in TARGET_DTYPES:
         raise ValueError(f"no target dtype: {target_dtype!r}; there are {', '.join(TARGET_DTYPES)}")
-    subjects = _subjects(plan, thresholds or Thresholds(), target_dtype, steps or {})
+    subjects = [
+        replace(subject, observed=_seen(subject.batchnorm.path, observed))
+        for subject in _subjects(plan, thresholds or Thresholds(), target_dtype, steps or {})
+    ]
     with np.errstate(all="ignore"):  # a number that is not finite is a finding, or none
         return tuple(_findings(subjects, tuple(rules)))
 
@@ -192,6 +210,12 @@ def _subjects(
         )
         for decision in plan.decisions
     ]
+
+
+def _seen(path: Path, observed: Mapping[Path, Observed] | None) -> Observed | None:
+    if observed is None:
+        return None
+    return observed.get(path, NOT_SEEN)
 
 
 def _places(scope: Scope, memo: Memo) -> Iterator[tuple[Path, Place]]:

@@ -14,6 +14,7 @@ from bnfold.audit.thresholds import Thresholds
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.policy import policy
+from bnfold.moments import Observed
 
 SILENT_GAMMA = 1e-3
 """A channel whose output varies less than this is silent (arXiv 1905.04967)."""
@@ -33,6 +34,7 @@ class Subject:
         target_dtype: what the model will be run in, None for what each layer computes in.
         place: where it stands, None where the file does not tell what is around it.
         updates: how often training updated its statistics, at most; None where that is not known.
+        observed: what went into it while the model ran over data; None where it did not.
     """
 
     batchnorm: BatchNorm
@@ -42,6 +44,7 @@ class Subject:
     target_dtype: str | None = None
     place: Place | None = None
     updates: int | None = None
+    observed: Observed | None = None
 
     @property
     def gamma(self) -> Vector:

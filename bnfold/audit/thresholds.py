@@ -21,6 +21,9 @@ class Thresholds:
         quantization_info: BN402 speaks where a channel uses less than this share of the range of
             its tensor.
         quantization_warning: below this share BN402 warns.
+        drift_warning: BN501 warns where the median of the channels is this many nats from the data.
+        drift_error: above this many nats BN501 is an error.
+        drift_channel: BN501 warns where any channel is this many nats from the data.
 
     Raises:
         ValueError: a threshold is not a positive, finite number.
@@ -36,6 +39,9 @@ class Thresholds:
     silent_share: float = 0.1
     quantization_info: float = 1 / 16
     quantization_warning: float = 1 / 256
+    drift_warning: float = 0.25
+    drift_error: float = 1.0
+    drift_channel: float = 5.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

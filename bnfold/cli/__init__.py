@@ -15,10 +15,11 @@ from bnfold.cli.bench import bench
 from bnfold.cli.fold import export, fold
 from bnfold.cli.group import main, run
 from bnfold.cli.inspect import inspect
+from bnfold.cli.recalibrate import recalibrate
 from bnfold.cli.rules import rule, rules
 from bnfold.cli.verify import verify
 
-for _command in (inspect, fold, verify, export, bench, rules, rule):
+for _command in (inspect, fold, verify, export, recalibrate, bench, rules, rule):
     main.add_command(_command)
 
 __all__ = ["main", "run"]

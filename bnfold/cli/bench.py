@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, debug, execution, progress, report_format
+from bnfold.cli.options import CONTEXT, MODEL, Finite, debug, execution, progress, report_format
 
 if TYPE_CHECKING:
     from bnfold.benchmark import BenchReport
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds",
     metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=2.0,
     show_default=True,
-    help="Measuring time for each runtime and batch size.",
+    help="Measuring time for each runtime and batch size; preparing takes longer than that.",
 )
 @execution
 @report_format
@@ -56,7 +56,7 @@ def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
     Examples:
       bnfold bench model.keras
       bnfold bench model.keras folded.keras --batch 1 --batch 32 --threads 1
-      bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10 --format json
+      bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10
     """
     from bnfold.benchmark import bench_files
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bnfold.cli.options import (
     CONTEXT,
@@ -68,7 +69,11 @@ def fold(
     """
     from bnfold.conversion import Proof, fold_file
 
-    wanted = [f"--{name}" for name in ("strict", "data", "rtol", "atol") if proof[name]]
+    wanted = [
+        f"--{name}"
+        for name in ("strict", "data", "rtol", "atol")
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
     if no_verify and wanted:
         raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
     asked = Proof(**proof)

@@ -14,9 +14,20 @@ from bnfold.cli.options import CONTEXT, debug
 from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable
 
+_SENTENCE = 400  # characters, more than any
+
 
 class Commands(click.Group):
     """Turns every error into one line and an exit code, unless --debug asks for the traceback."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their first sentences, which click would cut to one line."""
+        rows = [
+            (name, self.commands[name].get_short_help_str(limit=_SENTENCE))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and answer for what it raises."""
@@ -78,4 +89,7 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    main()
+    try:
+        main()
+    finally:
+        gc.freeze()  # or the interpreter looks through everything once more before it ends

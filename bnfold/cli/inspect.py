@@ -1,99 +1,311 @@
 """`bnfold inspect`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, debug, report_format
-from bnfold.errors import BnfoldError
+from bnfold.cli.options import CONTEXT, MODEL, data_run, debug, over_data
 from bnfold.model.guard import printable
+from bnfold.staging import check_target, write_text
 
 if TYPE_CHECKING:
-    from bnfold.audit import Finding
+    from rich.console import RenderableType
+
+    from bnfold.audit import Finding, Severity
+    from bnfold.gate import Outcome
     from bnfold.inspection import Inspection
+    from bnfold.settings import Settings
+
+_LAYER_FORMATS = ("text", "json")
+_FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
+_OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
+"""The options that go before the settings of a file as they are, each by itself."""
+_RUNNING = ("data", "batch", "trust", "imports")
+
+
+def _codes(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """The codes in options that may be repeated and hold several, with commas between them."""
+    from bnfold.audit.selection import codes
+    from bnfold.errors import SettingsError
+
+    try:
+        return codes([word.strip() for value in values for word in value.split(",")])
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+_SELECTION = (
+    click.option(
+        "--select",
+        metavar="CODES",
+        multiple=True,
+        callback=_codes,
+        help="Look for these only: codes of rules or what they begin with, such as BN1,BN403. "
+        "Repeatable.  [default: all]",
+    ),
+    click.option(
+        "--ignore",
+        metavar="CODES",
+        multiple=True,
+        callback=_codes,
+        help="Do not look for these. Where --select and --ignore both name a rule, the longer "
+        "code counts. Repeatable.",
+    ),
+    click.option(
+        "--fail-on",
+        type=click.Choice(["error", "warning", "info", "never"]),
+        help="Exit with 1 when there is a finding this bad, or worse.  [default: error]",
+    ),
+    click.option(
+        "--target-dtype",
+        type=click.Choice(["float16", "bfloat16", "float32"]),
+        help="Judge what overflows by this dtype, in which the model will run.  "
+        "[default: that of each layer]",
+    ),
+    click.option(
+        "--exclude",
+        metavar="PATTERN",
+        multiple=True,
+        help="Pass over what matches this shell pattern in folders, by name or path. Repeatable.",
+    ),
+)
+
+_SETTINGS = (
+    click.option(
+        "--baseline",
+        metavar="FILE",
+        type=MODEL,
+        help="Findings that this file knows do not count.",
+    ),
+    click.option(
+        "--write-baseline",
+        metavar="FILE",
+        type=MODEL,
+        help="Let all that is found be known from now on.",
+    ),
+    click.option(
+        "--config",
+        metavar="FILE",
+        type=MODEL,
+        help="Take the settings from [tool.bnfold] of this TOML file.  "
+        "[default: the nearest pyproject.toml that has it]",
+    ),
+    click.option("--no-config", is_flag=True, help="Take no settings from any file."),
+)
+
+_REPORT = (
+    click.option(
+        "--format",
+        "format_",
+        type=click.Choice(_FORMATS),
+        default="text",
+        show_default=True,
+        help="How to report.",
+    ),
+    click.option(
+        "--output",
+        metavar="FILE",
+        type=MODEL,
+        help="Write the report to this file, in the place of an earlier one.",
+    ),
+)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed((*_SELECTION, *_SETTINGS, *_REPORT)):
+        command = option(command)
+    return command
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=MODEL)
 @click.option("--layer", metavar="NAME", help="Show this one layer in full, channel by channel.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(["error", "warning", "info", "never"]),
-    default="error",
-    show_default=True,
-    help="Exit with 1 when there is a finding this bad, or worse.",
-)
-@report_format
+@_options
+@over_data(required=False)
 @debug
 @click.pass_context
 def inspect(
-    ctx: click.Context, models: Sequence[Path], layer: str | None, fail_on: str, format_: str
+    ctx: click.Context,
+    /,
+    models: Sequence[Path],
+    layer: str | None,
+    write_baseline: Path | None,
+    format_: str,
+    output: Path | None,
+    **options: Any,
 ) -> None:
     """Show every BatchNormalization: where, how configured, its statistics, whether it folds.
+
+    A MODEL that is a folder is searched for .keras, .h5 and .hdf5 files and Keras directories.
+    'bnfold rules' lists what is looked for.
 
     \b
     Examples:
       bnfold inspect model.keras
       bnfold inspect model.keras --layer backbone/bn1
-      bnfold inspect models/*.keras --format json --fail-on warning
+      bnfold inspect model.keras --data train.npz
+      bnfold inspect models --select BN1,BN4 --ignore BN107 --fail-on warning
+      bnfold inspect models --write-baseline bnfold-baseline.json
+      bnfold inspect models --baseline bnfold-baseline.json --format sarif --output bnfold.sarif
+
+    \b
+    Exit codes: 0 good, 1 a finding as bad as --fail-on, 2 usage, or something was not read.
     """
-    from bnfold.audit import Severity
-    from bnfold.inspection import inspect_file
+    from bnfold import gate
 
-    inspected, unreadable = [], False
-    for path in models:
-        try:
-            inspected.append(inspect_file(path))
-        except BnfoldError as error:
-            if len(models) == 1:
-                raise
-            unreadable = True
-            click.echo(f"bnfold: {printable(str(error))}", err=True)
-    findings = [finding for model in inspected for finding in model.findings]
+    _refuse_contradictions(layer, format_, write_baseline, options)
+    settings = _settings(options)
+    if output is not None:
+        check_target(output, "text", force=True)
+    if write_baseline is None:
+        outcome = gate.check(models, settings)
+    else:
+        outcome = gate.write_baseline(models, settings, write_baseline)
+    if not outcome.models and len(outcome.unreadable) == 1:
+        raise outcome.unreadable[0].error
+    _warn(outcome)
+    if write_baseline is not None:
+        unread = ": not written, because not everything could be read"
+        _say(f"{write_baseline}{unread if outcome.unreadable else ': written'}")
+    findings = [finding for model in outcome.models for finding in model.findings]
     if layer is not None:
-        findings = _show_layer(inspected, layer, format_)
-    elif inspected:
-        _show_models(inspected, format_)
-    if unreadable:
-        ctx.exit(2)
-    if fail_on != "never" and any(f.severity.rank <= Severity(fail_on).rank for f in findings):
-        ctx.exit(1)
+        findings = _show_layer(outcome.models, layer, format_, output)
+    elif outcome.models:
+        _show_models(outcome, format_, settings.fail_on, output)
+    ctx.exit(outcome.exit_code(findings, settings.fail_on))
 
 
-def _show_models(inspected: "Sequence[Inspection]", format_: str) -> None:
-    from bnfold.reports import inspect_text, json, terminal
+def _refuse_contradictions(
+    layer: str | None, format_: str, write_baseline: Path | None, options: dict[str, Any]
+) -> None:
+    if layer is not None and format_ not in _LAYER_FORMATS:
+        raise click.UsageError(f"--layer has no --format {format_}")
+    if layer is not None and write_baseline is not None:
+        raise click.UsageError("--layer shows one layer, and --write-baseline is about all")
+    if write_baseline is not None and options["baseline"] is not None:
+        raise click.UsageError("--write-baseline contradicts --baseline")
+    if options["config"] is not None and options["no_config"]:
+        raise click.UsageError("--config contradicts --no-config")
 
-    if format_ == "json":
-        click.echo(json.inspections(inspected))
-        return
-    console = terminal.console()
-    for number, model in enumerate(inspected):
-        if number:
-            console.print()
-        console.print(inspect_text.inspection(model, console.width))
+
+def _settings(options: dict[str, Any]) -> "Settings":
+    """The settings of the file, if there is one, under those of the command line."""
+    from bnfold import settings
+    from bnfold.audit.selection import chosen
+
+    path = options["config"]
+    if path is None and not options["no_config"]:
+        path = settings.find(Path.cwd())
+    found = settings.Settings() if path is None else settings.read(path)
+    given = {name: options[name] for name in _OVERRIDING if options[name]}
+    if options["select"]:  # whoever asks for a rule wants it, whatever the file ignores
+        given["ignore"] = options["ignore"]
+    if options["fail_on"] is not None:
+        given["fail_on"] = settings.severity(options["fail_on"])
+    found = replace(found, **given, run=data_run(**{name: options[name] for name in _RUNNING}))
+    if not found.rules() and chosen(found.select, found.ignore):
+        raise click.UsageError("all rules that are selected need --data")
+    return found
 
 
-def _show_layer(inspected: Sequence["Inspection"], name: str, format_: str) -> "list[Finding]":
+def _warn(outcome: "Outcome") -> None:
+    """Say on standard error what was not read, and which settings and entries do nothing."""
+    lines = [str(one.error) for one in outcome.unreadable]
+    lines += [
+        f"warning: nothing is suppressed by rules {', '.join(one.rules)} for layer {one.layer!r}"
+        + (f" of model {one.model!r}" if one.model != "*" else "")
+        for one in outcome.unused
+    ]
+    lines += [
+        f"warning: the baseline has {entry.rule} on {entry.layer!r} of {entry.model!r}, which is "
+        "found no more"
+        for entry in outcome.stale
+    ]
+    for line in lines:
+        _say(line)
+
+
+def _say(line: str) -> None:
+    click.echo(f"bnfold: {printable(line)}", err=True)
+
+
+def _show_models(
+    outcome: "Outcome", format_: str, fail_on: "Severity | None", output: Path | None
+) -> None:
+    if format_ == "text":
+        from bnfold.reports import inspect_text
+
+        _print(lambda width: inspect_text.inspections(outcome.models, width), output)
+    else:
+        _put(_rendered(outcome, format_, fail_on), output)
+    if output is not None:
+        from bnfold.reports import terminal
+
+        _say(f"{output}: written; {terminal.totals(outcome.models)}")
+
+
+def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:
+    """The report in a format that needs no terminal; its module is imported now."""
+    arguments: dict[str, Any] = {"unreadable": outcome.unreadable}
+    if format_ == "junit":
+        arguments["fail_on"] = fail_on
+    try:
+        renderer = import_module(f"bnfold.reports.{format_}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "bnfold":
+            raise
+        hint = f"pip install 'bnfold[{format_}]'"
+        raise click.UsageError(f"--format {format_} needs {missing}: {hint}") from None
+    report: str = renderer.inspections(outcome.models, **arguments)
+    return report
+
+
+def _put(report: str, output: Path | None) -> None:
+    if output is not None:
+        write_text(output, report + "\n")
+    elif report:
+        click.echo(report)
+
+
+def _print(report: "Callable[[int], RenderableType]", output: Path | None) -> None:
+    """Print what is made for the width of the console; to a file without colours."""
+    from bnfold.reports import terminal
+
+    if output is None:
+        console = terminal.console()
+        console.print(report(console.width))
+    else:
+        write_text(output, terminal.plain(report))
+
+
+def _show_layer(
+    models: "Sequence[Inspection]", name: str, format_: str, output: Path | None
+) -> "list[Finding]":
     """Show one layer; its findings."""
-    from bnfold.reports import inspect_text, json, terminal
+    from bnfold.reports import inspect_text, json
 
-    if len(inspected) != 1:
+    if len(models) != 1:
         raise click.UsageError("--layer takes exactly one MODEL")
-    model = inspected[0]
+    model = models[0]
     found = model.layer(name)
     if found is None:
         raise click.UsageError(_no_such_layer(model, name))
     findings = model.findings_on(found)
     if format_ == "json":
-        click.echo(json.layer(model, found))
+        _put(json.layer(model, found), output)
     else:
-        terminal.console().print(inspect_text.layer(found, findings))
+        seen = model.observed_at(found)
+        _print(lambda _: inspect_text.layer(found, findings, seen), output)
     return list(findings)
 
 
 def _no_such_layer(model: "Inspection", name: str) -> str:
+
     import difflib
 
     paths = [decision.batchnorm.path for decision in model.plan.decisions]

@@ -1,14 +1,32 @@
 """The options that several commands share, and how a command says what it is doing."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from bnfold.verification.observe import DataRun
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 MODEL = click.Path(path_type=Path)
+_SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, and neither NaN, which is in every range, nor infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -41,18 +59,12 @@ def report_format(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _DATA = click.option(
     "--data",
-    type=MODEL,
+    type=_SAMPLES,
+    metavar="FILE",
     help="Samples to run instead of random ones: an .npz with one array for each input, or "
     "an .npy; the first axis is the sample.",
 )
-_EXECUTION = (
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Seed of the random samples.",
-    ),
+_LOADING = (
     click.option(
         "--trust",
         is_flag=True,
@@ -66,6 +78,16 @@ _EXECUTION = (
         help="Import this Python module first, because it registers custom layers. Repeatable.",
     ),
 )
+_EXECUTION = (
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the random samples.",
+    ),
+    *_LOADING,
+)
 
 _JUDGING = (
     click.option(
@@ -75,12 +97,12 @@ _JUDGING = (
     ),
     click.option(
         "--rtol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="Allow this share of each channel's magnitude, instead of what is measured.",
     ),
     click.option(
         "--atol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="Allow this much, besides --rtol, instead of what is measured.",
     ),
 )
@@ -103,6 +125,44 @@ def proving(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_JUDGING):
         command = option(command)
     return comparison(command)
+
+
+def over_data(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of everything that runs a model over the user's data; see `data_run`."""
+    data = click.option(
+        "--data",
+        type=_SAMPLES,
+        metavar="FILE",
+        required=required,
+        help="Samples to run the model over: an .npz with one array for each input, or an .npy; "
+        "the first axis is the sample.",
+    )
+    batch = click.option(
+        "--batch",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Samples that are in memory at a time.  [default: what is safe, up to 128]",
+    )
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed((data, batch, *_LOADING)):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def data_run(
+    data: Path | None, batch: int | None, trust: bool, imports: Sequence[str]
+) -> "DataRun | None":
+    """What the options of `over_data` say; None without data."""
+    from bnfold.verification.observe import DataRun
+
+    given = {"--batch": batch, "--trust": trust, "--import": imports}
+    wanted = [name for name, value in given.items() if value]
+    if data is None and wanted:
+        raise click.UsageError(f"{wanted[0]} goes with --data")
+    return None if data is None else DataRun(data, batch, trust, imports, progress=progress)
 
 
 def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:

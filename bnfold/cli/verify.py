@@ -34,15 +34,15 @@ def verify(ctx: click.Context, /, original: Path, folded: Path, format_: str, **
 
     wanted = Proof(**proof)
     result = wanted.run(original, folded, progress)
-    _show_verification(result, format_)
+    _show_verification(result, format_, strict=wanted.strict)
     if not result.accepted(strict=wanted.strict):
         ctx.exit(1)
 
 
-def _show_verification(result: "Verification", format_: str) -> None:
+def _show_verification(result: "Verification", format_: str, *, strict: bool) -> None:
     from bnfold.reports import fold_text, json, terminal
 
     if format_ == "json":
         click.echo(json.verification(result))
     else:
-        terminal.console().print(fold_text.verification(result))
+        terminal.console().print(fold_text.verification(result, strict=strict))

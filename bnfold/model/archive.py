@@ -7,16 +7,19 @@ the model's size.
 
 import io
 import json
+import shutil
 import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import h5py
+from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
@@ -55,6 +58,24 @@ class _ZipParts:
 
     def chunks(self, name: str) -> Iterator[bytes]:
         return guard.member_chunks(self._archive, name)
+
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+        """Write an archive of the same members in the same order, some weights changed."""
+        weights = target.with_name(f"{target.name}.{WEIGHTS}")
+        try:
+            _write_chunks(self.chunks(WEIGHTS), weights)
+            hdf5.overwrite(weights, changes)
+            with zipfile.ZipFile(target, "w") as archive:
+                archive.comment = self._archive.comment
+                for info in self._archive.infolist():
+                    with archive.open(copy(info), "w") as member:
+                        if info.filename == WEIGHTS:
+                            with weights.open("rb") as stream:
+                                shutil.copyfileobj(stream, member, _CHUNK)
+                        elif not info.is_dir():
+                            member.writelines(self.chunks(info.filename))
+        finally:
+            weights.unlink(missing_ok=True)
 
     def weights(self) -> h5py.File:
         info = self._archive.getinfo(WEIGHTS)
@@ -105,6 +126,15 @@ class _DirectoryParts:
 
     def size(self, name: str) -> int:
         return (self._path / name).stat().st_size
+
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+        """Write a directory of the same files, some weights changed."""
+        for found in (self._path, *self._path.rglob("*")):
+            if found.is_dir():
+                (target / found.relative_to(self._path)).mkdir(parents=True, exist_ok=True)
+        for name in self._names:
+            _write_chunks(self.chunks(name), target / name)
+        hdf5.overwrite(target / WEIGHTS, changes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         with (self._path / name).open("rb") as stream:
@@ -249,8 +279,11 @@ class KerasArchive:
         self._write_weights(graph, names, target / WEIGHTS)
         for name, new_name in self._assets(graph, names):
             (target / new_name).parent.mkdir(parents=True, exist_ok=True)
-            with (target / new_name).open("wb") as copy:
-                copy.writelines(self._parts.chunks(name))
+            _write_chunks(self._parts.chunks(name), target / new_name)
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+        """Write a copy to `target`, in which some variables have other numbers."""
+        self._parts.copy(target, changes)
 
     def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str]]:
         """Every other member: its name, and its new name if its layer's group moved."""
@@ -318,6 +351,11 @@ class KerasArchive:
             hdf5.copy_dataset(self._weights, weight.source, variables, str(number))
         else:
             hdf5.write_weight(variables, str(number), weight)
+
+
+def _write_chunks(chunks: Iterable[bytes], target: Path) -> None:
+    with target.open("wb") as file:
+        file.writelines(chunks)
 
 
 def _require(names: set[str]) -> None:

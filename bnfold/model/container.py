@@ -1,19 +1,27 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
-from bnfold.model.archive import CONFIG, KerasArchive
+from bnfold.model.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.graph import Graph, Json
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.model.legacy import LegacyHdf5
 
 Kind = Literal["keras", "keras-directory", "h5"]
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+"""How the names of model files end, where they are not directories."""
+
+SAVED_MODEL = "saved_model.pb"
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -29,6 +37,8 @@ class _Format(Protocol):
     def optimizer_steps(self) -> Mapping[LayerPath, int]: ...
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,24 @@ class ModelFile:
         Raises:
             OutputError: the target is inside the model, which is a directory.
         """
+        self._refuse_inside(target)
+        self.format.write(graph, target, record)
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+        """Write a copy in which some variables, by their `source`, have other numbers.
+
+        Their shapes and dtypes stay; so does every other byte of every part of the model, what
+        belongs to training included.
+
+        Raises:
+            OutputError: the target is inside the model, which is a directory.
+        """
+        self._refuse_inside(target)
+        self.format.rewrite(changes, target)
+
+    def _refuse_inside(self, target: Path) -> None:
         if target.resolve().is_relative_to(self.path.resolve()):
             raise OutputError(f"{printable(target.name)}: is inside the model it is made of")
-        self.format.write(graph, target, record)
 
     def sha256(self) -> str:
         """The SHA-256 of the file; of a directory, that of `sha256sum` over its sorted files."""
@@ -100,6 +125,7 @@ class ModelFile:
 
 
 def _sha256(path: Path) -> str:
+
     import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
 
     with path.open("rb") as stream:
@@ -153,8 +179,17 @@ def sniff(path: Path) -> Kind:
 def _sniff_directory(path: Path) -> Kind:
     if (path / CONFIG).is_file():
         return "keras-directory"
-    if (path / "saved_model.pb").is_file():
+    if (path / SAVED_MODEL).is_file():
         raise UnreadableModelError(
             "a TensorFlow SavedModel; bnfold reads what model.save('model.keras') writes"
         )
     raise UnreadableModelError(f"a directory without {CONFIG}; not a Keras model")
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether a directory is what `model.save(path, zipped=False)` writes, perhaps a damaged one.
+
+    Many a folder has a config.json, so that alone does not make a model of it.
+    """
+    parts = (os.path.isfile(path / name) for name in (METADATA, WEIGHTS))
+    return os.path.isfile(path / CONFIG) and any(parts)

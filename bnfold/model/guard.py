@@ -10,6 +10,7 @@ looked at.
 import io
 import json
 import math
+import re
 import stat
 import zipfile
 import zlib
@@ -61,11 +62,25 @@ _ZIP_DAMAGE = (
 _HDF5_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
 
 
+# What a CI runner obeys when it stands in a log: `::error::` and its kind at the start of a line
+# on GitHub, `##[command]`, `##vso[task...]` or `##teamcity[...]` anywhere on others.
+_COMMAND = re.compile(
+    r":(?=:(?:add-|debug|echo|end|error|group|notice|remove-|save-|set-|stop-|warning)[^:]*::)"
+    r"|#(?=#\w*\[)",
+    re.IGNORECASE,
+)
+
+
 def printable(text: str) -> str:
-    """Text from a file with its control characters (terminal escapes, newlines) made visible."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text from a file with what a terminal or a CI log would obey made visible.
+
+    That is control characters (terminal escapes, newlines) and the commands of CI runners.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if "::" in text or "##" in text:
+        text = _COMMAND.sub(lambda mark: f"\\x{ord(mark[0]):x}", text)
+    return text
 
 
 def shortened(text: str, limit: int = 200) -> str:
@@ -404,17 +419,30 @@ def attribute(group: h5py.Group | h5py.Dataset, name: str) -> Any:
         UnreadableModelError: it is damaged.
     """
     key = link_name(name)
-    where = f"the attribute {shortened(name)} of {shortened(group.name or '')} in the weights"
-    with hdf5_damage(where):
+    try:
         if not h5py.h5a.exists(group.id, key):
             return None
-        found = h5py.h5a.open(group.id, key)
-        kind = found.get_type()
-        if not (_is_plain_type(kind) or isinstance(kind, h5py.h5t.TypeStringID)):
-            raise UnsafeModelError(f"{where} is neither numbers nor text; refused")
-        if found.get_space().get_simple_extent_npoints() > MAX_ATTRIBUTE_ITEMS:
-            raise UnsafeModelError(f"{where} holds more items than Keras writes; refused")
-        return group.attrs[name]
+        problem = _attribute_problem(h5py.h5a.open(group.id, key))
+        if problem is None:
+            return group.attrs[name]
+    except _HDF5_DAMAGE as error:
+        where = _attribute_name(group, name)
+        raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
+    raise UnsafeModelError(f"{_attribute_name(group, name)} {problem}; refused")
+
+
+def _attribute_problem(found: h5py.h5a.AttrID) -> str | None:
+    """What is wrong with an attribute, without a look at its value."""
+    kind = found.get_type()
+    if not (_is_plain_type(kind) or isinstance(kind, h5py.h5t.TypeStringID)):
+        return "is neither numbers nor text"
+    if found.get_space().get_simple_extent_npoints() > MAX_ATTRIBUTE_ITEMS:
+        return "holds more items than Keras writes"
+    return None
+
+
+def _attribute_name(group: h5py.Group | h5py.Dataset, name: str) -> str:
+    return f"the attribute {shortened(name)} of {shortened(group.name or '')} in the weights"
 
 
 def _hdf5_name(group: h5py.Group, name: str) -> str:

@@ -9,12 +9,15 @@ for which that fails is left as it is.
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
+from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
@@ -37,8 +40,9 @@ class LegacyHdf5:
 
     def __init__(self, path: Path, resources: ExitStack) -> None:
         """Read the graph and the places of its weights; `resources` closes what stays open."""
+        self._path = path
         stream = resources.enter_context(path.open("rb", buffering=0))
-        self._file = resources.enter_context(hdf5.open_hdf5(stream, path.name))
+        self._file = resources.enter_context(hdf5.open_hdf5(stream, "the HDF5 file"))
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
             raise UnreadableModelError(
@@ -136,6 +140,11 @@ class LegacyHdf5:
                 if name not in (MODEL_WEIGHTS, OPTIMIZER_WEIGHTS) and isinstance(node, h5py.Group):
                     hdf5.copy_children(node, new.create_group(name))
             self._write_weights(graph, new.create_group(MODEL_WEIGHTS))
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+        """Write a copy to `target`, in which some variables have other numbers."""
+        shutil.copyfile(self._path, target)
+        hdf5.overwrite(target, changes)
 
     def _write_weights(self, graph: Graph, target: h5py.Group) -> None:
         names = [layer.name for layer in model_layers(graph)]

@@ -76,17 +76,15 @@ def _models(report: BenchReport) -> Text:
 def _table(results: Sequence[Result]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("runtime", no_wrap=True)
-    for column in ("batch", "A median", "A quartiles", "B median", "B quartiles", "rounds"):
+    table.add_column("batch", justify="right")
+    table.add_column("")
+    for column in ("median", "quartiles", "rounds"):
         table.add_column(column, justify="right")
     for result in results:
         calls = f" of {result.calls} calls" if result.calls > 1 else ""
-        table.add_row(
-            result.runtime,
-            str(result.batch),
-            *_times(result.a),
-            *_times(result.b),
-            f"{result.rounds}{calls}",
-        )
+        rounds = f"{result.rounds}{calls}"
+        table.add_row(result.runtime, str(result.batch), "A", *_times(result.a), rounds)
+        table.add_row("", "", "B", *_times(result.b))
     return table
 
 

@@ -22,11 +22,11 @@ def export(report: ExportReport) -> RenderableType:
     if report.check is not None:
         parts += _check(report.check)
         parts += _ports("input", report.inputs) + _ports("output", report.outputs)
-    target = printable(str(report.target))
     if report.written:
-        parts.append(Text(f"wrote {target} (opset {report.opset})"))
+        parts.append(Text(f"wrote {printable(str(report.target))} (opset {report.opset})"))
     else:
-        parts.append(Text(f"{target} was not written", style="red"))
+        proof = report.verification if report.check is None else None
+        parts.append(fold_text.not_written(report.target, proof))
     return Group(*parts)
 
 

@@ -1,6 +1,7 @@
 """Folds and verifications for people."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,11 +14,11 @@ from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
 from bnfold.verification import Comparison, SiteStatus, Verdict, Verification
+from bnfold.verification.compare import Rule
 
 
 def fold(report: FoldReport) -> RenderableType:
     """The report on a fold."""
-    target = printable(str(report.target))
     parts = decisions(report.plan, report.replaced, report.unused_keep)
     if report.dropped:
         dropped = " and ".join(report.dropped)
@@ -25,10 +26,23 @@ def fold(report: FoldReport) -> RenderableType:
     if report.verification is not None:
         parts += verdict(report.verification)
     if report.written:
-        parts.append(Text(f"wrote {target}"))
+        parts.append(Text(f"wrote {printable(str(report.target))}"))
     else:
-        parts.append(Text(f"{target} was not written", style="red"))
+        parts.append(not_written(report.target, report.verification))
     return Group(*parts)
+
+
+def not_written(target: FilePath, proof: Verification | None) -> Text:
+    """That the result was refused, and why, where the proof itself found nothing against it."""
+    sentence = f"{printable(str(target))} was not written"
+    if proof is not None and proof.accepted(strict=False):
+        sentence += f": {_STRICT}"
+    return Text(sentence, style="red")
+
+
+_STRICT = (
+    "--strict asks for a proof by Keras and ONNX Runtime both, with every site and output exercised"
+)
 
 
 def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) -> list[Text]:
@@ -51,7 +65,7 @@ def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) 
     return parts
 
 
-def verification(result: Verification) -> RenderableType:
+def verification(result: Verification, *, strict: bool = False) -> RenderableType:
     """The report on a verification: the outputs and the worst sites, then the verdict."""
     parts: list[RenderableType] = []
     outputs = [one for one in result.comparisons if one.is_output]
@@ -63,34 +77,47 @@ def verification(result: Verification) -> RenderableType:
     if inside:
         title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
         parts.append(_table(title, inside[:_SHOWN]))
-    return Group(*parts, *verdict(result))
+    parts += verdict(result)
+    if result.accepted(strict=False) and not result.accepted(strict=strict):
+        parts.append(Text(f"not accepted: {_STRICT}", style="red"))
+    return Group(*parts)
 
 
 _SHOWN = 6
 
 
 def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
+    """One block of rows for each value, a row for each runtime, in the order that they come in."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(title, overflow="fold")
-    table.add_column("runtime", no_wrap=True)
     for column in ("error", "original's", "SQNR dB", "of tolerance"):
         table.add_column(column, justify="right", no_wrap=True)
+    blocks: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
-        table.add_row(*_comparison(comparison))
+        blocks.setdefault(comparison.name, []).append(comparison)
+    for block in blocks.values():
+        table.add_row(_value(block[0]))
+        for comparison in block:
+            table.add_row(*_comparison(comparison))
     return table
 
 
-def _comparison(comparison: Comparison) -> list[Text]:
+def _value(comparison: Comparison) -> Text:
     name = Text(printable(comparison.name))
     if comparison.tapped_before:
         name.append(f" before {comparison.tapped_before}", style="dim")
-    share = "not exercised" if not comparison.conclusive else f"{comparison.excess:.2g}"
+    return name
+
+
+def _comparison(comparison: Comparison) -> list[Text]:
+    quiet = comparison.passed and not comparison.conclusive
+    share = "not exercised" if quiet else f"{comparison.excess:.2g}"
     own, folded = comparison.original, comparison.folded
+    error = max(folded.max_abs_error, comparison.error)  # infinite where there is no number
     noise = "none" if folded.sqnr_db is None else f"{folded.sqnr_db:.0f}"
     return [
-        name,
-        Text(comparison.runtime),
-        Text(f"{folded.max_abs_error:.2e}"),
+        Text(f"  {comparison.runtime}"),
+        Text(f"{error:.2e}"),
         Text("" if own is None else f"{own.max_abs_error:.2e}", style="dim"),
         Text(noise),
         Text(share, style="default" if comparison.passed else "red"),
@@ -131,20 +158,23 @@ def _what_was_compared(result: Verification) -> str:
 
 def _notes(result: Verification) -> Iterator[str]:
     """What a reader should know beside the verdict."""
+    if result.rule != Rule().text():
+        yield f"as --rtol and --atol allow: {result.rule}"
     quiet = result.sites_that_are(SiteStatus.NOT_EXERCISED)
     if quiet:
         yield f"not exercised: {terminal.names([site.name for site in quiet])}"
     alone = result.sites_that_are(SiteStatus.UNPAIRED)
     if alone:
         names = terminal.names([site.name for site in alone])
-        yield f"judged by the outputs alone, for want of layers of the same names: {names}"
+        yield f"judged by the outputs alone, for want of the same layers behind: {names}"
     silent = sum(site.channels - site.exercised for site in result.sites)
     if silent:
         total = sum(site.channels for site in result.sites)
         yield f"{silent} of {total} channels of the sites saw no signal"
     for one in result.agreements:
+        counted = "samples" if one.samples == result.sample_count else "positions"
         yield (
-            f"{one.output}: {one.changed} of {one.samples} samples changed their class; the "
+            f"{one.output}: {one.changed} of {one.samples} {counted} changed their class; the "
             f"smallest margin is {one.smallest_margin:.2g}"
         )
     if result.merged_by_exporter:

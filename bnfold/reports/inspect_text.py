@@ -16,20 +16,33 @@ from bnfold.inspection import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
+from bnfold.moments import Observed
 from bnfold.reports import terminal
+from bnfold.reports.distribution import Axis, histogram
+from bnfold.reports.sparkline import Sparkline
 
-_HEADINGS = ("layer", "channels", "moving mean", "variance", "folds into")
-_NAME_COLUMNS = (0, 4)
-_DROPPED_IN_TURN = (2, 1, 3)
+_HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
+_NAME_COLUMNS = (0, 5)
+_SPREAD = 4
+_DROPPED_IN_TURN = (4, 2, 1, 3)
 _PADDING = 3
+_BINS = 12
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
-_CONTAINERS = {
+CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
     "h5": "legacy HDF5",
 }
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
+
+
+def inspections(models: Sequence[Inspection], width: int) -> RenderableType:
+    """The reports on some models, and if they are several what it comes to."""
+    if len(models) == 1:
+        return inspection(models[0], width)
+    parts = [part for model in models for part in (inspection(model, width), Text(""))]
+    return Group(*parts, Text(terminal.totals(models)))
 
 
 def inspection(model: Inspection, width: int) -> RenderableType:
@@ -43,6 +56,8 @@ def inspection(model: Inspection, width: int) -> RenderableType:
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(_not_said_yet(model.findings))
+    if model.suppressed:
+        parts.append(Text(f"findings that do not count: {terminal.set_aside([model])}"))
     return Group(*parts)
 
 
@@ -53,12 +68,11 @@ def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
 
 def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
-    folds, total = len(model.plan.folds), len(model.plan.decisions)
     text = Text(printable(str(model.path)), style="bold")
-    text.append(f"  {_CONTAINERS[model.container]}{version}\n", style="not bold")
-    text.append(f"{total} BatchNormalization {terminal.plural('layer', total)}: ", style="not bold")
-    text.append(f"{folds} can be folded, {total - folds} cannot", style="not bold")
-    return text
+    text.append(f"  {CONTAINERS[model.container]}{version}\n", style="not bold")
+    text.append(terminal.foldable(model.plan), style="not bold")
+    samples = max((one.samples for one in (model.observed or {}).values()), default=0)
+    return text.append(f"; run over {samples} samples" if samples else "", style="not bold")
 
 
 def _table(model: Inspection, width: int) -> Table:
@@ -72,13 +86,16 @@ def _table(model: Inspection, width: int) -> Table:
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
     codes = _codes(model.findings)
-    cells = [_row(decision, codes, numbers) for decision in model.plan.decisions]
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(usual), caption_justify="left"
-    )
+    axis = _variance_axis(model.plan)
+    cells = [_row(decision, codes, numbers, axis) for decision in model.plan.decisions]
     shown = _columns_that_fit(cells, width)
+    caption = _caption(usual)
+    if _SPREAD in shown:
+        caption.append(f"\nspread: channels by variance, logarithmic from {_ends(axis)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in shown:
-        justify: JustifyMethod = "left" if column in _NAME_COLUMNS else "right"
+        is_left = column in (*_NAME_COLUMNS, _SPREAD)
+        justify: JustifyMethod = "left" if is_left else "right"
         overflow: OverflowMethod = "fold" if column in _NAME_COLUMNS else "ellipsis"
         table.add_column(_HEADINGS[column], justify=justify, overflow=overflow)
     for row, row_cells in zip(rows, cells, strict=True):
@@ -89,7 +106,18 @@ def _table(model: Inspection, width: int) -> Table:
     return table
 
 
-def _columns_that_fit(cells: list[list[Text]], width: int) -> list[int]:
+def _variance_axis(plan: Plan) -> Axis:
+    """An axis for the variances of all layers."""
+    vectors = (decision.batchnorm.vectors for decision in plan.decisions)
+    known = (found["moving_variance"] for found in vectors if found is not None)
+    return Axis.of(known, logarithmic=True)
+
+
+def _ends(axis: Axis) -> str:
+    return f"{10**axis.low:.1g} to {10**axis.high:.1g}"
+
+
+def _columns_that_fit(cells: list[list[Text | Sparkline]], width: int) -> list[int]:
     widths = [
         max(len(heading), *(cell[column].cell_len for cell in cells))
         for column, heading in enumerate(_HEADINGS)
@@ -123,8 +151,11 @@ def _codes(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def _row(
-    decision: Fold | Blocked, codes: dict[str, list[Finding]], numbers: dict[str, int]
-) -> list[Text]:
+    decision: Fold | Blocked,
+    codes: dict[str, list[Finding]],
+    numbers: dict[str, int],
+    axis: Axis,
+) -> list[Text | Sparkline]:
     batchnorm = decision.batchnorm
     name = Text(printable(show(batchnorm.path)))
     for finding in codes.get(show(batchnorm.path), []):
@@ -135,6 +166,7 @@ def _row(
         Text(str(batchnorm.channels) if batchnorm.channels is not None else "?"),
         Text(_range(vectors.get("moving_mean"))),
         Text(_range(vectors.get("moving_variance"))),
+        _spread(vectors.get("moving_variance"), axis),
         _target(decision, numbers),
     ]
 
@@ -145,7 +177,12 @@ def _range(values: Vector | None) -> str:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "not finite"
-    return f"{finite.min():.2g} … {finite.max():.2g}"
+    return f"{finite.min():.2g} to {finite.max():.2g}"
+
+
+def _spread(values: Vector | None, axis: Axis) -> Sparkline:
+    known = np.zeros(0) if values is None else values
+    return Sparkline(histogram(known, axis, _BINS).tolist())
 
 
 def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
@@ -183,29 +220,32 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
     return lines
 
 
-def layer(decision: Fold | Blocked, findings: Sequence[Finding]) -> RenderableType:
+def layer(
+    decision: Fold | Blocked, findings: Sequence[Finding], observed: Observed | None = None
+) -> RenderableType:
     """One BatchNormalization in full, with what the rules say of it."""
     batchnorm = decision.batchnorm
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     rows = {"axis": batchnorm.axis, "channels": batchnorm.channels, **settings(batchnorm)}
-    for key, value in rows.items():
-        facts.add_row(key.replace("_", " "), Text(_value(value)))
+    for key, setting in rows.items():
+        facts.add_row(key.replace("_", " "), Text(value(setting)))
     facts.add_row("folds", Text(_verdict(decision)))
     if isinstance(decision, Blocked) and decision.remedies:
         facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
     title = Text(printable(show(batchnorm.path)), style="bold")
-    return Group(title, facts, _channels(batchnorm), *_findings(_not_said_yet(findings)))
+    return Group(title, facts, _channels(batchnorm, observed), *_findings(_not_said_yet(findings)))
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        pairs = (f"{key} {_value(inside)}" for key, inside in value.items() if inside is not None)
+def value(setting: Any) -> str:
+    """A setting of a layer as people read it."""
+    if isinstance(setting, dict):
+        pairs = (f"{key} {value(inside)}" for key, inside in setting.items() if inside is not None)
         return ", ".join(pairs) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "unknown" if value is None else printable(str(value))
+    if isinstance(setting, bool):
+        return "yes" if setting else "no"
+    return "unknown" if setting is None else printable(str(setting))
 
 
 def _verdict(decision: Fold | Blocked) -> str:
@@ -215,8 +255,9 @@ def _verdict(decision: Fold | Blocked) -> str:
     return printable(f"stays: {decision.reason}")
 
 
-def _channels(batchnorm: BatchNorm) -> RenderableType:
-    columns = {name: v for name, v in channel_values(batchnorm).items() if v is not None}
+def _channels(batchnorm: BatchNorm, observed: Observed | None) -> RenderableType:
+    found = channel_values(batchnorm, observed)
+    columns = {name: values for name, values in found.items() if values is not None}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("channel", justify="right")
     for name in columns:

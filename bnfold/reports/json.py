@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bnfold.benchmark import BenchReport
     from bnfold.conversion import FoldReport
     from bnfold.exporting import ExportReport
+    from bnfold.gate import Unreadable
+    from bnfold.recalibration import RecalibrationReport
     from bnfold.verification import Verification
 
 
@@ -23,20 +25,26 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-def inspections(models: Sequence[Inspection]) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
     """The report of `bnfold inspect`."""
-    return _dump(
-        {"schema_version": SCHEMA_VERSION, "models": [model.to_dict() for model in models]}
+    return dump(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "models": [model.to_dict() for model in models],
+            "unreadable": [
+                {"path": str(one.path), "message": str(one.error)} for one in unreadable
+            ],
+        }
     )
 
 
 def layer(model: Inspection, decision: Fold | Blocked) -> str:
     """The report of `bnfold inspect --layer`."""
-    return _dump(
+    return dump(
         {
             "schema_version": SCHEMA_VERSION,
             "path": str(model.path),
-            "layer": describe_layer(decision),
+            "layer": describe_layer(decision, model.observed_at(decision)),
             "findings": [finding.to_dict() for finding in model.findings_on(decision)],
         }
     )
@@ -53,28 +61,34 @@ def rules(every: Iterable[Rule]) -> str:
         }
         for rule in every
     ]
-    return _dump({"schema_version": SCHEMA_VERSION, "rules": rows})
+    return dump({"schema_version": SCHEMA_VERSION, "rules": rows})
 
 
 def fold(report: "FoldReport") -> str:
     """The report of `bnfold fold`."""
-    return _dump(report.to_dict())
+    return dump(report.to_dict())
 
 
 def export(report: "ExportReport") -> str:
     """The report of `bnfold export`."""
-    return _dump(report.to_dict())
+    return dump(report.to_dict())
 
 
 def verification(result: "Verification") -> str:
     """The report of `bnfold verify`."""
-    return _dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+    return dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
+
+
+def recalibration(report: "RecalibrationReport") -> str:
+    """The report of `bnfold recalibrate`."""
+    return dump(report.to_dict())
 
 
 def bench(report: "BenchReport") -> str:
     """The report of `bnfold bench`."""
-    return _dump(report.to_dict())
+    return dump(report.to_dict())
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2, allow_nan=False)
+def dump(value: Any) -> str:
+    """A JSON text that a CI log takes no commands from: `##vso[` stands there with an escape."""
+    return json.dumps(value, indent=2, allow_nan=False).replace("##", r"#\u0023")

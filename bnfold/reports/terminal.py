@@ -4,14 +4,21 @@ Everything that comes from a file is put into `rich.text.Text` with its control 
 never into markup: a layer's name must not be able to paint the terminal.
 """
 
+import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from bnfold.audit import Severity
 from bnfold.folding.plan import Blocked, Plan
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
+
+if TYPE_CHECKING:
+    from bnfold.inspection import Inspection
 
 _SHOWN_LAYERS = 4
 _PIPE_WIDTH = 400
@@ -23,9 +30,45 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
+def plain(report: Callable[[int], RenderableType]) -> str:
+    """What is made for a width as the text for a file: whole lines and no colours."""
+    text = io.StringIO()
+    Console(file=text, highlight=False, width=_PIPE_WIDTH, color_system=None).print(
+        report(_PIPE_WIDTH)
+    )
+    return text.getvalue()
+
+
 def plural(noun: str, count: int) -> str:
     """A noun in the number that goes with `count`."""
     return noun if count == 1 else f"{noun}s"
+
+
+def foldable(plan: Plan) -> str:
+    """How many layers a model has, and how many of them fold."""
+    folds, total = len(plan.folds), len(plan.decisions)
+    layers = f"{total} BatchNormalization {plural('layer', total)}"
+    return f"{layers}: {folds} can be folded, {total - folds} cannot"
+
+
+def totals(models: Sequence["Inspection"]) -> str:
+    """How many findings there are in how many models: `2 errors, 1 warning in 3 models`."""
+    counts = Counter(finding.severity for model in models for finding in model.findings)
+    found = [f"{counts[s]} {plural(str(s), counts[s])}" for s in Severity if counts[s]]
+    said = f"{', '.join(found) or 'no findings'} in {len(models)} {plural('model', len(models))}"
+    aside = set_aside(models)
+    return f"{said}; {aside}" if aside else said
+
+
+def set_aside(models: Sequence["Inspection"]) -> str:
+    """How many findings do not count, and why; nothing where there are none."""
+    counts = Counter(one.by for model in models for one in model.suppressed)
+    said = []
+    if counts["suppression"]:
+        said.append(f"{counts['suppression']} suppressed")
+    if counts["baseline"]:
+        said.append(f"{counts['baseline']} known from the baseline")
+    return ", ".join(said)
 
 
 def pattern(blocked: Blocked) -> str:
@@ -46,13 +89,18 @@ def reasons(plan: Plan) -> list[tuple[str, str]]:
     What is said of several layers is said without names and counts.
     """
     found = []
-    for said, blocked in by_reason(plan).items():
-        first = blocked[0]
-        alone = len(blocked) == 1
-        reason = f"{layers(blocked)}: {printable(first.reason if alone else said)}"
-        remedies = [r if alone else _without_names(r, first) for r in first.remedies]
-        found.append((reason, printable("; or ".join(remedies))))
+    for blocked in by_reason(plan).values():
+        reason, remedy = reason_and_remedy(blocked)
+        found.append((f"{layers(blocked)}: {printable(reason)}", printable(remedy)))
     return found
+
+
+def reason_and_remedy(alike: Sequence[Blocked]) -> tuple[str, str]:
+    """What layers that stay for one reason have in common, without names where they are several."""
+    first = alike[0]
+    if len(alike) == 1:
+        return first.reason, "; or ".join(first.remedies)
+    return pattern(first), "; or ".join(_without_names(r, first) for r in first.remedies)
 
 
 _COUNT = re.compile(r"\b\d+ of \d+ channels")

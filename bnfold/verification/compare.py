@@ -1,13 +1,12 @@
 r"""When two values count as the same: the folded model's error beside the original's own.
 
-The yardstick is the original evaluated in float64. Against it stand, in one and the same
-arithmetic, the error of the original and the error of the folded model. For each channel j of a
-value (over all samples and positions):
+The yardstick is the original evaluated in float64. Against it stand the errors of the original and
+the error of the folded model. For each channel j of a value (over all samples and positions):
 
-    own_j       = the largest error of the original in that arithmetic
+    own_j       = the largest error of the original in Keras and in ONNX Runtime
     noise_j     = max(original_j, min(folded_j, 64 original_j + u scale_j))
-    rounding_j  = max(own_j, noise_j)
-    tolerance_j = 4 max(rounding_j, usual scale_j, u scale_j)
+    rounding_j  = max(own_j, noise_j, u scale_j)
+    tolerance_j = 4 max(rounding_j, min(usual scale_j, 16 rounding_j))
     passed      = the largest error of the folded model <= tolerance_j, for every channel
 
 where scale_j is the largest magnitude of the yardstick, u half a unit in the last place of the
@@ -29,9 +28,15 @@ Why these numbers:
 - A forward fold adds up terms that the original never adds up (sum of W_i shift_i), so the folded
   model may honestly be noisier than the original, by the square root of the terms; but a wrong fold
   must not buy itself tolerance by being ill-conditioned, hence the cap at 64 times the original's.
-- A channel whose few roundings happen to be small is given what is usual in the same value,
-  relative to its own magnitude; and the roundings of a channel in all kinds of samples count for
-  each kind, relative to the magnitude of the whole value, because a kind may have one sample only.
+- Rounding is chance, and few roundings may all happen to be small. So a channel is given what is
+  usual in the same value, relative to its own magnitude; the roundings of a channel in all kinds of
+  samples count for each kind, relative to the magnitude of the whole value; and every runtime adds
+  up in its own order, so that the errors of the original in each of them are so many draws of one
+  and the same thing, and the largest counts.
+- What is usual counts no more than chance explains. Two sums of random signs both come to less than
+  a sixteenth of their deviation once in four hundred times, and the fold would have to be off by
+  four deviations just there. Without that bound a few channels with means of many deviations would
+  buy tolerance for all others.
 - In other arithmetics than float64 weights are moved by a unit of the dtype computed in.
 
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
@@ -45,6 +50,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +62,7 @@ ByAxis = Mapping[int | None, Array]
 
 FACTOR = 4.0
 NOISE_CAP = 64.0
+USUAL_CAP = 16.0
 BLIND = 0.25
 UNIT = 2.0**-24
 
@@ -106,43 +113,81 @@ class Errors:
         return -10 * math.log10(self.power) if 0 < self.power < math.inf else None
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """What a value should be, and what rounding the weights of the two models does to it.
+ErrorTable = Sequence[Sequence[Errors]]
+"""The errors of one evaluation, by sample set and value."""
 
-    `unit` is half a unit in the last place of the stored weights or of the value's dtype, whichever
-    is larger, relative to its size.
-    """
+
+@dataclass(frozen=True)
+class Truth:
+    """What a value should be, and what is asked of it again and again."""
 
     value: Array
-    unit: float = UNIT
-    original: ByAxis = field(default_factory=dict)
-    folded: ByAxis = field(default_factory=dict)
-    tipped: float = 0.0
-
-    def twice_as_noisy(self) -> Yardstick:
-        """The same value with the noise of weights that are moved twice as far."""
-        original, folded = (
-            {axis: 2 * moved for axis, moved in side.items()}
-            for side in (self.original, self.folded)
-        )
-        return replace(self, original=original, folded=folded)
-
-    @property
-    def scale(self) -> ByAxis:
-        """The largest magnitude of each channel."""
-        return _by_axis(np.abs(_cleared(self.value, np.isfinite(self.value))))
-
-    @property
-    def max_abs(self) -> float:
-        """The largest magnitude."""
-        finite = self.value[np.isfinite(self.value)] if self.is_float else self.value
-        return float(np.abs(finite).max(initial=0.0)) if finite.dtype != bool else 1.0
 
     @property
     def is_float(self) -> bool:
         """Whether it consists of floating-point numbers."""
         return self.value.dtype.kind in "fc"
+
+    @cached_property
+    def scale(self) -> ByAxis:
+        """The largest magnitude of each channel; texts have none."""
+        if self.value.dtype.kind == "O":
+            return {}
+        return _by_axis(np.abs(self._finite))
+
+    @cached_property
+    def typical(self) -> float:
+        """The median magnitude of the channels, of those that are not zero."""
+        channels = max(self.scale.values(), key=len, default=np.zeros(0))
+        some = channels[channels > 0]
+        return float(np.median(some)) if some.size else 1.0
+
+    @property
+    def max_abs(self) -> float:
+        """The largest magnitude."""
+        if self.value.dtype == bool:
+            return 1.0
+        return max((float(one.max(initial=0.0)) for one in self.scale.values()), default=0.0)
+
+    @cached_property
+    def variation(self) -> ByAxis:
+        """How far each channel varies over samples and positions; one sample alone cannot tell."""
+        if len(self.value) < 2 and self.value.ndim < 3:
+            return self.scale
+        exact = self._finite
+        return {
+            axis: _channels(exact, axis, np.max) - _channels(exact, axis, np.min)
+            for axis in self.scale
+        }
+
+    @property
+    def _finite(self) -> Array:
+        return _cleared(self.value, np.isfinite(self.value))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a value should be, and what rounding the weights of the two models does to it.
+
+    `unit` is half a unit in the last place of the stored weights or of the value's dtype, whichever
+    is larger, relative to its size. `tipped` is the share of integers and booleans that rounding
+    tips over.
+    """
+
+    truth: Truth
+    unit: float = UNIT
+    original: ByAxis = field(default_factory=dict)
+    folded: ByAxis = field(default_factory=dict)
+    tipped: float = 0.0
+
+    @property
+    def value(self) -> Array:
+        """What the value should be."""
+        return self.truth.value
+
+    def twice_as_noisy(self) -> Yardstick:
+        """The same value with the noise of weights that are moved twice as far."""
+        return replace(self, original=_times(self.original, 2), folded=_times(self.folded, 2))
 
 
 def errors(yardstick: Array, value: Array, *, where: Array | None = None) -> Errors:
@@ -156,8 +201,9 @@ def errors(yardstick: Array, value: Array, *, where: Array | None = None) -> Err
         known &= where
     exact = _cleared(yardstick, known)
     distance = np.abs(_cleared(value, known) - exact)
-    signal = float(np.sum(np.square(exact)))
-    noise = float(np.sum(np.square(distance)))
+    with np.errstate(over="ignore"):
+        signal = float(np.sum(np.square(exact)))
+        noise = float(np.sum(np.square(distance)))
     return Errors(
         _by_axis(distance),
         float(distance.max(initial=0.0)),
@@ -188,13 +234,14 @@ class Outcome:
 
     `excess` is the largest ratio of a channel's error to its tolerance, `error` and `tolerance` are
     those of that channel. `heard` tells of each channel whether the samples made it vary by more
-    than four times its tolerance.
+    than four times its tolerance; where none of those that vary does, the value is `drowned`.
     """
 
     error: float
     tolerance: float
     excess: float
     heard: ByAxis = field(default_factory=dict)
+    drowned: bool = False
     problem: str | None = None
 
     @property
@@ -209,7 +256,7 @@ def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule:
         return failed(folded.problem)
     if folded.share is not None:
         return _compare_discrete(yardstick, original, folded)
-    scale = yardstick.scale
+    scale = yardstick.truth.scale
     allowed = {axis: _tolerance(yardstick, scale, original, axis, rule) for axis in scale}
     worst = (0.0, 0.0, 0.0)
     for axis, tolerance in allowed.items():
@@ -221,7 +268,10 @@ def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule:
             at = int(np.argmax(ratio))
             worst = max(worst, (float(ratio[at]), float(error[at]), float(tolerance[at])))
     excess, error_there, tolerance_there = worst
-    return Outcome(error_there, tolerance_there, excess, _heard(yardstick.value, allowed))
+    variation = yardstick.truth.variation
+    heard = {axis: variation[axis] > one / BLIND for axis, one in allowed.items()}
+    drowned = any(bool(variation[axis].any()) and not one.any() for axis, one in heard.items())
+    return Outcome(error_there, tolerance_there, excess, heard, drowned)
 
 
 def _tolerance(
@@ -236,23 +286,10 @@ def _tolerance(
     rounding = np.maximum(mine, np.minimum(other, NOISE_CAP * mine + unit * size))
     if original is not None and axis in original.largest:
         rounding = np.maximum(rounding, original.largest[axis])
+    rounding = np.maximum(rounding, unit * size)
     some = size > 0
-    if not some.any():
-        return np.asarray(FACTOR * rounding)
-    usual = max(float(np.quantile(rounding[some] / size[some], 0.75)), unit)
-    return np.asarray(FACTOR * np.maximum(rounding, usual * size))
-
-
-def _heard(value: Array, allowed: ByAxis) -> ByAxis:
-    """Which channels vary by so much that their tolerance means something."""
-    exact = _cleared(value, np.isfinite(value))
-    found = {}
-    for axis, tolerance in allowed.items():
-        varies = _channels(exact, axis, np.max) - _channels(exact, axis, np.min)
-        if len(exact) < 2 and exact.ndim < 3:
-            varies = _channels(np.abs(exact), axis, np.max)  # one sample alone cannot tell
-        found[axis] = varies > tolerance / BLIND
-    return found
+    usual = np.quantile(rounding[some] / size[some], 0.75) if some.any() else 0.0
+    return np.asarray(FACTOR * np.maximum(rounding, np.minimum(usual * size, USUAL_CAP * rounding)))
 
 
 def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Errors) -> Outcome:
@@ -261,7 +298,9 @@ def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Err
     own = original.share or 0.0 if original is not None else 0.0
     allowed = FACTOR * max(yardstick.tipped, own)
     excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else math.inf)
-    return Outcome(share, allowed, excess, {-1: np.asarray([allowed < BLIND])})
+    value = yardstick.value
+    varies = len(value) < 2 or bool(np.any(value != value[:1]))  # one sample alone cannot tell
+    return Outcome(share, allowed, excess, {-1: np.asarray([varies and allowed < BLIND])})
 
 
 def failed(problem: str) -> Outcome:
@@ -269,50 +308,66 @@ def failed(problem: str) -> Outcome:
     return Outcome(math.inf, 0.0, math.inf, problem=problem)
 
 
-def largest_of(parts: Sequence[Errors]) -> ByAxis:
-    """The largest error of each channel over several evaluations."""
-    axes = parts[0].largest if parts else {}
-    return {axis: np.maximum.reduce([part.largest[axis] for part in parts]) for axis in axes}
+def yardsticks(
+    values: Sequence[Sequence[Array]],
+    units: Sequence[float],
+    original: Sequence[ErrorTable],
+    folded: Sequence[ErrorTable],
+) -> list[list[Yardstick]]:
+    """What is measured with, by sample set and value, as `values` are; `units` are by value.
+
+    `original` and `folded` tell how far the values of each model moved with its weights, each time
+    that these were moved.
+    """
+    truths = [[Truth(value) for value in row] for row in values]
+    mine, theirs = pooled(truths, original), pooled(truths, folded)
+    return [
+        [
+            Yardstick(truth, unit, own.largest, other.largest, own.share or 0.0)
+            for truth, unit, own, other in zip(row, units, owns, others, strict=True)
+        ]
+        for row, owns, others in zip(truths, mine, theirs, strict=True)
+    ]
 
 
 def pooled(
-    yardsticks: Sequence[Yardstick], parts: Sequence[Errors | None]
-) -> tuple[list[Yardstick], list[Errors | None]]:
-    """The same with each channel's largest roundings of all kinds of samples, for each kind.
+    truths: Sequence[Sequence[Truth]], evaluations: Sequence[ErrorTable]
+) -> list[list[Errors]]:
+    """Each channel's largest errors over several evaluations and all kinds of samples.
 
     They count relative to the magnitude of the whole value: a kind of one sample has few roundings,
-    which may happen to be small.
+    which may happen to be small. An evaluation may end before the last values.
     """
-    sizes = [_typical(yardstick.scale) for yardstick in yardsticks]
-    owns = _together([part.largest if part is not None else {} for part in parts], sizes)
-    noises = _together([yardstick.original for yardstick in yardsticks], sizes)
-    return (
-        [replace(one, original=noise) for one, noise in zip(yardsticks, noises, strict=True)],
-        [
-            None if part is None else replace(part, largest=own)
-            for part, own in zip(parts, owns, strict=True)
-        ],
-    )
+    columns = []
+    for at in range(len(truths[0])):
+        found = [
+            [table[row][at] for table in evaluations if at < len(table[row])]
+            for row in range(len(truths))
+        ]
+        columns.append(_pooled(found, [row[at].typical for row in truths]))
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _typical(scale: ByAxis) -> float:
-    channels = max(scale.values(), key=len, default=np.zeros(0))
-    some = channels[channels > 0]
-    return float(np.median(some)) if some.size else 1.0
-
-
-def _together(sides: Sequence[ByAxis], sizes: Sequence[float]) -> list[ByAxis]:
-    """The largest of several numbers for each channel, relative to a size of each side."""
+def _pooled(found: Sequence[Sequence[Errors]], sizes: Sequence[float]) -> list[Errors]:
+    """Over the kinds of samples, of one value."""
+    sides = [_largest([one.largest for one in row]) for row in found]
+    shares = [one.share for row in found for one in row if one.share is not None]
     shapes = [{axis: one.shape for axis, one in side.items()} for side in sides]
-    if any(shape != shapes[0] for shape in shapes):
-        return list(sides)
-    shares = {
-        axis: np.maximum.reduce(
-            [side[axis] / size for side, size in zip(sides, sizes, strict=True)]
-        )
-        for axis in shapes[0]
-    }
-    return [{axis: share * size for axis, share in shares.items()} for size in sizes]
+    if all(shape == shapes[0] for shape in shapes):
+        relative = [_times(side, 1 / size) for side, size in zip(sides, sizes, strict=True)]
+        sides = [_times(_largest(relative), size) for size in sizes]
+    return [Errors(side, share=max(shares, default=None)) for side in sides]
+
+
+def _largest(sides: Sequence[ByAxis]) -> ByAxis:
+    """The largest number of each channel, of those sides that have any."""
+    some = [side for side in sides if side]
+    axes = some[0] if some else {}
+    return {axis: np.maximum.reduce([side[axis] for side in some]) for axis in axes}
+
+
+def _times(side: ByAxis, factor: float) -> ByAxis:
+    return {axis: factor * one for axis, one in side.items()}
 
 
 def agrees(yardstick: Yardstick, found: Array, rough: float = 1e-3) -> bool:
@@ -323,7 +378,7 @@ def agrees(yardstick: Yardstick, found: Array, rough: float = 1e-3) -> bool:
     value = yardstick.value
     if value.shape != found.shape:
         return False
-    if not yardstick.is_float:
+    if not yardstick.truth.is_float:
         return bool(np.mean(value != found) < 0.01)
     known = np.isfinite(value) & np.isfinite(found)
     if np.any(np.isfinite(value)) and not known.any():

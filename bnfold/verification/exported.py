@@ -37,7 +37,6 @@ from bnfold.verification.compare import (
     compare,
     errors,
     failed,
-    largest_of,
     not_finite,
 )
 from bnfold.verification.runtime import LoadedModel
@@ -147,7 +146,7 @@ def _renamed(ports: Sequence[Port], names: Sequence[str]) -> tuple[Port, ...]:
 class Measured:
     """What Keras computes from a model, by sample set and output, and how far rounding moves it.
 
-    `moved` has an entry for every repetition; `units` are by output.
+    `moved` has an entry for each time that the weights were moved; `units` are by output.
     """
 
     values: list[list[Array]]
@@ -168,28 +167,7 @@ def measure(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Measur
         seed=seed,
         training=False,
     )
-    return Measured(values, moved, runtime.output_units(loaded, steps))
-
-
-def yardsticks(source: Measured, converted: Measured) -> list[list[Yardstick]]:
-    """What the file should compute, by sample set and output.
-
-    These are the outputs of the source, with what rounding does to it and to the model that was
-    converted.
-    """
-    return [
-        [
-            Yardstick(
-                np.atleast_1d(value),  # comparisons look along axes
-                unit,
-                largest_of(own),
-                largest_of(other),
-                max((one.share or 0.0 for one in own), default=0.0),
-            )
-            for value, unit, own, other in zip(row, source.units, mine, theirs, strict=True)
-        ]
-        for row, mine, theirs in zip(source.values, source.moved, converted.moved, strict=True)
-    ]
+    return Measured(values, list(moved), runtime.output_units(loaded, steps))
 
 
 @dataclass(frozen=True)
@@ -236,7 +214,7 @@ class Trial:
         values = samples.run_all(functools.partial(runtime.run_as, exported, dtypes), self.sets)
         for index, port in enumerate(named_ports(self.interface)[1]):
             rows = [row[index] for row in self.expected]
-            found = [np.atleast_1d(row[index]) for row in values]
+            found = [row[index] for row in values]
             yield self._worst(port.name, name, rows, found, bounded=self.bounded[index])
 
     def _worst(
@@ -271,7 +249,7 @@ class Trial:
 
 def _floor(rows: Sequence[Yardstick], *, bounded: bool) -> float:
     """What counts as zero in an output: one rounding of its largest magnitude."""
-    return rows[0].unit * max([row.max_abs for row in rows] + [1.0] * bounded)
+    return rows[0].unit * max([row.truth.max_abs for row in rows] + [1.0] * bounded)
 
 
 def _judge(expected: Yardstick, value: Array, floor: float) -> Outcome:
@@ -303,7 +281,7 @@ def _largest_error(expected: Array, value: Array) -> float:
 def _passed(outcome: Outcome, expected: Yardstick, value: Array) -> bool:
     if outcome.problem is not None:
         return False
-    if not expected.is_float:
+    if not expected.truth.is_float:
         return agrees(expected, value)  # rounding may tip an argmax over
     return outcome.excess <= _FACTOR
 

@@ -136,11 +136,11 @@ class Agreement:
 class Verification:
     """The verdict, what it rests on, and every comparison behind it.
 
-    `differences` says in sentences why the verdict is "different", `culprits` names the
-    BatchNormalization layers of the original at which that begins; `warnings` says what limits the
-    verdict. `yardstick` is the evaluation that all others are compared with. `merged_by_exporter`
-    are the layers that the exporter had already folded in the original's ONNX graph, None where
-    there is no such graph.
+    `differences` says in sentences why the verdict is "different", `culprits` names the layers of
+    the original at which that begins, as far as the two models can be paired; `warnings` says what
+    limits the verdict. `yardstick` is the evaluation that all others are compared with.
+    `merged_by_exporter` are the layers that the exporter had already folded in the original's ONNX
+    graph, None where there is no such graph.
     """
 
     verdict: Verdict

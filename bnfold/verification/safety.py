@@ -95,9 +95,10 @@ def custom_entries(facts: FileFacts) -> list[Custom]:
 def refuse_unregistered(facts: FileFacts, unregistered: Sequence[Custom]) -> None:
     """Raise UnsafeModelError for the first class that no imported package has registered."""
     for custom in unregistered:
+        who = f"layer {_shown(custom.layer)}" if custom.layer else "the model"
         raise UnsafeModelError(
-            f"{facts.path}: layer {_shown(custom.layer)} needs {_shown(custom.name)}, which is not"
-            " part of Keras: name the module that registers it with --import MODULE"
+            f"{facts.path}: {who} needs {_shown(custom.name)}, which is not part of Keras: name the"
+            " module that registers it with --import MODULE"
         )
 
 
@@ -166,7 +167,10 @@ def _is_modelling(parts: list[str]) -> bool:
 
 
 def _is_custom(entry: dict[str, Any]) -> bool:
-    """Tell a custom class by the ">" of a registered name or by a module outside Keras."""
+    """Tell a custom class by a registered name with a ">" or no module, or by its module.
+
+    Keras writes no module for a class of the script that saved the model.
+    """
     name = str(_registered_name(entry))
     module = entry.get("module")
     if ">" in name:
@@ -174,7 +178,9 @@ def _is_custom(entry: dict[str, Any]) -> bool:
     root = str(module or "").split(".")[0]
     if module == "builtins" and entry["class_name"] == "function":
         return False
-    known = {"", "builtins", *_KERAS_ROOTS, *_KERAS_EXTENSIONS}
+    if not root:
+        return entry.get("registered_name") is not None
+    known = {"builtins", *_KERAS_ROOTS, *_KERAS_EXTENSIONS}
     return root not in known or (root == "builtins" and "registered_name" in entry)
 
 

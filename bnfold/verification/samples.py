@@ -1,17 +1,16 @@
-"""Inputs to run both models on: from a seeded generator, or from the user's file.
+"""Inputs to run both models on, from a seeded generator.
 
 Several kinds of float inputs, because each hides something: values around zero hide a wrong shift,
 positive values keep a ReLU open on one side only, wide values saturate, and sparse ones show what
 zeros (padding) do. Integer inputs stay below `bound`, which is what the layer that reads them
-accepts.
+accepts. Where a layer masks steps of an input, one kind has such steps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,21 +22,33 @@ Array = npt.NDArray[Any]
 
 _SAMPLES = 8
 _ELEMENT_BUDGET = 200_000  # input elements per kind: one image of 224 x 224 x 3 takes 150,528
-_USER_ELEMENT_BUDGET = 4_000_000
 _DEFAULT_INTEGER_BOUND = 10
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The number that says that a step is not there: at all of its features, or an index by itself.
+
+    Features are along the last axis.
+    """
+
+    value: float
+    is_whole_step: bool
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """One input of a model; `shape` has None where a size is free, the batch size included.
 
-    `bound` is the first value too large for the layers that read this input as indices, or None.
+    `bound` is the first value too large for the layers that read this input as indices, or None;
+    `mask` what they take for a step that is not there.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
     bound: int | None = None
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -71,42 +82,63 @@ _KINDS: dict[str, _Draw] = {
 }
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What to draw: `count` samples, every free dimension of one size."""
+
+    name: str
+    draw: _Draw
+    count: int
+    free_size: int
+    masked: bool = False
+    alone: bool = False
+
+
 def generate(
     specs: Sequence[InputSpec], seed: int, free_sizes: Sequence[int], *, few: bool = True
 ) -> list[SampleSet]:
     """Return samples of every kind for these inputs; the same seed gives the same samples.
 
     Free dimensions have the first of `free_sizes`, and in one more set the second, if there is one.
-    Of large samples there are two, or more if `few` is not enough.
+    In one more set steps are masked, if some layer does that. Of large samples there are two, or
+    more if `few` is not enough.
     """
-    free_size = free_sizes[0]
     if any(spec.dtype == "string" for spec in specs):
         raise BnfoldError("the model has string inputs: give samples with --data")
     generator = np.random.default_rng(seed)
-    count = _count(specs, free_size)
-    plan = [(kind, draw, count) for kind, draw in _KINDS.items()]
-    if not any(_is_float(spec) and spec.bound is None for spec in specs):
-        plan = [("random integers", draw, 2 * count) for draw in list(_KINDS.values())[:1]]
     fixed = specs[0].shape[0]
-    single = f"{plan[0][0]}, a batch of one"
-    if few and fixed is None and count == 1 and len(plan) > 1:
-        plan = plan[:2]  # large: two samples, run as one batch
-    elif fixed is None:
-        kind, draw, first = plan[0]
-        plan[0] = (kind, draw, max(first, 2))
-        if count > 1:
-            plan.append((single, draw, 1))
-    sizes = [(kind, draw, size, free_size) for kind, draw, size in plan]
-    if len(free_sizes) > 1:
-        sizes.append((f"{plan[0][0]}, of another size", plan[0][1], plan[0][2], free_sizes[1]))
     return [
         SampleSet(
-            kind,
-            tuple(_draw(spec, draw, generator, fixed or size, free) for spec in specs),
-            alone=fixed is not None or kind == single or free != free_size,
+            kind.name,
+            tuple(_draw(spec, kind, generator, fixed or kind.count) for spec in specs),
+            alone=fixed is not None or kind.alone,
         )
-        for kind, draw, size, free in sizes
+        for kind in _plan(specs, free_sizes, few=few)
     ]
+
+
+def _plan(specs: Sequence[InputSpec], free_sizes: Sequence[int], *, few: bool) -> list[_Kind]:
+    """What to draw for these inputs."""
+    count, is_batched = _count(specs, free_sizes[0]), specs[0].shape[0] is None
+    plan = [_Kind(name, draw, count, free_sizes[0]) for name, draw in _KINDS.items()]
+    if not any(_is_float(spec) and spec.bound is None for spec in specs):
+        plan = [replace(plan[0], name="random integers", count=2 * count)]
+    if is_batched and few and count == 1 and len(plan) > 1:
+        plan = plan[:2]  # large: two samples, run as one batch
+    elif is_batched:
+        plan[0] = replace(plan[0], count=max(plan[0].count, 2))
+        if count > 1:
+            plan.append(_also(plan[0], "a batch of one", count=1, alone=True))
+    if any(spec.mask is not None for spec in specs):
+        plan.append(_also(plan[0], "with masked steps", masked=True))
+    plan += [
+        _also(plan[0], "of another size", free_size=size, alone=True) for size in free_sizes[1:2]
+    ]
+    return plan
+
+
+def _also(kind: _Kind, note: str, **changes: Any) -> _Kind:
+    return replace(kind, name=f"{kind.name}, {note}", **changes)
 
 
 def run_all(
@@ -135,7 +167,7 @@ def run_all(
 def zeros(specs: Sequence[InputSpec], free_size: int) -> tuple[Array, ...]:
     """One sample of zeros, to try whether a model runs with this size for its free dimensions."""
     return tuple(
-        np.zeros(sized(spec, spec.shape[0] or 1, free_size), _storage(spec.dtype)) for spec in specs
+        np.zeros(sized(spec, spec.shape[0] or 1, free_size), storage(spec.dtype)) for spec in specs
     )
 
 
@@ -149,101 +181,30 @@ def _count(specs: Sequence[InputSpec], free_size: int) -> int:
     return max(1, min(_SAMPLES, _ELEMENT_BUDGET // max(1, elements)))
 
 
-def _draw(
-    spec: InputSpec, draw: _Draw, generator: np.random.Generator, batch: int, free_size: int
-) -> Array:
-    shape = sized(spec, batch, free_size)
+def _draw(spec: InputSpec, kind: _Kind, generator: np.random.Generator, batch: int) -> Array:
+    shape = sized(spec, batch, kind.free_size)
     if spec.dtype == "bool":
         return generator.random(shape) < 0.5
     if _is_float(spec) and spec.bound is None:
-        return draw(generator, shape).astype(_storage(spec.dtype))
-    bound = spec.bound or (256 if spec.dtype == "uint8" else _DEFAULT_INTEGER_BOUND)
-    return generator.integers(0, bound, shape).astype(_storage(spec.dtype))
+        drawn = kind.draw(generator, shape).astype(storage(spec.dtype))
+    else:
+        bound = spec.bound or (256 if spec.dtype == "uint8" else _DEFAULT_INTEGER_BOUND)
+        drawn = generator.integers(0, bound, shape).astype(storage(spec.dtype))
+    return _masked(drawn, spec.mask, generator) if kind.masked and spec.mask else drawn
+
+
+def _masked(drawn: Array, mask: Mask, generator: np.random.Generator) -> Array:
+    """The same with half of the steps masked, but for the first: a mean over none is no number."""
+    hidden = generator.random(drawn.shape[:-1] if mask.is_whole_step else drawn.shape) < 0.5
+    hidden[..., :1] = False
+    drawn[hidden] = mask.value
+    return drawn
 
 
 def _is_float(spec: InputSpec) -> bool:
     return "float" in spec.dtype
 
 
-def _storage(dtype: str) -> str:
-    """Numpy has no bfloat16; TensorFlow rounds the float32 values when it takes them."""
+def storage(dtype: str) -> str:
+    """The dtype in which numpy holds an input; it has no bfloat16, to which TensorFlow rounds."""
     return {"bfloat16": "float32", "string": "object"}.get(dtype, dtype)
-
-
-def load(path: Path, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]:
-    """Return the user's samples in the order of `specs`, and a warning if not all are taken.
-
-    A `.npz` holds one array per input, found by input name, as input_0, input_1, ..., or by
-    position; a `.npy` serves a model with one input. The first axis counts samples. Raises
-    BnfoldError.
-    """
-    arrays = _in_order(_read(path), specs, path)
-    checked = [_fit(array, spec, path) for array, spec in zip(arrays, specs, strict=True)]
-    counts = {array.shape[0] for array in checked}
-    if len(counts) != 1 or 0 in counts:
-        raise BnfoldError(
-            f"{path.name}: the arrays must hold the same number of samples, at least 1"
-        )
-    (count,) = counts
-    kept = _kept(count, checked, specs[0].shape[0])
-    if kept == 0:
-        raise BnfoldError(f"{path.name}: the model needs batches of {specs[0].shape[0]} samples")
-    warning = (
-        f"{path.name}: the first {kept} of {count} samples were used" if kept < count else None
-    )
-    return SampleSet(f"data from {path.name}", tuple(array[:kept] for array in checked)), warning
-
-
-def _kept(count: int, arrays: Sequence[Array], fixed: int | None) -> int:
-    if fixed is not None:
-        return fixed if count >= fixed else 0
-    elements = max(1, sum(int(np.prod(array.shape[1:])) for array in arrays))
-    return min(count, max(1, _USER_ELEMENT_BUDGET // elements))
-
-
-def _read(path: Path) -> dict[str, Array]:
-    """All arrays of the file; pickled objects are never unpacked."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise BnfoldError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise BnfoldError(f"{path.name}: not a .npy or .npz file of plain arrays") from error
-
-
-def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], path: Path) -> list[Array]:
-    if len(arrays) != len(specs):
-        names = ", ".join(repr(spec.name) for spec in specs)
-        raise BnfoldError(
-            f"{path.name} holds {len(arrays)} arrays, the model takes {len(specs)}: {names}"
-        )
-    for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
-        if set(keys) == set(arrays):
-            return [arrays[key] for key in keys]
-    if len(specs) == 1 or set(arrays) == {f"arr_{index}" for index in range(len(specs))}:
-        return list(arrays.values())
-    names = ", ".join(repr(spec.name) for spec in specs)
-    raise BnfoldError(f"{path.name}: name the arrays after the inputs of the model: {names}")
-
-
-def _fit(array: Array, spec: InputSpec, path: Path) -> Array:
-    """Return the array in the dtype of the input, or an error that says what does not fit."""
-    matches = array.ndim == len(spec.shape) and all(
-        wanted is None or wanted == size
-        for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
-    )
-    if not matches:
-        wanted_shape = tuple("any" if size is None else size for size in spec.shape)
-        text = "(" + ", ".join(str(size) for size in wanted_shape) + ")"
-        raise BnfoldError(
-            f"{path.name}: input {spec.name!r} takes shape {text}, the array has {array.shape}"
-        )
-    if spec.dtype == "string":
-        return array.astype("str").astype("object")
-    if array.dtype.kind not in "fiub":
-        raise BnfoldError(f"{path.name}: input {spec.name!r} takes numbers, not {array.dtype}")
-    return array.astype(_storage(spec.dtype))

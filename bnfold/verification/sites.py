@@ -1,29 +1,28 @@
 """Where the value of a BatchNormalization of the original stands in the folded model.
 
 Two models are paired by the names of their layers and the numbers of their calls, and by nothing
-else: whoever folded, what he says of it does not count. A *place* is a pair of tensors that one and
-the same reader reads in the two models, or that both put out in the same position. A
-BatchNormalization that is gone left its value in one of two ways:
-
-    backward   the place of its output holds the same numbers
-    forward    they differ there, and each way on from it comes to a place that holds the same
-               numbers, through layers without weights, BatchNormalizations that are gone, and at
-               most one layer with weights, which must have taken the difference in
-
-Which of the two it is the numbers tell. Where a value differs and no way on brings it right, that
-BatchNormalization was folded wrongly, or one whose value its own depends on. Those that no other
-wrong one stands in front of are to blame.
+else: whoever folded, what he says of it does not count. A *place* is a pair of tensors: what one
+and the same reader reads in the two models, or what both put out in the same position, or what one
+and the same layer makes whose own value no fold behind it can change. `findings` tells what the
+numbers at the places say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnfold.verification.unrolled import FlatCall, Unrolled
+from bnfold.verification.tensors import BATCHNORMS
+from bnfold.verification.unrolled import FlatCall, Key, Unrolled
 
-_BATCHNORMS = {"BatchNormalization", "SyncBatchNormalization"}
+_LINEAR = {
+    *("Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
+    *("Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"),
+    *("SeparableConv1D", "SeparableConv2D"),
+}
+"""Layers that can take in a BatchNormalization behind them, unless they have an activation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +49,11 @@ class Site:
         """The nested path of the layer."""
         return self.call.name
 
+    @property
+    def input(self) -> Any:
+        """The tensor that was normalized; a mask may be read beside it."""
+        return self.call.inputs[0]
+
 
 @dataclass
 class Pairing:
@@ -59,23 +63,65 @@ class Pairing:
     folded: Unrolled
     sites: tuple[Site, ...]
     places: list[Place] = field(default_factory=list)
-    _of: dict[int, list[int]] = field(default_factory=dict)
+    _read: dict[int, list[int]] = field(default_factory=dict)
+    _made: dict[int, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def gone(self) -> frozenset[Key]:
+        """The calls of the BatchNormalizations that are gone."""
+        return frozenset(site.call.key for site in self.sites)
 
     def places_of(self, tensor: Any) -> list[int]:
-        """The numbers of the places at which a tensor of the original is compared."""
-        return self._of.get(id(tensor), [])
+        """The numbers of the places at which readers of a tensor of the original stand."""
+        return self._read.get(id(tensor), [])
+
+    def made_at(self, tensor: Any) -> int | None:
+        """The number of the place at which the maker of a tensor stands, if nobody reads it."""
+        return self._made.get(id(tensor))
 
     def note(self, call: FlatCall, tensor: Any) -> None:
         """Look for the places of a tensor that a call of the original makes."""
-        if id(tensor) in self._of:
+        if id(tensor) in self._read:
             return
-        self._of[id(tensor)] = []
+        self._read[id(tensor)] = []
         seen: set[int] = set()
         for found in self._folded_tensors(tensor):
-            if id(found) not in seen:
+            if id(found) not in seen and found.shape == tensor.shape:
                 seen.add(id(found))
-                self._of[id(tensor)].append(len(self.places))
-                self.places.append(Place(call.name, tensor, found, _axis(call)))
+                self._read[id(tensor)].append(self._add(call, tensor, found))
+
+    def note_made(self, call: FlatCall, number: int) -> None:
+        """Compare an output of a call itself, which only those that are gone read."""
+        tensor, other = call.outputs[number], self.folded.calls.get(call.key)
+        if other is None or other.class_name != call.class_name or self.places_of(tensor):
+            return
+        if number < len(other.outputs) and other.outputs[number].shape == tensor.shape:
+            self._made[id(tensor)] = self._add(call, tensor, other.outputs[number])
+
+    def carried_on(self, tensor: Any) -> list[Any]:
+        """What a fold may carry a tensor's map to, forward, in one step."""
+        readers = [call for call, _ in self.original.readers.get(id(tensor), ())]
+        return [one for call in readers if self._is_crossed(call) for one in call.outputs]
+
+    def carried_back(self, tensor: Any) -> list[Any]:
+        """What a fold may carry a tensor's map to, backward, in one step."""
+        maker = self.original.makers.get(id(tensor))
+        if maker is None or not self._is_crossed(maker):
+            return []
+        return list(maker.inputs[:1] if maker.key in self.gone else maker.inputs)
+
+    def _is_crossed(self, call: FlatCall) -> bool:
+        return call.key in self.gone or not call.may_absorb
+
+    def stands_alone(self, site: Site) -> bool:
+        """Whether no map of another site can come to this one from in front."""
+        in_front = reached([site.input], self.carried_back)
+        others = [one.call for one in self.sites if one is not site]
+        return not any(id(tensor) in in_front for call in others for tensor in call.outputs)
+
+    def _add(self, call: FlatCall, tensor: Any, found: Any) -> int:
+        self.places.append(Place(call.name, tensor, found, _axis(call)))
+        return len(self.places) - 1
 
     def _folded_tensors(self, tensor: Any) -> Iterator[Any]:
         for call, slot in self.original.readers.get(id(tensor), ()):
@@ -87,6 +133,17 @@ class Pairing:
                 yield self.folded.outputs[number]
 
 
+def reached(start: Iterable[Any], more: Callable[[Any], list[Any]]) -> set[int]:
+    """The ids of all tensors that a step leads to, those of the start among them."""
+    waiting, found = list(start), set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in found:
+            found.add(id(tensor))
+            waiting += more(tensor)
+    return found
+
+
 def pair(original: Unrolled, folded: Unrolled) -> Pairing:
     """The sites of two models, and a place for each value that can say something about one."""
     gone = [call for call in original.calls.values() if _is_gone(call, folded)]
@@ -94,9 +151,11 @@ def pair(original: Unrolled, folded: Unrolled) -> Pairing:
     if not gone:
         return found
     for call in original.calls.values():
-        if _is_batchnorm(call) or call.has_weights:
-            for tensor in call.outputs:
+        if is_batchnorm(call) or call.has_weights:
+            for number, tensor in enumerate(call.outputs):
                 found.note(call, tensor)
+                if not is_batchnorm(call) and not _takes_in_behind(call):
+                    found.note_made(call, number)
     return found
 
 
@@ -109,108 +168,22 @@ def _is_same(call: FlatCall, other: FlatCall) -> bool:
     return other.class_name == call.class_name and len(other.inputs) == len(call.inputs)
 
 
-def _is_batchnorm(call: FlatCall) -> bool:
+def is_batchnorm(call: FlatCall) -> bool:
+    """Whether a call is of a BatchNormalization, or of one in a TimeDistributed."""
     inner = getattr(call.layer, "layer", None)
-    return call.class_name in _BATCHNORMS or type(inner).__name__ in _BATCHNORMS
+    return not BATCHNORMS.isdisjoint({call.class_name, type(inner).__name__})
+
+
+def _takes_in_behind(call: FlatCall) -> bool:
+    """Whether a fold of what stands behind a layer may change the layer's own value."""
+    layer = getattr(call.layer, "layer", call.layer)
+    activation = getattr(layer, "activation", None)
+    is_linear = getattr(activation, "__name__", "linear") == "linear"
+    return type(layer).__name__ in _LINEAR and is_linear
 
 
 def _is_gone(call: FlatCall, folded: Unrolled) -> bool:
     other = folded.calls.get(call.key)
-    if not _is_batchnorm(call):
+    if not is_batchnorm(call):
         return False
-    return other is None or not _is_batchnorm(other)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What came of a site: the places that show its value, or those where it went wrong."""
-
-    status: str  # "matched", "different" or "unpaired"
-    places: tuple[int, ...] = ()
-
-
-def judge(pairing: Pairing, matches: Callable[[int], bool]) -> list[Finding]:
-    """What the comparisons say of each site; `matches` tells whether a place holds the same."""
-    return [_Search(pairing, matches).of(site) for site in pairing.sites]
-
-
-class _Search:
-    """The ways on from one BatchNormalization."""
-
-    def __init__(self, pairing: Pairing, matches: Callable[[int], bool]) -> None:
-        self._pairing = pairing
-        self._matches = matches
-        self._gone = {site.call.key for site in pairing.sites}
-        self._seen: dict[tuple[int, bool], bool] = {}
-        self._right: list[int] = []
-        self._wrong: list[int] = []
-
-    def of(self, site: Site) -> Finding:
-        """What its value came to."""
-        good = all(self._comes_right(tensor, False) for tensor in site.call.outputs)
-        if not any(map(self._is_paired, site.call.outputs)):
-            return Finding("unpaired")
-        if good:
-            return Finding("matched", tuple(dict.fromkeys(self._right)))
-        in_place = [p for tensor in site.call.outputs for p in self._pairing.places_of(tensor)]
-        wrong = [place for place in in_place if place in self._wrong] or self._wrong
-        return Finding("different", tuple(dict.fromkeys(wrong)))
-
-    def _is_paired(self, tensor: Any) -> bool:
-        """Whether a reader of a tensor, near or behind what is gone, has a namesake."""
-        if self._pairing.places_of(tensor):
-            return True
-        folded = self._pairing.folded.calls
-        readers = [call for call, _ in self._pairing.original.readers.get(id(tensor), ())]
-        gone = [one for call in readers if call.key in self._gone for one in call.outputs]
-        return any(call.key in folded for call in readers) or any(map(self._is_paired, gone))
-
-    def _comes_right(self, tensor: Any, absorbed: bool) -> bool:
-        """Whether every way on from a tensor comes to a place that holds the same numbers."""
-        state = (id(tensor), absorbed)
-        if state not in self._seen:
-            self._seen[state] = True  # no graph has cycles; a diamond is looked at once
-            self._seen[state] = self._look(tensor, absorbed)
-        return self._seen[state]
-
-    def _look(self, tensor: Any, absorbed: bool) -> bool:
-        places = self._pairing.places_of(tensor)
-        if places:
-            if all(map(self._matches, places)):
-                self._right += places
-                return True
-            self._wrong += [place for place in places if not self._matches(place)]
-        if any(tensor is output for output in self._pairing.original.outputs):
-            return False
-        readers = self._pairing.original.readers.get(id(tensor), ())
-        return all(self._goes_on(call, absorbed) for call, _ in readers)
-
-    def _goes_on(self, call: FlatCall, absorbed: bool) -> bool:
-        takes = call.has_weights and call.key not in self._gone
-        if takes and absorbed:
-            return False
-        return all(self._comes_right(one, absorbed or takes) for one in call.outputs)
-
-
-def culprits(pairing: Pairing, findings: list[Finding]) -> tuple[str, ...]:
-    """The sites that are wrong and that no other wrong one stands in front of."""
-    wrong = [
-        site
-        for site, found in zip(pairing.sites, findings, strict=True)
-        if found.status == "different"
-    ]
-    behind: set[int] = set()
-    for site in wrong:
-        behind |= _behind(pairing.original, site)
-    return tuple(dict.fromkeys(s.name for s in wrong if id(s.call) not in behind))
-
-
-def _behind(graph: Unrolled, site: Site) -> set[int]:
-    """The ids of the calls that depend on a site."""
-    waiting, found = list(site.call.outputs), set[int]()
-    while waiting:
-        for call, _ in graph.readers.get(id(waiting.pop()), ()):
-            if id(call) not in found:
-                found.add(id(call))
-                waiting += call.outputs
-    return found
+    return other is None or not is_batchnorm(other)

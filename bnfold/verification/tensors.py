@@ -13,12 +13,16 @@ activation itself, which a fold never touches and whose name must agree.
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bnfold.verification.samples import InputSpec
+from bnfold.model.order import snake_case
+from bnfold.verification.samples import InputSpec, Mask
 
+BATCHNORMS = {"BatchNormalization", "SyncBatchNormalization"}
 _HIDING = {"softmax", "sigmoid"}
 _FUSED = {
     *("Activation", "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
@@ -26,26 +30,36 @@ _FUSED = {
     *("SeparableConv1D", "SeparableConv2D"),
 }
 _OWN_LAYER = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
-_PASSED_OVER = {"Identity", "Reshape", "Flatten", "Dropout", "Permute", "Activation"}
+_REARRANGING = {"Reshape", "Flatten", "Permute"}
+_PASSED_OVER = {"Identity", "Dropout", "Activation"} | _REARRANGING
 _INDEX_READERS = {"Embedding": "input_dim", "CategoryEncoding": "num_tokens"}
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where to read an output instead: `layer` without its activation, or `tensor`."""
+    """Where to read an output instead: `layer` without its activation, or `tensor`.
+
+    `over` says of a softmax what it runs along: its axis, and the shapes from there to the output.
+    """
 
     activation: str
     layer: Any = None
     tensor: Any = None
+    over: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output as the model's user sees it."""
+    """An input or an output as the model's user sees it.
+
+    `is_automatic` says that Keras made the name up: by counting, so that the same code run again
+    gives another one, on which nobody can rely.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    is_automatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,15 @@ def _nesting(model: Any, side: str) -> Any:
 
 
 def _port(tensor: Any) -> Port:
-    return Port(_origin(tensor)[0].name, tuple(tensor.shape), dtype_name(tensor))
+    owner = _origin(tensor)[0]
+    return Port(owner.name, tuple(tensor.shape), dtype_name(tensor), _is_automatic(owner))
+
+
+def _is_automatic(owner: Any) -> bool:
+    """Whether a layer is called what Keras 2 or 3 calls a layer that nobody names."""
+    own = snake_case(type(owner).__name__)
+    counted = "|".join((own, "input", "model", "keras_tensor"))
+    return re.fullmatch(rf"(?:{counted})(?:_\d+)?(?:CLONE)*", owner.name) is not None
 
 
 def dtype_name(tensor: Any) -> str:
@@ -104,7 +126,7 @@ def differences(original: Interface, folded: Interface) -> list[str]:
         ("output", original.outputs, folded.outputs),
     ):
         if len(before) != len(after):
-            found.append(f"the original has {len(before)} {kind}s, the folded model {len(after)}")
+            found.append(f"{kind}s: {len(before)} in the original, {len(after)} in the other model")
             continue
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             found.extend(_port_differences(f"{kind} {index}", old, new))
@@ -115,10 +137,23 @@ def differences(original: Interface, folded: Interface) -> list[str]:
     return found
 
 
+def renamed(original: Interface, folded: Interface) -> list[str]:
+    """Sentences on the ports that are called otherwise, where that breaks no promise."""
+    return [
+        f"{kind} {index} is called {new.name!r} instead of {old.name!r}, a name that Keras made up"
+        for kind, before, after in (
+            ("input", original.inputs, folded.inputs),
+            ("output", original.outputs, folded.outputs),
+        )
+        for index, (old, new) in enumerate(zip(before, after, strict=True))
+        if old.name != new.name
+    ]
+
+
 def _port_differences(label: str, old: Port, new: Port) -> Iterator[str]:
     for field in ("name", "shape", "dtype"):
         before, after = getattr(old, field), getattr(new, field)
-        if before != after:
+        if before != after and not (field == "name" and old.is_automatic):
             yield f"{label} ({old.name!r}): the {field} changed from {before!r} to {after!r}"
 
 
@@ -170,6 +205,17 @@ def nodes_of(graph: Any) -> list[Any]:
     return [node for level in graph._nodes_by_depth.values() for node in level]
 
 
+def bytes_per_sample(model: Any, free_size: int) -> int:
+    """About what all values of a model take for one sample, each free size being `free_size`."""
+    graph = graph_of(model)
+    total = 0
+    for node in nodes_of(graph) if graph is not None else ():
+        shapes = (tensor.shape[1:] for tensor in outputs_of(node))
+        total += sum(4 * math.prod(n or free_size for n in shape) for shape in shapes)
+        total += bytes_per_sample(owner_of(node), free_size)
+    return total
+
+
 def sets_training(model: Any) -> bool:
     """Whether a call in the model, nested ones included, may put it into training mode.
 
@@ -195,6 +241,28 @@ def _sets_training(node: Any) -> bool:
     return own or default is True or (inner is not None and graph_of(inner) is not None)
 
 
+def batch_normalizations_in_training(model: Any) -> list[str]:
+    """The nested names of those that are called with training=True, once for each call.
+
+    They use the statistics of the batch instead of their own, unless they are frozen.
+    """
+    graph = graph_of(model)
+    return [] if graph is None else list(_in_training(graph, "", inherited=False))
+
+
+def _in_training(graph: Any, around: str, *, inherited: bool) -> Iterator[str]:
+    for node in nodes_of(graph):
+        owner = owner_of(node)
+        arguments = getattr(node, "arguments", None)
+        said = getattr(node, "call_kwargs", {}) if arguments is None else arguments.kwargs
+        mode = inherited if said.get("training") is None else bool(said["training"])
+        inner = graph_of(owner)
+        if inner is not None:
+            yield from _in_training(inner, f"{around}{owner.name}/", inherited=mode)
+        elif mode and type(owner).__name__ in BATCHNORMS and owner.trainable:
+            yield f"{around}{owner.name}"
+
+
 # --- taps ----------------------------------------------------------------------------------------
 
 
@@ -208,20 +276,40 @@ def find_taps(model: Any) -> list[Tap | None]:
 
 def _find_tap(graph: Any, tensor: Any, depth: int) -> Tap | None:
     """Walk back from an output over layers that leave values as they are."""
+    passed: tuple[Any, ...] = ()
     while _is_private(graph, tensor):
         layer, index = _origin(tensor)
         if graph_of(layer) is not None:
-            return _nested_tap(layer, tensor, depth)
+            return _behind(_nested_tap(layer, tensor, depth), passed)
         activation = _fused_activation(layer)
         if activation in _HIDING:
-            return Tap(activation, layer=layer)
+            return _behind(Tap(activation, layer, over=_along(layer, tensor)), passed)
         sources = inputs_of(layer._inbound_nodes[index])
         if type(layer).__name__ in _OWN_LAYER:
             return _own_layer_tap(graph, layer, tensor, sources, depth)
         if not _is_passed_over(layer) or len(sources) != 1:
             return None
+        passed = (*_rearranged(layer, tensor), *passed)
         tensor = sources[0]
     return None
+
+
+def _along(layer: Any, tensor: Any) -> tuple[Any, ...]:
+    """The axes that a softmax runs along, and the shape that it has there."""
+    axes = getattr(layer, "axis", -1)
+    every = axes if isinstance(axes, (list, tuple)) else [axes]
+    return tuple(int(axis) % len(tensor.shape) for axis in every), tuple(tensor.shape)
+
+
+def _rearranged(layer: Any, tensor: Any) -> tuple[Any, ...]:
+    """What a layer does to the order of the numbers: nothing, for most that are passed over."""
+    if type(layer).__name__ not in _REARRANGING:
+        return ()
+    return ((getattr(layer, "dims", None), tuple(tensor.shape)),)
+
+
+def _behind(tap: Tap | None, passed: tuple[Any, ...]) -> Tap | None:
+    return None if tap is None else replace(tap, over=(*tap.over, *passed))
 
 
 def _is_private(graph: Any, tensor: Any) -> bool:
@@ -255,7 +343,7 @@ def _own_layer_tap(
     is_output = any(tensor is output for output in graph.outputs)
     if depth > 0 or not is_output or not sources or not _inputs_of_tensor(sources[0]):
         return None
-    return Tap(_OWN_LAYER[type(layer).__name__], tensor=sources[0])
+    return Tap(_OWN_LAYER[type(layer).__name__], tensor=sources[0], over=_along(layer, tensor))
 
 
 def _inputs_of_tensor(tensor: Any) -> list[Any]:
@@ -281,9 +369,12 @@ def switch_off(taps: Sequence[Tap | None], linear: Any) -> None:
 
 
 def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]:
-    """Tell at which outputs both models end in the same activation."""
+    """Tell at which outputs both models end in the same activation, over the same axis."""
     return [
-        first is not None and second is not None and first.activation == second.activation
+        first is not None
+        and second is not None
+        and first.activation == second.activation
+        and (first.activation != "softmax" or first.over == second.over)
         for first, second in zip(one, other, strict=True)
     ]
 
@@ -292,20 +383,21 @@ def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]
 
 
 def input_specs(model: Any) -> list[InputSpec]:
-    """Return the inputs with the range of their indices, found at the layers that read them."""
+    """Return the inputs with what the layers that read them say of their numbers."""
     graph = graph_of(model)
     specs = []
     for position, tensor in enumerate(model.inputs):
-        source = graph.inputs[position] if graph is not None else None
-        bounds = list(_bounds(graph, source)) if graph is not None else []
-        bound = min(bounds, default=None)
+        readers = [] if graph is None else list(_readers(graph, graph.inputs[position]))
+        bounds = [_bound(layer) for layer, _ in readers if type(layer).__name__ in _INDEX_READERS]
+        masks = [_mask(layer) for layer, shape in readers if shape == tuple(tensor.shape)]
+        mask = next((one for one in masks if one is not None), None)
         port = _port(tensor)
-        specs.append(InputSpec(port.name, port.shape, port.dtype, bound))
+        specs.append(InputSpec(port.name, port.shape, port.dtype, min(bounds, default=None), mask))
     return specs
 
 
-def _bounds(graph: Any, tensor: Any) -> Iterator[int]:
-    """Yield the sizes of all tables that an input is an index into, nested models included."""
+def _readers(graph: Any, tensor: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
+    """Yield the layers that read an input, nested models included, and its shape there."""
     pending, seen = [(graph, tensor)], set()
     while pending:
         graph, tensor = pending.pop()
@@ -320,7 +412,23 @@ def _bounds(graph: Any, tensor: Any) -> Iterator[int]:
             inner = graph_of(layer)
             if inner is not None:
                 pending.extend((inner, inner.inputs[at]) for at in places if at < len(inner.inputs))
-            elif type(layer).__name__ in _INDEX_READERS:
-                yield int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
-            elif "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER:
+                continue
+            yield layer, tuple(tensor.shape)
+            is_index = type(layer).__name__ in _INDEX_READERS
+            is_same = "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER
+            if is_same and not is_index:
                 pending.extend((graph, output) for output in outputs_of(node))
+
+
+def _bound(layer: Any) -> int:
+    """The size of the table that a layer looks its input up in."""
+    return int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
+
+
+def _mask(layer: Any) -> Mask | None:
+    """What a layer takes for a step that is not there."""
+    if type(layer).__name__ == "Masking":
+        return Mask(float(layer.mask_value), is_whole_step=True)
+    if type(layer).__name__ == "Embedding" and layer.mask_zero:
+        return Mask(0.0, is_whole_step=False)
+    return None

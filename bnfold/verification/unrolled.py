@@ -46,6 +46,12 @@ class FlatCall:
         """Whether the layer has variables that its output depends on."""
         return bool(getattr(self.layer, "weights", None))
 
+    @property
+    def may_absorb(self) -> bool:
+        """Whether a fold may end in the layer; PReLU has weights, but a fold can only cross it."""
+        inner = getattr(self.layer, "layer", self.layer)
+        return self.has_weights and type(inner).__name__ != "PReLU"
+
 
 @dataclass
 class Unrolled:
@@ -55,6 +61,7 @@ class Unrolled:
     outputs: tuple[Any, ...] = ()
     calls: dict[Key, FlatCall] = field(default_factory=dict)
     readers: dict[int, list[tuple[FlatCall, int]]] = field(default_factory=dict)
+    makers: dict[int, FlatCall] = field(default_factory=dict)
     replaced: dict[int, Any] = field(default_factory=dict)
 
     def tensor(self, original: Any) -> Any:
@@ -62,8 +69,9 @@ class Unrolled:
         return self.replaced.get(id(original), original)
 
     def add(self, call: FlatCall) -> None:
-        """Note a call, and what reads its inputs."""
+        """Note a call, what reads its inputs and what makes its outputs."""
         self.calls[call.key] = call
+        self.makers.update((id(tensor), call) for tensor in call.outputs)
         for slot, tensor in enumerate(call.inputs):
             self.readers.setdefault(id(tensor), []).append((call, slot))
 
@@ -75,7 +83,7 @@ def unroll(model: Any) -> Unrolled:
         return Unrolled(tuple(model.inputs), tuple(model.outputs))
     flat = Unrolled(tuple(model.inputs))
     given = dict(zip(map(id, graph.inputs), model.inputs, strict=True))
-    again = any(_inside(node) is not None for node in tensors.nodes_of(graph))
+    again = any(inside_of(node) is not None for node in tensors.nodes_of(graph))
     flat.outputs = tuple(_walk(graph, given, (), flat, again=again))
     if again:
         _name_apart(flat)
@@ -98,19 +106,28 @@ def flat_name(name: str) -> str:
 
 
 def _walk(
-    graph: Any, given: Mapping[int, Any], around: Key, flat: Unrolled, *, again: bool
+    graph: Any,
+    given: Mapping[int, Any],
+    around: Key,
+    flat: Unrolled,
+    *,
+    again: bool,
+    inference: bool = False,
 ) -> list[Any]:
-    """Note the calls of one graph; its outputs. With `again` its layers are called once more."""
+    """Note the calls of one graph; its outputs.
+
+    With `again` its layers are called once more, with `inference` all with training=False.
+    """
     values = dict(given)
     numbers = _numbers(graph)
-    for node in _in_order(graph):
+    for node in in_order(graph):
         owner = tensors.owner_of(node)
         key = (*around, (str(owner.name), numbers[id(node)]))
         made: Sequence[Any] = tensors.outputs_of(node)
         if again:
-            made = _call(node, owner, values, key, flat)
+            made = _call(node, values, key, flat, inference=inference)
             values.update(zip(map(id, tensors.outputs_of(node)), made, strict=True))
-        if _inside(node) is None:
+        if inside_of(node) is None:
             read = (values.get(id(one), one) for one in tensors.inputs_of(node))
             flat.add(FlatCall(key, owner, tuple(read), tuple(made)))
     flat.replaced.update(values)
@@ -118,23 +135,26 @@ def _walk(
 
 
 def _call(
-    node: Any, owner: Any, values: Mapping[int, Any], key: Key, flat: Unrolled
+    node: Any, values: Mapping[int, Any], key: Key, flat: Unrolled, *, inference: bool
 ) -> Sequence[Any]:
-    inside = _inside(node)
+    owner, inside = tensors.owner_of(node), inside_of(node)
+    args, kwargs = node.arguments.fill_in(values)
     if inside is None:
-        args, kwargs = node.arguments.fill_in(values)
-        made = owner(*args, **kwargs)
-        return tensors.leaves(made)
+        if inference and getattr(owner, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": False}  # Keras lets that of the model around it win
+        return tensors.leaves(owner(*args, **kwargs))
     read = [values.get(id(one), one) for one in tensors.inputs_of(node)]
     given = dict(zip(map(id, inside.inputs), read, strict=True))
-    return _walk(inside, given, key, flat, again=True)
+    inference = inference or kwargs.get("training") is False
+    return _walk(inside, given, key, flat, again=True, inference=inference)
 
 
-def _inside(node: Any) -> Any:
+def inside_of(node: Any) -> Any:
     """The graph of the nested model that a call is of; None where it is left as one piece.
 
-    Left whole is what is called in a way of its own: with training or a mask given, with tensors
-    of other ranks than its inputs, or by tf_keras, which keeps the arguments of calls elsewhere.
+    Left whole is what is called in a way of its own: in training mode or with a mask given, with
+    tensors of other ranks than its inputs, or by tf_keras, which keeps the arguments of calls
+    elsewhere.
     """
     owner = tensors.owner_of(node)
     graph = tensors.graph_of(owner)
@@ -143,7 +163,8 @@ def _inside(node: Any) -> Any:
         return None
     read = tensors.inputs_of(node)
     ranks = [len(one.shape) for one in read] == [len(one.shape) for one in graph.inputs]
-    plain = not any(_says_something(value) for value in arguments.kwargs.values())
+    said = {name: value for name, value in arguments.kwargs.items() if _says_something(value)}
+    plain = not said or (list(said) == ["training"] and said["training"] is False)
     return graph if ranks and plain and len(arguments.args) == 1 else None
 
 
@@ -154,7 +175,7 @@ def _says_something(value: Any) -> bool:
     return any(leaf is not None for leaf in tensors.leaves(value))
 
 
-def _in_order(graph: Any) -> Iterator[Any]:
+def in_order(graph: Any) -> Iterator[Any]:
     """The calls of a graph, each behind those that make its inputs; not those of input layers."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)

@@ -16,11 +16,13 @@ from bnfold.verification.runtime.doubles import float64_copy
 from bnfold.verification.runtime.execution import (
     Moves,
     Prepared,
+    apply,
     evaluate,
     free_sizes,
     is_repeatable,
     movement,
     moves,
+    numbers,
     output_units,
     prepare_alone,
     prepare_pair,
@@ -29,6 +31,7 @@ from bnfold.verification.runtime.execution import (
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
+from bnfold.verification.runtime.observing import Normalization, Observer, normalizations
 from bnfold.verification.runtime.onnx import (
     OnnxModel,
     evaluate_onnx,
@@ -48,6 +51,7 @@ from bnfold.verification.runtime.onnx_file import (
     versions,
     write_onnx,
 )
+from bnfold.verification.runtime.sequential import Batches, Estimates, estimate
 from bnfold.verification.runtime.timing import (
     Start,
     check,
@@ -58,16 +62,22 @@ from bnfold.verification.runtime.timing import (
 )
 
 __all__ = [
+    "Batches",
     "CannotRunError",
+    "Estimates",
     "Label",
     "LoadedModel",
     "Moves",
+    "Normalization",
+    "Observer",
     "OnnxModel",
     "Prepared",
     "Start",
+    "apply",
     "check",
     "choose_opset",
     "conversions",
+    "estimate",
     "evaluate",
     "evaluate_onnx",
     "exports",
@@ -81,6 +91,8 @@ __all__ = [
     "movement",
     "movement_onnx",
     "moves",
+    "normalizations",
+    "numbers",
     "one_line",
     "open_onnx",
     "optimised",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,10 @@ def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
 
 
 def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) -> list[Array]:
-    """Return the outputs as numpy arrays, bfloat16 as float32. Raises CannotRunError."""
+    """Return the outputs as numpy arrays of one axis at least, bfloat16 as float32.
+
+    Layers that keep a state from call to call start anew each time. Raises CannotRunError.
+    """
     import tensorflow  # noqa: PLC0415
 
     keywords = {} if training is None else {"training": training}
@@ -111,15 +114,43 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
             ]
             outputs = loaded.runner(fed, **keywords)
             flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-            return [_as_numpy(tensorflow, output) for output in flat]
+            found = [np.atleast_1d(as_numpy(output)) for output in flat]
+            for layer in _layers(loaded.runner):
+                if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
+                    layer.reset_states()
+            return found
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 
 
-def _as_numpy(tensorflow: Any, value: Any) -> Array:
-    if value.dtype == tensorflow.bfloat16:
-        value = tensorflow.cast(value, tensorflow.float32)
-    return np.asarray(value.numpy())
+def apply(layer: Any, value: Array) -> Array:
+    """What one layer makes of a value at inference. Raises CannotRunError."""
+    import tensorflow  # noqa: PLC0415
+
+    try:
+        with quiet():
+            return as_numpy(layer(tensorflow.convert_to_tensor(value), training=False))
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def numbers(variable: Any) -> Array:
+    """What a variable of a loaded model holds, in float64."""
+    return as_numpy(variable).astype(np.float64)
+
+
+def as_numpy(tensor: Any) -> Array:
+    """The content of a tensor; bfloat16, which numpy lacks, as float32."""
+    found, dtype = np.asarray(tensor.numpy()), tensors.dtype_name(tensor)
+    if dtype == "string":
+        return _texts(found)
+    return found.astype(np.float32) if dtype == "bfloat16" else found
+
+
+def _texts(value: Array) -> Array:
+    """Text as ONNX Runtime gives it, where TensorFlow gives bytes."""
+    flat = [one.decode(errors="replace") for one in value.flat]
+    return np.array(flat, dtype=object).reshape(value.shape)
 
 
 def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
@@ -191,8 +222,8 @@ def movement(
     repetitions: int,
     seed: int,
     training: bool | None,
-) -> list[list[list[Errors]]]:
-    """How far all values move with the weights: by set and value, one for each repetition.
+) -> Generator[list[list[Errors]]]:
+    """How far all values move with the weights, by set and value, each time that these are moved.
 
     Every weight is moved by its step, relative to its size, up or down at random. Raises
     CannotRunError.
@@ -206,31 +237,45 @@ def moved(
     values: Sequence[Sequence[Array]],
     evaluated: Callable[[], list[list[Array]]],
     repetitions: int,
-) -> list[list[list[Errors]]]:
+) -> Generator[list[list[Errors]]]:
     """How far `evaluated` is from `values` each time that the weights are moved."""
-    found: list[list[list[Errors]]] = [[[] for _ in row] for row in values]
     try:
         for repetition in range(1, repetitions + 1):
             weights.move(repetition)
-            for into, row, others in zip(found, values, evaluated(), strict=True):
-                for place, value, other in zip(into, row, others, strict=True):
-                    place.append(errors(value, other))
+            yield [
+                [errors(value, other) for value, other in zip(row, others, strict=True)]
+                for row, others in zip(values, evaluated(), strict=True)
+            ]
     finally:
         weights.move(0)
-    return found
 
 
 def is_repeatable(
     loaded: LoadedModel, samples: SampleSet, steps: Sequence[float], seed: int
 ) -> bool:
-    """Tell whether `model(x)` gives the same twice, within what the order of sums can change."""
+    """Tell whether `model(x)` gives the same twice, within what the order of sums can change.
+
+    A small batch may come out the same by chance, but then Keras 3 has counted the draws.
+    """
     weights = Weights(loaded, steps, seed)
-    runs = []
+    runs, draws = [], []
     for _ in range(2):
         weights.move(0)
         runs.append(run(loaded, samples.inputs, training=None))
+        draws.append(_draws(loaded))
     weights.move(0)
-    return all(_nearly_equal(one, other) for one, other in zip(*runs, strict=True))
+    same = all(_nearly_equal(one, other) for one, other in zip(*runs, strict=True))
+    return same and draws[0] == draws[1]
+
+
+def _draws(loaded: LoadedModel) -> list[bytes]:
+    """The states of the random generators of all layers."""
+    states = loaded.runner.non_trainable_variables
+    return [
+        np.asarray(one.numpy()).tobytes()
+        for one in states
+        if "seed_generator_state" in getattr(one, "path", one.name)
+    ]
 
 
 def _nearly_equal(one: Array, other: Array) -> bool:

@@ -95,7 +95,10 @@ def import_module(name: str) -> Any:
         with quiet():
             return importlib.import_module(name)
     except Exception as error:
-        raise BnfoldError(f"--import {name}: {one_line(error)}") from error
+        reason = one_line(error)
+        if name.endswith(".py") or "/" in name:
+            reason = f"say {Path(name).stem}: a module goes by its name, as in Python, not its file"
+        raise BnfoldError(f"--import {name}: {reason}") from error
 
 
 def library(name: str) -> Any:

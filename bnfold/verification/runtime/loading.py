@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from bnfold.verification.runtime.libraries import (
     one_line,
     quiet,
 )
+
+_UNKNOWN = re.compile(r"(?:Could not locate class|Unknown layer:) '([^']*)'")
+"""What Keras says of a class that nobody registered, at length and with advice for programs."""
 
 
 @dataclass
@@ -124,12 +128,14 @@ def _load(
                 str(path), custom_objects=custom, compile=False, safe_mode=not trust
             )
     except Exception as error:
+        if unknown := _UNKNOWN.search(str(error)):
+            safety.refuse_unregistered(facts, [safety.Custom(unknown[1], "")])
         raise UnreadableModelError(
             f"{facts.path}: {name} cannot load it: {one_line(error)}"
         ) from error
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
         raise VerificationImpossibleError(
-            f"{facts.path}: only Functional and Sequential models can be compared,"
+            f"{facts.path}: only Functional and Sequential models can be run here,"
             f" not {type(model).__name__}"
         )
     return LoadedModel(facts.path, name, model, trust, custom)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,13 +161,16 @@ def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
 
 
 def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
-    """Return the outputs of ONNX Runtime, in the order of the model's. Raises CannotRunError."""
+    """Return the outputs of ONNX Runtime, in the order of the model's, of one axis at least.
+
+    Raises CannotRunError.
+    """
     if len(exported.names) != len(inputs):
         raise CannotRunError("the export lost an input")
     feed = dict(zip(exported.names, inputs, strict=True))
     try:
         with quiet():
-            return [np.asarray(value) for value in exported.session.run(None, feed)]
+            return [np.atleast_1d(value) for value in exported.session.run(None, feed)]
     except Exception as error:
         raise CannotRunError(one_line(error)) from error
 
@@ -192,7 +195,7 @@ def movement_onnx(
     steps: Sequence[float],
     repetitions: int,
     seed: int,
-) -> list[list[list[Errors]]]:
+) -> Generator[list[list[Errors]]]:
     """Like `movement`, with one export for each repetition. Raises CannotRunError."""
     evaluated = functools.partial(evaluate_onnx, loaded, sets)
     return moved(Weights(loaded, steps, seed), values, evaluated, repetitions)

@@ -1,0 +1,100 @@
+"""Which rules are asked for, and which findings are set aside with a reason."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+from typing import Any, Literal
+
+from bnfold.audit.finding import Finding
+from bnfold.audit.rules import RULES, Rule
+from bnfold.errors import SettingsError
+from bnfold.model.graph import show
+
+ALL = ("BN",)
+"""The prefix of every code."""
+
+
+def codes(words: Sequence[str]) -> tuple[str, ...]:
+    """The codes, or prefixes of codes, that words stand for: `BN103`, `bn1`.
+
+    Raises:
+        SettingsError: no rule's code begins so.
+    """
+    found = tuple(word.upper() for word in words)
+    for word, code in zip(words, found, strict=True):
+        if not code.startswith(ALL) or not any(rule.code.startswith(code) for rule in RULES):
+            raise SettingsError(
+                f"no rule has the code {word!r}, nor one that begins with it; 'bnfold rules' "
+                "lists them"
+            )
+    return found
+
+
+def chosen(select: Sequence[str] = ALL, ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
+    """The rules that `select` names and `ignore` does not, each by codes or prefixes of codes.
+
+    Where both name a rule, the longer one counts: BN1 without BN107, or BN107 without BN1.
+    """
+    return tuple(
+        rule for rule in RULES if _longest(rule.code, select) > _longest(rule.code, ignore)
+    )
+
+
+def _longest(code: str, prefixes: Sequence[str]) -> int:
+    return max((len(prefix) for prefix in prefixes if code.startswith(prefix)), default=0)
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Findings that somebody decided to live with.
+
+    Attributes:
+        layer: a shell pattern of names or nested paths of layers.
+        rules: codes or prefixes of codes.
+        reason: why, in the words of whoever decided.
+        model: a shell pattern of names of model files, or of their paths from the settings' folder.
+    """
+
+    layer: str
+    rules: tuple[str, ...]
+    reason: str
+    model: str = "*"
+
+    def concerns(self, model: PurePath) -> bool:
+        """Whether it is about this model, whose path is from the settings' folder."""
+        return any(fnmatchcase(name, self.model) for name in (model.name, model.as_posix()))
+
+    def covers(self, finding: Finding) -> bool:
+        """Whether it is about this finding, on a model that it concerns."""
+        names = (show(finding.layer), *finding.layer[-1:])
+        return finding.code.startswith(self.rules) and any(
+            fnmatchcase(name, self.layer) for name in names
+        )
+
+
+@dataclass(frozen=True)
+class Suppressed:
+    """A finding that does not count, by a suppression or because the baseline has it."""
+
+    finding: Finding = field(repr=False)
+    by: Literal["suppression", "baseline"]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding for JSON, with what suppressed it and why."""
+        return {**self.finding.to_dict(), "by": self.by, "reason": self.reason}
+
+
+def suppress(
+    findings: Iterable[Finding], suppressions: Sequence[Suppression]
+) -> tuple[tuple[Finding, ...], tuple[Suppressed, ...]]:
+    """The findings that none of the suppressions covers, and the others with the reason."""
+    kept, set_aside = [], []
+    for finding in findings:
+        covering = next((one for one in suppressions if one.covers(finding)), None)
+        if covering is None:
+            kept.append(finding)
+        else:
+            set_aside.append(Suppressed(finding, "suppression", covering.reason))
+    return tuple(kept), tuple(set_aside)

@@ -1,0 +1,84 @@
+"""`bnfold recalibrate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold.cli.options import CONTEXT, MODEL, debug, over_data, progress, report_format
+
+if TYPE_CHECKING:
+    from bnfold.recalibration import RecalibrationReport
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("target", metavar="OUT", type=MODEL)
+@over_data(required=True)
+@click.option(
+    "--layers",
+    metavar="PATTERN",
+    multiple=True,
+    help="Only layers whose name or nested path matches this shell pattern, frozen ones too. "
+    "Repeatable.  [default: all that are not frozen]",
+)
+@click.option(
+    "--memory",
+    metavar="MIB",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="Memory for what saves running the model again for every layer, in MiB.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@report_format
+@debug
+@click.pass_context
+def recalibrate(
+    ctx: click.Context,
+    /,
+    source: Path,
+    target: Path,
+    layers: Sequence[str],
+    memory: int,
+    force: bool,
+    format_: str,
+    **running: Any,
+) -> None:
+    """Estimate the moving statistics of MODEL again from data, and write it to OUT.
+
+    Each BatchNormalization gets the mean and variance of its input over all the data, front to
+    back, so that the layers in front of it are corrected already (PreciseBN). OUT is MODEL but for
+    the numbers of moving_mean and moving_variance; the optimizer's state stays. Give some thousand
+    samples that were prepared as for training, without augmentation.
+
+    \b
+    Examples:
+      bnfold recalibrate model.keras better.keras --data train.npz
+      bnfold recalibrate model.h5 model.h5 --data train.npz --force
+      bnfold recalibrate model.keras better.keras --data images.npy --layers 'backbone/*'
+    """
+    from bnfold.recalibration import recalibrate_file
+    from bnfold.verification.observe import DataRun
+
+    report = recalibrate_file(
+        source,
+        target,
+        run=DataRun(**running, progress=progress),
+        layers=layers,
+        memory=memory << 20,
+        force=force,
+    )
+    _show(report, format_)
+    if not report.written:
+        ctx.exit(1)
+
+
+def _show(report: "RecalibrationReport", format_: str) -> None:
+    from bnfold.reports import json, recalibrate_text, terminal
+
+    if format_ == "json":
+        click.echo(json.recalibration(report))
+    else:
+        terminal.console().print(recalibrate_text.recalibration(report))

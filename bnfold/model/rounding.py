@@ -1,0 +1,27 @@
+"""Rounding numbers to the dtype of a variable, once."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The nearest numbers of a floating-point dtype; infinite where there is none.
+
+    numpy takes bfloat16 from float64 by way of float32 and so rounds twice; through float32 rounded
+    to odd (Boldo and Melquiond, 2008) the second rounding is the only one that counts.
+    """
+    with np.errstate(over="ignore"):
+        if dtype.name == "bfloat16":
+            values = _to_odd(values)
+        return values.astype(dtype)
+
+
+def _to_odd(values: NDArray[np.float64]) -> NDArray[Any]:
+    """In float32, cut off towards zero, the last bit set where anything was cut off."""
+    nearest = values.astype(np.float32)
+    further = np.abs(nearest) > np.abs(values)
+    cut = np.where(further, np.nextafter(nearest, np.float32(0)), nearest)
+    odd: NDArray[Any] = (cut.view(np.uint32) | (cut != values)).view(np.float32)
+    return odd

@@ -1,0 +1,185 @@
+"""Mean and variance of channels, merged from parts, and how far two pairs of them are apart.
+
+Everything is float64. A part's own moments take two passes over it; parts are merged by the formula
+of Chan, Golub and LeVeque (1979). With d = mean_b - mean_a and n = n_a + n_b
+
+    mean = mean_a + d n_b / n
+    M    = M_a + M_b + d^2 n_a n_b / n        M: the sum of squared distances from the mean
+
+so that no large sum is ever taken from another, and the order and the size of the parts do not
+matter. Variances are those of the population, M / n, as BatchNormalization takes them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+_PIECE = 1 << 18  # numbers that are in memory as float64 at a time
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How many numbers each channel had, their mean, and their squared distances from it summed.
+
+    All three have the shape (channels,).
+    """
+
+    count: Counts
+    mean: Vector
+    squares: Vector
+
+    @property
+    def variance(self) -> Vector:
+        """Of the population; NaN for a channel without numbers."""
+        with np.errstate(invalid="ignore"):
+            return self.squares / self.count
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both together."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = other.mean - self.mean
+            mean = self.mean + apart * share
+            squares = self.squares + other.squares + apart**2 * self.count * share
+        return Moments(count, mean, squares)
+
+
+def none_of(channels: int) -> Moments:
+    """The moments of no numbers."""
+    return Moments(np.zeros(channels, np.int64), np.zeros(channels), np.zeros(channels))
+
+
+@dataclass
+class Tally:
+    """What went into one layer so far.
+
+    Attributes:
+        moments: of the finite numbers; None before the first.
+        non_finite: how many numbers of each channel were NaN or infinite, (channels,).
+    """
+
+    moments: Moments | None = None
+    non_finite: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, values: NDArray[Any], axis: int, mask: NDArray[Any] | None = None) -> None:
+        """Take in an array whose channels lie along `axis`.
+
+        `mask` has the shape of `values` without its last axis; where it is false, nothing counts.
+        """
+        rows = _as_rows(values, axis)
+        where = None
+        if mask is not None:
+            where = _as_rows(np.broadcast_to(mask.astype(bool)[..., None], values.shape), axis)
+        channels = rows.shape[1]
+        if self.moments is None:
+            self.moments = none_of(channels)
+            self.non_finite = np.zeros(channels, np.int64)
+        step = max(1, _PIECE // max(1, channels))
+        for start in range(0, len(rows), step):
+            piece = slice(start, start + step)
+            numbers = rows[piece].astype(np.float64)
+            found = self._of(numbers, None if where is None else where[piece])
+            self.moments = self.moments.merge(found)
+
+    def _of(self, numbers: Vector, where: NDArray[np.bool_] | None) -> Moments:
+        """The moments of rows of channels, (rows, channels); what is not finite is counted."""
+        found = _moments(numbers) if where is None else _moments_where(numbers, where)
+        if np.isfinite(found.squares).all():
+            return found
+        where = np.ones(numbers.shape, bool) if where is None else where
+        finite = np.isfinite(numbers)
+        self.non_finite = self.non_finite + np.count_nonzero(where & ~finite, axis=0)
+        return _moments_where(numbers, where & finite)
+
+
+def _as_rows(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    moved = np.moveaxis(values, axis, -1)
+    return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
+
+
+def _moments(numbers: Vector) -> Moments:
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = numbers.mean(axis=0)
+        apart = numbers - mean
+        count = np.full(len(mean), len(numbers))
+        return Moments(count, mean, np.einsum("ij,ij->j", apart, apart))
+
+
+def _moments_where(numbers: Vector, where: NDArray[np.bool_]) -> Moments:
+    count = np.count_nonzero(where, axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.where(where, numbers, 0.0).sum(axis=0) / np.maximum(count, 1)
+        apart = np.where(where, numbers - mean, 0.0)
+        return Moments(count, mean, np.einsum("ij,ij->j", apart, apart))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What went into one BatchNormalization while a model ran over data, in inference mode.
+
+    Attributes:
+        samples: how many samples the data have.
+        calls: how many calls of the layer the model has, whose inputs are taken together.
+        moments: of what is finite and not masked; None where nothing was seen.
+        non_finite: how many numbers of each channel were NaN or infinite, (channels,).
+        problem: why nothing was seen, a clause; None where something was.
+    """
+
+    samples: int
+    calls: int
+    moments: Moments | None
+    non_finite: Counts
+    problem: str | None = None
+
+
+NOT_SEEN = Observed(
+    samples=0,
+    calls=0,
+    moments=None,
+    non_finite=np.zeros(0, np.int64),
+    problem="no output depends on it, or a layer that is not Keras' own runs it",
+)
+"""Of a layer of which nothing was seen."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far observed statistics are from recorded ones, by channel; all are (channels,).
+
+    With the layer's epsilon e added to both variances, as the layer adds it, and o for observed and
+    r for recorded:
+
+        shift = |mu_o - mu_r| / sqrt(v_r + e)
+        ratio = (v_o + e) / (v_r + e)
+        kl    = KL(N(mu_o, v_o + e) || N(mu_r, v_r + e)) = (ratio - 1 - ln ratio + shift^2) / 2
+
+    That is: the layer puts out numbers of mean `shift` (but for its sign, gamma and beta) and
+    variance `ratio` where it was to put out mean 0 and variance 1, and `kl` is what that costs in
+    nats. It is not symmetric: a variance that was recorded too small weighs more. NaN where the
+    recorded statistics are not finite, or v_r + e is not positive.
+    """
+
+    shift: Vector
+    ratio: Vector
+    kl: Vector
+
+
+def divergence(
+    recorded: tuple[Vector, Vector], observed: tuple[Vector, Vector], epsilon: float
+) -> Divergence:
+    """How far the observed mean and variance are from the recorded ones."""
+    (mean_r, variance_r), (mean_o, variance_o) = recorded, observed
+    with np.errstate(all="ignore"):
+        scale = np.where(variance_r + epsilon > 0, variance_r + epsilon, np.nan)
+        shift = np.abs(mean_o - mean_r) / np.sqrt(scale)
+        ratio = (variance_o + epsilon) / scale
+        return Divergence(shift, ratio, (ratio - 1 - np.log(ratio) + shift**2) / 2)

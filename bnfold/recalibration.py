@@ -1,0 +1,214 @@
+"""Estimating the moving statistics of a model again, from data, and writing them into a copy of it.
+
+The method is PreciseBN (Wu and Johnson, arXiv:2105.07576): the mean and variance of each
+BatchNormalization's input over all data, in place of the moving average of the last batches of
+training. Front to back, so that a layer sees its input as the corrected layers in front make it.
+The file is edited as data: nothing changes but the numbers of moving_mean and moving_variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.conversion import refuse_inside
+from bnfold.errors import BnfoldError
+from bnfold.estimation import Change, Estimation, Kept
+from bnfold.folding.plan import Blocked, Fold, plan
+from bnfold.folding.scope import matches
+from bnfold.inspection import loose
+from bnfold.model.container import Kind, open_model
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import finite_number, show
+from bnfold.model.guard import printable
+from bnfold.model.rounding import rounded
+from bnfold.moments import Moments
+from bnfold.staging import Staging, check_target
+from bnfold.verification import runtime
+from bnfold.verification.observe import DataRun, observe_running, start
+
+SCHEMA_VERSION = 1
+MEMORY = 1 << 30
+
+# Of a standard deviation: far more than the order of sums can change, far less than matters.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """What running the new file over the data again shows.
+
+    Attributes:
+        layer: the one where what is recorded now and what is observed are furthest apart.
+        distance: how far: of the means in standard deviations, or of the variances as a share,
+            beyond what rounding to the dtype of the variables makes.
+    """
+
+    layer: LayerPath
+    distance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether what is recorded is what is observed."""
+        return self.distance <= _TOLERANCE
+
+
+@dataclass(frozen=True)
+class RecalibrationReport:
+    """What a recalibration did.
+
+    Attributes:
+        source: the model file that was read.
+        target: where the recalibrated model was to go.
+        written: whether it is there; False when the check failed.
+        container: "keras", "keras-directory" or "h5", of both.
+        samples: how many samples the statistics are of.
+        passes: how often the data went through parts of the model.
+        work: calls of layers that were made, as a multiple of those of one run of the model.
+        recalibrated: the layers whose statistics are new, in the order of the file.
+        kept: those that stay as they are.
+        check: the new file, run over the data again.
+    """
+
+    source: Path
+    target: Path
+    written: bool
+    container: Kind
+    samples: int
+    passes: int
+    work: float
+    recalibrated: tuple[Change, ...]
+    kept: tuple[Kept, ...]
+    check: Check
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": str(self.source),
+            "target": str(self.target),
+            "written": self.written,
+            "container": self.container,
+            "samples": self.samples,
+            "passes": self.passes,
+            "work": self.work,
+            "recalibrated": [change.to_dict() for change in self.recalibrated],
+            "kept": [
+                {"name": show(kept.batchnorm.path), "reason": kept.reason} for kept in self.kept
+            ],
+            "check": {
+                "passed": self.check.passed,
+                "layer": show(self.check.layer),
+                "distance": finite_number(self.check.distance),
+            },
+        }
+
+
+def recalibrate_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    run: DataRun,
+    layers: Sequence[str] = (),
+    memory: int = MEMORY,
+    force: bool = False,
+) -> RecalibrationReport:
+    """Write the model in `source` to `target` with statistics estimated from the data of `run`.
+
+    `layers` are shell patterns of names or nested paths; without them all layers are meant that are
+    not frozen. `memory` is how many bytes of values may be kept to save work.
+
+    Raises:
+        UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
+        VerificationImpossibleError: Keras cannot be imported, or the model has no graph.
+        OutputError: the target cannot be written, or exists and `force` is not given.
+        BnfoldError: the data do not fit, the model cannot run on them or what goes into a layer is
+            not finite, no layer can be recalibrated, or statistics do not fit into their dtype.
+    """
+    target = Path(target)
+    with open_model(source) as model:
+        check_target(target, model.kind, force=force)
+        refuse_inside(target, model)
+        decisions = [*plan(model.graph).decisions, *loose(model)]
+        _refuse_unused(layers, decisions)
+        running = start(model.path, run)
+        job = Estimation(running, decisions, run.progress)
+        estimates, changes, kept = job.run(layers, memory)
+        if not changes:
+            reasons = "; ".join(dict.fromkeys(one.reason for one in kept)) or "it has none"
+            raise BnfoldError(
+                f"{printable(str(source))}: no BatchNormalization can be recalibrated: {reasons}"
+            )
+        with Staging(target, model.kind, force=force) as staging:
+            model.rewrite(_variables(changes), staging.path)
+            run.progress("checking the new file")
+            check = check_written(staging.path, run, changes)
+            if check.passed:
+                staging.publish()
+    return RecalibrationReport(
+        source=Path(source),
+        target=target,
+        written=check.passed,
+        container=model.kind,
+        samples=running.samples,
+        passes=estimates.passes,
+        work=estimates.calls / max(1, estimates.calls_of_model),
+        recalibrated=changes,
+        kept=kept,
+        check=check,
+    )
+
+
+def _refuse_unused(patterns: Sequence[str], decisions: Sequence[Fold | Blocked]) -> None:
+    for pattern in patterns:
+        if not any(matches(decision.batchnorm.path, pattern) for decision in decisions):
+            raise BnfoldError(f"--layers {pattern!r} matches no BatchNormalization of the model")
+
+
+def _variables(changes: Sequence[Change]) -> dict[str, NDArray[Any]]:
+    """The new numbers by where the file has the variables."""
+    return {
+        weight.source: rounded(values, weight.dtype)
+        for change in changes
+        for name, values in (("moving_mean", change.mean), ("moving_variance", change.variance))
+        for weight in [(change.batchnorm.weights or {})[name]]
+        if weight.source is not None
+    }
+
+
+def check_written(path: Path, run: DataRun, changes: Sequence[Change]) -> Check:
+    """Load the new file, run it over the data, and compare what it records with what is seen."""
+    running = start(path, run)
+    found = runtime.normalizations(running.loaded)
+    seen = observe_running(running, found, run.progress)
+    paths = [change.batchnorm.path for change in changes]
+    distances = {
+        path: _distance(change, found[path].layer, seen[path].moments)
+        for path, change in zip(paths, changes, strict=True)
+    }
+    worst = max(distances, key=lambda path: distances[path])
+    return Check(worst, distances[worst])
+
+
+def _distance(change: Change, layer: Any, seen: Moments | None) -> float:
+    """How far what a layer of the new file records is from what it sees; see `Check`."""
+    before = change.observed.moments
+    if before is None or seen is None:
+        return math.inf
+    spread = seen.variance + (change.batchnorm.epsilon or 0.0)
+    pairs = (
+        ("moving_mean", change.mean, before.mean, seen.mean, np.sqrt(spread)),
+        ("moving_variance", change.variance, before.variance, seen.variance, spread),
+    )
+    worst = 0.0
+    for name, stored, exact, now, size in pairs:
+        apart = np.abs(runtime.numbers(getattr(layer, name)) - now) - np.abs(stored - exact)
+        share = np.where(apart <= 0, 0.0, apart / np.where(size > 0, size, 1.0))
+        worst = max(worst, float(np.nan_to_num(share, nan=math.inf).max(initial=0.0)))
+    return worst

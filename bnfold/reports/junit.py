@@ -1,0 +1,91 @@
+"""Inspections as JUnit XML, the format in which CI systems read test results.
+
+A model is a test suite. Its cases are that it can be read, each layer on which nothing was found,
+and each finding. Findings that fail the gate are failures, suppressed ones are skipped, the others
+pass with what was found as their output.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+from bnfold.audit import Finding, Severity
+from bnfold.gate import fails
+from bnfold.inspection import Inspection
+from bnfold.model.graph import show
+from bnfold.model.guard import printable
+
+if TYPE_CHECKING:
+    from bnfold.gate import Unreadable
+
+_READABLE = "the file can be read"
+
+
+def inspections(
+    models: Sequence[Inspection],
+    unreadable: Sequence["Unreadable"] = (),
+    fail_on: Severity | None = Severity.ERROR,
+) -> str:
+    """The report on some models and on what could not be read."""
+    root = ET.Element("testsuites", name="bnfold")
+    for model in models:
+        _count(_suite(root, model, fail_on))
+    for one in unreadable:
+        suite = ET.SubElement(root, "testsuite", name=_text(one.path))
+        case = _case(suite, _READABLE)
+        ET.SubElement(case, "error", type="unreadable", message=_text(one.error))
+        _count(suite)
+    _count(root, ("tests", "failures", "errors"))  # Jenkins' schema has no `skipped` here
+    ET.indent(root)
+    # In ASCII, so that it is what its first line says wherever it is printed.
+    text: bytes = ET.tostring(root, encoding="us-ascii", xml_declaration=True)
+    return text.decode()
+
+
+def _suite(root: ET.Element, model: Inspection, fail_on: Severity | None) -> ET.Element:
+    suite = ET.SubElement(root, "testsuite", name=_text(model.path))
+    _case(suite, _READABLE)
+    suppressed = [one.finding for one in model.suppressed]
+    sick = {finding.layer for finding in (*model.findings, *suppressed)}
+    for decision in model.plan.decisions:
+        if decision.batchnorm.path not in sick:
+            _case(suite, show(decision.batchnorm.path))
+    for finding in model.findings:
+        case = _case(suite, _name(finding))
+        if fails(finding, fail_on):
+            failure = ET.SubElement(
+                case, "failure", type=finding.code, message=_text(finding.message)
+            )
+            failure.text = _said(finding)
+        else:
+            ET.SubElement(case, "system-out").text = _said(finding)
+    for one in model.suppressed:
+        case = _case(suite, _name(one.finding))
+        ET.SubElement(case, "skipped", message=_text(one.reason))
+    return suite
+
+
+def _case(suite: ET.Element, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", classname=suite.attrib["name"], name=_text(name))
+
+
+def _name(finding: Finding) -> str:
+    return f"{show(finding.layer)}: {finding.code} {finding.name}"
+
+
+def _said(finding: Finding) -> str:
+    return f"{finding.severity}: {_text(finding.message)}\nto do: {_text(finding.remedy)}"
+
+
+_COUNTS = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
+
+
+def _count(element: ET.Element, counts: Iterable[str] = _COUNTS) -> None:
+    """Set the numbers that readers of the format want to find."""
+    for name in counts:
+        element.set(name, str(sum(1 for _ in element.iter(_COUNTS[name]))))
+
+
+def _text(value: object) -> str:
+    """A text that XML can hold: `printable` leaves no character that it forbids."""
+    return printable(str(value))

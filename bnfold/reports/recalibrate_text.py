@@ -1,0 +1,93 @@
+"""Recalibrations for people."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.estimation import Change, Kept
+from bnfold.inspection import spread
+from bnfold.model.batchnorm import Vector
+from bnfold.model.graph import show
+from bnfold.model.guard import printable
+from bnfold.recalibration import RecalibrationReport
+from bnfold.reports import terminal
+
+_FEW_SAMPLES = 1000
+
+
+def recalibration(report: RecalibrationReport) -> RenderableType:
+    """The report on a recalibration: how far each layer was off, what stays, what was written."""
+    count, total = len(report.recalibrated), len(report.recalibrated) + len(report.kept)
+    target = printable(str(report.target))
+    parts: list[RenderableType] = [
+        Text(
+            f"estimated {count} of {total} BatchNormalization {terminal.plural('layer', total)} "
+            f"from {report.samples} samples, in {report.passes} "
+            f"{terminal.plural('step', report.passes)} that cost {report.work:.2g} runs"
+        ),
+        _table(report.recalibrated),
+        *(Text(f"  {line}", style="dim") for line in _notes(report)),
+    ]
+    check = report.check
+    if report.written:
+        parts.append(Text("checked: what the file records is what its layers see", style="green"))
+        parts.append(Text(f"wrote {target}"))
+    else:
+        parts.append(
+            Text(
+                f"the new file does not reproduce its statistics: {printable(show(check.layer))} is"
+                f" off by {check.distance:.2g} deviations. Does the model compute the same twice?",
+                style="red",
+            )
+        )
+        parts.append(Text(f"{target} was not written", style="red"))
+    return Group(*parts)
+
+
+def _table(changes: Sequence[Change]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for column in ("channels", "mean moved by", "variance times", "KL in nats"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for change in changes:
+        found = change.divergence
+        table.add_row(
+            Text(printable(show(change.batchnorm.path))),
+            str(len(change.mean)),
+            _shown("{median:.2g}, at most {max:.2g}", found.shift),
+            _shown("{min:.2g} to {max:.2g}", found.ratio),
+            _shown("{median:.2g}, at most {max:.2g}", found.kl),
+        )
+    table.caption = "over the channels: median and largest; the mean in recorded deviations"
+    table.caption_justify = "left"
+    return table
+
+
+def _shown(pattern: str, values: Vector) -> str:
+    numbers = {name: math.nan if n is None else n for name, n in spread(values).items()}
+    return pattern.format(**numbers)
+
+
+def _notes(report: RecalibrationReport) -> Iterator[str]:
+    """What a reader should know beside the table."""
+    for change in report.recalibrated:
+        if change.note is not None:
+            yield f"{printable(show(change.batchnorm.path))}: {change.note}"
+    constant = sum(int(np.count_nonzero(c.variance == 0)) for c in report.recalibrated)
+    if constant:
+        yield f"{constant} {terminal.plural('channel', constant)} never changed: variance 0"
+    reasons: dict[str, list[Kept]] = {}
+    for kept in report.kept:
+        reasons.setdefault(kept.reason, []).append(kept)
+    for reason, alike in reasons.items():
+        yield f"kept {terminal.names([show(k.batchnorm.path) for k in alike])}: {printable(reason)}"
+    if report.samples < _FEW_SAMPLES:
+        yield (
+            f"{report.samples} samples tell a mean to about {report.samples**-0.5:.2g} deviations; "
+            "some thousand are better"
+        )

@@ -1,0 +1,132 @@
+"""Inspections as SARIF 2.1.0 (Static Analysis Results Interchange Format), for code scanning.
+
+A finding is a result, the model's file its place, the layer its logical place. A result is
+recognized by rule and layer alone, so that neither a number that changed nor a model that was
+trained again is a new alert.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from bnfold import __version__
+from bnfold.audit import RULES, Finding, Rule, Severity
+from bnfold.inspection import Inspection
+from bnfold.model.graph import show
+from bnfold.model.guard import printable
+from bnfold.reports import rule_page
+from bnfold.reports.json import dump
+
+if TYPE_CHECKING:
+    from bnfold.gate import Unreadable
+
+_SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+_ROOT = "%SRCROOT%"  # what viewers take for the folder that the tool was started in
+_LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
+_INDICES = {rule.code: index for index, rule in enumerate(RULES)}
+
+
+def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+    """The report on some models, and on what could not be read; paths are from here."""
+    run = {
+        "tool": {"driver": _driver()},
+        "invocations": [_invocation(unreadable)],
+        "artifacts": [
+            {"location": _location(model.path), "roles": ["analysisTarget"]} for model in models
+        ],
+        "results": [result for model in models for result in _results(model)],
+    }
+    return dump({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]})
+
+
+def _driver() -> dict[str, Any]:
+    return {
+        "name": "bnfold",
+        "version": __version__,
+        "semanticVersion": __version__,
+        "rules": [_rule(rule) for rule in RULES],
+    }
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.code,
+        "name": rule.name,
+        "shortDescription": {"text": rule.summary},
+        "fullDescription": {"text": rule_page.sections(rule)["What it finds"]},
+        "defaultConfiguration": {"level": _LEVELS[rule.severities[0]]},
+        "help": {"text": rule.documentation, "markdown": rule_page.markdown(rule)},
+    }
+
+
+def _invocation(unreadable: Sequence["Unreadable"]) -> dict[str, Any]:
+    return {
+        "executionSuccessful": not unreadable,
+        "toolExecutionNotifications": [
+            {
+                "level": "error",
+                "message": {"text": _plain(str(one.error))},
+                "locations": [{"physicalLocation": {"artifactLocation": _location(one.path)}}],
+            }
+            for one in unreadable
+        ],
+    }
+
+
+def _results(model: Inspection) -> Iterator[dict[str, Any]]:
+    for finding in model.findings:
+        yield {**_result(model.path, finding), "suppressions": []}
+    for one in model.suppressed:
+        reason = {"kind": "external", "status": "accepted", "justification": _plain(one.reason)}
+        yield {**_result(model.path, one.finding), "suppressions": [reason]}
+
+
+def _result(path: Path, finding: Finding) -> dict[str, Any]:
+    said = finding.to_dict()
+    layer = _plain(show(finding.layer))
+    place = {
+        # Code scanning on GitHub shows nothing that has no line.
+        "physicalLocation": {"artifactLocation": _location(path), "region": {"startLine": 1}},
+        "logicalLocations": [
+            {
+                "name": printable(show(finding.layer[-1:])),  # a root may have no name
+                "fullyQualifiedName": layer,
+                "kind": "layer",
+            }
+        ],
+    }
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": _INDICES[finding.code],
+        "level": _LEVELS[finding.severity],
+        "message": {"text": _plain(f"{layer}: {finding.message}. To do: {finding.remedy}")},
+        "locations": [place],
+        "partialFingerprints": _fingerprints(finding),
+        "properties": {"channels": said["channels"], "figures": said["figures"]},
+    }
+
+
+def _fingerprints(finding: Finding) -> dict[str, str]:
+    text = json.dumps([finding.code, finding.layer])
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    # GitHub looks at the second name only, and would else take the file's first line for it.
+    return {"ruleAndLayer/v1": digest, "primaryLocationLineHash": digest}
+
+
+def _plain(text: str) -> str:
+    """A text in which nothing is a link: SARIF has them as `[text](target)`."""
+    return printable(text).replace("](", r"\](")
+
+
+def _location(path: Path) -> dict[str, Any]:
+    """Where a file is: from here, or absolute where it is not below."""
+    below = os.path.relpath(path)
+    if below.startswith(os.pardir):
+        return {"uri": Path(os.path.abspath(path)).as_uri()}
+    return {"uri": quote(os.fsencode(Path(below).as_posix())), "uriBaseId": _ROOT}

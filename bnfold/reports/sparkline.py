@@ -1,0 +1,37 @@
+"""A histogram on one line of a terminal, drawn in ASCII where blocks cannot be encoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII = ".:-=+*#@"
+
+
+@dataclass(frozen=True)
+class Sparkline:
+    """One character for each count, the higher the larger it is; a blank for 0."""
+
+    counts: Sequence[int]
+
+    @property
+    def cell_len(self) -> int:
+        """How many columns it takes."""
+        return len(self.counts)
+
+    def drawn(self, levels: str) -> str:
+        """The characters, of `levels` from low to high."""
+        top = max(self.counts, default=0)
+        return "".join(
+            levels[-(-count * len(levels) // top) - 1] if count else " " for count in self.counts
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Text would lose the blanks at its end.
+        yield Segment(self.drawn(_ASCII if options.ascii_only else _BLOCKS))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(self.cell_len, self.cell_len)

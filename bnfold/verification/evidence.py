@@ -1,0 +1,506 @@
+"""The runs: what both models compute in every arithmetic that can run the original.
+
+Every runtime is first tried on the original. What cannot run the original, or computes something
+else than Keras does, says nothing about the folded model and is left out with a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bnfold.errors import VerificationImpossibleError
+from bnfold.verification import runtime, samples, tensors
+from bnfold.verification.case import Case
+from bnfold.verification.compare import (
+    Array,
+    Errors,
+    Rule,
+    Truth,
+    Yardstick,
+    agrees,
+    compare,
+    errors,
+    not_finite,
+    yardsticks,
+)
+from bnfold.verification.result import Agreement
+from bnfold.verification.runtime import CannotRunError, LoadedModel
+from bnfold.verification.sites import Site
+
+Values = list[list[Array]]
+"""What a model computes: by sample set, then by output and place."""
+Table = list[list[Errors]]
+Yardsticks = list[list[Yardstick]]
+
+_REPETITIONS = 4
+_REPETITIONS_LARGE = 2
+_ROUGH = 64  # how many roundings of 16 bits a runtime may be off and still count as the same
+
+
+@dataclass(frozen=True)
+class Run:
+    """Both models in one arithmetic, against the yardsticks, by sample set and value.
+
+    `original` is None where the original's own error does not count: in float64, and where it is
+    the yardstick itself. `problems` tells, by value, what is wrong with numbers that are not
+    finite. A run may end before the last values.
+    """
+
+    name: str
+    yardsticks: Yardsticks
+    original: Table | None
+    folded: Table
+    problems: dict[int, str]
+
+
+@dataclass
+class Evidence:
+    """What was found out about a case.
+
+    Attributes:
+        runs: the sharpest arithmetic first.
+        yardstick: what all others are compared with; None where nothing could be run.
+        runtimes: those that ran both models.
+        agreements: of each classifier, whether its decisions changed.
+        differences: sentences on what is certainly wrong, beside the numbers.
+        warnings: sentences on what limits the claim.
+        doubts: sentences on what forbids it.
+        merged: layers that the exporter folds itself; None where nothing was exported.
+        taken_in: places of sites at which neither what the layer that is gone made stands, by the
+            yardstick, nor what it read: nothing was left for a layer behind.
+        lost: layers that must not be gone, whatever the numbers say.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    yardstick: str | None = None
+    runtimes: set[str] = field(default_factory=set)
+    agreements: list[Agreement] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    merged: tuple[str, ...] | None = None
+    taken_in: set[int] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
+
+
+class Exports:
+    """The exports of one model, the fastest first, each made when it is asked for."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.reason = ""
+        self._coming = self._make(loaded)
+        self._made: list[runtime.OnnxModel] = []
+
+    def _make(self, loaded: LoadedModel) -> Iterator[runtime.OnnxModel]:
+        for _, export in runtime.exports(loaded):
+            try:
+                exported = export()
+            except CannotRunError as error:
+                self.reason = self.reason or str(error)
+                continue
+            finally:
+                runtime.release()  # an export leaves several copies of the weights behind
+            yield exported
+
+    def prepare(self) -> None:
+        """Make the first one that can be made."""
+        if not self._made:
+            self._made += itertools.islice(self._coming, 1)
+
+    def __iter__(self) -> Iterator[runtime.OnnxModel]:
+        """All of them, those made before first."""
+        yield from list(self._made)
+        for exported in self._coming:
+            self._made.append(exported)
+            yield exported
+
+
+def gather(
+    case: Case, rule: Rule, report: Callable[[str], None], exports: tuple[Exports, Exports]
+) -> Evidence:
+    """Run both models in every arithmetic that can run the original.
+
+    Raises VerificationImpossibleError when none can.
+    """
+    return _Gathering(case, rule, report, exports).run()
+
+
+class _Gathering:
+    """The runs of one case, in turn; what they find is put into `found`."""
+
+    def __init__(
+        self,
+        case: Case,
+        rule: Rule,
+        report: Callable[[str], None],
+        exports: tuple[Exports, Exports],
+    ) -> None:
+        self.case = case
+        self.rule = rule
+        self.report = report
+        self.exports = exports
+        self.found = Evidence(warnings=list(case.warnings))
+        self.training: bool | None = None
+
+    def run(self) -> Evidence:
+        # Exports take the most memory: they come while little else is there.
+        self.report("exporting the original")
+        self.exports[0].prepare()
+        self.report("exporting the folded model")
+        self.exports[1].prepare()
+        self.report("running both models with Keras")
+        try:
+            self._choose_mode()
+            original = self._evaluate(self.case.original)
+        except CannotRunError as error:
+            self._run_onnx_alone(error)
+            return self.found
+        try:
+            folded = self._evaluate(self.case.folded)
+        except CannotRunError as error:
+            self.found.differences.append(
+                f"Keras runs the original but not the folded model: {error}"
+            )
+            return self.found
+        self.found.runtimes.add("keras")
+        measures = self._run_keras(original, folded)
+        self._run_onnx(measures, original, folded)
+        return self.found
+
+    def _evaluate(self, loaded: LoadedModel) -> Values:
+        return runtime.evaluate(loaded, self.case.sets, training=self.training)
+
+    def _choose_mode(self) -> None:
+        """Choose None, as users call a model, unless that is random: then training=False.
+
+        The two differ only where the file itself calls a layer with training=True.
+        """
+        case = self.case
+        if not self._modes_differ(case.original):
+            return
+        if not runtime.is_repeatable(case.original, case.sets[0], case.steps[0].computed, 0):
+            self.found.warnings.append("random layers that are on in model(x) were switched off")
+            self.training = False
+            self.found.lost = self._lost_in_training()
+
+    def _lost_in_training(self) -> list[str]:
+        """The layers that are gone though they use the batch: training=False turns that off."""
+        before, after = (
+            tensors.batch_normalizations_in_training(loaded.model)
+            for loaded in (self.case.original, self.case.folded)
+        )
+        gone = [name for name in before if name not in after]
+        return list(dict.fromkeys(gone)) if len(after) < len(before) else []
+
+    def _modes_differ(self, loaded: LoadedModel) -> bool:
+        """Whether a model computes something else with training=False than without."""
+        if not tensors.sets_training(loaded.model):
+            return False
+        last = self.case.sets[-1:]
+        plain, off = (runtime.evaluate(loaded, last, training=mode) for mode in (None, False))
+        return not all(_same(*pair) for pair in zip(plain[0], off[0], strict=True))
+
+    # --- Keras ---
+
+    def _run_keras(self, original: Values, folded: Values) -> Yardsticks:
+        """The original in float64 where that can be had, else as it is; both against it."""
+        self.report("running both models in float64")
+        try:
+            run = self._in_float64(original)
+            self.found.runs.append(run)
+            self.found.yardstick = run.name
+            measures = self._in_own_arithmetic(run.yardsticks)
+        except CannotRunError as error:
+            self.found.warnings.append(f"no float64, a weaker claim: {error}")
+            self.found.yardstick = "keras"
+            measures = self._as_it_is(original, folded)
+        runtime.release()  # Keras models are reference cycles; the copies are large
+        self._note("keras", measures, original, folded)
+        self._note_agreement(measures, folded)
+        return measures
+
+    def _in_float64(self, native: Values) -> Run:
+        """Both models in float64, with how far the rounding of their weights moves them."""
+        case = self.case
+        double = runtime.float64_copy(case.folded)
+        folded = self._evaluate(double)
+        double = runtime.float64_copy(case.original)
+        exact = self._evaluate(double)
+        found = _errors(exact, folded)
+        problems = _problems(exact, folded, forgive_overflow=False)
+        # Nothing is rounded to 16 bits here but weights that are stored in 16 bits.
+        units = runtime.output_units(double, [2 * step for step in case.steps[0].stored])
+        noise: list[Table] = []
+        with closing(self._moved(double, exact, case.steps[0].stored)) as moves:
+            for moved in moves:
+                noise.append(moved)
+                measures = yardsticks(exact, units, noise, noise)
+                if not _all_agree(measures, native, self._rough):
+                    raise CannotRunError("the copy in float64 computes something else")
+                if case.is_quick and _all_pass(measures, found, self.rule):
+                    return Run("keras float64", measures, None, found, problems)
+        double = runtime.float64_copy(case.folded)
+        other = list(self._moved(double, folded, case.steps[1].stored))
+        measures = yardsticks(exact, units, noise, other)
+        self._note_taken_in(measures, found, folded)
+        return Run("keras float64", measures, None, found, problems)
+
+    @property
+    def _rough(self) -> float:
+        return max(1e-3, _ROUGH * max(self.case.steps[0].computed, default=0.0) / 2)
+
+    def _moved(
+        self, loaded: LoadedModel, values: Values, steps: Sequence[float]
+    ) -> Generator[Table]:
+        case = self.case
+        return runtime.movement(
+            loaded,
+            case.sets,
+            values,
+            steps=steps,
+            repetitions=_REPETITIONS_LARGE if case.is_quick else _REPETITIONS,
+            seed=case.seed,
+            training=self.training,
+        )
+
+    def _in_own_arithmetic(self, measures: Yardsticks) -> Yardsticks:
+        """The same with the noise of weights that are rounded to what the models compute in.
+
+        In 32 bits that is the noise measured already, twice as far; 16 bits round otherwise.
+        """
+        case = self.case
+        if all(moves.computed == tuple(2 * step for step in moves.stored) for moves in case.steps):
+            return [[one.twice_as_noisy() for one in row] for row in measures]
+        noise = []
+        for loaded, moves in zip((case.original, case.folded), case.steps, strict=True):
+            double = runtime.float64_copy(loaded)
+            values = self._evaluate(double)
+            noise.append(list(self._moved(double, values, moves.computed)))
+        units = runtime.output_units(case.original, case.steps[0].computed)
+        return yardsticks([[one.value for one in row] for row in measures], units, *noise)
+
+    def _as_it_is(self, original: Values, folded: Values) -> Yardsticks:
+        case = self.case
+        noise = [
+            list(self._moved(loaded, values, moves.computed))
+            for loaded, moves, values in zip(
+                (case.original, case.folded), case.steps, (original, folded), strict=True
+            )
+        ]
+        units = runtime.output_units(case.original, case.steps[0].computed)
+        return yardsticks(original, units, *noise)
+
+    def _note_agreement(self, measures: Yardsticks, folded: Values) -> None:
+        """Of each classifier's output, how many samples changed their class."""
+        for at, label in enumerate(self.case.labels):
+            value = measures[0][at].value
+            if label.tapped != "softmax" or value.ndim < 2 or value.shape[-1] < 2:
+                continue
+            exact = [row[at].value.reshape(-1, value.shape[-1]) for row in measures]
+            found = [row[at].reshape(-1, value.shape[-1]) for row in folded]
+            changed = sum(
+                int(np.count_nonzero(one.argmax(-1) != two.argmax(-1)))
+                for one, two in zip(exact, found, strict=True)
+            )
+            ordered = [np.sort(one, axis=-1) for one in exact]
+            margin = min(float((one[:, -1] - one[:, -2]).min()) for one in ordered)
+            count = sum(len(one) for one in exact)
+            self.found.agreements.append(Agreement(label.name, count, changed, margin))
+
+    # --- ONNX Runtime ---
+
+    def _run_onnx(self, measures: Yardsticks, original: Values, folded: Values) -> None:
+        """Run both exports, without ONNX Runtime's optimisations and with its defaults."""
+        if self.training is None and self._modes_differ(self.case.original):
+            self.training = False  # which is what the exporter traces
+            original, folded = map(self._evaluate, (self.case.original, self.case.folded))
+            measures = self._again(original, folded)
+        self.report("running both exports")
+        first = self._export(self.exports[0], measures)
+        if isinstance(first, str):
+            self.found.warnings.append(f"ONNX Runtime cannot judge this model: {first}")
+            return
+        own = [
+            [replace(one, truth=Truth(value)) for one, value in zip(row, values, strict=True)]
+            for row, values in zip(measures, folded, strict=True)
+        ]
+        second = self._export(self.exports[1], own)
+        if isinstance(second, str):
+            self.found.doubts.append(
+                f"ONNX Runtime runs the original but not the folded model: {second}"
+            )
+            return
+        self.found.runtimes.add("onnxruntime")
+        if self.case.pairing is not None:
+            names = dict.fromkeys(site.name for site in self.case.pairing.sites)
+            self.found.merged = runtime.merged(first[0], list(names))
+        self._note("onnxruntime", measures, first[1], second[1])
+        self._run_defaults(measures, first[0], second[0])
+
+    def _again(self, original: Values, folded: Values) -> Yardsticks:
+        try:
+            return self._in_own_arithmetic(self._in_float64(original).yardsticks)
+        except CannotRunError:
+            return self._as_it_is(original, folded)
+
+    def _export(
+        self, exports: Exports, expected: Yardsticks
+    ) -> tuple[runtime.OnnxModel, Values] | str:
+        """The first export that computes what Keras does, and its values; or why there is none."""
+        for exported in exports:
+            call = functools.partial(runtime.run_onnx, exported)
+            try:
+                values = samples.run_all(call, self.case.sets)
+            except CannotRunError as error:
+                exports.reason = exports.reason or str(error)
+                continue
+            if _all_agree(expected, values, self._rough):
+                return exported, values
+            exports.reason = "it computes something else than Keras does"
+        return exports.reason
+
+    def _run_defaults(
+        self, measures: Yardsticks, original: runtime.OnnxModel, folded: runtime.OnnxModel
+    ) -> None:
+        count = self.case.outputs
+        self.report("running both exports as ONNX Runtime optimises them")
+        try:
+            found = [
+                samples.run_all(
+                    functools.partial(runtime.run_onnx, runtime.optimised(one, count)),
+                    self.case.sets,
+                )
+                for one in (original, folded)
+            ]
+        except CannotRunError as error:
+            self.found.warnings.append(f"ONNX Runtime's optimisations could not be judged: {error}")
+            return
+        shortened = [row[:count] for row in measures]
+        if not _all_agree(shortened, found[0], 1e-3):
+            self.found.warnings.append(
+                "ONNX Runtime's optimisations make the original compute something else"
+            )
+            return
+        self._note("onnxruntime optimised", shortened, *found)
+
+    def _run_onnx_alone(self, cause: CannotRunError) -> None:
+        """Judge by ONNX Runtime when Keras cannot run the original on this machine."""
+        case = self.case
+        self.report("exporting both models")
+        values, noise = [], []
+        for loaded, moves in zip((case.original, case.folded), case.steps, strict=True):
+            try:
+                found = runtime.evaluate_onnx(loaded, case.sets)
+                moved = runtime.movement_onnx(
+                    loaded,
+                    case.sets,
+                    found,
+                    steps=moves.computed,
+                    repetitions=_REPETITIONS_LARGE,
+                    seed=case.seed,
+                )
+                noise.append(list(moved))
+            except CannotRunError as error:
+                raise VerificationImpossibleError(
+                    f"neither Keras ({cause}) nor ONNX Runtime ({error}) can run {loaded.label}"
+                ) from error
+            values.append(found)
+        self.found.runtimes.add("onnxruntime")
+        self.found.yardstick = "onnxruntime"
+        self.found.warnings.append(f"Keras cannot run the original: {cause}")
+        units = runtime.output_units(case.original, case.steps[0].computed)
+        self._note("onnxruntime", yardsticks(values[0], units, *noise), *values)
+
+    # --- what they found ---
+
+    def _note(self, name: str, measures: Yardsticks, original: Values, folded: Values) -> None:
+        """Keep how far both models are from the yardsticks in one arithmetic."""
+        forgive = self.found.yardstick == "keras float64"
+        is_yardstick = self.found.yardstick == name
+        exact = [[one.value for one in row] for row in measures]
+        where = [
+            [np.isfinite(one) if one.dtype.kind in "fc" else None for one in row]
+            for row in original
+        ]
+        run = Run(
+            name=name,
+            yardsticks=measures,
+            original=None if is_yardstick else _errors(exact, original),
+            folded=_errors(exact, folded, where),
+            problems=_problems(original, folded, forgive_overflow=forgive),
+        )
+        self.found.runs.append(run)
+        if is_yardstick:
+            self._note_taken_in(measures, run.folded, folded)
+
+    def _note_taken_in(self, measures: Yardsticks, found: Table, folded: Values) -> None:
+        """Note the places of sites where what stands was neither made nor read by the layer."""
+        pairing, first = self.case.pairing, self.case.outputs
+        if pairing is None:
+            return
+        for site in filter(pairing.stands_alone, pairing.sites):
+            for at in (first + p for one in site.call.outputs for p in pairing.places_of(one)):
+                column = [(row[at], off[at]) for row, off in zip(measures, found, strict=True)]
+                right = all(compare(one, None, off, self.rule).passed for one, off in column)
+                if not right and not self._was_left(site, at, measures, folded):
+                    self.found.taken_in.add(at)
+
+    def _was_left(self, site: Site, at: int, measures: Yardsticks, folded: Values) -> bool:
+        """Whether a layer that is gone makes the original's values of what stands there now."""
+        try:
+            return all(
+                agrees(row[at], runtime.apply(site.call.layer, values[at]), self._rough)
+                for row, values in zip(measures, folded, strict=True)
+            )
+        except CannotRunError:
+            return True
+
+
+def _errors(
+    exact: Values, found: Values, where: Sequence[Sequence[Array | None]] | None = None
+) -> Table:
+    return [
+        [
+            errors(truth, value, where=None if where is None else where[row][at])
+            for at, (truth, value) in enumerate(zip(truths, values, strict=True))
+        ]
+        for row, (truths, values) in enumerate(zip(exact, found, strict=True))
+    ]
+
+
+def _problems(original: Values, folded: Values, *, forgive_overflow: bool) -> dict[int, str]:
+    """What is wrong with numbers that are not finite, by position."""
+    found = {}
+    for row, other in zip(original, folded, strict=True):
+        for at, (one, two) in enumerate(zip(row, other, strict=True)):
+            problem = not_finite(one, two, forgive_overflow=forgive_overflow)
+            if problem is not None:
+                found[at] = problem
+    return found
+
+
+def _all_pass(measures: Yardsticks, found: Table, rule: Rule) -> bool:
+    return all(
+        compare(truth, None, one, rule).passed
+        for truths, row in zip(measures, found, strict=True)
+        for truth, one in zip(truths, row, strict=True)
+    )
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Equal bit for bit, with NaN equal to NaN."""
+    return one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _all_agree(expected: Yardsticks, values: Values, rough: float) -> bool:
+    return all(
+        len(row) == len(found)
+        and all(agrees(one, value, rough) for one, value in zip(row, found, strict=True))
+        for row, found in zip(expected, values, strict=True)
+    )

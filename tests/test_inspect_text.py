@@ -1,0 +1,80 @@
+"""The table of `inspect` in terminals of any width and encoding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bnfold.inspection import inspect_file
+from bnfold.reports import inspect_text
+from bnfold.reports.sparkline import Sparkline
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits_cnn_keras315.keras"
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def shown(width: int) -> list[str]:
+    console = Console(width=width, color_system=None, highlight=False, force_terminal=True)
+    with console.capture() as capture:
+        console.print(inspect_text.inspection(inspect_file(FIXTURE), width))
+    return capture.get().splitlines()
+
+
+def test_each_layer_shows_how_its_variances_spread() -> None:
+    """The bars stand where the printed ranges say, on one axis for all layers."""
+    lines = shown(200)
+    heading = next(line for line in lines if "spread" in line and "folds into" in line)
+    start = heading.index("spread")
+    rows = [line for line in lines if line.startswith(" batch_normalization_")]
+    bars = [row[start : start + 12] for row in rows]
+    assert len(bars) == 4
+    assert all(set(bar) <= {" ", *BLOCKS} and max(bar) == "█" for bar in bars)
+    # 0.019 to 0.093, 0.027 to 0.23, 0.063 to 0.18, 0.016 to 0.072
+    first = [len(bar) - len(bar.lstrip()) for bar in bars]
+    last = [len(bar.rstrip()) for bar in bars]
+    assert first[3] <= first[0] < first[2]
+    assert last[3] <= last[0] < last[1]
+    assert any("spread: channels by variance, logarithmic from 0.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (200, ["channels", "moving mean", "variance", "spread", "folds into"]),
+        (95, ["channels", "moving mean", "variance", "folds into"]),
+        (80, ["channels", "variance", "folds into"]),
+        (50, ["folds into"]),
+    ],
+)
+def test_a_narrow_terminal_shows_less_and_every_name(width: int, columns: list[str]) -> None:
+    lines = shown(width)
+    heading = next(line for line in lines if "folds into" in line)
+    assert [name for name in inspect_text._HEADINGS[1:] if name in heading] == columns
+    assert any("spread:" in line for line in lines) == ("spread" in columns)
+    assert sum(line.startswith(" batch_normalization_") for line in lines) == 4
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8"])
+def test_any_encoding_can_show_the_table(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", "inspect", str(FIXTURE)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=True,
+        cwd=FIXTURE.parent.parent,
+    )
+    text = done.stdout.decode(encoding)
+    assert done.stderr == b""
+    assert "\\u" not in text
+    assert ("█" in text) == (encoding == "utf-8")
+    assert ("@" in text) == (encoding != "utf-8")
+
+
+def test_a_bar_is_as_high_as_its_count() -> None:
+    line = Sparkline([0, 1, 4, 8, 0])
+    assert line.drawn(BLOCKS) == " ▁▄█ "
+    assert Sparkline([0, 0]).drawn(BLOCKS) == "  "
+    assert Sparkline([1, 1000]).drawn(BLOCKS) == "▁█"
