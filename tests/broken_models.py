@@ -276,7 +276,7 @@ def one_epoch() -> Trained:
     return fit(nets.mlp(), flat_digits(), epochs=1)
 
 
-@broken("BN103 warning norm_*")
+@broken("BN103 error norm_*")
 def three_epochs() -> Trained:
     """135 steps at momentum 0.99: the statistics keep 26 % of their initial values."""
     return fit(nets.cnn(), digits(), epochs=3)

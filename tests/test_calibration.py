@@ -61,7 +61,8 @@ def test_models_of_other_versions_have_no_warning(
 
 def test_every_rule_has_two_models() -> None:
     planted = [defect.code for one in BROKEN.values() for defect in one.planted]
-    assert {rule.code for rule in RULES if planted.count(rule.code) < 2} == set()
+    codes = [rule.code for rule in RULES if not rule.needs_data]
+    assert [code for code in codes if planted.count(code) < 2] == []
 
 
 def test_the_page_lists_every_model() -> None:
