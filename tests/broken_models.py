@@ -276,10 +276,16 @@ def one_epoch() -> Trained:
     return fit(nets.mlp(), flat_digits(), epochs=1)
 
 
-@broken("BN103 warning norm_*")
+@broken("BN103 error norm_*")
 def three_epochs() -> Trained:
-    """135 steps at momentum 0.99."""
+    """135 steps at momentum 0.99: the statistics keep 26 % of their initial values."""
     return fit(nets.cnn(), digits(), epochs=3)
+
+
+@broken("BN103 warning norm_*")
+def five_epochs() -> Trained:
+    """225 steps at momentum 0.99: 10 %."""
+    return fit(nets.cnn(), digits(), epochs=5)
 
 
 @broken("BN103 error norm_1")
@@ -290,8 +296,8 @@ def momentum_too_slow() -> Trained:
 
 @broken("BN103 warning norm_1")
 def momentum_rather_slow() -> Trained:
-    """1,350 steps at momentum 0.999 in one layer."""
-    return fit(nets.cnn(norms(first={"momentum": 0.999})), digits(), epochs=30)
+    """2,025 steps at momentum 0.999 in one layer: 13 %."""
+    return fit(nets.cnn(norms(first={"momentum": 0.999})), digits(), epochs=45)
 
 
 @broken("BN103 error norm_*")

@@ -2,7 +2,7 @@
 
     python tests/calibration.py [--models FOLDER] [FILE ...]
 
-prints the figures of docs/calibration.md as Markdown. The models are trained first, which takes ten
+prints the figures of docs/calibration.md as Markdown. The models are trained first, which takes 15
 minutes or more; those in FOLDER are taken from there. Each FILE is a model of somebody else that is
 inspected, too. With the same versions of TensorFlow, Keras and scikit-learn and on the same kind of
 processor the figures come out the same.
@@ -30,11 +30,13 @@ from bnfold.model.container import open_model
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
+FILE_RULES = [rule for rule in RULES if not rule.needs_data]
+
 SWEEPS: Mapping[str, Sequence[float]] = {
     "inverted_momentum": (0.01, 0.05, 0.1, 0.2, 0.5, 0.6, 0.9),
     "epsilon_share": (0.01, 0.05, 0.1, 0.2, 0.5, 0.9),
     "unconverged_warning": (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3),
-    "unconverged_error": (0.1, 0.2, 0.3, 0.5, 0.6, 0.7),
+    "unconverged_error": (0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7),
     "vanishing_variance": (1e-4, 1e-3, 0.01, 0.1, 1),
     "outstanding_scale": (10, 20, 50, 100, 200, 1000),
     "cancellation": (10, 100, 1e3, 1e4, 1e5),
@@ -103,7 +105,7 @@ def rule_table(healthy: Sequence[Result], broken: Sequence[Result]) -> list[str]
                 sum(_alarms(rule.code, one) for one in (*healthy, *broken)),
                 sum(any(found.code == rule.code for found in one.findings) for one in healthy),
             )
-            for rule in RULES
+            for rule in FILE_RULES
         ),
     )
 
@@ -115,32 +117,29 @@ def _alarms(code: str, result: Result) -> bool:
 def threshold_table(
     examine: Callable[[Thresholds], tuple[Sequence[Result], Sequence[Result]]],
 ) -> list[str]:
-    """How many defects are missed, and models alarmed about falsely, at other thresholds."""
-    assert set(SWEEPS) == {field.name for field in fields(Thresholds)}
+    """What other thresholds would do: one row for each, the default in bold."""
+    of_files = {field.name for field in fields(Thresholds) if not field.name.startswith("drift_")}
+    assert set(SWEEPS) == of_files
 
-    def rows() -> Iterator[Sequence[object]]:
-        for name, values in SWEEPS.items():
-            for value in values:
-                healthy, broken = examine(replace(Thresholds(), **{name: value}))
-                chosen = value == getattr(Thresholds(), name)
-                yield (
-                    f"`{name}`",
-                    f"**{value:.4g}**" if chosen else f"{value:.4g}",
-                    sum(bool(one.missed) for one in broken),
-                    sum(bool(one.false_alarms) for one in healthy),
-                    sum(bool(one.false_alarms) for one in broken),
-                    sum(len(one.findings) for one in healthy),
-                )
+    def cell(name: str, value: float) -> str:
+        healthy, broken = examine(replace(Thresholds(), **{name: value}))
+        counts = (
+            sum(bool(one.missed) for one in broken),
+            sum(bool(one.false_alarms) for one in healthy),
+            sum(bool(one.false_alarms) for one in broken),
+            sum(len(one.findings) for one in healthy),
+        )
+        shown = f"{value:.3g}: {'/'.join(map(str, counts))}"
+        return f"**{shown}**" if value == getattr(Thresholds(), name) else shown
 
-    head = (
-        "threshold",
-        "value",
-        "broken models missed",
-        "healthy models alarmed about",
-        "broken models with another alarm",
-        "facts told of healthy models",
+    head = ("threshold", "value: broken missed / healthy alarmed / broken alarmed else / facts")
+    return table(
+        head,
+        (
+            (f"`{name}`", ", ".join(cell(name, value) for value in values))
+            for name, values in SWEEPS.items()
+        ),
     )
-    return table(head, rows())
 
 
 def other_table(paths: Iterable[Path]) -> list[str]:

@@ -545,8 +545,8 @@ def shrunk(steps: int, momentum: float = 0.99) -> dict[str, Any]:
     ("steps", "momentum", "expected"),
     [
         (1, 0.99, {"BN103": "error"}),
-        (68, 0.99, {"BN103": "error"}),
-        (69, 0.99, {"BN103": "warning"}),
+        (160, 0.99, {"BN103": "error"}),
+        (161, 0.99, {"BN103": "warning"}),
         (298, 0.99, {"BN103": "warning"}),
         (299, 0.99, {}),
         (2994, 0.999, {"BN103": "warning"}),
@@ -580,12 +580,12 @@ def test_a_frozen_layer_needs_no_steps() -> None:
 def test_statistics_older_than_the_counter() -> None:
     # 0.3 is less than 0.99^100: the model was compiled again.
     assert codes(model(), steps={(): 100}) == {}
-    assert codes(model(), steps={(): 121}) == {"BN103": "warning"}
+    assert codes(model(), steps={(): 121}) == {"BN103": "error"}
 
 
 def test_a_variance_of_exactly_what_is_left_is_not_older() -> None:
     variance = [0.9, 1.4, 1.3, powers(100)[0]]  # a constant channel, in float32
-    assert codes(model(moving_variance=variance), steps={(): 100}) == {"BN103": "warning"}
+    assert codes(model(moving_variance=variance), steps={(): 100}) == {"BN103": "error"}
 
 
 def test_the_rounding_of_many_updates_is_not_older() -> None:

@@ -98,10 +98,10 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
 
     What it finds:
         A layer whose moving statistics were updated so rarely that the initial mean 0 and
-        variance 1 keep more than `unconverged_warning` (5 %) of their weight. The number of
-        updates is that of the optimizer's steps, times the calls of the layer. Frozen layers
-        are left out, and so are calls with `training=False` in models of Keras 2; in Keras 3
-        `fit` overrides that.
+        variance 1 keep more than `unconverged_warning` (5 %) of their weight; above
+        `unconverged_error` (20 %) it is an error. The number of updates is that of the
+        optimizer's steps, times the calls of the layer. Frozen layers are left out, and so are
+        calls with `training=False` in models of Keras 2; in Keras 3 `fit` overrides that.
 
         The counter starts over when a model is compiled again. The variance shows that: it
         starts at 1 and only sinks by a factor m at each update, so after n updates no variance
@@ -113,11 +113,12 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
         At momentum 0.99 the initial values weigh half after 69 steps and 5 % after 299, at
         0.999 after 693 and 2,995. A short training, a small data set or a high momentum leaves
         statistics that lie between those of the data and the initial ones: training looks good
-        and inference does not.
+        and inference does not. Small convolutional networks lost 15 to 89 points of accuracy by
+        that at weights from 0.2 to 0.7, and still 2 to 74 points at 0.05.
 
     Formula:
             r = m^n
-            warning if r > 0.05, error if r > 0.5
+            warning if r > 0.05, error if r > 0.2
 
         m is the momentum, n the number of updates. What the layer should have is (v - r) / (1 -
         r).

@@ -32,7 +32,7 @@ class Thresholds:
     inverted_momentum: float = 0.5
     epsilon_share: float = 0.1
     unconverged_warning: float = 0.05
-    unconverged_error: float = 0.5
+    unconverged_error: float = 0.2
     vanishing_variance: float = 0.01
     outstanding_scale: float = 100.0
     cancellation: float = 1e3
