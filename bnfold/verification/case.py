@@ -36,6 +36,7 @@ class Case:
     steps: tuple[Moves, Moves]
     seed: int
     warnings: tuple[str, ...]
+    as_called: tuple[LoadedModel, LoadedModel]
     specs: tuple[Any, ...]
     is_quick: bool
 
@@ -70,6 +71,7 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed:
         steps=steps,
         seed=seed,
         warnings=tuple(warnings),
+        as_called=prepared.as_called,
         specs=wanted,
         is_quick=bool(original.model.count_params() > _LARGE),
     )

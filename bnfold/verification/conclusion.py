@@ -339,7 +339,7 @@ def _sentences(
 
 
 def _lost(name: str) -> str:
-    return f"BatchNormalization {name!r} is gone, though it is called with training=True"
+    return f"BatchNormalization {name!r} is no longer called with training=True"
 
 
 def _sentence(judged: _Judged) -> str:

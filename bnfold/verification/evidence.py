@@ -146,7 +146,6 @@ class _Gathering:
         self.report = report
         self.exports = exports
         self.found = Evidence(warnings=list(case.warnings))
-        self.training: bool | None = None
 
     def run(self) -> Evidence:
         # Exports take the most memory: they come while little else is there.
@@ -156,7 +155,6 @@ class _Gathering:
         self.exports[1].prepare()
         self.report("running both models with Keras")
         try:
-            self._choose_mode()
             original = self._evaluate(self.case.original)
         except CannotRunError as error:
             self._run_onnx_alone(error)
@@ -170,41 +168,12 @@ class _Gathering:
             return self.found
         self.found.runtimes.add("keras")
         measures = self._run_keras(original, folded)
-        self._run_onnx(measures, original, folded)
+        self._run_as_called()
+        self._run_onnx(measures, folded)
         return self.found
 
     def _evaluate(self, loaded: LoadedModel) -> Values:
-        return runtime.evaluate(loaded, self.case.sets, training=self.training)
-
-    def _choose_mode(self) -> None:
-        """Choose None, as users call a model, unless that is random: then training=False.
-
-        The two differ only where the file itself calls a layer with training=True.
-        """
-        case = self.case
-        if not self._modes_differ(case.original):
-            return
-        if not runtime.is_repeatable(case.original, case.sets[0], case.steps[0].computed, 0):
-            self.found.warnings.append("random layers that are on in model(x) were switched off")
-            self.training = False
-            self.found.lost = self._lost_in_training()
-
-    def _lost_in_training(self) -> list[str]:
-        """The layers that are gone though they use the batch: training=False turns that off."""
-        before, after = (
-            tensors.batch_normalizations_in_training(loaded.model)
-            for loaded in (self.case.original, self.case.folded)
-        )
-        gone = [name for name in before if name not in after]
-        return list(dict.fromkeys(gone)) if len(after) < len(before) else []
-
-    def _modes_differ(self, loaded: LoadedModel) -> bool:
-        """Whether a model computes something else with training=False than without."""
-        if not tensors.sets_training(loaded.model):
-            return False
-        last = self.case.sets[-1:]
-        plain, off = (runtime.evaluate(loaded, last, training=mode) for mode in (None, False))
-        return not all(_same(*pair) for pair in zip(plain[0], off[0], strict=True))
+        return runtime.evaluate(loaded, self.case.sets, training=False)
 
     # --- Keras ---
 
@@ -256,7 +225,12 @@ class _Gathering:
         return max(1e-3, _ROUGH * max(self.case.steps[0].computed, default=0.0) / 2)
 
     def _moved(
-        self, loaded: LoadedModel, values: Values, steps: Sequence[float]
+        self,
+        loaded: LoadedModel,
+        values: Values,
+        steps: Sequence[float],
+        *,
+        training: bool | None = False,
     ) -> Generator[Table]:
         case = self.case
         return runtime.movement(
@@ -266,7 +240,7 @@ class _Gathering:
             steps=steps,
             repetitions=_REPETITIONS_LARGE if case.is_quick else _REPETITIONS,
             seed=case.seed,
-            training=self.training,
+            training=training,
         )
 
     def _in_own_arithmetic(self, measures: Yardsticks) -> Yardsticks:
@@ -313,14 +287,64 @@ class _Gathering:
             count = sum(len(one) for one in exact)
             self.found.agreements.append(Agreement(label.name, count, changed, margin))
 
+    # --- with training=True ---
+
+    def _run_as_called(self) -> None:
+        """Run both models once more as `model(x)`, where that is not what inference is.
+
+        That is where the file itself calls a layer with training=True. Keras 3 hands that on to
+        layers that run later, so the models run as they are, and only outputs are compared.
+        """
+        case, pair = self.case, self.case.as_called
+        if not any(tensors.sets_training(loaded.model) for loaded in pair):
+            return
+        self.found.lost = self._lost_in_training()
+        moves = [runtime.moves(loaded).computed for loaded in pair]
+        try:
+            if not any(map(self._modes_differ, pair)):
+                return
+            if not runtime.is_repeatable(pair[0], case.sets[0], moves[0], 0):
+                self.found.warnings.append(
+                    "random layers that are on in model(x) were switched off"
+                )
+                return
+            values = [runtime.evaluate(loaded, case.sets, training=None) for loaded in pair]
+            noise = [
+                list(self._moved(loaded, found, steps, training=None))
+                for loaded, found, steps in zip(pair, values, moves, strict=True)
+            ]
+        except CannotRunError as error:
+            self.found.doubts.append(f"Keras cannot run both models as model(x): {error}")
+            return
+        measures = yardsticks(values[0], runtime.output_units(pair[0], moves[0]), *noise)
+        self.found.runs.append(
+            Run(
+                name="keras as called",
+                yardsticks=measures,
+                original=None,
+                folded=_errors(values[0], values[1]),
+                problems=_problems(*values, forgive_overflow=False),
+            )
+        )
+
+    def _modes_differ(self, loaded: LoadedModel) -> bool:
+        """Whether a model computes something else with training=False than without."""
+        first = self.case.sets[:1]
+        plain, off = (runtime.evaluate(loaded, first, training=mode) for mode in (None, False))
+        return not all(_same(*pair) for pair in zip(plain[0], off[0], strict=True))
+
+    def _lost_in_training(self) -> list[str]:
+        """The layers that are gone though they use the batch, which training=False turns off."""
+        before, after = (
+            tensors.batch_normalizations_in_training(loaded.model) for loaded in self.case.as_called
+        )
+        gone = [name for name in before if name not in after]
+        return list(dict.fromkeys(gone)) if len(after) < len(before) else []
+
     # --- ONNX Runtime ---
 
-    def _run_onnx(self, measures: Yardsticks, original: Values, folded: Values) -> None:
+    def _run_onnx(self, measures: Yardsticks, folded: Values) -> None:
         """Run both exports, without ONNX Runtime's optimisations and with its defaults."""
-        if self.training is None and self._modes_differ(self.case.original):
-            self.training = False  # which is what the exporter traces
-            original, folded = map(self._evaluate, (self.case.original, self.case.folded))
-            measures = self._again(original, folded)
         self.report("running both exports")
         first = self._export(self.exports[0], measures)
         if isinstance(first, str):
@@ -342,12 +366,6 @@ class _Gathering:
             self.found.merged = runtime.merged(first[0], list(names))
         self._note("onnxruntime", measures, first[1], second[1])
         self._run_defaults(measures, first[0], second[0])
-
-    def _again(self, original: Values, folded: Values) -> Yardsticks:
-        try:
-            return self._in_own_arithmetic(self._in_float64(original).yardsticks)
-        except CannotRunError:
-            return self._as_it_is(original, folded)
 
     def _export(
         self, exports: Exports, expected: Yardsticks

@@ -3,8 +3,8 @@
 The libraries are imported inside functions, so that importing this package costs nothing. What they
 print is kept from the user's terminal. Three arithmetics are offered to the judge:
 
-    keras           the model as the file defines it, called as `model(x)`, so that a layer
-                    called with training=True does what it does for the user
+    keras           the model as the file defines it, called with training=False as for
+                    inference, and as `model(x)` where a layer is called with training=True
     keras float64   the same graph rebuilt with every dtype set to float64, where kernels exist
     onnxruntime     the tf2onnx export on the CPU, without ONNX Runtime's own graph optimisations
                     (one of them has computed wrong results: onnxruntime#22512)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,16 @@ ROUNDINGS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfl
 
 @dataclass
 class Prepared:
-    """What a pair of models is compared at: the taps of its outputs, and the places inside."""
+    """What a pair of models is compared at: the taps of its outputs, and the places inside.
+
+    `as_called` are the two once more, with runners that put out nothing from inside and have nested
+    models whole: their layers run in the order in which they do for the user.
+    """
 
     taps: list[tensors.Tap | None]
     pairing: Pairing | None
-    problem: str | None = None
+    problem: str | None
+    as_called: tuple[LoadedModel, LoadedModel]
 
 
 def prepare_pair(original: LoadedModel, folded: LoadedModel) -> Prepared:
@@ -60,28 +65,32 @@ def prepare_pair(original: LoadedModel, folded: LoadedModel) -> Prepared:
         ]
     )
     for loaded, own, flat, inside in zip(models, kept, flats, sides, strict=True):
-        _build_runner(loaded, own, flat, inside)
-    return Prepared(kept[0], pairing, problem)
+        loaded.runner = _runner(loaded, own, flat, inside)
+    plain = [
+        replace(loaded, runner=_runner(loaded, own, Unrolled(), []))
+        for loaded, own in zip(models, kept, strict=True)
+    ]
+    return Prepared(kept[0], pairing, problem, (plain[0], plain[1]))
 
 
 def prepare_alone(loaded: LoadedModel) -> None:
     """Build the runner of a model as its file defines it: its outputs, with nothing left out."""
-    _build_runner(loaded, [None for _ in loaded.model.outputs], Unrolled(), [])
+    loaded.runner = _runner(loaded, [None for _ in loaded.model.outputs], Unrolled(), [])
 
 
-def _build_runner(
+def _runner(
     loaded: LoadedModel,
     taps: Sequence[tensors.Tap | None],
     flat: Unrolled,
     inside: Sequence[Any],
-) -> None:
+) -> Any:
     own = [
         output if tap is None or tap.tensor is None else tap.tensor
         for tap, output in zip(taps, loaded.model.outputs, strict=True)
     ]
     with quiet():
         outputs = [*map(flat.tensor, own), *inside]
-        loaded.runner = loaded.keras.Model(list(loaded.model.inputs), outputs)
+        return loaded.keras.Model(list(loaded.model.inputs), outputs)
 
 
 def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
