@@ -5,7 +5,6 @@ directory upwards. Paths in it are taken from its folder. Whatever it says that 
 error that names the file and the key.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -135,6 +134,8 @@ def _values(table: Any, keys: Mapping[str, tuple[str, _Reader]], where: str) -> 
 
 def _did_you_mean(word: str, words: Iterable[str]) -> str:
     """A hint at the words that are like one that is unknown."""
+    import difflib  # noqa: PLC0415 - for a mistake only
+
     alike = difflib.get_close_matches(word, list(words))
     return f"; did you mean {' or '.join(alike)}?" if alike else ""
 

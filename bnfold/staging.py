@@ -7,7 +7,6 @@ between them the old one stands inside the staging directory.
 """
 
 import os
-import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -67,7 +66,7 @@ class Staging:
         check_target(target, kind, force=force)
         self._target, self._kind, self._force = target, kind, force
         # Named before it is made, so that it is removed whenever Ctrl-C comes.
-        self._directory = target.parent / f".bnfold-{secrets.token_hex(8)}"
+        self._directory = target.parent / f".bnfold-{os.urandom(8).hex()}"
         self.path = self._directory / target.name
 
     def __enter__(self) -> "Staging":

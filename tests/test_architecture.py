@@ -87,3 +87,19 @@ def test_a_command_that_runs_no_model_loads_no_framework(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_inspect_loads_nothing_that_only_a_proof_needs() -> None:
+    """What is not needed takes a noticeable part of the time that an inspection takes."""
+    script = (
+        "import sys\n"
+        "from bnfold.cli import main\n"
+        f"try: main(['inspect', {str(FIXTURE)!r}, '--no-config'])\n"
+        "except SystemExit as error: assert not error.code\n"
+        "print([m for m in sys.modules if m.startswith(('bnfold.verification', 'numpy.random'))])\n"
+        "print(sorted(set(sys.modules) & {'difflib', 'hashlib', 'secrets', 'tempfile'}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-2:] == ["[]", "[]"]

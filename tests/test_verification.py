@@ -306,7 +306,7 @@ def test_right_folds_are_equivalent(pair, name):
 def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     found = verify(*pair("epsilon 1e-5", mistake))
     assert found.verdict is Verdict.DIFFERENT
-    assert "was not folded rightly" in found.differences[0]
+    assert "was folded wrongly" in found.differences[0]
     assert any("output 'head' before its softmax is off by" in one for one in found.differences)
     assert {one.runtime for one in found.comparisons if not one.passed} == {
         "keras",
@@ -422,6 +422,9 @@ def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, k
     found = verify(*files(training=True))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("block/norm",)
+    assert found.differences[0] == (
+        "BatchNormalization 'block/norm' is gone, though it is called with training=True"
+    )
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
 
 

@@ -156,13 +156,15 @@ def data_run(
     data: Path | None, batch: int | None, trust: bool, imports: Sequence[str]
 ) -> "DataRun | None":
     """What the options of `over_data` say; None without data."""
-    from bnfold.verification.observe import DataRun
-
     given = {"--batch": batch, "--trust": trust, "--import": imports}
     wanted = [name for name, value in given.items() if value]
     if data is None and wanted:
         raise click.UsageError(f"{wanted[0]} goes with --data")
-    return None if data is None else DataRun(data, batch, trust, imports, progress=progress)
+    if data is None:
+        return None
+    from bnfold.verification.observe import DataRun
+
+    return DataRun(data, batch, trust, imports, progress=progress)
 
 
 def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,11 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed:
     wanted = (specs, seed, runtime.free_sizes(original, specs))
     if data is None:
         sets = samples.generate(*wanted)
-    labels = [
-        Label(name, True, tap.activation if tap else None)
-        for name, tap in zip(names, prepared.taps, strict=True)
-    ]
-    places = prepared.pairing.places if prepared.pairing is not None else []
-    labels += [Label(place.name, False, axis=place.axis) for place in places]
     steps = (runtime.moves(original), runtime.moves(folded))
     return Case(
         original=original,
         folded=folded,
-        labels=tuple(labels),
+        labels=tuple(_labels(names, prepared)),
         pairing=prepared.pairing,
         sets=sets,
         steps=steps,
@@ -78,6 +73,13 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed:
         specs=wanted,
         is_quick=bool(original.model.count_params() > _LARGE),
     )
+
+
+def _labels(names: Sequence[str], prepared: runtime.Prepared) -> Iterator[Label]:
+    for name, tap in zip(names, prepared.taps, strict=True):
+        yield Label(name, True, tap.activation if tap else None)
+    for place in prepared.pairing.places if prepared.pairing is not None else ():
+        yield Label(place.name, False, axis=place.axis)
 
 
 def closer(case: Case, data: Path | None) -> Case:

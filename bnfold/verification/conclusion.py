@@ -67,7 +67,7 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
     used = _used(found, culprits)
     differences = [
         *evidence.differences,
-        *(f"BatchNormalization {name!r} uses the batch (training=True)" for name in evidence.lost),
+        *map(_lost, evidence.lost),
         *_sentences(case, judged, culprits, used),
     ]
     doubts = [*evidence.doubts, *([] if differences else _unheard(case, heard)), *drowned.values()]
@@ -325,7 +325,7 @@ def _sentences(
     """What differs: the layers at which it begins, then the values that are off."""
     gone = {site.name for site in case.pairing.sites} if case.pairing is not None else set()
     found = [
-        f"BatchNormalization {name!r} was not folded rightly"
+        f"BatchNormalization {name!r} was folded wrongly"
         if name in gone
         else f"layer {name!r} does not compute what it computes in the original"
         for name in culprits
@@ -336,6 +336,10 @@ def _sentences(
             if is_told and not row.comparison.passed:
                 found.append(_sentence(row))
     return found
+
+
+def _lost(name: str) -> str:
+    return f"BatchNormalization {name!r} is gone, though it is called with training=True"
 
 
 def _sentence(judged: _Judged) -> str:

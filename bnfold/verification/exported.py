@@ -39,6 +39,7 @@ from bnfold.verification.compare import (
     failed,
     not_finite,
 )
+from bnfold.verification.result import plain, record
 from bnfold.verification.runtime import LoadedModel
 from bnfold.verification.samples import SampleSet
 from bnfold.verification.tensors import Interface, Port
@@ -72,7 +73,7 @@ class OutputCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON; a number that is not finite becomes None."""
-        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__}
+        return record(self)
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,11 @@ class Check:
             "seed": self.seed,
             "sample_count": self.sample_count,
             "sample_kinds": list(self.sample_kinds),
-            "max_abs_error": _finite(self.max_abs_error),
+            "max_abs_error": plain(self.max_abs_error),
             "differences": list(self.differences),
             "warnings": list(self.warnings),
             "outputs": [one.to_dict() for one in self.outputs],
         }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def named_ports(interface: Interface) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

@@ -79,7 +79,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON; a number that is not finite becomes None."""
-        return _record(self)
+        return record(self)
 
 
 class SiteStatus(StrEnum):
@@ -111,7 +111,7 @@ class Site:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON."""
-        return {**_record(self), "status": self.status.value}
+        return {**record(self), "status": self.status.value}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Agreement:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON."""
-        return _record(self)
+        return record(self)
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class Verification:
             "seed": self.seed,
             "sample_count": self.sample_count,
             "sample_kinds": list(self.sample_kinds),
-            "max_abs_error": _plain(self.max_abs_error),
-            "max_excess": _plain(self.max_excess),
+            "max_abs_error": plain(self.max_abs_error),
+            "max_excess": plain(self.max_excess),
             "culprits": list(self.culprits),
             "differences": list(self.differences),
             "warnings": list(self.warnings),
@@ -213,15 +213,15 @@ class Verification:
         }
 
 
-def _record(value: Any) -> dict[str, Any]:
+def record(value: Any) -> dict[str, Any]:
     """The fields of a dataclass for JSON."""
-    return {key: _plain(inside) for key, inside in asdict(value).items()}
+    return {key: plain(inside) for key, inside in asdict(value).items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same for JSON, with None in the place of each number that is not finite."""
     if isinstance(value, dict):
-        return {key: _plain(inside) for key, inside in value.items()}
+        return {key: plain(inside) for key, inside in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inside) for inside in value]
+        return [plain(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
