@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import tensorflow as tf
 from broken_models import BROKEN
 from healthy_models import HEALTHY
+from limit_models import LIMITS
 from specimens import Result, Specimen, examine_all
 
 from bnfold.audit import RULES, Finding, Severity, Thresholds
@@ -179,6 +180,8 @@ def report(folder: Path, others: Sequence[Path]) -> Iterator[str]:
     yield from ("### Rules", "", *rule_table(healthy, broken))
     yield from ("### Healthy models", "", *healthy_table(healthy))
     yield from ("### Broken models", "", *broken_table(broken))
+    limits = _examined(LIMITS, folder, None)
+    yield from ("### Models that the file does not tell of", "", *healthy_table(limits))
     with tempfile.TemporaryDirectory() as unpacked:
         files = (*fixtures(Path(unpacked)), *others)
         yield from ("### Models that were not made for this", "", *other_table(files))

@@ -72,7 +72,7 @@ def rows() -> list[Sequence[object]]:
     for weight in WEIGHTS:
         steps = round(math.log(weight) / math.log(MOMENTUM))
         cells = [losses(make, data(), weight) for make, data in NETWORKS.values()]
-        found.append((weight, steps, *(" ".join(f"{x:.0f}" for x in cell) for cell in cells)))
+        found.append((weight, steps, *(" ".join(str(round(x)) for x in cell) for cell in cells)))
     return found
 
 

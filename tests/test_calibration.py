@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from broken_models import BROKEN
 from healthy_models import HEALTHY
+from limit_models import LIMITS
 from specimens import Specimen, examined
 
 from bnfold.audit import RULES, Severity
@@ -35,7 +36,7 @@ def test_a_healthy_model_has_no_warning(one: Specimen, tmp_path: Path) -> None:
     assert result.score > 0.85
 
 
-@pytest.mark.parametrize("one", rows(BROKEN))
+@pytest.mark.parametrize("one", rows({**BROKEN, **LIMITS}))
 def test_a_defect_is_found_and_nothing_else(one: Specimen, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     result = examined(one, tmp_path)
@@ -66,5 +67,5 @@ def test_every_rule_has_two_models() -> None:
 
 
 def test_the_page_lists_every_model() -> None:
-    listed = {name for name in (*HEALTHY, *BROKEN) if f"| `{name}` |" in PAGE}
-    assert listed == {*HEALTHY, *BROKEN}
+    names = {*HEALTHY, *BROKEN, *LIMITS}
+    assert {name for name in names if f"| `{name}` |" not in PAGE} == set()
