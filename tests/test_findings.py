@@ -209,6 +209,27 @@ def test_a_layer_that_was_kept_but_changed_is_named(tmp_path, layer):
     assert found.differences[0] == sentence
 
 
+# --- what other tools make of a model -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("relu1", "relu2"), ("other1", "other2")])
+@pytest.mark.parametrize("wrong", [None, "one", "two"])
+def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
+    original, folded = fold(TWO, BACKWARD)
+    inputs = hidden = keras.Input((6,), name="inputs")
+    for name, units, relu in (("one", 8, names[0]), ("two", 7, names[1])):
+        fused = relu.startswith("relu")
+        hidden = layers.Dense(units, "relu" if fused else None, name=name)(hidden)
+        hidden = hidden if fused else layers.ReLU(name=relu)(hidden)
+    other = keras.Model(inputs, layers.Dense(3, name="out")(hidden))
+    other.set_weights(folded.get_weights())
+    if wrong is not None:
+        change(other, wrong)
+    found = judge(tmp_path, original, other)
+    assert found.culprits == (() if wrong is None else ({"one": "norm1", "two": "norm2"}[wrong],))
+    assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
+
+
 # --- names that mislead ---------------------------------------------------------------------------
 
 

@@ -90,6 +90,16 @@ class Pairing:
                 seen.add(id(found))
                 self._read[id(tensor)].append(self._add(call, tensor, found))
 
+    def look_further(self, site: Site) -> None:
+        """Where no reader of a site has a namesake, look for the places of what they make."""
+        waiting = [one for one in site.call.outputs if not self.places_of(one)]
+        while waiting:
+            tensor = waiting.pop()
+            for made in () if self.places_of(tensor) else self.carried_on(tensor):
+                if id(made) not in self._read:
+                    self.note(self.original.makers[id(made)], made)
+                    waiting.append(made)
+
     def note_made(self, call: FlatCall, number: int) -> None:
         """Compare an output of a call itself, which only those that are gone read."""
         tensor, other = call.outputs[number], self.folded.calls.get(call.key)
@@ -156,6 +166,8 @@ def pair(original: Unrolled, folded: Unrolled) -> Pairing:
                 found.note(call, tensor)
                 if not is_batchnorm(call) and not _takes_in_behind(call):
                     found.note_made(call, number)
+    for site in found.sites:
+        found.look_further(site)
     return found
 
 
