@@ -1,5 +1,6 @@
 """What all tests share: the fixtures on disk, unpacked."""
 
+import gc
 import lzma
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,12 @@ from pathlib import Path
 import pytest
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from looking through all that was imported, in every test anew."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
