@@ -60,8 +60,11 @@ def check_many(number: int, count: int) -> None:
 
     def run(drawn: Drawn) -> None:
         if repr(drawn) not in seen:
-            assume(runs(drawn))
-            check(drawn)
+            try:
+                check(drawn)
+            except Exception:
+                assume(runs(drawn))
+                raise
             seen.add(repr(drawn))
 
     for turn in range(count):  # a few at a time, for hypothesis cannot be stopped
