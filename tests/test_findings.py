@@ -230,6 +230,25 @@ def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
     assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
+    def build(*, normalized):
+        flat = "flat" if normalized else "flat_1"
+        steps = [("one", step("Conv1D", 8, 2, activation="relu")), ("norm1", NORM)]
+        steps += [(flat, step("Flatten")), ("two", step("Dense", 7)), ("out", step("Dense", 3))]
+        return chain(*steps, shape=(5, 6))(normalized=normalized)
+
+    def into_all_steps(layer, scale, shift):
+        forward(layer, np.tile(scale, 4), np.tile(shift, 4))
+
+    original, folded = fold(build, [("norm1", "two", into_all_steps)])
+    if wrong:
+        change(folded, "two", at=0)
+    found = judge(tmp_path, original, folded)
+    assert found.verdict is (Verdict.DIFFERENT if wrong else Verdict.EQUIVALENT)
+    assert found.culprits == (("norm1",) if wrong else ())
+
+
 # --- names that mislead ---------------------------------------------------------------------------
 
 

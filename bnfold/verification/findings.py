@@ -139,7 +139,7 @@ class _Search:
         self._wrong += wrong
         if any(tensor is output for output in self._pairing.original.outputs):
             return False if wrong else None
-        if wrong and not self._may_come_right_behind(tensor, wrong):
+        if wrong and not self._may_come_right_behind(tensor, wrong, layers):
             layers = _NONE_AT_ALL
         readers = self._pairing.original.readers.get(id(tensor), ())
         found = _all(self._goes_on(call, layers) for call, _ in readers)
@@ -166,11 +166,12 @@ class _Search:
         place = self._pairing.places[number]
         return self._alignment.same(place.original, place.folded)
 
-    def _may_come_right_behind(self, tensor: Any, wrong: Iterable[int]) -> bool:
+    def _may_come_right_behind(self, tensor: Any, wrong: Iterable[int], layers: int) -> bool:
         """Whether a layer behind may have taken in what is missing where numbers differ."""
         maker = self._pairing.original.makers.get(id(tensor))
-        is_site = maker is not None and maker.key in self._gone
-        return is_site and all(map(self._was_left, wrong))
+        if maker is not None and maker.key in self._gone:
+            return all(map(self._was_left, wrong))
+        return maker is not None and not maker.may_absorb and layers == _ONE
 
     def _goes_on(self, call: FlatCall, layers: int) -> bool | None:
         if call.key in self._gone:
