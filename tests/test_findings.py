@@ -291,6 +291,19 @@ def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
     assert found.culprits == (("norm1",) if wrong else ())
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wrong):
+    steps = [("one", step("Dense", 8)), ("norm1", NORM), ("two", step("Dense", 7)), ("norm2", NORM)]
+    original, folded = fold(chain(*steps), BACKWARD)
+    if wrong:
+        change(folded, "two")
+    found = judge(tmp_path, original, folded)
+    assert found.verdict is (Verdict.DIFFERENT if wrong else Verdict.EQUIVALENT)
+    assert found.culprits == (("norm2",) if wrong else ())
+    sentence = "is called 'two' instead of 'norm2', the name of a BatchNormalization that is gone"
+    assert f"output 0 {sentence}" in found.warnings
+
+
 # --- names that mislead ---------------------------------------------------------------------------
 
 
