@@ -209,6 +209,48 @@ def test_a_layer_that_was_kept_but_changed_is_named(tmp_path, layer):
     assert found.differences[0] == sentence
 
 
+KEPT = chain(
+    *(("one", step("Dense", 8)), ("norm1", step("BatchNormalization")), ("relu", RELU)),
+    *(("two", step("Dense", 7)), ("norm2", step("BatchNormalization")), ("out", step("Dense", 3))),
+)
+
+
+def test_a_layer_that_was_changed_is_named_where_no_norm_is_gone(tmp_path):
+    original, other = fold(KEPT, [])
+    change(other, "norm2", at=0)
+    found = judge(tmp_path, original, other)
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("norm2",)
+
+
+@pytest.mark.parametrize("wrong", [None, "two"])
+def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
+    original, other = fold(KEPT, [("norm1", "one", backward), ("norm2", "two", backward)])
+    for norm in norms(other):
+        nothing = np.zeros(norm.moving_mean.shape)
+        norm.set_weights([nothing + 1, nothing, nothing, nothing + 1 - norm.epsilon])
+    if wrong is not None:
+        change(other, wrong)
+    found = judge(tmp_path, original, other)
+    assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
+    assert found.culprits == (() if wrong is None else (wrong,))
+
+
+def test_an_activation_that_was_changed_is_named(tmp_path):
+    """And not the BatchNormalization behind it, whose fold is right."""
+
+    def build(*, normalized):
+        activation = step("Activation", "relu" if normalized else "linear")
+        steps = [("one", step("Dense", 8)), ("norm1", NORM), ("activation", activation)]
+        steps += [("two", step("Dense", 7)), ("norm2", NORM), ("out", step("Dense", 3))]
+        return chain(*steps)(normalized=normalized)
+
+    found = judge(tmp_path, *fold(build, BACKWARD))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("activation",)
+    assert statuses(found)["norm1"] == "matched"
+
+
 # --- what other tools make of a model -------------------------------------------------------------
 
 
@@ -228,6 +270,38 @@ def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
     found = judge(tmp_path, original, other)
     assert found.culprits == (() if wrong is None else ({"one": "norm1", "two": "norm2"}[wrong],))
     assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
+    def build(*, normalized):
+        flat = "flat" if normalized else "flat_1"
+        steps = [("one", step("Conv1D", 8, 2, activation="relu")), ("norm1", NORM)]
+        steps += [(flat, step("Flatten")), ("two", step("Dense", 7)), ("out", step("Dense", 3))]
+        return chain(*steps, shape=(5, 6))(normalized=normalized)
+
+    def into_all_steps(layer, scale, shift):
+        forward(layer, np.tile(scale, 4), np.tile(shift, 4))
+
+    original, folded = fold(build, [("norm1", "two", into_all_steps)])
+    if wrong:
+        change(folded, "two", at=0)
+    found = judge(tmp_path, original, folded)
+    assert found.verdict is (Verdict.DIFFERENT if wrong else Verdict.EQUIVALENT)
+    assert found.culprits == (("norm1",) if wrong else ())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wrong):
+    steps = [("one", step("Dense", 8)), ("norm1", NORM), ("two", step("Dense", 7)), ("norm2", NORM)]
+    original, folded = fold(chain(*steps), BACKWARD)
+    if wrong:
+        change(folded, "two")
+    found = judge(tmp_path, original, folded)
+    assert found.verdict is (Verdict.DIFFERENT if wrong else Verdict.EQUIVALENT)
+    assert found.culprits == (("norm2",) if wrong else ())
+    sentence = "is called 'two' instead of 'norm2', the name of a BatchNormalization that is gone"
+    assert f"output 0 {sentence}" in found.warnings
 
 
 # --- names that mislead ---------------------------------------------------------------------------

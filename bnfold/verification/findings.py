@@ -139,7 +139,7 @@ class _Search:
         self._wrong += wrong
         if any(tensor is output for output in self._pairing.original.outputs):
             return False if wrong else None
-        if wrong and not self._may_come_right_behind(tensor, wrong):
+        if wrong and not self._may_come_right_behind(tensor, wrong, layers):
             layers = _NONE_AT_ALL
         readers = self._pairing.original.readers.get(id(tensor), ())
         found = _all(self._goes_on(call, layers) for call, _ in readers)
@@ -166,11 +166,12 @@ class _Search:
         place = self._pairing.places[number]
         return self._alignment.same(place.original, place.folded)
 
-    def _may_come_right_behind(self, tensor: Any, wrong: Iterable[int]) -> bool:
+    def _may_come_right_behind(self, tensor: Any, wrong: Iterable[int], layers: int) -> bool:
         """Whether a layer behind may have taken in what is missing where numbers differ."""
         maker = self._pairing.original.makers.get(id(tensor))
-        is_site = maker is not None and maker.key in self._gone
-        return is_site and all(map(self._was_left, wrong))
+        if maker is not None and maker.key in self._gone:
+            return all(map(self._was_left, wrong))
+        return maker is not None and not maker.may_absorb and layers == _ONE
 
     def _goes_on(self, call: FlatCall, layers: int) -> bool | None:
         if call.key in self._gone:
@@ -189,8 +190,10 @@ class _Search:
         original, folded = self._pairing.original.calls, self._pairing.folded.calls
         if any(is_batchnorm(call) and key not in original for key, call in folded.items()):
             return
-        explained = _reached_by_folds(self._pairing)
+        explained = self._reached_by_folds()
         for call in original.values():
+            if self._is_made_good(call):
+                continue
             wrong = [
                 place
                 for tensor in call.outputs
@@ -200,18 +203,40 @@ class _Search:
             if any(map(self._is_aligned, wrong)):
                 yield Changed(call, tuple(wrong))
 
+    def _reached_by_folds(self) -> set[int]:
+        """The ids of the tensors whose values a right fold may change: those around the sites.
+
+        Nothing was carried on from a site whose own value stands where it stood.
+        """
+        pairing = self._pairing
+        outputs = [one for site in pairing.sites for one in site.call.outputs]
+        moved = [tensor for tensor in outputs if not self._stands_in_place(tensor)]
+        inputs = [site.input for site in pairing.sites]
+        return reached(moved, pairing.carried_on) | reached(inputs, pairing.carried_back)
+
+    def _is_made_good(self, call: FlatCall) -> bool:
+        """Whether only BatchNormalizations that were kept read it, and make the same numbers."""
+        readers = [
+            reader
+            for tensor in call.outputs
+            for reader, _ in self._pairing.original.readers.get(id(tensor), ())
+        ]
+        return bool(readers) and all(map(self._is_kept_and_right, readers))
+
+    def _is_kept_and_right(self, call: FlatCall) -> bool:
+        is_kept = is_batchnorm(call) and call.key not in self._gone
+        return is_kept and all(map(self._stands_in_place, call.outputs))
+
+    def _stands_in_place(self, tensor: Any) -> bool:
+        """Whether all that read a tensor read the same numbers still, as far as is known."""
+        places = self._pairing.places_of(tensor)
+        return bool(places) and all(map(self._matches, places))
+
 
 def _all(parts: Iterable[bool | None]) -> bool | None:
     """False if any part is, else None if any part is."""
     found = list(parts)
     return False if False in found else (None if None in found else True)
-
-
-def _reached_by_folds(pairing: Pairing) -> set[int]:
-    """The ids of the tensors whose values a right fold may change: those around the sites."""
-    outputs = [tensor for site in pairing.sites for tensor in site.call.outputs]
-    inputs = [site.input for site in pairing.sites]
-    return reached(outputs, pairing.carried_on) | reached(inputs, pairing.carried_back)
 
 
 def culprits(pairing: Pairing, found: Findings) -> tuple[str, ...]:

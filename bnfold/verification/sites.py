@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bnfold.verification.tensors import BATCHNORMS
 from bnfold.verification.unrolled import FlatCall, Key, Unrolled
 
@@ -158,10 +160,8 @@ def pair(original: Unrolled, folded: Unrolled) -> Pairing:
     """The sites of two models, and a place for each value that can say something about one."""
     gone = [call for call in original.calls.values() if _is_gone(call, folded)]
     found = Pairing(original, folded, tuple(map(Site, gone)))
-    if not gone:
-        return found
     for call in original.calls.values():
-        if is_batchnorm(call) or call.has_weights:
+        if (gone and call.has_weights) or not _is_the_same(call, folded.calls.get(call.key)):
             for number, tensor in enumerate(call.outputs):
                 found.note(call, tensor)
                 if not is_batchnorm(call) and not _takes_in_behind(call):
@@ -192,6 +192,33 @@ def _takes_in_behind(call: FlatCall) -> bool:
     activation = getattr(layer, "activation", None)
     is_linear = getattr(activation, "__name__", "linear") == "linear"
     return type(layer).__name__ in _LINEAR and is_linear
+
+
+def _is_the_same(call: FlatCall, other: FlatCall | None) -> bool:
+    """Whether a layer has a namesake with the same settings and the same numbers."""
+    if other is None or other.class_name != call.class_name:
+        return False
+    return _same_settings(call.layer, other.layer) and _same_weights(call.layer, other.layer)
+
+
+def _same_settings(layer: Any, other: Any) -> bool:
+    try:
+        return bool(_settings(layer) == _settings(other))
+    except Exception:  # a layer or an operation of the user's may raise anything
+        return True
+
+
+def _settings(layer: Any) -> dict[str, Any]:
+    """What a layer was made with, as far as its values depend on it."""
+    said = layer.get_config().items()
+    return {key: value for key, value in said if key not in ("name", "dtype", "seed")}
+
+
+def _same_weights(layer: Any, other: Any) -> bool:
+    if not getattr(layer, "weights", None):
+        return True
+    mine, theirs = layer.get_weights(), other.get_weights()
+    return len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
 
 
 def _is_gone(call: FlatCall, folded: Unrolled) -> bool:

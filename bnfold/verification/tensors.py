@@ -53,13 +53,23 @@ class Port:
     """An input or an output as the model's user sees it.
 
     `is_automatic` says that Keras made the name up: by counting, so that the same code run again
-    gives another one, on which nobody can rely.
+    gives another one, on which nobody can rely. `is_normalized` says that it is the name of a
+    BatchNormalization, which may be gone.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
     is_automatic: bool = False
+    is_normalized: bool = False
+
+    def excuse(self, new: Port) -> str | None:
+        """Why it may be called what `new` is called; None if nothing but its own name will do."""
+        if self.is_automatic:
+            return "a name that Keras made up"
+        if self.is_normalized and not new.is_normalized:
+            return "the name of a BatchNormalization that is gone"
+        return None
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,13 @@ def _nesting(model: Any, side: str) -> Any:
 
 def _port(tensor: Any) -> Port:
     owner = _origin(tensor)[0]
-    return Port(owner.name, tuple(tensor.shape), dtype_name(tensor), _is_automatic(owner))
+    return Port(
+        owner.name,
+        tuple(tensor.shape),
+        dtype_name(tensor),
+        is_automatic=_is_automatic(owner),
+        is_normalized=type(owner).__name__ in BATCHNORMS,
+    )
 
 
 def _is_automatic(owner: Any) -> bool:
@@ -140,7 +156,7 @@ def differences(original: Interface, folded: Interface) -> list[str]:
 def renamed(original: Interface, folded: Interface) -> list[str]:
     """Sentences on the ports that are called otherwise, where that breaks no promise."""
     return [
-        f"{kind} {index} is called {new.name!r} instead of {old.name!r}, a name that Keras made up"
+        f"{kind} {index} is called {new.name!r} instead of {old.name!r}, {old.excuse(new)}"
         for kind, before, after in (
             ("input", original.inputs, folded.inputs),
             ("output", original.outputs, folded.outputs),
@@ -153,7 +169,7 @@ def renamed(original: Interface, folded: Interface) -> list[str]:
 def _port_differences(label: str, old: Port, new: Port) -> Iterator[str]:
     for field in ("name", "shape", "dtype"):
         before, after = getattr(old, field), getattr(new, field)
-        if before != after and not (field == "name" and old.is_automatic):
+        if before != after and not (field == "name" and old.excuse(new)):
             yield f"{label} ({old.name!r}): the {field} changed from {before!r} to {after!r}"
 
 
