@@ -161,6 +161,8 @@ def inspect(
     settings = _settings(options)
     if output is not None:
         check_target(output, "text", force=True)
+        read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
+        _refuse_to_replace(output, [path for path in read if path is not None])
     if write_baseline is None:
         outcome = gate.check(models, settings)
     else:
@@ -190,6 +192,18 @@ def _refuse_contradictions(
         raise click.UsageError("--write-baseline contradicts --baseline")
     if options["config"] is not None and options["no_config"]:
         raise click.UsageError("--config contradicts --no-config")
+
+
+def _refuse_to_replace(output: Path, others: "Sequence[Path]") -> None:
+    """Refuse to put the report in the place of what is read, or written too."""
+    for other in others:
+        if output.resolve() == other.resolve() or _is_same_file(output, other):
+            raise click.UsageError(f"--output {output} would replace what it is made from")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file, by links."""
+    return one.is_file() and other.is_file() and one.samefile(other)
 
 
 def _settings(options: dict[str, Any]) -> "Settings":
