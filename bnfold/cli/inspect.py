@@ -221,7 +221,9 @@ def _settings(options: dict[str, Any]) -> "Settings":
     if options["fail_on"] is not None:
         given["fail_on"] = settings.severity(options["fail_on"])
     found = replace(found, **given, run=data_run(**{name: options[name] for name in _RUNNING}))
-    if not found.rules() and chosen(found.select, found.ignore):
+    if not chosen(found.select, found.ignore):
+        raise click.UsageError("no rule is left of those that are selected: all are ignored")
+    if not found.rules():
         raise click.UsageError("all rules that are selected need --data")
     return found
 
