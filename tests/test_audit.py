@@ -426,6 +426,21 @@ def test_a_threshold_decides_between_warning_and_info(
     assert codes(model(**given), thresholds=milder)[code] == "info"
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "given", "expected"),
+    [
+        ({"unconverged_warning": 0.9}, {}, {"BN103": "error"}),
+        ({"quantization_info": 1e-4}, {"gamma": [1.0, 1.0, 1.0, 0.003]}, {"BN402": "warning"}),
+    ],
+)
+def test_a_milder_threshold_does_not_hide_what_is_worse(
+    thresholds: dict[str, float], given: dict[str, Any], expected: dict[str, str]
+) -> None:
+    steps = None if given else {(): 100}
+    graph = model(**(given or shrunk(100)))
+    assert codes(graph, steps=steps, thresholds=Thresholds(**thresholds)) == expected
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1", None])
 def test_a_threshold_is_a_positive_number(value: Any) -> None:
     with pytest.raises(ValueError, match="the threshold cancellation must be a positive number"):

@@ -149,7 +149,7 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
     if np.all(subject.variance == 1) or batch_of_one(subject) is not None:
         return None
     weight = momentum**updates
-    if weight <= thresholds.unconverged_warning:
+    if weight <= min(thresholds.unconverged_warning, thresholds.unconverged_error):
         return None
     needed = math.ceil(math.log(thresholds.unconverged_warning) / math.log(momentum))
     return Verdict(
