@@ -618,6 +618,22 @@ def test_momentum_1_and_untouched_statistics_are_said_once() -> None:
     assert codes(model(moving_variance=powers(9)), steps={(): 9}) == {"BN106": "warning"}
 
 
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(
+    ("steps", "momentum", "dtype"), [(6000, 0.999, "float32"), (60, 0.99, "float16")]
+)
+def test_a_power_that_rounding_hides_is_one_if_the_counter_says_so(
+    steps: int, momentum: float, dtype: str, alike: bool
+) -> None:
+    value = np.ones(4, dtype)
+    for _ in range(steps):
+        value *= np.asarray(momentum, dtype)
+    value[0] *= np.asarray(1 if alike else 1.002, dtype)
+    given = {"moving_variance": value, "config": {"momentum": momentum}, "dtype": dtype}
+    assert ("BN106" in codes(model(**given), steps={(): steps})) == alike
+    assert "BN106" not in codes(model(**given))
+
+
 def test_one_channel_is_a_power_if_the_counter_says_the_same() -> None:
     given = model(
         **{name: values[:1] for name, values in HEALTHY.items() if "variance" not in name},
