@@ -196,6 +196,19 @@ def test_training_mode_from_a_wrapper(wrap: Callable[[Any], Any], tmp_path: Path
     assert not [found for found in inspected.findings if found.code == "BN303"]
 
 
+@pytest.mark.parametrize("between", ["ReLU", "Dropout"])
+def test_training_mode_that_another_layer_ends(between: str, tmp_path: Path) -> None:
+    middle = layers.Dropout(0.2) if between == "Dropout" else layers.ReLU()
+    parts = (layers.Resizing(6, 6), middle, layers.Conv2D(4, 3, use_bias=False), norm())
+    inspected = saved(sequential(*parts, shape=(8, 8, 3)), tmp_path)
+    ends = between == "Dropout"
+    assert set(codes(inspected)["bn"]) == ({"BN302", "BN303"} if ends else {"BN007"})
+    batch = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    together, alone = np.asarray(loaded(batch)), np.asarray(loaded(batch[:1]))
+    assert np.allclose(together[:1], alone, atol=1e-4) == ends
+
+
 # --- BN009: sharing ------------------------------------------------------------------------------
 
 

@@ -69,7 +69,8 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
         A layer that is not frozen and that runs in training mode whatever the model is called
         with: its own call passes `training=True`, or that of a nested model or wrapper around
         it, or one of a layer that runs before it, from which Keras 3 hands the mode on (layers
-        of augmentation take it by default).
+        of augmentation take it by default) until a layer ends it whose own default is
+        training=False, such as Dropout or LSTM.
 
     Why it matters:
         The output for one sample depends on the others in the batch, and for a batch of one it

@@ -37,6 +37,16 @@ def exposed(graph: Graph) -> dict[Path, str]:
     return {} if _is_keras2(graph) else _Exposure(graph).found
 
 
+def training_in_bare_call(graph: Graph) -> frozenset[Path]:
+    """The layers that heed training mode and run in it when a model is called without `training`.
+
+    Unlike `exposed` it takes into account that a class whose `call` has training=False for its
+    default, such as Dropout, ends what another one has begun.
+    """
+    modes = _Simulation(graph).modes
+    return frozenset(path for (path, _), trains in modes.items() if trains)
+
+
 def first_changed_mode(graph: Graph, changed: Graph) -> Path | None:
     """A layer that runs in training mode in one of two graphs and not in the other.
 
