@@ -78,6 +78,14 @@ def sequential(*parts: Any, shape: tuple[int, ...] = (6,)) -> Any:
         ),
         ((8, 3), lambda: [layers.Conv1D(4, 3), norm(axis=1)], (1, 2)),
         ((8, 3), lambda: [layers.LSTM(4, return_sequences=True), norm(axis=1)], (1, 2)),
+        ((8, 3), lambda: [layers.EinsumDense("abc,cd->abd", (8, 4)), norm(axis=1)], (1, 2)),
+        ((8, 3), lambda: [layers.EinsumDense("abc,cd->adb", (4, 8)), norm()], (2, 1)),
+        ((5, 6, 6, 3), lambda: [layers.ConvLSTM2D(4, 3), norm(axis=1)], (1, 3)),
+        (
+            (5, 3, 6, 6),
+            lambda: [layers.ConvLSTM2D(4, 3, data_format="channels_first"), norm()],
+            (3, 1),
+        ),
         ((8, 3), lambda: [layers.TimeDistributed(layers.Dense(4)), norm(axis=1)], (1, 2)),
         (
             (5, 8, 8, 3),
@@ -106,6 +114,9 @@ def test_an_axis_beside_the_channels(
         ((3, 8, 8), lambda: [layers.Conv2D(4, 3, data_format="channels_first"), norm(axis=1)]),
         ((6,), lambda: [layers.Dense(4), norm(axis=1)]),
         ((8, 3), lambda: [norm(axis=1)]),  # the model's input
+        ((8, 3), lambda: [layers.EinsumDense("abc,cd->adb", (4, 8)), norm(axis=1)]),
+        ((8, 3), lambda: [layers.EinsumDense("abc,cde->abde", (8, 2, 4)), norm(axis=2)]),
+        ((8, 3), lambda: [layers.EinsumDense("abc,c->abc", (8, 3)), norm(axis=1)]),
         ((8, 3), lambda: [layers.Conv1D(4, 3), layers.Permute((2, 1)), norm(axis=1)]),
         ((8, 3), lambda: [layers.Conv1D(4, 3), layers.Reshape((4, 6)), norm(axis=1)]),
         (
@@ -121,6 +132,13 @@ def test_an_axis_that_may_be_right(
     shape: tuple[int, ...], parts: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     assert "BN006" not in codes(saved(sequential(*parts(), shape=shape), tmp_path)).get("bn", [])
+
+
+def test_an_axis_behind_attention(tmp_path: Path) -> None:
+    inputs = keras.Input((5, 6))
+    attended = layers.MultiHeadAttention(2, 3)(inputs, inputs)
+    inspected = saved(settle(keras.Model(inputs, norm(axis=1)(attended))), tmp_path)
+    assert finding(inspected, "BN006").figures == {"axis": 1, "channel_axis": 2}
 
 
 def test_an_axis_of_joined_branches(tmp_path: Path) -> None:
@@ -470,6 +488,8 @@ RELUS: dict[str, Callable[[Any], Any]] = {
     "operation": lambda x: keras.ops.relu(x),
     "operation of 6": lambda x: keras.ops.relu6(x),
     "maximum": lambda x: keras.ops.maximum(x, 0.0),
+    "clip": lambda x: keras.ops.clip(x, 0.0, 6.0),
+    "leaky without a slope": lambda x: layers.LeakyReLU(negative_slope=0.0)(x),
     "behind Dropout": lambda x: layers.ReLU()(layers.Dropout(0.5)(x)),
     "behind Flatten": lambda x: layers.ReLU()(layers.Flatten()(x)),
     "wrapped": lambda x: layers.TimeDistributed(layers.ReLU())(x),
@@ -477,6 +497,8 @@ RELUS: dict[str, Callable[[Any], Any]] = {
 }
 NO_RELUS: dict[str, Callable[[Any], Any]] = {
     "leaky": lambda x: layers.ReLU(negative_slope=0.1)(x),
+    "leaky by default": lambda x: layers.LeakyReLU()(x),
+    "clip from elsewhere": lambda x: keras.ops.clip(x, -1.0, 6.0),
     "beside": lambda x: layers.Add()([layers.ReLU()(x), x]),
     "noise in training mode": lambda x: layers.ReLU()(layers.GaussianNoise(1.0)(x, training=True)),
     "pooled": lambda x: layers.ReLU()(layers.MaxPooling1D()(x)),
@@ -528,6 +550,7 @@ BIASED: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "SeparableConv2D": ((8, 8, 3), lambda: [layers.SeparableConv2D(4, 3)]),
     "Conv2DTranspose": ((8, 8, 3), lambda: [layers.Conv2DTranspose(4, 3)]),
     "TimeDistributed": ((5, 6), lambda: [layers.TimeDistributed(layers.Dense(4))]),
+    "EinsumDense": ((5, 6), lambda: [layers.EinsumDense("abc,cd->abd", (5, 4), bias_axes="d")]),
 }
 UNBIASED: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "no bias": ((6,), lambda: [layers.Dense(4, use_bias=False)]),
@@ -535,6 +558,11 @@ UNBIASED: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "activation layer": ((6,), lambda: [layers.Dense(4), layers.ReLU()]),
     "Embedding": ((6,), lambda: [layers.Embedding(9, 4)]),
     "LSTM": ((5, 6), lambda: [layers.LSTM(4)]),
+    "EinsumDense": ((5, 6), lambda: [layers.EinsumDense("abc,cd->abd", (5, 4))]),
+    "EinsumDense, a bias for each step": (
+        (5, 6),
+        lambda: [layers.EinsumDense("abc,cd->abd", (5, 4), bias_axes="bd")],
+    ),
     "pooling": ((8, 8, 3), lambda: [layers.Conv2D(4, 3), layers.MaxPooling2D()]),
 }
 
@@ -553,6 +581,12 @@ def test_no_bias_right_before(case: str, tmp_path: Path) -> None:
     shape, parts = UNBIASED[case]
     found = codes(saved(sequential(*parts(), norm(), shape=shape), tmp_path))
     assert "BN301" not in found.get("bn", [])
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_bias_before_a_frozen_layer_can_still_be_learnt(trainable: bool, tmp_path: Path) -> None:
+    model = sequential(layers.Dense(4, trainable=trainable), norm(trainable=False))
+    assert ("BN301" in codes(saved(model, tmp_path))["bn"]) != trainable
 
 
 def test_a_bias_that_something_else_sees_too(tmp_path: Path) -> None:
@@ -706,6 +740,12 @@ def test_a_norm_inside_a_custom_layer_is_judged_by_its_numbers(tmp_path: Path) -
     (found,) = codes(inspected).values()
     assert found == ["BN105", "BN303"]
     assert finding(inspected, "BN105").severity == "warning"  # epsilon is not known
+
+
+def test_a_frozen_custom_layer_freezes_what_is_inside(tmp_path: Path) -> None:
+    block = Block(name="block", trainable=False)
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(6), block])
+    assert list(codes(saved(model, tmp_path)).values()) == [["BN008", "BN303"]]
 
 
 # --- healthy models ------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ def axis_mismatch(subject: Subject) -> Verdict | None:
 
     What it finds:
         A BatchNormalization whose `axis` is another one than the channel axis of the layers
-        that made its input: a convolution (by its `data_format`), a Dense, recurrent or
-        Embedding layer. It looks through activations, Dropout, pooling and merging layers,
+        that made its input: a convolution (by its `data_format`), a Dense, EinsumDense (by its
+        equation), recurrent, attention or Embedding layer. It looks through activations, Dropout, pooling and merging layers,
         which keep their axes. Where something may move axes (Reshape, Flatten, Permute), where
         the layer normalizes the model's input, or where layers before it disagree, it says
         nothing.
