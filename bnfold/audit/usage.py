@@ -12,10 +12,10 @@ def axis_mismatch(subject: Subject) -> Verdict | None:
     What it finds:
         A BatchNormalization whose `axis` is another one than the channel axis of the layers
         that made its input: a convolution (by its `data_format`), a Dense, EinsumDense (by its
-        equation), recurrent, attention or Embedding layer. It looks through activations, Dropout, pooling and merging layers,
-        which keep their axes. Where something may move axes (Reshape, Flatten, Permute), where
-        the layer normalizes the model's input, or where layers before it disagree, it says
-        nothing.
+        equation), recurrent, attention or Embedding layer. It looks through activations,
+        Dropout, pooling and merging layers, which keep their axes. Where something may move
+        axes (Reshape, Flatten, Permute), where the layer normalizes the model's input, or where
+        layers before it disagree, it says nothing.
 
     Why it matters:
         The default, -1, is wrong behind a convolution in `channels_first`, and a 1 copied from
