@@ -742,10 +742,19 @@ def test_a_norm_inside_a_custom_layer_is_judged_by_its_numbers(tmp_path: Path) -
     assert finding(inspected, "BN105").severity == "warning"  # epsilon is not known
 
 
-def test_a_frozen_custom_layer_freezes_what_is_inside(tmp_path: Path) -> None:
-    block = Block(name="block", trainable=False)
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(6), block])
-    assert list(codes(saved(model, tmp_path)).values()) == [["BN008", "BN303"]]
+@keras.saving.register_keras_serializable("audit")
+class Norm(layers.BatchNormalization):  # type: ignore[misc]
+    """A norm of another name."""
+
+
+@pytest.mark.parametrize(("custom", "code"), [(Norm, "BN008"), (Block, "BN101")])
+def test_a_custom_layer_is_frozen_but_not_what_is_inside(
+    custom: Any, code: str, tmp_path: Path
+) -> None:
+    layer = custom(name="bn", trainable=False)
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(6), layer])
+    assert list(codes(saved(model, tmp_path)).values()) == [[code, "BN303"]]
+    assert getattr(layer, "norm", layer).trainable == (code == "BN101")
 
 
 # --- healthy models ------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ def loose_batchnorms(
 ) -> Iterator[BatchNorm]:
     """The BatchNormalization layers inside a group of weights; their settings are unknown.
 
-    `frozen` says that the layer around them is, which makes them so too.
+    `frozen` says that the layer that the group is of is: if it is one itself, a class made of
+    BatchNormalization. What is inside it has a flag of its own, of which the file does not tell.
     """
     if depth > guard.MAX_HDF5_DEPTH:
         return
@@ -36,7 +37,7 @@ def loose_batchnorms(
                 yield BatchNorm(path, _layer(path, weights, frozen=frozen))
         elif depth > 0 or name != "optimizer":
             inside = path if name in _CONTAINERS else (*path, name)
-            yield from loose_batchnorms(node, inside, depth + 1, frozen=frozen)
+            yield from loose_batchnorms(node, inside, depth + 1)
 
 
 def _vectors(variables: h5py.Group) -> tuple[Weight, ...] | None:
