@@ -79,7 +79,6 @@ def sequential(*parts: Any, shape: tuple[int, ...] = (6,)) -> Any:
         ((8, 3), lambda: [layers.Conv1D(4, 3), norm(axis=1)], (1, 2)),
         ((8, 3), lambda: [layers.LSTM(4, return_sequences=True), norm(axis=1)], (1, 2)),
         ((8, 3), lambda: [layers.EinsumDense("abc,cd->abd", (8, 4)), norm(axis=1)], (1, 2)),
-        ((8, 3), lambda: [layers.EinsumDense("abc,cd->adb", (4, 8)), norm()], (2, 1)),
         ((5, 6, 6, 3), lambda: [layers.ConvLSTM2D(4, 3), norm(axis=1)], (1, 3)),
         (
             (5, 3, 6, 6),
@@ -114,7 +113,8 @@ def test_an_axis_beside_the_channels(
         ((3, 8, 8), lambda: [layers.Conv2D(4, 3, data_format="channels_first"), norm(axis=1)]),
         ((6,), lambda: [layers.Dense(4), norm(axis=1)]),
         ((8, 3), lambda: [norm(axis=1)]),  # the model's input
-        ((8, 3), lambda: [layers.EinsumDense("abc,cd->adb", (4, 8)), norm(axis=1)]),
+        ((8, 3), lambda: [layers.EinsumDense("abc,bd->adc", (4, 3)), norm()]),  # mixes tokens
+        ((8, 3), lambda: [layers.EinsumDense("abc,bd->adc", (4, 3)), norm(axis=1)]),
         ((8, 3), lambda: [layers.EinsumDense("abc,cde->abde", (8, 2, 4)), norm(axis=2)]),
         ((8, 3), lambda: [layers.EinsumDense("abc,c->abc", (8, 3)), norm(axis=1)]),
         ((8, 3), lambda: [layers.Conv1D(4, 3), layers.Permute((2, 1)), norm(axis=1)]),

@@ -70,7 +70,7 @@ def _own_axis(node: Node) -> int | None:
         first = layer.config.get("data_format") == "channels_first"
         return -1 - _SPATIAL_AXES[layer.class_name] if first else -1
     if node.is_known and layer.class_name == "EinsumDense":
-        return einsum_channels(layer)[1]
+        return -1 if einsum_channels(layer) is not None else None
     if known is None or known.output is None:
         return None
     by_setting = known.output.channels == "data_format" and known.rank is not None
@@ -78,18 +78,17 @@ def _own_axis(node: Node) -> int | None:
     return 1 - known.rank if first and known.rank is not None else -1
 
 
-def einsum_channels(layer: Layer) -> tuple[str | None, int | None]:
-    """The one letter of an EinsumDense that its kernel alone brings in, and its axis from the end.
+def einsum_channels(layer: Layer) -> str | None:
+    """The letter of an EinsumDense that its kernel alone brings in, if that is its last axis.
 
-    None for both where there are several, as for heads, or where unnamed axes follow.
+    Elsewhere it may be tokens that are mixed and not channels. None also where there are several,
+    as for heads.
     """
     equation = parse_equation(layer.config.get("equation"))
     if equation is None or equation.ellipsis == "right":
-        return None, None
+        return None
     new = [letter for letter in equation.output if letter not in equation.inputs]
-    if len(new) != 1:
-        return None, None
-    return new[0], equation.output.index(new[0]) - len(equation.output)
+    return new[0] if new == [equation.output[-1]] else None
 
 
 _CHANNELS = Flow[Producer](

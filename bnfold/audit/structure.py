@@ -92,7 +92,7 @@ def _biased(subject: Subject, place: Place, node: Node) -> Node | None:
 def _has_bias_of_channels(layer: Layer) -> bool:
     """Whether a layer adds one number to each channel."""
     if layer.class_name == "EinsumDense":
-        letter, _ = einsum_channels(layer)
+        letter = einsum_channels(layer)
         return letter is not None and layer.config.get("bias_axes") == letter
     known = catalog.facts(layer)
     has_slot = known is not None and known.output is not None and known.output.bias is not None
