@@ -814,6 +814,44 @@ def test_models_that_call_each_other_again_and_again_are_walked_once() -> None:
     assert found["BN009"].figures["calls"] == 2**30
 
 
+def functional(name: str, *calls: tuple[dict[str, Any], int]) -> dict[str, Any]:
+    """A row of layers in the dialect of Keras 3, each called so many times on end."""
+    first = entry("InputLayer", "input", {"batch_shape": [None, 4]})
+    listed, before = [{**first, "inbound_nodes": []}], ["input", 0, 0]
+    for layer, count in calls:
+        nodes = []
+        for number in range(count):
+            tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": before}}
+            nodes.append({"args": [tensor], "kwargs": {}})
+            before = [layer["config"]["name"], number, 0]
+        listed.append({**layer, "name": layer["config"]["name"], "inbound_nodes": nodes})
+    is_model = calls[-1][0]["class_name"] == "Functional"
+    last = [before[0], before[1] + is_model, 0]
+    ends = {"input_layers": [["input", 0, 0]], "output_layers": [last]}
+    found = entry("Functional", name, {"layers": listed, **ends})
+    return {**found, "module": "keras.src.models.functional", "registered_name": "Functional"}
+
+
+def test_training_mode_in_models_that_call_each_other_again_and_again() -> None:
+    """As above, with a layer inside that sets training mode, and a fold before it all."""
+    norm = entry("BatchNormalization", "bn", {})
+    inside = functional("m0", (entry("Resizing", "sets", {}), 1), (norm, 1))
+    for depth in range(1, 30):
+        inside = functional(f"m{depth}", (inside, 3))
+    dense, folds = entry("Dense", "dense", {"units": 4}), entry("BatchNormalization", "folds", {})
+    graph = parse_model(functional("root", (dense, 1), (folds, 1), (inside, 1)))
+    values = {
+        "dense": (np.ones((4, 4)), np.ones(4)),
+        "folds": tuple(HEALTHY[name] for name in HEALTHY),
+    }
+    for name, arrays in values.items():
+        weights = tuple(weight(str(n), array, "float32") for n, array in enumerate(arrays))
+        graph = graph.with_layer(replace(graph.layers[name], weights=weights))
+    found = plan(graph)
+    assert [fold.batchnorm.path for fold in found.folds] == [("folds",)]
+    assert {finding.code for finding in audit(found)} == {"BN007", "BN009", "BN301"}
+
+
 def test_a_time_axis_without_end_is_no_overflow() -> None:
     inside = entry("BatchNormalization", "inside", {"momentum": 0.99, "epsilon": 1e-3})
     listed = [
