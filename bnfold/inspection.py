@@ -170,7 +170,9 @@ def loose(model: ModelFile) -> list[Blocked]:
             hdf5.group_at(root, layer.location) if layer.location and not layer.builtin else None
         )
         if group is not None and layer.graph is None:
-            blocked += [Blocked(found, path, _CUSTOM) for found in loose_batchnorms(group, path)]
+            frozen = layer.config.get("trainable", True) is False
+            inside = loose_batchnorms(group, path, frozen=frozen)
+            blocked += [Blocked(found, path, _CUSTOM) for found in inside]
     return blocked
 
 

@@ -42,6 +42,7 @@ class Settings:
         suppressions: findings to live with.
         root: the folder from which the suppressions see models.
         run: data to run the models over; None to run nothing.
+        file: where they were read; None for nowhere.
     """
 
     select: tuple[str, ...] = ALL
@@ -54,6 +55,7 @@ class Settings:
     suppressions: tuple[Suppression, ...] = ()
     root: Path = Path()
     run: "DataRun | None" = None
+    file: Path | None = None
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules that are wanted and can say anything."""
@@ -87,7 +89,7 @@ def read(path: Path) -> Settings:
     root = path.parent
     if "baseline" in found:
         found["baseline"] = root / found["baseline"]
-    return replace(Settings(root=root), **found)
+    return replace(Settings(root=root, file=path), **found)
 
 
 def _content(path: Path) -> bytes:

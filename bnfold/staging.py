@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal, TypeAlias
 
 from bnfold.errors import OutputError
-from bnfold.model.container import SUFFIXES, Kind
+from bnfold.model.container import SUFFIXES, Kind, is_model_directory
 from bnfold.model.guard import printable
 
 TargetKind: TypeAlias = Kind | Literal["onnx", "text"]
@@ -43,6 +43,8 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
             if kind == "text"
             else f"{name}: must have no suffix, because the model it is made of is a directory"
         )
+    if kind == "text" and any(map(is_model_directory, target.resolve().parents)):
+        raise OutputError(f"{name}: is inside of a model, and would damage it")
     if not target.parent.is_dir():
         raise OutputError(f"{name}: the directory {printable(str(target.parent))} does not exist")
     if os.path.lexists(target):

@@ -426,6 +426,21 @@ def test_a_threshold_decides_between_warning_and_info(
     assert codes(model(**given), thresholds=milder)[code] == "info"
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "given", "expected"),
+    [
+        ({"unconverged_warning": 0.9}, {}, {"BN103": "error"}),
+        ({"quantization_info": 1e-4}, {"gamma": [1.0, 1.0, 1.0, 0.003]}, {"BN402": "warning"}),
+    ],
+)
+def test_a_milder_threshold_does_not_hide_what_is_worse(
+    thresholds: dict[str, float], given: dict[str, Any], expected: dict[str, str]
+) -> None:
+    steps = None if given else {(): 100}
+    graph = model(**(given or shrunk(100)))
+    assert codes(graph, steps=steps, thresholds=Thresholds(**thresholds)) == expected
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1", None])
 def test_a_threshold_is_a_positive_number(value: Any) -> None:
     with pytest.raises(ValueError, match="the threshold cancellation must be a positive number"):
@@ -601,6 +616,22 @@ def test_momentum_1_and_untouched_statistics_are_said_once() -> None:
     assert codes(model(**untouched), steps={(): 9}) == {"BN101": "error"}
     assert codes(model(config={"momentum": 1.0}), steps={(): 9}) == {"BN002": "warning"}
     assert codes(model(moving_variance=powers(9)), steps={(): 9}) == {"BN106": "warning"}
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(
+    ("steps", "momentum", "dtype"), [(6000, 0.999, "float32"), (60, 0.99, "float16")]
+)
+def test_a_power_that_rounding_hides_is_one_if_the_counter_says_so(
+    steps: int, momentum: float, dtype: str, alike: bool
+) -> None:
+    value = np.ones(4, dtype)
+    for _ in range(steps):
+        value *= np.asarray(momentum, dtype)
+    value[0] *= np.asarray(1 if alike else 1.002, dtype)
+    given = {"moving_variance": value, "config": {"momentum": momentum}, "dtype": dtype}
+    assert ("BN106" in codes(model(**given), steps={(): steps})) == alike
+    assert "BN106" not in codes(model(**given))
 
 
 def test_one_channel_is_a_power_if_the_counter_says_the_same() -> None:
@@ -781,6 +812,44 @@ def test_models_that_call_each_other_again_and_again_are_walked_once() -> None:
         }
     found = {finding.code: finding for finding in audit(plan(parse_model(entry)), steps={(): 3})}
     assert found["BN009"].figures["calls"] == 2**30
+
+
+def functional(name: str, *calls: tuple[dict[str, Any], int]) -> dict[str, Any]:
+    """A row of layers in the dialect of Keras 3, each called so many times on end."""
+    first = entry("InputLayer", "input", {"batch_shape": [None, 4]})
+    listed, before = [{**first, "inbound_nodes": []}], ["input", 0, 0]
+    for layer, count in calls:
+        nodes = []
+        for number in range(count):
+            tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": before}}
+            nodes.append({"args": [tensor], "kwargs": {}})
+            before = [layer["config"]["name"], number, 0]
+        listed.append({**layer, "name": layer["config"]["name"], "inbound_nodes": nodes})
+    is_model = calls[-1][0]["class_name"] == "Functional"
+    last = [before[0], before[1] + is_model, 0]
+    ends = {"input_layers": [["input", 0, 0]], "output_layers": [last]}
+    found = entry("Functional", name, {"layers": listed, **ends})
+    return {**found, "module": "keras.src.models.functional", "registered_name": "Functional"}
+
+
+def test_training_mode_in_models_that_call_each_other_again_and_again() -> None:
+    """As above, with a layer inside that sets training mode, and a fold before it all."""
+    norm = entry("BatchNormalization", "bn", {})
+    inside = functional("m0", (entry("Resizing", "sets", {}), 1), (norm, 1))
+    for depth in range(1, 30):
+        inside = functional(f"m{depth}", (inside, 3))
+    dense, folds = entry("Dense", "dense", {"units": 4}), entry("BatchNormalization", "folds", {})
+    graph = parse_model(functional("root", (dense, 1), (folds, 1), (inside, 1)))
+    values = {
+        "dense": (np.ones((4, 4)), np.ones(4)),
+        "folds": tuple(HEALTHY[name] for name in HEALTHY),
+    }
+    for name, arrays in values.items():
+        weights = tuple(weight(str(n), array, "float32") for n, array in enumerate(arrays))
+        graph = graph.with_layer(replace(graph.layers[name], weights=weights))
+    found = plan(graph)
+    assert [fold.batchnorm.path for fold in found.folds] == [("folds",)]
+    assert {finding.code for finding in audit(found)} == {"BN007", "BN009", "BN301"}
 
 
 def test_a_time_axis_without_end_is_no_overflow() -> None:

@@ -78,6 +78,13 @@ def sequential(*parts: Any, shape: tuple[int, ...] = (6,)) -> Any:
         ),
         ((8, 3), lambda: [layers.Conv1D(4, 3), norm(axis=1)], (1, 2)),
         ((8, 3), lambda: [layers.LSTM(4, return_sequences=True), norm(axis=1)], (1, 2)),
+        ((8, 3), lambda: [layers.EinsumDense("abc,cd->abd", (8, 4)), norm(axis=1)], (1, 2)),
+        ((5, 6, 6, 3), lambda: [layers.ConvLSTM2D(4, 3), norm(axis=1)], (1, 3)),
+        (
+            (5, 3, 6, 6),
+            lambda: [layers.ConvLSTM2D(4, 3, data_format="channels_first"), norm()],
+            (3, 1),
+        ),
         ((8, 3), lambda: [layers.TimeDistributed(layers.Dense(4)), norm(axis=1)], (1, 2)),
         (
             (5, 8, 8, 3),
@@ -106,6 +113,10 @@ def test_an_axis_beside_the_channels(
         ((3, 8, 8), lambda: [layers.Conv2D(4, 3, data_format="channels_first"), norm(axis=1)]),
         ((6,), lambda: [layers.Dense(4), norm(axis=1)]),
         ((8, 3), lambda: [norm(axis=1)]),  # the model's input
+        ((8, 3), lambda: [layers.EinsumDense("abc,bd->adc", (4, 3)), norm()]),  # mixes tokens
+        ((8, 3), lambda: [layers.EinsumDense("abc,bd->adc", (4, 3)), norm(axis=1)]),
+        ((8, 3), lambda: [layers.EinsumDense("abc,cde->abde", (8, 2, 4)), norm(axis=2)]),
+        ((8, 3), lambda: [layers.EinsumDense("abc,c->abc", (8, 3)), norm(axis=1)]),
         ((8, 3), lambda: [layers.Conv1D(4, 3), layers.Permute((2, 1)), norm(axis=1)]),
         ((8, 3), lambda: [layers.Conv1D(4, 3), layers.Reshape((4, 6)), norm(axis=1)]),
         (
@@ -121,6 +132,13 @@ def test_an_axis_that_may_be_right(
     shape: tuple[int, ...], parts: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     assert "BN006" not in codes(saved(sequential(*parts(), shape=shape), tmp_path)).get("bn", [])
+
+
+def test_an_axis_behind_attention(tmp_path: Path) -> None:
+    inputs = keras.Input((5, 6))
+    attended = layers.MultiHeadAttention(2, 3)(inputs, inputs)
+    inspected = saved(settle(keras.Model(inputs, norm(axis=1)(attended))), tmp_path)
+    assert finding(inspected, "BN006").figures == {"axis": 1, "channel_axis": 2}
 
 
 def test_an_axis_of_joined_branches(tmp_path: Path) -> None:
@@ -194,6 +212,19 @@ def test_training_mode_from_a_wrapper(wrap: Callable[[Any], Any], tmp_path: Path
     inspected = saved(model, tmp_path)
     assert finding(inspected, "BN007").severity == "error"
     assert not [found for found in inspected.findings if found.code == "BN303"]
+
+
+@pytest.mark.parametrize("between", ["ReLU", "Dropout"])
+def test_training_mode_that_another_layer_ends(between: str, tmp_path: Path) -> None:
+    middle = layers.Dropout(0.2) if between == "Dropout" else layers.ReLU()
+    parts = (layers.Resizing(6, 6), middle, layers.Conv2D(4, 3, use_bias=False), norm())
+    inspected = saved(sequential(*parts, shape=(8, 8, 3)), tmp_path)
+    ends = between == "Dropout"
+    assert set(codes(inspected)["bn"]) == ({"BN302", "BN303"} if ends else {"BN007"})
+    batch = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    together, alone = np.asarray(loaded(batch)), np.asarray(loaded(batch[:1]))
+    assert np.allclose(together[:1], alone, atol=1e-4) == ends
 
 
 # --- BN009: sharing ------------------------------------------------------------------------------
@@ -457,6 +488,8 @@ RELUS: dict[str, Callable[[Any], Any]] = {
     "operation": lambda x: keras.ops.relu(x),
     "operation of 6": lambda x: keras.ops.relu6(x),
     "maximum": lambda x: keras.ops.maximum(x, 0.0),
+    "clip": lambda x: keras.ops.clip(x, 0.0, 6.0),
+    "leaky without a slope": lambda x: layers.LeakyReLU(negative_slope=0.0)(x),
     "behind Dropout": lambda x: layers.ReLU()(layers.Dropout(0.5)(x)),
     "behind Flatten": lambda x: layers.ReLU()(layers.Flatten()(x)),
     "wrapped": lambda x: layers.TimeDistributed(layers.ReLU())(x),
@@ -464,6 +497,8 @@ RELUS: dict[str, Callable[[Any], Any]] = {
 }
 NO_RELUS: dict[str, Callable[[Any], Any]] = {
     "leaky": lambda x: layers.ReLU(negative_slope=0.1)(x),
+    "leaky by default": lambda x: layers.LeakyReLU()(x),
+    "clip from elsewhere": lambda x: keras.ops.clip(x, -1.0, 6.0),
     "beside": lambda x: layers.Add()([layers.ReLU()(x), x]),
     "noise in training mode": lambda x: layers.ReLU()(layers.GaussianNoise(1.0)(x, training=True)),
     "pooled": lambda x: layers.ReLU()(layers.MaxPooling1D()(x)),
@@ -515,6 +550,7 @@ BIASED: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "SeparableConv2D": ((8, 8, 3), lambda: [layers.SeparableConv2D(4, 3)]),
     "Conv2DTranspose": ((8, 8, 3), lambda: [layers.Conv2DTranspose(4, 3)]),
     "TimeDistributed": ((5, 6), lambda: [layers.TimeDistributed(layers.Dense(4))]),
+    "EinsumDense": ((5, 6), lambda: [layers.EinsumDense("abc,cd->abd", (5, 4), bias_axes="d")]),
 }
 UNBIASED: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "no bias": ((6,), lambda: [layers.Dense(4, use_bias=False)]),
@@ -522,6 +558,11 @@ UNBIASED: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "activation layer": ((6,), lambda: [layers.Dense(4), layers.ReLU()]),
     "Embedding": ((6,), lambda: [layers.Embedding(9, 4)]),
     "LSTM": ((5, 6), lambda: [layers.LSTM(4)]),
+    "EinsumDense": ((5, 6), lambda: [layers.EinsumDense("abc,cd->abd", (5, 4))]),
+    "EinsumDense, a bias for each step": (
+        (5, 6),
+        lambda: [layers.EinsumDense("abc,cd->abd", (5, 4), bias_axes="bd")],
+    ),
     "pooling": ((8, 8, 3), lambda: [layers.Conv2D(4, 3), layers.MaxPooling2D()]),
 }
 
@@ -540,6 +581,12 @@ def test_no_bias_right_before(case: str, tmp_path: Path) -> None:
     shape, parts = UNBIASED[case]
     found = codes(saved(sequential(*parts(), norm(), shape=shape), tmp_path))
     assert "BN301" not in found.get("bn", [])
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_bias_before_a_frozen_layer_can_still_be_learnt(trainable: bool, tmp_path: Path) -> None:
+    model = sequential(layers.Dense(4, trainable=trainable), norm(trainable=False))
+    assert ("BN301" in codes(saved(model, tmp_path))["bn"]) != trainable
 
 
 def test_a_bias_that_something_else_sees_too(tmp_path: Path) -> None:
@@ -693,6 +740,21 @@ def test_a_norm_inside_a_custom_layer_is_judged_by_its_numbers(tmp_path: Path) -
     (found,) = codes(inspected).values()
     assert found == ["BN105", "BN303"]
     assert finding(inspected, "BN105").severity == "warning"  # epsilon is not known
+
+
+@keras.saving.register_keras_serializable("audit")
+class Norm(layers.BatchNormalization):  # type: ignore[misc]
+    """A norm of another name."""
+
+
+@pytest.mark.parametrize(("custom", "code"), [(Norm, "BN008"), (Block, "BN101")])
+def test_a_custom_layer_is_frozen_but_not_what_is_inside(
+    custom: Any, code: str, tmp_path: Path
+) -> None:
+    layer = custom(name="bn", trainable=False)
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(6), layer])
+    assert list(codes(saved(model, tmp_path)).values()) == [[code, "BN303"]]
+    assert getattr(layer, "norm", layer).trainable == (code == "BN101")
 
 
 # --- healthy models ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,27 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(mixed: None) -> None:
         assert says in refused.stderr
     assert Path("models/a.keras").read_bytes() == before
     assert not [name for name in os.listdir() if name.startswith(".bnfold")]
+
+
+@pytest.mark.parametrize(
+    "target", ["model", "alias", "known.json", "new.json", "own.toml", "data.npy", "folder/x"]
+)
+def test_a_report_does_not_replace_what_it_is_made_from(target: str, mixed: None) -> None:
+    shutil.copy("models/a.keras", "model")  # a model may have any name
+    os.link("model", "alias")
+    Path("folder").mkdir()
+    for name in ("folder/config.json", "folder/metadata.json", "data.npy"):
+        Path(name).write_text("{}")
+    Path("own.toml").write_text('[tool.bnfold]\nbaseline = "known.json"\n')
+    assert run("model", "--write-baseline", "known.json").exit_code == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    baseline = ["--write-baseline", "new.json"] if target == "new.json" else []
+    options = [*baseline, "--config", "own.toml", "--data", "data.npy"]
+    refused = run("model", *options, "--output", target)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    says = "inside of a model" if target == "folder/x" else "would replace what it is made from"
+    assert says in refused.stderr
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_a_report_goes_through_links_and_into_devices(mixed: None) -> None:

@@ -131,6 +131,13 @@ def test_a_code_of_no_rule_is_refused(option: str, code: str, broken: Path) -> N
     refused(broken, option, code, says=[option, "no rule has the code"])
 
 
+@pytest.mark.parametrize(
+    "options", [["--ignore", "BN"], ["--select", "BN105,BN1", "--ignore", "bn1,BN105"]]
+)
+def test_a_gate_that_looks_for_nothing_is_refused(options: list[str], broken: Path) -> None:
+    refused(broken, *options, says=["no rule is left"])
+
+
 def test_the_python_api_selects_likewise(broken: Path) -> None:
     assert [f.code for f in bnfold.inspect(broken, select=["BN105"]).findings] == ["BN105"]
     assert bnfold.inspect(broken, select=["BN1"], ignore=["BN105"]).findings == ()
@@ -187,7 +194,7 @@ def test_a_named_file_goes_before_the_found_one(broken: Path) -> None:
         (["--select", "BN1"], {"BN105"}),
         (["--select", "BN105"], {"BN105"}),
         (["--ignore", "BN101"], {"BN105"}),
-        (["--ignore", "BN1"], set()),
+        (["--ignore", "BN101,BN105"], set()),
     ],
 )
 def test_the_command_line_goes_before_the_file(

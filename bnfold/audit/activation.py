@@ -1,9 +1,9 @@
 """Whether what a BatchNormalization makes goes into a ReLU, in each of its forms.
 
 A ReLU is max(x, 0), or min(max(x, 0), cap). It is written as the layer ReLU, as an Activation of
-"relu" or "relu6" or of a ReLU layer, as an operation of keras.ops, or as maximum(x, 0). Leaky forms
-and thresholds other than 0 are none, and neither is a function that the config holds as an object,
-which can be anybody's.
+"relu" or "relu6" or of a ReLU layer, as an operation of keras.ops, or as maximum(x, 0) or
+clip(x, 0, cap). Forms with a slope or a threshold other than 0 are none, and neither is a function
+that the config holds as an object, which can be anybody's.
 
 Between the two may stand what does nothing at inference (the Dropout family and noise, unless
 called in training mode; Identity, a linear Activation) and what only moves numbers or puts zeros
@@ -99,14 +99,29 @@ def _from_maximum(node: Node, layer: Layer) -> float | None:
     return math.inf if layer.is_operation and constants == [0] else None
 
 
+def _from_slope(node: Node, layer: Layer) -> float | None:
+    slope = layer.config.get("negative_slope", layer.config.get("alpha"))  # the latter in Keras 2
+    return math.inf if slope is not None and _number(slope) == 0 else None
+
+
+def _from_bounds(node: Node, layer: Layer) -> float | None:
+    low, high = (layer.config.get(name) for name in ("x_min", "x_max"))
+    if not layer.is_operation or low is None or high is None or _number(low) != 0:
+        return None
+    cap = _number(high)
+    return None if cap is None or cap <= 0 else cap
+
+
 _NAMED: Mapping[str, float] = {"relu": math.inf, "relu6": 6.0}
 
 _FORMS: Mapping[str, Callable[[Node, Layer], float | None]] = {
     "ReLU": _from_settings,
+    "LeakyReLU": _from_slope,
     "Activation": _from_activation,
     "Relu": lambda node, layer: math.inf,
     "Relu6": lambda node, layer: 6.0,
     "Maximum": _from_maximum,
+    "Clip": _from_bounds,
     "TFOpLambda": _from_function,  # tf.nn.relu in a model of Keras 2
 }
 

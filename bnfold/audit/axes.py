@@ -7,11 +7,16 @@ from bnfold.audit.flow import Flow, Memo
 from bnfold.audit.neighbours import Node
 from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.einsum import parse_equation
+from bnfold.model.graph import Layer
 
 _KEEPS_AXES = frozenset(
     {*catalog.SAME_SHAPE, *catalog.WINDOWED, *catalog.MERGING, "Concatenate", "Relu", "Relu6"}
 )
-_ON_THE_LAST_AXIS = catalog.RECURRENT | {"Bidirectional"}
+_ON_THE_LAST_AXIS = catalog.RECURRENT | {
+    "Bidirectional", "GroupQueryAttention", "GroupedQueryAttention", "MultiHeadAttention",
+}  # fmt: skip
+_SPATIAL_AXES = {f"ConvLSTM{axes}D": axes for axes in (1, 2, 3)}
 
 
 def normalized_axis(batchnorm: BatchNorm, node: Node) -> int | None:
@@ -61,11 +66,29 @@ def _own_axis(node: Node) -> int | None:
     known = catalog.facts(layer) if node.is_known else None
     if node.is_known and layer.class_name in _ON_THE_LAST_AXIS:
         return -1
+    if node.is_known and layer.class_name in _SPATIAL_AXES:
+        first = layer.config.get("data_format") == "channels_first"
+        return -1 - _SPATIAL_AXES[layer.class_name] if first else -1
+    if node.is_known and layer.class_name == "EinsumDense":
+        return -1 if einsum_channels(layer) is not None else None
     if known is None or known.output is None:
         return None
     by_setting = known.output.channels == "data_format" and known.rank is not None
     first = by_setting and layer.config.get("data_format") == "channels_first"
     return 1 - known.rank if first and known.rank is not None else -1
+
+
+def einsum_channels(layer: Layer) -> str | None:
+    """The letter of an EinsumDense that its kernel alone brings in, if that is its last axis.
+
+    Elsewhere it may be tokens that are mixed and not channels. None also where there are several,
+    as for heads.
+    """
+    equation = parse_equation(layer.config.get("equation"))
+    if equation is None or equation.ellipsis == "right":
+        return None
+    new = [letter for letter in equation.output if letter not in equation.inputs]
+    return new[0] if new == [equation.output[-1]] else None
 
 
 _CHANNELS = Flow[Producer](

@@ -69,10 +69,10 @@ def dead_after_relu(subject: Subject) -> Verdict | None:
     What it finds:
         Channels with beta + 3 abs(gamma) < 0 in a layer all of whose output goes into a ReLU,
         in any of its forms: the layer, with or without max_value, an Activation of relu or
-        relu6, keras.ops, or maximum(x, 0). Between the two may stand what does nothing at
-        inference, such as Dropout, and what only moves numbers, such as Flatten. Pooling is not
-        looked through. It is an error where gamma is 0 and beta not above it: then the channel
-        is 0 for certain.
+        relu6, keras.ops, maximum(x, 0) or clip(x, 0, cap). Between the two may stand what does
+        nothing at inference, such as Dropout, and what only moves numbers, such as Flatten.
+        Pooling is not looked through. It is an error where gamma is 0 and beta not above it:
+        then the channel is 0 for certain.
 
     Why it matters:
         The channel is 0 for almost every input, no gradient passes it, and it does not come

@@ -102,12 +102,12 @@ def _judge(subject: Subject, found: Divergence, judged: Mask, observed: Observed
     median = float(np.median(found.kl[judged]))
     usual = limits.drift_warning + _MEDIAN_NOISE / samples
     lone = judged & (found.kl > limits.drift_channel + _CHANNEL_NOISE / samples)
-    if median <= usual and not lone.any():
+    fatal = limits.drift_error + _MEDIAN_NOISE / samples
+    least = min(usual, fatal)
+    if median <= least and not lone.any():
         return None
-    concerned = judged & (found.kl > usual) if median > usual else lone
-    severity = Severity.WARNING
-    if median > limits.drift_error + _MEDIAN_NOISE / samples:
-        severity = Severity.ERROR
+    concerned = judged & (found.kl > least) if median > least else lone
+    severity = Severity.ERROR if median > fatal else Severity.WARNING
     channels = Channels.of(concerned)
     shift, ratio = found.shift[concerned], found.ratio[concerned]
     together = "" if observed.calls < 2 else f" and {observed.calls} calls"

@@ -171,7 +171,7 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     """
     if not isinstance(subject.decision, Fold):
         return None
-    limit = subject.thresholds.quantization_info
+    limit = max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
     uneven = [
         (float(shares.min()), name, shares < limit)
         for name, extent in _measured(subject)

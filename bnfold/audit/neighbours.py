@@ -62,8 +62,8 @@ class Node(NamedTuple):
 
     @property
     def trains_always(self) -> bool:
-        """Whether the call may be in training mode whatever the model is called with."""
-        return self.scope.around.trains(self.path, self.call)
+        """Whether the call is in training mode also when the model is called without `training`."""
+        return self.scope.around.trains_for_sure(self.path, self.call)
 
     def sources(self) -> tuple["Node", ...]:
         """The calls that make what this one reads; none at an input of the model."""

@@ -149,7 +149,7 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
     if np.all(subject.variance == 1) or batch_of_one(subject) is not None:
         return None
     weight = momentum**updates
-    if weight <= thresholds.unconverged_warning:
+    if weight <= min(thresholds.unconverged_warning, thresholds.unconverged_error):
         return None
     needed = math.ceil(math.log(thresholds.unconverged_warning) / math.log(momentum))
     return Verdict(
@@ -266,7 +266,8 @@ def batch_of_one(subject: Subject) -> Verdict | None:
         A layer all of whose variances are m^k for one whole number k of 1 or more, to within
         the rounding of k updates, or all of whose variances are 0. Of a layer with one channel
         it says so only if the optimizer made k steps, because a single number can be near a
-        power by chance.
+        power by chance; and so it does where k is so large that rounding hides which power it
+        is, if all variances are the same number.
 
     Why it matters:
         The variance starts at 1 and each update multiplies it by m and adds a part of the
@@ -332,10 +333,22 @@ def _power(subject: Subject, momentum: float) -> int | None:
         return None
     steps = round(math.log(variance[0]) / math.log(momentum))
     allowed = rounding(subject.batchnorm, steps)
-    if steps < 1 or allowed > (1 - momentum) / 4:
+    if allowed > (1 - momentum) / 4:  # the powers beside it are as near
+        steps = _counted(subject)
+        allowed = rounding(subject.batchnorm, steps)
+    if steps < 1 or allowed > _MOST_ROUNDING:
         return None
     power = momentum**steps
     return steps if np.all(np.abs(variance - power) <= allowed * power) else None
+
+
+_MOST_ROUNDING = 0.05  # of a variance; above it a power says nothing any more
+
+
+def _counted(subject: Subject) -> int:
+    """The updates by the optimizer's counter, where all variances are one number; else 0."""
+    alike = subject.variance.size > 1 and np.ptp(subject.variance) == 0
+    return subject.updates or 0 if alike else 0
 
 
 def vanishing_variance(subject: Subject) -> Verdict | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bnfold.audit.axes import normalized_axis, producer
+from bnfold.audit.axes import einsum_channels, normalized_axis, producer
 from bnfold.audit.configuration import invalid_hyperparameter
 from bnfold.audit.finding import Severity
 from bnfold.audit.flow import Flow
@@ -12,7 +12,7 @@ from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.usage import axis_mismatch, batch_statistics_at_inference
 from bnfold.folding.plan import Blocked
 from bnfold.model import catalog
-from bnfold.model.graph import finite_number
+from bnfold.model.graph import Layer, finite_number
 
 _SHIFTS_VARIANCE = frozenset(
     {"Dropout", "GaussianDropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}
@@ -27,7 +27,8 @@ def redundant_bias(subject: Subject) -> Verdict | None:
 
     What it finds:
         A layer with `use_bias=True` and no activation, whose output goes into
-        BatchNormalization layers only, which normalize its channel axis.
+        BatchNormalization layers only, which normalize its channel axis. Where the
+        BatchNormalization is frozen and the layer before it is not, the bias is of use.
 
     Why it matters:
         The bias shifts the mean of the batch by as much, and the layer subtracts that. In
@@ -76,17 +77,26 @@ def _biased(subject: Subject, place: Place, node: Node) -> Node | None:
         return None
     (source,) = sources
     channels, layer = producer(node, place.memo), source.layer
-    known = catalog.facts(layer)
     if channels is None or channels.node != source:
         return None
     if normalized_axis(subject.batchnorm, node) != channels.axis:
         return None
-    if known is None or known.output is None or known.output.bias is None:
-        return None
     linear = layer.config.get("activation") in (None, "linear")
-    if not linear or not catalog.setting(layer, "use_bias"):
+    if not linear or not _has_bias_of_channels(layer):
         return None
+    if subject.is_frozen and layer.config.get("trainable", True) is not False:
+        return None  # the frozen layer takes none of it out in training: it can still be learnt
     return source if all(_goes_into_batchnorms(source, n) for n in _calls(source)) else None
+
+
+def _has_bias_of_channels(layer: Layer) -> bool:
+    """Whether a layer adds one number to each channel."""
+    if layer.class_name == "EinsumDense":
+        letter = einsum_channels(layer)
+        return letter is not None and layer.config.get("bias_axes") == letter
+    known = catalog.facts(layer)
+    has_slot = known is not None and known.output is not None and known.output.bias is not None
+    return has_slot and bool(catalog.setting(layer, "use_bias"))
 
 
 def _calls(node: Node) -> range:

@@ -11,11 +11,11 @@ def axis_mismatch(subject: Subject) -> Verdict | None:
 
     What it finds:
         A BatchNormalization whose `axis` is another one than the channel axis of the layers
-        that made its input: a convolution (by its `data_format`), a Dense, recurrent or
-        Embedding layer. It looks through activations, Dropout, pooling and merging layers,
-        which keep their axes. Where something may move axes (Reshape, Flatten, Permute), where
-        the layer normalizes the model's input, or where layers before it disagree, it says
-        nothing.
+        that made its input: a convolution (by its `data_format`), a Dense, EinsumDense (by its
+        equation), recurrent, attention or Embedding layer. It looks through activations,
+        Dropout, pooling and merging layers, which keep their axes. Where something may move
+        axes (Reshape, Flatten, Permute), where the layer normalizes the model's input, or where
+        layers before it disagree, it says nothing.
 
     Why it matters:
         The default, -1, is wrong behind a convolution in `channels_first`, and a 1 copied from
@@ -69,7 +69,8 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
         A layer that is not frozen and that runs in training mode whatever the model is called
         with: its own call passes `training=True`, or that of a nested model or wrapper around
         it, or one of a layer that runs before it, from which Keras 3 hands the mode on (layers
-        of augmentation take it by default).
+        of augmentation take it by default) until a layer ends it whose own default is
+        training=False, such as Dropout or LSTM.
 
     Why it matters:
         The output for one sample depends on the others in the batch, and for a batch of one it

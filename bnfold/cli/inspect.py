@@ -161,6 +161,8 @@ def inspect(
     settings = _settings(options)
     if output is not None:
         check_target(output, "text", force=True)
+        read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
+        _refuse_to_replace(output, [path for path in read if path is not None])
     if write_baseline is None:
         outcome = gate.check(models, settings)
     else:
@@ -192,6 +194,18 @@ def _refuse_contradictions(
         raise click.UsageError("--config contradicts --no-config")
 
 
+def _refuse_to_replace(output: Path, others: "Sequence[Path]") -> None:
+    """Refuse to put the report in the place of what is read, or written too."""
+    for other in others:
+        if output.resolve() == other.resolve() or _is_same_file(output, other):
+            raise click.UsageError(f"--output {output} would replace what it is made from")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file, by links."""
+    return one.is_file() and other.is_file() and one.samefile(other)
+
+
 def _settings(options: dict[str, Any]) -> "Settings":
     """The settings of the file, if there is one, under those of the command line."""
     from bnfold import settings
@@ -207,7 +221,9 @@ def _settings(options: dict[str, Any]) -> "Settings":
     if options["fail_on"] is not None:
         given["fail_on"] = settings.severity(options["fail_on"])
     found = replace(found, **given, run=data_run(**{name: options[name] for name in _RUNNING}))
-    if not found.rules() and chosen(found.select, found.ignore):
+    if not chosen(found.select, found.ignore):
+        raise click.UsageError("no rule is left of those that are selected: all are ignored")
+    if not found.rules():
         raise click.UsageError("all rules that are selected need --data")
     return found
 

@@ -304,8 +304,14 @@ def _training_problem(one: _Candidate) -> Refusal | None:
         cause = "it is called with training=True"
     elif around.training is not None:
         cause = f"{around.training} around it is called with training=True"
-    elif path in around.exposed:
+    elif path in around.reached:
         cause = f"{around.exposed[path]}, which Keras 3 hands on to the layers that run later"
+    elif path in around.exposed:
+        return Refusal(
+            f"{around.exposed[path]}, which Keras 3 hands on to layers that run later, if not to "
+            "this one as the model stands",
+            remedy=_NO_TRAINING,
+        )
     else:
         return None
     return Refusal(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from bnfold.folding.training import exposed, is_set
+from bnfold.folding.training import exposed, is_set, training_in_bare_call
 from bnfold.model import nodes
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import calls_in_order
@@ -21,12 +21,14 @@ from bnfold.model.shapes import Shape, Shapes, input_shape, without_axes
 class Surroundings:
     """What a graph inherits from what is around it; an `obstacle` blocks everything inside.
 
-    `exposed` are the layers that another one's training=True reaches, with the name of that one.
+    `exposed` are the layers that another one's training=True may reach, with the name of that one,
+    and `reached` those of them that it does reach.
     """
 
     keep: Sequence[str]
     repeated: frozenset[int]
     exposed: Mapping[Path, str]
+    reached: frozenset[Path] = frozenset()
     obstacle: str | None = None
     training: str | None = None
 
@@ -37,6 +39,10 @@ class Surroundings:
     def trains(self, path: Path, call: Call) -> bool:
         """Whether a call of a layer may run in training mode."""
         return is_set(call.training) or self.training is not None or path in self.exposed
+
+    def trains_for_sure(self, path: Path, call: Call) -> bool:
+        """Whether a call of a layer runs in training mode, if none is said to the model."""
+        return is_set(call.training) or self.training is not None or path in self.reached
 
     def makes_others_train(self, path: Path) -> bool:
         """Whether a layer that is called with training=True may have made others train."""
@@ -143,7 +149,9 @@ class Scope:
 
 def build_scopes(graph: Graph, keep: Sequence[str]) -> Scope:
     """The scope of a whole model, with those of all models in it."""
-    around = Surroundings(keep, repeated_objects(graph.entry), exposed(graph))
+    found = exposed(graph)
+    reached = training_in_bare_call(graph) if found else frozenset()
+    around = Surroundings(keep, repeated_objects(graph.entry), found, reached)
     scope = Scope(graph, (), around, Shapes(graph))
     _fill(scope)
     return scope

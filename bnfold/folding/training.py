@@ -37,6 +37,16 @@ def exposed(graph: Graph) -> dict[Path, str]:
     return {} if _is_keras2(graph) else _Exposure(graph).found
 
 
+def training_in_bare_call(graph: Graph) -> frozenset[Path]:
+    """The layers that heed training mode and run in it when a model is called without `training`.
+
+    Unlike `exposed` it takes into account that a class whose `call` has training=False for its
+    default, such as Dropout, ends what another one has begun.
+    """
+    runs = _Simulation(graph).runs.values()
+    return frozenset(path for run in runs for (path, _), mode in run.items() if mode is True)
+
+
 def first_changed_mode(graph: Graph, changed: Graph) -> Path | None:
     """A layer that runs in training mode in one of two graphs and not in the other.
 
@@ -45,8 +55,11 @@ def first_changed_mode(graph: Graph, changed: Graph) -> Path | None:
     """
     if _is_keras2(graph) or not _sources(graph, ()):
         return None
-    before, after = (_Simulation(one).modes for one in (graph, changed))
-    return next((call[0] for call, mode in after.items() if before.get(call) != mode), None)
+    return _Simulation(graph).first_difference(_Simulation(changed))
+
+
+_Run = tuple[Path, bool | None]
+"""One way a graph can run: its path, and the mode it is given, None for none."""
 
 
 class _Simulation:
@@ -59,29 +72,56 @@ class _Simulation:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.modes: dict[tuple[Path, tuple[int, ...]], bool] = {}
-        self._current: object = None
-        self._run(graph, (), (), None)
+        # What becomes of each call in a run: its mode, or the run of the model that it calls. A
+        # model may be called by others again and again, but it has three runs at most.
+        self.runs: dict[_Run, dict[tuple[Path, int], bool | _Run]] = {}
+        self._ends: dict[_Run, object] = {}
+        self._first = self._run(graph, (), None)
 
-    def _run(self, graph: Graph, path: Path, calls: tuple[int, ...], forced: object) -> None:
+    def first_difference(self, changed: "_Simulation") -> Path | None:
+        """A layer that runs in another mode in a changed graph than in this one."""
+        waiting = [(self._first, changed._first)]
+        seen = set(waiting)
+        while waiting:
+            before, after = waiting.pop()
+            for call, mode in changed.runs[after].items():
+                was = self.runs[before].get(call)
+                if isinstance(was, tuple) and isinstance(mode, tuple):
+                    waiting += {(was, mode)} - seen
+                    seen.add((was, mode))
+                elif was != mode:
+                    return call[0]
+        return None
+
+    def _run(self, graph: Graph, path: Path, forced: object) -> _Run:
+        run = (path, None if forced is None else is_set(forced))
+        if run in self.runs:
+            return run
+        self.runs[run] = {}
+        current = forced
         for name, number in (node for nodes in _by_depth(graph) for node in nodes):
             layer = graph.layers[name]
             if layer.is_operation or layer.class_name == "InputLayer":
                 continue
-            if forced is not None:
-                self._current = forced
-            else:
+            if forced is None:
                 said, value = _said(layer, layer.calls[number])
-                self._current = value if said else self._current
-            self._enter(layer, (*path, name), (*calls, number))
+                current = value if said else current
+            current = self._enter(run, layer, (*path, name), number, current)
+        self._ends[run] = current
+        return run
 
-    def _enter(self, layer: Layer, path: Path, calls: tuple[int, ...]) -> None:
+    def _enter(self, run: _Run, layer: Layer, path: Path, number: int, current: object) -> object:
+        """Call a layer; the running value behind it."""
         if not ignores_training(layer):
-            self.modes[path, calls] = is_set(self._current)
+            self.runs[run][path, number] = is_set(current)
         if layer.graph is not None:
-            self._run(layer.graph, path, calls, self._current)
-        elif layer.inner is not None:
-            self._enter(layer.inner, (*path, layer.inner.name), calls)
+            inside = self._run(layer.graph, path, current)
+            self.runs[run][path, number] = inside
+            return self._ends[inside] if current is None else current
+        if layer.inner is not None:
+            inner = (*path, layer.inner.name)
+            return self._enter(run, layer.inner, inner, number, current)
+        return current
 
 
 def _said(layer: Layer, call: Call) -> tuple[bool, object]:
@@ -142,6 +182,8 @@ class _Exposure:
 
     def __init__(self, graph: Graph) -> None:
         self.found: dict[Path, str] = {}
+        # A run that has a source has found all that another such run would find.
+        self._done: set[tuple[Path, bool]] = set()
         self._inside = _sources(graph, ())
         self._run(graph, (), None)
 
@@ -151,6 +193,9 @@ class _Exposure:
         A model that is called in training mode, or with training=False, hands that to its layers
         whatever their calls say.
         """
+        if (path, forced is not None) in self._done:
+            return
+        self._done.add((path, forced is not None))
         leak = forced
         for nodes in _by_depth(graph):
             sources = [_source(graph, node, path, self._inside) for node in nodes]

@@ -18,8 +18,14 @@ _UNKNOWN_SETTINGS = {"axis": None, "epsilon": None, "momentum": None}
 _CONTAINERS = {"layers", "_layer_checkpoint_dependencies", "_layers"}
 
 
-def loose_batchnorms(group: h5py.Group, path: Path = (), depth: int = 0) -> Iterator[BatchNorm]:
-    """The BatchNormalization layers inside a group of weights; their settings are unknown."""
+def loose_batchnorms(
+    group: h5py.Group, path: Path = (), depth: int = 0, *, frozen: bool = False
+) -> Iterator[BatchNorm]:
+    """The BatchNormalization layers inside a group of weights; their settings are unknown.
+
+    `frozen` says that the layer that the group is of is: if it is one itself, a class made of
+    BatchNormalization. What is inside it has a flag of its own, of which the file does not tell.
+    """
     if depth > guard.MAX_HDF5_DEPTH:
         return
     for name, node in hdf5.children(group):
@@ -28,7 +34,7 @@ def loose_batchnorms(group: h5py.Group, path: Path = (), depth: int = 0) -> Iter
         if name == "vars":
             weights = _vectors(node)
             if weights is not None:
-                yield BatchNorm(path, _layer(path, weights))
+                yield BatchNorm(path, _layer(path, weights, frozen=frozen))
         elif depth > 0 or name != "optimizer":
             inside = path if name in _CONTAINERS else (*path, name)
             yield from loose_batchnorms(node, inside, depth + 1)
@@ -43,6 +49,7 @@ def _vectors(variables: h5py.Group) -> tuple[Weight, ...] | None:
     return weights if same and all(weight.dtype.kind in "fV" for weight in weights) else None
 
 
-def _layer(path: Path, weights: tuple[Weight, ...]) -> Layer:
+def _layer(path: Path, weights: tuple[Weight, ...], *, frozen: bool) -> Layer:
     name = path[-1] if path else "batch_normalization"
-    return Layer(name, "BatchNormalization", dict(_UNKNOWN_SETTINGS), {}, weights=weights)
+    config = {**_UNKNOWN_SETTINGS, "trainable": not frozen}
+    return Layer(name, "BatchNormalization", config, {}, weights=weights)
