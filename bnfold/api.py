@@ -104,6 +104,8 @@ def fold(
     trust: bool = False,
     imports: Sequence[str] = (),
     strict: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
     progress: Progress | None = None,
 ) -> FoldReport: ...
 
@@ -120,6 +122,8 @@ def fold(
     seed: int = 0,
     imports: Sequence[str] = (),
     strict: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
     progress: Progress | None = None,
 ) -> "keras.Model": ...
 
@@ -137,6 +141,8 @@ def fold(
     trust: bool = False,
     imports: Sequence[str] = (),
     strict: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Fold the BatchNormalization layers of a model into the weights around them.
@@ -153,6 +159,8 @@ def fold(
         trust: let the model's file run code of its own for the proof; a live model is trusted.
         imports: modules to import first, because they register custom layers.
         strict: take nothing less than a proof by Keras and ONNX Runtime both.
+        rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
+        atol: allowed absolute error likewise.
         progress: called with the name of each stage of the proof.
 
     Returns:
@@ -172,7 +180,8 @@ def fold(
     keep, imports = _listed(keep), _listed(imports)
     chosen = Path(data) if data is not None else None
     classes = runtime.own_classes(model) if live else {}
-    proof = Proof(chosen, seed, trust or live, imports, classes, strict) if verify else None
+    asked = Proof(chosen, seed, trust or live, imports, classes, strict, rtol, atol)
+    proof = asked if verify else None
     if not live:
         return fold_file(
             Path(model),

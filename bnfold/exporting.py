@@ -205,7 +205,7 @@ class _Job:
         """Convert the model file `subject` to `path` and compare it with the source."""
         self.report("loading the models")
         original, folded = self._load(subject)
-        sets = self._samples(original)
+        sets, warning = self._samples(original)
         self.report("running the models with Keras")
         source = self._measure(original, sets)
         converted = source if folded is original else self._measure(folded, sets)
@@ -215,7 +215,8 @@ class _Job:
         self.report("converting to ONNX")
         bounded = [tap is not None for tap in tensors.find_taps(original.model)]
         seed, library = self.running.seed, original.library
-        trial = Trial(interface, bounded, sets, expected, seed, library)
+        warnings = [warning] if warning is not None else []
+        trial = Trial(interface, bounded, sets, expected, seed, library, warnings)
         check = self._first_check(folded, path, label, trial, report.opset)
         inputs, outputs = named_ports(interface)
         return replace(report, written=check.passed, check=check, inputs=inputs, outputs=outputs)
@@ -233,12 +234,14 @@ class _Job:
             runtime.prepare_alone(one)
         return loaded[0], loaded[-1]
 
-    def _samples(self, loaded: LoadedModel) -> list[SampleSet]:
+    def _samples(self, loaded: LoadedModel) -> tuple[list[SampleSet], str | None]:
+        """What to run, and a warning on what is odd about the user's data."""
         specs = tensors.input_specs(loaded.model)
         if self.running.data is not None:
-            return [user_data.load(self.running.data, specs)[0]]
+            found, warning = user_data.load(self.running.data, specs)
+            return [found], warning
         sizes = runtime.free_sizes(loaded, specs)
-        return samples.generate(specs, self.running.seed, sizes)
+        return samples.generate(specs, self.running.seed, sizes), None
 
     def _measure(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Measured:
         try:

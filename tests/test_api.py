@@ -39,6 +39,11 @@ def test_inspect_takes_rules_thresholds_and_a_target(model: Any) -> None:
         codes(target_dtype="int8")
 
 
+def test_fold_takes_tolerances(model: Any) -> None:
+    with pytest.raises(bnfold.VerificationFailedError, match="was refused"):
+        bnfold.fold(model, rtol=0, atol=0)
+
+
 def test_fold_gives_a_live_model_back_and_leaves_the_first_alone(model: Any) -> None:
     before = [weight.numpy().copy() for weight in model.weights]
     folded = bnfold.fold(model)

@@ -138,7 +138,7 @@ def test_inspect_one_layer_channel_by_channel(fixture_model: Unpack) -> None:
 def test_inspect_of_an_unknown_layer_says_so(fixture_model: Unpack) -> None:
     result = bnfold("inspect", fixture_model(DIGITS), "--layer", "nothing")
     assert result.exit_code == 2
-    assert "no single BatchNormalization is named 'nothing'" in result.stderr
+    assert "no single BatchNormalization is named 'nothing'; there are: " in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,11 @@ def test_inspect_reports_the_readable_ones_beside_one_that_is_not(
         ("missing.keras", None, "no such file"),
         ("empty.keras", b"", "the file is empty"),
         ("text.keras", b"a text, not a model", "neither a .keras archive nor an HDF5 file"),
+        (
+            "model.onnx",
+            b"\x08\x08 ONNX, perhaps",
+            "bnfold writes ONNX files and reads those of Keras",
+        ),
         ("cut.keras", b"PK\x03\x04 cut", "damaged"),
     ],
 )
@@ -418,8 +423,28 @@ def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.M
 def test_the_tolerance_of_the_user_is_in_the_verdict() -> None:
     rule = Rule(rtol=0.1)
     result = replace(outcome(Verdict.EQUIVALENT), rule=rule.text())
-    shown = [line.plain.strip() for line in fold_text.verdict(result)]
-    assert f"as --rtol and --atol allow: {rule.text()}" in shown
+    assert f"\n  as --rtol and --atol allow: {rule.text()}\n" in verified(result, 400)
+
+
+def verified(result: Verification, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(fold_text.verification(result))
+    return console.file.getvalue()
+
+
+def test_of_many_differences_the_first_are_told() -> None:
+    said = tuple(f"value {number} is off" for number in range(20))
+    shown = verified(replace(outcome(Verdict.DIFFERENT), differences=said), 80)
+    assert shown.count("is off") == 8
+    assert "  and 12 more, which --format json has" in shown
+
+
+def test_what_is_indented_is_indented_in_all_its_lines() -> None:
+    shown = verified(replace(outcome(Verdict.DIFFERENT), differences=("off " * 40,)), 60)
+    first, *more = shown.splitlines()
+    assert len(more) > 3
+    assert not first.startswith(" ")
+    assert all(line.startswith("  ") for line in more)
 
 
 @pytest.mark.parametrize(

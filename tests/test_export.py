@@ -339,6 +339,15 @@ def test_files_of_all_kinds(name: str, fixture_model: Unpack, tmp_path: Path) ->
     assert metadata(onnx.load(target))["source"] == name
 
 
+def test_what_is_odd_about_the_data_is_said(tmp_path: Path) -> None:
+    source, data = tmp_path / "fixed.keras", tmp_path / "data.npy"
+    chain((5,), L.Dense(2), batch_size=2).save(source)
+    np.save(data, np.random.default_rng(0).normal(size=(3, 5)))
+    found = bnfold.export(source, tmp_path / "out.onnx", data=data)
+    assert found.check is not None
+    assert found.check.warnings == ("data.npy: the first 2 of 3 samples were used",)
+
+
 def test_a_file_that_only_keras_2_reads(fixture_model: Unpack, tmp_path: Path) -> None:
     tf_keras = pytest.importorskip("tf_keras")
     source, target = fixture_model("branches_keras215.keras"), tmp_path / "out.onnx"

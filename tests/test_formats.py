@@ -225,6 +225,11 @@ def test_nothing_is_written_when_nothing_was_read() -> None:
 # --- JSON ---
 
 
+def test_a_schema_that_is_not_there_is_told_from_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"no schema is named 'fold\.py'; there are .*fold"):
+        schema("fold.py")
+
+
 def test_json_follows_its_schema(mixed: None) -> None:
     found = json.loads(run("models", "--format", "json").stdout)
     jsonschema.validate(found, schema("inspect"))

@@ -4,6 +4,7 @@ The folds here are written out in plain numpy float64, apart from the code that 
 All models have unequal sizes in every direction, so that no mix-up of axes goes unseen.
 """
 
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from rich.console import Console
 
 from bnfold.errors import (
     BnfoldError,
@@ -728,7 +730,9 @@ def test_classes_of_pixels_are_not_called_samples(tmp_path):
     (decisions,) = found.agreements
     assert decisions.samples == 16 * found.sample_count
     said = f"0 of {decisions.samples} positions changed their class"
-    assert any(said in line.plain for line in fold_text.verdict(found))
+    console = Console(width=400, file=io.StringIO())
+    console.print(fold_text.verification(found))
+    assert said in console.file.getvalue()
 
 
 # --- the third verdict, and what a runtime cannot do ----------------------------------------------
@@ -954,14 +958,15 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def saved_by_a_script(tmp_path):
+@pytest.fixture(scope="module")
+def saved_by_a_script(tmp_path_factory):
     """Models with a layer that is not registered, of a class for which Keras notes no module."""
-    (tmp_path / "script_of_tests.py").write_text(SCRIPT)
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "script_of_tests.py").write_text(SCRIPT)
     subprocess.run(
-        [sys.executable, "script_of_tests.py"], cwd=tmp_path, check=True, capture_output=True
+        [sys.executable, "script_of_tests.py"], cwd=folder, check=True, capture_output=True
     )
-    return tmp_path
+    return folder
 
 
 @pytest.mark.parametrize("trust", [False, True])
@@ -1058,6 +1063,15 @@ def test_data_that_does_not_fit(tmp_path, arrays, message):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(BnfoldError, match=message):
         verify(*files, data=tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(("number", "odd"), [(2.5, "2.5"), (np.nan, "nan"), (2**31, "2147483648")])
+def test_whole_numbers_are_not_made_of_what_they_cannot_hold(number, odd):
+    spec = InputSpec("words", (None, 2), "int32")
+    with pytest.raises(BnfoldError, match=f"'words' takes int32, which cannot hold {odd}"):
+        load(np.array([[1, 2], [3, number]]), [spec])
+    (found,) = load(np.array([[1.0, 2.0]]), [spec])[0].inputs
+    assert found.dtype == np.int32
 
 
 def test_data_that_is_not_finite_is_a_warning(tmp_path):

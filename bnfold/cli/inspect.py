@@ -321,11 +321,16 @@ def _show_layer(
 
 
 def _no_such_layer(model: "Inspection", name: str) -> str:
-
     import difflib
 
+    from bnfold.reports import terminal
+
     paths = [decision.batchnorm.path for decision in model.plan.decisions]
-    alike = ["/".join(path) for path in paths if path[-1] == name]
-    alike = alike or difflib.get_close_matches(name, ["/".join(path) for path in paths])
-    hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
+    every = ["/".join(path) for path in paths]
+    alike = [whole for whole, path in zip(every, paths, strict=True) if path[-1] == name]
+    alike = alike or difflib.get_close_matches(name, every)
+    if alike:
+        hint = f"; did you mean {' or '.join(alike)}?"
+    else:
+        hint = f"; there are: {terminal.names(every)}" if every else ""
     return f"no single BatchNormalization is named {name!r}{hint}"

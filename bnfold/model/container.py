@@ -172,7 +172,11 @@ def sniff(path: Path) -> Kind:
         return "keras"
     if magic == _HDF5_MAGIC:
         return "h5"
-    what = "the file is empty" if not magic else "neither a .keras archive nor an HDF5 file"
+    if not magic:
+        raise UnreadableModelError("the file is empty")
+    what = "neither a .keras archive nor an HDF5 file"
+    if path.suffix.lower() == ".onnx":
+        what += "; bnfold writes ONNX files and reads those of Keras"
     raise UnreadableModelError(what)
 
 

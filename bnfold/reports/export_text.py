@@ -7,14 +7,14 @@ from rich.text import Text
 
 from bnfold.exporting import ExportReport
 from bnfold.model.guard import printable
-from bnfold.reports import fold_text
+from bnfold.reports import fold_text, terminal
 from bnfold.verification.exported import Check
 from bnfold.verification.tensors import Port
 
 
 def export(report: ExportReport) -> RenderableType:
     """The report on an export."""
-    parts = []
+    parts: list[RenderableType] = []
     if report.plan is not None:
         parts += fold_text.decisions(report.plan, report.replaced, report.unused_keep)
     if report.verification is not None:
@@ -30,10 +30,12 @@ def export(report: ExportReport) -> RenderableType:
     return Group(*parts)
 
 
-def _check(check: Check) -> list[Text]:
-    warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in check.warnings]
+def _check(check: Check) -> list[RenderableType]:
+    warnings = [
+        terminal.indented(f"warning: {printable(text)}", "yellow") for text in check.warnings
+    ]
     if not check.passed:
-        differences = [Text(f"  {printable(text)}", style="red") for text in check.differences]
+        differences = [terminal.indented(printable(text), "red") for text in check.differences]
         sentence = "ONNX Runtime does not compute what Keras computes"
         return [Text(sentence, style="red"), *differences, *warnings]
     first = Text("checked: ONNX Runtime computes what Keras computes", style="green")
@@ -45,9 +47,9 @@ def _check(check: Check) -> list[Text]:
     return [first, *warnings]
 
 
-def _ports(kind: str, ports: Sequence[Port]) -> list[Text]:
+def _ports(kind: str, ports: Sequence[Port]) -> list[RenderableType]:
     return [
-        Text(f"  {kind} {printable(port.name)} {_shape(port)} {port.dtype}", style="dim")
+        terminal.indented(f"{kind} {printable(port.name)} {_shape(port)} {port.dtype}", "dim")
         for port in ports
     ]
 

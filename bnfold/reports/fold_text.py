@@ -22,7 +22,7 @@ def fold(report: FoldReport) -> RenderableType:
     parts = decisions(report.plan, report.replaced, report.unused_keep)
     if report.dropped:
         dropped = " and ".join(report.dropped)
-        parts.append(Text(f"  left out {dropped}: the result is for inference", style="dim"))
+        parts.append(terminal.indented(f"left out {dropped}: the result is for inference", "dim"))
     if report.verification is not None:
         parts += verdict(report.verification)
     if report.written:
@@ -45,21 +45,26 @@ _STRICT = (
 )
 
 
-def decisions(plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]) -> list[Text]:
+_HINT = "'bnfold inspect' says what change would let them fold"
+
+
+def decisions(
+    plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]
+) -> list[RenderableType]:
     """What was folded, what was not and why, and which patterns of --keep said nothing."""
     folded, total = len(plan.folds), len(plan.decisions)
-    parts = [
+    parts: list[RenderableType] = [
         Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
     ]
     reasons = terminal.reasons(plan)
-    parts += [Text(f"  kept {reason}", style="dim") for reason, _ in reasons]
+    parts += [terminal.indented(f"kept {reason}", "dim") for reason, _ in reasons]
     if any(remedy for _, remedy in reasons):
-        parts.append(Text("  'bnfold inspect' says what change would let them fold", style="dim"))
+        parts.append(terminal.indented(_HINT, "dim"))
     if replaced:
         names = terminal.names([show(path) for path in replaced])
-        parts.append(Text(f"  now depthwise convolutions: {names}", style="dim"))
+        parts.append(terminal.indented(f"now depthwise convolutions: {names}", "dim"))
     parts += [
-        Text(f"  warning: --keep {unused!r} matches no layer", style="yellow")
+        terminal.indented(f"warning: --keep {unused!r} matches no layer", "yellow")
         for unused in unused_keep
     ]
     return parts
@@ -131,16 +136,29 @@ _VERDICTS = {
 }
 
 
-def verdict(result: Verification) -> list[Text]:
+def verdict(result: Verification) -> list[RenderableType]:
     """The verdict of a proof with what contradicts or limits it."""
     sentence, colour = _VERDICTS[result.verdict]
     first = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
         first.append(f" ({_what_was_compared(result)})", style="default")
-    differences = [Text(f"  {printable(text)}", style="red") for text in result.differences]
-    notes = [Text(f"  {printable(text)}", style="dim") for text in _notes(result)]
-    warnings = [Text(f"  warning: {printable(text)}", style="yellow") for text in result.warnings]
-    return [first, *differences, *notes, *warnings]
+    return [
+        first,
+        *(terminal.indented(printable(text), "red") for text in _first(result.differences)),
+        *(terminal.indented(printable(text), "dim") for text in _notes(result)),
+        *(terminal.indented(f"warning: {printable(text)}", "yellow") for text in result.warnings),
+    ]
+
+
+_SENTENCES = 8
+
+
+def _first(differences: Sequence[str]) -> list[str]:
+    """Where it begins comes first; what follows from that may be as many as there are values."""
+    more = len(differences) - _SENTENCES
+    if more <= 1:
+        return list(differences)
+    return [*differences[:_SENTENCES], f"and {more} more, which --format json has"]
 
 
 def _what_was_compared(result: Verification) -> str:

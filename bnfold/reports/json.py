@@ -17,11 +17,20 @@ if TYPE_CHECKING:
     from bnfold.recalibration import RecalibrationReport
     from bnfold.verification import Verification
 
+_SUFFIX = ".schema.json"
+
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report, such as "inspect": see docs/json.md."""
-    text = files("bnfold.reports").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
-    found: dict[str, Any] = json.loads(text)
+    """The JSON Schema of a report, such as "inspect": see docs/json.md.
+
+    Raises:
+        ValueError: no report has this name.
+    """
+    every = files("bnfold.reports").joinpath("schemas")
+    names = sorted(one.name.removesuffix(_SUFFIX) for one in every.iterdir())
+    if name not in names:
+        raise ValueError(f"no schema is named {name!r}; there are {', '.join(names)}")
+    found: dict[str, Any] = json.loads(every.joinpath(name + _SUFFIX).read_text("utf-8"))
     return found
 
 

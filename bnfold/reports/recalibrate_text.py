@@ -31,7 +31,7 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
             f"{terminal.plural('step', report.passes)} that cost {report.work:.2g} runs"
         ),
         _table(report.recalibrated),
-        *(Text(f"  {line}", style="dim") for line in _notes(report)),
+        *(terminal.indented(line, "dim") for line in _notes(report)),
     ]
     check = report.check
     if report.written:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 from bnfold.audit import Severity
 from bnfold.folding.plan import Blocked, Plan
@@ -37,6 +39,11 @@ def plain(report: Callable[[int], RenderableType]) -> str:
         report(_PIPE_WIDTH)
     )
     return text.getvalue()
+
+
+def indented(sentence: str, style: str = "") -> RenderableType:
+    """A sentence under another one, all its lines in from the left."""
+    return Padding(Text(sentence, style=style), (0, 0, 0, 2), expand=False)
 
 
 def plural(noun: str, count: int) -> str:

@@ -172,7 +172,7 @@ class Trial:
     """What Keras computes, and the judgement on files that should compute the same.
 
     `expected` is by sample set and output; an output is `bounded` when it ends in a softmax or
-    sigmoid.
+    sigmoid. `warnings` are on the samples.
     """
 
     interface: Interface
@@ -181,6 +181,7 @@ class Trial:
     expected: Sequence[Sequence[Yardstick]]
     seed: int
     library: str
+    warnings: Sequence[str]
 
     def check(self, path: Path) -> Check:
         """Compare the ONNX file with Keras. Raises CannotRunError."""
@@ -194,8 +195,9 @@ class Trial:
         return Check(
             outputs=tuple(outputs),
             differences=tuple(differences),
-            warnings=tuple(
-                f"output {name!r} was not exercised: it never changed" for name in unmoved
+            warnings=(
+                *self.warnings,
+                *(f"output {name!r} was not exercised: it never changed" for name in unmoved),
             ),
             sample_count=sum(one.count for one in self.sets),
             sample_kinds=tuple(one.kind for one in self.sets),

@@ -55,9 +55,12 @@ class UserData:
         return self.specs[0].shape[0]
 
     def take(self, start: int, stop: int) -> tuple[Array, ...]:
-        """Some samples, one array for each input in the dtype in which it goes in."""
+        """Some samples, one array for each input in the dtype in which it goes in.
+
+        Raises BnfoldError for a number that an input of whole numbers cannot hold.
+        """
         pairs = zip(self.arrays, self.specs, strict=True)
-        return tuple(_converted(array[start:stop], spec) for array, spec in pairs)
+        return tuple(_converted(array[start:stop], spec, self.name) for array, spec in pairs)
 
     def finite(self, start: int, stop: int) -> tuple[Array, ...]:
         """`take`; raises BnfoldError where a number is NaN, infinite or too large for its input."""
@@ -201,8 +204,14 @@ def _check(array: Array, spec: InputSpec, name: str) -> None:
         )
 
 
-def _converted(array: Array, spec: InputSpec) -> Array:
+def _converted(array: Array, spec: InputSpec, name: str) -> Array:
     if spec.dtype == "string":
         return array.astype("str").astype("object")
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(array.astype(storage(spec.dtype)))
+        found = np.asarray(array.astype(storage(spec.dtype)))
+    if found.dtype.kind in "iub" and not np.array_equal(found, array):
+        odd = array[found != array].flat[0]
+        raise BnfoldError(
+            f"{name}: input {printable(spec.name)!r} takes {found.dtype}, which cannot hold {odd}"
+        )
+    return found
