@@ -350,3 +350,30 @@ def test_a_signal_at_any_moment(number: int, delay: float, large: Path, folder: 
         assert process.returncode != 0
     else:
         assert is_model(target)
+
+
+IN_A_FINALIZER = """
+import signal, sys, time
+from bnfold.cli import group
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal({number})
+        time.sleep(0.01)
+
+@group.main.command()
+def wait():
+    Finalized()
+    time.sleep(20)
+
+sys.argv[1:] = ["wait"]
+group.run()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_finalizer_is_not_lost(number: int, code: int) -> None:
+    words = [sys.executable, "-c", IN_A_FINALIZER.format(number=int(number))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=15)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,8 +2,10 @@
 
 import gc
 import io
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable
 
 _SENTENCE = 400  # characters, more than any
+_SOON = 0.1  # seconds
 
 
 class Commands(click.Group):
@@ -79,8 +82,20 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _stop_all_the_same(lost: "sys.UnraisableHookArgs") -> None:
+    """Have a signal come once more that came in a finalizer, where Python drops what it raises."""
+    if isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
+        interrupted = isinstance(lost.exc_value, KeyboardInterrupt)
+        number = signal.SIGINT if interrupted else signal.SIGTERM
+        threading.Timer(_SOON, os.kill, [os.getpid(), number]).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def run() -> None:
     """The console script."""
+    if os.name == "posix":
+        sys.unraisablehook = _stop_all_the_same
     # Reading a model makes many small objects and no garbage worth looking for so often.
     gc.set_threshold(100_000, 20, 20)
     for name in ("SIGTERM", "SIGHUP"):
