@@ -36,14 +36,7 @@ import bnfold
 
 MODELS = 30
 MODELS_FOR_TOOLS = 6
-FURTHER_OUT = (
-    "mean added",
-    "concatenated branches exchanged",
-    "recurrent bias of a GRU",
-    "flattened order",
-    "activation ignored",
-)
-BY_DEFAULT = {kind: 1 if kind in FURTHER_OUT else 2 for kind in KINDS}
+BY_DEFAULT = dict.fromkeys(KINDS, 1)
 RIGHT_BY_DEFAULT = {"padding border ignored": 1}
 HARMLESS_BY_DEFAULT = dict.fromkeys(
     ("means of a thousand deviations", "mixed_float16", "deep chain", "beside a skip"), 1
