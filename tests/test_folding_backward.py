@@ -1052,7 +1052,6 @@ def mask_dropped_before() -> Any:
     return chain((5,), *layers, BN(), L.LSTM(2), dtype="int32")
 
 
-@pytest.mark.filterwarnings("ignore:Layer 'einsum_dense'")
 @pytest.mark.parametrize(
     ("build", "left"),
     [

@@ -1,6 +1,6 @@
 """The judge is judged: every planted mistake is found, at its layer; no right fold is refused.
 
-By default two models of each kind of mistake, one of the kinds further out, and a few right folds.
+By default one model of each kind of mistake and a few right folds.
 All of them, thirty models of each kind with their wrong and their right folds:
 
     pytest tests/test_judge.py -m "slow or not slow"
