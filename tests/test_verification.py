@@ -1108,7 +1108,14 @@ def masked_inside(*, mask):
     return keras.Model(inputs, masked_numbers(mask=mask)(layers.Identity()(inputs)))
 
 
-@pytest.mark.parametrize("make", [masked_numbers, masked_words, masked_inside])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(masked_numbers, marks=pytest.mark.slow),
+        pytest.param(masked_words, marks=pytest.mark.slow),
+        masked_inside,
+    ],
+)
 def test_a_mask_that_was_lost_is_seen(tmp_path, make):
     for mask, name in ((True, "one.keras"), (False, "two.keras")):
         keras.utils.set_random_seed(2)
