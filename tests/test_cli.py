@@ -353,6 +353,12 @@ def outcome(verdict: Verdict, basis: Basis = Basis.BOTH) -> Verification:
     return Verification(verdict, basis, ("it is off",), ("a warning",), 0, "keras", rule)
 
 
+def verified(result: Verification, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(fold_text.verification(result))
+    return console.file.getvalue()
+
+
 def test_the_comparisons_fit_a_terminal() -> None:
     accuracy = Accuracy(1.25e-06, 1e-07, 134.0)
     runtimes = ("keras float64", "keras", "onnxruntime", "onnxruntime optimised")
@@ -364,9 +370,7 @@ def test_the_comparisons_fit_a_terminal() -> None:
         for runtime in runtimes
     ]
     result = replace(outcome(Verdict.EQUIVALENT), comparisons=tuple(rows))
-    console = Console(width=80, file=io.StringIO())
-    console.print(fold_text.verification(result))
-    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    lines = [line.strip() for line in verified(result, 80).splitlines()]
     assert "the_scores_of_all_classes before softmax" in " ".join(lines)
     for runtime in runtimes:
         assert f"{runtime} 1.25e-06 1.25e-06 134 0.5" in [" ".join(line.split()) for line in lines]
@@ -377,10 +381,8 @@ def test_what_became_nan_is_neither_near_nor_quiet() -> None:
         *("scores", True, None, "keras", "standard normal", None, Accuracy(0.0, 0.0, None)),
         *(math.inf, 0.0, math.inf, False, 0, 0),
     )
-    console = Console(width=80, file=io.StringIO())
     result = replace(outcome(Verdict.DIFFERENT), comparisons=(became_nan,))
-    console.print(fold_text.verification(result))
-    assert "keras inf none inf" in " ".join(console.file.getvalue().split())
+    assert "keras inf none inf" in " ".join(verified(result, 80).split())
 
 
 @pytest.mark.parametrize(
@@ -424,12 +426,6 @@ def test_the_tolerance_of_the_user_is_in_the_verdict() -> None:
     rule = Rule(rtol=0.1)
     result = replace(outcome(Verdict.EQUIVALENT), rule=rule.text())
     assert f"\n  as --rtol and --atol allow: {rule.text()}\n" in verified(result, 400)
-
-
-def verified(result: Verification, width: int) -> str:
-    console = Console(width=width, file=io.StringIO())
-    console.print(fold_text.verification(result))
-    return console.file.getvalue()
 
 
 def test_of_many_differences_the_first_are_told() -> None:

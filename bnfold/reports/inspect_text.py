@@ -192,22 +192,22 @@ def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
     return Text(f"stays [{numbers[terminal.pattern(decision)]}]", style="yellow")
 
 
-def _reasons(plan: Plan) -> list[Text]:
-    lines = []
+def _reasons(plan: Plan) -> list[RenderableType]:
+    lines: list[RenderableType] = []
     for number, (reason, remedy) in enumerate(terminal.reasons(plan), start=1):
         lines.append(Text(f"[{number}] {reason}"))
         if remedy:
-            lines.append(Text(f"      to fold it: {remedy}", style="dim"))
+            lines.append(terminal.indented(f"to fold it: {remedy}", "dim", by=6))
     return lines
 
 
-def _findings(findings: Sequence[Finding]) -> list[Text]:
+def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
     """The findings, the worst first; what is said of several layers alike is said once."""
     alike: dict[tuple[Severity, str, str], list[Finding]] = {}
     for finding in sorted(findings, key=lambda finding: finding.severity.rank):
         message = finding.message if finding.severity is not Severity.INFO else finding.remedy
         alike.setdefault((finding.severity, finding.code, message), []).append(finding)
-    lines = [Text("")] if findings else []
+    lines: list[RenderableType] = [Text("")] if findings else []
     for (severity, code, _), same in alike.items():
         head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
@@ -215,7 +215,7 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
         said = messages.pop() if len(messages) == 1 else f"{len(same)} layers"
         lines += [
             head.append(f"{layers}: {said}", style="default"),
-            Text(f"      {same[0].remedy}", style="dim"),
+            terminal.indented(same[0].remedy, "dim", by=6),
         ]
     return lines
 

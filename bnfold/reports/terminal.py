@@ -41,9 +41,9 @@ def plain(report: Callable[[int], RenderableType]) -> str:
     return text.getvalue()
 
 
-def indented(sentence: str, style: str = "") -> RenderableType:
+def indented(sentence: str, style: str, by: int = 2) -> RenderableType:
     """A sentence under another one, all its lines in from the left."""
-    return Padding(Text(sentence, style=style), (0, 0, 0, 2), expand=False)
+    return Padding(Text(sentence, style=style), (0, 0, 0, by), expand=False)
 
 
 def plural(noun: str, count: int) -> str:
