@@ -168,18 +168,14 @@ def examine(
     plan.
     """
     inputs = samples(model) if inputs is None else inputs
-    allowed = tolerance(model) if allowed is None else allowed
     for form in forms:
         model.save(folder / f"original{form}")
-    ways: list[dict[str, Any]] = [{"training": False}, *([{}] if bare else [])]
-    expected = [outputs(model, inputs, **way) for way in ways]
+    expected = [outputs(model, inputs, **way) for way in ways(bare)]
     planned = None
     for form in forms:
-        source, target = folder / f"original{form}", folder / f"folded{form}"
-        planned = fold_file(source, target)
+        planned = fold_file(folder / f"original{form}", folder / f"folded{form}")
         reasons = [blocked.reason for blocked in planned.blocked]
-        folded = load(target, customs)
-        assert interface(folded) == interface(model)
+        folded = load(folder / f"folded{form}", customs)
         remaining = batchnorms(folded)
         if isinstance(left, int):
             assert len(remaining) == left, (remaining, reasons)
@@ -187,11 +183,31 @@ def examine(
             assert remaining == sorted(left), (remaining, reasons)
         for said in [reason] if isinstance(reason, str) else reason or ():
             assert any(said in sentence for sentence in reasons), reasons
-        for before, way in zip(expected, ways, strict=True):
-            worst = difference(before, outputs(folded, inputs, **way))
-            assert worst <= allowed, f"{form} {way}: off by {worst:.3g}"
+        assert_same(model, folded, inputs, expected, allowed, bare=bare)
     assert planned is not None
     return planned
+
+
+def ways(bare: bool) -> list[dict[str, Any]]:
+    """The arguments with which a model is called to compare it."""
+    return [{"training": False}, *([{}] if bare else [])]
+
+
+def assert_same(
+    model: Any,
+    folded: Any,
+    inputs: Any,
+    expected: Sequence[list[Any]],
+    allowed: float | None = None,
+    *,
+    bare: bool = False,
+) -> None:
+    """The interface is that of `model`, and the outputs are the expected ones, in each way."""
+    assert interface(folded) == interface(model)
+    allowed = tolerance(model) if allowed is None else allowed
+    for before, way in zip(expected, ways(bare), strict=True):
+        worst = difference(before, outputs(folded, inputs, **way))
+        assert worst <= allowed, f"{way}: off by {worst:.3g}"
 
 
 def open_weights(path: Path) -> h5py.File:

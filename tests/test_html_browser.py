@@ -126,26 +126,20 @@ def test_no_script_could_run_on_the_page(browser: Any, files: dict[str, Path]) -
     tab.close()
 
 
-@pytest.mark.parametrize("opened", [False, True], ids=["closed", "opened"])
+def assert_nothing_sticks_out(tab: Any, width: int) -> None:
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert checked(tab, f"stickingOut({width})") == []
+
+
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("size", [PHONE, (800, 900), DESK], ids=["phone", "tablet", "desk"])
-def test_nothing_sticks_out(
-    name: str, size: tuple[int, int], opened: bool, show: Callable[..., Any]
-) -> None:
-    tab = show(name, size)
-    if opened:
-        checked(tab, "open()")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
-    assert checked(tab, f"stickingOut({size[0]})") == []
-
-
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
-def test_no_text_lies_on_other_text_or_is_cut(
+def test_nothing_sticks_out_lies_on_other_text_or_is_cut(
     name: str, size: tuple[int, int], show: Callable[..., Any]
 ) -> None:
     tab = show(name, size)
+    assert_nothing_sticks_out(tab, size[0])
     checked(tab, "open()")
+    assert_nothing_sticks_out(tab, size[0])
     assert checked(tab, "overlapping()") == []
     assert checked(tab, "cut()") == []
 

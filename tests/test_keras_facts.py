@@ -296,7 +296,14 @@ LARGE: dict[str, Build] = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
+TO_BUILD = ("a-row-of-joins", "a-wide-join")
+"""What Keras takes long to build, not we to plan."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in TO_BUILD)) for name in LARGE],
+)
 def test_a_plan_takes_no_time_to_speak_of(name: str, tmp_path: Path) -> None:
     LARGE[name]().save(tmp_path / "model.keras")
     start = time.process_time()
