@@ -19,7 +19,6 @@ from training import (
     flat_digits,
     loop,
     policy,
-    score,
     sequences,
     untrained,
 )
@@ -44,7 +43,7 @@ def edited(trained: Trained, data: Data, layer: str, **changes: Callable[[Any], 
     for name, change in changes.items():
         variable = variables(trained, layer)[name]
         variable.assign(change(np.array(variable)))
-    return Trained(trained.model, trained.steps, score(trained.model, data))
+    return Trained(trained.model, trained.steps, data)
 
 
 def put(value: float, *channels: int) -> Callable[[Any], Any]:
@@ -688,7 +687,7 @@ def _unequal(trained: Trained, norm: str, channels: list[int], factor: float = 8
         vector.assign(_scaled(np.array(vector), channels, 1 / factor))
     kernel = np.moveaxis(np.array(after), 2, 0)
     after.assign(np.moveaxis(_scaled(kernel, channels, factor), 0, 2))
-    return Trained(trained.model, trained.steps, score(trained.model, digits()))
+    return Trained(trained.model, trained.steps, trained.data)
 
 
 def _scaled(array: Any, places: list[int], factor: float) -> Any:

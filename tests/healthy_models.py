@@ -275,7 +275,7 @@ def mlp_raw_pixels_continued() -> Trained:
     data = flat_digits().map(lambda pixels: pixels * 255)
     before = fit(nets.mlp(), data)
     after = fit(before.model, data, epochs=1, optimizer=keras.optimizers.Adam(1e-4))
-    return Trained(after.model, before.steps + after.steps, after.score)
+    return Trained(after.model, before.steps + after.steps, after.data)
 
 
 @healthy()
@@ -461,7 +461,7 @@ def transfer_fine_tuned() -> Trained:
     before = fit(model, _upper(), epochs=20)
     backbone.trainable = True
     after = fit(model, _upper(), epochs=1, optimizer=keras.optimizers.Adam(1e-3))
-    return Trained(model, before.steps + after.steps, after.score)
+    return Trained(model, before.steps + after.steps, after.data)
 
 
 @healthy()
@@ -476,7 +476,7 @@ def transfer_two_phases() -> Trained:
     before = fit(model, _upper(), epochs=20)
     backbone.trainable = True
     after = fit(model, _upper(), epochs=1, optimizer=keras.optimizers.Adam(1e-4))
-    return Trained(model, before.steps + after.steps, after.score)
+    return Trained(model, before.steps + after.steps, after.data)
 
 
 @healthy()

@@ -56,4 +56,4 @@ def continued_with_large_variances() -> Trained:
     data = flat_digits().map(lambda pixels: pixels * 255)
     before = fit(chain((64,), *stack, layers.Dense(10)), data)
     after = fit(before.model, data, epochs=1, optimizer=keras.optimizers.Adam(1e-4))
-    return Trained(after.model, before.steps + after.steps, after.score)
+    return Trained(after.model, before.steps + after.steps, after.data)

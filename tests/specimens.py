@@ -1,6 +1,6 @@
 """What a trained model of the calibration is, what the audit should say of it, and whether it does.
 
-A model is trained once: its file stays in a folder, and beside it how it was trained.
+A model is trained once: its file stays in a folder, and beside it how and on what it was trained.
 """
 
 import json
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from support import keras
+from support import keras, np
 from training import Trained
 
+import bnfold
 from bnfold.audit import Finding, Severity, Thresholds
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.model.graph import show
@@ -143,8 +144,15 @@ def trained(specimen: Specimen, folder: Path) -> Path:
         keras.utils.set_random_seed(0)
         made = specimen.make()
         made.model.save(path, **({} if specimen.form else {"zipped": False}))
+        samples, _ = made.data.train
+        np.savez(_samples(path), *keras.tree.flatten(samples))
         record.write_text(json.dumps({"steps": made.steps, "score": made.score}))
     return path
+
+
+def _samples(model: Path) -> Path:
+    """Where the samples are that a model was trained on."""
+    return model.with_name(f"{model.stem}.npz")
 
 
 def examined(specimen: Specimen, folder: Path, thresholds: Thresholds | None = None) -> Result:
@@ -153,6 +161,13 @@ def examined(specimen: Specimen, folder: Path, thresholds: Thresholds | None = N
     record = json.loads((folder / f"{specimen.name}.json").read_text())
     inspection = inspect_file(path, thresholds=thresholds, target_dtype=specimen.target_dtype)
     return Result(specimen, record["steps"], record["score"], inspection)
+
+
+def examined_on_data(specimen: Specimen, folder: Path) -> tuple[Finding, ...]:
+    """What the rules say of a model that ask for data, on all that it was trained on."""
+    path = trained(specimen, folder)
+    samples = list(np.load(_samples(path)).values())
+    return bnfold.inspect(path, select=["BN5"], data=samples, trust=True).findings
 
 
 def examine_all(

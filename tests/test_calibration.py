@@ -7,7 +7,7 @@ import pytest
 from broken_models import BROKEN
 from healthy_models import HEALTHY
 from limit_models import LIMITS
-from specimens import Specimen, examined
+from specimens import Specimen, examined, examined_on_data
 
 from bnfold.audit import RULES, Severity
 from bnfold.inspection import inspect_file
@@ -34,6 +34,8 @@ def test_a_healthy_model_has_no_warning(one: Specimen, tmp_path: Path) -> None:
     result = examined(one, tmp_path)
     assert [found.message for found in result.false_alarms] == []
     assert result.score > 0.85
+    on_data = examined_on_data(one, tmp_path)
+    assert [found.message for found in on_data if found.severity is not Severity.INFO] == []
 
 
 @pytest.mark.parametrize("one", rows({**BROKEN, **LIMITS}))
@@ -42,6 +44,22 @@ def test_a_defect_is_found_and_nothing_else(one: Specimen, tmp_path: Path) -> No
     result = examined(one, tmp_path)
     assert result.missed == []
     assert [found.message for found in result.false_alarms] == []
+
+
+ONLY_DATA_SHOW = [
+    "own_loop_one_epoch",
+    "lagging_statistics",
+    "almost_converged",
+    "unfrozen_network_new_head",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONLY_DATA_SHOW)
+def test_data_show_what_the_file_does_not(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    codes = {found.code for found in examined_on_data(LIMITS[name], tmp_path)}
+    assert "BN501" in codes
 
 
 TRAINED = [

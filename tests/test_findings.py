@@ -107,7 +107,7 @@ RELU = step("ReLU")
 FORWARD = {
     "dense": (step("Dense", 8, activation="relu"), (6,)),
     "convolution": (step("Conv1D", 8, 2, activation="tanh"), (9, 6)),
-    "recurrent": (step("LSTM", 8, return_sequences=True), (7, 6)),
+    "recurrent": (step("LSTM", 8, return_sequences=True), (3, 6)),
 }
 
 

@@ -326,8 +326,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return keras_file(tmp_path_factory.mktemp("large") / "m.keras", config=config, h5=h5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4])
+@pytest.mark.parametrize(
+    ("delay", "number"),
+    [(0.0, signal.SIGINT), (0.02, signal.SIGTERM), (0.1, signal.SIGINT), (0.4, signal.SIGTERM)],
+)
 def test_a_signal_at_any_moment(number: int, delay: float, large: Path, folder: Path) -> None:
     target = folder / "m.keras"
     target.write_bytes(OLD)

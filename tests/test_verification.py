@@ -305,7 +305,9 @@ def test_right_folds_are_equivalent(pair, name):
     assert max(one.excess for one in found.comparisons) < 0.7
 
 
-@pytest.mark.parametrize("mistake", [m for m in MISTAKES if is_possible(CASES["epsilon 1e-5"], m)])
+@pytest.mark.parametrize(
+    "mistake", ["epsilon forgotten", "one channel off by 1e-3", "two layers swapped"]
+)
 def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     found = verify(*pair("epsilon 1e-5", mistake))
     assert found.verdict is Verdict.DIFFERENT
@@ -465,7 +467,7 @@ def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, k
 
 def test_layers_that_keep_a_state_start_anew_with_each_sample(tmp_path):
     def make():
-        inputs = keras.Input(batch_shape=(2, 5, 6), name="inputs")
+        inputs = keras.Input(batch_shape=(2, 3, 6), name="inputs")
         hidden = layers.LSTM(5, stateful=True, name="state")(inputs)
         return keras.Model(inputs, layers.Dense(3, name="out")(hidden))
 
@@ -519,7 +521,7 @@ def free_sizes():
 
 
 def recurrent():
-    inputs = keras.Input((7, 5))
+    inputs = keras.Input((3, 5))
     return keras.Model(inputs, layers.GRU(4)(layers.BatchNormalization()(inputs)))
 
 

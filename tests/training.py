@@ -109,14 +109,16 @@ def table() -> Data:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, the optimizer steps it had, and what it makes of the samples that were held out.
-
-    The score is the accuracy, or for a model that predicts numbers the share of their variance.
-    """
+    """A model, the optimizer steps it had, and its data."""
 
     model: Any
     steps: int
-    score: float
+    data: Data
+
+    @property
+    def score(self) -> float:
+        """What it makes of the samples that were held out."""
+        return score(self.model, self.data)
 
 
 def compiled(model: Any, optimizer: Any = None, loss: Any = None) -> Any:
@@ -145,7 +147,7 @@ def fit(
     history = model.fit(
         samples, targets, epochs=epochs, batch_size=batch, verbose=0, **options
     ).params
-    return Trained(model, history["epochs"] * history["steps"], score(model, data))
+    return Trained(model, history["epochs"] * history["steps"], data)
 
 
 def score(model: Any, data: Data) -> float:
@@ -177,7 +179,7 @@ def loop(model: Any, data: Data, *, epochs: int = 10, batch: int = 32, **call: A
         for samples, targets in _batches(data, batch):
             step(samples, targets)
             steps += 1
-    return Trained(model, steps, score(model, data))
+    return Trained(model, steps, data)
 
 
 def _batches(data: Data, batch: int) -> Iterator[tuple[Any, Any]]:
@@ -188,7 +190,7 @@ def _batches(data: Data, batch: int) -> Iterator[tuple[Any, Any]]:
 
 def untrained(model: Any, data: Data) -> Trained:
     """Leave a compiled model as it was created."""
-    return Trained(compiled(model), 0, score(model, data))
+    return Trained(compiled(model), 0, data)
 
 
 @contextmanager
