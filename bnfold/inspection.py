@@ -49,6 +49,7 @@ class Inspection:
         note: why nothing can be folded at all, where that is so.
         suppressed: findings that do not count, for a reason that somebody gave.
         observed: what went into each layer while the model ran over data; None where it did not.
+        thresholds: the settings of the rules that were asked.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Inspection:
     note: str | None = None
     suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
     observed: Mapping[LayerPath, Observed] | None = field(default=None, repr=False)
+    thresholds: Thresholds = field(default_factory=Thresholds, repr=False)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -87,6 +89,11 @@ class Inspection:
     def findings_on(self, decision: Fold | Blocked) -> tuple[Finding, ...]:
         """The findings on one layer."""
         return tuple(found for found in self.findings if found.layer == decision.batchnorm.path)
+
+    def suppressed_on(self, decision: Fold | Blocked) -> tuple[Suppressed, ...]:
+        """The findings on one layer that do not count."""
+        path = decision.batchnorm.path
+        return tuple(one for one in self.suppressed if one.finding.layer == path)
 
     def layer(self, name: str) -> Fold | Blocked | None:
         """The decision for the layer of this nested path, or of this name if it is the only one."""
@@ -141,6 +148,7 @@ def inspect_file(
             graph=model.graph,
             note=_SUBCLASSED if subclassed else None,
             observed=observed,
+            thresholds=Thresholds() if thresholds is None else thresholds,
         )
 
 

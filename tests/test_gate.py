@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 from test_hostile import directory_model, entry, fill, functional, keras_file, legacy_file, weights
@@ -18,6 +19,7 @@ from bnfold.audit import RULES, TARGET_DTYPES
 from bnfold.audit.selection import chosen
 from bnfold.cli import main
 from bnfold.errors import SettingsError
+from bnfold.reports.json import schema
 from bnfold.settings import FAIL_ON
 
 CHANNELS = 4
@@ -376,7 +378,14 @@ def test_one_layer_shows_what_counts(broken: Path) -> None:
     assert run(broken, "--layer", "bad").exit_code == 1
     assert run(broken, "--layer", "good").exit_code == 0
     configure(SUPPRESS)
-    assert run(broken, "--layer", "bad").exit_code == 0
+    result = run(broken, "--layer", "bad")
+    assert result.exit_code == 0
+    assert "findings that do not count: 1 suppressed" in result.stdout
+    assert "do not count" not in run(broken, "--layer", "good").stdout
+    found = json.loads(run(broken, "--layer", "bad", "--format", "json").stdout)
+    jsonschema.validate(found, schema("layer"))
+    assert [one["code"] for one in found["suppressed"]] == ["BN105"]
+    assert "BN105" not in [one["code"] for one in found["findings"]]
 
 
 # --- the baseline ---

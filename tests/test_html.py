@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pictures import Element, keras, page, parsed, saved
 from test_hostile import keras_file, model_config
 
+from bnfold.audit import Thresholds
 from bnfold.audit.selection import Suppressed
 from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Fold
@@ -161,6 +162,20 @@ def test_dead_far_and_broken_channels_are_marked_by_name(tmp_path: Path) -> None
     assert {("3", "broken"), ("7", "broken")} <= {
         (row.tags("th")[0].text, row.tags("td")[0].text) for row in listed
     }
+
+
+def test_channels_are_marked_by_the_thresholds_that_were_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    model = keras.Sequential([keras.Input((4,)), L.BatchNormalization(epsilon=1e-3)])
+    model.layers[0].moving_variance.assign([1.0, 1.0, 1.0, 4e-4])
+    model.save(path)
+
+    def marked(share: float) -> bool:
+        thresholds = Thresholds(vanishing_variance=share)
+        return "#t-dead" in html.inspections([inspect_file(path, thresholds=thresholds)])
+
+    assert marked(0.5)
+    assert not marked(0.3)
 
 
 @pytest.mark.parametrize("name", pictures.HOSTILE, ids=lambda name: ascii(name)[1:20])

@@ -311,13 +311,11 @@ def _show_layer(
     found = model.layer(name)
     if found is None:
         raise click.UsageError(_no_such_layer(model, name))
-    findings = model.findings_on(found)
     if format_ == "json":
         _put(json.layer(model, found), output)
     else:
-        seen = model.observed_at(found)
-        _print(lambda _: inspect_text.layer(found, findings, seen), output)
-    return list(findings)
+        _print(lambda _: inspect_text.layer(model, found), output)
+    return list(model.findings_on(found))
 
 
 def _no_such_layer(model: "Inspection", name: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Finding, Severity
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.inspection import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
@@ -56,9 +57,12 @@ def inspection(model: Inspection, width: int) -> RenderableType:
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(_not_said_yet(model.findings))
-    if model.suppressed:
-        parts.append(Text(f"findings that do not count: {terminal.set_aside([model])}"))
-    return Group(*parts)
+    return Group(*parts, *_set_aside(model.suppressed))
+
+
+def _set_aside(suppressed: Sequence[Suppressed]) -> list[RenderableType]:
+    said = terminal.set_aside(suppressed)
+    return [Text(f"findings that do not count: {said}")] if said else []
 
 
 def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
@@ -220,9 +224,7 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
     return lines
 
 
-def layer(
-    decision: Fold | Blocked, findings: Sequence[Finding], observed: Observed | None = None
-) -> RenderableType:
+def layer(model: Inspection, decision: Fold | Blocked) -> RenderableType:
     """One BatchNormalization in full, with what the rules say of it."""
     batchnorm = decision.batchnorm
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -235,7 +237,13 @@ def layer(
     if isinstance(decision, Blocked) and decision.remedies:
         facts.add_row("to fold it", Text(printable("; or ".join(decision.remedies))))
     title = Text(printable(show(batchnorm.path)), style="bold")
-    return Group(title, facts, _channels(batchnorm, observed), *_findings(_not_said_yet(findings)))
+    return Group(
+        title,
+        facts,
+        _channels(batchnorm, model.observed_at(decision)),
+        *_findings(_not_said_yet(model.findings_on(decision))),
+        *_set_aside(model.suppressed_on(decision)),
+    )
 
 
 def value(setting: Any) -> str:

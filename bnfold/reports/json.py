@@ -55,6 +55,7 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
             "path": str(model.path),
             "layer": describe_layer(decision, model.observed_at(decision)),
             "findings": [finding.to_dict() for finding in model.findings_on(decision)],
+            "suppressed": [one.to_dict() for one in model.suppressed_on(decision)],
         }
     )
 

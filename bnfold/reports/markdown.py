@@ -40,7 +40,7 @@ def _model(model: Inspection) -> str:
         rows = sorted(model.findings, key=lambda finding: finding.severity.rank)
         blocks.append("\n".join([_HEAD, *map(_row, rows)]))
     if model.suppressed:
-        blocks.append(f"{terminal.set_aside([model])}.")
+        blocks.append(f"{terminal.set_aside(model.suppressed)}.")
     return "\n\n".join(blocks)
 
 

@@ -7,7 +7,7 @@ never into markup: a layer's name must not be able to paint the terminal.
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
@@ -20,6 +20,7 @@ from bnfold.model.graph import show
 from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
+    from bnfold.audit.selection import Suppressed
     from bnfold.inspection import Inspection
 
 _SHOWN_LAYERS = 4
@@ -63,13 +64,13 @@ def totals(models: Sequence["Inspection"]) -> str:
     counts = Counter(finding.severity for model in models for finding in model.findings)
     found = [f"{counts[s]} {plural(str(s), counts[s])}" for s in Severity if counts[s]]
     said = f"{', '.join(found) or 'no findings'} in {len(models)} {plural('model', len(models))}"
-    aside = set_aside(models)
+    aside = set_aside([one for model in models for one in model.suppressed])
     return f"{said}; {aside}" if aside else said
 
 
-def set_aside(models: Sequence["Inspection"]) -> str:
+def set_aside(suppressed: "Iterable[Suppressed]") -> str:
     """How many findings do not count, and why; nothing where there are none."""
-    counts = Counter(one.by for model in models for one in model.suppressed)
+    counts = Counter(one.by for one in suppressed)
     said = []
     if counts["suppression"]:
         said.append(f"{counts['suppression']} suppressed")

@@ -241,7 +241,7 @@ class ModelPage:
     @property
     def aside(self) -> str:
         """How many findings do not count, and why."""
-        return terminal.set_aside([self.model])
+        return terminal.set_aside(self.model.suppressed)
 
     def anchor(self, line: int) -> str:
         """The id of a line that links lead to."""
@@ -297,7 +297,7 @@ def model_page(model: Inspection, number: int) -> ModelPage:
     found = rows(model)
     width, drawn = wires(found)
     channels = {
-        place: LayerVectors(row.decision)
+        place: LayerVectors(row.decision, model.thresholds)
         for place, row in enumerate(found)
         if row.decision is not None
     }

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.audit import Subject
+from bnfold.audit import Subject, Thresholds
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.inspection import channel_values
 from bnfold.model.batchnorm import Vector
@@ -76,13 +76,15 @@ class Plot:
 class LayerVectors:
     """The vectors of one layer, and which of its channels are marked; each mask is (channels,)."""
 
-    def __init__(self, decision: Fold | Blocked) -> None:
+    def __init__(self, decision: Fold | Blocked, thresholds: Thresholds) -> None:
         self.batchnorm = decision.batchnorm
         values = channel_values(self.batchnorm)
         self.vectors: dict[str, Vector] = {k: v for k, v in values.items() if v is not None}
         # Without the file's variables there is nothing to ask a subject for.
         known = self.batchnorm.vectors
-        self._subject = None if known is None else Subject(self.batchnorm, known, decision)
+        self._subject = (
+            None if known is None else Subject(self.batchnorm, known, decision, thresholds)
+        )
 
     @cached_property
     def dead(self) -> Mask:
