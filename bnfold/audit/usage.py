@@ -90,7 +90,8 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
             model = keras.Model(inputs, norm(hidden, training=True))
 
         > error: it is called with training=True, so it normalizes with the batch's
-        > statistics: its output depends on what else is in the batch
+        > statistics: in model(x) and in an export, its output depends on what else is in the
+        > batch
 
     What to do:
         Build the model without `training=True` and let `fit` and `predict` choose the mode. If
@@ -106,7 +107,8 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
         return None
     return Verdict(
         Severity.ERROR,
-        f"{decision.reason}: its output depends on what else is in the batch",
+        f"{decision.reason}: in model(x) and in an export, its output depends on what else is in "
+        "the batch",
         "; or ".join(decision.remedies) or "freeze the layer (trainable=False)",
     )
 
