@@ -150,7 +150,7 @@ def inverted_momentum(subject: Subject) -> Verdict | None:
         statistics again. If the small value is meant, ignore the rule for this layer.
 
     References:
-        - ludwig-ai/ludwig 2100, the same default in both conventions:
+        - ludwig-ai/ludwig 2100, momenta of the other convention:
           <https://github.com/ludwig-ai/ludwig/pull/2100>
     """
     momentum = subject.momentum

@@ -43,7 +43,8 @@ def fold_overflows(subject: Subject) -> Verdict | None:
 
     Why it matters:
         Runtimes fold too: one that folds and then converts to float16 gets infinity, which
-        makes the channel NaN, or subnormal numbers, which have few digits or are flushed to 0.
+        makes the channel NaN, or the largest number there is in its place, or subnormal
+        numbers, which have few digits or are flushed to 0.
         The scale gamma / sqrt(v + e) is large where the variance is small.
 
     Formula:
@@ -67,8 +68,10 @@ def fold_overflows(subject: Subject) -> Verdict | None:
         and BN403, which name the channels whose scale is out of line.
 
     References:
-        - NVIDIA/TensorRT 1450: <https://github.com/NVIDIA/TensorRT/issues/1450>
-        - NVIDIA/TensorRT 3699: <https://github.com/NVIDIA/TensorRT/issues/3699>
+        - NVIDIA/TensorRT 3101, weights beyond float16 in a conversion:
+          <https://github.com/NVIDIA/TensorRT/issues/3101>
+        - blakeblackshear/frigate 5268, convolutions that took a norm in get subnormal weights:
+          <https://github.com/blakeblackshear/frigate/issues/5268>
     """
     if isinstance(subject.decision, Fold) and subject.target_dtype is None:
         return None  # the plan has looked at the layer's own dtypes

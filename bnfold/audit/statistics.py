@@ -171,8 +171,8 @@ def non_finite(subject: Subject) -> Verdict | None:
 
     Why it matters:
         Everything behind the channel is NaN. It comes from a loss that diverged, from a float16
-        that overflowed, or from a batch of one sample on a kernel that divides by n - 1. The
-        layer cannot be folded.
+        that overflowed, from a layer shared by inputs that differ, or from a batch of one
+        sample on a kernel that divides by n - 1. The layer cannot be folded.
 
     Formula:
             error if any of gamma, beta, mu, v is not finite
@@ -192,6 +192,7 @@ def non_finite(subject: Subject) -> Verdict | None:
 
     References:
         - keras-team/keras 9646: <https://github.com/keras-team/keras/issues/9646>
+        - keras-team/keras 11927, shared layers: <https://github.com/keras-team/keras/issues/11927>
         - tensorflow/tensorflow 34062: <https://github.com/tensorflow/tensorflow/issues/34062>
     """
     bad = {name: ~np.isfinite(values) for name, values in subject.vectors.items()}
@@ -240,6 +241,8 @@ def negative_variance(subject: Subject) -> Verdict | None:
     References:
         - tensorflow/tensorflow 18334: <https://github.com/tensorflow/tensorflow/issues/18334>
         - tensorflow/tensorflow 3290: <https://github.com/tensorflow/tensorflow/issues/3290>
+        - keras-team/keras 18795, the same in Keras 3:
+          <https://github.com/keras-team/keras/pull/18795>
     """
     variance, epsilon = subject.variance, subject.batchnorm.epsilon
     negative = variance < 0

@@ -98,7 +98,10 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
         the layer is to use its moving statistics always, set `trainable=False`.
 
     References:
-        - qubvel/segmentation_models 223: <https://github.com/qubvel/segmentation_models/issues/223>
+        - qubvel/segmentation_models 223, norms in training mode in an export:
+          <https://github.com/qubvel/segmentation_models/issues/223>
+        - tensorflow/tensorflow 32544, outputs that depend on the batch:
+          <https://github.com/tensorflow/tensorflow/issues/32544>
         - Keras, transfer learning, on the mode of BatchNormalization:
           <https://keras.io/guides/transfer_learning/>
     """
