@@ -34,8 +34,9 @@ def test_a_healthy_model_has_no_warning(one: Specimen, tmp_path: Path) -> None:
     result = examined(one, tmp_path)
     assert [found.message for found in result.false_alarms] == []
     assert result.score > 0.85
-    on_data = examined_on_data(one, tmp_path)
-    assert [found.message for found in on_data if found.severity is not Severity.INFO] == []
+    if result.inspection.note is None:  # a subclassed model cannot be run without its code
+        on_data = examined_on_data(one, tmp_path)
+        assert [found.message for found in on_data if found.severity is not Severity.INFO] == []
 
 
 @pytest.mark.parametrize("one", rows({**BROKEN, **LIMITS}))
