@@ -287,6 +287,12 @@ def five_epochs() -> Trained:
     return fit(nets.cnn(), digits(), epochs=5)
 
 
+@broken("BN103 warning norm_1")
+def almost_converged() -> Trained:
+    """315 steps leave the initial values 4 %, but the data's variance is a few hundredths."""
+    return fit(nets.resnet(), digits(), epochs=7)
+
+
 @broken("BN103 error norm_1")
 def momentum_too_slow() -> Trained:
     """675 steps at momentum 0.999 in one layer, 0.99 in the other."""

@@ -38,6 +38,7 @@ SWEEPS: Mapping[str, Sequence[float]] = {
     "epsilon_share": (0.01, 0.05, 0.1, 0.2, 0.5, 0.9),
     "unconverged_warning": (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3),
     "unconverged_error": (0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7),
+    "initial_variance": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     "vanishing_variance": (1e-4, 1e-3, 0.01, 0.1, 1),
     "outstanding_scale": (10, 20, 50, 100, 200, 1000),
     "cancellation": (10, 100, 1e3, 1e4, 1e5),

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "one variance is no power": ({"moving_variance": [0.99, 0.99, 0.99, 0.9]}, {}),
     "every variance 0": (
         {"moving_variance": ZEROS},
-        {"BN005": "info", "BN106": "warning", "BN107": "info"},
+        {"BN005": "info", "BN106": "warning"},
     ),
     "every variance above 1 and the same": ({"moving_variance": [1 / 0.99] * 4}, {}),
     "constant channel, ordinary scale": (
@@ -375,6 +375,14 @@ def test_the_bound_on_a_dead_channel_needs_no_gaussian() -> None:
     found = findings(model(beta=[0.0, -2.0, 0.0, 0.0], behind=RELU))["BN202"]
     assert found.figures["bound"] == pytest.approx(0.25 / 4.25)
     assert "94% or more" in found.message
+
+
+def test_dead_channels_are_told_apart_from_those_that_are_likely_to_be() -> None:
+    given = {"gamma": [0.0, 0.1, 1.0, 1.0], "beta": [0.0, -50.0, 0.0, 0.0]}
+    found = findings(model(**given, behind=RELU))["BN202"]
+    assert "beta not positive in 1 of 4 channels (0); beta + 3 abs(gamma) is" in found.message
+    assert "negative in 1 of 4 channels (1)" in found.message
+    assert "99% or more" in found.message
 
 
 def test_the_share_of_the_range_is_that_of_the_folded_kernel() -> None:
@@ -579,6 +587,18 @@ def test_the_weight_and_the_steps_that_are_needed() -> None:
     assert found.figures["weight"] == pytest.approx(0.99**100)
     assert found.figures["needed"] == 299
     assert "train for 299 steps or more" in found.remedy
+
+
+def test_a_small_weight_is_much_beside_a_small_variance() -> None:
+    rest = 0.99**345  # 0.031
+    given = {**shrunk(345), "moving_variance": [rest + own for own in (0.01, 0.02, 0.03, 0.02)]}
+    found = findings(model(**given), steps={(): 345})["BN103"]
+    assert found.severity.value == "warning"
+    assert found.figures["share"] == pytest.approx(rest / (rest + 0.02 + 1e-3))
+    assert found.figures["needed"] == 385  # 0.99^385 is as much as the data's 0.02 and epsilon
+    # Channels whose input never changes have nothing but the initial 1.
+    given["moving_variance"] = [rest, rest, rest, rest + 0.9]
+    assert "BN103" not in codes(model(**given), steps={(): 345})
 
 
 @pytest.mark.parametrize("steps", [None, {}, {(): 0}, {("other",): 10}])

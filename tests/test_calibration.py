@@ -50,7 +50,6 @@ def test_a_defect_is_found_and_nothing_else(one: Specimen, tmp_path: Path) -> No
 ONLY_DATA_SHOW = [
     "own_loop_one_epoch",
     "lagging_statistics",
-    "almost_converged",
     "unfrozen_network_new_head",
 ]
 

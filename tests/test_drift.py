@@ -270,6 +270,16 @@ def test_activations_that_are_not_finite_are_found(tmp_path: Path) -> None:
     assert bad[0].channels.first == (0,)
 
 
+def test_a_layer_that_saw_only_nan_is_not_said_to_have_seen_nothing(tmp_path: Path) -> None:
+    model = chain((2,), norm("a"), norm("b"), name="x")
+    model.get_layer("a").moving_variance.assign([-1.0, -1.0])
+    model.save(tmp_path / "model.keras")
+    inspection = bnfold.inspect(tmp_path / "model.keras", data=GENERATOR.normal(0, 1, (50, 2)))
+    said = {f.code for f in inspection.findings if f.layer == ("b",)}
+    assert "BN502" in said
+    assert "BN501" not in said
+
+
 # --- the command ---
 
 

@@ -4,6 +4,8 @@ What a channel makes has the mean beta and the standard deviation abs(gamma), if
 those of its input.
 """
 
+import math
+
 import numpy as np
 
 from bnfold.audit.activation import relus_behind
@@ -111,17 +113,22 @@ def dead_after_relu(subject: Subject) -> Verdict | None:
     dead = certain | (beta + DEVIATIONS * gamma < 0)
     if not dead.any() or subject.place is None or relus_behind(subject.place) is None:
         return None
-    channels = Channels.of(dead)
+    channels, likely = Channels.of(dead), dead & ~certain
     bounds = np.where(gamma > 0, gamma**2 / (gamma**2 + beta**2), 0)
     bound = float(bounds[dead].max())
+    said = []
     if certain.any():
-        said = f"gamma is 0 and beta not positive in {Channels.of(certain)}"
-    else:
-        said = f"beta + {DEVIATIONS} abs(gamma) is negative in all of these"
+        said.append(f"gamma is 0 and beta not positive in {Channels.of(certain)}")
+    if likely.any():
+        where = Channels.of(likely) if certain.any() else "all of these"
+        share = min(99, math.floor(100 * (1 - bound)))  # it is a bound, and never certain
+        said.append(
+            f"beta + {DEVIATIONS} abs(gamma) is negative in {where} (if what they make is "
+            f"Gaussian, 99.9 % of it is negative; whatever its distribution, {share}% or more)"
+        )
     return Verdict(
         Severity.ERROR if certain.any() else Severity.WARNING,
-        f"the ReLU behind it zeroes {channels}: {said} (if what they make is Gaussian, "
-        f"99.9 % of it is negative; whatever its distribution, {1 - bound:.0%} or more)",
+        f"the ReLU behind it zeroes {channels}: {'; '.join(said)}",
         "prune the channels, or train again with a smaller learning rate",
         channels,
         {"bound": bound, "certain": int(np.count_nonzero(certain))},

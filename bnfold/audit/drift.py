@@ -84,6 +84,8 @@ def drift(subject: Subject) -> Verdict | None:
     if observed is None:
         return None
     if observed.moments is None:
+        if observed.non_finite.any():
+            return None  # it saw data, and BN502 says what was wrong with them
         said = f"not compared with the data: {observed.problem}"
         return Verdict(Severity.INFO, said, "nothing to do, if the data are what they should be")
     varying = observed.moments.squares > 0
@@ -171,7 +173,8 @@ def non_finite_activations(subject: Subject) -> Verdict | None:
     return Verdict(
         Severity.ERROR,
         f"its input has NaN or infinite numbers over the data: {int(bad.sum())}, in {channels}",
-        "look for what overflows in front of the first layer of which this is said",
+        "look in front of the first layer of which this is said: at statistics that BN104 or BN105 "
+        "finds broken, and at what overflows",
         channels,
         {"numbers": float(bad.sum())},
     )

@@ -12,6 +12,9 @@ from bnfold.model.graph import Path, finite_number, show
 
 _FIRST_CHANNELS = 5
 
+RECALIBRATE = "estimate the statistics again from the training data ('bnfold recalibrate')"
+"""What helps where statistics are bad and weights are good, as a part of a remedy."""
+
 
 class Severity(StrEnum):
     """How bad a finding is; the order is from bad to harmless."""

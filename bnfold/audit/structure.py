@@ -4,7 +4,7 @@ import numpy as np
 
 from bnfold.audit.axes import einsum_channels, normalized_axis, producer
 from bnfold.audit.configuration import invalid_hyperparameter
-from bnfold.audit.finding import Severity
+from bnfold.audit.finding import RECALIBRATE, Severity
 from bnfold.audit.flow import Flow
 from bnfold.audit.folded import fold_overflows
 from bnfold.audit.neighbours import Node, Place, stays_out_of_training
@@ -141,7 +141,7 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
 
     What to do:
         Put Dropout behind the last BatchNormalization, or estimate the statistics again in
-        inference mode, which takes the shift away.
+        inference mode, as `bnfold recalibrate` does, which takes the shift away.
 
     References:
         - Li et al., Understanding the Disharmony between Dropout and Batch Normalization by
@@ -159,8 +159,7 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
         Severity.INFO,
         f"{nearest.title} (rate {rate:g}) before it makes the variance larger in training than at "
         "inference, and the statistics are those of training",
-        "put Dropout behind the last BatchNormalization, or estimate the statistics again without "
-        "it",
+        f"put Dropout behind the last BatchNormalization, or {RECALIBRATE}",
         figures={"rate": rate},
     )
 

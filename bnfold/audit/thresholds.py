@@ -13,6 +13,8 @@ class Thresholds:
         epsilon_share: BN005 speaks where epsilon is more than this share of variance + epsilon.
         unconverged_warning: BN103 warns where the initial values keep more than this weight.
         unconverged_error: above this weight BN103 is an error.
+        initial_variance: BN103 warns where the initial 1 makes up more than this share of
+            variance + epsilon.
         vanishing_variance: BN107 speaks of a variance below this share of epsilon.
         outstanding_scale: BN107 and BN403 take a channel for an outlier whose scale is more than
             this many times the median of the layer.
@@ -33,6 +35,7 @@ class Thresholds:
     epsilon_share: float = 0.1
     unconverged_warning: float = 0.05
     unconverged_error: float = 0.2
+    initial_variance: float = 0.5
     vanishing_variance: float = 0.01
     outstanding_scale: float = 100.0
     cancellation: float = 1e3

@@ -27,7 +27,8 @@ def rules(format_: str) -> None:
     if format_ == "json":
         click.echo(json.rules(RULES))
     else:
-        terminal.console().print(rules_text.rules(RULES))
+        console = terminal.console()
+        console.print(rules_text.rules(RULES, console.width))
 
 
 @click.command(context_settings=CONTEXT)
@@ -64,8 +65,11 @@ def _find(name: str) -> "Rule":
     found = known.get(name.upper(), known.get(name.lower()))
     if found is not None:
         return found
-    alike = difflib.get_close_matches(name.upper(), known) or difflib.get_close_matches(
-        name.lower(), known
+    alike = [code for code in known if len(name) > 2 and code.startswith(name.upper())]
+    alike = (
+        alike
+        or difflib.get_close_matches(name.upper(), known)
+        or difflib.get_close_matches(name.lower(), known)
     )
     hint = f"; did you mean {' or '.join(alike)}?" if alike else "; 'bnfold rules' lists them"
     raise click.UsageError(f"no rule is named {name!r}{hint}")

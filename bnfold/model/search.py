@@ -32,6 +32,8 @@ def models_at(
         return found
     if os.path.exists(path / CONFIG) or os.path.exists(path / SAVED_MODEL):
         return [path]  # whoever reads it as a model says what it is instead
+    if exclude and any(_search(path, (), None)):
+        raise UnreadableModelError(f"{printable(str(path))}: every model in it is excluded")
     raise UnreadableModelError(
         f"{printable(str(path))}: not a Keras model, and a folder without one: nothing in it ends "
         f"in {', '.join(SUFFIXES)}, or is a Keras directory"

@@ -10,7 +10,7 @@ from rich.console import Group, JustifyMethod, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.audit import Finding, Severity
+from bnfold.audit import RULES, Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.inspection import Inspection, channel_values, settings
@@ -30,6 +30,7 @@ _PADDING = 3
 _BINS = 12
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+_SUMMARIES = {rule.code: rule.summary for rule in RULES}
 CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
@@ -216,7 +217,7 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
         head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
-        said = messages.pop() if len(messages) == 1 else f"{len(same)} layers"
+        said = messages.pop() if len(messages) == 1 else f"{len(same)} layers. {_SUMMARIES[code]}"
         lines += [
             head.append(f"{layers}: {said}", style="default"),
             terminal.indented(same[0].remedy, "dim", by=6),

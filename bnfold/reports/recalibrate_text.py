@@ -18,6 +18,8 @@ from bnfold.recalibration import RecalibrationReport
 from bnfold.reports import terminal
 
 _FEW_SAMPLES = 1000
+_OTHER_DATA = 10.0
+"""The median KL, in nats, from which it is rather the data than the statistics that are wrong."""
 
 
 def recalibration(report: RecalibrationReport) -> RenderableType:
@@ -28,7 +30,7 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
         Text(
             f"estimated {count} of {total} BatchNormalization {terminal.plural('layer', total)} "
             f"from {report.samples} samples, in {report.passes} "
-            f"{terminal.plural('step', report.passes)} that cost {report.work:.2g} runs"
+            f"{terminal.plural('step', report.passes)} that cost {_runs(report.work)}"
         ),
         _table(report.recalibrated),
         *(terminal.indented(line, "dim") for line in _notes(report)),
@@ -47,6 +49,11 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
         )
         parts.append(Text(f"{target} was not written", style="red"))
     return Group(*parts)
+
+
+def _runs(work: float) -> str:
+    number = f"{work:.2g}"
+    return f"{number} {'run' if number == '1' else 'runs'}"
 
 
 def _table(changes: Sequence[Change]) -> Table:
@@ -78,6 +85,14 @@ def _notes(report: RecalibrationReport) -> Iterator[str]:
     for change in report.recalibrated:
         if change.note is not None:
             yield f"{printable(show(change.batchnorm.path))}: {change.note}"
+    for change in report.recalibrated:
+        median = spread(change.divergence.kl)["median"]
+        if median is not None and median > _OTHER_DATA:
+            yield (
+                f"{printable(show(change.batchnorm.path))} was {median:.2g} nats off: if it was "
+                "ever trained, see that the data were prepared as for training"
+            )
+            break
     constant = sum(int(np.count_nonzero(c.variance == 0)) for c in report.recalibrated)
     if constant:
         yield f"{constant} {terminal.plural('channel', constant)} never changed: variance 0"

@@ -291,6 +291,15 @@ class ModelPage:
         """How many layers have which severity for their worst."""
         return Counter(norm.severity.value for norm in self.norms if norm.severity is not None)
 
+    @cached_property
+    def concerned(self) -> Counter[str]:
+        """How many layers have a finding of each severity."""
+        return Counter(
+            severity.value
+            for norm in self.norms
+            for severity in {f.severity for f in norm.findings}
+        )
+
 
 def model_page(model: Inspection, number: int) -> ModelPage:
     """What the page shows of the model with this number."""

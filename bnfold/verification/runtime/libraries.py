@@ -108,5 +108,6 @@ def library(name: str) -> Any:
             return importlib.import_module(name)
     except ImportError:
         raise VerificationImpossibleError(
-            'Keras 3 cannot load this file of Keras 2; tf_keras can: pip install "bnfold[keras2]"'
+            "Keras 3 cannot load this file of Keras 2; tf_keras can, but for .keras files of 2.13: "
+            'pip install "bnfold[keras2]"'
         ) from None
