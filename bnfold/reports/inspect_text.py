@@ -30,7 +30,6 @@ _PADDING = 3
 _BINS = 12
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
-_SUMMARIES = {rule.code: rule.summary for rule in RULES}
 CONTAINERS = {
     "keras": ".keras archive",
     "keras-directory": "Keras directory",
@@ -217,12 +216,16 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
         head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
-        said = messages.pop() if len(messages) == 1 else f"{len(same)} layers. {_SUMMARIES[code]}"
+        said = messages.pop() if len(messages) == 1 else f"{len(same)} layers. {_summary(code)}"
         lines += [
             head.append(f"{layers}: {said}", style="default"),
             terminal.indented(same[0].remedy, "dim", by=6),
         ]
     return lines
+
+
+def _summary(code: str) -> str:
+    return next(rule.summary for rule in RULES if rule.code == code)
 
 
 def layer(model: Inspection, decision: Fold | Blocked) -> RenderableType:

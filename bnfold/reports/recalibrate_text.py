@@ -53,7 +53,7 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
 
 def _runs(work: float) -> str:
     number = f"{work:.2g}"
-    return f"{number} {'run' if number == '1' else 'runs'}"
+    return f"{number} {terminal.plural('run', 1 if number == '1' else 2)}"
 
 
 def _table(changes: Sequence[Change]) -> Table:
