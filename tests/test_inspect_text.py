@@ -1,6 +1,7 @@
 """The table of `inspect` in terminals of any width and encoding."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,8 @@ def test_a_bar_is_as_high_as_its_count() -> None:
     assert line.drawn(BLOCKS) == " ▁▄█ "
     assert Sparkline([0, 0]).drawn(BLOCKS) == "  "
     assert Sparkline([1, 1000]).drawn(BLOCKS) == "▁█"
+
+
+def test_what_is_found_in_several_layers_is_said_once_and_said() -> None:
+    text = " ".join(" ".join(shown(300)).split())
+    assert re.search(r"\d layers\. The layer right before it has a bias", text)

@@ -1037,3 +1037,14 @@ def test_models_of_keras_2(tmp_path: Path) -> None:
     ):
         rows = np.asarray(values).astype("float64")[real]
         close(after[name], (rows.mean(0), rows.var(0)))
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (1000.0, True)])
+def test_data_of_another_scale_are_pointed_out(scale: float, told: bool, tmp_path: Path) -> None:
+    chain((3,), norm("a"), name="x").save(tmp_path / "model.keras")
+    data = np.random.default_rng(0).normal(0, scale, (200, 3)).astype("float32")
+    np.save(tmp_path / "data.npy", data)
+    words = [tmp_path / "model.keras", tmp_path / "out.keras", "--data", tmp_path / "data.npy"]
+    result = CliRunner().invoke(main, ["recalibrate", *map(str, words)])
+    assert result.exit_code == 0, result.output
+    assert ("see that the data were prepared as for training" in result.stdout) == told
