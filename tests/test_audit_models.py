@@ -791,3 +791,28 @@ def test_the_units_of_the_input_are_no_hazard(
     model = sequential(*first, layers.ReLU(), bn, layers.Dense(3), shape=(8,))
     bn.moving_variance.assign([1e10] + [1.0] * 7)
     assert finding(saved(model, tmp_path), "BN402").severity == severity
+
+
+@pytest.mark.parametrize(
+    ("join", "gamma", "severity"),
+    [
+        (lambda branch, other: layers.Add()([branch, other]), 0.003, "info"),
+        (lambda branch, other: branch + other, 0.003, "info"),
+        (lambda branch, other: branch + 1.0, 0.003, "warning"),
+        (lambda branch, other: layers.Add()([branch, branch]), 0.003, "warning"),
+        (lambda branch, other: layers.Multiply()([branch, other]), 0.003, "warning"),
+        (lambda branch, other: [branch + other, layers.ReLU()(branch)], 0.003, "warning"),
+        (lambda branch, other: [branch + other, branch], 0.003, "warning"),
+        (lambda branch, other: branch + other, 0.6, "warning"),  # the variance makes it small
+    ],
+)
+def test_what_is_next_to_nothing_in_a_sum_is_no_hazard(
+    join: Any, gamma: float, severity: str, tmp_path: Path
+) -> None:
+    inputs = keras.Input((6,))
+    other = layers.Dense(6)(inputs)
+    model = settle(keras.Model(inputs, join(norm()(layers.Dense(6)(inputs)), other)))
+    bn = model.get_layer("bn")
+    bn.gamma.assign([1.0, 1.0, gamma, 1.0, 1.0, 1.0])
+    bn.moving_variance.assign([1.0, 1.0, 1.0 if gamma < 0.1 else 1e5, 1.0, 1.0, 1.0])
+    assert finding(saved(model, tmp_path), "BN402").severity == severity

@@ -137,7 +137,8 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         Channels of the folded kernel whose largest number is less than `quantization_info`
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
         is a warning, unless the layer is on the model's input, whose features have units of
-        their own. Dead channels, whose output does not vary or whose variance is almost 0
+        their own. Channels of a branch that is only added to others do not warn if their gamma
+        is over `outstanding_scale` (100) times below the median. Dead channels, whose output does not vary or whose variance is almost 0
         beside epsilon (BN107), are not reported, though they count for the range. The kernel is
         measured with all folds in it.
 
@@ -176,17 +177,18 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         return None
     limit = max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
     uneven = [
-        (float(shares.min()), name, shares < limit)
+        (float(shares.min()), name, shares)
         for name, extent in _measured(subject)
         if extent.slot != "gamma" and (shares := _shares(subject, extent)).min(initial=1) < limit
     ]
     if not uneven:
         return None
-    share, name, few = min(uneven, key=lambda one: one[0])
+    share, name, shares = min(uneven, key=lambda one: one[0])
     bits = 8 + math.log2(share)
-    warns = share < subject.thresholds.quantization_warning and not subject.reads_model_input
+    few, lost = shares < limit, shares < subject.thresholds.quantization_warning
+    harms = (lost & ~_lost_in_a_sum(subject)).any() and not subject.reads_model_input
     return Verdict(
-        Severity.WARNING if warns else Severity.INFO,
+        Severity.WARNING if harms else Severity.INFO,
         f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "
         f"{share:.2g} of it: of 8 bits for the whole tensor {max(0.0, bits):.1f} are left",
         "quantize per channel, or equalize the channels before",
@@ -208,6 +210,17 @@ def _shares(subject: Subject, extent: Extent) -> Vector:
         return np.zeros(0)
     live = ~(subject.dead | subject.vanishing) & (size > 0)
     return np.where(live, size / size.max(initial=0), 1.0)
+
+
+def _lost_in_a_sum(subject: Subject) -> Mask:
+    """The channels that are next to nothing in the sums that the layer goes into, (channels,).
+
+    A residual branch may add almost nothing in a channel that the other branches carry.
+    """
+    gamma = np.abs(subject.gamma)
+    if subject.place is None or not subject.place.feeds_only_sums:
+        return np.zeros(len(gamma), bool)
+    return gamma * subject.thresholds.outstanding_scale < np.median(gamma)
 
 
 def scale_outlier(subject: Subject) -> Verdict | None:

@@ -61,6 +61,12 @@ class Node(NamedTuple):
         return self.layer.class_name == "InputLayer" and self.is_known
 
     @property
+    def is_sum(self) -> bool:
+        """Whether it adds several tensors, as the layer Add and the operation do."""
+        several = len(set(self.call.inputs)) > 1
+        return self.is_known and self.layer.class_name == "Add" and several
+
+    @property
     def trains_always(self) -> bool:
         """Whether the call is in training mode also when the model is called without `training`."""
         return self.scope.around.trains_for_sure(self.path, self.call)
@@ -171,6 +177,12 @@ class Place:
         """How often it is called in one call of the whole model."""
         around = (scope.graph.layers[name].calls for scope, name in _around(self.scope))
         return math.prod(map(len, (self.nodes, *around)))
+
+    @property
+    def feeds_only_sums(self) -> bool:
+        """Whether all that reads what it makes adds other tensors to it."""
+        found = [reader for node in self.nodes for reader in node.readers()]
+        return bool(found) and all(node is not None and node.is_sum for node in found)
 
     @property
     def stands_elsewhere(self) -> bool:
