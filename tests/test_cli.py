@@ -184,6 +184,11 @@ def test_inspect_reports_the_readable_ones_beside_one_that_is_not(
             "bnfold writes ONNX files and reads those of Keras",
         ),
         ("cut.keras", b"PK\x03\x04 cut", "damaged"),
+        (
+            "pointer.h5",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:f429\nsize 1052880\n",
+            "a pointer of Git LFS, not the model: run 'git lfs pull'",
+        ),
     ],
 )
 def test_an_unreadable_model_is_one_line_and_exit_2(

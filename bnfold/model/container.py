@@ -25,6 +25,7 @@ SAVED_MODEL = "saved_model.pb"
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_GIT_LFS = b"version https://git-lfs.github.com/spec/v1"
 
 
 class _Format(Protocol):
@@ -167,13 +168,15 @@ def sniff(path: Path) -> Kind:
     if not path.is_file():
         raise UnreadableModelError("not a regular file")
     with path.open("rb") as stream:
-        magic = stream.read(8)
-    if magic.startswith(_ZIP_MAGIC):
+        start = stream.read(len(_GIT_LFS))
+    if start.startswith(_ZIP_MAGIC):
         return "keras"
-    if magic == _HDF5_MAGIC:
+    if start.startswith(_HDF5_MAGIC):
         return "h5"
-    if not magic:
+    if not start:
         raise UnreadableModelError("the file is empty")
+    if start == _GIT_LFS:
+        raise UnreadableModelError("a pointer of Git LFS, not the model: run 'git lfs pull'")
     what = "neither a .keras archive nor an HDF5 file"
     if path.suffix.lower() == ".onnx":
         what += "; bnfold writes ONNX files and reads those of Keras"
