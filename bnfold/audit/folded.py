@@ -220,7 +220,8 @@ def _lost_in_a_sum(subject: Subject) -> Mask:
     gamma = np.abs(subject.gamma)
     if subject.place is None or not subject.place.feeds_only_sums:
         return np.zeros(len(gamma), bool)
-    return gamma * subject.thresholds.outstanding_scale < np.median(gamma)
+    small: Mask = gamma * subject.thresholds.outstanding_scale < np.median(gamma)
+    return small
 
 
 def scale_outlier(subject: Subject) -> Verdict | None:
