@@ -16,17 +16,18 @@ ALL = ("BN",)
 
 
 def codes(words: Sequence[str]) -> tuple[str, ...]:
-    """The codes, or prefixes of codes, that words stand for: `BN103`, `bn1`.
+    """The codes, or prefixes of codes, that words stand for: `BN103`, `bn1`, `non-finite`.
 
     Raises:
-        SettingsError: no rule's code begins so.
+        SettingsError: no rule's code begins so, and none has that name.
     """
-    found = tuple(word.upper() for word in words)
+    named = {rule.name: rule.code for rule in RULES}
+    found = tuple(named.get(word.lower(), word.upper()) for word in words)
     for word, code in zip(words, found, strict=True):
         if not code.startswith(ALL) or not any(rule.code.startswith(code) for rule in RULES):
             raise SettingsError(
-                f"no rule has the code {word!r}, nor one that begins with it; 'bnfold rules' "
-                "lists them"
+                f"no rule has the code or the name {word!r}, nor a code that begins with it; "
+                "'bnfold rules' lists them"
             )
     return found
 

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 _LAYER_FORMATS = ("text", "json")
 _FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
+_BY_ENDING = {
+    ".html": "html",
+    ".json": "json",
+    ".md": "markdown",
+    ".sarif": "sarif",
+    ".xml": "junit",
+}
 _OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
 """The options that go before the settings of a file as they are, each by itself."""
 _RUNNING = ("data", "batch", "trust", "imports")
@@ -44,8 +51,8 @@ _SELECTION = (
         metavar="CODES",
         multiple=True,
         callback=_codes,
-        help="Look for these only: codes of rules or what they begin with, such as BN1,BN403. "
-        "Repeatable.  [default: all]",
+        help="Look for these only: codes of rules, what they begin with, or names, such as "
+        "BN1,BN403,non-finite. Repeatable.  [default: all]",
     ),
     click.option(
         "--ignore",
@@ -102,9 +109,7 @@ _REPORT = (
         "--format",
         "format_",
         type=click.Choice(_FORMATS),
-        default="text",
-        show_default=True,
-        help="How to report.",
+        help="How to report.  [default: what the ending of --output says, else text]",
     ),
     click.option(
         "--output",
@@ -123,7 +128,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=MODEL)
-@click.option("--layer", metavar="NAME", help="Show this one layer in full, channel by channel.")
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Show this one layer in full, channel by channel, as text or JSON.",
+)
 @_options
 @over_data(required=False)
 @debug
@@ -134,7 +143,7 @@ def inspect(
     models: Sequence[Path],
     layer: str | None,
     write_baseline: Path | None,
-    format_: str,
+    format_: str | None,
     output: Path | None,
     **options: Any,
 ) -> None:
@@ -150,13 +159,15 @@ def inspect(
       bnfold inspect model.keras --data train.npz
       bnfold inspect models --select BN1,BN4 --ignore BN107 --fail-on warning
       bnfold inspect models --write-baseline bnfold-baseline.json
-      bnfold inspect models --baseline bnfold-baseline.json --format sarif --output bnfold.sarif
+      bnfold inspect models --baseline bnfold-baseline.json --output bnfold.sarif
 
     \b
     Exit codes: 0 good, 1 a finding as bad as --fail-on, 2 usage, or something was not read.
     """
     from bnfold import gate
 
+    if format_ is None:
+        format_ = "text" if output is None else _BY_ENDING.get(output.suffix.lower(), "text")
     _refuse_contradictions(layer, format_, write_baseline, options)
     settings = _settings(options)
     if output is not None:

@@ -95,7 +95,7 @@ def _table(model: Inspection, width: int) -> Table:
     shown = _columns_that_fit(cells, width)
     caption = _caption(usual)
     if _SPREAD in shown:
-        caption.append(f"\nspread: channels by variance, logarithmic from {_ends(axis)}")
+        caption.append(f"\nspread: channels by variance, {_extent(axis)}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in shown:
         is_left = column in (*_NAME_COLUMNS, _SPREAD)
@@ -117,8 +117,9 @@ def _variance_axis(plan: Plan) -> Axis:
     return Axis.of(known, logarithmic=True)
 
 
-def _ends(axis: Axis) -> str:
-    return f"{10**axis.low:.1g} to {10**axis.high:.1g}"
+def _extent(axis: Axis) -> str:
+    low, high = (f"{10**end:.1g}" for end in (axis.low, axis.high))
+    return f"all about {low}" if low == high else f"logarithmic from {low} to {high}"
 
 
 def _columns_that_fit(cells: list[list[Text | Sparkline]], width: int) -> list[int]:
@@ -218,7 +219,7 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
         messages = {finding.message for finding in same}
         said = messages.pop() if len(messages) == 1 else f"{len(same)} layers. {_summary(code)}"
         lines += [
-            head.append(f"{layers}: {said}", style="default"),
+            terminal.Hanging(head.append(f"{layers}: {said}", style="default")),
             terminal.indented(same[0].remedy, "dim", by=6),
         ]
     return lines

@@ -8,9 +8,10 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
@@ -45,6 +46,20 @@ def plain(report: Callable[[int], RenderableType]) -> str:
 def indented(sentence: str, style: str, by: int = 2) -> RenderableType:
     """A sentence under another one, all its lines in from the left."""
     return Padding(Text(sentence, style=style), (0, 0, 0, by), expand=False)
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """A sentence whose lines but the first are in from the left."""
+
+    sentence: Text
+    by: int = 2
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first, *others = self.sentence.wrap(console, options.max_width - self.by)
+        yield first
+        for line in others:
+            yield Padding(line, (0, 0, 0, self.by), expand=False)
 
 
 def plural(noun: str, count: int) -> str:
