@@ -176,6 +176,26 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(mixed: None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("report.html", "html"),
+        ("report.JSON", "json"),
+        ("report.md", "markdown"),
+        ("report.sarif", "sarif"),
+        ("report.txt", "text"),
+        ("report.xml", "junit"),
+        ("report", "text"),
+    ],
+)
+def test_the_ending_of_the_file_says_the_format(name: str, format_: str, mixed: None) -> None:
+    run("models", "--output", name)
+    run("models", "--output", "named", "--format", format_)
+    assert Path(name).read_bytes() == Path("named").read_bytes()
+    run("models", "--output", name, "--format", "github")
+    assert Path(name).read_text().startswith("::")
+
+
+@pytest.mark.parametrize(
     "target", ["model", "alias", "known.json", "new.json", "own.toml", "data.npy", "folder/x"]
 )
 def test_a_report_does_not_replace_what_it_is_made_from(target: str, mixed: None) -> None:

@@ -125,12 +125,14 @@ def test_select_and_ignore_take_several_codes(broken: Path) -> None:
     assert "BN105" not in codes(broken, "--ignore", "BN101,BN105")
     assert codes(broken, "--select", "BN105", "--ignore", "BN1") == {"BN105"}
     assert codes(broken, "--select", "bn105") == {"BN105"}
+    assert codes(broken, "--select", "BN101,Negative-Variance") == {"BN105"}
+    assert codes(broken, "--ignore", "negative-variance") == codes(broken, "--ignore", "BN105")
 
 
 @pytest.mark.parametrize("option", ["--select", "--ignore"])
 @pytest.mark.parametrize("code", ["BN9", "N105", "BN1055", "", "B", "BN105,", "E501"])
 def test_a_code_of_no_rule_is_refused(option: str, code: str, broken: Path) -> None:
-    refused(broken, option, code, says=[option, "no rule has the code"])
+    refused(broken, option, code, says=[option, "no rule has the code or the name"])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_the_python_api_selects_likewise(broken: Path) -> None:
     assert [f.code for f in bnfold.inspect(broken, select=["BN105"]).findings] == ["BN105"]
     assert bnfold.inspect(broken, select=["BN1"], ignore=["BN105"]).findings == ()
     assert [f.code for f in bnfold.inspect(broken, select="BN105").findings] == ["BN105"]
-    with pytest.raises(SettingsError, match="no rule has the code 'BN9'"):
+    with pytest.raises(SettingsError, match="no rule has the code or the name 'BN9'"):
         bnfold.inspect(broken, ignore=["BN9"])
 
 
@@ -231,9 +233,12 @@ MEANINGLESS = {
     '[tool.bnfold]\nfail_on = "error"': ["tool.bnfold.fail_on", "unknown", "mean fail-on?"],
     '[tool.bnfold]\nselect = "BN1"': ["tool.bnfold.select", "an array of strings", "a string"],
     "[tool.bnfold]\nselect = [1]": ["tool.bnfold.select", "must be a string, not an integer"],
-    '[tool.bnfold]\nselect = ["BN9"]': ["tool.bnfold.select", "no rule has the code 'BN9'"],
+    '[tool.bnfold]\nselect = ["BN9"]': [
+        "tool.bnfold.select",
+        "no rule has the code or the name 'BN9'",
+    ],
     "[tool.bnfold]\nselect = []": ["tool.bnfold.select", "must name a rule"],
-    '[tool.bnfold]\nignore = ["x"]': ["tool.bnfold.ignore", "no rule has the code 'x'"],
+    '[tool.bnfold]\nignore = ["x"]': ["tool.bnfold.ignore", "no rule has the code or the name 'x'"],
     "[tool.bnfold]\nfail-on = true": ["tool.bnfold.fail-on", "a string, not a boolean"],
     '[tool.bnfold]\nfail-on = "bad"': ["tool.bnfold.fail-on", "error or warning or info or never"],
     "[tool.bnfold]\nbaseline = 1979-05-27": ["tool.bnfold.baseline", "not a date or time"],
@@ -259,7 +264,10 @@ MEANINGLESS = {
     SUPPRESS.replace('reason = "known"', 'reason = " "'): ["entry 1.reason", "must not be empty"],
     SUPPRESS.replace('rules = ["BN105"]', ""): ["entry 1", "rules is missing"],
     SUPPRESS.replace('["BN105"]', "[]"): ["entry 1.rules", "must name a rule"],
-    SUPPRESS.replace('["BN105"]', '["X"]'): ["entry 1.rules", "no rule has the code 'X'"],
+    SUPPRESS.replace('["BN105"]', '["X"]'): [
+        "entry 1.rules",
+        "no rule has the code or the name 'X'",
+    ],
     SUPPRESS.replace('layer = "bad"', ""): ["entry 1", "layer is missing"],
     "[tool]\nbnfold = 3": ["tool.bnfold", "must be a table"],
     "[tool.bnfold": ["is not TOML"],

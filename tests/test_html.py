@@ -145,6 +145,22 @@ def test_findings_stand_beside_their_layer(tmp_path: Path) -> None:
     assert "error BN104" in str(cells[0].attributes["title"])
 
 
+def test_layers_are_counted_by_the_severity_of_what_they_have(tmp_path: Path) -> None:
+    """A layer with an error and an info counts for both, one with two infos once."""
+    model = saved(pictures.spoiled(pictures.residual(8)), tmp_path / "spoiled.keras")
+    layers = {
+        severity: {one.layer for one in model.findings if one.severity == severity}
+        for severity in ("error", "warning", "info")
+    }
+    assert len({*layers["error"]} & {*layers["info"]}) > 0
+    tiles = [tile.text for tile in page(model).tags("li") if "tile" in _classes(tile)]
+    for severity, concerned in layers.items():
+        assert any(tile.strip() == f"{len(concerned)} with {severity}" for tile in tiles), tiles
+    row = page(model, model).find(class_="contents").tags("tr")[1]
+    counts = [cell.text.strip() for cell in row.tags("td")[3:6]]
+    assert counts == [str(len(concerned)) for concerned in layers.values()]
+
+
 def test_dead_far_and_broken_channels_are_marked_by_name(tmp_path: Path) -> None:
     model = saved(pictures.spoiled(pictures.residual(8)), tmp_path / "spoiled.keras")
     found = page(model)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from bnfold.inspection import inspect_file
 from bnfold.reports import inspect_text
+from bnfold.reports.distribution import Axis
 from bnfold.reports.sparkline import Sparkline
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits_cnn_keras315.keras"
@@ -56,6 +58,18 @@ def test_a_narrow_terminal_shows_less_and_every_name(width: int, columns: list[s
     assert [name for name in inspect_text._HEADINGS[1:] if name in heading] == columns
     assert any("spread:" in line for line in lines) == ("spread" in columns)
     assert sum(line.startswith(" batch_normalization_") for line in lines) == 4
+
+
+def test_the_lines_of_a_finding_stand_under_it() -> None:
+    lines = shown(60)
+    first = next(number for number, line in enumerate(lines) if line.startswith("info BN301"))
+    assert all(line.startswith("  ") for line in lines[first + 1 :])
+    assert len(lines) > first + 3
+
+
+def test_variances_that_are_all_alike_have_no_range() -> None:
+    axis = Axis.of([np.full(3, 0.7), np.full(2, 0.7001)], logarithmic=True)
+    assert inspect_text._extent(axis) == "all about 0.7"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8"])
