@@ -18,6 +18,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -1018,6 +1019,26 @@ def test_files_of_keras_2_go_through_tf_keras(keras_2_file):
     assert found.verdict is Verdict.EQUIVALENT
     assert (found.library, found.basis) == ("tf_keras", Basis.BOTH)
     assert found.comparisons[0].tapped_before == "softmax"
+
+
+def test_a_file_that_tf_keras_cannot_load_is_one_line(keras_2_file, tmp_path):
+    """tf_keras leaves its weights open then, and h5py crashes the process when it ends."""
+    broken = tmp_path / "broken.keras"
+    with zipfile.ZipFile(keras_2_file) as old, zipfile.ZipFile(broken, "w") as new:
+        for name in old.namelist():
+            content = io.BytesIO(old.read(name))
+            if name == "model.weights.h5":
+                with h5py.File(content, "r+") as weights:
+                    del weights["layers/dense/vars/1"]
+            new.writestr(name, content.getvalue())
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", "verify", str(broken), str(broken)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "tf_keras cannot load it" in done.stderr.splitlines()[-1]
 
 
 def test_without_tf_keras_the_extra_is_named(keras_2_file, monkeypatch):
