@@ -1,5 +1,6 @@
 """What a file holds survives: all of it a round trip, all but what folds a fold."""
 
+import io
 import json
 import shutil
 import time
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import graphs
+import h5py
 import numpy as np
 import pytest
 import support
 import tensorflow
 from support import keras
 
+from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Plan, plan
 from bnfold.model import config
 from bnfold.model.container import ModelFile, open_model
@@ -525,3 +528,30 @@ def check_stored_outputs(name: str, folded: Path) -> None:
     model = support.load(folded)
     found = support.outputs(model, inputs if len(inputs) > 1 else inputs[0], training=False)
     assert support.difference([value.astype(np.float64) for value in expected], found) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["digits_cnn_keras215.keras", "digits_cnn_keras213.keras"])
+def test_a_file_that_only_windows_reads_is_called_that(
+    name: str, fixture_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Keras 2 joined the names of groups as the system joins paths."""
+
+    def flat(group: h5py.Group, place: str = "") -> None:
+        for key, node in group.items():
+            if key == "vars":
+                target.require_group(place or "/").copy(node, "vars")
+            else:
+                flat(node, f"{place}\\{key}" if place else key)
+
+    source, path = fixture_model(name), tmp_path / "windows.keras"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.namelist():
+            content = old.read(member)
+            if member == "model.weights.h5":
+                made = io.BytesIO()
+                with h5py.File(io.BytesIO(content)) as weights, h5py.File(made, "w") as target:
+                    flat(weights)
+                content = made.getvalue()
+            new.writestr(member, content)
+    with pytest.raises(UnreadableModelError, match="saved by Keras 2 on Windows"), open_model(path):
+        pass

@@ -138,9 +138,9 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         (1/16) of the largest one of the whole tensor; below `quantization_warning` (1/256) it
         is a warning, unless the layer is on the model's input, whose features have units of
         their own. Channels of a branch that is only added to others do not warn if their gamma
-        is over `outstanding_scale` (100) times below the median. Dead channels, whose output does not vary or whose variance is almost 0
-        beside epsilon (BN107), are not reported, though they count for the range. The kernel is
-        measured with all folds in it.
+        is over `outstanding_scale` (100) times below the median. Dead channels, whose output
+        does not vary or whose variance is almost 0 beside epsilon (BN107), are not reported,
+        though they count for the range. The kernel is measured with all folds in it.
 
     Why it matters:
         Quantization with one scale for the tensor gives every channel the same step. A channel

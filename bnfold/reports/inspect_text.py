@@ -94,7 +94,7 @@ def _table(model: Inspection, width: int) -> Table:
     cells = [_row(decision, codes, numbers, axis) for decision in model.plan.decisions]
     shown = _columns_that_fit(cells, width)
     caption = _caption(usual)
-    if _SPREAD in shown:
+    if _SPREAD in shown and any(d.batchnorm.vectors is not None for d in model.plan.decisions):
         caption.append(f"\nspread: channels by variance, {_extent(axis)}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in shown:
