@@ -6,6 +6,7 @@ Needs a Chromium of the system, as `apt-get install chromium` gives, and Playwri
 import pictures  # isort: skip - it chooses the backend
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -129,6 +130,14 @@ def test_no_script_could_run_on_the_page(browser: Any, files: dict[str, Path]) -
 def assert_nothing_sticks_out(tab: Any, width: int) -> None:
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert checked(tab, f"stickingOut({width})") == []
+
+
+@pytest.mark.parametrize("width", [390, 600, 1000, 1400])
+def test_no_diagram_stands_alone_below_three(width: int, show: Callable[..., Any]) -> None:
+    tops = "figures => figures.map(figure => Math.round(figure.getBoundingClientRect().top))"
+    for name in ("five", "branches", "deep"):
+        rows = Counter(show(name, (width, 900)).eval_on_selector_all(".profile", tops))
+        assert len(set(rows.values())) == 1, (name, rows)
 
 
 @pytest.mark.parametrize("name", PAGES)
