@@ -6,10 +6,13 @@ standard error. Commands import what they need themselves: --help and inspect ar
 need little.
 """
 
+import gc
 import os
 
 # numpy starts the threads of its BLAS when it is imported, and bnfold multiplies no matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+gc.disable()  # importing makes many small objects and no garbage
 
 from bnfold.cli.bench import bench
 from bnfold.cli.fold import export, fold
@@ -18,6 +21,8 @@ from bnfold.cli.inspect import inspect
 from bnfold.cli.recalibrate import recalibrate
 from bnfold.cli.rules import rule, rules
 from bnfold.cli.verify import verify
+
+gc.enable()
 
 for _command in (inspect, fold, verify, export, recalibrate, bench, rules, rule):
     main.add_command(_command)
