@@ -53,7 +53,7 @@ def inspect(
     Args:
         model: the path of a `.keras` file, a model directory or a legacy `.h5` file; or a live
             model, whose name then stands for the path in the result.
-        select: codes of the rules to ask, or what their codes begin with; all by default.
+        select: codes of the rules to ask, what their codes begin with, or names; all by default.
         ignore: likewise, those not to ask; where both name a rule, the longer one counts.
         thresholds: where the rules begin to speak, instead of the defaults.
         target_dtype: "float16", "bfloat16" or "float32", in which the model will run; without it
