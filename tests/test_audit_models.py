@@ -816,3 +816,21 @@ def test_what_is_next_to_nothing_in_a_sum_is_no_hazard(
     bn.gamma.assign([1.0, 1.0, gamma, 1.0, 1.0, 1.0])
     bn.moving_variance.assign([1.0, 1.0, 1.0 if gamma < 0.1 else 1e5, 1.0, 1.0, 1.0])
     assert finding(saved(model, tmp_path), "BN402").severity == severity
+
+
+def test_of_two_kernels_the_one_that_loses_more_than_the_sum_does_is_the_hazard(
+    tmp_path: Path,
+) -> None:
+    inputs = keras.Input((6,))
+    joined = layers.Add()([layers.Dense(6, name=name)(inputs) for name in ("first", "second")])
+    model = settle(keras.Model(inputs, layers.Add()([norm()(joined), layers.Dense(6)(inputs)])))
+    second = np.ones((6, 6))
+    second[:, 2:4] = 10, 0.003  # the norm makes channel 2 small in both, channel 3 is so by itself
+    model.get_layer("first").kernel.assign(np.ones((6, 6)))
+    model.get_layer("second").kernel.assign(second)
+    bn = model.get_layer("bn")
+    bn.gamma.assign([1.0, 1.0, 0.002, 1.0, 1.0, 1.0])
+    bn.moving_variance.assign(np.ones(6))
+    found = finding(saved(model, tmp_path), "BN402")
+    assert found.severity == "warning"
+    assert "'second'" in found.message

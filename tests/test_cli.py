@@ -217,6 +217,16 @@ def test_a_cut_file_is_named_once(fixture_model: Unpack, tmp_path: Path) -> None
     assert told.startswith(f"bnfold: {path}: the HDF5 file is damaged: ")
 
 
+def test_a_cut_file_does_not_crash_the_process(fixture_model: Unpack, tmp_path: Path) -> None:
+    """HDF5 would, when Python ends, with what it opened the file with."""
+    path = tmp_path / "cut.h5"
+    path.write_bytes(fixture_model("digits_cnn_keras315.h5").read_bytes()[:3000])
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", "inspect", str(path)], capture_output=True, check=False
+    )
+    assert done.returncode == 2
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bnfold", "inspect", str(tmp_path / "none.keras"), "--debug"],

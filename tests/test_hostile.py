@@ -629,6 +629,21 @@ def test_attributes_of_odd_kinds_in_archives(case: str, place: str, tmp_path: Pa
         harmless(keras_file(tmp_path / "m.keras", h5=h5))
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_names_of_groups_that_are_not_utf_8(suffix: str, tmp_path: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        file.create_group(b"odd\xff")
+
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".h5":
+        legacy_file(path, edit=edit)
+    else:
+        keras_file(path, h5=weights(edit))
+    errors = harmless(path)
+    assert errors
+    assert all("the name b'odd\\xff' in / is no UTF-8" in str(error) for error in errors)
+
+
 def many_links(levels: int) -> Edit:
     """Groups of which each is in the next one twice: 2**levels ways down."""
 

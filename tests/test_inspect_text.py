@@ -67,6 +67,11 @@ def test_the_lines_of_a_finding_stand_under_it() -> None:
     assert len(lines) > first + 3
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 10])
+def test_a_terminal_can_be_as_narrow_as_it_likes(width: int) -> None:
+    assert len(shown(width)) > 10
+
+
 def test_variances_that_are_all_alike_have_no_range() -> None:
     axis = Axis.of([np.full(3, 0.7), np.full(2, 0.7001)], logarithmic=True)
     assert inspect_text._extent(axis) == "all about 0.7"

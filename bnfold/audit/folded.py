@@ -177,24 +177,28 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         return None
     limit = max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
     uneven = [
-        (float(shares.min()), name, shares)
+        (not _harms(subject, shares), float(shares.min()), name, shares)
         for name, extent in _measured(subject)
         if extent.slot != "gamma" and (shares := _shares(subject, extent)).min(initial=1) < limit
     ]
     if not uneven:
         return None
-    share, name, shares = min(uneven, key=lambda one: one[0])
-    bits = 8 + math.log2(share)
-    few, lost = shares < limit, shares < subject.thresholds.quantization_warning
-    harms = (lost & ~_lost_in_a_sum(subject)).any() and not subject.reads_model_input
+    harmless, share, name, shares = min(uneven, key=lambda one: one[:2])
+    bits, few = 8 + math.log2(share), shares < limit
     return Verdict(
-        Severity.WARNING if harms else Severity.INFO,
+        Severity.INFO if harmless else Severity.WARNING,
         f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "
         f"{share:.2g} of it: of 8 bits for the whole tensor {max(0.0, bits):.1f} are left",
         "quantize per channel, or equalize the channels before",
         Channels.of(few),
         {"share": share, "bits": bits},
     )
+
+
+def _harms(subject: Subject, shares: Vector) -> bool:
+    """Whether 8 bits lose a channel that matters, by the parts of a kernel's range, (channels,)."""
+    lost = (shares < subject.thresholds.quantization_warning) & ~_lost_in_a_sum(subject)
+    return bool(lost.any()) and not subject.reads_model_input
 
 
 def _shares(subject: Subject, extent: Extent) -> Vector:

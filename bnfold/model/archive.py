@@ -399,12 +399,11 @@ def _container(weights: h5py.Group) -> Container:
     if guard.child(weights, Container.CHECKPOINT_DEPENDENCIES.value) is not None:
         return Container.CHECKPOINT_DEPENDENCIES
     starts = tuple(f"{container.value}\\" for container in Container)
-    with guard.hdf5_damage(WEIGHTS):
-        if any(name.startswith(starts) for name in weights):  # keras-team/keras 18528
-            raise UnreadableModelError(
-                "was saved by Keras 2 on Windows under names with backslashes, which only Keras on "
-                "Windows finds: load it there, and save it with Keras 3 or as .h5"
-            )
+    if any(name.startswith(starts) for name in hdf5.names(weights)):  # keras-team/keras 18528
+        raise UnreadableModelError(
+            "was saved by Keras 2 on Windows under names with backslashes, which only Keras 2 "
+            "on Windows finds: load it there, and save it as .h5"
+        )
     return Container.LAYERS
 
 

@@ -59,7 +59,14 @@ def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
     with guard.hdf5_damage(what):
-        return h5py.File(_Window(file, start, size), "r")
+        try:
+            return h5py.File(_Window(file, start, size), "r")
+        except BaseException as error:
+            import traceback  # noqa: PLC0415 - files are mostly sound
+
+            # What h5py opened it with crashes the process when it is left to the end of Python.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 class _Recorder(io.FileIO):
@@ -234,11 +241,25 @@ class Stored:
 _PIECE_BYTES = 1 << 20
 
 
+def names(group: h5py.Group) -> list[str]:
+    """The names of what stands directly in a group.
+
+    Raises:
+        UnreadableModelError: the group is damaged, or a name is no UTF-8, for which h5py gives
+            bytes and writes nothing.
+    """
+    whose = guard.shortened(group.name or "")
+    with guard.hdf5_damage(whose):
+        found = list(group)
+    odd = next((name for name in found if isinstance(name, bytes)), None)
+    if odd is not None:
+        raise UnreadableModelError(f"the name {guard.shortened(repr(odd))} in {whose} is no UTF-8")
+    return found
+
+
 def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
     """What stands directly in a group, each looked at before it is followed."""
-    with guard.hdf5_damage(guard.shortened(group.name or "")):
-        names = list(group)
-    for name in names:
+    for name in names(group):
         found = guard.child(group, name)
         if found is not None:
             yield name, found

@@ -56,7 +56,7 @@ class Hanging:
     by: int = 2
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        first, *others = self.sentence.wrap(console, options.max_width - self.by)
+        first, *others = self.sentence.wrap(console, max(1, options.max_width - self.by))
         yield first
         for line in others:
             yield Padding(line, (0, 0, 0, self.by), expand=False)
