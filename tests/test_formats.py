@@ -182,6 +182,7 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(mixed: None) -> None:
         ("report.JSON", "json"),
         ("report.md", "markdown"),
         ("report.sarif", "sarif"),
+        ("report.sarif.json", "sarif"),
         ("report.txt", "text"),
         ("report.xml", "junit"),
         ("report", "text"),

@@ -62,7 +62,7 @@ class Node(NamedTuple):
 
     @property
     def is_sum(self) -> bool:
-        """Whether it adds several tensors, as the layer Add and the operation do."""
+        """Whether it adds several tensors: the layer Add, or that operation of Keras 3."""
         several = len(set(self.call.inputs)) > 1
         return self.is_known and self.layer.class_name == "Add" and several
 

@@ -12,6 +12,7 @@ import os
 # numpy starts the threads of its BLAS when it is imported, and bnfold multiplies no matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+_collects = gc.isenabled()
 gc.disable()  # importing makes many small objects and no garbage
 
 from bnfold.cli.bench import bench
@@ -22,7 +23,8 @@ from bnfold.cli.recalibrate import recalibrate
 from bnfold.cli.rules import rule, rules
 from bnfold.cli.verify import verify
 
-gc.enable()
+if _collects:
+    gc.enable()
 
 for _command in (inspect, fold, verify, export, recalibrate, bench, rules, rule):
     main.add_command(_command)

@@ -106,5 +106,9 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    finally:
-        gc.freeze()  # or the interpreter looks through everything once more before it ends
+    except SystemExit as end:
+        # Or the interpreter looks through everything once more before it ends; which it must where
+        # a traceback holds on to files that HDF5 has not closed.
+        if end.code in (0, 1):
+            gc.freeze()
+        raise

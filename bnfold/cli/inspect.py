@@ -24,11 +24,13 @@ _LAYER_FORMATS = ("text", "json")
 _FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
 _BY_ENDING = {
     ".html": "html",
+    ".sarif.json": "sarif",
     ".json": "json",
     ".md": "markdown",
     ".sarif": "sarif",
     ".xml": "junit",
 }
+"""What a report is that is written to a file whose name ends so; the first one counts."""
 _OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
 """The options that go before the settings of a file as they are, each by itself."""
 _RUNNING = ("data", "batch", "trust", "imports")
@@ -166,8 +168,7 @@ def inspect(
     """
     from bnfold import gate
 
-    if format_ is None:
-        format_ = "text" if output is None else _BY_ENDING.get(output.suffix.lower(), "text")
+    format_ = format_ or _format_of(output)
     _refuse_contradictions(layer, format_, write_baseline, options)
     settings = _settings(options)
     if output is not None:
@@ -192,11 +193,16 @@ def inspect(
     ctx.exit(outcome.exit_code(findings, settings.fail_on))
 
 
+def _format_of(output: Path | None) -> str:
+    name = "" if output is None else output.name.lower()
+    return next((form for ending, form in _BY_ENDING.items() if name.endswith(ending)), "text")
+
+
 def _refuse_contradictions(
     layer: str | None, format_: str, write_baseline: Path | None, options: dict[str, Any]
 ) -> None:
     if layer is not None and format_ not in _LAYER_FORMATS:
-        raise click.UsageError(f"--layer has no --format {format_}")
+        raise click.UsageError(f"--layer has no report as {format_}, only text and json")
     if layer is not None and write_baseline is not None:
         raise click.UsageError("--layer shows one layer, and --write-baseline is about all")
     if write_baseline is not None and options["baseline"] is not None:
