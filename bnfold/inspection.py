@@ -143,6 +143,7 @@ def inspect_file(
                 thresholds=thresholds,
                 target_dtype=target_dtype,
                 steps=model.optimizer_steps,
+                stride=model.optimizer_stride,
                 observed=observed,
             ),
             graph=model.graph,

@@ -161,6 +161,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"moving_variance": [1.0, -0.001, 0.5, 1.0], "config": {"epsilon": 0.001}, "dtype": "f8"},
         {"BN105": "error"},
     ),
+    "variance of minus epsilon, rounded up": (
+        {"moving_variance": [1.0, -1e-5, 0.5, 1.0], "config": {"epsilon": 1e-5}},
+        {"BN004": "info", "BN105": "error", "BN402": "warning"},
+    ),
     "variance below minus epsilon": (
         {"moving_variance": [1.0, -0.002, 0.5, 1.0]},
         {"BN105": "error"},

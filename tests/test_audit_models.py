@@ -834,3 +834,82 @@ def test_of_two_kernels_the_one_that_loses_more_than_the_sum_does_is_the_hazard(
     found = finding(saved(model, tmp_path), "BN402")
     assert found.severity == "warning"
     assert "'second'" in found.message
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5"])
+def test_gammas_tell_that_the_counter_is_younger(form: str, tmp_path: Path) -> None:
+    """Adam moves a weight by 3.2 times its learning rate in a step, at most."""
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, norm()(layers.Dense(4)(inputs)))
+    generator = np.random.default_rng(0)
+    data = generator.normal(0, 30, (64, 6)), generator.normal(0, 3, (64, 4))
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(*data, batch_size=8, epochs=40, verbose=0)
+    assert "BN103" not in codes(saved(model, tmp_path, form)).get("bn", [])
+    assert float(np.min(model.get_layer("bn").moving_variance)) > 1  # so it does not tell
+
+    def again(optimizer: Any) -> bool:
+        model.compile(optimizer, "mse")
+        model.fit(*data, batch_size=8, epochs=2, verbose=0)
+        return "BN103" not in codes(saved(model, tmp_path, form)).get("bn", [])
+
+    assert again(keras.optimizers.Adam(1e-4))
+    assert again(keras.optimizers.AdamW(1e-4))
+    assert not again(keras.optimizers.Adam(0.01))  # 16 such steps could be all there were
+    assert not again(keras.optimizers.SGD(1e-9))
+    assert not again(keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(1e-4, 9, 1)))
+
+
+def test_gammas_that_started_elsewhere_tell_nothing(tmp_path: Path) -> None:
+    inputs = keras.Input((6,))
+    start = keras.initializers.Constant(3.0)
+    bn = norm(gamma_initializer=start, beta_initializer=start)
+    model = keras.Model(inputs, bn(layers.Dense(4)(inputs)))
+    data = np.random.default_rng(0).normal(0, 30, (64, 6))
+    model.compile(keras.optimizers.Adam(1e-4), "mse")
+    model.fit(data, data[:, :4], batch_size=8, epochs=2, verbose=0)
+    assert "BN103" in codes(saved(model, tmp_path))["bn"]
+
+
+def test_the_steps_that_are_missing_are_those_of_the_optimizer(tmp_path: Path) -> None:
+    """A layer that is called four times in a step needs a quarter of them."""
+    inputs = [keras.Input((6,)) for _ in range(4)]
+    bn = norm(momentum=0.99)
+    model = keras.Model(inputs, layers.Add()([bn(one) for one in inputs]))
+    data = [np.random.default_rng(n).normal(0, 30, (64, 6)) for n in range(4)]
+    model.compile("adam", "mse")
+    model.fit(data, data[0], batch_size=8, epochs=1, verbose=0)
+    found = finding(saved(model, tmp_path), "BN103")
+    assert (found.figures["updates"], found.figures["needed"]) == (32, 75)  # of 299
+
+
+def test_a_time_distributed_norm_is_called_for_each_step(tmp_path: Path) -> None:
+    inside = layers.TimeDistributed(norm(), name="each")
+    found = finding(saved(sequential(inside, shape=(5, 6)), tmp_path), "BN009")
+    assert "for each of 5 time steps" in found.message
+    free = layers.TimeDistributed(norm(), name="each")
+    assert "BN009" not in codes(saved(sequential(free, shape=(None, 6)), tmp_path)).get("each", [])
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5"])
+def test_augmentation_in_a_sequential_of_keras_2_hands_no_mode_on(
+    form: str, tmp_path: Path
+) -> None:
+    """Keras 3 hands it on; which of them a Sequential is of, its input shape tells."""
+
+    def found(library: Any) -> Inspection:
+        parts = library.layers
+        model = library.Sequential(
+            [
+                library.Input((8, 8, 3)),
+                parts.RandomTranslation(0.1, 0.1),
+                parts.Conv2D(4, 3),
+                parts.BatchNormalization(name="bn"),
+            ]
+        )
+        return saved(model, tmp_path, form)
+
+    assert "BN007" in codes(found(keras))["bn"]
+    old = found(pytest.importorskip("tf_keras"))
+    assert "BN007" not in codes(old)["bn"]
+    assert len(old.plan.folds) == 1

@@ -165,6 +165,7 @@ def audit(
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
     steps: Mapping[Path, int] | None = None,
+    stride: float | None = None,
     observed: Mapping[Path, Observed] | None = None,
 ) -> tuple[Finding, ...]:
     """The findings on every layer of a plan, in the order of the layers, then of the table.
@@ -177,6 +178,7 @@ def audit(
             the one that each layer computes in.
         steps: how many steps the optimizer of each compiled model made, that of the outermost
             at (), as `ModelFile.optimizer_steps` has it.
+        stride: the most that one of these steps moves a weight; None where that is not known.
         observed: what went into each layer while the model ran over data; None where it did not.
 
     Raises:
@@ -186,18 +188,25 @@ def audit(
         raise ValueError(f"no target dtype: {target_dtype!r}; there are {', '.join(TARGET_DTYPES)}")
     subjects = [
         replace(subject, observed=_seen(subject.batchnorm.path, observed))
-        for subject in _subjects(plan, thresholds or Thresholds(), target_dtype, steps or {})
+        for subject in _subjects(
+            plan, thresholds or Thresholds(), target_dtype, steps or {}, stride
+        )
     ]
     with np.errstate(all="ignore"):  # a number that is not finite is a finding, or none
         return tuple(_findings(subjects, tuple(rules)))
 
 
 def _subjects(
-    plan: Plan, thresholds: Thresholds, target_dtype: str | None, steps: Mapping[Path, int]
+    plan: Plan,
+    thresholds: Thresholds,
+    target_dtype: str | None,
+    steps: Mapping[Path, int],
+    stride: float | None,
 ) -> list[Subject]:
     places = {} if plan.scope is None else dict(_places(plan.scope, {}))
     layers = [decision.batchnorm for decision in plan.decisions]
-    known = updates([(one, places[one.path]) for one in layers if one.path in places], steps)
+    placed = [(one, places[one.path]) for one in layers if one.path in places]
+    known = updates(placed, steps, stride)
     return [
         Subject(
             batchnorm=decision.batchnorm,

@@ -107,11 +107,11 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
         optimizer's steps, times the calls of the layer. Frozen layers are left out, and so are
         calls with `training=False` in models of Keras 2; in Keras 3 `fit` overrides that.
 
-        The counter starts over when a model is compiled again. The variance shows that: it
-        starts at 1 and only sinks by a factor m at each update, so after n updates no variance
-        is below m^n. If one is, the statistics are older than the counter, and the rule says
-        nothing of that model. It says nothing either where the file has no counter, and where
-        BN101, BN102 or BN106 speak.
+        The counter starts over when a model is compiled again. Then the statistics are older:
+        a variance starts at 1 and only sinks by a factor m at each update, so that none is below
+        m^n after n of them, and gamma and beta are no farther from 1 and 0 than n steps of Adam
+        or its kin reach at three times the learning rate of the file. Else the rule is silent
+        about the model; so it is without a counter, or where BN101, BN102 or BN106 speak.
 
     Why it matters:
         At momentum 0.99 the initial values weigh half after 69 steps and 5 % after 299, at
@@ -167,7 +167,8 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
         return None
     if limit < 1:
         least = min(least, own * limit / (1 - limit))
-    needed = math.ceil(math.log(least) / math.log(momentum))
+    per_step = (subject.place.updates_per_step if subject.place is not None else None) or 1
+    needed = math.ceil(math.log(least) / math.log(momentum) / per_step)
     return Verdict(
         Severity.ERROR if weight > thresholds.unconverged_error else Severity.WARNING,
         f"after {updates} updates at momentum {momentum:g}, {said}",
@@ -284,7 +285,7 @@ def negative_variance(subject: Subject) -> Verdict | None:
         return None
     channels = Channels.of(negative)
     lowest = float(variance.min())
-    fatal = epsilon is not None and lowest + epsilon <= 0
+    fatal = epsilon is not None and bool(np.any(subject.plus_epsilon(epsilon)[negative] <= 0))
     return Verdict(
         Severity.ERROR if fatal else Severity.WARNING,
         f"moving_variance is negative in {channels}, down to {lowest:.3g}"

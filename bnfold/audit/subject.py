@@ -101,7 +101,13 @@ class Subject:
         if self.epsilon is None:
             return None
         inside = self.variance + self.epsilon
-        return np.sqrt(np.where(inside > 0, inside, np.nan))
+        return np.sqrt(np.where(self.plus_epsilon(self.epsilon) > 0, inside, np.nan))
+
+    def plus_epsilon(self, epsilon: float) -> Vector:
+        """The sum v + e as the layer makes it, (channels,): of two such numbers nothing may stay."""
+        exact = np.dtype("float64" if self.dtype == "float64" else "float32")
+        total: Vector = (self.variance.astype(exact) + exact.type(epsilon)).astype(np.float64)
+        return total
 
     @cached_property
     def vanishing(self) -> Mask:

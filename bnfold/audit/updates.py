@@ -5,7 +5,9 @@ layer. The counter starts over when a model is compiled again, so it can be youn
 statistics. The variance tells: it started at 1 and nothing negative was added, so that after n
 updates it is m^n at least. A smaller one has seen more updates, and then the counter says nothing
 of any layer of the file: a network that is trained on with a new head has a new counter for both.
-Frozen layers do not tell, because a head may have been trained from the start on top of them.
+So do gamma and beta, where the optimizer moves a weight by so much at most: from 1 and 0, as they
+were created, they cannot be farther than n such steps. Frozen layers do not tell, because a head
+may have been trained from the start on top of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,11 +20,14 @@ from bnfold.model.graph import Path
 
 
 def updates(
-    layers: Iterable[tuple[BatchNorm, Place]], steps: Mapping[Path, int]
+    layers: Iterable[tuple[BatchNorm, Place]],
+    steps: Mapping[Path, int],
+    stride: float | None = None,
 ) -> dict[Path, int]:
     """The number of updates by the path of the layer, without those of which nothing is known.
 
-    `steps` are the steps of each compiled model's optimizer, the outermost one's at ().
+    `steps` are the steps of each compiled model's optimizer, the outermost one's at (), and
+    `stride` is the most that one of them moves a weight, if that is known.
     """
     if not steps.get(()):
         return {}
@@ -32,11 +37,17 @@ def updates(
         if not per_step:
             continue
         around = (batchnorm.path[:length] for length in range(len(batchnorm.path)))
-        count = per_step * sum(steps.get(path, 0) for path in around)
-        known[batchnorm.path] = count = min(count, _MOST)
-        if batchnorm.trainable and _saw_more(batchnorm, count):
+        taken = min(sum(steps.get(path, 0) for path in around), _MOST)
+        known[batchnorm.path] = count = min(per_step * taken, _MOST)
+        if batchnorm.trainable and (
+            _saw_more(batchnorm, count)
+            or (stride is not None and _went_farther(batchnorm, _LONGER * stride * taken))
+        ):
             return {}
     return known
+
+
+_LONGER = 3.0  # times the stride, for the learning rate may have been larger before
 
 
 _MOST = 2**53  # more of them weigh nothing, and a float holds no more
@@ -51,6 +62,26 @@ def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
     if momentum == 1:
         return bool(np.any(variance != 1))
     return bool(np.any(variance < momentum**count * (1 - rounding(batchnorm, count))))
+
+
+def _went_farther(batchnorm: BatchNorm, reach: float) -> bool:
+    """Whether gamma or beta is farther from where it was created than training can have moved it.
+
+    Only where it was created as is usual, at 1 and 0.
+    """
+    vectors, config = batchnorm.vectors, batchnorm.layer.config
+    if vectors is None:
+        return False
+    return any(
+        _is_initializer(config.get(f"{name}_initializer", usual), usual)
+        and bool(np.any(np.abs(vectors[name] - start) > reach))
+        for name, usual, start in (("gamma", "ones", 1.0), ("beta", "zeros", 0.0))
+    )
+
+
+def _is_initializer(entry: object, name: str) -> bool:
+    found = entry.get("class_name") if isinstance(entry, dict) else entry
+    return isinstance(found, str) and found.lower() == name
 
 
 def rounding(batchnorm: BatchNorm, count: int) -> float:

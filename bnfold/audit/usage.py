@@ -121,7 +121,8 @@ def shared(subject: Subject) -> Verdict | None:
 
     What it finds:
         A layer with several calls, one inside a nested model that is called several times, or
-        one whose object stands in several places of the model.
+        one whose object stands in several places of the model. A TimeDistributed calls what is
+        in it once for each time step in Keras 3, if the number of steps is fixed.
 
     Why it matters:
         Each call updates the same moving mean and variance. If the inputs are alike, as in a
@@ -148,12 +149,20 @@ def shared(subject: Subject) -> Verdict | None:
         - Chang et al., Domain-Specific Batch Normalization: <https://arxiv.org/abs/1906.03950>
     """
     place = subject.place
-    if place is None or not (place.count > 1 or place.stands_elsewhere):
+    if place is None:
         return None
-    how = f"is called {place.count} times" if place.count > 1 else "stands in several places"
+    times = place.updates_per_step or 0
+    if place.count > 1:
+        how = f"is called {place.count} times"
+    elif place.stands_elsewhere:
+        how = "stands in several places"
+    elif times > 1:
+        how = f"is called for each of {times} time steps"
+    else:
+        return None
     return Verdict(
         Severity.INFO,
         f"it {how}: its statistics are those of all calls together",
         "nothing to do if the inputs are alike; else give each call a layer of its own",
-        figures={"calls": place.count},
+        figures={"calls": max(place.count, times)},
     )

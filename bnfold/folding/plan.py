@@ -323,5 +323,6 @@ def _training_problem(one: _Candidate) -> Refusal | None:
 
 _NO_TRAINING = (
     "build the model without training=True (call layers that take it by default, as those of "
-    "augmentation, with training=False), or freeze it, also after training (trainable=False)"
+    "augmentation, with training=False: fit of Keras 3 augments all the same), or freeze it, also "
+    "after training (trainable=False)"
 )

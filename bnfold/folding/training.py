@@ -31,8 +31,7 @@ def exposed(graph: Graph) -> dict[Path, str]:
     """The layers that heed training mode and may run after a call with training=True of another.
 
     The value is a clause about that other layer. Layers of the same depth count as later, because
-    their order hangs on that of the config. A Sequential does not say which Keras wrote it; it
-    counts as Keras 3.
+    their order hangs on that of the config.
     """
     return {} if _is_keras2(graph) else _Exposure(graph).found
 
@@ -137,9 +136,14 @@ def _said(layer: Layer, call: Call) -> tuple[bool, object]:
 
 
 def _is_keras2(graph: Graph) -> bool:
-    """Whether any graph in the model writes its calls as Keras 2 does."""
+    """Whether any graph in the model writes its calls, or the shape of its input, as Keras 2 does.
+
+    The latter is all that a Sequential tells.
+    """
     layers = graph.layers.values()
     nodes = (call.node for layer in layers for call in layer.calls)
+    if any("batch_input_shape" in layer.config for layer in layers):
+        return True
     return any(node is not None and not is_keras3(node) for node in nodes) or any(
         _is_keras2(layer.nested) for layer in layers if layer.nested is not None
     )

@@ -25,6 +25,7 @@ from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath
+from bnfold.model.optimizer import stride
 from bnfold.model.order import Container, GroupNames
 
 CONFIG = "config.json"
@@ -189,6 +190,12 @@ class KerasArchive:
         }
         found = {path: self._steps(f"{place}/{OPTIMIZER}") for path, place in places.items()}
         return {path: steps for path, steps in found.items() if steps is not None}
+
+    @property
+    def optimizer_stride(self) -> float | None:
+        """The most that one step of the outermost model's optimizer moves a weight."""
+        compiled = self.graph.entry.get("compile_config")
+        return stride(compiled.get("optimizer")) if isinstance(compiled, dict) else None
 
     def _steps(self, place: str) -> int | None:
         """The first variable of an optimizer counts its steps.

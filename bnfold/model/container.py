@@ -37,6 +37,9 @@ class _Format(Protocol):
     @property
     def optimizer_steps(self) -> Mapping[LayerPath, int]: ...
 
+    @property
+    def optimizer_stride(self) -> float | None: ...
+
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None: ...
@@ -87,6 +90,11 @@ class ModelFile:
                 asks for what a model file must not ask for.
         """
         return self.format.optimizer_steps
+
+    @property
+    def optimizer_stride(self) -> float | None:
+        """The most that one step of the outermost model's optimizer moves a weight, if it tells."""
+        return self.format.optimizer_stride
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.

@@ -19,10 +19,11 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
-from bnfold.errors import UnreadableModelError
+from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight
 from bnfold.model.graph import Path as LayerPath
+from bnfold.model.optimizer import stride
 from bnfold.model.order import model_layers
 
 MODEL_WEIGHTS = "model_weights"
@@ -90,6 +91,16 @@ class LegacyHdf5:
         ]
         known = [steps for steps in counters if steps is not None]
         return {(): max(known)} if known else {}
+
+    @property
+    def optimizer_stride(self) -> float | None:
+        """The most that one step of the optimizer moves a weight."""
+        text = hdf5.read_text(self._file, TRAINING_CONFIG)
+        try:
+            compiled = None if text is None else guard.parse_json(text, TRAINING_CONFIG)
+        except BnfoldError:
+            return None  # what was for training may be damaged
+        return stride(compiled.get("optimizer_config")) if isinstance(compiled, dict) else None
 
     def _attach(self, graph: Graph) -> Graph:
         layers = {}
