@@ -104,7 +104,7 @@ class Subject:
         return np.sqrt(np.where(self.plus_epsilon(self.epsilon) > 0, inside, np.nan))
 
     def plus_epsilon(self, epsilon: float) -> Vector:
-        """The sum v + e as the layer makes it, (channels,): of two such numbers nothing may stay."""
+        """The sum v + e as the layer makes it, (channels,); of two such numbers it can be 0."""
         exact = np.dtype("float64" if self.dtype == "float64" else "float32")
         total: Vector = (self.variance.astype(exact) + exact.type(epsilon)).astype(np.float64)
         return total
