@@ -301,8 +301,10 @@ def test_the_steps_of_every_optimizer(optimizer: str, form: str, tmp_path: Path)
 
 def test_the_steps_under_automatic_loss_scaling(tmp_path: Path) -> None:
     keras.config.set_dtype_policy("mixed_float16")
-    inspected = saved(fitted(small(), auto_scale_loss=True), tmp_path)
-    assert finding(inspected, "BN103").figures["updates"] == 20
+    model = fitted(small(), auto_scale_loss=True)
+    counted = int(model.optimizer.inner_optimizer.iterations)  # a step that overflows is not taken
+    assert 15 < counted <= 20
+    assert finding(saved(model, tmp_path), "BN103").figures["updates"] == counted
 
 
 def test_the_steps_in_a_directory(tmp_path: Path) -> None:
@@ -836,8 +838,7 @@ def test_of_two_kernels_the_one_that_loses_more_than_the_sum_does_is_the_hazard(
     assert "'second'" in found.message
 
 
-@pytest.mark.parametrize("form", [".keras", ".h5"])
-def test_gammas_tell_that_the_counter_is_younger(form: str, tmp_path: Path) -> None:
+def test_gammas_tell_that_the_counter_is_younger(tmp_path: Path) -> None:
     """Adam moves a weight by 3.2 times its learning rate in a step, at most."""
     inputs = keras.Input((6,))
     model = keras.Model(inputs, norm()(layers.Dense(4)(inputs)))
@@ -845,19 +846,20 @@ def test_gammas_tell_that_the_counter_is_younger(form: str, tmp_path: Path) -> N
     data = generator.normal(0, 30, (64, 6)), generator.normal(0, 3, (64, 4))
     model.compile(keras.optimizers.Adam(0.01), "mse")
     model.fit(*data, batch_size=8, epochs=40, verbose=0)
-    assert "BN103" not in codes(saved(model, tmp_path, form)).get("bn", [])
+    assert "BN103" not in codes(saved(model, tmp_path)).get("bn", [])
     assert float(np.min(model.get_layer("bn").moving_variance)) > 1  # so it does not tell
 
-    def again(optimizer: Any) -> bool:
+    def is_silent_after(optimizer: Any) -> set[bool]:
         model.compile(optimizer, "mse")
         model.fit(*data, batch_size=8, epochs=2, verbose=0)
-        return "BN103" not in codes(saved(model, tmp_path, form)).get("bn", [])
+        found = (codes(saved(model, tmp_path, form)) for form in (".keras", ".h5"))
+        return {"BN103" not in one.get("bn", []) for one in found}
 
-    assert again(keras.optimizers.Adam(1e-4))
-    assert again(keras.optimizers.AdamW(1e-4))
-    assert not again(keras.optimizers.Adam(0.01))  # 16 such steps could be all there were
-    assert not again(keras.optimizers.SGD(1e-9))
-    assert not again(keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(1e-4, 9, 1)))
+    decay = keras.optimizers.schedules.ExponentialDecay(1e-4, 9, 1)
+    assert is_silent_after(keras.optimizers.Adam(1e-4)) == {True}
+    assert is_silent_after(keras.optimizers.Adam(0.01)) == {False}  # it may be all there was
+    assert is_silent_after(keras.optimizers.SGD(1e-9)) == {False}
+    assert is_silent_after(keras.optimizers.Adam(decay)) == {False}
 
 
 def test_gammas_that_started_elsewhere_tell_nothing(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def assert_nothing_sticks_out(tab: Any, width: int) -> None:
 @pytest.mark.parametrize("width", [390, 600, 1000, 1400])
 def test_no_diagram_stands_alone_below_three(width: int, show: Callable[..., Any]) -> None:
     tops = "figures => figures.map(figure => Math.round(figure.getBoundingClientRect().top))"
-    for name in ("five", "branches", "deep"):
+    for name in ("five", "branches", "spoiled"):
         rows = Counter(show(name, (width, 900)).eval_on_selector_all(".profile", tops))
         assert len(set(rows.values())) == 1, (name, rows)
 
