@@ -132,7 +132,7 @@ SETTINGS = settings(
 
 @pytest.mark.parametrize("number", range(4))
 def test_drawn_models(number: int) -> None:
-    check_many(number, 75)
+    check_many(number, 50)
 
 
 @pytest.mark.slow
