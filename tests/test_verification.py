@@ -1022,7 +1022,7 @@ def test_files_of_keras_2_go_through_tf_keras(keras_2_file):
 
 
 def test_a_file_that_tf_keras_cannot_load_is_one_line(keras_2_file, tmp_path):
-    """tf_keras leaves its weights open then, and h5py crashes the process when it ends."""
+    """tf_keras leaves its weights open then, which must not crash the process when it ends."""
     broken = tmp_path / "broken.keras"
     with zipfile.ZipFile(keras_2_file) as old, zipfile.ZipFile(broken, "w") as new:
         for name in old.namelist():

@@ -107,8 +107,8 @@ def run() -> None:
     try:
         main()
     except SystemExit as end:
-        # Or the interpreter looks through everything once more before it ends; which it must where
-        # a traceback holds on to files that HDF5 has not closed.
+        # Or the interpreter looks through everything once more before it ends. It must where a
+        # traceback holds on to what HDF5 reads from, which crashes if it dies before its file.
         if end.code in (0, 1):
             gc.freeze()
         raise

@@ -59,14 +59,7 @@ def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
     with guard.hdf5_damage(what):
-        try:
-            return h5py.File(_Window(file, start, size), "r")
-        except BaseException as error:
-            import traceback  # noqa: PLC0415 - files are mostly sound
-
-            # What h5py opened it with crashes the process when it is left to the end of Python.
-            traceback.clear_frames(error.__traceback__)
-            raise
+        return h5py.File(_Window(file, start, size), "r")
 
 
 class _Recorder(io.FileIO):

@@ -7,7 +7,6 @@ import importlib
 import re
 import shutil
 import tempfile
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,17 +118,6 @@ def _custom_objects(
     return found
 
 
-def _close_weights(error: Exception) -> None:
-    """Close the weights that tf_keras leaves open when it cannot load a `.keras` file.
-
-    h5py crashes the process where the stream that a file is read from dies before the file.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        store = frame.f_locals.get("weights_store")
-        if store is not None:
-            store.close()
-
-
 def _load(
     facts: safety.FileFacts, name: str, custom: dict[str, Any], *, trust: bool
 ) -> LoadedModel:
@@ -140,7 +128,6 @@ def _load(
                 str(path), custom_objects=custom, compile=False, safe_mode=not trust
             )
     except Exception as error:
-        _close_weights(error)
         if unknown := _UNKNOWN.search(str(error)):
             safety.refuse_unregistered(facts, [safety.Custom(unknown[1], "")])
         raise UnreadableModelError(
