@@ -886,12 +886,21 @@ def test_the_steps_that_are_missing_are_those_of_the_optimizer(tmp_path: Path) -
     assert (found.figures["updates"], found.figures["needed"]) == (32, 75)  # of 299
 
 
-def test_a_time_distributed_norm_is_called_for_each_step(tmp_path: Path) -> None:
-    inside = layers.TimeDistributed(norm(), name="each")
-    found = finding(saved(sequential(inside, shape=(5, 6)), tmp_path), "BN009")
-    assert "for each of 5 time steps" in found.message
-    free = layers.TimeDistributed(norm(), name="each")
-    assert "BN009" not in codes(saved(sequential(free, shape=(None, 6)), tmp_path)).get("each", [])
+@FORMS
+def test_a_time_distributed_norm_is_called_for_each_step_by_keras_3(
+    form: str, tmp_path: Path
+) -> None:
+    def told(library: Any, steps: int | None) -> list[str]:
+        parts = library.layers
+        inside = parts.TimeDistributed(parts.BatchNormalization(), name="each")
+        model = library.Sequential([library.Input((steps, 6)), inside])
+        inspected = saved(model, tmp_path, form)
+        return [found.message for found in inspected.findings if found.code == "BN009"]
+
+    (message,) = told(keras, 5)
+    assert "for each of 5 time steps" in message
+    assert told(keras, None) == []
+    assert told(pytest.importorskip("tf_keras"), 5) == []
 
 
 @pytest.mark.parametrize("form", [".keras", ".h5"])

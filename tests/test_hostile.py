@@ -1104,3 +1104,19 @@ def test_nothing_that_a_file_names_is_imported(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(9.0),
+        np.zeros(2, np.dtype([("odd", "f8")])),
+        b"{",
+        b'{"optimizer_config": {"config": 3}}',
+    ],
+)
+def test_what_was_for_training_may_be_damaged(value: Any, tmp_path: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        file.attrs["training_config"] = value
+
+    assert bnfold.inspect(legacy_file(tmp_path / "m.h5", edit=edit)).plan.decisions

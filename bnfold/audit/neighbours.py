@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bnfold.folding.scope import Scope
-from bnfold.folding.training import is_off
-from bnfold.model.graph import Call, Layer, Path, Ref, show, unwrapped
+from bnfold.folding.training import is_keras2, is_off
+from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, unwrapped
 from bnfold.model.nodes import is_keras3
 from bnfold.model.shapes import Shape
 
@@ -204,7 +204,7 @@ class Place:
             layer = scope.graph.layers[name]
             updates *= sum(not stays_out_of_training(call) for call in layer.calls)
             _, wrappers = unwrapped(layer)
-            if wrappers and not _is_keras2(layer.calls[0]):
+            if wrappers and not _is_keras2(layer.calls[0], scope.graph):
                 shape = Node(scope, name, 0).input_shape() or ()
                 axes = shape[1 : 1 + wrappers]
                 if len(axes) < wrappers or None in axes:
@@ -230,5 +230,8 @@ def stays_out_of_training(call: Call) -> bool:
     return is_off(call.training) and _is_keras2(call)
 
 
-def _is_keras2(call: Call) -> bool:
-    return call.node is not None and not is_keras3(call.node)
+def _is_keras2(call: Call, graph: Graph | None = None) -> bool:
+    """Whether a call is of Keras 2; those of a Sequential leave that to their graph."""
+    if call.node is None:
+        return graph is not None and is_keras2(graph)
+    return not is_keras3(call.node)

@@ -33,7 +33,7 @@ def exposed(graph: Graph) -> dict[Path, str]:
     The value is a clause about that other layer. Layers of the same depth count as later, because
     their order hangs on that of the config.
     """
-    return {} if _is_keras2(graph) else _Exposure(graph).found
+    return {} if is_keras2(graph) else _Exposure(graph).found
 
 
 def training_in_bare_call(graph: Graph) -> frozenset[Path]:
@@ -52,7 +52,7 @@ def first_changed_mode(graph: Graph, changed: Graph) -> Path | None:
     Layers that are gone change depths, and with them the order of what is left; and one that is
     gone hands nothing on.
     """
-    if _is_keras2(graph) or not _sources(graph, ()):
+    if is_keras2(graph) or not _sources(graph, ()):
         return None
     return _Simulation(graph).first_difference(_Simulation(changed))
 
@@ -135,7 +135,7 @@ def _said(layer: Layer, call: Call) -> tuple[bool, object]:
     return layer.class_name in catalog.INFERS_BY_DEFAULT, False
 
 
-def _is_keras2(graph: Graph) -> bool:
+def is_keras2(graph: Graph) -> bool:
     """Whether any graph in the model writes its calls, or the shape of its input, as Keras 2 does.
 
     The latter is all that a Sequential tells.
@@ -145,7 +145,7 @@ def _is_keras2(graph: Graph) -> bool:
     if any("batch_input_shape" in layer.config for layer in layers):
         return True
     return any(node is not None and not is_keras3(node) for node in nodes) or any(
-        _is_keras2(layer.nested) for layer in layers if layer.nested is not None
+        is_keras2(layer.nested) for layer in layers if layer.nested is not None
     )
 
 

@@ -95,8 +95,8 @@ class LegacyHdf5:
     @property
     def optimizer_stride(self) -> float | None:
         """The most that one step of the optimizer moves a weight."""
-        text = hdf5.read_text(self._file, TRAINING_CONFIG)
         try:
+            text = hdf5.read_text(self._file, TRAINING_CONFIG)
             compiled = None if text is None else guard.parse_json(text, TRAINING_CONFIG)
         except BnfoldError:
             return None  # what was for training may be damaged
