@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from test_hostile import chain, directory_model, keras_file, legacy_file
 
 import bnfold
-from bnfold import conversion
+from bnfold import conversion, staging
 from bnfold.cli import main
 from bnfold.errors import OutputError
 from bnfold.staging import Staging
@@ -105,20 +106,152 @@ def test_a_directory_that_is_read_only(source: Path, folder: Path) -> None:
     assert names(folder) == []
 
 
-def test_a_link_as_target_is_replaced_and_not_followed(source: Path, folder: Path) -> None:
-    (folder / "other.keras").write_bytes(OLD)
-    (folder / "m.keras").symlink_to("other.keras")
+def test_a_link_as_target_is_followed(source: Path, folder: Path) -> None:
+    """However many links lead there, and whatever the file at the end is called."""
+    (folder / "stored").mkdir()
+    blob = folder / "stored" / "0a1b"
+    blob.write_bytes(OLD)
+    (folder / "latest").symlink_to("stored/0a1b")
+    (folder / "m.keras").symlink_to("latest")
     fails(source, folder / "m.keras", says="--force")
     bnfold.fold(source, folder / "m.keras", verify=False, force=True)
-    assert (folder / "other.keras").read_bytes() == OLD
-    assert not (folder / "m.keras").is_symlink()
+    assert os.readlink(folder / "m.keras") == "latest"
+    assert os.readlink(folder / "latest") == "stored/0a1b"
+    assert blob.read_bytes() == (folder / "m.keras").read_bytes() != OLD
     assert is_model(folder / "m.keras")
+    assert (names(folder), names(folder / "stored")) == (["latest", "m.keras", "stored"], ["0a1b"])
+
+
+def test_a_link_to_the_source_itself(source: Path, folder: Path) -> None:
+    before = source.read_bytes()
+    (folder / "m.keras").symlink_to(source)
+    for one, other in ((source, folder / "m.keras"), (folder / "m.keras", folder / "m.keras")):
+        fails(one, other, says="--force")
+        bnfold.fold(one, other, verify=False, force=True)
+        assert (folder / "m.keras").is_symlink()
+        assert not source.is_symlink()
+        assert source.read_bytes() != before
+        assert is_model(source)
 
 
 def test_a_dangling_link_as_target(source: Path, folder: Path) -> None:
-    (folder / "m.keras").symlink_to("nowhere.keras")
+    (folder / "m.keras").symlink_to("stored.keras")
     fails(source, folder / "m.keras", says="--force")
     assert names(folder) == ["m.keras"]
+    bnfold.fold(source, folder / "m.keras", verify=False, force=True)
+    assert os.readlink(folder / "m.keras") == "stored.keras"
+    assert is_model(folder / "stored.keras")
+
+
+def test_links_that_cannot_be_followed(source: Path, folder: Path) -> None:
+    (folder / "loop.keras").symlink_to("loop.keras")
+    fails(source, folder / "loop.keras", "--force", says="leads back to itself")
+    (folder / "far.keras").symlink_to("none/far.keras")
+    fails(source, folder / "far.keras", "--force", says="does not exist")
+    os.mkfifo(folder / "pipe")
+    (folder / "pipe.keras").symlink_to("pipe")
+    fails(source, folder / "pipe.keras", "--force", says="neither a file nor a directory")
+    (folder / "m.h5").write_bytes(OLD)
+    (folder / "m.keras").symlink_to("m.h5")
+    fails(source, folder / "m.keras", "--force", says="the name of another model")
+    assert (folder / "m.h5").read_bytes() == OLD
+    assert len(names(folder)) == 6
+
+
+def test_a_link_to_a_directory_model(source: Path, folder: Path) -> None:
+    model = directory_model(source.parent / "model")
+    (folder / "stored").mkdir()
+    target = shutil.copytree(model, folder / "stored" / "v1")
+    (target / "more").write_bytes(OLD)
+    target.chmod(0o700)
+    (folder / "model").symlink_to("stored/v1")
+    bnfold.fold(model, folder / "model", verify=False, force=True)
+    assert os.readlink(folder / "model") == "stored/v1"
+    assert not (target / "more").exists()
+    assert is_model(folder / "model")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o700
+    assert names(folder / "stored") == ["v1"]
+
+
+def test_a_report_follows_a_link_and_keeps_the_mode(source: Path, folder: Path) -> None:
+    (folder / "stored.txt").write_bytes(OLD)
+    (folder / "stored.txt").chmod(0o600)
+    (folder / "report.txt").symlink_to("stored.txt")
+    done = CliRunner().invoke(
+        main, ["inspect", str(source), "--output", str(folder / "report.txt")]
+    )
+    assert done.exit_code == 0, done.output
+    assert (folder / "report.txt").is_symlink()
+    assert (folder / "stored.txt").read_bytes() != OLD
+    assert mode(folder / "stored.txt") == 0o600
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o444, 0o444), (0o6775, 0o775)])
+def test_a_replaced_file_keeps_its_mode(
+    before: int, after: int, source: Path, folder: Path
+) -> None:
+    """But for set-user-ID and set-group-ID, and whoever reads it through another hard link."""
+    for file in (source, legacy_file(source.with_suffix(".h5"))):
+        target = folder / file.name
+        target.write_bytes(OLD)
+        os.link(target, folder / "other name")
+        target.chmod(before)
+        bnfold.fold(file, target, verify=False, force=True)
+        assert mode(target) == after
+        assert (folder / "other name").read_bytes() == OLD
+        (folder / "other name").unlink()
+
+
+def test_a_replaced_directory_keeps_the_modes_of_what_is_in_it(source: Path, folder: Path) -> None:
+    model = directory_model(source.parent / "model")
+    target = shutil.copytree(model, folder / "model")
+    target.chmod(0o750)
+    (target / "config.json").chmod(0o600)
+    bnfold.fold(model, target, verify=False, force=True)
+    assert (mode(target), mode(target / "config.json")) == (0o750, 0o600)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_root_leaves_a_file_to_its_owner(source: Path, folder: Path) -> None:
+    target = folder / "m.keras"
+    target.write_bytes(OLD)
+    target.chmod(0o640)
+    os.chown(target, 12345, 23456)
+    bnfold.fold(source, target, verify=False, force=True)
+    assert (target.stat().st_uid, target.stat().st_gid, mode(target)) == (12345, 23456, 0o640)
+
+
+def test_a_group_that_cannot_be_kept_gets_what_everybody_gets(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder / "m.keras"
+    target.write_bytes(OLD)
+    target.chmod(0o664)
+
+    def refused(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(staging, "_give_to", refused)
+    bnfold.fold(source, target, verify=False, force=True)
+    assert mode(target) == 0o644
+
+
+def test_an_access_list_is_kept(source: Path, folder: Path) -> None:
+    """The owner rw, user 12345 rw, the group nothing; so the mode alone would admit the group."""
+    target = folder / "m.keras"
+    target.write_bytes(OLD)
+    entries = [(1, 6, -1), (2, 6, 12345), (4, 0, -1), (16, 6, -1), (32, 0, -1)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(target, "system.posix_acl_access", packed)
+    except OSError:
+        pytest.skip("no access lists here")
+    bnfold.fold(source, target, verify=False, force=True)
+    assert os.getxattr(target, "system.posix_acl_access") == packed
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o000])
