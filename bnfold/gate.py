@@ -22,10 +22,14 @@ from bnfold.staging import check_target, write_text
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What was asked for and could not be read; the text of the error names it."""
+    """What was asked for and could not be read; the text of the error names it.
+
+    `may_have_run` is true where the model was to be run over data: it may have been by then.
+    """
 
     path: Path
     error: BnfoldError
+    may_have_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
                 run=settings.run,
             )
         except BnfoldError as error:
-            unreadable.append(Unreadable(file, error))
+            unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))
         else:
             models.append(found)
     return Outcome(tuple(models), tuple(unreadable))

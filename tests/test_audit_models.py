@@ -447,27 +447,75 @@ def test_a_linked_counter_is_refused(fixture_model: Unpack, tmp_path: Path) -> N
 # --- BN107 and BN403: the model's input ----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("before", "level"),
-    [
-        (list, "info"),
-        (lambda: [layers.Rescaling(1 / 255), layers.Dropout(0.1), layers.Reshape((3, 2))], "info"),
-        (lambda: [layers.Dense(6, use_bias=False)], "warning"),
-    ],
-    ids=["input", "near the input", "inside"],
-)
-def test_constant_inputs_are_no_warning(
-    before: Callable[[], list[Any]], level: str, tmp_path: Path
-) -> None:
-    model = sequential(*before(), norm(epsilon=2e-5))
+def _image(*parts: Any) -> tuple[tuple[int, ...], list[Any]]:
+    return (6, 6, 5), [*parts]
+
+
+NEAR_THE_INPUT: dict[str, Callable[[], tuple[tuple[int, ...], list[Any]]]] = {
+    "input": lambda: _image(),
+    "Flatten": lambda: _image(layers.Flatten()),
+    "Reshape": lambda: _image(layers.Reshape((36, 5))),
+    "Permute": lambda: _image(layers.Permute((2, 1, 3))),
+    "Resizing": lambda: _image(layers.Resizing(4, 4)),
+    "CenterCrop": lambda: _image(layers.CenterCrop(4, 4)),
+    "Cropping2D": lambda: _image(layers.Cropping2D(1)),
+    "ZeroPadding2D": lambda: _image(layers.ZeroPadding2D(1)),
+    "UpSampling2D": lambda: _image(layers.UpSampling2D(2)),
+    "MaxPooling2D": lambda: _image(layers.MaxPooling2D(2)),
+    "GlobalAveragePooling2D": lambda: _image(layers.GlobalAveragePooling2D()),
+    "GlobalMaxPooling2D": lambda: _image(layers.GlobalMaxPooling2D()),
+    "RepeatVector": lambda: ((5,), [layers.RepeatVector(3)]),
+    "Rescaling, Dropout": lambda: _image(layers.Rescaling(1 / 255), layers.Dropout(0.1)),
+    "Normalization": lambda: ((5,), [layers.Normalization(mean=1.0, variance=2.0)]),
+    "RandomFlip": lambda: _image(layers.RandomFlip(), layers.Flatten()),
+    "TimeDistributed": lambda: _image(layers.TimeDistributed(layers.Flatten())),
+    "nested model": lambda: _image(
+        keras.Sequential([layers.Resizing(4, 4), layers.Flatten()], name="prepare")
+    ),
+    "CategoryEncoding": lambda: ((5,), [layers.CategoryEncoding(4, output_mode="multi_hot")]),
+}
+INSIDE: dict[str, Callable[[], tuple[tuple[int, ...], list[Any]]]] = {
+    "Dense": lambda: ((6,), [layers.Dense(6, use_bias=False)]),
+    "Conv2D, Flatten": lambda: _image(layers.Conv2D(4, 3, use_bias=False), layers.Flatten()),
+    "GlobalAveragePooling2D": lambda: _image(
+        layers.Conv2D(4, 3, use_bias=False), layers.GlobalAveragePooling2D()
+    ),
+    "Embedding, Flatten": lambda: ((5,), [layers.Embedding(9, 4), layers.Flatten()]),
+}
+
+
+def levels_of_a_constant_channel(model: Any, tmp_path: Path) -> set[str]:
+    """The levels of what is said of a first channel without a variance, whose scale is far out."""
     layer = model.get_layer("bn")
     layer.moving_variance.assign([0.0] + [9.0] * (layer.moving_variance.shape[0] - 1))
     layer.gamma.assign(layer.gamma * 0 + 1)
-    inspected = saved(model, tmp_path)
-    if level == "info" and layer.moving_variance.shape[0] == 2:
-        return
-    assert finding(inspected, "BN107").severity == level
-    assert finding(inspected, "BN403").severity == level
+    found = saved(model, tmp_path).findings
+    return {str(one.severity) for one in found if one.code in ("BN107", "BN402", "BN403")}
+
+
+@pytest.mark.parametrize("before", NEAR_THE_INPUT)
+def test_constant_inputs_are_no_warning(before: str, tmp_path: Path) -> None:
+    shape, parts = NEAR_THE_INPUT[before]()
+    parts = [*parts, norm(epsilon=2e-5)]
+    assert levels_of_a_constant_channel(sequential(*parts, shape=shape), tmp_path) == {"info"}
+
+
+@pytest.mark.parametrize("before", INSIDE)
+def test_channels_that_died_inside_are_one(before: str, tmp_path: Path) -> None:
+    shape, parts = INSIDE[before]()
+    model = sequential(*parts, norm(epsilon=2e-5), shape=shape)
+    assert "warning" in levels_of_a_constant_channel(model, tmp_path)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_constant_inputs_that_are_joined(trained: bool, tmp_path: Path) -> None:
+    image, features = keras.Input((4, 4, 2)), keras.Input((3,))
+    flat = keras.ops.reshape(keras.ops.mean(image, axis=1), (-1, 8))
+    side = layers.Dense(3)(features) if trained else features
+    joined = keras.ops.concatenate([flat, side], axis=-1)
+    model = settle(keras.Model([image, features], norm(epsilon=2e-5)(joined)))
+    expected = {"warning"} if trained else {"info"}
+    assert levels_of_a_constant_channel(model, tmp_path) == expected
 
 
 # --- BN202: what is behind -----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pictures import Element, keras, page, parsed, saved
 from test_hostile import keras_file, model_config
 
+from bnfold import gate
 from bnfold.audit import Thresholds
 from bnfold.audit.selection import Suppressed
 from bnfold.errors import UnreadableModelError
@@ -30,6 +31,8 @@ from bnfold.model.guard import printable
 from bnfold.reports import html
 from bnfold.reports.html.rows import Row, rows
 from bnfold.reports.html.wires import MAX_ARROWS, MAX_LANES, NODE, wires
+from bnfold.settings import Settings
+from bnfold.verification.observe import DataRun
 
 Unpack = Callable[[str], Path]
 L = keras.layers
@@ -248,6 +251,29 @@ def test_what_could_not_be_read_is_on_the_page(fixture_model: Unpack) -> None:
         found = parsed(html.inspections(readable, [Unreadable(Path("gone.keras"), error)]))
         check(found)
         assert "Not read no <b>such</b> file\\x1b" in found.tags("header")[0].text
+
+
+def test_the_page_says_whether_a_model_was_run(tmp_path: Path) -> None:
+    built = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    model = saved(built, tmp_path / "model.keras")
+    run = DataRun(np.random.default_rng(0).normal(size=(20, 2)))
+    observed = inspect_file(model.path, run=run)
+    error = UnreadableModelError("the data do not fit")
+    failed = Unreadable(model.path, error, may_have_run=True)
+    nothing = "nothing in a model was run"
+
+    def footer(*arguments: Any) -> str:
+        return str(parsed(html.inspections(*arguments)).tags("footer")[0].text)
+
+    assert footer([model]).endswith(f"from the file alone; {nothing}.")
+    assert footer([observed]).endswith("from the file, and from running the model over data.")
+    assert "running the models over data" in footer([model, observed])
+    assert nothing not in footer([], [failed])
+    assert nothing in footer([], [replace(failed, may_have_run=False)])
+    damaged = np.ones((3, 2))
+    outcome = gate.check([model.path], Settings(run=DataRun(damaged[:, :1])))
+    assert outcome.unreadable[0].may_have_run
+    assert not gate.check([tmp_path / "none.keras"], Settings()).unreadable[0].may_have_run
 
 
 def test_a_finding_that_does_not_count_is_told_apart(tmp_path: Path) -> None:

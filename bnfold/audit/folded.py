@@ -234,7 +234,8 @@ def scale_outlier(subject: Subject) -> Verdict | None:
     What it finds:
         Channels whose scale is more than `outstanding_scale` (100) times the median of the
         layer's channels, those with a gamma of almost 0 left out. For a layer that normalizes
-        the model's input it is an info, because constant inputs are common there.
+        the model's input, as it is or as layers that are not trained make it, it is an info,
+        because constant inputs are common there.
 
     Why it matters:
         One channel dominates what the layer makes, small noise in its input becomes large, and

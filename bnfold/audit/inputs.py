@@ -1,4 +1,8 @@
-"""Whether a layer reads the model's input, as it is or as layers without weights make it."""
+"""Whether a layer reads the model's input, as it is or as untrained layers make it.
+
+A number that never changes in the data, as the border of an image, stays constant wherever a layer
+moves, crops, pools, rescales or encodes it: nothing was learnt in between that could have died.
+"""
 
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Node, Place
@@ -6,18 +10,18 @@ from bnfold.model import catalog
 
 
 def near_input(place: Place) -> bool:
-    """Whether nothing with weights stands between the model's input and a layer."""
+    """Whether nothing that is trained stands between the model's input and a layer."""
     return all(_NEAR.beside(node, place.memo) for node in place.nodes)
 
 
-def _is_weightless(node: Node) -> bool:
+def _is_untrained(node: Node) -> bool:
     layer = node.layer
-    return node.is_known and (layer.is_operation or layer.class_name in catalog.WEIGHTLESS)
+    return node.is_known and (layer.is_operation or layer.class_name in catalog.UNTRAINED)
 
 
 _NEAR = Flow[bool](
     neighbours=Node.sources,
-    passes=lambda node: _is_weightless(node) and not node.is_input,
+    passes=lambda node: _is_untrained(node) and not node.is_input,
     own=lambda node: node.is_input,
     join=all,
 )

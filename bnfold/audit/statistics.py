@@ -395,9 +395,11 @@ def vanishing_variance(subject: Subject) -> Verdict | None:
     What it finds:
         Channels whose variance is below `vanishing_variance` (1 %) of epsilon. It is a warning
         where the scale of such a channel is more than `outstanding_scale` (100) times the
-        median of the layer's channels, those with a gamma of almost 0 left out; for a layer
-        that normalizes the model's input it stays an info, because borders of images are
-        constant in good data sets. It is silent where BN106 speaks.
+        median of the layer's channels, those with a gamma of almost 0 left out. It stays an
+        info for a layer that normalizes the model's input, as it is or as layers that are not
+        trained make it (Flatten, Resizing, pooling, Rescaling, Normalization and the like),
+        because borders of images are constant in good data sets. It is silent where BN106
+        speaks.
 
     Why it matters:
         A channel that never changed in training, because its filter died or its pixel is always

@@ -92,7 +92,7 @@ class Subject:
 
     @cached_property
     def reads_model_input(self) -> bool:
-        """Whether nothing with weights stands between the model's input and the layer."""
+        """Whether nothing that is trained stands between the model's input and the layer."""
         return self.place is not None and near_input(self.place)
 
     @cached_property

@@ -222,6 +222,16 @@ WEIGHTLESS = {*_SAME_RANK, *FIXED_RANK, "InputLayer", "Reshape"} - {
 }
 """The classes without a variable that inference reads; a Dropout keeps the state of its seed."""
 
+UNTRAINED = frozenset(
+    {
+        *WEIGHTLESS, *POOLED_RANK, *_MOVES, *TRAINS_BY_DEFAULT, "CategoryEncoding",
+        "Discretization", "Dot", "HashedCrossing", "Hashing", "IntegerLookup", "MelSpectrogram",
+        "Normalization", "RandomHeight", "RandomWidth", "STFTSpectrogram", "StringLookup",
+        "TextVectorization", "UnitNormalization",
+    }
+) - {"Pipeline"}  # fmt: skip
+"""The classes without a variable that training changes; a Pipeline may hold any others."""
+
 SAME_IN_TRAINING = (
     {*FACTS, *_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES}
     - BATCHNORM_CLASSES

@@ -26,7 +26,9 @@ def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"]
     """The report on some models, and on what could not be read, as an HTML file in UTF-8."""
     pages = [page.model_page(model, number) for number, model in enumerate(models, start=1)]
     template = _environment().get_template("page.html.j2")
-    return template.render(pages=pages, unreadable=unreadable)
+    ran = any(model.observed is not None for model in models)
+    ran = ran or any(one.may_have_run for one in unreadable)
+    return template.render(pages=pages, unreadable=unreadable, ran=ran)
 
 
 @cache
