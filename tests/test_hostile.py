@@ -1106,6 +1106,44 @@ def test_nothing_that_a_file_names_is_imported(tmp_path: Path) -> None:
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
+def run_model(command: str, path: Path, folder: Path) -> object:
+    """What hands a file to Keras: six commands, by their functions."""
+    data, out = np.ones((4, CHANNELS), np.float32), folder / f"out{path.suffix}"
+    np.save(folder / "data.npy", data)
+    calls: dict[str, Callable[[], object]] = {
+        "verify": lambda: bnfold.verify(path, path),
+        "fold": lambda: bnfold.fold(path, out),
+        "export": lambda: bnfold.export(path, folder / "out.onnx"),
+        "bench": lambda: bnfold.bench(path, path),
+        "recalibrate": lambda: bnfold.recalibrate(path, out, data=folder / "data.npy"),
+        "inspect --data": lambda: bnfold.inspect(path, data=folder / "data.npy"),
+    }
+    return calls[command]()
+
+
+COMMANDS = ["verify", "fold", "export", "bench", "recalibrate", "inspect --data"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", ["legacy", "archive"])
+def test_no_command_hands_a_dangerous_class_to_keras(
+    command: str, kind: str, tmp_path: Path
+) -> None:
+    config = model_config()
+    if kind == "legacy":
+        layers_of(config).append(
+            {**entry("TensorFlowOpLayer", "op", "bn", node_def="", constants={}), "module": None}
+        )
+    else:
+        layers_of(config).append({**entry("layers.Lambda", "op", "bn"), "module": "keras"})
+    config["config"]["output_layers"] = [["op", 0, 0]]
+    make = legacy_file if kind == "legacy" else keras_file
+    path = make(tmp_path / f"m{'.h5' if kind == 'legacy' else '.keras'}", config=config)
+    with pytest.raises(UnsafeModelError, match=r"'op' .* it was not loaded \(--trust"):
+        run_model(command, path, tmp_path)
+    assert not {found.name for found in tmp_path.iterdir()} - {path.name, "data.npy"}
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -2,8 +2,9 @@
 
 The file is read as `bnfold.model` reads it, as data. Keras' own safe mode does not cover legacy
 HDF5 (CVE-2025-9905) and has been passed by more than once (CVE-2025-1550, CVE-2025-8747), so every
-class and function a file names must come from the parts of Keras that hold layers and mathematics,
-or be registered by a package that the user imports.
+class and function that a file names is resolved here first: it must be one that Keras is known to
+have (`keras_names`), in a part of Keras that holds layers and mathematics, or be registered by a
+package that the user imports. What is in neither is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from bnfold.errors import UnsafeModelError
 from bnfold.model.container import Kind, open_model
+from bnfold.verification.keras_names import CLASSES, FUNCTIONS, OPERATIONS
 
 _RUNS_CODE = {
     "Lambda": "runs code stored in the file",
@@ -23,24 +25,54 @@ _RUNS_CODE = {
     "TorchModuleWrapper": "unpickles a PyTorch module",
     "JaxLayer": "runs code stored in the file",
     "FlaxLayer": "runs code stored in the file",
+    "TensorFlowOpLayer": "runs any TensorFlow operation that the file names",
+    "ClassMethod": "calls a method that the file names",
+    "InstanceMethod": "calls a method that the file names",
+    "InstanceProperty": "reads a property that the file names",
     "__typespec__": "looks up a class by name",
+    "TypeSpec": "looks up a class by name",
+    "CompositeTensor": "looks up a class by name",
 }
+"""Why what Keras would do is refused, in more words than that a name is not known to be safe."""
+
+_VALUES = {
+    *("__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"),
+    *("__tuple__", "TensorShape"),
+}
+"""What is written like an object and is only a value; `nodes` reads them as data, too."""
+
+_FUNCTION_CALLS = {"TFOpLambda", "SlicingOpLambda"}
 
 _KERAS_ROOTS = {"keras", "tf_keras"}
-_KERAS_EXTENSIONS = {"keras_hub", "keras_cv", "keras_nlp"}
 _KERAS_PARTS = {
-    *("activations", "backend", "constraints", "dtype_policies", "engine", "initializers"),
-    *("layers", "losses", "metrics", "mixed_precision", "models", "ops", "optimizers"),
-    *("quantizers", "random", "regularizers", "export"),
+    *("activations", "constraints", "dtype_policies", "engine", "initializers", "layers"),
+    *("losses", "metrics", "mixed_precision", "models", "ops", "optimizers", "quantizers"),
+    *("random", "regularizers"),
 }
 
 # What old files may call of TensorFlow by name (TFOpLambda); tf.io and others touch files.
-_TENSORFLOW_PREFIXES = ("math.", "nn.", "linalg.", "image.", "__operators__.", "keras.backend.")
+_TENSORFLOW_PREFIXES = ("math.", "nn.", "linalg.", "image.", "__operators__.")
 _TENSORFLOW_FUNCTIONS = {
     *("cast", "clip_by_value", "concat", "convert_to_tensor", "expand_dims", "fill", "gather"),
     *("identity", "one_hot", "ones", "ones_like", "pad", "range", "repeat", "reshape", "reverse"),
     *("shape", "slice", "split", "squeeze", "stack", "stop_gradient", "strided_slice", "tile"),
     *("transpose", "unstack", "where", "zeros", "zeros_like", "broadcast_to", "roll"),
+}
+# keras.backend also has functions that change the process (set_floatx, clear_session).
+_BACKEND_FUNCTIONS = {
+    *("abs", "all", "any", "arange", "argmax", "argmin", "batch_dot", "batch_flatten"),
+    *("batch_normalization", "bias_add", "binary_crossentropy", "cast", "cast_to_floatx"),
+    *("categorical_crossentropy", "clip", "concatenate", "constant", "conv1d", "conv2d"),
+    *("conv2d_transpose", "conv3d", "cos", "cumprod", "cumsum", "depthwise_conv2d", "dot"),
+    *("dropout", "elu", "equal", "exp", "expand_dims", "eye", "flatten", "gather", "greater"),
+    *("greater_equal", "hard_sigmoid", "in_top_k", "l2_normalize", "less", "less_equal", "log"),
+    *("max", "maximum", "mean", "min", "minimum", "not_equal", "one_hot", "ones", "ones_like"),
+    *("permute_dimensions", "pool2d", "pool3d", "pow", "prod", "relu", "repeat"),
+    *("repeat_elements", "reshape", "resize_images", "resize_volumes", "reverse", "round"),
+    *("separable_conv2d", "shape", "sigmoid", "sign", "sin", "softmax", "softplus", "softsign"),
+    *("sparse_categorical_crossentropy", "spatial_2d_padding", "spatial_3d_padding", "sqrt"),
+    *("square", "squeeze", "stack", "std", "stop_gradient", "sum", "switch", "tanh"),
+    *("temporal_padding", "tile", "transpose", "var", "zeros", "zeros_like"),
 }
 
 
@@ -87,7 +119,7 @@ def custom_entries(facts: FileFacts) -> list[Custom]:
     found: dict[str, Custom] = {}
     for layer, entry in _entries(facts.config):
         if _is_custom(entry):
-            name = str(_registered_name(entry))
+            name = _sought(entry)
             found.setdefault(name, Custom(name, layer))
     return list(found.values())
 
@@ -132,23 +164,36 @@ def _is_policy(value: dict[str, Any]) -> bool:
     return "Policy" in str(value.get("class_name"))
 
 
-def _registered_name(entry: dict[str, Any]) -> Any:
+def _sought(entry: dict[str, Any]) -> str:
+    """The name under which Keras looks for a class or function of somebody's own."""
     if entry["class_name"] == "function":
-        return entry.get("registered_name") or entry.get("config")
-    return entry.get("registered_name") or entry["class_name"]
+        return str(entry.get("config"))
+    return str(entry.get("registered_name") or entry["class_name"])
 
 
 def _danger(entry: dict[str, Any]) -> str | None:
-    name = str(entry["class_name"]).rsplit(">", 1)[-1]
-    if name in _RUNS_CODE:
-        return _RUNS_CODE[name]
-    if name in {"TFOpLambda", "SlicingOpLambda"}:
+    """Why loading an entry could do more than build a model of what Keras has; None if not."""
+    class_name, config = str(entry["class_name"]), entry.get("config")
+    plain = class_name.rsplit(">", 1)[-1].rsplit(".", 1)[-1]
+    if plain in _RUNS_CODE:
+        return _RUNS_CODE[plain]
+    if plain in _FUNCTION_CALLS:
         return _tensorflow_danger(entry)
-    parts = str(entry.get("module") or "").split(".")
-    if parts[0] in _KERAS_ROOTS and not _is_modelling(parts):
-        return (
-            f"names {_shown('.'.join(parts))}, which is not a part of Keras that models are made of"
-        )
+    if _is_keras(entry):
+        return _reading_danger(config)
+    module = str(entry.get("module") or "")
+    if module.split(".", maxsplit=1)[0] not in _KERAS_ROOTS:
+        return None
+    if not _is_modelling(module):
+        return f"names {_shown(module)}, which is not a part of Keras that models are made of"
+    name = config if class_name == "function" else class_name
+    return f"names {_shown(f'{module}.{name}')}, which is not known to be a harmless part of Keras"
+
+
+def _reading_danger(config: Any) -> str | None:
+    """Lookup layers take a list of words, or the name of a file that they then read."""
+    if isinstance(config, dict) and isinstance(config.get("vocabulary"), str):
+        return f"reads its vocabulary from the file {_shown(config['vocabulary'])}"
     return None
 
 
@@ -158,30 +203,49 @@ def _tensorflow_danger(entry: dict[str, Any]) -> str | None:
     plain = function.removeprefix("compat.v1.")
     if plain in _TENSORFLOW_FUNCTIONS or plain.startswith(_TENSORFLOW_PREFIXES):
         return None
+    if plain.startswith("keras.backend.") and plain.split(".")[2] in _BACKEND_FUNCTIONS:
+        return None
     return f"calls the TensorFlow function {_shown(function)}, which is not plain mathematics"
 
 
-def _is_modelling(parts: list[str]) -> bool:
-    inner = [part for part in parts[1:] if part not in {"src", "legacy", "api", "v2"}]
+def _is_modelling(module: str) -> bool:
+    inner = _parts(module)
     return not inner or inner[0] in _KERAS_PARTS
 
 
-def _is_custom(entry: dict[str, Any]) -> bool:
-    """Tell a custom class by a registered name with a ">" or no module, or by its module.
+def _parts(module: str) -> list[str]:
+    """`keras.src.ops.numpy` is ["ops", "numpy"]."""
+    return [part for part in module.split(".")[1:] if part not in {"src", "legacy", "api", "v2"}]
 
-    Keras writes no module for a class of the script that saved the model.
+
+def _is_keras(entry: dict[str, Any]) -> bool:
+    """Whether an entry names, by its exact name, what Keras is known to have, and only that.
+
+    Legacy HDF5 files name no module. In other files an entry without one is of the script that
+    saved the model.
     """
-    name = str(_registered_name(entry))
+    class_name, registered = entry["class_name"], entry.get("registered_name")
     module = entry.get("module")
-    if ">" in name:
-        return name.split(">", 1)[0] not in _KERAS_EXTENSIONS
-    root = str(module or "").split(".")[0]
-    if module == "builtins" and entry["class_name"] == "function":
+    if class_name in _VALUES:
+        return True
+    if class_name == "function":
+        known = entry.get("config") in FUNCTIONS
+        return known and (module == "builtins" or _is_modelling_of_keras(module))
+    names = OPERATIONS if _parts(str(module))[:1] == ["ops"] else CLASSES | _FUNCTION_CALLS
+    if class_name not in names:
         return False
-    if not root:
-        return entry.get("registered_name") is not None
-    known = {"builtins", *_KERAS_ROOTS, *_KERAS_EXTENSIONS}
-    return root not in known or (root == "builtins" and "registered_name" in entry)
+    if registered not in (None, class_name):
+        return False
+    return registered is None if module is None else _is_modelling_of_keras(module)
+
+
+def _is_modelling_of_keras(module: object) -> bool:
+    return str(module).split(".")[0] in _KERAS_ROOTS and _is_modelling(str(module))
+
+
+def _is_custom(entry: dict[str, Any]) -> bool:
+    """Whether Keras needs a class or function for an entry that is not its own."""
+    return not _is_keras(entry) and _danger(entry) is None
 
 
 def _named(entry: dict[str, Any], layer: str) -> str:
