@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -266,6 +266,14 @@ class BenchReport:
     seed: int
     results: tuple[Result, ...]
     skipped: tuple[Skipped, ...]
+
+    def __bool__(self) -> NoReturn:
+        """Refuse: times have no yes or no.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a measurement is neither true nor false: look at its results")
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""

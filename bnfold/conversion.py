@@ -84,6 +84,10 @@ class FoldReport:
     unused_keep: tuple[str, ...]
     verification: Verification | None
 
+    def __bool__(self) -> bool:
+        """Whether the file was written."""
+        return self.written
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
         return {

@@ -78,6 +78,10 @@ class ExportReport:
     verification: Verification | None
     check: Check | None
 
+    def __bool__(self) -> bool:
+        """Whether the file was written."""
+        return self.written
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
         return {

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -62,6 +62,14 @@ class Inspection:
     suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
     observed: Mapping[LayerPath, Observed] | None = field(default=None, repr=False)
     thresholds: Thresholds = field(default_factory=Thresholds, repr=False)
+
+    def __bool__(self) -> NoReturn:
+        """Refuse: which findings count is not for an inspection to say.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("an inspection is neither true nor false: look at its findings")
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:

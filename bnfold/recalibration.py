@@ -53,6 +53,10 @@ class Check:
     layer: LayerPath
     distance: float
 
+    def __bool__(self) -> bool:
+        """Whether it passed."""
+        return self.passed
+
     @property
     def passed(self) -> bool:
         """Whether what is recorded is what is observed."""
@@ -86,6 +90,10 @@ class RecalibrationReport:
     recalibrated: tuple[Change, ...]
     kept: tuple[Kept, ...]
     check: Check
+
+    def __bool__(self) -> bool:
+        """Whether the file was written."""
+        return self.written
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""

@@ -98,6 +98,10 @@ class Check:
     seed: int
     library: str
 
+    def __bool__(self) -> bool:
+        """Whether it passed."""
+        return self.passed
+
     @property
     def passed(self) -> bool:
         """Whether the two compute the same."""

@@ -178,8 +178,12 @@ class Verification:
         """The sites of one status."""
         return tuple(site for site in self.sites if site.status is status)
 
-    def accepted(self, *, strict: bool) -> bool:
-        """Whether a user who asked for a proof got one.
+    def __bool__(self) -> bool:
+        """Whether the two were seen to compute the same; False where that is undecided."""
+        return self.verdict is Verdict.EQUIVALENT
+
+    def accepted(self, *, strict: bool = False) -> bool:
+        """Whether the command line ends with 0.
 
         Without `strict` it is enough that nothing contradicts; with it, both runtimes must have
         judged, and every output and every site must have been exercised.
