@@ -15,6 +15,7 @@ from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
+from bnfold.model.record import record
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, verify
 
@@ -204,16 +205,6 @@ def write_folded(
     folded = apply(model.graph, decided)
     replaced = replaceable(folded, decided) if standalone == "depthwise" else ()
     folded = replace_leftovers(folded, replaced) if replaced else folded
-    model.write(folded, path, _record(model, decided, sha256))
+    made = record(model.metadata, __version__, sha256, folded=describe_folds(decided))
+    model.write(folded, path, made)
     return replaced
-
-
-def _record(model: ModelFile, decided: Plan, sha256: str) -> Json:
-    """What the folded file says of its origin. The record of an earlier fold is kept inside."""
-    record = {
-        "version": __version__,
-        "source_sha256": sha256,
-        "folded": describe_folds(decided),
-    }
-    earlier = model.metadata.get("bnfold")
-    return record if earlier is None else {**record, "earlier": earlier}

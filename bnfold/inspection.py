@@ -22,6 +22,7 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.model.loose import loose_batchnorms
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
+from bnfold.model.record import recalibration
 from bnfold.moments import Divergence, Observed, divergence
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def inspect_file(
                 steps=model.optimizer_steps,
                 stride=model.optimizer_stride,
                 observed=observed,
+                recalibration=recalibration(model.metadata),
             ),
             graph=model.graph,
             note=_SUBCLASSED if subclassed else None,

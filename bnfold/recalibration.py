@@ -3,7 +3,8 @@
 The method is PreciseBN (Wu and Johnson, arXiv:2105.07576): the mean and variance of each
 BatchNormalization's input over all data, in place of the moving average of the last batches of
 training. Front to back, so that a layer sees its input as the corrected layers in front make it.
-The file is edited as data: nothing changes but the numbers of moving_mean and moving_variance.
+The file is edited as data: nothing changes but the numbers of moving_mean and moving_variance, and
+the record in its metadata.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold import __version__
 from bnfold.conversion import refuse_inside
 from bnfold.errors import BnfoldError
 from bnfold.estimation import Change, Estimation, Kept
@@ -24,9 +26,10 @@ from bnfold.folding.plan import Blocked, Fold, plan
 from bnfold.folding.scope import matches
 from bnfold.inspection import loose
 from bnfold.model.container import Kind, open_model
+from bnfold.model.graph import Json, finite_number, show
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.graph import finite_number, show
 from bnfold.model.guard import printable
+from bnfold.model.record import record
 from bnfold.model.rounding import rounded
 from bnfold.moments import Moments
 from bnfold.staging import Staging, check_target
@@ -107,9 +110,7 @@ class RecalibrationReport:
             "passes": self.passes,
             "work": self.work,
             "recalibrated": [change.to_dict() for change in self.recalibrated],
-            "kept": [
-                {"name": show(kept.batchnorm.path), "reason": kept.reason} for kept in self.kept
-            ],
+            "kept": _describe_kept(self.kept),
             "check": {
                 "passed": self.check.passed,
                 "layer": show(self.check.layer),
@@ -153,8 +154,18 @@ def recalibrate_file(
             raise BnfoldError(
                 f"{printable(str(source))}: no BatchNormalization can be recalibrated: {reasons}"
             )
+        made = record(
+            model.metadata,
+            __version__,
+            model.sha256(),
+            recalibrated={
+                "samples": running.samples,
+                "layers": [show(change.batchnorm.path) for change in changes],
+                "kept": _describe_kept(kept),
+            },
+        )
         with Staging(target, model.kind, force=force) as staging:
-            model.rewrite(_variables(changes), staging.path)
+            model.rewrite(_variables(changes), staging.path, made)
             run.progress("checking the new file")
             check = check_written(staging.path, run, changes)
             if check.passed:
@@ -171,6 +182,11 @@ def recalibrate_file(
         kept=kept,
         check=check,
     )
+
+
+def _describe_kept(kept: Sequence[Kept]) -> list[Json]:
+    """What stayed as it was and why, for reports and records."""
+    return [{"name": show(one.batchnorm.path), "reason": one.reason} for one in kept]
 
 
 def _refuse_unused(patterns: Sequence[str], decisions: Sequence[Fold | Blocked]) -> None:

@@ -5,6 +5,7 @@ over all data at once, one for each layer in order, with the statistics of the l
 assigned before.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,8 +29,12 @@ from support import chain, keras, open_weights, outputs, randomize
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, VerificationFailedError
+from bnfold.inspection import inspect_file
+from bnfold.model.container import open_model
+from bnfold.model.record import Recalibration, recalibration
 from bnfold.model.rounding import rounded
 from bnfold.reports.json import schema
+from bnfold.verification.observe import DataRun
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(7)
@@ -472,6 +477,15 @@ def differing(before: bytes, after: bytes) -> Any:
     return np.flatnonzero(np.frombuffer(before, "u1") != np.frombuffer(after, "u1"))
 
 
+def assert_recorded(before: dict[str, Any], after: dict[str, Any], source: Path) -> None:
+    """What a file says of itself is what it said, and the record of the recalibration."""
+    content = source.read_bytes() if source.is_file() else None
+    record = after.pop("bnfold")
+    assert before == after
+    assert record["recalibrated"] == {"samples": 64, "layers": ["a"], "kept": []}
+    assert content is None or record["source_sha256"] == hashlib.sha256(content).hexdigest()
+
+
 def test_nothing_else_in_an_archive_changes(tmp_path: Path) -> None:
     source, target = tmp_path / "model.keras", tmp_path / "out.keras"
     trained_with_state(source)
@@ -484,9 +498,11 @@ def test_nothing_else_in_an_archive_changes(tmp_path: Path) -> None:
         assert new.testzip() is None
         assert new.comment == old.comment
         for one, other in zip(old.infolist(), new.infolist(), strict=True):
-            for key in ("filename", "date_time", "compress_type", "external_attr", "file_size"):
+            for key in ("filename", "date_time", "compress_type", "external_attr"):
                 assert getattr(one, key) == getattr(other, key)
-            if one.filename != "model.weights.h5":
+            if one.filename == "metadata.json":
+                assert_recorded(json.loads(old.read(one)), json.loads(new.read(other)), source)
+            elif one.filename != "model.weights.h5":
                 assert old.read(one) == new.read(other)
         before, after = old.read("model.weights.h5"), new.read("model.weights.h5")
     with open_weights(source) as weights:
@@ -506,12 +522,26 @@ def test_nothing_else_in_a_legacy_file_changes(tmp_path: Path) -> None:
     source, target = tmp_path / "model.h5", tmp_path / "out.h5"
     trained_with_state(source)
     bnfold.recalibrate(source, target, data=tmp_path / "data.npy")
-    changed = differing(source.read_bytes(), target.read_bytes())
-    with h5py.File(source) as weights:
-        statistics_at = offsets(weights, lambda name: "moving_" in name and "model_w" in name)
+    with h5py.File(source) as old, h5py.File(target) as new:
+        assert_recorded({}, {"bnfold": json.loads(new.attrs["bnfold"])}, source)
+        assert {*old.attrs} == {*new.attrs} - {"bnfold"}
+        assert all(np.array_equal(old.attrs[name], new.attrs[name]) for name in old.attrs)
+        assert offsets(old, lambda name: True) == offsets(new, lambda name: True)
+        stored = offsets(old, lambda name: True)
+        statistics_at = offsets(old, lambda name: "moving_" in name and "model_w" in name)
         assert len(statistics_at) == 2
+    changed = differing(*(numbers_at(path, stored) for path in (source, target)))
     assert changed.size
     assert all(any(a <= at < a + size for a, size in statistics_at) for at in changed)
+
+
+def numbers_at(path: Path, places: Sequence[tuple[int, int]]) -> bytes:
+    """A file with zeros in place of all but these bytes, up to the last of them."""
+    content = path.read_bytes()
+    found = bytearray(max(start + size for start, size in places))
+    for start, size in places:
+        found[start : start + size] = content[start : start + size]
+    return bytes(found)
 
 
 def test_nothing_else_in_a_directory_changes(tmp_path: Path) -> None:
@@ -522,8 +552,111 @@ def test_nothing_else_in_a_directory_changes(tmp_path: Path) -> None:
     bnfold.recalibrate(source, target, data=tmp_path / "data.npy")
     files = {p.relative_to(source) for p in source.rglob("*")}
     assert files == {p.relative_to(target) for p in target.rglob("*")}
-    for name in ("config.json", "metadata.json", "assets/words.txt"):
+    for name in ("config.json", "assets/words.txt"):
         assert (source / name).read_bytes() == (target / name).read_bytes()
+    metadata = (json.loads((path / "metadata.json").read_text()) for path in (source, target))
+    assert_recorded(*metadata, source)
+
+
+# --- advice that helps ---
+
+
+def advice(path: Path) -> dict[str, str]:
+    """The remedies of each finding that names a rule's code."""
+    return {finding.code: finding.remedy for finding in inspect_file(path).findings}
+
+
+@pytest.mark.parametrize(
+    ("broken", "form"),
+    [
+        (("moving_variance",), ".keras"),
+        (("moving_mean",), ".h5"),
+        (("moving_mean", "moving_variance"), ""),
+    ],
+)
+def test_broken_statistics_are_estimated_again(
+    broken: tuple[str, ...], form: str, tmp_path: Path
+) -> None:
+    """Batches of one behind global pooling leave such a file, with all weights good."""
+    case = two_dense_layers()
+    randomize(case.model)
+    layer = case.model.get_layer("a")
+    for name in broken:
+        getattr(layer, name).assign([np.nan, 1, np.inf, 1, 1, 1])
+    source, target = tmp_path / f"model{form}", tmp_path / f"out{form}"
+    case.model.save(source, **({} if form else {"zipped": False}))
+    assert "bnfold recalibrate" in advice(source)["BN104"]
+    bnfold.recalibrate(source, target, data=case.data)
+    assert "BN104" not in advice(target)
+    for name, wanted in expected(case).items():
+        close(statistics(target)[name], wanted)
+    better = keras.models.load_model(target) if form else None
+    assert better is None or np.isfinite(value(better, better.output, case.data)).all()
+
+
+@pytest.mark.parametrize("broken", ["gamma", "beta"])
+def test_broken_weights_are_not_what_it_mends(broken: str, tmp_path: Path) -> None:
+    case = two_dense_layers()
+    randomize(case.model)
+    for name in (broken, "moving_variance"):
+        getattr(case.model.get_layer("a"), name).assign([np.nan, 1, 1, 1, 1, 1])
+    source, data = save(case, tmp_path)
+    assert advice(source)["BN104"] == "go back to a checkpoint from before the loss diverged"
+    with pytest.raises(BnfoldError, match="not finite"):
+        bnfold.recalibrate(source, tmp_path / "out.keras", data=data)
+
+
+def test_a_recalibrated_file_is_not_to_be_recalibrated(tmp_path: Path) -> None:
+    """Neither its layers with new statistics nor those that stayed, whatever is found then."""
+    frozen = norm("frozen", trainable=False)
+    model = chain(
+        (5,), layers.Dense(6), layers.Dropout(0.3), norm("a"), layers.ReLU(), layers.Dense(4),
+        frozen, layers.Dense(1), name="x",
+    )  # fmt: skip
+    model.compile("adam", "mse")
+    rows = GENERATOR.normal(3, 2, (64, 5)).astype("float32")
+    model.fit(rows, rows[:, :1], epochs=2, verbose=0)
+    frozen.moving_variance.assign([-1, 1, 1, 1])
+    source, target = tmp_path / "model.keras", tmp_path / "out.keras"
+    model.save(source)
+    before = advice(source)
+    assert {"BN103", "BN105", "BN302"} <= set(before)
+    assert all("bnfold recalibrate" in before[code] for code in ("BN103", "BN105", "BN302"))
+    bnfold.recalibrate(source, target, data=rows)
+    after = advice(target)
+    assert not {"BN103", "BN302"} & set(after)  # the statistics are those of the data by now
+    assert "it is frozen" in after["BN105"]
+    other = inspect_file(target, run=DataRun(100 * rows)).findings
+    (drifted,) = [one.remedy for one in other if one.code == "BN501" and one.layer == ("a",)]
+    assert "more or other data than the 64 samples" in drifted
+    assert "recalibrate" not in "".join([*after.values(), *(one.remedy for one in other)])
+
+
+def test_a_record_is_kept_through_a_fold_and_a_second_run(tmp_path: Path) -> None:
+    case = two_dense_layers()
+    randomize(case.model)
+    source, data = save(case, tmp_path)
+    paths = [tmp_path / f"{name}.keras" for name in ("first", "folded", "second")]
+    bnfold.recalibrate(source, paths[0], data=data, layers=["a"])
+    bnfold.fold(paths[0], paths[1], keep=["b"], verify=False)
+    bnfold.recalibrate(paths[1], paths[2], data={"x": case.data["x"][:200]})
+    found = []
+    for path in paths:
+        with open_model(path) as model:
+            found.append(recalibration(model.metadata))
+    reason = "no pattern of --layers matches it"
+    assert found[0] == found[1] == Recalibration({"a": 300}, {"b": reason})
+    assert found[2] == Recalibration({"a": 300, "b": 200}, {})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, [], {"recalibrated": 3}, {"recalibrated": {"layers": "a", "samples": "many"}},
+     {"recalibrated": {"layers": [1], "kept": [2, {"name": 1}]}}, {"earlier": {"earlier": 1}}],
+)  # fmt: skip
+def test_a_record_of_another_hand_is_no_error(record: Any) -> None:
+    found = recalibration({"bnfold": record})
+    assert found in (None, Recalibration())
 
 
 def test_a_compressed_archive_stays_one(tmp_path: Path) -> None:

@@ -11,10 +11,7 @@ from bnfold.moments import Divergence, Observed, divergence
 _MEDIAN_NOISE = 8.0
 _CHANNEL_NOISE = 20.0
 
-_REMEDY = (
-    "see that the data were prepared as for training; if so, 'bnfold recalibrate' estimates the "
-    "statistics again from them"
-)
+_PREPARED = "see that the data were prepared as for training; if so, "
 _FROZEN = "nothing to do, if it was frozen on purpose: what follows was trained with it so"
 
 
@@ -119,7 +116,7 @@ def _judge(subject: Subject, found: Divergence, judged: Mask, observed: Observed
         f"{channels} the mean is up to {shift.max():.3g} deviations off, the variance "
         f"{ratio.min():.3g} to {ratio.max():.3g} times as large; KL {median:.3g} nats in the "
         "median of all channels",
-        _FROZEN if subject.is_frozen else _REMEDY,
+        _FROZEN if subject.is_frozen else _PREPARED + subject.estimate_again,
         channels,
         {
             "samples": samples,

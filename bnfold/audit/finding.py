@@ -13,7 +13,7 @@ from bnfold.model.graph import Path, finite_number, show
 _FIRST_CHANNELS = 5
 
 RECALIBRATE = "estimate the statistics again from the training data ('bnfold recalibrate')"
-"""What helps where statistics are bad and weights are good, as a part of a remedy."""
+"""What helps where statistics are bad and weights are good; see `Subject.estimate_again`."""
 
 
 class Severity(StrEnum):

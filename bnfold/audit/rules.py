@@ -31,6 +31,7 @@ from bnfold.folding.plan import Plan
 from bnfold.folding.scope import Scope
 from bnfold.model.batchnorm import as_batchnorm
 from bnfold.model.graph import Path
+from bnfold.model.record import Recalibration
 from bnfold.moments import NOT_SEEN, Observed
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
@@ -167,6 +168,7 @@ def audit(
     steps: Mapping[Path, int] | None = None,
     stride: float | None = None,
     observed: Mapping[Path, Observed] | None = None,
+    recalibration: Recalibration | None = None,
 ) -> tuple[Finding, ...]:
     """The findings on every layer of a plan, in the order of the layers, then of the table.
 
@@ -180,6 +182,7 @@ def audit(
             at (), as `ModelFile.optimizer_steps` has it.
         stride: the most that one of these steps moves a weight; None where that is not known.
         observed: what went into each layer while the model ran over data; None where it did not.
+        recalibration: what `recalibrate` did to the file, by its record; None where it did nothing.
 
     Raises:
         ValueError: `target_dtype` is none of TARGET_DTYPES.
@@ -189,7 +192,12 @@ def audit(
     subjects = [
         replace(subject, observed=_seen(subject.batchnorm.path, observed))
         for subject in _subjects(
-            plan, thresholds or Thresholds(), target_dtype, steps or {}, stride
+            plan,
+            thresholds or Thresholds(),
+            target_dtype,
+            steps or {},
+            stride=stride,
+            recalibration=recalibration,
         )
     ]
     with np.errstate(all="ignore"):  # a number that is not finite is a finding, or none
@@ -201,12 +209,16 @@ def _subjects(
     thresholds: Thresholds,
     target_dtype: str | None,
     steps: Mapping[Path, int],
+    *,
     stride: float | None,
+    recalibration: Recalibration | None,
 ) -> list[Subject]:
     places = {} if plan.scope is None else dict(_places(plan.scope, {}))
     layers = [decision.batchnorm for decision in plan.decisions]
     placed = [(one, places[one.path]) for one in layers if one.path in places]
-    known = updates(placed, steps, stride)
+    done = Recalibration() if recalibration is None else recalibration
+    estimated = {one.path for one in layers if done.samples_of(one.path) is not None}
+    known = updates(placed, steps, stride, estimated)
     return [
         Subject(
             batchnorm=decision.batchnorm,
@@ -216,6 +228,7 @@ def _subjects(
             target_dtype=target_dtype,
             place=places.get(decision.batchnorm.path),
             updates=known.get(decision.batchnorm.path),
+            recalibration=recalibration,
         )
         for decision in plan.decisions
     ]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from bnfold.audit.finding import RECALIBRATE, Channels, Severity
+from bnfold.audit.finding import Channels, Severity
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.updates import rounding
 from bnfold.folding.limits import largest_of
@@ -48,8 +48,8 @@ def statistics_never_updated(subject: Subject) -> Verdict | None:
         Severity.ERROR,
         "moving_mean is all 0 and moving_variance all 1, as they were created",
         "train with training=True (a custom loop must pass it), or load trained weights; if the "
-        f"others are trained, {RECALIBRATE}; what is said of folding here holds for the untrained "
-        "values only",
+        f"others are trained, {subject.estimate_again}; what is said of folding here holds for the "
+        "untrained values only",
     )
 
 
@@ -91,7 +91,7 @@ def variance_never_updated(subject: Subject) -> Verdict | None:
         Severity.ERROR,
         "moving_variance is all 1, as it was created, but moving_mean is not 0",
         "check that the training code assigns the variance, or that the weights were ported "
-        f"whole, or {RECALIBRATE}",
+        f"whole, or {subject.estimate_again}",
     )
 
 
@@ -105,7 +105,8 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
         up more than `initial_variance` (50 %) of variance + epsilon in the median of the channels
         that have a variance of their own. The number of updates is that of the
         optimizer's steps, times the calls of the layer. Frozen layers are left out, and so are
-        calls with `training=False` in models of Keras 2; in Keras 3 `fit` overrides that.
+        calls with `training=False` in models of Keras 2 (in Keras 3 `fit` overrides that), and
+        layers with statistics from `bnfold recalibrate`.
 
         The counter starts over when a model is compiled again. Then the statistics are older:
         a variance starts at 1 and only sinks by a factor m at each update, so that none is below
@@ -172,7 +173,7 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
     return Verdict(
         Severity.ERROR if weight > thresholds.unconverged_error else Severity.WARNING,
         f"after {updates} updates at momentum {momentum:g}, {said}",
-        f"train for {needed} steps or more, use a smaller momentum, or {RECALIBRATE}",
+        f"train for {needed} steps or more, use a smaller momentum, or {subject.estimate_again}",
         figures={
             "updates": updates,
             "momentum": momentum,
@@ -222,8 +223,11 @@ def non_finite(subject: Subject) -> Verdict | None:
         > error: not finite: beta in 1 of 4 channels (1)
 
     What to do:
-        Go back to a checkpoint from before the loss diverged. If only the mean or the variance
-        is broken, estimating them again with `bnfold recalibrate` is enough.
+        If only the mean or the variance is broken, estimating them again from the training data
+        with `bnfold recalibrate` is enough; so it is where the batches of training had one
+        value for each channel, as behind global pooling with batches of one. Numbers in gamma,
+        beta or a kernel that are not finite are lost: go back to a checkpoint from before the
+        loss diverged.
 
     References:
         - keras-team/keras 9646: <https://github.com/keras-team/keras/issues/9646>
@@ -237,9 +241,17 @@ def non_finite(subject: Subject) -> Verdict | None:
     return Verdict(
         Severity.ERROR,
         f"not finite: {', '.join(broken)}",
-        "go back to a checkpoint from before the loss diverged",
+        _mended(subject, [name for name, mask in bad.items() if mask.any()]),
         Channels.of(np.any(list(bad.values()), axis=0)),
     )
+
+
+def _mended(subject: Subject, broken: list[str]) -> str:
+    """What helps a layer of which these vectors are not finite."""
+    checkpoint = "go back to a checkpoint from before the loss diverged"
+    if not {"moving_mean", "moving_variance"}.issuperset(broken):
+        return checkpoint
+    return f"if the weights are finite everywhere, {subject.estimate_again}; otherwise {checkpoint}"
 
 
 def negative_variance(subject: Subject) -> Verdict | None:
@@ -290,7 +302,7 @@ def negative_variance(subject: Subject) -> Verdict | None:
         Severity.ERROR if fatal else Severity.WARNING,
         f"moving_variance is negative in {channels}, down to {lowest:.3g}"
         + (", and not positive with epsilon added: the output is NaN" if fatal else ""),
-        f"{RECALIBRATE}; a variance is never negative, and clamping it would hide that",
+        f"{subject.estimate_again}; a variance is never negative, and clamping it would hide that",
         channels,
         {"lowest": lowest},
     )
@@ -359,7 +371,7 @@ def batch_of_one(subject: Subject) -> Verdict | None:
     return Verdict(
         Severity.WARNING,
         f"every moving_variance is {power}: each batch had a variance of 0, as one sample has",
-        f"train with batches of several samples, or {RECALIBRATE}",
+        f"train with batches of several samples, or {subject.estimate_again}",
         figures=figures,
     )
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from bnfold.audit.axes import einsum_channels, normalized_axis, producer
 from bnfold.audit.configuration import invalid_hyperparameter
-from bnfold.audit.finding import RECALIBRATE, Severity
+from bnfold.audit.finding import Severity
 from bnfold.audit.flow import Flow
 from bnfold.audit.folded import fold_overflows
 from bnfold.audit.neighbours import Node, Place, stays_out_of_training
@@ -117,8 +117,8 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
         A Dropout, SpatialDropout or GaussianDropout of a rate above 0 anywhere before the
         layer, on a way without another BatchNormalization, LayerNormalization,
         GroupNormalization, RMSNormalization or UnitNormalization. Frozen layers are left out,
-        and so are Dropout layers that are called with `training=True`, or in Keras 2 with
-        `training=False`.
+        those with statistics from `bnfold recalibrate`, and Dropout layers that are called with
+        `training=True`, or in Keras 2 with `training=False`.
 
     Why it matters:
         Dropout keeps the mean of a value and raises its variance in training. The statistics
@@ -148,7 +148,7 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
           Variance Shift:
           <https://arxiv.org/abs/1801.05134>
     """
-    if subject.place is None or subject.is_frozen:
+    if subject.place is None or subject.is_frozen or subject.estimated_from is not None:
         return None
     found = (_DROPOUT.beside(node, subject.place.memo) for node in subject.place.nodes)
     nearest = next(filter(None, found), None)
@@ -159,7 +159,7 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
         Severity.INFO,
         f"{nearest.title} (rate {rate:g}) before it makes the variance larger in training than at "
         "inference, and the statistics are those of training",
-        f"put Dropout behind the last BatchNormalization, or {RECALIBRATE}",
+        f"put Dropout behind the last BatchNormalization, or {subject.estimate_again}",
         figures={"rate": rate},
     )
 

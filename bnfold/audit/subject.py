@@ -7,13 +7,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.finding import RECALIBRATE, Channels, Severity
 from bnfold.audit.inputs import near_input
 from bnfold.audit.neighbours import Place
 from bnfold.audit.thresholds import Thresholds
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.graph import show
 from bnfold.model.policy import policy
+from bnfold.model.record import Recalibration
 from bnfold.moments import Observed
 
 SILENT_GAMMA = 1e-3
@@ -35,6 +37,7 @@ class Subject:
         place: where it stands, None where the file does not tell what is around it.
         updates: how often training updated its statistics, at most; None where that is not known.
         observed: what went into it while the model ran over data; None where it did not.
+        recalibration: what `recalibrate` did to the file; None where it did nothing.
     """
 
     batchnorm: BatchNorm
@@ -45,6 +48,7 @@ class Subject:
     place: Place | None = None
     updates: int | None = None
     observed: Observed | None = None
+    recalibration: Recalibration | None = None
 
     @property
     def gamma(self) -> Vector:
@@ -89,6 +93,32 @@ class Subject:
             return self.target_dtype
         used = policy(self.batchnorm.layer)
         return None if used is None else used.compute
+
+    @property
+    def estimated_from(self) -> int | None:
+        """From how many samples `recalibrate` made its statistics; None where training did."""
+        found = self.recalibration
+        return None if found is None else found.samples_of(self.batchnorm.path)
+
+    @property
+    def estimate_again(self) -> str:
+        """What would give the layer good statistics if the weights are good; part of a remedy.
+
+        Not `recalibrate` where that was done already, or where it leaves the layer alone.
+        """
+        name = show(self.batchnorm.path)
+        if self.estimated_from is not None:
+            return (
+                f"train on, or take more or other data than the {self.estimated_from} samples that "
+                "its statistics were estimated from: of every kind that the model is to see"
+            )
+        if self.recalibration is not None:
+            reason = self.recalibration.kept.get(name)
+            because = "" if reason is None else f", because {reason}"
+            return f"train on, or estimate its statistics too: they stayed as they were{because}"
+        if not self.batchnorm.is_configured:
+            return "train on: its statistics cannot be estimated again outside of its class"
+        return RECALIBRATE + (f", with --layers {name!r}" if self.is_frozen else "")
 
     @cached_property
     def reads_model_input(self) -> bool:

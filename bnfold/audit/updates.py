@@ -10,7 +10,7 @@ were created, they cannot be farther than n such steps. Frozen layers do not tel
 may have been trained from the start on top of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -23,11 +23,13 @@ def updates(
     layers: Iterable[tuple[BatchNorm, Place]],
     steps: Mapping[Path, int],
     stride: float | None = None,
+    estimated: Collection[Path] = (),
 ) -> dict[Path, int]:
     """The number of updates by the path of the layer, without those of which nothing is known.
 
     `steps` are the steps of each compiled model's optimizer, the outermost one's at (), and
-    `stride` is the most that one of them moves a weight, if that is known.
+    `stride` is the most that one of them moves a weight, if that is known. The statistics of
+    `estimated` layers are not from training: its steps tell nothing of them, nor they of its steps.
     """
     if not steps.get(()):
         return {}
@@ -38,9 +40,11 @@ def updates(
             continue
         around = (batchnorm.path[:length] for length in range(len(batchnorm.path)))
         taken = min(sum(steps.get(path, 0) for path in around), _MOST)
-        known[batchnorm.path] = count = min(per_step * taken, _MOST)
+        count = min(per_step * taken, _MOST)
+        if batchnorm.path not in estimated:
+            known[batchnorm.path] = count
         if batchnorm.trainable and (
-            _saw_more(batchnorm, count)
+            (batchnorm.path in known and _saw_more(batchnorm, count))
             or (stride is not None and _went_farther(batchnorm, _LONGER * stride * taken))
         ):
             return {}

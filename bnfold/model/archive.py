@@ -60,7 +60,7 @@ class _ZipParts:
     def chunks(self, name: str) -> Iterator[bytes]:
         return guard.member_chunks(self._archive, name)
 
-    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]], metadata: bytes) -> None:
         """Write an archive of the same members in the same order, some weights changed."""
         weights = target.with_name(f"{target.name}.{WEIGHTS}")
         try:
@@ -73,8 +73,12 @@ class _ZipParts:
                         if info.filename == WEIGHTS:
                             with weights.open("rb") as stream:
                                 shutil.copyfileobj(stream, member, _CHUNK)
+                        elif info.filename == METADATA:
+                            member.write(metadata)
                         elif not info.is_dir():
                             member.writelines(self.chunks(info.filename))
+                if METADATA not in archive.namelist():
+                    archive.writestr(zipfile.ZipInfo(METADATA, _ZIP_EPOCH), metadata)
         finally:
             weights.unlink(missing_ok=True)
 
@@ -128,13 +132,14 @@ class _DirectoryParts:
     def size(self, name: str) -> int:
         return (self._path / name).stat().st_size
 
-    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]], metadata: bytes) -> None:
         """Write a directory of the same files, some weights changed."""
         for found in (self._path, *self._path.rglob("*")):
             if found.is_dir():
                 (target / found.relative_to(self._path)).mkdir(parents=True, exist_ok=True)
         for name in self._names:
             _write_chunks(self.chunks(name), target / name)
+        (target / METADATA).write_bytes(metadata)
         hdf5.overwrite(target / WEIGHTS, changes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
@@ -239,7 +244,7 @@ class KerasArchive:
         """
         names = self._group_names().assign(graph)
         documents = {
-            METADATA: json.dumps({**self.metadata, "bnfold": record}).encode(),
+            METADATA: self._recorded(record),
             CONFIG: json.dumps(config.to_json(config.decompile(graph))).encode(),
         }
         if self._is_directory:
@@ -288,9 +293,13 @@ class KerasArchive:
             (target / new_name).parent.mkdir(parents=True, exist_ok=True)
             _write_chunks(self._parts.chunks(name), target / new_name)
 
-    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy to `target`, in which some variables have other numbers."""
-        self._parts.copy(target, changes)
+        self._parts.copy(target, changes, self._recorded(record))
+
+    def _recorded(self, record: Json) -> bytes:
+        """What metadata.json says with a record of how the file was made."""
+        return json.dumps({**self.metadata, "bnfold": record}).encode()
 
     def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str]]:
         """Every other member: its name, and its new name if its layer's group moved."""

@@ -42,7 +42,7 @@ class _Format(Protocol):
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
 
-    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None: ...
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ class ModelFile:
         self._refuse_inside(target)
         self.format.write(graph, target, record)
 
-    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy in which some variables, by their `source`, have other numbers.
 
-        Their shapes and dtypes stay; so does every other byte of every part of the model, what
-        belongs to training included.
+        Their shapes and dtypes stay; so does all else in every part of the model, what belongs to
+        training included, but for `record`, which goes into its metadata.
 
         Raises:
             OutputError: the target is inside the model, which is a directory.
         """
         self._refuse_inside(target)
-        self.format.rewrite(changes, target)
+        self.format.rewrite(changes, target, record)
 
     def _refuse_inside(self, target: Path) -> None:
         if target.resolve().is_relative_to(self.path.resolve()):

@@ -117,10 +117,12 @@ def new_file(target: Path, start: int = 0) -> Iterator[h5py.File]:
                 raise stream.failure
 
 
-def overwrite(target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+def overwrite(
+    target: Path, changes: Mapping[str, NDArray[Any]], attributes: Mapping[str, bytes] | None = None
+) -> None:
     """Give variables of a file, by their paths, other numbers; nothing else in it changes.
 
-    Shapes and dtypes stay what they are.
+    Shapes and dtypes stay what they are. `attributes` are put on the root.
     """
     with guard.hdf5_damage(target.name), h5py.File(target, "r+") as file:
         for path, values in changes.items():
@@ -128,6 +130,7 @@ def overwrite(target: Path, changes: Mapping[str, NDArray[Any]]) -> None:
             if not isinstance(dataset, h5py.Dataset) or dataset.shape != values.shape:
                 raise UnreadableModelError(f"there is no such variable as {guard.shortened(path)}")
             dataset[...] = values.view(dataset.dtype) if dataset.dtype.kind == "V" else values
+        file.attrs.update(attributes or {})
 
 
 class Groups:

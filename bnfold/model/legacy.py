@@ -152,10 +152,10 @@ class LegacyHdf5:
                     hdf5.copy_children(node, new.create_group(name))
             self._write_weights(graph, new.create_group(MODEL_WEIGHTS))
 
-    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path) -> None:
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy to `target`, in which some variables have other numbers."""
         shutil.copyfile(self._path, target)
-        hdf5.overwrite(target, changes)
+        hdf5.overwrite(target, changes, {RECORD: json.dumps(record).encode()})
 
     def _write_weights(self, graph: Graph, target: h5py.Group) -> None:
         names = [layer.name for layer in model_layers(graph)]
