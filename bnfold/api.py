@@ -4,26 +4,28 @@ A live model goes through a temporary `.keras` file, so that there is one way to
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 from numpy.typing import NDArray
 
+from bnfold import options
 from bnfold.audit import Thresholds
 from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
 from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
-from bnfold.errors import VerificationFailedError
+from bnfold.errors import BnfoldError, VerificationFailedError
 from bnfold.exporting import ExportReport, export_file
 from bnfold.inspection import Inspection, inspect_file
+from bnfold.model.guard import printable
 from bnfold.recalibration import MEMORY, RecalibrationReport, recalibrate_file
-from bnfold.verification import Verification, runtime
-from bnfold.verification import verify as verify_files
+from bnfold.verification import Verification, runtime, user_data
 from bnfold.verification.observe import DataRun
 
 if TYPE_CHECKING:
@@ -35,8 +37,18 @@ Data: TypeAlias = FilePath | NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str
 Progress: TypeAlias = Callable[[str], None]
 
 
+class LiveModel(Protocol):
+    """A model in memory, of Keras or tf_keras; for type checkers, to tell it from a path."""
+
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """Write it to a file."""
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+
+
 def inspect(
-    model: "FilePath | keras.Model",
+    model: FilePath | LiveModel,
     *,
     select: Sequence[str] = ALL,
     ignore: Sequence[str] = (),
@@ -68,26 +80,29 @@ def inspect(
     Raises:
         UnreadableModelError: the file is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
-        SettingsError: no rule has such a code.
-        ValueError: there is no such target.
+        SettingsError: no rule has such a code, or there is no such target.
         VerificationImpossibleError: the model cannot be loaded to run it.
         BnfoldError: the data do not fit, or Keras cannot save the live model.
     """
-    rules = chosen(codes(_listed(select)), codes(_listed(ignore)))
+    rules = chosen(codes(options.names("select", select)), codes(options.names("ignore", ignore)))
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise TypeError(f"thresholds must be bnfold.Thresholds, not {type(thresholds).__name__}")
+    given = {"batch": batch, "trust": trust, "imports": imports}
+    wanted = [name for name, value in given.items() if value]
+    if data is None and wanted:
+        raise TypeError(f"{wanted[0]} goes with data")
     run = None
     if data is not None:
         run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
-    with _as_file(model) as path:
+    with _as_file(model) as file:
         inspection = inspect_file(
-            path,
+            file.path,
             rules=rules,
             thresholds=thresholds,
             target_dtype=target_dtype,
             run=run,
         )
-    if isinstance(model, (str, os.PathLike)):
-        return inspection
-    return replace(inspection, path=Path(model.name))
+    return replace(inspection, path=file.shown)
 
 
 @overload
@@ -99,7 +114,7 @@ def fold(
     standalone: Standalone = "keep",
     verify: bool = True,
     force: bool = False,
-    data: FilePath | None = None,
+    data: Data | None = None,
     seed: int = 0,
     trust: bool = False,
     imports: Sequence[str] = (),
@@ -112,13 +127,13 @@ def fold(
 
 @overload
 def fold(
-    model: "keras.Model",
+    model: LiveModel,
     out: None = None,
     *,
     keep: Sequence[str] = (),
     standalone: Standalone = "keep",
     verify: bool = True,
-    data: FilePath | None = None,
+    data: Data | None = None,
     seed: int = 0,
     imports: Sequence[str] = (),
     strict: bool = False,
@@ -136,7 +151,7 @@ def fold(
     standalone: Standalone = "keep",
     verify: bool = True,
     force: bool = False,
-    data: FilePath | None = None,
+    data: Data | None = None,
     seed: int = 0,
     trust: bool = False,
     imports: Sequence[str] = (),
@@ -154,7 +169,7 @@ def fold(
         standalone: "depthwise" makes depthwise convolutions of what cannot be folded.
         verify: prove the result; without it nothing is run.
         force: replace `out` if it exists.
-        data: an .npz or .npy file with samples to prove with, instead of random ones.
+        data: samples to prove with, instead of random ones, as for `inspect`.
         seed: the seed of the random samples.
         trust: let the model's file run code of its own for the proof; a live model is trusted.
         imports: modules to import first, because they register custom layers.
@@ -174,40 +189,40 @@ def fold(
         VerificationFailedError: the folded live model does not compute the same.
         BnfoldError: Keras cannot save the live model.
     """
-    live = _is_live(model)
-    if live == (out is not None):
-        raise TypeError("fold takes a path and an out path, or a live model and no out")
-    keep, imports = _listed(keep), _listed(imports)
-    chosen = Path(data) if data is not None else None
-    classes = runtime.own_classes(model) if live else {}
-    asked = Proof(chosen, seed, trust or live, imports, classes, strict, rtol, atol)
-    proof = asked if verify else None
-    if not live:
-        return fold_file(
-            Path(model),
-            Path(str(out)),
-            keep=keep,
-            standalone=standalone,
-            force=force,
-            proof=proof,
-            progress=progress,
-        )
-    with _as_file(model) as source:
-        target = source.with_name("folded.keras")
-        report = fold_file(
-            source, target, keep=keep, standalone=standalone, proof=proof, progress=progress
-        )
+    target = _target("fold", model, out)
+    if not options.flag("verify", verify):
+        given = {"strict": strict, "data": data, "rtol": rtol, "atol": atol}
+        wanted = [name for name, value in given.items() if not (value is None or value is False)]
+        if wanted:
+            raise TypeError(f"verify=False contradicts {' and '.join(wanted)}")
+    asked = _proof(
+        [model],
+        data,
+        seed=seed,
+        trust=trust,
+        imports=imports,
+        strict=strict,
+        rtol=rtol,
+        atol=atol,
+    )
+    proof, force = asked if verify else None, options.flag("force", force)
+    settings: dict[str, Any] = {"keep": keep, "standalone": standalone, "proof": proof}
+    settings["progress"] = _callable(progress)
+    with _as_file(model) as file:
+        if target is not None:
+            return fold_file(file.path, target, force=force, **settings)
+        report = fold_file(file.path, file.beside("folded"), **settings)
         if report.verification is not None and not report.written:
             reasons = "; ".join(report.verification.differences or report.verification.warnings)
             raise VerificationFailedError(f"the folded model was refused: {reasons}")
-        return runtime.load_live(target, model)
+        return runtime.load_live(report.target, model)
 
 
 def verify(
-    original: "FilePath | keras.Model",
-    folded: "FilePath | keras.Model",
+    original: FilePath | LiveModel,
+    folded: FilePath | LiveModel,
     *,
-    data: FilePath | None = None,
+    data: Data | None = None,
     seed: int = 0,
     trust: bool = False,
     imports: Sequence[str] = (),
@@ -220,7 +235,7 @@ def verify(
     Args:
         original: a path or a live model.
         folded: the other one.
-        data: an .npz or .npy file with samples to run, instead of random ones.
+        data: samples to run, instead of random ones, as for `inspect`.
         seed: the seed of the random samples.
         trust: let the files run code of their own; live models are trusted.
         imports: modules to import first, because they register custom layers.
@@ -233,23 +248,15 @@ def verify(
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the original.
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save a live model.
     """
+    models = [original, folded]
+    asked = _proof(models, data, seed=seed, trust=trust, imports=imports, rtol=rtol, atol=atol)
     with _as_file(original) as first, _as_file(folded) as second:
-        return verify_files(
-            first,
-            second,
-            data=Path(data) if data is not None else None,
-            seed=seed,
-            trust=trust or (_is_live(original) and _is_live(folded)),
-            imports=_listed(imports),
-            classes=_own_classes(original, folded),
-            rtol=rtol,
-            atol=atol,
-            progress=progress,
-        )
+        found = asked.run(first.path, second.path, _callable(progress))
+    return found.reworded(lambda text: second.said(first.said(text)))
 
 
 def export(
-    model: "FilePath | keras.Model",
+    model: FilePath | LiveModel,
     target: FilePath,
     *,
     fold: bool = True,
@@ -258,7 +265,7 @@ def export(
     force: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
-    data: FilePath | None = None,
+    data: Data | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -276,7 +283,7 @@ def export(
         force: replace `target` if it exists.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
-        data: an .npz or .npy file with samples to run, instead of random ones.
+        data: samples to run, instead of random ones, as for `inspect`.
         seed: the seed of the random samples.
         progress: called with the name of each stage.
 
@@ -291,20 +298,20 @@ def export(
         VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save the live model.
     """
-    live = _is_live(model)
-    classes = runtime.own_classes(model) if live else {}
-    chosen = Path(data) if data is not None else None
-    with _as_file(model) as source:
+    if keep and not options.flag("fold", fold):
+        raise TypeError("keep says what not to fold, and fold=False folds nothing")
+    running = _proof([model], data, seed=seed, trust=trust, imports=imports)
+    with _as_file(model) as file:
         return export_file(
-            source,
-            Path(target),
-            fold=fold,
+            file.path,
+            _path("target", target),
+            fold=options.flag("fold", fold),
             opset=opset,
-            keep=_listed(keep),
-            force=force,
-            running=Proof(chosen, seed, trust or live, _listed(imports), classes),
-            name=str(getattr(model, "name", "")) if live else None,
-            progress=progress,
+            keep=keep,
+            force=options.flag("force", force),
+            running=running,
+            name=str(file.shown) if file.is_live else None,
+            progress=_callable(progress),
         )
 
 
@@ -326,7 +333,7 @@ def recalibrate(
 
 @overload
 def recalibrate(
-    model: "keras.Model",
+    model: LiveModel,
     out: None = None,
     *,
     data: Data,
@@ -378,21 +385,19 @@ def recalibrate(
         BnfoldError: the data do not fit, no layer can be recalibrated, what goes into one is not
             finite, or its statistics do not fit into their dtype.
     """
-    live = _is_live(model)
-    if live == (out is not None):
-        raise TypeError("recalibrate takes a path and an out path, or a live model and no out")
+    target = _target("recalibrate", model, out)
     run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
-    options: dict[str, Any] = {"run": run, "layers": _listed(layers), "memory": memory}
-    if not live:
-        return recalibrate_file(Path(model), Path(str(out)), force=force, **options)
-    with _as_file(model) as source:
-        target = source.with_name("recalibrated.keras")
-        report = recalibrate_file(source, target, **options)
+    settings: dict[str, Any] = {"run": run, "layers": layers, "memory": memory}
+    force = options.flag("force", force)
+    with _as_file(model) as file:
+        if target is not None:
+            return recalibrate_file(file.path, target, force=force, **settings)
+        report = recalibrate_file(file.path, file.beside("recalibrated"), **settings)
         if not report.written:
             raise VerificationFailedError(
                 "the recalibrated model does not reproduce its statistics"
             )
-        return runtime.load_live(target, model)
+        return runtime.load_live(report.target, model)
 
 
 def _data_run(
@@ -405,20 +410,38 @@ def _data_run(
     imports: Sequence[str],
 ) -> DataRun:
     """How a model, a path or a live one, is to be run over data."""
-    live = _is_live(model)
+    source = user_data.given(data)
+    if source is None:
+        raise TypeError("data is missing: samples to run the model over")
     return DataRun(
-        data=Path(data) if isinstance(data, (str, os.PathLike)) else data,
+        data=source,
         batch=batch,
-        trust=trust or live,
-        imports=_listed(imports),
+        trust=options.flag("trust", trust) or _is_live(model),
+        imports=imports,
         classes=_own_classes(model),
-        progress=progress or (lambda _: None),
+        progress=_callable(progress) or (lambda _: None),
+    )
+
+
+def _proof(
+    models: Sequence[Any],
+    data: Data | None,
+    *,
+    trust: bool,
+    **settings: Any,
+) -> Proof:
+    """How models, paths or live ones, are to be run and compared."""
+    return Proof(
+        data=user_data.given(data),
+        trust=options.flag("trust", trust) or all(_is_live(model) for model in models),
+        classes=_own_classes(*models),
+        **settings,
     )
 
 
 def bench(
-    a: "FilePath | keras.Model",
-    b: "FilePath | keras.Model | None" = None,
+    a: FilePath | LiveModel,
+    b: FilePath | LiveModel | None = None,
     *,
     threads: int | None = None,
     batch: int | Sequence[int] = (),
@@ -452,21 +475,26 @@ def bench(
             save a live model.
     """
     models = [a] if b is None else [a, b]
-    with _as_file(a) as first, nullcontext() if b is None else _as_file(b) as second:
+    trust = options.flag("trust", trust) or all(_is_live(model) for model in models)
+    with ExitStack() as files:
+        first = files.enter_context(_as_file(a))
+        second = first if b is None else files.enter_context(_as_file(b))
         report = bench_files(
-            first,
-            second,
+            first.path,
+            None if b is None else second.path,
             threads=threads,
-            batches=[batch] if isinstance(batch, int) else batch,
+            batches=batch,
             seconds=seconds,
-            runtimes=_listed(runtimes),
+            runtimes=runtimes,
             seed=seed,
-            trust=trust or all(_is_live(model) for model in models),
-            imports=_listed(imports),
+            trust=trust,
+            imports=imports,
             classes=_own_classes(*models),
-            progress=progress,
+            progress=_callable(progress),
         )
-    return replace(report, a=_shown(a), b=None if b is None else _shown(b))
+    skipped = (replace(one, reason=second.said(first.said(one.reason))) for one in report.skipped)
+    shown = None if b is None else second.shown
+    return replace(report, a=first.shown, b=shown, skipped=tuple(skipped))
 
 
 def _own_classes(*models: Any) -> dict[str, Any]:
@@ -475,14 +503,34 @@ def _own_classes(*models: Any) -> dict[str, Any]:
     return {name: found for model in live for name, found in runtime.own_classes(model).items()}
 
 
-def _shown(model: Any) -> Path:
-    """The path of a model; of a live one its name, which stands for it."""
-    return Path(model.name if _is_live(model) else model)
+def _target(function: str, model: Any, out: Any) -> Path | None:
+    """Where the result goes: of a file a path, of a live model nowhere, because it is handed out.
+
+    Raises TypeError where the one is given for the other.
+    """
+    if _is_live(model):
+        if out is not None:
+            raise TypeError(
+                f"{function} takes no out path with a live model: it returns the result"
+            )
+        return None
+    if out is None:
+        raise TypeError(
+            f"{function} takes an out path with the path of a model: {function}(model, out)"
+        )
+    return _path("out", out)
 
 
-def _listed(names: Sequence[str]) -> Sequence[str]:
-    """A list of names, also where one name was given in place of a list."""
-    return [names] if isinstance(names, str) else names
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, not {type(value).__name__}")
+    return Path(value)
+
+
+def _callable(progress: Progress | None) -> Progress | None:
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function, not {type(progress).__name__}")
+    return progress
 
 
 def _is_live(model: Any) -> bool:
@@ -496,13 +544,49 @@ def _is_live(model: Any) -> bool:
     raise TypeError(f"expected a path or a keras.Model, not {type(model).__name__}")
 
 
+@dataclass(frozen=True)
+class _File:
+    """The file of a model.
+
+    Attributes:
+        path: where it is; of a live model, in a temporary directory that nobody is told of.
+        shown: what stands for it in reports: the path, or the name of the live model.
+    """
+
+    path: Path
+    shown: Path
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is the temporary file of a live model."""
+        return self.path != self.shown
+
+    def beside(self, made: str) -> Path:
+        """Where what is made of the live model goes, such as "folded"."""
+        return self.path.with_name(f"{self.path.stem}-{made}.keras")
+
+    def said(self, text: str) -> str:
+        """A text with the name of the live model in place of each temporary file."""
+        if not self.is_live:
+            return text
+        directory, stem = re.escape(str(self.path.parent)), re.escape(self.path.stem)
+        temporary = rf"(?:{directory}[/\\])?(?:\.bnfold-\w+[/\\])?{stem}(?:-(\w+))?\.keras"
+        name = printable(str(self.shown))
+        return re.sub(temporary, lambda m: f"{name} ({m[1]})" if m[1] else name, text)
+
+
 @contextmanager
-def _as_file(model: Any) -> Iterator[Path]:
-    """The path of a model; of a live one, that of a temporary `.keras` file."""
+def _as_file(model: Any) -> Iterator[_File]:
+    """The file of a model; of a live one, a temporary `.keras` file, named in no error."""
     if not _is_live(model):
-        yield Path(model)
+        yield _File(Path(model), Path(model))
         return
     with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
-        path = Path(directory) / "model.keras"
-        runtime.save_live(model, path)
-        yield path
+        # Named like its directory, so that it cannot be taken for another file in a message.
+        file = _File(Path(directory, f"{Path(directory).name}.keras"), Path(str(model.name)))
+        try:
+            runtime.save_live(model, file.path)
+            yield file
+        except BnfoldError as error:
+            error.args = tuple(file.said(str(text)) for text in error.args)
+            raise

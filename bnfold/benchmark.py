@@ -30,8 +30,9 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bnfold import options
 from bnfold.conversion import fold_file
-from bnfold.errors import BnfoldError, UnreadableModelError
+from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.model.guard import printable
 from bnfold.verification import runtime, safety, samples, tensors
 from bnfold.verification.runtime import CannotRunError, LoadedModel
@@ -298,7 +299,7 @@ def bench_files(
     b: Path | None = None,
     *,
     threads: int | None = None,
-    batches: Sequence[int] = (),
+    batches: int | Sequence[int] = (),
     seconds: float = 2.0,
     runtimes: Sequence[str] = (),
     seed: int = 0,
@@ -318,14 +319,15 @@ def bench_files(
         VerificationImpossibleError: Keras cannot be imported, or a model has no graph.
         BnfoldError: the models take different inputs, or no runtime can run both.
     """
-    if seconds <= 0 or (threads is not None and threads < 1) or any(n < 1 for n in batches):
-        raise BnfoldError("seconds, threads and batch sizes must be positive")
+    seconds = options.finite("seconds", seconds, positive=True)
+    threads = options.optional(options.whole, "threads", threads, least=1)
+    batches = options.wholes("batch", batches, least=1)
+    seed = options.whole("seed", seed)
+    imports = options.names("imports", imports)
+    runtimes = options.some_of("runtimes", runtimes, RUNTIMES)
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
-        raise BnfoldError(f"{threads} threads are more than the {processors} processors here")
-    unknown = sorted(set(runtimes) - set(RUNTIMES))
-    if unknown:
-        raise BnfoldError(f"no runtime is called {unknown[0]!r}: take {', '.join(RUNTIMES)}")
+        raise SettingsError(f"{threads} threads are more than the {processors} processors here")
     report = progress or _silent
     with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
         facts = [safety.read_facts(a)]

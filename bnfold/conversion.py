@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bnfold import __version__
-from bnfold.errors import BnfoldError, OutputError, VerificationImpossibleError
+from bnfold import __version__, options
+from bnfold.errors import OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
@@ -18,6 +18,7 @@ from bnfold.model.guard import printable
 from bnfold.model.record import record
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, verify
+from bnfold.verification.user_data import Source
 
 SCHEMA_VERSION = 1
 
@@ -32,7 +33,7 @@ class Proof:
     (of a channel's magnitude) and `atol` replace the tolerance that is measured.
     """
 
-    data: Path | None = None
+    data: Source | None = None
     seed: int = 0
     trust: bool = False
     imports: Sequence[str] = ()
@@ -40,6 +41,23 @@ class Proof:
     strict: bool = False
     rtol: float | None = None
     atol: float | None = None
+
+    def __post_init__(self) -> None:
+        """See that every argument means something.
+
+        Raises:
+            SettingsError, TypeError: see `bnfold.options`.
+        """
+        given = {
+            "seed": options.whole("seed", self.seed),
+            "trust": options.flag("trust", self.trust),
+            "imports": options.names("imports", self.imports),
+            "strict": options.flag("strict", self.strict),
+            "rtol": options.optional(options.finite, "rtol", self.rtol),
+            "atol": options.optional(options.finite, "atol", self.atol),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
     def run(
         self, original: Path, folded: Path, progress: Callable[[str], None] | None
@@ -150,8 +168,8 @@ def fold_file(
         OutputError: the target cannot be written, or exists and `force` is not given.
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
     """
-    if standalone not in get_args(Standalone):
-        raise BnfoldError(f"standalone must be one of {', '.join(get_args(Standalone))}")
+    options.some_of("standalone", standalone, get_args(Standalone))
+    keep = options.names("keep", keep)
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
@@ -167,6 +185,7 @@ def fold_file(
             verification, accepted = None, True
             if proof is not None:
                 verification = proof.run(model.path, staging.path, progress)
+                verification = verification.reworded(staging.said)
                 accepted = verification.accepted(strict=proof.strict)
             if accepted:
                 staging.publish()

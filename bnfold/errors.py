@@ -22,8 +22,8 @@ class OutputError(BnfoldError):
     """The result cannot be written where it was asked for."""
 
 
-class SettingsError(BnfoldError):
-    """A setting, in a file or given, that cannot be what was meant."""
+class SettingsError(BnfoldError, ValueError):
+    """A setting or an argument, in a file or given, that cannot be what was meant."""
 
 
 class VerificationImpossibleError(BnfoldError):

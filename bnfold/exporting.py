@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnfold import __version__
+from bnfold import __version__, options
 from bnfold.conversion import (
     Proof,
     Standalone,
@@ -131,6 +131,8 @@ def export_file(
         ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
         VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
     """
+    keep = options.names("keep", keep)
+    opset = options.optional(options.whole, "opset", opset, least=1)
     target = Path(target)
     with open_model(source) as model:
         check_target(target, "onnx", force=force)

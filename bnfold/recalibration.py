@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold import __version__
+from bnfold import __version__, options
 from bnfold.conversion import refuse_inside
 from bnfold.errors import BnfoldError
 from bnfold.estimation import Change, Estimation, Kept
@@ -140,6 +140,8 @@ def recalibrate_file(
         BnfoldError: the data do not fit, the model cannot run on them or what goes into a layer is
             not finite, no layer can be recalibrated, or statistics do not fit into their dtype.
     """
+    layers = options.names("layers", layers)
+    memory = options.whole("memory", memory)
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)

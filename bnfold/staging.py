@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-from bnfold.errors import OutputError
+from bnfold.errors import BnfoldError, OutputError
 from bnfold.model.container import SUFFIXES, Kind, is_model_directory
 from bnfold.model.guard import printable
 
@@ -113,10 +113,20 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
+        if isinstance(error, BnfoldError):
+            error.args = tuple(self.said(str(text)) for text in error.args)
         if isinstance(error, OSError):
             raise OutputError(
                 f"{printable(str(self._given))}: {error.strerror or error}"
             ) from error
+
+    def said(self, text: str) -> str:
+        """A text that names the target where it names what was to become it."""
+        names = {str(self.path): str(self._given)}
+        names |= {printable(old): printable(new) for old, new in names.items()}
+        for old, new in names.items():
+            text = text.replace(old, new)
+        return text
 
     def publish(self) -> None:
         """Flush what was written and move it to the target."""

@@ -1,5 +1,8 @@
 """The Python API with live models; with paths it is what the command line calls."""
 
+import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import pytest
 from support import keras, outputs, randomize
 
 import bnfold
+from bnfold.verification import user_data
+from bnfold.verification.samples import InputSpec
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +161,150 @@ def test_anything_else_is_a_type_error() -> None:
     given: Any = 3
     with pytest.raises(TypeError, match="expected a path"):
         bnfold.inspect(given)
+
+
+# --- what is given ---
+
+BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("fold", {"rtol": -1.0}, bnfold.SettingsError, "rtol must be finite and at least 0, not -1.0"),
+    ("fold", {"rtol": float("nan")}, bnfold.SettingsError, "rtol must be finite"),
+    ("verify", {"atol": float("inf")}, bnfold.SettingsError, "atol must be finite"),
+    ("verify", {"atol": "1e-3"}, TypeError, "atol must be a number, not '1e-3'"),
+    ("verify", {"rtol": True}, TypeError, "rtol must be a number, not True"),
+    ("verify", {"seed": -1}, bnfold.SettingsError, "seed must be at least 0, not -1"),
+    ("export", {"seed": 0.5}, TypeError, "seed must be a whole number, not 0.5"),
+    ("export", {"opset": "17"}, TypeError, "opset must be a whole number, not '17'"),
+    ("export", {"keep": [None]}, TypeError, "keep must be names, not None"),
+    ("export", {"fold": False, "keep": "norm"}, TypeError, "fold=False folds nothing"),
+    ("fold", {"keep": 3}, TypeError, "keep must be names, not 3"),
+    ("fold", {"keep": [""]}, bnfold.SettingsError, "keep has an empty name"),
+    ("fold", {"standalone": "conv"}, bnfold.SettingsError, "there is no 'conv'; there are keep"),
+    ("fold", {"verify": False, "rtol": 1.0}, TypeError, "verify=False contradicts rtol"),
+    ("fold", {"verify": "no"}, TypeError, "verify must be True or False, not 'no'"),
+    ("fold", {"strict": 1}, TypeError, "strict must be True or False, not 1"),
+    ("fold", {"progress": "loud"}, TypeError, "progress must be a function, not str"),
+    ("fold", {"data": 3}, TypeError, "data must be the path of an .npz or .npy file, an array"),
+    ("verify", {"trust": "False"}, TypeError, "trust must be True or False, not 'False'"),
+    ("verify", {"imports": b"os"}, TypeError, "imports must be names"),
+    ("inspect", {"select": [3]}, TypeError, "select must be names, not 3"),
+    ("inspect", {"batch": 3}, TypeError, "batch goes with data"),
+    ("inspect", {"data": np.ones((4, 6, 6, 3)), "batch": 0}, bnfold.SettingsError, "batch must"),
+    ("inspect", {"thresholds": {}}, TypeError, "thresholds must be bnfold.Thresholds, not dict"),
+    ("recalibrate", {"data": None}, TypeError, "data is missing"),
+    ("recalibrate", {"data": np.ones(3), "memory": -1}, bnfold.SettingsError, "memory must be at"),
+    ("recalibrate", {"data": np.ones(3), "layers": [2]}, TypeError, "layers must be names"),
+    ("bench", {"seconds": 0}, bnfold.SettingsError, "seconds must be finite and more than 0"),
+    ("bench", {"seconds": float("nan")}, bnfold.SettingsError, "seconds must be finite"),
+    ("bench", {"threads": 0}, bnfold.SettingsError, "threads must be at least 1, not 0"),
+    ("bench", {"threads": 10**6}, bnfold.SettingsError, "more than the"),
+    ("bench", {"batch": [1, 0]}, bnfold.SettingsError, "batch must be at least 1, not 0"),
+    ("bench", {"batch": 1.5}, TypeError, "batch"),
+    ("bench", {"seed": -1}, bnfold.SettingsError, "seed must be at least 0"),
+    ("bench", {"runtimes": "tvm"}, bnfold.SettingsError, "there is no 'tvm'; there are keras"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "error", "message"), BAD, ids=[f"{b[0]} {[*b[1]][-1]}" for b in BAD]
+)
+def test_what_an_option_cannot_be_is_said_before_anything_is_loaded(
+    function: str, options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    """By its name, and of a file that does not even exist nothing is said."""
+    path = tmp_path / "none.keras"
+    paths = {"fold": (path, "out.keras"), "verify": (path, path), "export": (path, "out.onnx")}
+    given = paths.get(function, (path, "out.keras") if function == "recalibrate" else (path,))
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        getattr(bnfold, function)(*given, **options)
+    assert isinstance(caught.value, (TypeError, bnfold.BnfoldError))
+
+
+def test_a_path_without_an_out_says_what_is_missing() -> None:
+    untyped: Any = bnfold
+    for function in (untyped.fold, untyped.recalibrate):
+        data = {} if function is untyped.fold else {"data": np.ones(3)}
+        with pytest.raises(TypeError, match=r"takes an out path .*\(model, out\)"):
+            function("a.keras", **data)
+        with pytest.raises(TypeError, match="out must be a path, not int"):
+            function("a.keras", 3, **data)
+
+
+def test_numbers_of_numpy_are_numbers(model: Any) -> None:
+    same = bnfold.verify(model, model, seed=np.int64(3), rtol=np.float32(1), atol=np.float64(1))
+    assert json.dumps(same.to_dict()["seed"]) == "3"
+
+
+def test_arrays_in_every_form_are_data(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    np.save(tmp_path / "data.npy", images)
+    for data in (
+        images,
+        [images],
+        {"image": images},
+        keras.ops.convert_to_tensor(images),
+        tmp_path / "data.npy",
+        str(tmp_path / "data.npy"),
+    ):
+        source = user_data.given(data)
+        assert source is not None
+        found = user_data.open_data(source, [InputSpec("image", (None, 6), "float32")])
+        np.testing.assert_array_equal(found.take(0, 5)[0], images)
+
+
+def test_arrays_will_do_wherever_a_file_does(model: Any, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(5, 6, 6, 3)).astype("float32")
+    result = bnfold.verify(model, model, data=images)
+    assert result.sample_count == 5
+    report = bnfold.export(model, tmp_path / "m.onnx", data=images)
+    assert report.check is not None
+    assert report.check.sample_count == 5
+    with pytest.raises(bnfold.BnfoldError, match=r"data: input 'image' takes shape \(any, 6, 6, 3"):
+        bnfold.fold(model, data=images[:, :5])
+
+
+# --- what is named ---
+
+
+def test_a_live_model_is_named_by_its_name_alone(model: Any, tmp_path: Path) -> None:
+    """In results and in errors, whatever of them knows only the temporary file."""
+    images = np.zeros((4, 6, 6, 3), "float32")
+    other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="other")
+    results = [
+        bnfold.inspect(model, data=images).to_dict(),
+        bnfold.verify(model, other).to_dict(),
+        bnfold.export(model, tmp_path / "m.onnx").to_dict(),
+        bnfold.bench(model, seconds=0.01, runtimes="onnxruntime").to_dict(),
+    ]
+    said = [json.dumps(result) for result in results]
+    for call in (
+        lambda: bnfold.bench(model, other),
+        lambda: bnfold.recalibrate(model, data=images),
+        lambda: bnfold.recalibrate(other, data=np.ones((3, 2))),
+        lambda: bnfold.fold(model, rtol=0, atol=0),
+        lambda: bnfold.inspect(subclassed(), data=images),
+        lambda: bnfold.export(subclassed(), tmp_path / "s.onnx"),
+    ):
+        with pytest.raises(bnfold.BnfoldError) as caught:
+            call()
+        said.append(str(caught.value))
+    for text in said:
+        assert "bnfold-" not in text
+        assert tempfile.gettempdir() not in text.replace(str(tmp_path), "")
+    assert "live and other take different inputs" in said[4]
+    assert said[5].startswith("live: no BatchNormalization can be recalibrated")
+
+
+def subclassed() -> Any:
+    """A model of a class of its own, with weights, named "live"."""
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="live")
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, inputs: Any) -> Any:
+            return self.dense(inputs)
+
+    made = Own()
+    made(np.zeros((1, 3), "float32"))
+    return made

@@ -19,8 +19,9 @@ ALLOWED = {
     "model": {"errors", "model"},
     "folding": {"errors", "model", "folding"},
     "moments": set(),
+    "options": {"errors"},
     "audit": {"errors", "model", "folding", "moments", "audit"},
-    "verification": {"errors", "model", "moments", "verification"},
+    "verification": {"errors", "model", "moments", "options", "verification"},
 }
 """Which parts of bnfold each part may import."""
 

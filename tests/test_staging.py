@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -319,13 +319,18 @@ def test_a_failed_proof_leaves_what_was_there(
     target = folder / "m.keras"
     if existing:
         target.write_bytes(OLD)
-    written = []
+    written, written_to = [], []
 
     class Refused:
         def accepted(self, *, strict: bool) -> bool:
             return strict and False
 
+        def reworded(self, change: Callable[[str], str]) -> "Refused":
+            assert change(str(written_to[0])) == str(target)
+            return self
+
     def verify(_: Path, folded: Path, **__: Any) -> Refused:
+        written_to.append(folded)
         written.append(folded.read_bytes()[:2])
         return Refused()
 
@@ -347,6 +352,15 @@ def test_a_proof_that_breaks_off(
     with pytest.raises(KeyboardInterrupt):
         conversion.fold_file(source, folder / "m.keras", proof=conversion.Proof())
     assert names(folder) == []
+
+
+def test_an_error_names_the_target_and_not_what_was_to_become_it(folder: Path) -> None:
+    target = folder / "m.keras"
+    with (
+        pytest.raises(OutputError, match=rf"^{target}: no$"),
+        Staging(target, "keras", force=False) as place,
+    ):
+        raise OutputError(f"{place.path}: no")
 
 
 def test_a_target_that_appears_meanwhile(source: Path, folder: Path) -> None:

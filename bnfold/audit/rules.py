@@ -27,6 +27,7 @@ from bnfold.audit.neighbours import Place
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.thresholds import Thresholds
 from bnfold.audit.updates import updates
+from bnfold.errors import SettingsError
 from bnfold.folding.plan import Plan
 from bnfold.folding.scope import Scope
 from bnfold.model.batchnorm import as_batchnorm
@@ -185,10 +186,12 @@ def audit(
         recalibration: what `recalibrate` did to the file, by its record; None where it did nothing.
 
     Raises:
-        ValueError: `target_dtype` is none of TARGET_DTYPES.
+        SettingsError: `target_dtype` is none of TARGET_DTYPES.
     """
     if target_dtype is not None and target_dtype not in TARGET_DTYPES:
-        raise ValueError(f"no target dtype: {target_dtype!r}; there are {', '.join(TARGET_DTYPES)}")
+        raise SettingsError(
+            f"no target dtype: {target_dtype!r}; there are {', '.join(TARGET_DTYPES)}"
+        )
     subjects = [
         replace(subject, observed=_seen(subject.batchnorm.path, observed))
         for subject in _subjects(

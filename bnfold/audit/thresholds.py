@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, fields
 
+from bnfold.errors import SettingsError
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -28,7 +30,7 @@ class Thresholds:
         drift_channel: BN501 warns where any channel is this many nats from the data.
 
     Raises:
-        ValueError: a threshold is not a positive, finite number.
+        SettingsError: a threshold is not a positive, finite number.
     """
 
     inverted_momentum: float = 0.5
@@ -51,4 +53,4 @@ class Thresholds:
             value = getattr(self, field.name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (number and math.isfinite(value) and value > 0):
-                raise ValueError(f"the threshold {field.name} must be a positive number")
+                raise SettingsError(f"the threshold {field.name} must be a positive number")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bnfold.verification import runtime, samples, sites, tensors, user_data
 from bnfold.verification.runtime import LoadedModel, Moves
 from bnfold.verification.samples import SampleSet
+from bnfold.verification.user_data import Source
 
 _LARGE = 4_000_000  # weights; values in large models average over so many that one run is enough
 
@@ -46,7 +46,7 @@ class Case:
         return sum(label.is_output for label in self.labels)
 
 
-def prepare(original: LoadedModel, folded: LoadedModel, data: Path | None, seed: int) -> Case:
+def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, seed: int) -> Case:
     """Pair the values of two models, and draw or load samples. Raises BnfoldError for bad data."""
     interfaces = tensors.interface(original.model), tensors.interface(folded.model)
     names = [port.name for port in interfaces[0].outputs]
@@ -84,7 +84,7 @@ def _labels(names: Sequence[str], prepared: runtime.Prepared) -> Iterator[Label]
         yield Label(place.name, False, axis=place.axis)
 
 
-def closer(case: Case, data: Path | None) -> Case:
+def closer(case: Case, data: Source | None) -> Case:
     """The same with more samples and more roundings, of which few may happen to be small."""
     sets = case.sets if data is not None else samples.generate(*case.specs, few=False)
     return replace(case, sets=sets, is_quick=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bnfold import options
 from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
@@ -47,6 +48,16 @@ class DataRun:
     imports: Sequence[str] = ()
     classes: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        """See that every argument means something; raises what `bnfold.options` does."""
+        given = {
+            "batch": options.optional(options.whole, "batch", self.batch, least=1),
+            "trust": options.flag("trust", self.trust),
+            "imports": options.names("imports", self.imports),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ refutation:
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -181,6 +182,11 @@ class Verification:
     def __bool__(self) -> bool:
         """Whether the two were seen to compute the same; False where that is undecided."""
         return self.verdict is Verdict.EQUIVALENT
+
+    def reworded(self, change: Callable[[str], str]) -> Verification:
+        """The same with other sentences, as where a file that they name is a temporary one."""
+        differences, warnings = map(change, self.differences), map(change, self.warnings)
+        return replace(self, differences=tuple(differences), warnings=tuple(warnings))
 
     def accepted(self, *, strict: bool = False) -> bool:
         """Whether the command line ends with 0.

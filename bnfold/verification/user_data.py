@@ -6,6 +6,7 @@ compressed `.npz` are read whole. Pickled objects are never unpacked.
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,28 @@ class UserData:
                     f" in {array.dtype}, first in sample {start + int(np.argmax(bad))}"
                 )
         return taken
+
+
+def given(data: Any) -> Source | None:
+    """What somebody gave as data, as a source; None for None.
+
+    An array of another library counts as one of numpy's.
+
+    Raises:
+        TypeError: it is neither a path nor arrays.
+    """
+    if data is None or isinstance(data, Mapping):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return Path(data)
+    if hasattr(data, "__array__"):
+        return np.asarray(data)
+    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):
+        return data
+    raise TypeError(
+        "data must be the path of an .npz or .npy file, an array, or an array for each input, "
+        f"not {type(data).__name__}"
+    )
 
 
 def load(source: Source, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | None]:

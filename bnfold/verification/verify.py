@@ -13,13 +13,14 @@ from bnfold.verification.conclusion import conclude
 from bnfold.verification.evidence import Exports, gather
 from bnfold.verification.result import Basis, Verdict, Verification
 from bnfold.verification.runtime import CannotRunError
+from bnfold.verification.user_data import Source
 
 
 def verify(
     original: Path,
     folded: Path,
     *,
-    data: Path | None = None,
+    data: Source | None = None,
     seed: int = 0,
     trust: bool = False,
     imports: Sequence[str] = (),
@@ -30,11 +31,11 @@ def verify(
 ) -> Verification:
     """Judge whether `folded` computes what `original` computes.
 
-    `data` is a .npz or .npy file with samples instead of generated ones; `trust` allows code from
-    the files (Lambda layers and the like); `imports` are modules to import first because they
-    register custom layers, `classes` such layers themselves by name; `rtol` and `atol` (relative to
-    each channel's magnitude, absolute) replace the measured tolerance. `progress` is called with
-    the name of each stage.
+    `data` are samples instead of generated ones, in a .npz or .npy file or as arrays; `trust`
+    allows code from the files (Lambda layers and the like); `imports` are modules to import first
+    because they register custom layers, `classes` such layers themselves by name; `rtol` and `atol`
+    (relative to each channel's magnitude, absolute) replace the measured tolerance. `progress` is
+    called with the name of each stage.
 
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError when neither Keras
     nor ONNX Runtime can run the models, and BnfoldError for data that does not fit.

@@ -1,0 +1,83 @@
+"""What the values of options may be, checked once for whoever gives them.
+
+The command line gives parsed words, Python gives anything. A value of a kind that an option never
+has is a TypeError, one that is out of range a SettingsError; both name the option.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+from bnfold.errors import SettingsError
+
+
+def whole(name: str, value: Any, *, least: int = 0) -> int:
+    """A whole number, not below `least`; one of numpy's will do."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {_shown(value)}")
+    if number < least:
+        raise SettingsError(f"{name} must be at least {least}, not {number}")
+    return number
+
+
+def wholes(name: str, values: Any, *, least: int = 0) -> tuple[int, ...]:
+    """Whole numbers, also where one was given in place of a list."""
+    listed = values if isinstance(values, Iterable) else [values]
+    return tuple(whole(name, value, least=least) for value in listed)
+
+
+def finite(name: str, value: Any, *, positive: bool = False) -> float:
+    """A number that is neither NaN nor infinite, not below 0, and not 0 where it is `positive`."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, not {_shown(value)}")
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0 and (number > 0 or not positive)):
+        wanted = "more than 0" if positive else "at least 0"
+        raise SettingsError(f"{name} must be finite and {wanted}, not {number}")
+    return number
+
+
+def optional(check: Callable[..., Any], name: str, value: Any, **limits: Any) -> Any:
+    """What `check` makes of a value; None for None."""
+    return None if value is None else check(name, value, **limits)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False itself: the text "False" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {_shown(value)}")
+    return value
+
+
+def names(name: str, values: Any) -> tuple[str, ...]:
+    """Names or patterns, none of them empty; also where one was given in place of a list."""
+    listed = [values] if isinstance(values, str) else values
+    if not isinstance(listed, Iterable) or isinstance(listed, (bytes, bytearray)):
+        raise TypeError(f"{name} must be names, not {_shown(values)}")
+    found = tuple(listed)
+    for one in found:
+        if not isinstance(one, str):
+            raise TypeError(f"{name} must be names, not {_shown(one)}")
+        if not one:
+            raise SettingsError(f"{name} has an empty name")
+    return found
+
+
+def some_of(name: str, values: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """Names that are all among those that are known."""
+    found = names(name, values)
+    for one in found:
+        if one not in known:
+            raise SettingsError(f"{name}: there is no {one!r}; there are {', '.join(known)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else type(value).__name__

@@ -1,0 +1,29 @@
+"""Calls of the API as a type checker sees them; mypy reads this, and nobody runs it.
+
+Each `type: ignore` stands where a call must not type-check: mypy says so of one that is not needed.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+import bnfold
+
+model: Any = keras.Model()
+array = np.zeros((3, 4))
+
+bnfold.fold("a.keras")  # type: ignore[call-overload]
+bnfold.fold("a.keras", None)  # type: ignore[call-overload]
+bnfold.fold(3)  # type: ignore[call-overload]
+bnfold.recalibrate("a.keras", data=array)  # type: ignore[call-overload]
+bnfold.verify("a.keras", 3)  # type: ignore[arg-type]
+bnfold.inspect(["a.keras"])  # type: ignore[arg-type]
+
+folded: Any = bnfold.fold(model, data=array)
+written: bool = bnfold.fold("a.keras", "b.keras", data={"x": array}).written
+recalibrated: Any = bnfold.recalibrate(model, data=[array])
+assert bnfold.recalibrate("a.keras", "b.keras", data=array)
+assert bnfold.verify(model, "b.keras", data=array).accepted()
+assert bnfold.export(model, "a.onnx", data=array)
+bnfold.bench("a.keras", model, batch=[1, 32])
