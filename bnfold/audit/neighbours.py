@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from bnfold.folding.scope import Scope
+from bnfold.folding.scope import Scope, Tensor, readers
 from bnfold.folding.training import is_keras2, is_off
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, unwrapped
 from bnfold.model.nodes import is_keras3
@@ -81,15 +81,13 @@ class Node(NamedTuple):
 
     def readers(self) -> tuple["Node | None", ...]:
         """The calls that read the first tensor it makes; None for the outside of the model."""
-        return tuple(readers(self.scope, self.output))
+        found = readers(self.scope, self.output)
+        return tuple(None if position is None else Node(*position) for position in found)
 
     def input_shape(self) -> Shape | None:
         """The shape of its first input, batch included."""
         refs = self.call.inputs
         return self.scope.shapes.of(refs[0]) if refs else None
-
-
-Tensor = tuple[Scope, Ref]
 
 
 def makers(scope: Scope, ref: Ref) -> Iterator[Node]:
@@ -118,41 +116,6 @@ def _outside(scope: Scope, slot: int) -> list[Tensor]:
         return []
     calls = scope.parent.graph.layers[scope.name].calls
     return [(scope.parent, call.inputs[slot]) for call in calls if slot < len(call.inputs)]
-
-
-def readers(scope: Scope, ref: Ref) -> Iterator[Node | None]:
-    """The calls that read a tensor; None where it leaves the model."""
-    waiting: list[Tensor] = [(scope, ref)]
-    seen: set[Tensor] = set()
-    while waiting:
-        tensor = waiting.pop()
-        if tensor in seen:
-            continue
-        seen.add(tensor)
-        scope, ref = tensor
-        for name, number in dict.fromkeys(scope.graph.readers.get(ref, ())):
-            nested = scope.inside.get(name)
-            inputs = scope.graph.layers[name].calls[number].inputs
-            slots = [slot for slot, source in enumerate(inputs) if source == ref]
-            if nested is None:
-                yield Node(scope, name, number)
-            elif max(slots) < len(nested.graph.inputs):
-                waiting += [(nested, Ref(nested.graph.inputs[slot])) for slot in slots]
-            else:
-                yield Node(nested, next(iter(nested.graph.layers)), 0)
-        if ref in scope.graph.outputs:
-            waiting += _handed_on(scope, ref)
-            if scope.parent is None:
-                yield None
-
-
-def _handed_on(scope: Scope, ref: Ref) -> list[Tensor]:
-    """What an output of a nested model is outside of it."""
-    if scope.parent is None:
-        return []
-    calls = range(len(scope.parent.graph.layers[scope.name].calls))
-    numbers = [number for number, output in enumerate(scope.graph.outputs) if output == ref]
-    return [(scope.parent, Ref(scope.name, call, n)) for call in calls for n in numbers]
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,7 @@ class Extent:
 
         A channel that was as small before, as weight decay leaves dead ones, loses nothing.
         """
-        tiny = _tiny(dtype)
+        tiny = smallest_of(dtype.name)
         found: NDArray[np.bool_] = (self.scaled < tiny) & (self.scaled != 0) & (self.before >= tiny)
         return found
 
@@ -117,7 +117,7 @@ def out_of_range(layer: Layer, measured: Sequence[Extent]) -> str | None:
     """A predicate when a new number is lost in the dtype it is stored or computed in.
 
     It is lost when it is not finite, and when all of a channel's kernel falls below the smallest
-    normal number, where digits go missing.
+    normal number, where digits go missing. Where that does no harm, `dead` leaves no such kernel.
     """
     if policy(layer) is None:
         return "is quantized or has a dtype policy of its own"
@@ -186,9 +186,14 @@ def _magnitude(low: NDArray[Any], high: NDArray[Any]) -> Array:
     return np.maximum(-low.astype(np.float64), high.astype(np.float64))
 
 
-def _tiny(dtype: np.dtype[Any]) -> float:
+def smallest_of(name: str) -> float:
     """The smallest normal number of a floating-point dtype."""
-    return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).tiny)
+    return 2.0**-126 if name == "bfloat16" else float(np.finfo(name).tiny)
+
+
+def unit_of(name: str) -> float:
+    """The largest relative error of rounding to a floating-point dtype."""
+    return 2.0**-8 if name == "bfloat16" else float(np.finfo(name).eps) / 2
 
 
 def largest_of(name: str) -> float:

@@ -208,6 +208,43 @@ def _fits(outer: Shape | None, declared: Shape | None) -> bool:
 Position = tuple[Scope, str, int]
 """One call: the scope, the layer's name and the number of the call."""
 
+Tensor = tuple[Scope, Ref]
+
+
+def readers(scope: Scope, ref: Ref) -> Iterator[Position | None]:
+    """The calls that read a tensor, through nested models; None where it leaves the whole model."""
+    waiting: list[Tensor] = [(scope, ref)]
+    seen: set[Tensor] = set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        scope, ref = tensor
+        for name, number in dict.fromkeys(scope.graph.readers.get(ref, ())):
+            nested = scope.inside.get(name)
+            inputs = scope.graph.layers[name].calls[number].inputs
+            slots = [slot for slot, source in enumerate(inputs) if source == ref]
+            if nested is None:
+                yield scope, name, number
+            elif max(slots) < len(nested.graph.inputs):
+                waiting += [(nested, Ref(nested.graph.inputs[slot])) for slot in slots]
+            else:
+                yield nested, next(iter(nested.graph.layers)), 0
+        if ref in scope.graph.outputs:
+            waiting += _handed_on(scope, ref)
+            if scope.parent is None:
+                yield None
+
+
+def _handed_on(scope: Scope, ref: Ref) -> list[Tensor]:
+    """What an output of a nested model is outside of it."""
+    if scope.parent is None:
+        return []
+    calls = range(len(scope.parent.graph.layers[scope.name].calls))
+    numbers = [number for number, output in enumerate(scope.graph.outputs) if output == ref]
+    return [(scope.parent, Ref(scope.name, call, n)) for call in calls for n in numbers]
+
 
 def positions(scope: Scope) -> Iterator[Position]:
     """All calls of a model, each behind those that make its inputs.

@@ -19,10 +19,11 @@ import numpy as np
 from bnfold.folding import absorb, carry, limits
 from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
+from bnfold.folding.dead import without_dead_channels
 from bnfold.folding.effect import Effect, slots_of, take
 from bnfold.folding.masks import may_be_masked
 from bnfold.folding.obstacle import NO_OUTPUT, AxisObstacle, remedy_of
-from bnfold.folding.scope import Position, Scope, chain, title
+from bnfold.folding.scope import Position, Scope, Tensor, chain, title
 from bnfold.folding.site import Site
 from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
@@ -67,7 +68,6 @@ class _RefusalError(Exception):
 
 
 Edits = list[tuple[Path, Effect]]
-Tensor = tuple[Scope, Ref]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,12 +175,25 @@ class Walk:
         into_batchnorms: bool,
     ) -> Edits | Refusal:
         """Fold a layer in one direction; its edits, or why it cannot be."""
-        try:
-            attempt = _Attempt(self, scope, layer, batchnorm, into_batchnorms)
-            ways = attempt.backward() if direction == "backward" else attempt.forward()
-            return self._first_that_fits(ways, attempt)
-        except _RefusalError as error:
-            return error.refusal
+
+        def attempt(affine: Affine) -> Edits | Refusal:
+            try:
+                one = _Attempt(
+                    self, scope, layer, batchnorm, affine=affine, into_batchnorms=into_batchnorms
+                )
+                ways = one.backward() if direction == "backward" else one.forward()
+                return self._first_that_fits(ways, one)
+            except _RefusalError as error:
+                return error.refusal
+
+        affine = self._maps[batchnorm.path]
+        found = attempt(affine)
+        if not isinstance(found, Refusal) or not found.extents:
+            return found
+        # The weights would not fit their dtype: for the sake of channels that do not matter?
+        lighter = without_dead_channels(scope, layer, batchnorm, affine)
+        again = found if lighter is None else attempt(lighter)
+        return found if isinstance(again, Refusal) else again
 
     def _first_that_fits(self, ways: Iterator[list[_Demand]], attempt: "_Attempt") -> Edits:
         first: _RefusalError | None = None
@@ -290,7 +303,14 @@ class _Attempt:
     """One BatchNormalization in one direction."""
 
     def __init__(
-        self, walk: Walk, scope: Scope, layer: Layer, batchnorm: BatchNorm, into_batchnorms: bool
+        self,
+        walk: Walk,
+        scope: Scope,
+        layer: Layer,
+        batchnorm: BatchNorm,
+        *,
+        affine: Affine,
+        into_batchnorms: bool,
     ) -> None:
         self.batchnorm = batchnorm
         self.is_forward = False
@@ -309,7 +329,7 @@ class _Attempt:
         self._dtype = self._compute_dtype()
         # Forward: the dtype that the layer casts to its own.
         self._uncast: str | None = None
-        self._affine = self._starting_map()
+        self._affine = self._starting_map(affine)
 
     def _compute_dtype(self) -> str:
         found = {policy(part) for part in chain(self._layer)}
@@ -318,10 +338,9 @@ class _Attempt:
             raise _RefusalError("it is quantized or has a dtype policy of its own")
         return known.pop()
 
-    def _starting_map(self) -> Affine:
-        affine = self._walk.map_of(self.batchnorm.path)
+    def _starting_map(self, affine: Affine) -> Affine:
         axis = self.batchnorm.axis
-        if affine is None or axis is None:
+        if axis is None:
             raise _RefusalError("it is no map that is known")
         ranks = {self._rank_of(call) for call in self._layer.calls}
         rank = ranks.pop() if len(ranks) == 1 else None

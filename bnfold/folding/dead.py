@@ -1,0 +1,202 @@
+"""Channels that a BatchNormalization makes constant, as far as a dtype can tell.
+
+With z for the normalized input, a channel puts out
+
+    y = beta + gamma * z        |gamma * z| <= 100 |gamma|
+
+where gamma is so small, as decay leaves it in a channel that nothing needs any more, a folded
+kernel of that channel would be below the smallest normal number of its dtype: its digits are lost,
+and runtimes that flush such numbers to zero lose it whole. That does no harm where it is lost
+anyway, and then the channel is folded as the constant beta, with a kernel of zeros, which all
+runtimes agree on. It is lost in one of two ways.
+
+1. In the channel's own sum: 100 |gamma| is not above the rounding of beta. The unfolded layer
+   computes beta too.
+2. In what reads it. A layer that mixes channels adds it to the layer's other channels, beside whose
+   rounding 100 |gamma| is nothing. A layer that keeps channels apart, such as another
+   BatchNormalization, may multiply it up before that, and a kernel may have hardly any weights but
+   for this channel; where it does, the channel is not dead. Neither is one that reaches an output
+   of the model as a normal number: what the model makes of eight standard deviations must be below
+   these (as of a gamma of 1e-39 in float32, of which TensorFlow makes zero without a fold too).
+
+Wrong if what reads the channel is not known, or if the others are dead too, so then it is not taken
+for dead.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from bnfold.folding.affine import Affine, Array, from_batchnorm
+from bnfold.folding.limits import smallest_of, unit_of
+from bnfold.folding.scope import Scope, Tensor, readers
+from bnfold.model import catalog
+from bnfold.model.batchnorm import BatchNorm, as_batchnorm
+from bnfold.model.graph import Layer, Ref, Weight, finite_number, unwrapped
+from bnfold.model.policy import policy
+
+_FAR = 100.0
+"""Standard deviations beyond which nothing needs to be told apart."""
+_USUAL = 8.0
+"""Standard deviations within which practically all numbers are."""
+_MAX_STEPS = 10_000
+
+
+def without_dead_channels(
+    scope: Scope, layer: Layer, batchnorm: BatchNorm, affine: Affine
+) -> Affine | None:
+    """The map of a layer, (channels,), with its dead channels constant; None if none is dead."""
+    vectors, epsilon, used = batchnorm.vectors, batchnorm.epsilon, policy(batchnorm.layer)
+    if vectors is None or epsilon is None or used is None:
+        return None
+    mean, variance = vectors["moving_mean"], vectors["moving_variance"]
+    scale, shift = (np.broadcast_to(one, mean.shape) for one in (affine.scale, affine.shift))
+    gamma, beta = np.abs(scale) * np.sqrt(variance + epsilon), scale * mean + shift
+    smallest, unit = smallest_of(used.compute), unit_of(used.compute)
+    small = (np.abs(scale) < math.sqrt(smallest)) & (scale != 0)  # others keep their digits
+    dead = small & (_FAR * gamma <= unit * np.abs(beta))
+    faint = small & ~dead
+    if faint.any():
+        most, usual = float(gamma[faint].max()), float(np.median(gamma + np.abs(beta)))
+        limits = _Gain(smallest / (_USUAL * most), unit * usual / (_FAR * most))
+        if _stays_below(scope, layer, limits, 1 / unit):
+            dead |= faint
+    if not dead.any():
+        return None
+    return Affine(np.where(dead, 0.0, scale), np.where(dead, beta, shift))
+
+
+class _Gain(NamedTuple):
+    """How much larger a channel gets: by itself, and beside most others."""
+
+    alone: float
+    beside: float
+
+    def times(self, other: "_Gain") -> "_Gain":
+        """One after the other."""
+        return _Gain(self.alone * other.alone, self.beside * other.beside)
+
+
+_SAME = _Gain(1.0, 1.0)
+
+
+def _stays_below(scope: Scope, layer: Layer, limits: _Gain, unknown: float) -> bool:
+    """Whether nothing makes a channel of a layer larger than it may get.
+
+    `limits` are by itself, at an output of the model, and beside the others, where channels are
+    mixed; `unknown` is what another tensor may multiply it with.
+    """
+    waiting = [(scope, Ref(layer.name, number), _SAME) for number in range(len(layer.calls))]
+    largest: dict[Tensor, _Gain] = {}
+    for _ in range(_MAX_STEPS):
+        if not waiting:
+            return True
+        scope, ref, gain = waiting.pop()
+        before = largest.get((scope, ref), _Gain(0.0, 0.0))
+        if before.alone >= gain.alone and before.beside >= gain.beside:
+            continue
+        largest[scope, ref] = _Gain(*map(max, before, gain))
+        for reader in readers(scope, ref):
+            if reader is None:
+                if gain.alone > limits.alone:
+                    return False
+                continue
+            where, name, number = reader
+            core, _ = unwrapped(where.graph.layers[name])
+            found = _gain(core, unknown) if core.builtin and where.graph.builtin else None
+            if found is None or not (after := gain.times(found)).beside <= limits.beside:
+                return False
+            if not _mixes(core):
+                waiting.append((where, Ref(name, number), after))
+    return False
+
+
+def _gain(layer: Layer, unknown: float) -> _Gain | None:
+    """How much larger a layer makes a channel at most; None where that is not known."""
+    name = layer.class_name
+    if name == "Multiply":
+        return _Gain(unknown, unknown)
+    if name in (_PASSING_OPERATIONS if layer.is_operation else _PASSING):
+        return _SAME
+    if layer.is_operation:
+        return None
+    if name in _SETTING:
+        factor = finite_number(layer.config.get(_SETTING[name], 1.0))
+        return None if factor is None else _Gain(*[max(1.0, abs(factor))] * 2)
+    if name == "Activation":  # the steepest function of Keras is less steep than 2
+        return _Gain(2.0, 2.0) if isinstance(layer.config.get("activation"), str) else None
+    return _gain_of_weights(layer)
+
+
+def _mixes(layer: Layer) -> bool:
+    """Whether a layer adds up channels."""
+    kernels = _kernels(layer)
+    return bool(kernels) and [*kernels] != ["depthwise_kernel"]
+
+
+def _kernels(layer: Layer) -> dict[str, Weight]:
+    """The kernels that meet a layer's input, the first one first."""
+    return {
+        slot: weight
+        for slot, weight in (catalog.weights(layer) or {}).items()
+        if slot.endswith("kernel") and not slot.endswith("recurrent_kernel")
+    }
+
+
+def _gain_of_weights(layer: Layer) -> _Gain | None:
+    """That of a layer with weights, at the worst of its outputs."""
+    batchnorm = as_batchnorm(layer, ())
+    if batchnorm is not None:
+        affine = from_batchnorm(batchnorm)
+        return None if isinstance(affine, str) else _gain_of(affine.scale, ())
+    facts, gain = catalog.facts(layer), _SAME
+    output = None if facts is None else facts.output
+    if layer.class_name == "EinsumDense":
+        return None  # its output channels may be anywhere in the kernel
+    kernels = _kernels(layer)
+    for slot, kernel in kernels.items():
+        axes = output.axes if output is not None and output.kernel == slot else (-1,)
+        if slot == "depthwise_kernel":
+            axes = ()
+        gain = gain.times(_gain_of(kernel.read().astype(np.float64), axes))
+    return gain if kernels else None
+
+
+def _gain_of(weights: Array, outputs: tuple[int, ...]) -> _Gain:
+    """That of weights, each output by itself."""
+    size = np.moveaxis(np.abs(weights), outputs, range(len(outputs)))
+    rows = size.reshape((*size.shape[: len(outputs)], -1))
+    places = math.prod(weights.shape[:-2])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        beside = np.nan_to_num(rows.max(axis=-1) / np.median(rows, axis=-1), posinf=np.inf)
+    if not outputs:  # channels stay apart, at each of the kernel's places
+        beside = beside * places
+    return _Gain(places * float(rows.max(initial=0.0)), float(beside.max(initial=0.0)))
+
+
+_PASSING = frozenset(
+    {
+        *catalog.WINDOWED, *catalog.POOLED_RANK, "ActivityRegularization", "Add", "AlphaDropout",
+        "Average", "CenterCrop", "Concatenate", "Dropout", "Flatten", "GaussianDropout",
+        "GaussianNoise", "Identity", "Masking", "Maximum", "Minimum", "Permute",
+        "RepeatVector", "Reshape", "Resizing", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
+        "SpatialDropout3D", "Subtract",
+    }
+)  # fmt: skip
+"""Layers that make no number larger than the largest that they read."""
+
+_PASSING_OPERATIONS = frozenset(
+    {
+        "Add", "Amax", "Amin", "AveragePool", "Concatenate", "Copy", "ExpandDims", "Flip",
+        "GetItem", "Max", "MaxPool", "Maximum", "Mean", "Min", "Minimum", "Moveaxis", "Pad", "Relu",
+        "Relu6", "Repeat", "Reshape", "Roll", "Sigmoid", "Squeeze", "StopGradient", "Subtract",
+        "Swapaxes", "Tanh", "Transpose",
+    }
+)  # fmt: skip
+"""The same of operations."""
+
+_SETTING = {
+    "ELU": "alpha", "LeakyReLU": "negative_slope", "ReLU": "negative_slope", "Rescaling": "scale",
+}  # fmt: skip
+"""Layers that multiply some or all numbers with a setting."""
