@@ -94,8 +94,27 @@ def batch_statistics_at_inference(subject: Subject) -> Verdict | None:
         > batch
 
     What to do:
-        Build the model without `training=True` and let `fit` and `predict` choose the mode. If
-        the layer is to use its moving statistics always, set `trainable=False`.
+        No new training is needed: `predict` of Keras 3 uses the moving statistics already (that of
+        Keras 2 does not: compare the accuracy). Behind layers of
+        augmentation, Resizing or CenterCrop, which take `training=True` by default, save a
+        model that calls the trained one with `training=False`; it predicts the same:
+
+            trained = keras.models.load_model("model.keras")
+            model = keras.Model(trained.inputs[0], trained(trained.inputs[0], training=False))
+            model.save("inference.keras")
+
+        (With several inputs, `trained.input` in place of `trained.inputs[0]`.) Whatever the cause,
+        a model that is frozen as a whole runs with its moving statistics; so do its norms
+        behind a Dropout that is to drop at inference:
+
+            model = keras.models.load_model("model.keras")
+            model.trainable = False
+            model.save("inference.keras")
+
+        Where the model can be built anew, give the calls of those layers `training=False`, leave
+        `training=True` out of the others, and take the weights over with
+        `model.set_weights(trained.get_weights())`; `fit` then chooses the mode, and Keras 3
+        augments in it all the same.
 
     References:
         - qubvel/segmentation_models 223, norms in training mode in an export:

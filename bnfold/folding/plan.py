@@ -33,7 +33,7 @@ from bnfold.folding.scope import (
     positions,
     unused_patterns,
 )
-from bnfold.folding.training import first_changed_mode, is_set
+from bnfold.folding.training import BY_DEFAULT, first_changed_mode, is_set
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Ref, show
@@ -128,7 +128,7 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     )
     return Plan(
         tuple(
-            Blocked(d.batchnorm, path, reason, named=(path,), remedies=(_NO_TRAINING,))
+            Blocked(d.batchnorm, path, reason, named=(path,), remedies=(_NO_SOURCE,))
             if isinstance(d, Fold)
             else d
             for d in decisions
@@ -297,7 +297,7 @@ def _training_problem(one: _Candidate) -> Refusal | None:
         # A frozen layer uses its moving statistics whatever it is told; others may not.
         if called and around.makes_others_train(path):
             return Refusal(
-                "it is called with training=True, which other layers heed", remedy=_NO_TRAINING
+                "it is called with training=True, which other layers heed", remedy=_NO_SOURCE
             )
         return None
     if called:
@@ -310,19 +310,33 @@ def _training_problem(one: _Candidate) -> Refusal | None:
         return Refusal(
             f"{around.exposed[path]}, which Keras 3 hands on to layers that run later, if not to "
             "this one as the model stands",
-            remedy=_NO_TRAINING,
+            remedy=_no_training(around.exposed[path]),
         )
     else:
         return None
     return Refusal(
         f"{cause}, so it normalizes with the batch's statistics",
-        remedy=_NO_TRAINING,
+        remedy=_no_training(around.exposed.get(path, "")),
         batch_statistics=True,
     )
 
 
+_SAVED = "'bnfold rule BN007' has the lines"
 _NO_TRAINING = (
-    "build the model without training=True (call layers that take it by default, as those of "
-    "augmentation, with training=False: fit of Keras 3 augments all the same), or freeze it, also "
-    "after training (trainable=False)"
+    "no new training is needed: freeze the saved model (model.trainable = False), save it again "
+    f"({_SAVED}), or build it without training=True and call set_weights"
 )
+_NO_SOURCE = (
+    "build the model without training=True, and with training=False in the calls of layers that "
+    "take it by default, such as those of augmentation, and call set_weights"
+)
+_NO_TRAINING_BY_DEFAULT = (
+    "no new training is needed: call the saved model with training=False in a new one, and save "
+    f"that ({_SAVED}), or build it with training=False in the calls of these layers, of "
+    "which fit of Keras 3 augments all the same, and call set_weights"
+)
+
+
+def _no_training(cause: str) -> str:
+    """What clears the way where a layer is in training mode for this cause."""
+    return _NO_TRAINING_BY_DEFAULT if cause.endswith(BY_DEFAULT) else _NO_TRAINING

@@ -16,6 +16,9 @@ from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrap
 from bnfold.model.nodes import is_keras3
 from bnfold.model.order import Node, call_depths
 
+BY_DEFAULT = "takes training=True by default"
+"""What is said of a layer that sets training mode without being told to."""
+
 
 def is_set(argument: object) -> bool:
     """Whether a call's `training` may be true: False, None and 0 are not, a tensor may be."""
@@ -177,7 +180,7 @@ def _source(graph: Graph, node: Node, path: Path, inside: Mapping[Path, str]) ->
     if is_set(training) and not trains:
         return f"{name} is called with training=True"
     if trains and (training is None or is_set(training)):
-        return f"{name} takes training=True by default"
+        return f"{name} {BY_DEFAULT}"
     return None if is_off(training) else inside.get(core_path(layer, (*path, layer.name)))
 
 

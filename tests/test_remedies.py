@@ -1,0 +1,154 @@
+"""Every remedy, done to a model: the finding goes, or the layer folds, and Keras predicts the same.
+
+What a page of a rule tells to do in Python is run as it stands there.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import difference, fold_file, functional, keras, load, outputs, randomize, samples
+
+from bnfold.audit import RULES
+from bnfold.inspection import Inspection, inspect_file
+from bnfold.reports.rule_page import sections
+
+layers = keras.layers
+Build = Callable[[], Any]
+
+
+def norm(name: str = "bn", **options: Any) -> Any:
+    return layers.BatchNormalization(name=name, **options)
+
+
+def behind(*first: Any, **arguments: Any) -> Any:
+    """A small network behind some layers, which are called with these arguments."""
+    inputs = x = keras.Input((8, 8, 3))
+    for layer in first:
+        x = layer(x, **arguments)
+    x = layers.ReLU()(norm()(layers.Conv2D(4, 3)(x)))
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+
+
+def inspected(model: Any, path: Path) -> Inspection:
+    model.save(path)
+    return inspect_file(path)
+
+
+def remedy(found: Inspection, code: str) -> str:
+    return next(finding.remedy for finding in found.findings if finding.code == code)
+
+
+def recipes(code: str) -> list[str]:
+    """The Python under "What to do" on a rule's page, a block each."""
+    rule = next(rule for rule in RULES if rule.code == code)
+    blocks = re.findall(r"(?:^    .*\n?)+", sections(rule)["What to do"], re.MULTILINE)
+    return [inspect.cleandoc("\n" + block) for block in blocks]
+
+
+# --- BN007 ---------------------------------------------------------------------------------------
+
+
+def two_inputs() -> Any:
+    """Inputs by name, of which one is resized."""
+    image, row = keras.Input((8, 8, 3), name="image"), keras.Input((4,), name="row")
+    made = norm()(layers.Conv2D(4, 3)(layers.Resizing(6, 6)(image)))
+    outs = {"made": layers.Flatten()(made), "side": norm("side")(layers.Dense(3)(row))}
+    return keras.Model({"image": image, "row": row}, outs)
+
+
+def own_call(training: Any) -> Any:
+    inputs = keras.Input((8, 8, 3))
+    made = norm()(layers.Conv2D(4, 3)(inputs), training=training)
+    return keras.Model(inputs, layers.Flatten()(made))
+
+
+def nested() -> Any:
+    base = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), norm()], name="base")
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layers.Flatten()(base(inputs, training=True)))
+
+
+AUGMENTED: dict[str, Build] = {
+    "RandomFlip": lambda: behind(layers.RandomFlip()),
+    "Resizing": lambda: behind(layers.Resizing(7, 7)),
+    "a Sequential of layers": lambda: behind(
+        keras.Sequential([layers.RandomRotation(0.1), layers.RandomZoom(0.1)], name="augment")
+    ),
+    "Sequential": lambda: keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.CenterCrop(6, 6), layers.Conv2D(4, 3), norm()]
+    ),
+    "several inputs": two_inputs,
+}
+TOLD: dict[str, Build] = {
+    "its own call": lambda: own_call(True),
+    "a model around it": nested,
+    "Dropout at inference": lambda: behind(layers.Dropout(0.5), training=True),
+}
+
+
+def follow(recipe: str, build: Build, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a model, do what a page says, and compare: no finding, and the same predictions."""
+    model = randomize(build())
+    before = inspected(model, folder / "model.keras")
+    assert "no new training is needed" in remedy(before, "BN007")
+    monkeypatch.chdir(folder)
+    if len(functional(model).inputs) > 1:
+        recipe = recipe.replace("trained.inputs[0]", "trained.input")
+    exec(recipe, {"keras": keras})
+    assert not [f for f in inspect_file("inference.keras").findings if f.code == "BN007"]
+    mended = load(Path("inference.keras"))
+    x = samples(model)
+    expected = outputs(model, x, training=False)  # what predict computes
+    assert difference(expected, outputs(mended, x, training=False)) == 0
+    plan = fold_file(Path("inference.keras"), Path("folded.keras"))
+    assert plan.folds
+    assert not plan.blocked
+    assert difference(expected, outputs(load(Path("folded.keras")), x, training=False)) < 1e-5
+
+
+@pytest.mark.parametrize("cause", AUGMENTED)
+def test_augmentation_is_switched_off_in_a_saved_model(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(recipes("BN007")[0], AUGMENTED[cause], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("cause", [*TOLD, "RandomFlip", "Sequential"])
+def test_a_saved_model_is_frozen(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(recipes("BN007")[1], {**AUGMENTED, **TOLD}[cause], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [(lambda **o: behind(layers.RandomFlip(), **o), {}), (own_call, {"training": True})],
+    ids=["augmentation", "its own call"],
+)
+def test_weights_are_taken_over_by_a_model_that_is_built_anew(
+    build: Callable[..., Any], told: dict[str, bool], tmp_path: Path
+) -> None:
+    trained, anew = randomize(build(**told)), build(training=False)
+    assert "set_weights" in remedy(inspected(trained, tmp_path / "model.keras"), "BN007")
+    anew.set_weights(trained.get_weights())
+    assert not [f for f in inspected(anew, tmp_path / "a.keras").findings if f.code == "BN007"]
+    x = samples(trained)
+    assert difference(outputs(trained, x, training=False), outputs(anew, x)) == 0
+
+
+def test_a_frozen_layer_that_makes_others_train(tmp_path: Path) -> None:
+    def build(**told: Any) -> Any:
+        inputs = keras.Input((6,))
+        x = norm(trainable=False)(layers.Dense(5)(inputs), **told)
+        return keras.Model(inputs, layers.Dense(2)(norm("next")(layers.ReLU()(x))))
+
+    trained = randomize(build(training=True))
+    plan = inspected(trained, tmp_path / "model.keras").plan
+    assert any("set_weights" in one for blocked in plan.blocked for one in blocked.remedies)
+    anew = build()
+    anew.set_weights(trained.get_weights())
+    assert not inspected(anew, tmp_path / "a.keras").plan.blocked
