@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit.averages import averages
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
@@ -141,6 +142,7 @@ def inspect_file(
         planned = plan(model.graph)
         decided = replace(planned, decisions=(*planned.decisions, *loose(model)))
         observed = None if run is None else _observe(model.path, run)
+        optimizer = model.optimizers.get(())
         return Inspection(
             path=model.path,
             container=model.kind,
@@ -152,7 +154,8 @@ def inspect_file(
                 thresholds=thresholds,
                 target_dtype=target_dtype,
                 steps=model.optimizer_steps,
-                stride=model.optimizer_stride,
+                stride=optimizer.stride if optimizer is not None else None,
+                averages=averages(decided, model.optimizers),
                 observed=observed,
                 recalibration=recalibration(model.metadata),
             ),

@@ -508,6 +508,20 @@ def raw_pixels_for_float16() -> Trained:
     return fit(nets.mlp(), flat_digits().map(lambda pixels: pixels * 4095))
 
 
+@broken("BN110 warning norm_*")
+def averaged_weights() -> Trained:
+    """Weights that are averages of the last thousand steps: ema_momentum 0.999, Adam at 0.01."""
+    rate = keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.999)
+    return fit(nets.cnn(), digits(), epochs=24, optimizer=rate)
+
+
+@broken("BN110 warning norm_*", form=".h5")
+def averaged_weights_legacy() -> Trained:
+    """The same with Adam at 0.001 and residual blocks, in an HDF5 file."""
+    rate = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.999)
+    return fit(nets.resnet(), digits(), epochs=15, optimizer=rate)
+
+
 # Channels
 
 

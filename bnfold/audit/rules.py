@@ -21,6 +21,7 @@ from bnfold.audit import (
     structure,
     usage,
 )
+from bnfold.audit.averages import Averages, averages_of
 from bnfold.audit.finding import Finding, Severity
 from bnfold.audit.flow import Memo
 from bnfold.audit.neighbours import Place
@@ -127,6 +128,7 @@ RULES: tuple[Rule, ...] = (
     Rule("BN107", "vanishing-variance", (_WARNING, _INFO), statistics.vanishing_variance),
     Rule("BN108", "cancellation", (_WARNING,), statistics.cancellation),
     Rule("BN109", "float16-overflow", (_ERROR,), statistics.float16_overflow),
+    Rule("BN110", "averaged-weights", (_WARNING, _INFO), statistics.averaged_weights),
     Rule("BN201", "silent-channels", (_WARNING, _INFO), channels.silent_channels),
     Rule("BN202", "dead-after-relu", (_ERROR, _WARNING), channels.dead_after_relu),
     Rule("BN203", "linear-or-saturated", (_INFO,), channels.linear_or_saturated),
@@ -168,6 +170,7 @@ def audit(
     target_dtype: str | None = None,
     steps: Mapping[Path, int] | None = None,
     stride: float | None = None,
+    averages: Mapping[Path, Averages] | None = None,
     observed: Mapping[Path, Observed] | None = None,
     recalibration: Recalibration | None = None,
 ) -> tuple[Finding, ...]:
@@ -182,6 +185,8 @@ def audit(
         steps: how many steps the optimizer of each compiled model made, that of the outermost
             at (), as `ModelFile.optimizer_steps` has it.
         stride: the most that one of these steps moves a weight; None where that is not known.
+        averages: the averages of the weights that the optimizer of each compiled model keeps, as
+            `bnfold.audit.averages.averages` finds them.
         observed: what went into each layer while the model ran over data; None where it did not.
         recalibration: what `recalibrate` did to the file, by its record; None where it did nothing.
 
@@ -193,7 +198,11 @@ def audit(
             f"no target dtype: {target_dtype!r}; there are {', '.join(TARGET_DTYPES)}"
         )
     subjects = [
-        replace(subject, observed=_seen(subject.batchnorm.path, observed))
+        replace(
+            subject,
+            averages=averages_of(subject.batchnorm, averages or {}),
+            observed=_seen(subject.batchnorm.path, observed),
+        )
         for subject in _subjects(
             plan,
             thresholds or Thresholds(),

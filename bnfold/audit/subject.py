@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.audit.averages import Averages
 from bnfold.audit.finding import RECALIBRATE, Channels, Severity
 from bnfold.audit.inputs import near_input
 from bnfold.audit.neighbours import Place
@@ -36,6 +37,8 @@ class Subject:
         target_dtype: what the model will be run in, None for what each layer computes in.
         place: where it stands, None where the file does not tell what is around it.
         updates: how often training updated its statistics, at most; None where that is not known.
+        averages: the averages that the optimizer keeps of the weights, and whether they are in the
+            file in place of these; None where it keeps none.
         observed: what went into it while the model ran over data; None where it did not.
         recalibration: what `recalibrate` did to the file; None where it did nothing.
     """
@@ -47,6 +50,7 @@ class Subject:
     target_dtype: str | None = None
     place: Place | None = None
     updates: int | None = None
+    averages: Averages | None = None
     observed: Observed | None = None
     recalibration: Recalibration | None = None
 

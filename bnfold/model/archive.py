@@ -25,7 +25,7 @@ from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.optimizer import stride
+from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import Container, GroupNames
 
 CONFIG = "config.json"
@@ -183,37 +183,36 @@ class KerasArchive:
         return self._weights
 
     @property
-    def optimizer_steps(self) -> Mapping[LayerPath, int]:
-        """How many steps each compiled model's optimizer has made; that of the outermost at ().
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]:
+        """The optimizer of each compiled model; that of the outermost at ().
 
-        A model that was compiled before it was nested has an optimizer of its own.
+        A model that was compiled before it was nested has one of its own.
         """
-        places: dict[LayerPath, str] = {(): ""} | {
-            path: layer.location
+        places = {(): ("", self.graph)} | {
+            path: (layer.location, layer.graph)
             for path, layer in walk_all(self.graph)
             if layer.graph is not None and layer.location is not None
         }
-        found = {path: self._steps(f"{place}/{OPTIMIZER}") for path, place in places.items()}
-        return {path: steps for path, steps in found.items() if steps is not None}
+        return {path: self._optimizer(*found) for path, found in places.items()}
 
-    @property
-    def optimizer_stride(self) -> float | None:
-        """The most that one step of the outermost model's optimizer moves a weight."""
-        compiled = self.graph.entry.get("compile_config")
-        return stride(compiled.get("optimizer")) if isinstance(compiled, dict) else None
+    def _optimizer(self, place: str, graph: Graph) -> Optimizer:
+        """What the group of an optimizer holds; a LossScaleOptimizer has the one that it wraps.
 
-    def _steps(self, place: str) -> int | None:
-        """The first variable of an optimizer counts its steps.
-
-        That of a LossScaleOptimizer stays 0; the one it wraps counts.
+        The first variable counts the steps. That of a LossScaleOptimizer stays 0.
         """
-        place = place.removeprefix("/")
+        place = f"{place}/{OPTIMIZER}".removeprefix("/")
         if self._groups.at(f"{place}/{INNER_OPTIMIZER}") is not None:
             place = f"{place}/{INNER_OPTIMIZER}"
         variables = self._groups.at(f"{place}/vars")
-        if variables is None:
-            return None
-        return hdf5.counter(hdf5.weight_in(variables, "0", f"{place}/vars/0"))
+        first = None
+        if variables is not None:
+            first = hdf5.weight_in(variables, "0", f"{place}/vars/0")
+        compiled = graph.entry.get("compile_config")
+        return Optimizer(
+            entry=compiled.get("optimizer") if isinstance(compiled, dict) else None,
+            steps=hdf5.counter(first),
+            variables=lambda: hdf5.all_weights(self._groups.at(place), place),
+        )
 
     def _attach(self, graph: Graph) -> Graph:
         """The graph with each layer's place in the file and its variables."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ from bnfold.model.graph import Graph, Json
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.model.legacy import LegacyHdf5
+from bnfold.model.optimizer import Optimizer
 
 Kind = Literal["keras", "keras-directory", "h5"]
 
@@ -35,10 +37,7 @@ class _Format(Protocol):
     dropped: tuple[str, ...]
 
     @property
-    def optimizer_steps(self) -> Mapping[LayerPath, int]: ...
-
-    @property
-    def optimizer_stride(self) -> float | None: ...
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]: ...
 
     def write(self, graph: Graph, target: Path, record: Json) -> None: ...
 
@@ -79,22 +78,23 @@ class ModelFile:
         """What belongs to training and is not written again: compile_config, optimizer state."""
         return self.format.dropped
 
-    @property
-    def optimizer_steps(self) -> Mapping[LayerPath, int]:
-        """How many steps the optimizer has made, where the file tells: the outermost model's at ().
+    @cached_property
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]:
+        """The optimizer of each compiled model, as far as the file tells: the outermost's at ().
 
-        One that was compiled on its own before it was nested has its own count, at its path.
+        A model that was compiled on its own before it was nested has its own, at its path.
 
         Raises:
             UnreadableModelError, UnsafeModelError: the optimizer's part of the file is damaged, or
                 asks for what a model file must not ask for.
         """
-        return self.format.optimizer_steps
+        return self.format.optimizers
 
     @property
-    def optimizer_stride(self) -> float | None:
-        """The most that one step of the outermost model's optimizer moves a weight, if it tells."""
-        return self.format.optimizer_stride
+    def optimizer_steps(self) -> Mapping[LayerPath, int]:
+        """How many steps each optimizer has made, where the file tells."""
+        found = {path: optimizer.steps for path, optimizer in self.optimizers.items()}
+        return {path: steps for path, steps in found.items() if steps is not None}
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.

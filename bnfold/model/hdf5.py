@@ -274,6 +274,27 @@ def numbered(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
     return tuple(found)
 
 
+def all_weights(group: h5py.Group | None, path: str) -> Iterator[Weight]:
+    """Every variable in a group at `path` in the file, at any depth, in the order of their names.
+
+    That of "2" and "10" is the one in which Keras numbers them.
+    """
+    if group is not None:
+        yield from _all_weights(group, path, Walk(), 0)
+
+
+def _all_weights(group: h5py.Group, path: str, walk: "Walk", depth: int) -> Iterator[Weight]:
+    walk.enter(group, depth)
+    for name in sorted(names(group), key=lambda one: (len(one), one)):
+        node = guard.child(group, name)
+        if isinstance(node, h5py.Group):
+            yield from _all_weights(node, f"{path}/{name}", walk, depth + 1)
+        elif node is not None:
+            weight = weight_in(group, name, f"{path}/{name}")
+            if weight is not None:
+                yield weight
+
+
 def counter(weight: Weight | None) -> int | None:
     """The number that a variable counts; None where it is none that counts."""
     if weight is None or weight.shape != () or weight.dtype.kind not in "iuf":

@@ -10,9 +10,10 @@ for which that fails is left as it is.
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model import catalog, config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.optimizer import stride
+from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import model_layers
 
 MODEL_WEIGHTS = "model_weights"
@@ -77,30 +78,34 @@ class LegacyHdf5:
         return tuple(found)
 
     @property
-    def optimizer_steps(self) -> Mapping[LayerPath, int]:
-        """How many steps the optimizer has made, at (); empty where the file does not tell.
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]:
+        """The optimizer of the outermost model, at ().
 
-        Of several counters, as under a LossScaleOptimizer, the largest one is meant.
+        Of several counters of steps, as under a LossScaleOptimizer, the largest one is meant.
         """
-        group = hdf5.group_at(self._file, OPTIMIZER_WEIGHTS)
-        listed = hdf5.read_names(group, "weight_names") if group is not None else []
         counters = [
-            hdf5.counter(hdf5.weight_in(group, name, f"{OPTIMIZER_WEIGHTS}/{name}"))
-            for name in listed
-            if _COUNTER.search(name)
+            hdf5.counter(weight)
+            for weight in self._optimizer_variables(lambda name: bool(_COUNTER.search(name)))
         ]
         known = [steps for steps in counters if steps is not None]
-        return {(): max(known)} if known else {}
+        variables = partial(self._optimizer_variables, lambda _: True)
+        return {(): Optimizer(self._optimizer_config(), max(known, default=None), variables)}
 
-    @property
-    def optimizer_stride(self) -> float | None:
-        """The most that one step of the optimizer moves a weight."""
+    def _optimizer_variables(self, chosen: Callable[[str], bool]) -> Iterator[Weight]:
+        group = hdf5.group_at(self._file, OPTIMIZER_WEIGHTS)
+        for name in hdf5.read_names(group, "weight_names") if group is not None else ():
+            if group is not None and chosen(name):
+                weight = hdf5.weight_in(group, name, f"{OPTIMIZER_WEIGHTS}/{name}", name)
+                if weight is not None:
+                    yield weight
+
+    def _optimizer_config(self) -> Any:
         try:
             text = hdf5.read_text(self._file, TRAINING_CONFIG)
             compiled = None if text is None else guard.parse_json(text, TRAINING_CONFIG)
         except BnfoldError:
             return None  # what was for training may be damaged
-        return stride(compiled.get("optimizer_config")) if isinstance(compiled, dict) else None
+        return compiled.get("optimizer_config") if isinstance(compiled, dict) else None
 
     def _attach(self, graph: Graph) -> Graph:
         layers = {}

@@ -1,0 +1,173 @@
+"""Whether the weights in a file are moving averages of those that training ran with.
+
+With `use_ema` an optimizer keeps an average of every trainable weight, and `fit` ends by putting
+the averages in the weights' place. The moving statistics are not averaged so: they were seen by the
+raw weights. A file shows it where its weights stand among the optimizer's variables bit for bit,
+which no other variable of an optimizer does. A number that never changed in training is equal to
+its average anyway, so constants are left out, and half of what is compared has to agree.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.audit.flow import Flow
+from bnfold.audit.neighbours import Node, Place
+from bnfold.folding.plan import Plan
+from bnfold.model import catalog
+from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.graph import Layer, Path, Weight, walk_all
+from bnfold.model.hdf5 import Stored
+from bnfold.model.optimizer import Averaging, Optimizer
+
+
+class Standing(Enum):
+    """What the weights in the file are, beside the averages of the optimizer."""
+
+    AVERAGES = "averages"
+    OTHERS = "others"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Averages:
+    """The averages that the optimizer of one compiled model keeps, and what its weights are."""
+
+    averaging: Averaging
+    standing: Standing
+
+
+def averages(plan: Plan, optimizers: Mapping[Path, Optimizer]) -> dict[Path, Averages]:
+    """What the files' optimizers tell of averages, by the path of the compiled model.
+
+    Without those that have made no step that could tell an average from a weight, and of nested
+    models without those whose weights are no averages: another optimizer trained them on.
+    """
+    found = {}
+    for path, optimizer in optimizers.items():
+        averaging = optimizer.averaging
+        steps = optimizer.steps
+        if averaging is None or averaging.is_idle or (steps is not None and steps < _DIFFERENT):
+            continue
+        standing = _standing(plan, path, list(optimizer.variables()))
+        if not path or standing is Standing.AVERAGES:
+            found[path] = Averages(averaging, standing)
+    return found
+
+
+_DIFFERENT = 2  # the first step begins the average with the weights
+
+
+def averages_of(batchnorm: BatchNorm, known: Mapping[Path, Averages]) -> Averages | None:
+    """Those of the innermost compiled model around a layer that keeps some."""
+    around = (batchnorm.path[:length] for length in range(len(batchnorm.path) - 1, -1, -1))
+    return next((known[path] for path in around if path in known), None)
+
+
+def follows_training(place: Place | None) -> bool:
+    """Whether what a layer sees depends on weights that are trained; so it does if unknown."""
+    return place is None or any(_TRAINED.beside(node, place.memo) for node in place.nodes)
+
+
+def _has_trained_weights(node: Node) -> bool:
+    layer = node.layer
+    if not node.is_known:
+        return True
+    if layer.is_operation or layer.class_name in catalog.WEIGHTLESS:
+        return False
+    return _is_trained(layer) and (layer.weights is None or any(_trained(layer)))
+
+
+_TRAINED = Flow[bool](
+    neighbours=Node.sources,
+    passes=lambda node: not _has_trained_weights(node) and not node.is_input,
+    own=lambda node: not node.is_input,
+    join=any,
+)
+
+
+def _is_trained(layer: Layer) -> bool:
+    return layer.config.get("trainable", True) is not False
+
+
+def _trained(layer: Layer) -> Iterator[Weight]:
+    """The variables of a layer that training moves; all, where the file does not tell which."""
+    if _is_trained(layer):
+        slots = catalog.slots(layer)
+        weights = layer.weights or ()
+        known = slots is not None and len(slots) == len(weights)
+        for number, weight in enumerate(weights):
+            if not known or slots is None or slots[number].trainable:
+                yield weight
+
+
+def _vectors(plan: Plan, path: Path) -> Iterator[Weight]:
+    """The gamma and beta of all layers of a compiled model that are trained."""
+    for decision in plan.decisions:
+        one = decision.batchnorm
+        if one.path[: len(path)] == path and one.trainable:
+            yield from (
+                (one.weights or {})[name] for name in _LEARNT if name in (one.weights or {})
+            )
+
+
+_LEARNT = ("gamma", "beta")
+
+
+def _others(plan: Plan, path: Path) -> Iterator[Weight]:
+    """The trained weights of all other layers."""
+    if plan.scope is not None:
+        for where, layer in walk_all(plan.scope.graph):
+            if where[: len(path)] == path and not catalog.is_batchnorm(layer):
+                yield from _trained(layer)
+
+
+def _standing(plan: Plan, path: Path, variables: Sequence[Weight]) -> Standing:
+    """What the weights of a compiled model are.
+
+    gamma and beta tell it alone, and are short; where no layer has them, the kernels do.
+    """
+    for weights in (_vectors(plan, path), _others(plan, path)):
+        found = list(_verbatim(weights, variables))
+        if found:
+            return Standing.AVERAGES if 2 * sum(found) >= len(found) else Standing.OTHERS
+    return Standing.UNKNOWN
+
+
+def _verbatim(weights: Iterable[Weight], variables: Sequence[Weight]) -> Iterator[bool]:
+    """For each weight that can be compared whether it stands among the variables."""
+    wanted = [weight for weight in weights if weight.shape and _is_telling(weight)]
+    kinds = {(weight.shape, weight.dtype) for weight in wanted}
+    beginnings: dict[Any, list[Weight]] = {}
+    for one in variables:
+        if (one.shape, one.dtype) in kinds:
+            beginnings.setdefault(_beginning(one), []).append(one)
+    if beginnings:
+        for weight in wanted:
+            yield any(_is_same(weight, one) for one in beginnings.get(_beginning(weight), ()))
+
+
+def _is_telling(weight: Weight) -> bool:
+    """Whether its numbers differ; one number for all may never have changed."""
+    first = next(_pieces(weight), None)
+    return first is not None and any(
+        bool(np.any(part != first.flat[0])) for part in _pieces(weight)
+    )
+
+
+def _beginning(weight: Weight) -> Any:
+    return weight.shape, weight.dtype, next(_pieces(weight)).tobytes()
+
+
+def _is_same(one: Weight, other: Weight) -> bool:
+    pairs = zip(_pieces(one), _pieces(other), strict=True)
+    return all(first.tobytes() == second.tobytes() for first, second in pairs)
+
+
+def _pieces(weight: Weight) -> Iterator[NDArray[Any]]:
+    """Its numbers a part at a time."""
+    return weight.read.pieces(1) if isinstance(weight.read, Stored) else iter((weight.read(),))
