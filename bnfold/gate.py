@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from bnfold.audit import Finding, Severity, baseline
+from bnfold.audit import Finding, Severity, baseline, joined
 from bnfold.audit.baseline import Entry
 from bnfold.audit.selection import Suppression, suppress
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
@@ -71,10 +71,10 @@ def check(paths: Sequence[Path], settings: Settings) -> Outcome:
     raw = _inspect(paths, settings)
     outcome = _suppress(raw, settings)
     if where is None:
-        return outcome
+        return _joined(outcome)
     judged = _judged(known, where, raw, settings)
     stale = sorted(judged - _entries(raw.models, where))
-    return replace(_compare(outcome, where, known), stale=tuple(stale))
+    return _joined(replace(_compare(outcome, where, known), stale=tuple(stale)))
 
 
 def write_baseline(paths: Sequence[Path], settings: Settings, target: Path) -> Outcome:
@@ -92,10 +92,16 @@ def write_baseline(paths: Sequence[Path], settings: Settings, target: Path) -> O
     raw = _inspect(paths, settings)
     outcome = _suppress(raw, settings)
     if outcome.unreadable:
-        return outcome
+        return _joined(outcome)
     entries = _entries(outcome.models, target) | (earlier - _judged(earlier, target, raw, settings))
     write_text(target, baseline.dump(entries))
-    return _compare(outcome, target, entries)
+    return _joined(_compare(outcome, target, entries))
+
+
+def _joined(outcome: Outcome) -> Outcome:
+    """Causes and their consequences as one finding each, when it is known which of them count."""
+    models = (replace(model, findings=joined(model.findings)) for model in outcome.models)
+    return replace(outcome, models=tuple(models))
 
 
 def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
@@ -109,6 +115,7 @@ def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
                 thresholds=settings.thresholds,
                 target_dtype=settings.target_dtype,
                 run=settings.run,
+                join=False,
             )
         except BnfoldError as error:
             unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))

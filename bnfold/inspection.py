@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from bnfold.audit import RULES, Finding, Rule, Thresholds, audit
+from bnfold.audit import RULES, Finding, Rule, Thresholds, audit, joined
 from bnfold.audit.averages import averages
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
@@ -120,6 +120,7 @@ def inspect_file(
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
     run: "DataRun | None" = None,
+    join: bool = True,
 ) -> Inspection:
     """Inspect a model file without running or importing anything that it names, unless `run`.
 
@@ -129,6 +130,7 @@ def inspect_file(
         thresholds: their settings; without it the defaults.
         target_dtype: what the model will be run in, as for `bnfold.audit.audit`.
         run: data to load the model for and run it over, to see what goes into its layers.
+        join: whether a finding that follows from another one becomes a part of that.
 
     Raises:
         ValueError: `target_dtype` is not known.
@@ -143,22 +145,23 @@ def inspect_file(
         decided = replace(planned, decisions=(*planned.decisions, *loose(model)))
         observed = None if run is None else _observe(model.path, run)
         optimizer = model.optimizers.get(())
+        found = audit(
+            decided,
+            rules,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+            steps=model.optimizer_steps,
+            stride=optimizer.stride if optimizer is not None else None,
+            averages=averages(decided, model.optimizers),
+            observed=observed,
+            recalibration=recalibration(model.metadata),
+        )
         return Inspection(
             path=model.path,
             container=model.kind,
             keras_version=model.keras_version,
             plan=_read(decided),
-            findings=audit(
-                decided,
-                rules,
-                thresholds=thresholds,
-                target_dtype=target_dtype,
-                steps=model.optimizer_steps,
-                stride=optimizer.stride if optimizer is not None else None,
-                averages=averages(decided, model.optimizers),
-                observed=observed,
-                recalibration=recalibration(model.metadata),
-            ),
+            findings=joined(found) if join else found,
             graph=model.graph,
             note=_SUBCLASSED if subclassed else None,
             observed=observed,

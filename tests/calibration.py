@@ -151,7 +151,7 @@ def other_table(paths: Iterable[Path]) -> list[str]:
         for path in paths:
             with open_model(path) as model:
                 steps = model.optimizer_steps.get(())
-            findings = inspect_file(path).findings
+            findings = inspect_file(path, join=False).findings
             told = "not told" if steps is None else f"{steps:,}"
             yield (f"`{path.name}`", told, *(codes(findings, level) for level in Severity))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.audit import RULES, Finding, Rule, Severity, Thresholds, audit
+from bnfold.audit import RULES, Finding, Rule, Severity, Thresholds, audit, joined
 from bnfold.folding.plan import plan
 from bnfold.model.config import parse_model
 from bnfold.model.graph import Graph, Weight
@@ -898,3 +898,62 @@ def test_a_row_of_thousands_of_layers_is_audited_in_seconds() -> None:
     started = time.monotonic()
     audit(plan(model(behind=norms)))
     assert time.monotonic() - started < 20
+
+
+# --- causes and consequences ---------------------------------------------------------------------
+
+VANISHED: dict[str, Any] = {
+    "moving_variance": [1.0, 1e-9, 0.5, 1.0],
+    "config": {"epsilon": 1e-6},
+}
+TWO_CAUSES: dict[str, Any] = {
+    "gamma": [1.0] * 7 + [1000.0],
+    "beta": [0.0] * 8,
+    "moving_mean": [0.1] * 8,
+    "moving_variance": [1.0, 1e-9, 0.5, 1.0, 0.7, 0.8, 0.9, 1.0],
+    "config": {"epsilon": 1e-6},
+    "kernel": np.resize(KERNEL, (3, 8)),
+}
+
+
+def together(graph: Graph, **options: Any) -> dict[str, Finding]:
+    return {one.code: one for one in joined(audit(plan(graph), **options))}
+
+
+def test_what_follows_from_a_vanished_variance_is_one_finding() -> None:
+    found = together(model(**VANISHED))
+    assert {"BN402", "BN403"}.isdisjoint(found)
+    cause = found["BN107"]
+    assert [one.code for one in cause.consequences] == ["BN402", "BN403"]
+    for one in cause.consequences:
+        assert f"{one.code} {one.name}: {one.message}" in cause.message
+    said = cause.to_dict()["consequences"]
+    assert [(one["code"], one["severity"]) for one in said] == [
+        ("BN402", "warning"),
+        ("BN403", "warning"),
+    ]
+
+
+def test_a_cause_is_as_bad_as_what_follows() -> None:
+    """A kernel that is twice as large there: 8 bits are lost, though the scale is no outlier."""
+    kernel = np.asarray(KERNEL) * [1.0, 6.0, 1.0, 1.0]
+    given = {"moving_variance": [1.0, 1e-9, 1.0, 1.0], "gamma": [1.0, 0.9, 1.0, 1.0]}
+    graph = model(**given, config={"epsilon": 1e-4}, kernel=kernel)
+    raw = {code: one for code, one in codes(graph).items() if code in ("BN107", "BN402", "BN403")}
+    assert raw == {"BN107": "info", "BN402": "warning"}
+    assert together(graph)["BN107"].severity == "warning"
+
+
+@pytest.mark.parametrize("code", ["BN402", "BN403"])
+def test_another_cause_speaks_for_itself(code: str) -> None:
+    found = together(model(**TWO_CAUSES))
+    assert found["BN107"].consequences == ()
+    assert code in found
+
+
+def test_a_consequence_without_its_cause_speaks_for_itself() -> None:
+    rules = tuple(rule for rule in RULES if rule.code != "BN107")
+    assert {"BN402", "BN403"} <= set(together(model(**VANISHED), rules=rules))
+    rules = tuple(rule for rule in RULES if rule.code != "BN403")
+    (one,) = together(model(**VANISHED), rules=rules)["BN107"].consequences
+    assert one.code == "BN402"

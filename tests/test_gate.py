@@ -478,6 +478,45 @@ def test_a_suppressed_finding_needs_no_entry(broken: Path) -> None:
     assert json.loads(Path("known.json").read_text())["findings"] == []
 
 
+def joined_codes(*arguments: object) -> dict[str, list[str]]:
+    """The codes of the findings that count, each with those of its consequences."""
+    result = run(*arguments, "--format", "json", "--fail-on", "never")
+    assert result.exit_code == 0, result.output
+    (one,) = json.loads(result.stdout, parse_constant=pytest.fail)["models"]
+    jsonschema.validate(json.loads(result.stdout), schema("inspect"))
+    return {
+        found["code"]: [one["code"] for one in found["consequences"]] for found in one["findings"]
+    }
+
+
+def test_a_consequence_counts_with_its_cause_or_by_itself() -> None:
+    path = model(Path("vanished.keras"), "bn", spoil=["bn"], negative=1e-9)
+    chosen = ["--select", "BN107", "--select", "BN402"]
+    assert joined_codes(path, *chosen) == {"BN107": ["BN402"]}
+    assert joined_codes(path, *chosen, "--ignore", "BN107") == {"BN402": []}
+    assert joined_codes(path, *chosen, "--ignore", "BN402") == {"BN107": []}
+    for code, left in (("BN107", {"BN402": []}), ("BN402", {"BN107": []})):
+        configure(f'[[tool.bnfold.suppress]]\nlayer = "bn"\nrules = ["{code}"]\nreason = "known"\n')
+        assert joined_codes(path, *chosen) == left
+    Path("pyproject.toml").unlink()
+    assert run(path, *chosen, "--write-baseline", "known.json").exit_code == 0
+    entries = json.loads(Path("known.json").read_text())["findings"]
+    assert [entry["rule"] for entry in entries] == ["BN107", "BN402"]
+    assert joined_codes(path, *chosen, "--baseline", "known.json") == {}
+    Path("known.json").write_text(json.dumps({"version": 1, "findings": entries[:1]}))
+    assert joined_codes(path, *chosen, "--baseline", "known.json") == {"BN402": []}
+
+
+def test_a_consequence_is_in_every_report() -> None:
+    path = model(Path("vanished.keras"), "bn", spoil=["bn"], negative=1e-9)
+    for form in ("text", "sarif", "github", "junit", "markdown", "html"):
+        report = run(path, "--format", form, "--fail-on", "never").stdout
+        assert "BN402 per-tensor-quantization-hazard" in " ".join(report.split()), form
+    report = json.loads(run(path, "--format", "sarif", "--fail-on", "never").stdout)
+    (result,) = [one for one in report["runs"][0]["results"] if one["ruleId"] == "BN107"]
+    assert [one["code"] for one in result["properties"]["consequences"]] == ["BN402"]
+
+
 def test_the_baseline_of_the_settings_stands_beside_them(
     broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ def test_the_example_gives_what_the_page_quotes(rule: Rule, tmp_path: Path) -> N
     namespace["model"].save(tmp_path / "model.keras")
     data = namespace.get("data")
     run = None if data is None else DataRun(data)
-    found = inspect_file(tmp_path / "model.keras", run=run).findings
+    found = inspect_file(tmp_path / "model.keras", run=run, join=False).findings
     said = [f"{one.severity.value}: {one.message}" for one in found if one.code == rule.code]
     assert said == [quote_of(example)] or said[0] == quote_of(example)
 

@@ -1,6 +1,6 @@
 """The health of BatchNormalization layers, from the same graph and plan that a fold uses."""
 
-from bnfold.audit.finding import Channels, Finding, Severity
+from bnfold.audit.finding import Channels, Finding, Severity, joined
 from bnfold.audit.rules import RULES, TARGET_DTYPES, Needs, Rule, audit
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.thresholds import Thresholds
@@ -17,4 +17,5 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "audit",
+    "joined",
 ]

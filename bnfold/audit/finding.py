@@ -1,7 +1,7 @@
 """What a rule says about a layer."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -63,6 +63,8 @@ class Finding:
         remedy: what to do about it.
         channels: which channels it concerns; None where it concerns the layer as a whole.
         figures: the numbers of the message by name, such as {"momentum": 0.01}.
+        cause: the code of the rule that names the cause, where this is but a consequence of it.
+        consequences: the findings that this one is the cause of, see `joined`.
     """
 
     code: str
@@ -73,6 +75,8 @@ class Finding:
     remedy: str
     channels: Channels | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    cause: str | None = None
+    consequences: "tuple[Finding, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON; a figure that is not finite is None."""
@@ -85,4 +89,43 @@ class Finding:
             "remedy": self.remedy,
             "channels": None if self.channels is None else asdict(self.channels),
             "figures": {name: finite_number(value) for name, value in self.figures.items()},
+            "consequences": [
+                {
+                    "code": one.code,
+                    "name": one.name,
+                    "severity": one.severity.value,
+                    "message": one.message,
+                }
+                for one in self.consequences
+            ],
         }
+
+
+def joined(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Each cause as one finding with its consequences, which it is as bad as.
+
+    A consequence of what is not among the findings speaks for itself.
+    """
+    listed = tuple(findings)
+    causes = {(one.layer, one.code) for one in listed if one.cause is None}
+    following: dict[tuple[Path, str | None], list[Finding]] = {}
+    for one in listed:
+        if (one.layer, one.cause) in causes:
+            following.setdefault((one.layer, one.cause), []).append(one)
+    return tuple(
+        _with_consequences(one, following.get((one.layer, one.code), []))
+        for one in listed
+        if (one.layer, one.cause) not in causes
+    )
+
+
+def _with_consequences(cause: Finding, following: list[Finding]) -> Finding:
+    if not following:
+        return cause
+    said = "; ".join(f"{one.code} {one.name}: {one.message}" for one in following)
+    return replace(
+        cause,
+        severity=min((cause, *following), key=lambda one: one.severity.rank).severity,
+        message=f"{cause.message}; consequences: {said}",
+        consequences=tuple(following),
+    )

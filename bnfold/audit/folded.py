@@ -175,11 +175,12 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
     """
     if not isinstance(subject.decision, Fold):
         return None
-    limit = max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
+    limit = _limit(subject)
+    measured = [(name, one) for name, one in _measured(subject) if one.slot != "gamma"]
     uneven = [
         (not _harms(subject, shares), float(shares.min()), name, shares)
-        for name, extent in _measured(subject)
-        if extent.slot != "gamma" and (shares := _shares(subject, extent)).min(initial=1) < limit
+        for name, extent in measured
+        if (shares := _shares(subject, extent)).min(initial=1) < limit
     ]
     if not uneven:
         return None
@@ -192,7 +193,22 @@ def per_tensor_quantization_hazard(subject: Subject) -> Verdict | None:
         "quantize per channel, or equalize the channels before",
         Channels.of(few),
         {"share": share, "bits": bits},
+        None if any(_is_uneven(subject, extent) for _, extent in measured) else _VANISHING,
     )
+
+
+_VANISHING = "BN107"
+
+
+def _limit(subject: Subject) -> float:
+    """The part of a kernel's range from which on a channel is not spoken of."""
+    return max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
+
+
+def _is_uneven(subject: Subject, extent: Extent) -> bool:
+    """Whether the kernel would be uneven without the channels that vanished, too."""
+    shares = _shares(subject, extent, counting=~subject.vanishing)
+    return bool(shares.min(initial=1) < _limit(subject))
 
 
 def _harms(subject: Subject, shares: Vector) -> bool:
@@ -201,8 +217,10 @@ def _harms(subject: Subject, shares: Vector) -> bool:
     return bool(lost.any()) and not subject.reads_model_input
 
 
-def _shares(subject: Subject, extent: Extent) -> Vector:
+def _shares(subject: Subject, extent: Extent, counting: Mask | None = None) -> Vector:
     """The part of the kernel's range that each channel uses, (channels,); 1 for a dead one.
+
+    The range is that of the channels that are `counting`, of all without it.
 
     What a dead channel is rounded to does not matter, but its weights count for the range. One
     whose variance is almost 0 beside epsilon is as good as dead: weight decay lets whole filters
@@ -213,7 +231,8 @@ def _shares(subject: Subject, extent: Extent) -> Vector:
     if size.size != subject.dead.size:
         return np.zeros(0)
     live = ~(subject.dead | subject.vanishing) & (size > 0)
-    return np.where(live, size / size.max(initial=0), 1.0)
+    counted = size if counting is None else size[counting]
+    return np.where(live, size / counted.max(initial=0), 1.0)
 
 
 def _lost_in_a_sum(subject: Subject) -> Mask:
@@ -275,4 +294,5 @@ def scale_outlier(subject: Subject) -> Verdict | None:
         else "look at the input of these channels; prune them if it is constant",
         channels,
         {"scale": largest},
+        _VANISHING if subject.vanishing[outstanding].all() else None,
     )

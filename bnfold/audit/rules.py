@@ -289,5 +289,6 @@ def _finding(rule: Rule, subject: Subject, found: Verdict) -> Finding:
         "remedy": found.remedy,
         "channels": found.channels,
         "figures": found.figures,
+        "cause": found.cause,
     }
     return Finding(code=rule.code, name=rule.name, layer=subject.batchnorm.path, **values)

@@ -413,7 +413,8 @@ def vanishing_variance(subject: Subject) -> Verdict | None:
         info for a layer that normalizes the model's input, as it is or as layers that are not
         trained make it (Flatten, Resizing, pooling, Rescaling, Normalization and the like),
         because borders of images are constant in good data sets. It is silent where BN106
-        speaks.
+        speaks. What BN402 and BN403 find of the layer is a part of this finding, and its level
+        the worst of theirs, if they would find nothing without these channels.
 
     Why it matters:
         A channel that never changed in training, because its filter died or its pixel is always

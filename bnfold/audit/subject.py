@@ -178,10 +178,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule found about its subject."""
+    """What a rule found about its subject.
+
+    `cause` is the code of the rule that names the cause, if all of it follows from that.
+    """
 
     severity: Severity
     message: str
     remedy: str
     channels: Channels | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    cause: str | None = None

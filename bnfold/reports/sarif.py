@@ -108,7 +108,7 @@ def _result(path: Path, finding: Finding) -> dict[str, Any]:
         "message": {"text": _plain(f"{layer}: {finding.message}. To do: {finding.remedy}")},
         "locations": [place],
         "partialFingerprints": _fingerprints(finding),
-        "properties": {"channels": said["channels"], "figures": said["figures"]},
+        "properties": {name: said[name] for name in ("channels", "figures", "consequences")},
     }
 
 
