@@ -34,7 +34,7 @@ from bnfold import options
 from bnfold.conversion import fold_file
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.model.guard import printable
-from bnfold.verification import runtime, safety, samples, tensors
+from bnfold.verification import inputs, runtime, safety, samples
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.samples import Array, InputSpec
 
@@ -388,7 +388,7 @@ def _inputs(
     pair: Sequence[LoadedModel], facts: Sequence[safety.FileFacts], batches: Sequence[int]
 ) -> tuple[list[InputSpec], list[int]]:
     """The inputs that both models take, and the batch sizes to time them with."""
-    specs, others = (tensors.input_specs(loaded.model) for loaded in pair)
+    specs, others = (inputs.input_specs(loaded.model) for loaded in pair)
     for name, found in zip("AB", (specs, others), strict=True):
         if any(spec.dtype == "string" for spec in found):
             raise BnfoldError(f"{name} has string inputs, for which no samples can be made")

@@ -27,7 +27,7 @@ from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.staging import Staging, check_target
-from bnfold.verification import Verification, runtime, safety, samples, tensors, user_data
+from bnfold.verification import Verification, inputs, runtime, safety, samples, tensors, user_data
 from bnfold.verification.compare import Yardstick, yardsticks
 from bnfold.verification.exported import (
     Check,
@@ -242,7 +242,7 @@ class _Job:
 
     def _samples(self, loaded: LoadedModel) -> tuple[list[SampleSet], str | None]:
         """What to run, and a warning on what is odd about the user's data."""
-        specs = tensors.input_specs(loaded.model)
+        specs = inputs.input_specs(loaded.model)
         if self.running.data is not None:
             found, warning = user_data.load(self.running.data, specs)
             return [found], warning

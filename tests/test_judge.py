@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from wrong_folds import (
+    FAR,
     HARMLESS,
     KINDS,
     Net,
@@ -172,7 +173,7 @@ def test_the_planted_pairs_are_what_they_claim(tmp_path, kind, number):
     pair = planted(kind, number)
     expected = assert_right(tmp_path, pair)
     assert change(expected, in_keras(tmp_path, renamed(pair.right))) < 1e-6
-    if kind != "float16 overflow":  # which float64 does not see
+    if kind != "float16 overflow" and kind not in FAR:  # which float64 or small inputs do not see
         assert change(expected, in_keras(tmp_path, pair.wrong)) > 1e-9
 
 

@@ -422,6 +422,7 @@ class Fault:
     culprits: tuple[str, ...]
     possible: bool = True
     edit: Callable[[Mapping[str, Weights]], Mapping[str, Weights]] = dict
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of steps, changed
 
 
 SPATIAL = ("kernel_size", "padding", "groups")  # which a Dense layer does not have
@@ -568,7 +569,8 @@ class Chain:
 
     def fault(self, right: Fold, **changes: Any) -> Fault:
         """The right fold with something changed in it, and where that shows first."""
-        beside = {name: changes.pop(name) for name in ("possible", "edit") if name in changes}
+        own = ("possible", "edit", "options")
+        beside = {name: changes.pop(name) for name in own if name in changes}
         return Fault(replace(right, **changes), (self.site(right),), (right.norm,), **beside)
 
     def site(self, right: Fold) -> tuple[str, str]:
@@ -908,6 +910,28 @@ def overflow(chain: Chain) -> Fault:
     return chain.fault(fold, possible=False, absorb=chain.pick(backward, saturated))
 
 
+def through_a_clip(chain: Chain) -> Fault:
+    """Folded through a clip that is left out: right wherever nothing reaches it."""
+    chain.count += 1
+    path = chain.layer("Conv")
+    high = float(chain.pick(1, 2, 6))
+    kind, options, without = chain.pick(
+        ("ReLU", {"max_value": high, "negative_slope": 1.0}, {"negative_slope": 1.0}),
+        ("Activation", {"activation": "hard_tanh"}, {"activation": "linear"}),
+    )
+    clip = chain.add(f"clip{chain.count}", kind, **options)
+    chain.folds.append(Fold(chain.norm(), (path,)))
+    chain.activate()
+    return chain.fault(chain.folds[-1], possible=False, options={clip: without})
+
+
+FAR = {
+    "through a clip": Style(inputs=30.0, deviation=4.0),
+    "behind a Rescaling": Style(inputs=255.0, deviation=4.0),
+}
+"""Mistakes that only show on large inputs, and how the weights are drawn."""
+
+
 KINDS: dict[str, tuple[Plant, tuple[int, ...]]] = {
     "epsilon forgotten": (in_affine(no_epsilon, 1e-3), (0, 1, 2)),
     "epsilon 1e-3 for 1e-5": (in_affine(default_epsilon, 1e-5), (0, 1, 2)),
@@ -931,6 +955,8 @@ KINDS: dict[str, tuple[Plant, tuple[int, ...]]] = {
     "recurrent bias of a GRU": (gru_bias, (1,)),
     "flattened order": (flatten_order, (1, 2)),
     "activation ignored": (activation_ignored, (0, 1, 2)),
+    "through a clip": (through_a_clip, (0, 1, 2)),
+    "behind a Rescaling": (through_a_clip, (0, 1, 2)),
 }
 """Each mistake: how to plant it, and in how many dimensions of space."""
 
@@ -955,7 +981,7 @@ def planted(kind: str, number: int) -> Pair:
     for attempt in range(100):
         generator = np.random.default_rng([list(KINDS).index(kind), number, attempt])
         pair, style = _draw(kind, generator)
-        if _shows(pair, style):
+        if _shows(pair, style, {style.inputs} if kind in FAR else {style.inputs, 1.0}):
             return pair
     raise AssertionError(f"{kind}, number {number}: no draw changes the layer noticeably")
 
@@ -963,8 +989,10 @@ def planted(kind: str, number: int) -> Pair:
 def _draw(kind: str, generator: Generator) -> tuple[Pair, Style]:
     plant, ranks = KINDS[kind]
     chain = Chain(generator, int(generator.choice(ranks)))
+    if kind == "behind a Rescaling":
+        chain.add("scaled", "Rescaling", scale=1 / 255)
     fault = around(chain, plant)
-    style = some_style(generator)
+    style = FAR.get(kind) or some_style(generator)
     if kind == "float16 overflow":
         style = Style(policy=chain.pick("float16", "mixed_float16"))
     style = replace(style, own=chain.own, tuned=chain.tuned)
@@ -982,16 +1010,17 @@ def _pair(chain: Chain, style: Style, fault: Fault | None = None) -> Pair:
         return pair
     others = [fold for fold in chain.folds if fold.norm != fault.fold.norm]
     wrong = folded(original, [*others, fault.fold])
-    wrong = replace(wrong, weights=fault.edit(wrong.weights))
+    steps = (replace(one, options=fault.options.get(one.path, one.options)) for one in wrong.steps)
+    wrong = replace(wrong, weights=fault.edit(wrong.weights), steps=tuple(steps))
     return replace(pair, wrong=wrong, culprits=fault.culprits, sites=fault.sites)
 
 
-def _shows(pair: Pair, style: Style) -> bool:
-    """Whether the mistake changes the values at its sites, on inputs of either size."""
+def _shows(pair: Pair, style: Style, sizes: Collection[float]) -> bool:
+    """Whether the mistake changes the values at its sites, on inputs of every size."""
     policy, least = "float64", NOTICEABLE
     if style.policy != "float32":
         policy, least = style.policy, NOTICEABLE_IN_FLOAT16
-    for size in {style.inputs, 1.0}:
+    for size in sizes:
         inputs = samples(pair.original, size)
         original = values(pair.original, inputs, policy)
         wrong = values(pair.wrong, inputs, policy)

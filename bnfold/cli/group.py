@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from bnfold import __version__
+from bnfold.cli import garbage
 from bnfold.cli.options import CONTEXT, debug
 from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable
@@ -96,8 +97,7 @@ def run() -> None:
     """The console script."""
     if os.name == "posix":
         sys.unraisablehook = _stop_all_the_same
-    # Reading a model makes many small objects and no garbage worth looking for so often.
-    gc.set_threshold(100_000, 20, 20)
+    garbage.own()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _stop)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold.cli import garbage
+
 if TYPE_CHECKING:
     from bnfold.verification.observe import DataRun
 
@@ -179,4 +181,5 @@ def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def progress(stage: str) -> None:
     """Say on standard error what is being done."""
+    garbage.settle()
     click.echo(f"bnfold: {stage} ...", err=True)

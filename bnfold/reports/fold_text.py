@@ -13,7 +13,7 @@ from bnfold.folding.plan import Plan
 from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
-from bnfold.verification import Comparison, SiteStatus, Verdict, Verification
+from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
 from bnfold.verification.compare import Rule
 
 
@@ -77,7 +77,8 @@ def verification(result: Verification, *, strict: bool = False) -> RenderableTyp
     if outputs:
         parts.append(_table("output", outputs))
     inside = sorted(
-        (one for one in result.comparisons if not one.is_output), key=lambda one: -one.excess
+        (one for one in result.comparisons if not one.is_output),
+        key=lambda one: -one.excess if one.conclusive or not one.passed else 1.0,
     )
     if inside:
         title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
@@ -163,6 +164,8 @@ def _first(differences: Sequence[str]) -> list[str]:
 
 def _what_was_compared(result: Verification) -> str:
     matched = len(result.sites_that_are(SiteStatus.MATCHED))
+    if result.basis is Basis.FILES:
+        return "nothing was folded: both files hold the same model, and nothing was to be proved"
     parts = [str(result.basis)]
     if result.sites:
         parts.append(f"{matched} of {len(result.sites)} fold sites")

@@ -40,7 +40,8 @@ Why these numbers:
 - In other arithmetics than float64 weights are moved by a unit of the dtype computed in.
 
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
-axis, and a value must pass under both. Where no float64 is to be had, the original as it is takes
+axis, and along every other axis, or several together, that the place of the value names; a value
+must pass under each. Where no float64 is to be had, the original as it is takes
 the place of the yardstick: own_j is 0 then, noise is measured in the model's own arithmetic, and
 the claim is weaker, because an error that both models make is not seen.
 """
@@ -57,7 +58,11 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-ByAxis = Mapping[int | None, Array]
+Axis = int | tuple[int, ...] | None
+Axes = Sequence[tuple[int, ...]]
+"""Axes that have the channels of a value, beside axis 1 and the last one; several may do it
+together."""
+ByAxis = Mapping[Axis, Array]
 """For each axis that may be the channels': a number for each channel."""
 
 FACTOR = 4.0
@@ -119,9 +124,13 @@ ErrorTable = Sequence[Sequence[Errors]]
 
 @dataclass(frozen=True)
 class Truth:
-    """What a value should be, and what is asked of it again and again."""
+    """What a value should be, and what is asked of it again and again.
+
+    `axes` are those that have the channels, beside axis 1 and the last one.
+    """
 
     value: Array
+    axes: Axes = ()
 
     @property
     def is_float(self) -> bool:
@@ -133,7 +142,7 @@ class Truth:
         """The largest magnitude of each channel; texts have none."""
         if self.value.dtype.kind == "O":
             return {}
-        return _by_axis(np.abs(self._finite))
+        return _by_axis(np.abs(self.finite), self.axes)
 
     @cached_property
     def typical(self) -> float:
@@ -154,14 +163,25 @@ class Truth:
         """How far each channel varies over samples and positions; one sample alone cannot tell."""
         if len(self.value) < 2 and self.value.ndim < 3:
             return self.scale
-        exact = self._finite
+        exact = self.finite
         return {
             axis: _channels(exact, axis, np.max) - _channels(exact, axis, np.min)
             for axis in self.scale
         }
 
+    @cached_property
+    def change(self) -> ByAxis:
+        """How far each channel changes from sample to sample where it changes most.
+
+        What only differs from position to position may be a constant, as one sample always may.
+        """
+        exact = self.finite
+        spread = np.ptp(exact, axis=0, keepdims=True) if len(exact) else exact
+        return _by_axis(np.broadcast_to(spread, exact.shape), self.axes) if self.scale else {}
+
     @property
-    def _finite(self) -> Array:
+    def finite(self) -> Array:
+        """The value in float64, with zero for what is not finite."""
         return _cleared(self.value, np.isfinite(self.value))
 
 
@@ -190,8 +210,13 @@ class Yardstick:
         return replace(self, original=_times(self.original, 2), folded=_times(self.folded, 2))
 
 
-def errors(yardstick: Array, value: Array, *, where: Array | None = None) -> Errors:
-    """How far a value is from the yardstick, where that is finite, and `where` is true."""
+def errors(
+    yardstick: Array, value: Array, *, where: Array | None = None, axes: Axes = ()
+) -> Errors:
+    """How far a value is from the yardstick, where that is finite, and `where` is true.
+
+    Channels are along `axes` too, beside axis 1 and the last one.
+    """
     if yardstick.shape != value.shape:
         return Errors(problem=f"shape {yardstick.shape} became {value.shape}")
     if yardstick.dtype.kind not in "fc":
@@ -205,15 +230,17 @@ def errors(yardstick: Array, value: Array, *, where: Array | None = None) -> Err
         signal = float(np.sum(np.square(exact)))
         noise = float(np.sum(np.square(distance)))
     return Errors(
-        _by_axis(distance),
+        _by_axis(distance, axes),
         float(distance.max(initial=0.0)),
         noise / signal if signal else (math.inf if noise else 0.0),
         finite=bool(known.all()),
     )
 
 
-def not_finite(original: Array, folded: Array, *, forgive_overflow: bool) -> str | None:
-    """What is wrong with the numbers that are not finite, if anything.
+def not_finite(
+    original: Array, folded: Array, *, forgive_overflow: bool, where: Array | None = None
+) -> str | None:
+    """What is wrong with the numbers that are not finite, if anything, where `where` is true.
 
     Where the original is not finite nothing can be compared, so the folded model must not be finite
     either, unless `forgive_overflow`: in 16 bits folding removes a step that can overflow.
@@ -221,7 +248,7 @@ def not_finite(original: Array, folded: Array, *, forgive_overflow: bool) -> str
     if original.shape != folded.shape or original.dtype.kind not in "fc":
         return None
     known, got = np.isfinite(original), np.isfinite(folded)
-    if np.any(known & ~got):
+    if np.any(known & ~got & (True if where is None else where)):
         return "values that are finite in the original are not finite in the folded model"
     if np.any(~known & got) and not forgive_overflow:
         return "values that are not finite in the original are finite in the folded model"
@@ -233,14 +260,16 @@ class Outcome:
     """The result for one value and one kind of samples.
 
     `excess` is the largest ratio of a channel's error to its tolerance, `error` and `tolerance` are
-    those of that channel. `heard` tells of each channel whether the samples made it vary by more
-    than four times its tolerance; where none of those that vary does, the value is `drowned`.
+    those of that channel. `heard` tells of each channel whether it changes from sample to sample
+    by more than four times its tolerance, which is in `allowed`; where none of those that vary
+    does, the value is `drowned`.
     """
 
     error: float
     tolerance: float
     excess: float
     heard: ByAxis = field(default_factory=dict)
+    allowed: ByAxis = field(default_factory=dict)
     drowned: bool = False
     problem: str | None = None
 
@@ -268,14 +297,57 @@ def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule:
             at = int(np.argmax(ratio))
             worst = max(worst, (float(ratio[at]), float(error[at]), float(tolerance[at])))
     excess, error_there, tolerance_there = worst
-    variation = yardstick.truth.variation
-    heard = {axis: variation[axis] > one / BLIND for axis, one in allowed.items()}
-    drowned = any(bool(variation[axis].any()) and not one.any() for axis, one in heard.items())
-    return Outcome(error_there, tolerance_there, excess, heard, drowned)
+    truth = yardstick.truth
+    heard = {axis: truth.change[axis] > one / BLIND for axis, one in allowed.items()}
+    drowned = any(
+        bool(truth.variation[axis].any()) and not np.any(truth.variation[axis] > one / BLIND)
+        for axis, one in allowed.items()
+    )
+    return Outcome(error_there, tolerance_there, excess, heard, allowed, drowned)
+
+
+def heard_by_any(
+    truths: Sequence[Truth], outcomes: Sequence[Outcome], counts: Sequence[int]
+) -> ByAxis:
+    """Which channels of one value change from sample to sample, over all kinds of samples.
+
+    `counts` says how many samples each kind has. Kinds of one sample each are held against one
+    another, as far as they are of one size; one sample alone cannot be told from a constant.
+    """
+    found: dict[Axis, Array] = {}
+    single: dict[tuple[int, ...], list[tuple[Truth, Outcome]]] = {}
+    for truth, outcome, count in zip(truths, outcomes, counts, strict=True):
+        if outcome.problem is not None:
+            continue
+        if count > 1 and len(truth.value) == count:
+            _unite(found, outcome.heard)
+        else:  # one sample, or what was made of all of them together
+            single.setdefault(truth.value.shape, []).append((truth, outcome))
+    for alike in single.values():
+        _unite(found, _heard_together(alike))
+    return found
+
+
+def _heard_together(pairs: Sequence[tuple[Truth, Outcome]]) -> ByAxis:
+    """Which channels differ between values of one sample each."""
+    first = pairs[0][0]
+    tolerance = _largest([one.allowed for _, one in pairs])
+    if not first.is_float:
+        differ = any(np.any(first.value != one.value) for one, _ in pairs)
+        return {axis: differ & (one < BLIND) for axis, one in tolerance.items()}
+    stacked = np.stack([one.finite for one, _ in pairs])
+    spread = _by_axis(np.ptp(stacked, axis=0), first.axes)
+    return {axis: spread[axis] > one / BLIND for axis, one in tolerance.items()}
+
+
+def _unite(found: dict[Axis, Array], more: ByAxis) -> None:
+    for axis, one in more.items():
+        known = found.get(axis)
+        found[axis] = one if known is None or known.shape != one.shape else known | one
 
 
 def _tolerance(
-    yardstick: Yardstick, scale: ByAxis, original: Errors | None, axis: int | None, rule: Rule
+    yardstick: Yardstick, scale: ByAxis, original: Errors | None, axis: Axis, rule: Rule
 ) -> Array:
     size = scale[axis]
     if rule.is_fixed:
@@ -299,8 +371,8 @@ def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Err
     allowed = FACTOR * max(yardstick.tipped, own)
     excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else math.inf)
     value = yardstick.value
-    varies = len(value) < 2 or bool(np.any(value != value[:1]))  # one sample alone cannot tell
-    return Outcome(share, allowed, excess, {-1: np.asarray([varies and allowed < BLIND])})
+    heard = np.asarray([bool(np.any(value != value[:1])) and allowed < BLIND])
+    return Outcome(share, allowed, excess, {-1: heard}, {-1: np.asarray([allowed])})
 
 
 def failed(problem: str) -> Outcome:
@@ -313,13 +385,19 @@ def yardsticks(
     units: Sequence[float],
     original: Sequence[ErrorTable],
     folded: Sequence[ErrorTable],
+    axes: Sequence[Axes] | None = None,
 ) -> list[list[Yardstick]]:
-    """What is measured with, by sample set and value, as `values` are; `units` are by value.
+    """What is measured with, by sample set and value, as `values` are.
+
+    `units` are by value, and so are `axes`, those that have the channels.
 
     `original` and `folded` tell how far the values of each model moved with its weights, each time
     that these were moved.
     """
-    truths = [[Truth(value) for value in row] for row in values]
+    truths = [
+        [Truth(value, own) for value, own in zip(row, axes or [()] * len(row), strict=True)]
+        for row in values
+    ]
     mine, theirs = pooled(truths, original), pooled(truths, folded)
     return [
         [
@@ -370,18 +448,22 @@ def _times(side: ByAxis, factor: float) -> ByAxis:
     return {axis: factor * one for axis, one in side.items()}
 
 
-def agrees(yardstick: Yardstick, found: Array, rough: float = 1e-3) -> bool:
+def agrees(
+    yardstick: Yardstick, found: Array, rough: float = 1e-3, *, where: Array | None = None
+) -> bool:
     """Tell whether an evaluation is one of this value at all, far more widely than the rule.
 
-    `rough` is what is allowed of the largest magnitude. What overflowed says nothing.
+    `rough` is what is allowed of the largest magnitude. What overflowed says nothing, nor does what
+    comes of it, where `where` is false.
     """
     value = yardstick.value
     if value.shape != found.shape:
         return False
     if not yardstick.truth.is_float:
         return bool(np.mean(value != found) < 0.01)
-    known = np.isfinite(value) & np.isfinite(found)
-    if np.any(np.isfinite(value)) and not known.any():
+    asked = np.isfinite(value) & (True if where is None else where)
+    known = asked & np.isfinite(found)
+    if np.any(asked) and not known.any():
         return False
     exact = _cleared(value, known)
     distance = np.abs(_cleared(found, known) - exact).max(initial=0.0)
@@ -389,17 +471,28 @@ def agrees(yardstick: Yardstick, found: Array, rough: float = 1e-3) -> bool:
     return bool(distance <= max(rough * np.abs(exact).max(initial=0.0), 64 * noise))
 
 
-def _by_axis(values: Array) -> dict[int | None, Array]:
-    axes = {1, values.ndim - 1} if values.ndim > 1 else {None}
-    return {axis: _channels(values, axis, np.max) for axis in axes}
+def keys(rank: int, axes: Axes) -> list[Axis]:
+    """By which axes the channels of a value of this rank are counted; the value's own come last."""
+    own = []
+    for group in axes:
+        if all(-rank <= axis < rank for axis in group):
+            numbers = tuple(sorted({axis % rank for axis in group}))
+            own.append(numbers[0] if len(numbers) == 1 else numbers)
+    plain: list[Axis] = [1, rank - 1] if rank > 1 else [None]
+    return list(dict.fromkeys([*(one for one in plain if one not in own), *own]))
 
 
-def _channels(values: Array, axis: int | None, reduce: Any) -> Array:
-    """One number for each channel along an axis; one in all without an axis."""
+def _by_axis(values: Array, axes: Axes = ()) -> dict[Axis, Array]:
+    return {axis: _channels(values, axis, np.max) for axis in keys(values.ndim, axes)}
+
+
+def _channels(values: Array, axis: Axis, reduce: Any) -> Array:
+    """One number for each channel along an axis, or several; one in all without an axis."""
     if 0 in values.shape:
         return np.zeros(0)
-    others = tuple(number for number in range(values.ndim) if number != axis)
-    return np.atleast_1d(np.asarray(reduce(values, axis=others)))
+    kept = (axis,) if isinstance(axis, int) else axis or ()
+    others = tuple(number for number in range(values.ndim) if number not in kept)
+    return np.atleast_1d(np.asarray(reduce(values, axis=others))).reshape(-1)
 
 
 def _cleared(values: Array, known: npt.NDArray[np.bool_]) -> Array:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.verification import findings, sites
-from bnfold.verification.case import Case
+from bnfold.verification import exercise, findings, sites
+from bnfold.verification.case import Case, Label
 from bnfold.verification.compare import (
     Array,
     ByAxis,
@@ -19,6 +19,8 @@ from bnfold.verification.compare import (
     Truth,
     compare,
     failed,
+    heard_by_any,
+    keys,
     pooled,
 )
 from bnfold.verification.evidence import Evidence, Run, Table
@@ -56,7 +58,7 @@ _Judgement = dict[str, list[_Judged]]
 
 
 def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
-    """The verdict over everything that was found."""
+    """The verdict over everything that was found; what was not put to the test is noted there."""
     judged = _judge(case, rule, evidence.runs)
     found = {name: _findings(case, rows, evidence.taken_in) for name, rows in judged.items()}
     drowned = _drowned(judged, found)
@@ -64,13 +66,20 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
         del judged[name], found[name]
     heard = _heard_anywhere(judged)
     culprits = _culprits(case, judged, found)
-    used = _used(found, culprits)
+    used = {name: _used(told, culprits) for name, told in found.items()}
     differences = [
         *evidence.differences,
         *map(_lost, evidence.lost),
         *_sentences(case, judged, culprits, used),
     ]
-    doubts = [*evidence.doubts, *([] if differences else _unheard(case, heard)), *drowned.values()]
+    if not differences:
+        evidence.gaps = exercise.gaps(case, _crossed(case, judged))
+    doubts = [
+        *evidence.doubts,
+        *([] if differences else _unheard(case, heard)),
+        *(gap.text for gap in evidence.gaps),
+        *drowned.values(),
+    ]
     warnings = [*evidence.warnings, *_overflows(judged), *doubts]
     return Verification(
         verdict=_verdict(differences, doubts),
@@ -82,11 +91,11 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
         rule=rule.text(),
         comparisons=tuple(
             row.comparison
-            for rows in judged.values()
+            for name, rows in judged.items()
             for at, row in enumerate(rows)
-            if row.comparison.is_output or at in used
+            if row.comparison.is_output or at in used[name]
         ),
-        sites=_sites(case, judged, found, heard),
+        sites=_sites(case, judged, found, heard, _untested(evidence)),
         culprits=tuple(dict.fromkeys([*evidence.lost, *culprits])),
         agreements=tuple(evidence.agreements),
         yardstick=evidence.yardstick,
@@ -94,6 +103,27 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
         sample_count=sum(one.count for one in case.sets),
         sample_kinds=tuple(one.kind for one in case.sets),
     )
+
+
+def _crossed(case: Case, judged: _Judgement) -> list[sites.Crossing]:
+    """The crossings at which the two models do not read the same, or nothing tells."""
+    if case.pairing is None:
+        return []
+    first = case.outputs
+
+    def reads_the_same(crossing: sites.Crossing) -> bool:
+        if crossing.place is None:
+            return False
+        at = first + crossing.place
+        rows = [row[at].comparison for row in judged.values() if at < len(row)]
+        return bool(rows) and all(row.passed for row in rows)
+
+    return [one for one in case.pairing.crossings if not reads_the_same(one)]
+
+
+def _untested(evidence: Evidence) -> set[int]:
+    """The ids of the sites whose maps crossed what was not put to the test."""
+    return {id(site) for gap in evidence.gaps for site in gap.crossing.sites}
 
 
 def _verdict(differences: Sequence[str], doubts: Sequence[str]) -> Verdict:
@@ -143,9 +173,9 @@ def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judge
     own = [None] * len(truths) if run.original is None else [row[at] for row in run.original]
     found = [row[at] for row in run.folded]
     worst = max(range(len(outcomes)), key=lambda i: outcomes[i].excess)
-    pairs = list(zip(truths, outcomes, strict=True))
-    several = [outcome for truth, outcome in pairs if len(truth.value) > 1]  # one cannot vary
-    heard = _heard([outcome.heard for outcome in several or outcomes], label.axis)
+    heard = _heard(heard_by_any(truths, outcomes, [one.count for one in case.sets]), truths, label)
+    if at in run.unseen:
+        heard = np.zeros_like(heard)
     comparison = Comparison(
         name=label.name,
         is_output=label.is_output,
@@ -180,15 +210,10 @@ def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accura
     )
 
 
-def _heard(parts: Sequence[ByAxis], axis: int) -> Array:
-    """Which channels any kind of samples made vary, along the axis that the layer has them on."""
-    found: Array | None = None
-    for part in parts:
-        keys = [key for key in part if key is not None]
-        if part:
-            key = axis if axis in part else (max(keys) if keys else next(iter(part)))
-            found = _either(found, part[key])
-    return np.zeros(0, bool) if found is None else found
+def _heard(found: ByAxis, truths: Sequence[Truth], label: Label) -> Array:
+    """Which channels changed from sample to sample, along the axes that the layer has them on."""
+    axis = keys(truths[0].value.ndim, label.axes)[-1]
+    return found.get(axis, next(iter(found.values()), np.zeros(0, bool)))
 
 
 def _heard_anywhere(judged: _Judgement) -> dict[int, Array]:
@@ -257,11 +282,11 @@ def _culprits(
     return ()
 
 
-def _used(found: Mapping[str, findings.Findings], culprits: Sequence[str]) -> set[int]:
+def _used(told: findings.Findings, culprits: Sequence[str]) -> set[int]:
     """The places that tell something of a site, or of another layer that is to blame."""
-    told = [one.places for said in found.values() for one in said.sites]
-    told += [one.places for said in found.values() for one in said.changed if one.name in culprits]
-    return {at for places in told for at in places}
+    places = [one.places for one in told.sites]
+    places += [one.places for one in told.changed if one.name in culprits]
+    return {at for some in places for at in some}
 
 
 def _sites(
@@ -269,6 +294,7 @@ def _sites(
     judged: _Judgement,
     found: Mapping[str, findings.Findings],
     heard: Mapping[int, Array],
+    untested: Collection[int],
 ) -> tuple[Site, ...]:
     if case.pairing is None:
         return ()
@@ -279,6 +305,7 @@ def _sites(
             site,
             {name: told.sites[number] for name, told in found.items() if told.sites},
             heard,
+            is_tested=id(site) not in untested,
         )
         for number, site in enumerate(case.pairing.sites)
     )
@@ -290,6 +317,8 @@ def _site(
     site: sites.Site,
     found: Mapping[str, findings.Finding],
     heard: Mapping[int, Array],
+    *,
+    is_tested: bool,
 ) -> Site:
     """One site over all arithmetics: wrong in one is wrong."""
     wrong = [one for one in found.values() if one.status == "different"]
@@ -305,12 +334,15 @@ def _site(
     status = SiteStatus(told[0].status) if told else SiteStatus.UNPAIRED
     if status is SiteStatus.MATCHED and not any(one.any() for one in varied):
         status = SiteStatus.NOT_EXERCISED
+    if status is not SiteStatus.DIFFERENT and not is_tested:
+        status = SiteStatus.NOT_EXERCISED
+    excess = max((row.excess for row in rows), default=0.0)
     return Site(
         name=site.name,
         call=site.call.key[-1][1],
         status=status,
         compared_at=tuple(dict.fromkeys(case.labels[at].name for at in places)),
-        excess=max((row.excess for row in rows), default=0.0),
+        excess=None if status is SiteStatus.NOT_EXERCISED else excess,
         channels=sum(len(one) for one in varied),
         exercised=sum(int(np.count_nonzero(one)) for one in varied),
     )
@@ -320,7 +352,10 @@ def _site(
 
 
 def _sentences(
-    case: Case, judged: _Judgement, culprits: Sequence[str], used: set[int]
+    case: Case,
+    judged: _Judgement,
+    culprits: Sequence[str],
+    used: Mapping[str, Collection[int]],
 ) -> list[str]:
     """What differs: the layers at which it begins, then the values that are off."""
     gone = {site.name for site in case.pairing.sites} if case.pairing is not None else set()
@@ -330,9 +365,11 @@ def _sentences(
         else f"layer {name!r} does not compute what it computes in the original"
         for name in culprits
     ]
-    for rows in judged.values():
+    for name, rows in judged.items():
         for at, row in enumerate(rows):
-            is_told = row.comparison.is_output or (at in used and row.comparison.name in culprits)
+            is_told = row.comparison.is_output or (
+                at in used[name] and row.comparison.name in culprits
+            )
             if is_told and not row.comparison.passed:
                 found.append(_sentence(row))
     return found
@@ -361,6 +398,8 @@ def _sentence(judged: _Judged) -> str:
 
 def _unheard(case: Case, heard: Mapping[int, Array]) -> list[str]:
     """The outputs that passed without having been put to the test."""
+    if sum(one.count for one in case.sets) == 1:
+        return ["nothing was exercised: one sample alone tells no value from a constant"]
     return [
         f"output {label.name!r} was not exercised: it never changed, or noise drowned it"
         for at, label in enumerate(case.labels[: case.outputs])

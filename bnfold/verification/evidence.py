@@ -29,6 +29,7 @@ from bnfold.verification.compare import (
     not_finite,
     yardsticks,
 )
+from bnfold.verification.exercise import Gap
 from bnfold.verification.result import Agreement
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.sites import Site
@@ -36,6 +37,8 @@ from bnfold.verification.sites import Site
 Values = list[list[Array]]
 """What a model computes: by sample set, then by output and place."""
 Table = list[list[Errors]]
+Masks = list[list[Array | None]]
+"""Where values can be compared, like `Values`; None for what is no number."""
 Yardsticks = list[list[Yardstick]]
 
 _REPETITIONS = 4
@@ -49,7 +52,8 @@ class Run:
 
     `original` is None where the original's own error does not count: in float64, and where it is
     the yardstick itself. `problems` tells, by value, what is wrong with numbers that are not
-    finite. A run may end before the last values.
+    finite, `unseen` are the values of which no number could be compared. A run may end before the
+    last values.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Run:
     original: Table | None
     folded: Table
     problems: dict[int, str]
+    unseen: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Evidence:
         taken_in: places of sites at which neither what the layer that is gone made stands, by the
             yardstick, nor what it read: nothing was left for a layer behind.
         lost: layers that must not be gone, whatever the numbers say.
+        gaps: layers that a fold may have crossed, and that the samples did not put to the test.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -87,6 +93,7 @@ class Evidence:
     merged: tuple[str, ...] | None = None
     taken_in: set[int] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
 
 
 class Exports:
@@ -191,7 +198,7 @@ class _Gathering:
             measures = self._as_it_is(original, folded)
         runtime.release()  # Keras models are reference cycles; the copies are large
         self._note("keras", measures, original, folded)
-        self._note_agreement(measures, folded)
+        self._note_agreement(measures, folded, self._comparable(original))
         return measures
 
     def _in_float64(self, native: Values) -> Run:
@@ -201,22 +208,23 @@ class _Gathering:
         folded = self._evaluate(double)
         double = runtime.float64_copy(case.original)
         exact = self._evaluate(double)
-        found = _errors(exact, folded)
+        found = self._errors(exact, folded)
         problems = _problems(exact, folded, forgive_overflow=False)
+        known = self._comparable(native)
         # Nothing is rounded to 16 bits here but weights that are stored in 16 bits.
         units = runtime.output_units(double, [2 * step for step in case.steps[0].stored])
         noise: list[Table] = []
         with closing(self._moved(double, exact, case.steps[0].stored)) as moves:
             for moved in moves:
                 noise.append(moved)
-                measures = yardsticks(exact, units, noise, noise)
-                if not _all_agree(measures, native, self._rough):
+                measures = self._yardsticks(exact, units, noise, noise)
+                if not _all_agree(measures, native, self._rough, known):
                     raise CannotRunError("the copy in float64 computes something else")
                 if case.is_quick and _all_pass(measures, found, self.rule):
                     return Run("keras float64", measures, None, found, problems)
         double = runtime.float64_copy(case.folded)
         other = list(self._moved(double, folded, case.steps[1].stored))
-        measures = yardsticks(exact, units, noise, other)
+        measures = self._yardsticks(exact, units, noise, other)
         self._note_taken_in(measures, found, folded)
         return Run("keras float64", measures, None, found, problems)
 
@@ -241,7 +249,64 @@ class _Gathering:
             repetitions=_REPETITIONS_LARGE if case.is_quick else _REPETITIONS,
             seed=case.seed,
             training=training,
+            axes=case.axes[: len(values[0])],
         )
+
+    def _yardsticks(
+        self,
+        values: Values,
+        units: Sequence[float],
+        original: Sequence[Table],
+        folded: Sequence[Table],
+    ) -> Yardsticks:
+        return yardsticks(values, units, original, folded, self.case.axes[: len(values[0])])
+
+    def _errors(self, exact: Values, found: Values, where: Masks | None = None) -> Table:
+        return [
+            [
+                errors(truth, value, where=None if where is None else where[row][at], axes=axes)
+                for at, (truth, value, axes) in enumerate(
+                    zip(truths, values, self.case.axes, strict=False)
+                )
+            ]
+            for row, (truths, values) in enumerate(zip(exact, found, strict=True))
+        ]
+
+    def _comparable(self, *evaluations: Values) -> Masks:
+        """Where numbers of a model can be compared, in all of these evaluations of it.
+
+        In 16 bits a model may overflow by itself. What it computes from infinity is no measure for
+        another model, even where that is finite again: a whole sample of every value downstream.
+        """
+        masks = [
+            [np.isfinite(one) if one.dtype.kind in "fc" else None for one in row]
+            for row in evaluations[0]
+        ]
+        for values in evaluations:
+            for found, row, drawn in zip(masks, values, self.case.sets, strict=True):
+                self._clear_downstream(found, row, drawn.count)
+        return masks
+
+    def _clear_downstream(self, masks: list[Array | None], row: list[Array], count: int) -> None:
+        lost = [one.dtype.kind in "fc" and not np.isfinite(one).all() for one in row]
+        for at in np.flatnonzero(lost):
+            broken: Array = np.asarray(np.isinf(row[at]) | np.isnan(row[at]))
+            if len(broken) != count:
+                broken = broken.reshape(1, -1)
+            samples_lost: Array = np.asarray(broken.reshape(len(broken), -1).any(1))
+            for other in self._downstream(int(at)):
+                mask = masks[other] if other < len(masks) else None
+                if mask is not None:
+                    mask[samples_lost if len(mask) == len(samples_lost) else slice(None)] = False
+
+    def _downstream(self, at: int) -> set[int]:
+        """The positions of the values that the original computes from one of them."""
+        pairing = self.case.pairing
+        if pairing is None:
+            return set()
+        every = [*pairing.original.outputs, *(place.original for place in pairing.places)]
+        reached = pairing.depends_on(every[at]) - {id(every[at])}
+        return {other for other, tensor in enumerate(every) if id(tensor) in reached}
 
     def _in_own_arithmetic(self, measures: Yardsticks) -> Yardsticks:
         """The same with the noise of weights that are rounded to what the models compute in.
@@ -257,7 +322,7 @@ class _Gathering:
             values = self._evaluate(double)
             noise.append(list(self._moved(double, values, moves.computed)))
         units = runtime.output_units(case.original, case.steps[0].computed)
-        return yardsticks([[one.value for one in row] for row in measures], units, *noise)
+        return self._yardsticks([[one.value for one in row] for row in measures], units, *noise)
 
     def _as_it_is(self, original: Values, folded: Values) -> Yardsticks:
         case = self.case
@@ -268,24 +333,27 @@ class _Gathering:
             )
         ]
         units = runtime.output_units(case.original, case.steps[0].computed)
-        return yardsticks(original, units, *noise)
+        return self._yardsticks(original, units, *noise)
 
-    def _note_agreement(self, measures: Yardsticks, folded: Values) -> None:
+    def _note_agreement(self, measures: Yardsticks, folded: Values, where: Masks) -> None:
         """Of each classifier's output, how many samples changed their class."""
         for at, label in enumerate(self.case.labels):
             value = measures[0][at].value
             if label.tapped != "softmax" or value.ndim < 2 or value.shape[-1] < 2:
                 continue
-            exact = [row[at].value.reshape(-1, value.shape[-1]) for row in measures]
-            found = [row[at].reshape(-1, value.shape[-1]) for row in folded]
-            changed = sum(
-                int(np.count_nonzero(one.argmax(-1) != two.argmax(-1)))
-                for one, two in zip(exact, found, strict=True)
-            )
-            ordered = [np.sort(one, axis=-1) for one in exact]
-            margin = min(float((one[:, -1] - one[:, -2]).min()) for one in ordered)
-            count = sum(len(one) for one in exact)
-            self.found.agreements.append(Agreement(label.name, count, changed, margin))
+            exact, found = [], []
+            for row, other, masks in zip(measures, folded, where, strict=True):
+                known = np.isfinite(other[at]) & (masks[at] if masks[at] is not None else True)
+                rows = known.reshape(-1, value.shape[-1]).all(-1)
+                exact.append(row[at].value.reshape(-1, value.shape[-1])[rows])
+                found.append(other[at].reshape(-1, value.shape[-1])[rows])
+            counted = np.concatenate(exact)
+            if not len(counted):
+                continue
+            changed = np.count_nonzero(counted.argmax(-1) != np.concatenate(found).argmax(-1))
+            ordered = np.sort(counted, axis=-1)
+            margin = float((ordered[:, -1] - ordered[:, -2]).min())
+            self.found.agreements.append(Agreement(label.name, len(counted), int(changed), margin))
 
     # --- with training=True ---
 
@@ -316,13 +384,14 @@ class _Gathering:
         except CannotRunError as error:
             self.found.doubts.append(f"Keras cannot run both models as model(x): {error}")
             return
-        measures = yardsticks(values[0], runtime.output_units(pair[0], moves[0]), *noise)
+        units = runtime.output_units(pair[0], moves[0])
+        measures = self._yardsticks(values[0], units, *noise)
         self.found.runs.append(
             Run(
                 name="keras as called",
                 yardsticks=measures,
                 original=None,
-                folded=_errors(values[0], values[1]),
+                folded=self._errors(values[0], values[1]),
                 problems=_problems(*values, forgive_overflow=False),
             )
         )
@@ -351,7 +420,10 @@ class _Gathering:
             self.found.warnings.append(f"ONNX Runtime cannot judge this model: {first}")
             return
         own = [
-            [replace(one, truth=Truth(value)) for one, value in zip(row, values, strict=True)]
+            [
+                replace(one, truth=Truth(value, one.truth.axes))
+                for one, value in zip(row, values, strict=True)
+            ]
             for row, values in zip(measures, folded, strict=True)
         ]
         second = self._export(self.exports[1], own)
@@ -378,7 +450,8 @@ class _Gathering:
             except CannotRunError as error:
                 exports.reason = exports.reason or str(error)
                 continue
-            if _all_agree(expected, values, self._rough):
+            exact = [[one.value for one in row] for row in expected]
+            if _all_agree(expected, values, self._rough, self._comparable(values, exact)):
                 return exported, values
             exports.reason = "it computes something else than Keras does"
         return exports.reason
@@ -400,7 +473,7 @@ class _Gathering:
             self.found.warnings.append(f"ONNX Runtime's optimisations could not be judged: {error}")
             return
         shortened = [row[:count] for row in measures]
-        if not _all_agree(shortened, found[0], 1e-3):
+        if not _all_agree(shortened, found[0], 1e-3, self._comparable(found[0])):
             self.found.warnings.append(
                 "ONNX Runtime's optimisations make the original compute something else"
             )
@@ -422,6 +495,7 @@ class _Gathering:
                     steps=moves.computed,
                     repetitions=_REPETITIONS_LARGE,
                     seed=case.seed,
+                    axes=case.axes,
                 )
                 noise.append(list(moved))
             except CannotRunError as error:
@@ -433,7 +507,7 @@ class _Gathering:
         self.found.yardstick = "onnxruntime"
         self.found.warnings.append(f"Keras cannot run the original: {cause}")
         units = runtime.output_units(case.original, case.steps[0].computed)
-        self._note("onnxruntime", yardsticks(values[0], units, *noise), *values)
+        self._note("onnxruntime", self._yardsticks(values[0], units, *noise), *values)
 
     # --- what they found ---
 
@@ -442,20 +516,46 @@ class _Gathering:
         forgive = self.found.yardstick == "keras float64"
         is_yardstick = self.found.yardstick == name
         exact = [[one.value for one in row] for row in measures]
-        where = [
-            [np.isfinite(one) if one.dtype.kind in "fc" else None for one in row]
-            for row in original
-        ]
+        where = self._comparable(original)
         run = Run(
             name=name,
             yardsticks=measures,
-            original=None if is_yardstick else _errors(exact, original),
-            folded=_errors(exact, folded, where),
-            problems=_problems(original, folded, forgive_overflow=forgive),
+            original=None if is_yardstick else self._errors(exact, original),
+            folded=self._errors(exact, folded, where),
+            problems=_problems(
+                original, folded, forgive_overflow=forgive, where=where if forgive else None
+            ),
+            unseen=_unseen(exact, where),
         )
         self.found.runs.append(run)
+        if forgive:
+            self._note_overflow(run, exact, original)
         if is_yardstick:
             self._note_taken_in(measures, run.folded, folded)
+
+    def _note_overflow(self, run: Run, exact: Values, original: Values) -> None:
+        """Say where the original overflows by itself, which is no fault of the fold."""
+        labels, broken = (
+            self.case.labels,
+            [
+                at
+                for at in range(len(exact[0]))
+                if any(
+                    np.any(np.isfinite(truth[at]) & ~np.isfinite(row[at]))
+                    for truth, row in zip(exact, original, strict=True)
+                    if row[at].dtype.kind in "fc"
+                )
+            ],
+        )
+        if not broken:
+            return
+        broken.sort(key=lambda at: labels[at].is_output)  # where it begins, if that was seen
+        text = f"{run.name}: the original itself overflows at {labels[broken[0]].name!r}"
+        if run.unseen:
+            names = ", ".join(dict.fromkeys(repr(labels[at].name) for at in sorted(run.unseen)))
+            self.found.doubts.append(f"{text}: nothing is left to compare of {names}")
+        else:
+            self.found.warnings.append(f"{text}: what comes of that was left out")
 
     def _note_taken_in(self, measures: Yardsticks, found: Table, folded: Values) -> None:
         """Note the places of sites where what stands was neither made nor read by the layer."""
@@ -480,27 +580,29 @@ class _Gathering:
             return True
 
 
-def _errors(
-    exact: Values, found: Values, where: Sequence[Sequence[Array | None]] | None = None
-) -> Table:
-    return [
-        [
-            errors(truth, value, where=None if where is None else where[row][at])
-            for at, (truth, value) in enumerate(zip(truths, values, strict=True))
-        ]
-        for row, (truths, values) in enumerate(zip(exact, found, strict=True))
-    ]
-
-
-def _problems(original: Values, folded: Values, *, forgive_overflow: bool) -> dict[int, str]:
+def _problems(
+    original: Values, folded: Values, *, forgive_overflow: bool, where: Masks | None = None
+) -> dict[int, str]:
     """What is wrong with numbers that are not finite, by position."""
     found = {}
-    for row, other in zip(original, folded, strict=True):
+    for number, (row, other) in enumerate(zip(original, folded, strict=True)):
         for at, (one, two) in enumerate(zip(row, other, strict=True)):
-            problem = not_finite(one, two, forgive_overflow=forgive_overflow)
+            mask = None if where is None else where[number][at]
+            problem = not_finite(one, two, forgive_overflow=forgive_overflow, where=mask)
             if problem is not None:
                 found[at] = problem
     return found
+
+
+def _unseen(exact: Values, where: Masks) -> frozenset[int]:
+    """The values of which there are numbers, and none of them can be compared."""
+    found = []
+    for at in range(len(exact[0])):
+        pairs = [(row[at], masks[at]) for row, masks in zip(exact, where, strict=True)]
+        there = any(mask is not None and np.isfinite(one).any() for one, mask in pairs)
+        if there and not any(mask is not None and mask.any() for _, mask in pairs):
+            found.append(at)
+    return frozenset(found)
 
 
 def _all_pass(measures: Yardsticks, found: Table, rule: Rule) -> bool:
@@ -516,9 +618,12 @@ def _same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def _all_agree(expected: Yardsticks, values: Values, rough: float) -> bool:
+def _all_agree(expected: Yardsticks, values: Values, rough: float, where: Masks) -> bool:
     return all(
         len(row) == len(found)
-        and all(agrees(one, value, rough) for one, value in zip(row, found, strict=True))
-        for row, found in zip(expected, values, strict=True)
+        and all(
+            agrees(one, value, rough, where=mask)
+            for one, value, mask in zip(row, found, masks, strict=True)
+        )
+        for row, found, masks in zip(expected, values, where, strict=True)
     )

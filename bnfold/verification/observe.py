@@ -18,7 +18,7 @@ from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.moments import Observed
-from bnfold.verification import runtime, safety, tensors
+from bnfold.verification import inputs, runtime, safety, tensors
 from bnfold.verification.compare import Array
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.user_data import Source, UserData, open_data
@@ -103,7 +103,7 @@ def start(path: Path, run: DataRun) -> Running:
         (loaded,) = runtime.load_all([facts], run.imports, run.classes, trust=run.trust)
     except CannotRunError as error:
         raise UnreadableModelError(str(error)) from error
-    data = open_data(run.data, tensors.input_specs(loaded.model))
+    data = open_data(run.data, inputs.input_specs(loaded.model))
     fixed = data.fixed_batch
     if data.count < (fixed or 0):
         raise BnfoldError(f"{data.name}: the model needs batches of {fixed} samples")

@@ -32,6 +32,7 @@ class Basis(StrEnum):
     KERAS = "keras alone"
     ONNXRUNTIME = "onnxruntime alone"
     INTERFACE = "interface alone"
+    FILES = "files alone"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Site:
     call: int
     status: SiteStatus
     compared_at: tuple[str, ...] = ()
-    excess: float = 0.0
+    excess: float | None = 0.0
     channels: int = 0
     exercised: int = 0
 
@@ -162,8 +163,12 @@ class Verification:
 
     @property
     def worst(self) -> Comparison | None:
-        """The comparison that came nearest to its tolerance, or went furthest beyond it."""
-        return max(self.comparisons, key=lambda one: one.excess, default=None)
+        """The comparison that came nearest to its tolerance, or went furthest beyond it.
+
+        What the samples did not exercise is the worst of nothing, unless it failed all the same.
+        """
+        told = (one for one in self.comparisons if one.conclusive or not one.passed)
+        return max(told, key=lambda one: one.excess, default=None)
 
     @property
     def max_abs_error(self) -> float | None:
@@ -172,7 +177,7 @@ class Verification:
 
     @property
     def max_excess(self) -> float | None:
-        """The largest share of its tolerance that an error took; None without a comparison."""
+        """The largest share of its tolerance that an error took; None where nothing tells."""
         return None if self.worst is None else self.worst.excess
 
     def sites_that_are(self, status: SiteStatus) -> tuple[Site, ...]:
@@ -192,11 +197,13 @@ class Verification:
         """Whether the command line ends with 0.
 
         Without `strict` it is enough that nothing contradicts; with it, both runtimes must have
-        judged, and every output and every site must have been exercised.
+        judged, and every output and every site must have been exercised; or the files must hold
+        the same model, which leaves nothing to prove.
         """
         if strict:
             seen = not self.sites_that_are(SiteStatus.NOT_EXERCISED)
-            return self.verdict is Verdict.EQUIVALENT and self.basis is Basis.BOTH and seen
+            judged = self.basis in {Basis.BOTH, Basis.FILES}
+            return self.verdict is Verdict.EQUIVALENT and judged and seen
         return self.verdict is not Verdict.DIFFERENT
 
     def to_dict(self) -> dict[str, Any]:

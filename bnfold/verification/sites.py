@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.verification.breakpoints import Watched, watched
 from bnfold.verification.tensors import BATCHNORMS
 from bnfold.verification.unrolled import FlatCall, Key, Unrolled
 
@@ -31,13 +32,13 @@ _LINEAR = {
 class Place:
     """The same value in both models: the name of what makes it, and the two tensors.
 
-    `axis` is the one that holds the channels, as far as the layer tells.
+    `axes` hold the channels beside axis 1 and the last one, as far as the layers tell.
     """
 
     name: str
     original: Any
     folded: Any
-    axis: int = -1
+    axes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,21 @@ class Site:
         return self.call.inputs[0]
 
 
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """A layer with breakpoints that a map may have been carried across, or whose settings changed.
+
+    `original` and `folded` are what to watch in either model, as far as it is there. At the `place`
+    of this number both models show what the layer reads; None where that says nothing, since it is
+    not the same layer. `sites` are those whose maps may have come across.
+    """
+
+    original: Watched | None
+    folded: Watched | None
+    place: int | None
+    sites: tuple[Site, ...]
+
+
 @dataclass
 class Pairing:
     """The sites of a pair of models, and the places at which to compare them."""
@@ -65,6 +81,7 @@ class Pairing:
     folded: Unrolled
     sites: tuple[Site, ...]
     places: list[Place] = field(default_factory=list)
+    crossings: tuple[Crossing, ...] = ()
     _read: dict[int, list[int]] = field(default_factory=dict)
     _made: dict[int, int] = field(default_factory=dict)
 
@@ -125,6 +142,43 @@ class Pairing:
     def _is_crossed(self, call: FlatCall) -> bool:
         return call.key in self.gone or not call.may_absorb
 
+    def depends_on(self, tensor: Any) -> set[int]:
+        """The ids of the original's tensors that are computed from a tensor, and its own."""
+        return reached([tensor], self._read_by)
+
+    def _read_by(self, tensor: Any) -> list[Any]:
+        readers = self.original.readers.get(id(tensor), ())
+        return [made for call, _ in readers for made in call.outputs]
+
+    def around(self, site: Site) -> Iterator[FlatCall]:
+        """The calls that a fold may carry a site's map across, or up to, in either direction."""
+        waiting, seen = [site.input], set[int]()
+        while waiting:
+            maker = self.original.makers.get(id(waiting.pop()))
+            if maker is None or id(maker) in seen:
+                continue
+            seen.add(id(maker))
+            waiting += [one for tensor in maker.outputs[:1] for one in self.carried_back(tensor)]
+            yield maker
+        waiting = list(site.call.outputs)
+        while waiting:
+            for call, _ in self.original.readers.get(id(waiting.pop()), ()):
+                if id(call) not in seen and self._is_crossed(call):
+                    seen.add(id(call))
+                    waiting += call.outputs
+                    yield call
+
+    def watch(self, call: FlatCall, other: FlatCall) -> int | None:
+        """The number of a place of what a call and its namesake read; None where shapes differ."""
+        mine, theirs = call.inputs[0], other.inputs[0]
+        if mine.shape != theirs.shape:
+            return None
+        for number, place in enumerate(self.places):
+            if place.original is mine and place.folded is theirs:
+                return number
+        maker = self.original.makers.get(id(mine), call)
+        return self._add(maker, mine, theirs)
+
     def stands_alone(self, site: Site) -> bool:
         """Whether no map of another site can come to this one from in front."""
         in_front = reached([site.input], self.carried_back)
@@ -132,7 +186,7 @@ class Pairing:
         return not any(id(tensor) in in_front for call in others for tensor in call.outputs)
 
     def _add(self, call: FlatCall, tensor: Any, found: Any) -> int:
-        self.places.append(Place(call.name, tensor, found, _axis(call)))
+        self.places.append(Place(call.name, tensor, found, channel_axes(self.original, tensor)))
         return len(self.places) - 1
 
     def _folded_tensors(self, tensor: Any) -> Iterator[Any]:
@@ -168,12 +222,66 @@ def pair(original: Unrolled, folded: Unrolled) -> Pairing:
                     found.note_made(call, number)
     for site in found.sites:
         found.look_further(site)
+    found.crossings = tuple(_crossings(found))
     return found
 
 
-def _axis(call: FlatCall) -> int:
-    axis = getattr(call.layer, "axis", -1)
-    return axis if isinstance(axis, int) else -1
+def _crossings(pairing: Pairing) -> Iterator[Crossing]:
+    """The layers with breakpoints around the sites, and those whose settings changed."""
+    around: dict[Key, list[Site]] = {}
+    for site in pairing.sites:
+        for call in pairing.around(site):
+            around.setdefault(call.key, []).append(site)
+    for call in pairing.original.calls.values():
+        other = pairing.folded.calls.get(call.key)
+        mine = watched(call)
+        is_same = _is_the_same(call, other)
+        theirs = None if other is None or is_same else watched(other)
+        if (mine is None and theirs is None) or (is_same and call.key not in around):
+            continue
+        place = None
+        if is_same and other is not None:
+            if _are_both_given(pairing, call, other):
+                continue
+            place = pairing.watch(call, other)
+        yield Crossing(mine, theirs, place, tuple(around.get(call.key, ())))
+
+
+def _are_both_given(pairing: Pairing, call: FlatCall, other: FlatCall) -> bool:
+    """Whether a call reads the same input of the model in both."""
+    given = zip(pairing.original.inputs, pairing.folded.inputs, strict=False)
+    return any(call.inputs[0] is one and other.inputs[0] is two for one, two in given)
+
+
+def channel_axes(graph: Unrolled, tensor: Any) -> tuple[tuple[int, ...], ...]:
+    """The axes of a tensor that may have channels, beside axis 1 and the last one.
+
+    Those of a BatchNormalization are its own, several of them together. Layers without weights
+    leave them where they are, unless they rearrange or reshape what they read: then any axis may
+    have them.
+    """
+    shape = tuple(tensor.shape)
+    while tensor is not None and (maker := graph.makers.get(id(tensor))) is not None:
+        if is_batchnorm(maker):
+            return (_own_axes(maker),)
+        if maker.inner_class_name.startswith(_REARRANGING):
+            return tuple((axis,) for axis in range(1, len(shape)))
+        if maker.may_absorb:
+            break
+        tensor = next((one for one in maker.inputs if tuple(one.shape) == shape), None)
+    return ()
+
+
+_REARRANGING = ("Permute", "Transpose", "Moveaxis", "Swapaxes", "Reshape", "Einsum", "TFOpLambda")
+"""How layers and operations are called after which any axis may have the channels."""
+
+
+def _own_axes(call: FlatCall) -> tuple[int, ...]:
+    """The axes of a BatchNormalization; one in a TimeDistributed does not count the steps."""
+    inner = getattr(call.layer, "layer", None)
+    axis = getattr(inner if inner is not None else call.layer, "axis", -1)
+    every = [axis] if isinstance(axis, int) else list(axis)
+    return tuple(int(one) + (inner is not None and one >= 0) for one in every)
 
 
 def _is_same(call: FlatCall, other: FlatCall) -> bool:
@@ -182,8 +290,7 @@ def _is_same(call: FlatCall, other: FlatCall) -> bool:
 
 def is_batchnorm(call: FlatCall) -> bool:
     """Whether a call is of a BatchNormalization, or of one in a TimeDistributed."""
-    inner = getattr(call.layer, "layer", None)
-    return not BATCHNORMS.isdisjoint({call.class_name, type(inner).__name__})
+    return not BATCHNORMS.isdisjoint({call.class_name, call.inner_class_name})
 
 
 def _takes_in_behind(call: FlatCall) -> bool:

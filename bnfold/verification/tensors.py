@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bnfold.model.order import snake_case
-from bnfold.verification.samples import InputSpec, Mask
 
 BATCHNORMS = {"BatchNormalization", "SyncBatchNormalization"}
 _HIDING = {"softmax", "sigmoid"}
@@ -31,8 +30,7 @@ _FUSED = {
 }
 _OWN_LAYER = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _REARRANGING = {"Reshape", "Flatten", "Permute"}
-_PASSED_OVER = {"Identity", "Dropout", "Activation"} | _REARRANGING
-_INDEX_READERS = {"Embedding": "input_dim", "CategoryEncoding": "num_tokens"}
+PASSED_OVER = {"Identity", "Dropout", "Activation"} | _REARRANGING
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ class Interface:
 def interface(model: Any) -> Interface:
     """Return the interface of a model that has symbolic inputs and outputs."""
     return Interface(
-        tuple(_port(tensor) for tensor in model.inputs),
-        tuple(_port(tensor) for tensor in model.outputs),
+        tuple(port(tensor) for tensor in model.inputs),
+        tuple(port(tensor) for tensor in model.outputs),
         _structure(_nesting(model, "inputs"), model.inputs),
         _structure(_nesting(model, "outputs"), model.outputs),
     )
@@ -100,7 +98,8 @@ def _nesting(model: Any, side: str) -> Any:
     )
 
 
-def _port(tensor: Any) -> Port:
+def port(tensor: Any) -> Port:
+    """What a user sees of an input or an output."""
     owner = _origin(tensor)[0]
     return Port(
         owner.name,
@@ -219,6 +218,12 @@ def graph_of(model: Any) -> Any:
 def nodes_of(graph: Any) -> list[Any]:
     """All calls of a graph."""
     return [node for level in graph._nodes_by_depth.values() for node in level]
+
+
+def in_order(graph: Any) -> Iterator[Any]:
+    """The calls of a graph, each behind those that make its inputs; not those of input layers."""
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 
 
 def bytes_per_sample(model: Any, free_size: int) -> int:
@@ -374,7 +379,7 @@ def _fused_activation(layer: Any) -> str | None:
 
 def _is_passed_over(layer: Any) -> bool:
     name = type(layer).__name__
-    return name in _PASSED_OVER and (name != "Activation" or _fused_activation(layer) == "linear")
+    return name in PASSED_OVER and (name != "Activation" or _fused_activation(layer) == "linear")
 
 
 def switch_off(taps: Sequence[Tap | None], linear: Any) -> None:
@@ -393,58 +398,3 @@ def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]
         and (first.activation != "softmax" or first.over == second.over)
         for first, second in zip(one, other, strict=True)
     ]
-
-
-# --- inputs --------------------------------------------------------------------------------------
-
-
-def input_specs(model: Any) -> list[InputSpec]:
-    """Return the inputs with what the layers that read them say of their numbers."""
-    graph = graph_of(model)
-    specs = []
-    for position, tensor in enumerate(model.inputs):
-        readers = [] if graph is None else list(_readers(graph, graph.inputs[position]))
-        bounds = [_bound(layer) for layer, _ in readers if type(layer).__name__ in _INDEX_READERS]
-        masks = [_mask(layer) for layer, shape in readers if shape == tuple(tensor.shape)]
-        mask = next((one for one in masks if one is not None), None)
-        port = _port(tensor)
-        specs.append(InputSpec(port.name, port.shape, port.dtype, min(bounds, default=None), mask))
-    return specs
-
-
-def _readers(graph: Any, tensor: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
-    """Yield the layers that read an input, nested models included, and its shape there."""
-    pending, seen = [(graph, tensor)], set()
-    while pending:
-        graph, tensor = pending.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        for node in nodes_of(graph):
-            places = [place for place, source in enumerate(inputs_of(node)) if source is tensor]
-            if not places:
-                continue
-            layer = owner_of(node)
-            inner = graph_of(layer)
-            if inner is not None:
-                pending.extend((inner, inner.inputs[at]) for at in places if at < len(inner.inputs))
-                continue
-            yield layer, tuple(tensor.shape)
-            is_index = type(layer).__name__ in _INDEX_READERS
-            is_same = "int" in dtype_name(tensor) or type(layer).__name__ in _PASSED_OVER
-            if is_same and not is_index:
-                pending.extend((graph, output) for output in outputs_of(node))
-
-
-def _bound(layer: Any) -> int:
-    """The size of the table that a layer looks its input up in."""
-    return int(getattr(layer, _INDEX_READERS[type(layer).__name__]))
-
-
-def _mask(layer: Any) -> Mask | None:
-    """What a layer takes for a step that is not there."""
-    if type(layer).__name__ == "Masking":
-        return Mask(float(layer.mask_value), is_whole_step=True)
-    if type(layer).__name__ == "Embedding" and layer.mask_zero:
-        return Mask(0.0, is_whole_step=False)
-    return None

@@ -12,7 +12,7 @@ Everything here reads and calls Keras objects and imports nothing of Keras.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,16 @@ Key = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class FlatCall:
-    """One call of one layer (or operation), with the tensors that go in and come out."""
+    """One call of one layer (or operation), with the tensors that go in and come out.
+
+    `node` is Keras' own record of the call.
+    """
 
     key: Key
     layer: Any
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    node: Any = None
 
     @property
     def name(self) -> str:
@@ -42,6 +46,11 @@ class FlatCall:
         return type(self.layer).__name__
 
     @property
+    def inner_class_name(self) -> str:
+        """The same of the layer in a wrapper, as in a TimeDistributed; its own without one."""
+        return type(getattr(self.layer, "layer", self.layer)).__name__
+
+    @property
     def has_weights(self) -> bool:
         """Whether the layer has variables that its output depends on."""
         return bool(getattr(self.layer, "weights", None))
@@ -49,8 +58,7 @@ class FlatCall:
     @property
     def may_absorb(self) -> bool:
         """Whether a fold may end in the layer; PReLU has weights, but a fold can only cross it."""
-        inner = getattr(self.layer, "layer", self.layer)
-        return self.has_weights and type(inner).__name__ != "PReLU"
+        return self.has_weights and self.inner_class_name != "PReLU"
 
 
 @dataclass
@@ -120,7 +128,7 @@ def _walk(
     """
     values = dict(given)
     numbers = _numbers(graph)
-    for node in in_order(graph):
+    for node in tensors.in_order(graph):
         owner = tensors.owner_of(node)
         key = (*around, (str(owner.name), numbers[id(node)]))
         made: Sequence[Any] = tensors.outputs_of(node)
@@ -129,7 +137,7 @@ def _walk(
             values.update(zip(map(id, tensors.outputs_of(node)), made, strict=True))
         if inside_of(node) is None:
             read = (values.get(id(one), one) for one in tensors.inputs_of(node))
-            flat.add(FlatCall(key, owner, tuple(read), tuple(made)))
+            flat.add(FlatCall(key, owner, tuple(read), tuple(made), node))
     flat.replaced.update(values)
     return [values.get(id(tensor), tensor) for tensor in graph.outputs]
 
@@ -173,12 +181,6 @@ _PLAIN_MODELS = {"Functional", "Model", "Sequential"}
 
 def _says_something(value: Any) -> bool:
     return any(leaf is not None for leaf in tensors.leaves(value))
-
-
-def in_order(graph: Any) -> Iterator[Any]:
-    """The calls of a graph, each behind those that make its inputs; not those of input layers."""
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 
 
 def _numbers(graph: Any) -> dict[int, int]:

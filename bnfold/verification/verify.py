@@ -11,6 +11,7 @@ from bnfold.verification.case import closer, prepare
 from bnfold.verification.compare import Rule
 from bnfold.verification.conclusion import conclude
 from bnfold.verification.evidence import Exports, gather
+from bnfold.verification.exercise import further
 from bnfold.verification.result import Basis, Verdict, Verification
 from bnfold.verification.runtime import CannotRunError
 from bnfold.verification.user_data import Source
@@ -59,7 +60,14 @@ def verify(
         return _without_runs(differences, seed, rule, pair[0].library)
     case = prepare(*pair, data, seed)
     exports = (Exports(case.original), Exports(case.folded))
-    found = conclude(case, rule, gather(case, rule, report, exports))
+    evidence = gather(case, rule, report, exports)
+    found = conclude(case, rule, evidence)
+    if evidence.gaps and data is None:
+        report("looking for samples that reach further")
+        longer = further(case, [gap.crossing for gap in evidence.gaps])
+        if len(longer.sets) > len(case.sets):
+            case = longer
+            found = conclude(case, rule, gather(case, rule, report, exports))
     if case.is_quick and found.verdict is Verdict.DIFFERENT:
         report("looking closer")
         case = closer(case, data)

@@ -27,6 +27,7 @@ from bnfold.verification.runtime.execution import (
     prepare_alone,
     prepare_pair,
     run,
+    showing,
 )
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
@@ -108,6 +109,7 @@ __all__ = [
     "run_as",
     "run_onnx",
     "save_live",
+    "showing",
     "start",
     "start_timing",
     "started",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.verification import tensors
-from bnfold.verification.compare import UNIT, Array, Errors, errors
+from bnfold.verification.compare import UNIT, Array, Axes, Errors, errors
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import InputSpec, SampleSet, run_all, zeros
@@ -91,6 +91,13 @@ def _runner(
     with quiet():
         outputs = [*map(flat.tensor, own), *inside]
         return loaded.keras.Model(list(loaded.model.inputs), outputs)
+
+
+def showing(loaded: LoadedModel, shown: Sequence[Any]) -> LoadedModel:
+    """The model with a runner that puts out these tensors of its flat graph."""
+    with quiet():
+        runner = loaded.keras.Model(list(loaded.model.inputs), list(shown))
+    return replace(loaded, runner=runner)
 
 
 def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
@@ -231,14 +238,15 @@ def movement(
     repetitions: int,
     seed: int,
     training: bool | None,
+    axes: Sequence[Axes] | None = None,
 ) -> Generator[list[list[Errors]]]:
     """How far all values move with the weights, by set and value, each time that these are moved.
 
-    Every weight is moved by its step, relative to its size, up or down at random. Raises
-    CannotRunError.
+    Every weight is moved by its step, relative to its size, up or down at random. `axes` hold the
+    channels of each value, beside axis 1 and the last one. Raises CannotRunError.
     """
     evaluated = functools.partial(evaluate, loaded, sets, training=training)
-    return moved(Weights(loaded, steps, seed), values, evaluated, repetitions)
+    return moved(Weights(loaded, steps, seed), values, evaluated, repetitions, axes)
 
 
 def moved(
@@ -246,13 +254,17 @@ def moved(
     values: Sequence[Sequence[Array]],
     evaluated: Callable[[], list[list[Array]]],
     repetitions: int,
+    axes: Sequence[Axes] | None = None,
 ) -> Generator[list[list[Errors]]]:
     """How far `evaluated` is from `values` each time that the weights are moved."""
     try:
         for repetition in range(1, repetitions + 1):
             weights.move(repetition)
             yield [
-                [errors(value, other) for value, other in zip(row, others, strict=True)]
+                [
+                    errors(value, other, axes=own)
+                    for value, other, own in zip(row, others, axes or [()] * len(row), strict=True)
+                ]
                 for row, others in zip(values, evaluated(), strict=True)
             ]
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.verification import tensors
-from bnfold.verification.compare import Array, Errors
+from bnfold.verification.compare import Array, Axes, Errors
 from bnfold.verification.runtime.execution import Weights, moved
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
@@ -195,10 +195,11 @@ def movement_onnx(
     steps: Sequence[float],
     repetitions: int,
     seed: int,
+    axes: Sequence[Axes] | None = None,
 ) -> Generator[list[list[Errors]]]:
     """Like `movement`, with one export for each repetition. Raises CannotRunError."""
     evaluated = functools.partial(evaluate_onnx, loaded, sets)
-    return moved(Weights(loaded, steps, seed), values, evaluated, repetitions)
+    return moved(Weights(loaded, steps, seed), values, evaluated, repetitions, axes)
 
 
 def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:

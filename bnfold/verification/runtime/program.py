@@ -18,7 +18,7 @@ from bnfold.verification import tensors
 from bnfold.verification.compare import Array
 from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
-from bnfold.verification.unrolled import in_order, inside_of
+from bnfold.verification.unrolled import inside_of
 
 Values = dict[int, Any]
 """Tensors by the number of the value."""
@@ -63,7 +63,7 @@ class Program:
 
     def _place(self, graph: Any, slots: dict[int, int]) -> list[int]:
         """Note the calls of a graph; the numbers of its outputs."""
-        for node in in_order(graph):
+        for node in tensors.in_order(graph):
             read = tensors.inputs_of(node)
             made = tensors.outputs_of(node)
             inside = _taken_apart(node)
