@@ -228,7 +228,9 @@ def _is_finite(values: NDArray[Any]) -> bool:
 def _is_loaded(batchnorm: BatchNorm, layer: Any) -> bool:
     """Whether Keras has put the statistics of the file into this layer, and no other ones."""
     vectors = batchnorm.vectors or {}
+    loaded = {name: np.ravel(runtime.numbers(getattr(layer, name))) for name in STATISTICS}
     return all(
-        np.allclose(runtime.numbers(getattr(layer, name)), vectors[name], 0.01, 0, equal_nan=True)
+        loaded[name].shape == vectors[name].shape
+        and np.allclose(loaded[name], vectors[name], 0.01, 0, equal_nan=True)
         for name in STATISTICS
     )

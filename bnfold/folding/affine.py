@@ -116,9 +116,9 @@ def from_batchnorm(batchnorm: BatchNorm) -> Affine | str:
 
     Returns a sentence, why it is none, where it is none.
     """
-    vectors, epsilon = batchnorm.vectors, batchnorm.epsilon
-    if vectors is None:
-        return "the file does not hold the variables of a BatchNormalization for it"
+    if batchnorm.problem is not None:
+        return batchnorm.problem
+    vectors, epsilon = batchnorm.vectors or {}, batchnorm.epsilon
     if epsilon is None:
         return "its epsilon is not a finite number"
     broken = [name for name, values in vectors.items() if not np.isfinite(values).all()]

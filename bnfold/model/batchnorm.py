@@ -1,5 +1,6 @@
 """A BatchNormalization layer, typed: its settings checked, its four vectors in float64."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,22 +30,40 @@ class BatchNorm:
     wrappers: int = 0
 
     @property
+    def problem(self) -> str | None:
+        """Why its statistics cannot be read, a sentence; None where they can."""
+        if self.weights is not None:
+            return None
+        if self.layer.weights is None:
+            return "which of the file's variables are its own cannot be told"
+        if not self.layer.weights:
+            return "the file holds no variables for it"
+        return "the variables that the file holds for it are not those of a BatchNormalization"
+
+    @property
     def is_configured(self) -> bool:
         """Whether the file tells its settings; it does not for layers inside custom classes."""
         return bool(self.layer.entry)
 
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The settings that its config has in no form that says anything."""
+        config = self.layer.config
+        numbers = [name for name in ("momentum", "epsilon") if not _is_number(config.get(name, 0))]
+        return tuple(numbers) if all(map(_is_axis, self._axes)) else (*numbers, "axis")
+
     @cached_property
     def weights(self) -> dict[str, Weight] | None:
         """Its variables by name; None where the file's are not those of a BatchNormalization."""
-        found = catalog.weights(self.layer)
+        found = catalog.weights(self.layer, any_rank=self._has_wide_vectors)
         if found is None or len({weight.shape for weight in found.values()}) > 1:
             return None
         return found
 
     @property
     def channels(self) -> int | None:
-        """The length of its vectors."""
-        return self.weights["moving_mean"].shape[0] if self.weights is not None else None
+        """How many numbers each of its vectors has; over several axes it has one for each place."""
+        return math.prod(self.weights["moving_mean"].shape) if self.weights is not None else None
 
     @cached_property
     def vectors(self) -> dict[str, Vector] | None:
@@ -54,7 +73,7 @@ class BatchNorm:
         """
         if self.weights is None or self.channels is None:
             return None
-        found = {name: w.read().astype(np.float64) for name, w in self.weights.items()}
+        found = {n: w.read().astype(np.float64).reshape(-1) for n, w in self.weights.items()}
         defaults = {"gamma": np.ones(self.channels), "beta": np.zeros(self.channels)}
         return {name: found.get(name, defaults.get(name)) for name in VECTORS}  # type: ignore[misc]
 
@@ -65,12 +84,38 @@ class BatchNorm:
         Old versions write a list; a wrapper adds axes, behind the batch's, that its layer does not
         see.
         """
-        axis = self.layer.config.get("axis", -1)
-        if isinstance(axis, list) and len(axis) == 1:
-            axis = axis[0]
-        if type(axis) is not int:
+        axes = self._axes
+        if len(axes) != 1 or type(axes[0]) is not int:
             return None
+        axis = axes[0] if axes[0] < 0 or not self.is_ghost else self._axis_of_ghost(axes[0])
         return axis + self.wrappers if axis > 0 else axis
+
+    @property
+    def _axes(self) -> list[object]:
+        axis = self.layer.config.get("axis", -1)
+        return axis if isinstance(axis, list) else [axis]
+
+    @property
+    def is_ghost(self) -> bool:
+        """Whether Keras 2 trains it on parts of a batch, each with statistics of its own."""
+        return self.layer.config.get("virtual_batch_size") is not None
+
+    def _axis_of_ghost(self, named: int) -> int:
+        """The axis that it normalizes, as its tensor counts.
+
+        Its variables have an axis of size 1 more, for the parts of the batch, behind the first one.
+        Keras 2 counts that in the axis that it saves.
+        """
+        weights = self.layer.weights or ()
+        long = (
+            [number for number, size in enumerate(weights[0].shape) if size > 1] if weights else []
+        )
+        return (long[0] if len(long) == 1 else named) - 1
+
+    @property
+    def _has_wide_vectors(self) -> bool:
+        """Whether its variables have as many axes as its tensor, or more."""
+        return self.is_ghost or len(self._axes) > 1
 
     @property
     def epsilon(self) -> float | None:
@@ -97,6 +142,14 @@ class BatchNorm:
         """False for a frozen layer, which uses its moving statistics always (not in TF 1)."""
         frozen = self.layer.config.get("trainable", True) is False
         return not frozen or self.layer.class_name == "BatchNormalizationV1"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_axis(value: object) -> bool:
+    return type(value) is int
 
 
 def as_batchnorm(layer: Layer, path: Path) -> BatchNorm | None:

@@ -302,12 +302,12 @@ def variable_groups(layer: Layer) -> tuple[str, ...]:
     return tuple(dict.fromkeys(slot.group for slot in known)) or ("",)
 
 
-def weights(layer: Layer) -> dict[str, Weight] | None:
+def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None:
     """A layer's variables by the names of their slots.
 
     None when the class is unknown or the file's variables are not the ones it has (a quantized
     layer has more). The variables of `renorm` come behind those that matter for inference and are
-    left out.
+    left out. With `any_rank` they may have other numbers of axes than their slots.
     """
     expected = slots(layer)
     if expected is None or layer.weights is None:
@@ -316,7 +316,7 @@ def weights(layer: Layer) -> dict[str, Weight] | None:
     if surplus != 0 and not (surplus > 0 and layer.config.get("renorm")):
         return None
     pairs = list(zip(expected, layer.weights, strict=False))
-    if any(slot.rank not in (None, len(weight.shape)) for slot, weight in pairs):
+    if not any_rank and any(s.rank not in (None, len(weight.shape)) for s, weight in pairs):
         return None
     if any(weight.dtype.kind != "f" and weight.dtype.name != "bfloat16" for _, weight in pairs):
         return None

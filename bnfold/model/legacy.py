@@ -1,10 +1,7 @@
 """The legacy HDF5 container: config in an attribute, weights in one group for each outermost layer.
 
 A layer's group lists its variables in `weight_names`, a nested model's those of everything inside
-it: first all trainable ones, then all others, each part in the order of the layers. Which is which
-depends on `trainable` flags and on the version that wrote the file, so the list is matched with the
-layers by the variables' names, and then the expected order is checked against it. A nested model
-for which that fails is left as it is.
+it: `ownership` tells whose they are. A nested model for which it cannot is left as it is.
 """
 
 import json
@@ -21,11 +18,12 @@ import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, UnreadableModelError
-from bnfold.model import catalog, config, guard, hdf5
+from bnfold.model import config, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import model_layers
+from bnfold.model.ownership import Owned, leaves, owners
 
 MODEL_WEIGHTS = "model_weights"
 OPTIMIZER_WEIGHTS = "optimizer_weights"
@@ -58,6 +56,7 @@ class LegacyHdf5:
         self.metadata = self._read_record()
         # In a nested model's list: 0 for the trainable part, 1 for the rest, by both names.
         self._part: dict[tuple[str, str], int] = {}
+        self._unattached: dict[str, tuple[Weight, ...]] = {}
         self.graph = self._attach(config.parse_model(guard.parse_json(text, "model_config")))
         self.dropped = self._training_state()
 
@@ -117,6 +116,18 @@ class LegacyHdf5:
                 layers[name] = self._distribute(layer, found)
         return replace(graph, layers=layers)
 
+    def unattached(self) -> Iterator[tuple[LayerPath, tuple[Weight, ...]]]:
+        """The variables of which the graph does not tell whose they are, by the outermost layer.
+
+        Those of a nested model whose list cannot be handed out, of layers whose config has no name,
+        and all of a subclassed model.
+        """
+        for name in hdf5.read_names(self._weights, "layer_names"):
+            if name not in self.graph.layers:
+                yield (name,), self._listed(name)
+        for name, weights in self._unattached.items():
+            yield (name,), weights
+
     def _listed(self, name: str) -> tuple[Weight, ...]:
         group = hdf5.group_at(self._weights, name)
         if group is None:
@@ -131,16 +142,14 @@ class LegacyHdf5:
         return tuple(weights)
 
     def _distribute(self, layer: Layer, listed: tuple[Weight, ...]) -> Layer:
-        """The nested model with its variables handed out; none if the list has no known order."""
-        owned = _owners(layer, listed)
-        if owned is None:
+        """The nested model with its variables handed out; none if their owners cannot be told."""
+        found = owners(layer, listed)
+        if found is None:
+            self._unattached[layer.name] = listed
             return _hand_out(layer, (layer.name,), None)
-        parts = _parts(layer, owned, listed)
-        for number in (0, 1):
-            self._part.update({(layer.name, weight.name): number for weight in parts[number]})
-        if list(listed) != [*parts[0], *parts[1]]:
-            return _hand_out(layer, (layer.name,), None)
-        return _hand_out(layer, (layer.name,), owned)
+        for number, part in enumerate((found.trainable, found.rest)):
+            self._part.update({(layer.name, weight.name): number for weight in part})
+        return _hand_out(layer, (layer.name,), found.owned)
 
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` with this file's other parts to `target`, which does not exist yet.
@@ -191,18 +200,21 @@ class LegacyHdf5:
 
     def _flat(self, layer: Layer) -> list[Weight] | None:
         """A layer's variables as its group lists them."""
-        leaves = list(_leaves(layer, (layer.name,)))
-        if any(leaf.weights is None for _, leaf in leaves):
+        inside = list(leaves(layer, (layer.name,)))
+        if any(leaf.weights is None for _, leaf in inside):
             return None
         if layer.nested is None:
-            return [weight for _, leaf in leaves for weight in _named(leaf)]
+            return [weight for _, leaf in inside for weight in _named(leaf)]
         parts: tuple[list[Weight], list[Weight]] = ([], [])
-        for _, leaf in leaves:
+        written: set[str] = set()  # what an object in several places has is listed once
+        for _, leaf in inside:
             part = 0
             for weight in _named(leaf):
                 # A new variable (a bias) stands behind the one before it.
                 part = self._part.get((layer.name, weight.name), part)
-                parts[part].append(weight)
+                if weight.name not in written:
+                    written.add(weight.name)
+                    parts[part].append(weight)
         return [*parts[0], *parts[1]]
 
 
@@ -211,99 +223,6 @@ def _with_weights(layer: Layer, weights: tuple[Weight, ...]) -> Layer:
     if layer.inner is not None:
         return replace(layer, inner=_with_weights(layer.inner, weights))
     return replace(layer, weights=weights)
-
-
-def _leaves(layer: Layer, path: LayerPath) -> Iterator[tuple[LayerPath, Layer]]:
-    """The layers inside a nested model that may own variables, in the order of the file."""
-    if layer.graph is not None:
-        for inside in model_layers(layer.graph):
-            yield from _leaves(inside, (*path, inside.name))
-    elif layer.inner is not None:
-        yield from _leaves(layer.inner, (*path, layer.inner.name))
-    else:
-        yield path, layer
-
-
-Owned = dict[LayerPath, tuple[Weight, ...]]
-
-
-def _owners(layer: Layer, listed: tuple[Weight, ...]) -> Owned | None:
-    """Whose each listed variable is, by their names; None when the names leave it open."""
-    leaves = dict(_leaves(layer, (layer.name,)))
-    owned: dict[LayerPath, list[Weight]] = {path: [] for path in leaves}
-    for weight in listed:
-        owner = _owner(weight.name, list(leaves))
-        if owner is None:
-            return None
-        owned[owner].append(weight)
-    for path, leaf in leaves.items():
-        slots = catalog.slots(leaf)
-        if slots is not None and not _fill(owned[path], slots):
-            return None
-    return {path: tuple(weights) for path, weights in owned.items()}
-
-
-def _owner(name: str, leaves: list[LayerPath]) -> LayerPath | None:
-    """The one leaf whose name, or wrapper's name, a variable's name holds; its end counts most."""
-    for part in reversed(name.split("/")[:-1]):
-        for depth in (-1, -2):
-            found = [path for path in leaves if len(path) >= -depth and path[depth] == part]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                return None
-    return None
-
-
-def _fill(weights: list[Weight], slots: tuple[catalog.Slot, ...]) -> bool:
-    """Whether the variables are those of a class; Keras 3 calls a `depthwise_kernel` a `kernel`."""
-    return len(weights) == len(slots) and all(
-        slot.name == name or slot.name.endswith(f"_{name}")
-        for slot, name in zip(slots, (_slot(weight.name) for weight in weights), strict=True)
-    )
-
-
-def _slot(name: str) -> str:
-    """`block/conv/kernel_1:0` is a `kernel`."""
-    return re.sub(r"(_\d+)?(:\d+)?$", "", name.rpartition("/")[2])
-
-
-def _parts(
-    layer: Layer, owned: Owned, listed: tuple[Weight, ...]
-) -> tuple[list[Weight], list[Weight]]:
-    """The order that the list should have: the trainable part and the rest, each by layer."""
-    position = {weight.source: number for number, weight in enumerate(listed)}
-    first: list[Weight] = []
-    rest: list[Weight] = []
-    unknown: list[Weight] = []
-    leaves = dict(_leaves(layer, (layer.name,)))
-    for path, leaf in leaves.items():
-        slots = catalog.slots(leaf)
-        if slots is None:
-            unknown += owned[path]
-            continue
-        for slot, weight in zip(slots, owned[path], strict=True):
-            trainable = slot.trainable and _is_trainable(layer, path)
-            (first if trainable else rest).append(weight)
-    boundary = min((position[weight.source] for weight in rest), default=len(listed))
-    for weight in unknown:
-        (first if position[weight.source] < boundary else rest).append(weight)
-    by_layer = {w.source: n for n, path in enumerate(leaves) for w in owned[path]}
-    first.sort(key=lambda weight: (by_layer[weight.source], position[weight.source]))
-    rest.sort(key=lambda weight: (by_layer[weight.source], position[weight.source]))
-    return first, rest
-
-
-def _is_trainable(layer: Layer, path: LayerPath) -> bool:
-    """Whether a leaf and everything around it is trainable."""
-    current, flags = layer, [layer.config.get("trainable", True)]
-    for name in path[1:]:
-        inside = current.graph.layers[name] if current.graph is not None else current.inner
-        if inside is None:
-            return True
-        current = inside
-        flags.append(current.config.get("trainable", True))
-    return all(flag is not False for flag in flags)
 
 
 def _hand_out(layer: Layer, path: LayerPath, owned: Owned | None) -> Layer:
