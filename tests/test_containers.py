@@ -17,7 +17,6 @@ import support
 import tensorflow
 from support import keras
 
-from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Plan, plan
 from bnfold.model import config
 from bnfold.model.container import ModelFile, open_model
@@ -530,28 +529,56 @@ def check_stored_outputs(name: str, folded: Path) -> None:
     assert support.difference([value.astype(np.float64) for value in expected], found) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["digits_cnn_keras215.keras", "digits_cnn_keras213.keras"])
-def test_a_file_that_only_windows_reads_is_called_that(
-    name: str, fixture_model: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """Keras 2 joined the names of groups as the system joins paths."""
+def as_on_windows(source: Path, target: Path) -> Path:
+    """The file as Keras 2 saves it on Windows: names of groups are joined as paths are there."""
 
     def flat(group: h5py.Group, place: str = "") -> None:
         for key, node in group.items():
             if key == "vars":
-                target.require_group(place or "/").copy(node, "vars")
+                new.require_group(place or "/").copy(node, "vars")
             else:
                 flat(node, f"{place}\\{key}" if place else key)
 
-    source, path = fixture_model(name), tmp_path / "windows.keras"
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as archive:
         for member in old.namelist():
             content = old.read(member)
             if member == "model.weights.h5":
                 made = io.BytesIO()
-                with h5py.File(io.BytesIO(content)) as weights, h5py.File(made, "w") as target:
+                with h5py.File(io.BytesIO(content)) as weights, h5py.File(made, "w") as new:
                     flat(weights)
                 content = made.getvalue()
-            new.writestr(member, content)
-    with pytest.raises(UnreadableModelError, match="saved by Keras 2 on Windows"), open_model(path):
-        pass
+            archive.writestr(member, content)
+    return target
+
+
+@pytest.mark.parametrize("name", ["digits_cnn_keras215.keras", "branches_keras215.keras"])
+def test_a_file_that_was_saved_on_windows_is_read_and_folded_as_any_other(
+    name: str, fixture_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = fixture_model(name)
+    windows = as_on_windows(source, tmp_path / "windows.keras")
+    assert any("\\" in key for key in support.open_weights(windows))
+    with open_model(source) as one, open_model(windows) as other:
+        assert by_layer(other) == by_layer(one)
+        assert other.optimizer_steps == one.optimizer_steps
+        planned = [
+            support.fold_file(p, tmp_path / f"{p.stem}_folded.keras") for p in (source, windows)
+        ]
+    assert len(planned[1].folds) == len(planned[0].folds) > 0
+    folded = [support.datasets(tmp_path / f"{p.stem}_folded.keras") for p in (source, windows)]
+    assert folded[0] == folded[1]
+
+
+def test_statistics_are_rewritten_in_a_file_that_was_saved_on_windows(
+    fixture_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = fixture_model("digits_cnn_keras215.keras")
+    windows = as_on_windows(source, tmp_path / "windows.keras")
+    with open_model(windows) as file:
+        (path, layer) = next(one for one in walk_all(file.graph) if one[1].weights)
+        changes = {w.source: w.read() + 1 for w in layer.weights or () if w.source is not None}
+        expected = {**by_layer(file), path: [values.tobytes() for values in changes.values()]}
+        file.rewrite(changes, tmp_path / "changed.keras", {})
+    with open_model(tmp_path / "changed.keras") as file:
+        assert by_layer(file) == expected
+    assert any("\\" in key for key in support.open_weights(tmp_path / "changed.keras"))

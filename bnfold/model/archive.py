@@ -171,11 +171,24 @@ class KerasArchive:
         version = self.metadata.get("keras_version")
         self.keras_version = version if isinstance(version, str) else None
         parsed = config.parse_model(guard.parse_json(self._parts.read(CONFIG), CONFIG))
-        self._weights = self._parts.weights()
+        self._weights = self._with_slashes(self._parts.weights(), resources)
         self._container = _container(self._weights)
         self._groups = hdf5.Groups(self._weights)
         self.graph = self._attach(parsed)
         self.dropped = self._training_state()
+
+    def _with_slashes(self, weights: h5py.File, resources: ExitStack) -> h5py.File:
+        """The weights, or a copy under slashes where Keras 2 saved them on Windows."""
+        self._was_saved_on_windows = hdf5.joined_by_backslashes(weights)
+        if not self._was_saved_on_windows:
+            return weights
+        import tempfile  # noqa: PLC0415 - a rare file
+
+        path = Path(resources.enter_context(tempfile.TemporaryDirectory())) / WEIGHTS
+        with hdf5.new_file(path) as new:
+            hdf5.copy_with_slashes(weights, new)
+        stream = resources.enter_context(path.open("rb", buffering=0))
+        return resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
 
     @property
     def weights_root(self) -> h5py.Group:
@@ -294,6 +307,8 @@ class KerasArchive:
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy to `target`, in which some variables have other numbers."""
+        if self._was_saved_on_windows:
+            changes = {_as_on_windows(path): values for path, values in changes.items()}
         self._parts.copy(target, changes, self._recorded(record))
 
     def _recorded(self, record: Json) -> bytes:
@@ -410,15 +425,15 @@ def _moved_asset(name: str, moved: dict[str, str]) -> str:
     return name
 
 
+def _as_on_windows(path: str) -> str:
+    """Where Keras 2 on Windows keeps the variable that is at this path elsewhere."""
+    group, variables, number = path.rpartition("/vars/")
+    return group.replace("/", "\\") + variables + number
+
+
 def _container(weights: h5py.Group) -> Container:
     if guard.child(weights, Container.CHECKPOINT_DEPENDENCIES.value) is not None:
         return Container.CHECKPOINT_DEPENDENCIES
-    starts = tuple(f"{container.value}\\" for container in Container)
-    if any(name.startswith(starts) for name in hdf5.names(weights)):  # keras-team/keras 18528
-        raise UnreadableModelError(
-            "was saved by Keras 2 on Windows under names with backslashes, which only Keras 2 "
-            "on Windows finds: load it there, and save it as .h5"
-        )
     return Container.LAYERS
 
 

@@ -372,6 +372,23 @@ def _copy_children(
             _copy_children(node, target.require_group(name), set(), walk, depth + 1)
 
 
+def joined_by_backslashes(root: h5py.Group) -> bool:
+    """Whether names in the root are paths as Windows writes them, as Keras 2 did there."""
+    return any("\\" in name for name in names(root))
+
+
+def copy_with_slashes(source: h5py.Group, target: h5py.Group) -> None:
+    r"""Copy a group, what stands in it under `a\b` into `a/b`."""
+    walk = Walk()
+    copy_attributes(source, target)
+    for name, node in children(source):
+        path = name.replace("\\", "/").strip("/")
+        if isinstance(node, h5py.Dataset):
+            copy_dataset(source, name, target, path)
+        else:
+            _copy_children(node, group_for(target, path), set(), walk, path.count("/") + 1)
+
+
 def copy_around(source: h5py.Group, target: h5py.Group, left_out: Collection[str]) -> None:
     """Copy a group, but only the attributes of what stands at the paths `left_out` in it."""
     first = sorted({path.partition("/")[0] for path in left_out})
