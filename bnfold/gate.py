@@ -55,6 +55,11 @@ class Outcome:
         return int(any(fails(finding, fail_on) for finding in findings))
 
 
+def how_many_read(models: Sequence[Inspection], unreadable: Sequence[Unreadable]) -> str:
+    """How many of the models that were found could be read: `28 of 32 read`."""
+    return f"{len(models)} of {len(models) + len(unreadable)} read"
+
+
 def fails(finding: Finding, fail_on: Severity | None) -> bool:
     """Whether a finding is as bad as `fail_on`, or worse; none is where that is None."""
     return fail_on is not None and finding.severity.rank <= fail_on.rank

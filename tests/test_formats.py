@@ -243,6 +243,33 @@ def test_nothing_is_written_when_nothing_was_read() -> None:
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_report_says_how_many_were_read_and_names_the_others(
+    format_: str, mixed: None
+) -> None:
+    shown = text_of(run("models", "--format", format_))
+    if format_ == "json":
+        assert json.loads(shown)["summary"] == {"found": 3, "read": 2}
+    else:
+        assert "2 of 3 read" in shown
+    assert "cut.keras: the archive" in shown.replace("&#x27;", "'"), shown
+    Path("models/cut.keras").unlink()
+    shown = text_of(run("models", "--format", format_))
+    assert '"read": 2' in shown if format_ == "json" else "2 of 2 read" in shown
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_where_nothing_of_several_was_read_the_report_says_so(format_: str) -> None:
+    for name in ("one.keras", "two.keras"):
+        Path(name).write_bytes(b"PK\x03\x04")
+    result = run("one.keras", "two.keras", "--format", format_)
+    assert result.exit_code == 2
+    shown = text_of(result)
+    assert '"read": 0' in shown if format_ == "json" else "0 of 2 read" in shown
+    assert "one.keras" in shown
+    assert "two.keras" in shown
+
+
 # --- JSON ---
 
 
@@ -382,6 +409,8 @@ def commands(*arguments: object) -> list[tuple[str, str, str, str]]:
     """The workflow commands of a report, as the runner takes them apart."""
     found = []
     for line in text_of(run(*arguments, "--format", "github")).splitlines():
+        if line.startswith(("::error title=bnfold::", "::notice title=bnfold::")):
+            continue
         match = COMMAND.fullmatch(line)
         assert match is not None, line
         level, *values = match.groups()

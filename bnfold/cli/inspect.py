@@ -188,7 +188,7 @@ def inspect(
     findings = [finding for model in outcome.models for finding in model.findings]
     if layer is not None:
         findings = _show_layer(outcome.models, layer, format_, output)
-    elif outcome.models:
+    else:
         _show_models(outcome, format_, settings.fail_on, output)
     ctx.exit(outcome.exit_code(findings, settings.fail_on))
 
@@ -269,16 +269,17 @@ def _say(line: str) -> None:
 def _show_models(
     outcome: "Outcome", format_: str, fail_on: "Severity | None", output: Path | None
 ) -> None:
+    unreadable = outcome.unreadable
     if format_ == "text":
         from bnfold.reports import inspect_text
 
-        _print(lambda width: inspect_text.inspections(outcome.models, width), output)
+        _print(lambda width: inspect_text.inspections(outcome.models, width, unreadable), output)
     else:
         _put(_rendered(outcome, format_, fail_on), output)
     if output is not None:
         from bnfold.reports import terminal
 
-        _say(f"{output}: written; {terminal.totals(outcome.models)}")
+        _say(f"{output}: written; {terminal.totals(outcome.models, unreadable)}")
 
 
 def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:

@@ -6,27 +6,29 @@ no command of its own.
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from bnfold.audit import Severity
+from bnfold.gate import Unreadable, how_many_read
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
 
-if TYPE_CHECKING:
-    from bnfold.gate import Unreadable
-
 _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """A line for what could not be read, and one for each finding, the worst first.
+
+    Where several models were found, a last one says how many of them were read.
 
     The order matters, because GitHub shows ten errors, ten warnings and ten notices of a step.
     """
     lines = [_line("error", str(one.path), "unreadable", str(one.error)) for one in unreadable]
     ranked = [(rank, line) for model in models for rank, line in _findings(model)]
     lines += [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
+    if len(models) + len(unreadable) > 1:
+        level = "error" if unreadable else "notice"
+        lines.append(f"::{level} title=bnfold::{how_many_read(models, unreadable)}")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -22,6 +22,9 @@ from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis, histogram
 from bnfold.reports.sparkline import Sparkline
 
+if TYPE_CHECKING:
+    from bnfold.gate import Unreadable
+
 _HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
 _NAME_COLUMNS = (0, 5)
 _SPREAD = 4
@@ -38,12 +41,20 @@ CONTAINERS = {
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
 
 
-def inspections(models: Sequence[Inspection], width: int) -> RenderableType:
-    """The reports on some models, and if they are several what it comes to."""
-    if len(models) == 1:
+def inspections(
+    models: Sequence[Inspection], width: int, unreadable: Sequence["Unreadable"] = ()
+) -> RenderableType:
+    """The reports on some models, what could not be read, and what it comes to."""
+    if len(models) == 1 and not unreadable:
         return inspection(models[0], width)
     parts = [part for model in models for part in (inspection(model, width), Text(""))]
-    return Group(*parts, Text(terminal.totals(models)))
+    unread = [
+        terminal.Hanging(
+            Text("not read ", style="red").append(printable(str(one.error)), "default")
+        )
+        for one in unreadable
+    ]
+    return Group(*parts, *unread, Text(terminal.totals(models, unreadable)))
 
 
 def inspection(model: Inspection, width: int) -> RenderableType:

@@ -39,6 +39,7 @@ def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"]
     return dump(
         {
             "schema_version": SCHEMA_VERSION,
+            "summary": {"found": len(models) + len(unreadable), "read": len(models)},
             "models": [model.to_dict() for model in models],
             "unreadable": [
                 {"path": str(one.path), "message": str(one.error)} for one in unreadable

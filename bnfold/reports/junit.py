@@ -6,28 +6,24 @@ pass with what was found as their output.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from bnfold.audit import Finding, Severity
-from bnfold.gate import fails
+from bnfold.gate import Unreadable, fails, how_many_read
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
-
-if TYPE_CHECKING:
-    from bnfold.gate import Unreadable
 
 _READABLE = "the file can be read"
 
 
 def inspections(
     models: Sequence[Inspection],
-    unreadable: Sequence["Unreadable"] = (),
+    unreadable: Sequence[Unreadable] = (),
     fail_on: Severity | None = Severity.ERROR,
 ) -> str:
     """The report on some models and on what could not be read."""
-    root = ET.Element("testsuites", name="bnfold")
+    root = ET.Element("testsuites", name=f"bnfold: {how_many_read(models, unreadable)}")
     for model in models:
         _count(_suite(root, model, fail_on))
     for one in unreadable:

@@ -28,7 +28,7 @@ _MARKUP = re.compile(
 
 def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
     """The report on some models, and on what could not be read."""
-    blocks = [f"## bnfold: {terminal.totals(models)}"]
+    blocks = [f"## bnfold: {terminal.totals(models, unreadable)}"]
     if unreadable:
         blocks.append("\n".join(f"- **unreadable** {_text(one.error)}" for one in unreadable))
     return "\n\n".join([*blocks, *map(_model, models)]) + "\n"

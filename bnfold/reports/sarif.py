@@ -10,19 +10,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from bnfold import __version__
 from bnfold.audit import RULES, Finding, Rule, Severity
+from bnfold.gate import Unreadable, how_many_read
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.reports import rule_page
 from bnfold.reports.json import dump
-
-if TYPE_CHECKING:
-    from bnfold.gate import Unreadable
 
 _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -32,11 +30,11 @@ _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: 
 _INDICES = {rule.code: index for index, rule in enumerate(RULES)}
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """The report on some models, and on what could not be read; paths are from here."""
     run = {
         "tool": {"driver": _driver()},
-        "invocations": [_invocation(unreadable)],
+        "invocations": [_invocation(models, unreadable)],
         "artifacts": [
             {"location": _location(model.path), "roles": ["analysisTarget"]} for model in models
         ],
@@ -65,9 +63,11 @@ def _rule(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _invocation(unreadable: Sequence["Unreadable"]) -> dict[str, Any]:
+def _invocation(models: Sequence[Inspection], unreadable: Sequence[Unreadable]) -> dict[str, Any]:
     return {
         "executionSuccessful": not unreadable,
+        "exitCodeDescription": how_many_read(models, unreadable),
+        "properties": {"found": len(models) + len(unreadable), "read": len(models)},
         "toolExecutionNotifications": [
             {
                 "level": "error",

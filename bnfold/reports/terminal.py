@@ -17,6 +17,7 @@ from rich.text import Text
 
 from bnfold.audit import Severity
 from bnfold.folding.plan import Blocked, Plan
+from bnfold.gate import Unreadable, how_many_read
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
 
@@ -74,13 +75,17 @@ def foldable(plan: Plan) -> str:
     return f"{layers}: {folds} can be folded, {total - folds} cannot"
 
 
-def totals(models: Sequence["Inspection"]) -> str:
-    """How many findings there are in how many models: `2 errors, 1 warning in 3 models`."""
+def totals(models: Sequence["Inspection"], unreadable: Sequence[Unreadable] = ()) -> str:
+    """How many findings there are in how many models: `2 errors, 1 warning in 3 models`.
+
+    Also how many of those that were found could be read, unless it is the only one.
+    """
     counts = Counter(finding.severity for model in models for finding in model.findings)
     found = [f"{counts[s]} {plural(str(s), counts[s])}" for s in Severity if counts[s]]
     said = f"{', '.join(found) or 'no findings'} in {len(models)} {plural('model', len(models))}"
     aside = set_aside([one for model in models for one in model.suppressed])
-    return f"{said}; {aside}" if aside else said
+    shares = [how_many_read(models, unreadable)] if len(models) + len(unreadable) > 1 else []
+    return "; ".join([said, *([aside] if aside else []), *shares])
 
 
 def set_aside(suppressed: "Iterable[Suppressed]") -> str:

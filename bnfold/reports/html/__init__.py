@@ -6,11 +6,12 @@ made visible, and only as text or as a quoted `title` or `aria-label`; links and
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnfold import __version__
+from bnfold.gate import Unreadable, how_many_read
 from bnfold.inspection import Inspection
 from bnfold.model.graph import show
 from bnfold.model.guard import printable
@@ -18,17 +19,15 @@ from bnfold.reports import inspect_text
 from bnfold.reports.html import page, plots, profile, wires
 from bnfold.reports.terminal import plural
 
-if TYPE_CHECKING:
-    from bnfold.gate import Unreadable
 
-
-def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """The report on some models, and on what could not be read, as an HTML file in UTF-8."""
     pages = [page.model_page(model, number) for number, model in enumerate(models, start=1)]
     template = _environment().get_template("page.html.j2")
     ran = any(model.observed is not None for model in models)
     ran = ran or any(one.may_have_run for one in unreadable)
-    return template.render(pages=pages, unreadable=unreadable, ran=ran)
+    read = how_many_read(models, unreadable)
+    return template.render(pages=pages, unreadable=unreadable, ran=ran, read=read)
 
 
 @cache
