@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from bnfold import __version__, options
 from bnfold.errors import OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
-from bnfold.folding.plan import Plan, plan, unused_patterns
+from bnfold.folding.plan import Plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
+from bnfold.inspection import planned
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
@@ -229,7 +230,7 @@ def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
     # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(model.sha256)
-        decided = plan(model.graph, keep)
+        decided = planned(model, keep)
     return decided, digest.result()
 
 

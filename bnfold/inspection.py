@@ -1,7 +1,7 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,9 @@ from bnfold.audit.averages import averages
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan, plan
-from bnfold.model import hdf5
-from bnfold.model.archive import KerasArchive
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container import Kind, ModelFile, open_model
-from bnfold.model.graph import Graph, finite_number, show, walk_all
+from bnfold.model.graph import Graph, finite_number, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.loose import loose_batchnorms
 from bnfold.model.outline import Step, outline
@@ -34,7 +32,10 @@ SCHEMA_VERSION = 1
 _SUBCLASSED = (
     "the model is subclassed: its file holds weights but no graph, so nothing can be folded"
 )
-_CUSTOM = "it is, or is inside, a layer that is not Keras' own, whose code the file does not hold"
+_CUSTOM = (
+    "it is, or is inside, a custom layer or wrapper, and the file does not tell what that does"
+)
+_UNTOLD = "which layer of the graph it is cannot be told"
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,7 @@ def inspect_file(
     """
     with open_model(path) as model:
         subclassed = model.graph.kind == "subclassed"
-        planned = plan(model.graph)
-        decided = replace(planned, decisions=(*planned.decisions, *loose(model)))
+        decided = planned(model)
         observed = None if run is None else _observe(model.path, run)
         optimizer = model.optimizers.get(())
         found = audit(
@@ -182,23 +182,20 @@ def _read(decided: Plan) -> Plan:
     return decided
 
 
-def loose(model: ModelFile) -> list[Blocked]:
+def planned(model: ModelFile, keep: Sequence[str] = ()) -> Plan:
+    """The plan for a file, with the layers that are not in its graph as far as they show."""
+    decided = plan(model.graph, keep)
+    return replace(decided, decisions=(*decided.decisions, *_loose(model)))
+
+
+def _loose(model: ModelFile) -> Iterator[Blocked]:
     """The layers in subclassed models and custom layers, as far as their variables show them."""
-    if not isinstance(model.format, KerasArchive):
-        return []
-    root = model.format.weights_root
-    if model.graph.kind == "subclassed":
-        return [Blocked(found, None, _SUBCLASSED) for found in loose_batchnorms(root)]
-    blocked = []
-    for path, layer in walk_all(model.graph):
-        group = (
-            hdf5.group_at(root, layer.location) if layer.location and not layer.builtin else None
-        )
-        if group is not None and layer.graph is None:
-            frozen = layer.config.get("trainable", True) is False
-            inside = loose_batchnorms(group, path, frozen=frozen)
-            blocked += [Blocked(found, path, _CUSTOM) for found in inside]
-    return blocked
+    subclassed = model.graph.kind == "subclassed"
+    for found, path in loose_batchnorms(model):
+        if path is not None:
+            yield Blocked(found, path, _CUSTOM)
+        else:
+            yield Blocked(found, None, _SUBCLASSED if subclassed else _UNTOLD)
 
 
 def describe(decision: Fold | Blocked, observed: Observed | None = None) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from bnfold import __version__, options
 from bnfold.conversion import refuse_inside
 from bnfold.errors import BnfoldError
 from bnfold.estimation import Change, Estimation, Kept
-from bnfold.folding.plan import Blocked, Fold, plan
+from bnfold.folding.plan import Blocked, Fold
 from bnfold.folding.scope import matches
-from bnfold.inspection import loose
+from bnfold.inspection import planned
 from bnfold.model.container import Kind, open_model
 from bnfold.model.graph import Json, finite_number, show
 from bnfold.model.graph import Path as LayerPath
@@ -146,7 +146,7 @@ def recalibrate_file(
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)
-        decisions = [*plan(model.graph).decisions, *loose(model)]
+        decisions = list(planned(model).decisions)
         _refuse_unused(layers, decisions)
         running = start(model.path, run)
         job = Estimation(running, decisions, run.progress)

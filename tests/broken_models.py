@@ -4,6 +4,7 @@ Where a defect is rare in training it is written into the weights of a trained m
 Rules that only state a fact (shared, frozen, a superfluous bias) have models that show it, too.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -224,6 +225,38 @@ def synchronized() -> Trained:
 def synchronized_everywhere() -> Trained:
     """The same in all layers of a convolutional network."""
     return fit(nets.cnn(norms(synchronized=True)), digits())
+
+
+# What the file does not tell
+
+
+@broken("BN011 warning batch_normalization")
+def subclassed() -> Trained:
+    """A class of its own, whose file holds weights and no graph."""
+    return fit(Classifier(), flat_digits())
+
+
+class Classifier(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = layers.Dense(48)
+        self.norm = layers.BatchNormalization()
+        self.logits = layers.Dense(10)
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        return self.logits(keras.ops.relu(self.norm(self.hidden(inputs), training=training)))
+
+
+@keras.saving.register_keras_serializable("broken")
+class OwnNorm(layers.BatchNormalization):
+    """A BatchNormalization of another name."""
+
+
+@broken("BN011 warning norm_*")
+def own_class_of_norm() -> Trained:
+    """The norms are of a class that somebody derived from Keras' own."""
+    numbers = itertools.count(1)
+    return fit(nets.mlp(lambda: OwnNorm(name=f"norm_{next(numbers)}")), flat_digits())
 
 
 # Statistics

@@ -639,20 +639,3 @@ def decoder() -> Trained:
 def no_norm() -> Trained:
     """No BatchNormalization at all."""
     return fit(chain((64,), layers.Dense(48, activation="relu"), layers.Dense(10)), flat_digits())
-
-
-@healthy()
-def subclassed() -> Trained:
-    """A class of its own, whose file holds weights and no graph."""
-    return fit(Classifier(), flat_digits())
-
-
-class Classifier(keras.Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = layers.Dense(48)
-        self.norm = layers.BatchNormalization()
-        self.logits = layers.Dense(10)
-
-    def call(self, inputs: Any, training: Any = None) -> Any:
-        return self.logits(keras.ops.relu(self.norm(self.hidden(inputs), training=training)))

@@ -788,7 +788,7 @@ def test_a_norm_inside_a_custom_layer_is_judged_by_its_numbers(tmp_path: Path) -
     model.get_layer("block").norm.moving_variance.assign([1.0, -1.0, 1.0, 1.0, 1.0, 1.0])
     inspected = saved(model, tmp_path)
     (found,) = codes(inspected).values()
-    assert found == ["BN105", "BN303"]
+    assert found == ["BN011", "BN105", "BN303"]
     assert finding(inspected, "BN105").severity == "warning"  # epsilon is not known
 
 
@@ -797,14 +797,17 @@ class Norm(layers.BatchNormalization):  # type: ignore[misc]
     """A norm of another name."""
 
 
-@pytest.mark.parametrize(("custom", "code"), [(Norm, "BN008"), (Block, "BN101")])
+@pytest.mark.parametrize(("custom", "severity"), [(Norm, "warning"), (Block, "error")])
 def test_a_custom_layer_is_frozen_but_not_what_is_inside(
-    custom: Any, code: str, tmp_path: Path
+    custom: Any, severity: str, tmp_path: Path
 ) -> None:
     layer = custom(name="bn", trainable=False)
     model = keras.Sequential([keras.Input((6,)), layers.Dense(6), layer])
-    assert list(codes(saved(model, tmp_path)).values()) == [[code, "BN303"]]
-    assert getattr(layer, "norm", layer).trainable == (code == "BN101")
+    inspected = saved(model, tmp_path)
+    (found,) = codes(inspected).values()
+    assert found == [*(["BN008"] if custom is Norm else []), "BN011", "BN101", "BN303"]
+    assert finding(inspected, "BN101").severity == severity
+    assert getattr(layer, "norm", layer).trainable == (custom is Block)
 
 
 # --- healthy models ------------------------------------------------------------------------------

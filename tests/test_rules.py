@@ -105,11 +105,11 @@ def test_rules_as_json_follow_their_schema() -> None:
     found = json.loads(bnfold("rules", "--format", "json").stdout, parse_constant=pytest.fail)
     jsonschema.validate(found, schema("rules"))
     assert [row["code"] for row in found["rules"]] == [rule.code for rule in RULES]
-    assert found["rules"][12] == {
+    assert found["rules"][13] == {
         "code": "BN103",
         "name": "statistics-not-converged",
         "severities": ["error", "warning"],
-        "summary": RULES[12].summary,
+        "summary": RULES[13].summary,
     }
 
 

@@ -269,8 +269,8 @@ def frozen(subject: Subject) -> Verdict | None:
     Why it matters:
         Since TensorFlow 2 a frozen BatchNormalization uses its moving statistics in training as
         well and never updates them. That is what one wants of a pretrained backbone. It also
-        means that the statistics are those of the data it was trained on before. BN101 and
-        BN103 say nothing of a frozen layer.
+        means that the statistics are those of the data it was trained on before. BN101 only
+        warns of a frozen layer, and BN103 says nothing of it.
 
     Formula:
             info if trainable is false
@@ -337,4 +337,64 @@ def backend_bound(subject: Subject) -> Verdict | None:
         Severity.INFO,
         "synchronized is true: the layer cannot be built on another backend than TensorFlow",
         "set synchronized=False for inference, where it changes nothing",
+    )
+
+
+def not_audited(subject: Subject) -> Verdict | None:
+    """It is a BatchNormalization, but its settings or its statistics could not be read.
+
+    What it finds:
+        A layer that is a BatchNormalization by its class, its name or its variables, of which
+        the file does not tell the settings or the statistics: a custom class, a layer inside
+        one, or inside a wrapper such as those of quantization-aware training and pruning; a
+        layer without variables in the file, or with others than it has; a layer of a nested
+        model in a legacy file whose variables cannot be told from those beside it.
+
+    Why it matters:
+        No finding then says nothing: rules that need what could not be read were not asked.
+        Where the statistics can be read and the settings cannot, rules on the statistics
+        speak. Such a layer is never folded.
+
+    Formula:
+            warning if the settings or the statistics could not be read
+
+    Example:
+            import keras
+
+            @keras.saving.register_keras_serializable("mine")
+            class BatchNorm(keras.layers.BatchNormalization):
+                pass
+
+            norm = BatchNorm(name="norm")
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
+
+        > warning: not audited: its settings could not be read: it is, or is inside, a custom
+        > layer or wrapper, and the file does not tell what that does
+
+    What to do:
+        Put Keras' own BatchNormalization in the place of the custom one, or take the wrapper
+        away (`strip_pruning`; quantize the folded model), hand over the weights, and save the
+        model again. Otherwise look at the layer's statistics yourself. If the layer is known
+        to be good, suppress the finding with that reason.
+
+    References:
+        - TensorFlow Model Optimization, wrappers around BatchNormalization:
+          <https://www.tensorflow.org/model_optimization/guide/quantization/training>
+        - matterport/Mask_RCNN, a class of its own: <https://github.com/matterport/Mask_RCNN>
+    """
+    batchnorm = subject.batchnorm
+    problem, odd = batchnorm.problem, batchnorm.unreadable
+    said = [f"its statistics could not be read: {problem}"] if problem is not None else []
+    if not batchnorm.is_configured:
+        reason = getattr(subject.decision, "reason", "the file does not tell them")
+        said.append(f"its settings could not be read: {reason}")
+    elif odd:
+        said.append(f"{' and '.join(odd)} in its config could not be read")
+    if not said:
+        return None
+    return Verdict(
+        Severity.WARNING,
+        f"not audited: {'; '.join(said)}",
+        "put Keras' own BatchNormalization in its place, without a wrapper, and save the model "
+        "again, or look at its statistics yourself",
     )

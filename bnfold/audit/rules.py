@@ -27,7 +27,7 @@ from bnfold.audit.flow import Memo
 from bnfold.audit.neighbours import Place
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.thresholds import Thresholds
-from bnfold.audit.updates import updates
+from bnfold.audit.updates import untrained_backbones, updates
 from bnfold.errors import SettingsError
 from bnfold.folding.plan import Plan
 from bnfold.folding.scope import Scope
@@ -117,7 +117,10 @@ RULES: tuple[Rule, ...] = (
     Rule("BN008", "frozen", (_INFO,), configuration.frozen, _SETTINGS),
     Rule("BN009", "shared", (_INFO,), usage.shared, _SETTINGS),
     Rule("BN010", "backend-bound", (_INFO,), configuration.backend_bound, _SETTINGS),
-    Rule("BN101", "statistics-never-updated", (_ERROR,), statistics.statistics_never_updated),
+    Rule("BN011", "not-audited", (_WARNING,), configuration.not_audited, _SETTINGS),
+    Rule(
+        "BN101", "statistics-never-updated", (_ERROR, _WARNING), statistics.statistics_never_updated
+    ),
     Rule("BN102", "variance-never-updated", (_ERROR,), statistics.variance_never_updated),
     Rule(
         "BN103", "statistics-not-converged", (_ERROR, _WARNING), statistics.statistics_not_converged
@@ -231,6 +234,7 @@ def _subjects(
     done = Recalibration() if recalibration is None else recalibration
     estimated = {one.path for one in layers if done.samples_of(one.path) is not None}
     known = updates(placed, steps, stride, estimated)
+    untrained = untrained_backbones(layers)
     return [
         Subject(
             batchnorm=decision.batchnorm,
@@ -240,6 +244,7 @@ def _subjects(
             target_dtype=target_dtype,
             place=places.get(decision.batchnorm.path),
             updates=known.get(decision.batchnorm.path),
+            in_untrained_backbone=decision.batchnorm.path[:-1] in untrained,
             recalibration=recalibration,
         )
         for decision in plan.decisions

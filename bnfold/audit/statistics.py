@@ -7,7 +7,7 @@ import numpy as np
 from bnfold.audit.averages import Standing, follows_training
 from bnfold.audit.finding import Channels, Severity
 from bnfold.audit.subject import Subject, Verdict
-from bnfold.audit.updates import rounding
+from bnfold.audit.updates import is_initial, rounding
 from bnfold.folding.limits import largest_of
 from bnfold.model.optimizer import Averaging
 
@@ -17,16 +17,20 @@ def statistics_never_updated(subject: Subject) -> Verdict | None:
 
     What it finds:
         A layer that is not frozen, whose moving mean is 0 and whose moving variance is 1 in
-        every channel, exactly.
+        every channel, exactly. It is a warning on frozen layers, where it holds for all frozen
+        layers of the model (or nested model) that they stand in, and those are several, or all
+        that it has: such is a backbone without its weights. What follows a single frozen layer
+        has learnt to make do with it.
 
     Why it matters:
         These are the values that the layer is created with. No data have those statistics
         exactly, so nothing was ever learnt: in training the layer normalized with each batch's
         own statistics, at inference it does not normalize at all, and accuracy collapses. A
-        model that was never trained looks the same.
+        model that was never trained looks the same. So does a frozen backbone into which no
+        pretrained weights were loaded.
 
     Formula:
-            error if all mu = 0 and all v = 1
+            error if all mu = 0 and all v = 1, warning in a frozen backbone
 
     Example:
             import keras
@@ -39,13 +43,23 @@ def statistics_never_updated(subject: Subject) -> Verdict | None:
     What to do:
         In a loop of your own, call the model with `training=True`. In TensorFlow 1 run the
         update operations too. If the layer never saw training mode, estimate the statistics
-        from the training data with `bnfold recalibrate`; the other weights may be good.
+        from the training data with `bnfold recalibrate`; the other weights may be good. If it
+        is frozen, look whether the backbone got its pretrained weights.
 
     References:
         - tensorflow/tensorflow 16102: <https://github.com/tensorflow/tensorflow/issues/16102>
     """
-    if subject.is_frozen or np.any(subject.mean != 0) or np.any(subject.variance != 1):
+    if not is_initial(subject.batchnorm):
         return None
+    if subject.is_frozen and not subject.in_untrained_backbone:
+        return None
+    if subject.is_frozen:
+        return Verdict(
+            Severity.WARNING,
+            "frozen, with a moving_mean of all 0 and a moving_variance of all 1, as they were "
+            "created",
+            "load the weights that the backbone was to be frozen with, or train it before",
+        )
     return Verdict(
         Severity.ERROR,
         "moving_mean is all 0 and moving_variance all 1, as they were created",

@@ -39,6 +39,8 @@ class Subject:
         updates: how often training updated its statistics, at most; None where that is not known.
         averages: the averages that the optimizer keeps of the weights, and whether they are in the
             file in place of these; None where it keeps none.
+        in_untrained_backbone: whether it is frozen, and it and all frozen layers beside it have the
+            statistics that they were created with, which are several, or all layers beside it.
         observed: what went into it while the model ran over data; None where it did not.
         recalibration: what `recalibrate` did to the file; None where it did nothing.
     """
@@ -51,6 +53,7 @@ class Subject:
     place: Place | None = None
     updates: int | None = None
     averages: Averages | None = None
+    in_untrained_backbone: bool = False
     observed: Observed | None = None
     recalibration: Recalibration | None = None
 

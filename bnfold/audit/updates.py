@@ -10,7 +10,7 @@ were created, they cannot be farther than n such steps. Frozen layers do not tel
 may have been trained from the start on top of them.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -49,6 +49,31 @@ def updates(
         ):
             return {}
     return known
+
+
+def is_initial(batchnorm: BatchNorm) -> bool:
+    """Whether its moving statistics are 0 and 1, exactly as they are created."""
+    vectors = batchnorm.vectors
+    if vectors is None:
+        return False
+    return not np.any(vectors["moving_mean"]) and bool(np.all(vectors["moving_variance"] == 1))
+
+
+def untrained_backbones(layers: Sequence[BatchNorm]) -> set[Path]:
+    """The models, by their paths, whose frozen layers all have the statistics of their creation.
+
+    A model with one such layer beside others that train is none: those have learnt to live with it.
+    """
+    beside: dict[Path, list[BatchNorm]] = {}
+    for batchnorm in layers:
+        beside.setdefault(batchnorm.path[:-1], []).append(batchnorm)
+    found = set()
+    for path, every in beside.items():
+        frozen = [one for one in every if not one.trainable]
+        enough = len(frozen) > 1 or len(frozen) == len(every)
+        if enough and all(map(is_initial, frozen)):
+            found.add(path)
+    return found
 
 
 _LONGER = 3.0  # times the stride, for the learning rate may have been larger before
