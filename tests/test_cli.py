@@ -507,3 +507,23 @@ def test_verify_refuses_another_model(fixture_model: Unpack) -> None:
     result = bnfold("verify", fixture_model(DIGITS), fixture_model("digits_cnn_keras36.keras"))
     assert result.exit_code == 1
     assert "do not compute the same" in result.stdout
+
+
+SETTLED = """
+import gc, sys, types
+from bnfold.cli import garbage
+sys.modules["tensorflow"] = types.ModuleType("tensorflow")
+thresholds = gc.get_threshold()
+garbage.settle()
+print(gc.get_freeze_count(), gc.get_threshold() == thresholds)
+garbage.own()
+garbage.settle()
+print(gc.get_freeze_count() > 1000)
+"""
+
+
+def test_only_the_command_line_sets_aside_what_tensorflow_makes() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", SETTLED], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["0", "True", "True"]

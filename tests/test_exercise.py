@@ -130,6 +130,7 @@ BREAKPOINTS = {
     "Activation": (layers.Activation("hard_swish"), [-3, 3]),
     "relu6": (ops.relu6, [0, 6]),
     "clip": (lambda x: ops.clip(x, -2, 5), [-2, 5]),
+    "clip on one side": (lambda x: ops.clip(x, -2, np.inf), [-2]),
     "maximum": (lambda x: ops.maximum(x, 0.5), [0.5]),
     "minimum": (lambda x: ops.minimum(2.0, x), [2]),
     "hard_shrink": (lambda x: ops.hard_shrink(x, 0.7), [-0.7, 0.7]),

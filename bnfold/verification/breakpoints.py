@@ -98,7 +98,8 @@ class Watched:
 
 def watched(call: FlatCall) -> Watched | None:
     """What to watch of a call; None where it has no breakpoints that are known."""
-    own = tuple(Breakpoint(np.asarray(at, np.float64)) for at in _of_inputs(call))
+    numbers = (np.asarray(at, np.float64) for at in _of_inputs(call))
+    own = tuple(Breakpoint(at) for at in numbers if np.all(np.isfinite(at)))  # a clip at infinity
     if own and call.inputs:
         return Watched(call, own, call.inputs[0])
     fused = tuple(_of_outputs(call))
