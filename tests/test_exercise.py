@@ -15,6 +15,7 @@ from bnfold.verification.breakpoints import watched
 from bnfold.verification.compare import Rule as ToleranceRule
 from bnfold.verification.compare import Truth, Yardstick, compare, errors, heard_by_any, keys
 from bnfold.verification.samples import PLAIN, InputSpec, Range, enlarged, generate
+from bnfold.verification.sites import channel_axes
 from bnfold.verification.unchanged import unchanged
 from bnfold.verification.unrolled import unroll
 
@@ -254,6 +255,17 @@ def test_channels_are_counted_along_the_axes_that_are_named():
     for axes in ([(2,)], [(2, 1)]):
         truth, error = Truth(value, axes), errors(value, off, axes=axes)
         assert not compare(Yardstick(truth), None, error, ToleranceRule()).passed
+
+
+def test_layers_without_weights_leave_the_channels_where_they_are():
+    one, two = keras.Input((3, 4, 5)), keras.Input((3, 4, 5))
+    x = layers.BatchNormalization(axis=2)(one)
+    x = layers.Concatenate(axis=1)([layers.ReLU()(x), two])
+    y = layers.Permute((3, 1, 2))(layers.BatchNormalization()(two))
+    z = layers.Conv2D(2, 1)(x)
+    flat = unroll(keras.Model([one, two], [x, y, z]))
+    axes = [channel_axes(flat, output) for output in flat.outputs]
+    assert axes == [((1,), (2,)), ((1,), (2,), (3,)), ()]
 
 
 def turned(*, has_norm, scale, wrapped):

@@ -258,18 +258,21 @@ def channel_axes(graph: Unrolled, tensor: Any) -> tuple[tuple[int, ...], ...]:
 
     Those of a BatchNormalization are its own, several of them together. Layers without weights
     leave them where they are, unless they rearrange or reshape what they read: then any axis may
-    have them.
+    have them. One that joins along an axis has them there.
     """
-    shape = tuple(tensor.shape)
+    rank, joined = len(tensor.shape), set[int]()
     while tensor is not None and (maker := graph.makers.get(id(tensor))) is not None:
         if is_batchnorm(maker):
-            return (_own_axes(maker),)
+            return (*((axis,) for axis in sorted(joined)), _own_axes(maker))
         if maker.inner_class_name.startswith(_REARRANGING):
-            return tuple((axis,) for axis in range(1, len(shape)))
+            return tuple((axis,) for axis in range(1, rank))
         if maker.may_absorb:
             break
-        tensor = next((one for one in maker.inputs if tuple(one.shape) == shape), None)
-    return ()
+        axis = getattr(maker.layer, "axis", None)
+        if isinstance(axis, int) and -rank <= axis < rank:
+            joined.add(axis)
+        tensor = next((one for one in maker.inputs if len(one.shape) == rank), None)
+    return tuple((axis,) for axis in sorted(joined))
 
 
 _REARRANGING = ("Permute", "Transpose", "Moveaxis", "Swapaxes", "Reshape", "Einsum", "TFOpLambda")
