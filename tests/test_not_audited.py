@@ -41,6 +41,19 @@ class Block(old.Layer):  # type: ignore[misc]
         return self.second(self.first(inputs))
 
 
+class Twins(old.Layer):  # type: ignore[misc]
+    """Has the variables of two in one scope, where the second ones get a number."""
+
+    def build(self, shape: Any) -> None:
+        for number in ("", "_1"):
+            for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+                trainable = not name.startswith("moving")
+                self.add_weight(f"{name}{number}", shape=shape[-1:], trainable=trainable)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
 class Quantized(old.Wrapper):  # type: ignore[misc]
     """As the wrappers of quantization-aware training and pruning: its own variables, too."""
 
@@ -104,6 +117,7 @@ HIDDEN: dict[str, tuple[Callable[[], list[Any]], set[str]]] = {
         {"own"},
     ),
     "inside a custom layer": (lambda: [Block(name="block")], {"block/first", "block/second"}),
+    "two in one scope": (lambda: [Twins(name="twins")], {"twins", "twins/twins_1"}),
     "inside a custom wrapper": (
         lambda: [
             Quantized(old.Dense(4, name="dense"), name="quant_dense"),

@@ -99,17 +99,18 @@ def _frozen(batchnorm: BatchNorm) -> BatchNorm:
 
 def _among(weights: tuple[Weight, ...], path: Path) -> Iterator[BatchNorm]:
     """Those among the variables of one layer in a legacy file, by the variables' names."""
-    found: dict[str, dict[str, Weight]] = {}
+    found: dict[tuple[str, str], dict[str, Weight]] = {}
     for weight in weights:
-        found.setdefault(weight.name.rpartition("/")[0], {})[slot_name(weight)] = weight
-    normalizing = {
-        scope: variables
-        for scope, variables in found.items()
-        if {"moving_mean", "moving_variance"} <= variables.keys()
-    }
-    for scope, variables in normalizing.items():
+        scope, _, last = weight.name.rpartition("/")
+        slot = slot_name(weight)
+        # Of several in one scope the second is numbered: gamma_1 goes with moving_mean_1.
+        number = last.removeprefix(slot).partition(":")[0]
+        found.setdefault((scope, number), {})[slot] = weight
+    for (scope, number), variables in found.items():
+        if not {"moving_mean", "moving_variance"} <= variables.keys():
+            continue
         names = [name for name in VECTORS if name in variables]
-        own = (*path, *_inside(scope, path))
+        own = (*path, *_inside(f"{scope}{number}", path))
         config = {"scale": "gamma" in names, "center": "beta" in names}
         yield BatchNorm(own, _layer(own, tuple(variables[name] for name in names), **config))
 
