@@ -3,16 +3,21 @@
 What a page of a rule tells to do in Python is run as it stands there.
 """
 
+import importlib
 import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from support import difference, fold_file, functional, keras, load, outputs, randomize, samples
 
 from bnfold.audit import RULES
+from bnfold.cli import main
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.reports.rule_page import sections
 
@@ -152,3 +157,79 @@ def test_a_frozen_layer_that_makes_others_train(tmp_path: Path) -> None:
     anew = build()
     anew.set_weights(trained.get_weights())
     assert not inspected(anew, tmp_path / "a.keras").plan.blocked
+
+
+# --- a model of one's own class ------------------------------------------------------------------
+
+OWN_CLASS = """
+import keras
+
+@keras.saving.register_keras_serializable("remedies")
+class OwnSteps(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Functional model of a class in a module that is not imported, and its file."""
+    (tmp_path / "own_steps.py").write_text(OWN_CLASS)
+    namespace: dict[str, Any] = {}
+    exec(OWN_CLASS, namespace)
+    inputs = keras.Input((5,))
+    made = layers.Dense(2)(layers.ReLU()(norm()(layers.Dense(4)(inputs))))
+    randomize(namespace["OwnSteps"](inputs, made)).save(tmp_path / "own.keras")
+    keras.saving.get_custom_objects().pop("remedies>OwnSteps")
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(40, 5)).astype("float32"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "own.keras"
+    keras.saving.get_custom_objects().pop("remedies>OwnSteps", None)
+    sys.modules.pop("own_steps", None)
+
+
+def bnfold(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "verify": ("verify", "own.keras", "own.keras"),
+    "fold": ("fold", "own.keras", "folded.keras"),
+    "export": ("export", "own.keras", "own.onnx"),
+    "recalibrate": ("recalibrate", "own.keras", "better.keras", "--data", "data.npy"),
+    "inspect --data": ("inspect", "own.keras", "--data", "data.npy", "--fail-on", "never"),
+}
+PLAIN = "save keras.Model(model.inputs, model.outputs) in its place"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_of_an_own_class_is_imported(command: str, own: Path) -> None:
+    refused = bnfold(*COMMANDS[command])
+    assert PLAIN in " ".join(refused.output.split())
+    if command != "fold":  # which runs nothing where it folds nothing
+        assert refused.exit_code == 2
+        assert "the model needs 'remedies>OwnSteps'" in refused.output
+        assert "--import MODULE" in refused.output
+    else:
+        Path("folded.keras").unlink()
+    done = bnfold(*COMMANDS[command], "--import", "own_steps")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_model_of_an_own_class_is_saved_as_a_plain_one(own: Path) -> None:
+    found = inspect_file(own)
+    assert remedy(found, "BN303").startswith(PLAIN)
+    assert not found.plan.folds
+    kept = bnfold("fold", "own.keras", "kept.keras", "--no-verify")
+    assert "not Keras' own" in kept.output
+    assert PLAIN in " ".join(kept.output.split())
+    own_steps = importlib.import_module("own_steps")
+    model = keras.models.load_model(own, custom_objects={"OwnSteps": own_steps.OwnSteps})
+    keras.Model(model.inputs, model.outputs).save("plain.keras")
+    x = samples(model)
+    assert difference(outputs(model, x), outputs(load(Path("plain.keras")), x)) == 0
+    plan = fold_file(Path("plain.keras"), Path("folded.keras"))
+    assert plan.folds
+    assert not plan.blocked
+    assert difference(outputs(model, x), outputs(load(Path("folded.keras")), x)) < 1e-5

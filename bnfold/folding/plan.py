@@ -36,6 +36,7 @@ from bnfold.folding.scope import (
 from bnfold.folding.training import BY_DEFAULT, first_changed_mode, is_set
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
+from bnfold.model.config import PLAIN_MODEL
 from bnfold.model.graph import Graph, Layer, Path, Ref, show
 from bnfold.model.order import keras_order
 
@@ -275,7 +276,10 @@ def _problems(one: _Candidate) -> Iterator[Refusal]:
     if around.keeps(batchnorm.path):
         yield Refusal("it is kept on request")
     if not one.scope.graph.builtin:
-        yield Refusal("the model's class is not Keras' own, and its code may use the layer freely")
+        yield Refusal(
+            "the model's class is not Keras' own, and its code may use the layer freely",
+            remedy=PLAIN_MODEL if one.scope.parent is None else "",
+        )
     if around.obstacle is not None:
         yield Refusal(around.obstacle)
     if around.repeats(layer):

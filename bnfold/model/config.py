@@ -20,6 +20,12 @@ _KERAS_MODULES = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.ke
 _WRAPPERS = {"TimeDistributed"}
 MAX_NESTING = 32
 
+PLAIN_MODEL = (
+    "save keras.Model(model.inputs, model.outputs) in its place, unless its class overrides `call` "
+    "(a train_step of its own does no harm)"
+)
+"""What makes a plain model of one whose class is somebody's own, but whose file has a graph."""
+
 
 def parse_model(root: Any) -> Graph:
     """The graph of a whole model from the JSON of its config.

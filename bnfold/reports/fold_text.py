@@ -58,8 +58,10 @@ def decisions(
     ]
     reasons = terminal.reasons(plan)
     parts += [terminal.indented(f"kept {reason}", "dim") for reason, _ in reasons]
-    if any(remedy for _, remedy in reasons):
-        parts.append(terminal.indented(_HINT, "dim"))
+    remedies = {remedy for _, remedy in reasons}
+    if remedies != {""} and remedies:
+        only = remedies.pop() if len(remedies) == 1 else None
+        parts.append(terminal.indented(_HINT if only is None else f"to do: {only}", "dim"))
     if replaced:
         names = terminal.names([show(path) for path in replaced])
         parts.append(terminal.indented(f"now depthwise convolutions: {names}", "dim"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import UnsafeModelError
+from bnfold.model.config import PLAIN_MODEL
 from bnfold.model.container import Kind, open_model
 from bnfold.verification.keras_names import CLASSES, FUNCTIONS, OPERATIONS
 
@@ -127,11 +128,19 @@ def custom_entries(facts: FileFacts) -> list[Custom]:
 def refuse_unregistered(facts: FileFacts, unregistered: Sequence[Custom]) -> None:
     """Raise UnsafeModelError for the first class that no imported package has registered."""
     for custom in unregistered:
-        who = f"layer {_shown(custom.layer)}" if custom.layer else "the model"
+        is_model = custom.name == _sought(facts.config)
+        who = f"layer {_shown(custom.layer)}" if custom.layer and not is_model else "the model"
+        plain = f", or {PLAIN_MODEL}" if is_model and _has_graph(facts.config) else ""
         raise UnsafeModelError(
             f"{facts.path}: {who} needs {_shown(custom.name)}, which is not part of Keras: name the"
-            " module that registers it with --import MODULE"
+            f" module that registers it with --import MODULE{plain}"
         )
+
+
+def _has_graph(entry: dict[str, Any]) -> bool:
+    """Whether a model of somebody's own class is written as a graph of layers."""
+    config = entry.get("config")
+    return isinstance(config, dict) and isinstance(config.get("layers"), list)
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
