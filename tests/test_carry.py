@@ -998,7 +998,48 @@ ADVICE: dict[str, tuple[Build, Build, str]] = {
         lambda: chain((4, 4), L.Dense(4), BN(), L.Softmax()),
         "normalize the channel axis of Dense 'dense'",
     ),
+    "output": (
+        lambda: beside_an_output(L.Dense(4), is_output=True),
+        lambda: beside_an_output(L.Dense(4), is_output=False),
+        "leave what Dense 'dense' makes out of the outputs",
+    ),
+    "unknown rank": (
+        lambda: keras.Sequential(
+            [keras.Input((5, 3)), Opaque(), L.Dense(4), BN(axis=2), L.Softmax()]
+        ),
+        lambda: keras.Sequential(
+            [keras.Input((5, 3)), Opaque(), L.Dense(4), BN(axis=-1), L.Softmax()]
+        ),
+        "count its axis from the end",
+    ),
+    "training mode": (
+        lambda: dropping(training=True),
+        lambda: dropping(),
+        "call Dropout 'dropout' without training=True",
+    ),
 }
+
+
+@keras.saving.register_keras_serializable("carry")
+class Opaque(L.Layer):  # type: ignore[misc]
+    """A layer behind which no shape is known, where the file notes none."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+def beside_an_output(first: Any, *, is_output: bool, reads: int = 0) -> Any:
+    """A layer before a BatchNormalization, whose output may be one of the model, or be read."""
+    inputs = keras.Input((5,))
+    made = first(inputs)
+    outs = [L.Softmax()(BN()(made)), *(L.Softmax()(made) for _ in range(reads))]
+    return keras.Model(inputs, [*outs, made] if is_output else outs)
+
+
+def dropping(**arguments: Any) -> Any:
+    inputs = keras.Input((5,))
+    dropped = L.Dropout(0.5)(L.Dense(4)(inputs), **arguments)
+    return keras.Model(inputs, L.Softmax()(BN(trainable=False)(dropped)))
 
 
 @pytest.mark.parametrize("name", ADVICE)
@@ -1019,6 +1060,18 @@ NO_ADVICE: dict[str, Build] = {
     ),
     # On the other side of the convolution it would stand behind an activation.
     "padding": lambda: chain((8, 3), BN(), L.Conv1D(4, 3, padding="same", activation="relu")),
+    # Counted from the end, its axis would still be that of a layer that takes nothing in.
+    "unknown rank": lambda: keras.Sequential(
+        [keras.Input((5, 3)), Opaque(), BN(axis=2), L.Softmax()]
+    ),
+    "unknown rank, activation": lambda: keras.Sequential(
+        [keras.Input((5, 3)), Opaque(), L.Dense(4, activation="relu"), BN(axis=2), L.Softmax()]
+    ),
+    # No output any more, but read by another layer, or behind an activation.
+    "output that is read": lambda: beside_an_output(L.Dense(4), is_output=True, reads=1),
+    "output of an activation": lambda: beside_an_output(
+        L.Dense(4, activation="relu"), is_output=True
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array, channel_count
-from bnfold.folding.obstacle import NO_TRAINING, OTHER_SIDE, STATIC, Obstacle
+from bnfold.folding.obstacle import NO_TRAINING, OTHER_SIDE, Obstacle
 from bnfold.folding.site import Site
 from bnfold.model.graph import Layer
 
@@ -95,7 +95,7 @@ def constant_in_space(site: Site, affine: Affine) -> str | None:
     """Wrong if the map differs between places that the layer mixes or moves."""
     shape = site.inputs[0]
     if site.layer.is_operation and shape is None:
-        return Obstacle("reads a tensor of unknown shape", STATIC)
+        return "reads a tensor of unknown shape"
     rank = len(shape or ()) if site.layer.is_operation else rank_of_class(site.layer)
     if affine.varies_on & _space(site, rank):
         return "mixes what is normalized along a spatial axis"

@@ -11,7 +11,7 @@ import numpy as np
 
 from bnfold.folding.affine import Affine, Array
 from bnfold.folding.effect import BiasChange, Effect, Read
-from bnfold.folding.obstacle import AXIS, STATIC, AxisObstacle, Obstacle
+from bnfold.folding.obstacle import AXIS, AxisObstacle
 from bnfold.folding.site import Site
 from bnfold.model.einsum import Equation, parse_equation
 from bnfold.model.graph import Weight
@@ -60,7 +60,7 @@ def in_front(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect |
     # A letter that is summed out and not in the kernel repeats the shift as often as it is long.
     times = _summed_out(equation, shape)
     if times is None:
-        return Obstacle("sums over an axis of unknown size, and the shift is not zero", STATIC)
+        return "sums over an axis of unknown size, and the shift is not zero"
     kept = [letter for letter in equation.output if letter in equation.kernel]
     layout = _bias_layout(site, weights, equation, "".join(kept))
     if isinstance(layout, str):

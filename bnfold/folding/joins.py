@@ -7,7 +7,6 @@ import numpy as np
 
 from bnfold.folding.affine import IDENTITY, NOTHING, Affine, Array, compact
 from bnfold.folding.crossing import Backward, Check, Forward, Maps, Rule, keeps_order, no_shift
-from bnfold.folding.obstacle import STATIC, Obstacle
 from bnfold.folding.site import Site
 
 
@@ -20,7 +19,7 @@ def _join_problem(site: Site, affines: Iterable[Affine]) -> str | None:
     if site.masked:
         return "merges tensors that may be masked"
     if site.output is None or any(shape is None for shape in site.inputs):
-        return Obstacle("joins tensors of unknown shape", STATIC)
+        return "joins tensors of unknown shape"
     rank = len(site.output)
     shapes = [shape for shape in site.inputs if shape is not None]
     if any(len(shape) != rank for shape in shapes):
@@ -134,7 +133,7 @@ def _concatenated_axis(site: Site) -> int | str:
     """The axis along which inputs are put together, counted from the end."""
     shapes = [shape for shape in site.inputs if shape is not None]
     if len(shapes) != len(site.inputs) or len({len(shape) for shape in shapes}) != 1:
-        return Obstacle("joins tensors of unknown shape", STATIC)
+        return "joins tensors of unknown shape"
     axis, rank = site.setting("axis", -1), len(shapes[0])
     if type(axis) is not int or not -rank <= axis < rank or axis % rank == 0:
         return "joins along no axis that is known"
@@ -149,7 +148,7 @@ def _concatenate_backward(site: Site, affine: Affine) -> Sequence[Maps] | str:
         return [(affine,) * _count(site)]
     sizes = _sizes(site, axis)
     if sizes is None:
-        return Obstacle("joins tensors of unknown size", STATIC)
+        return "joins tensors of unknown size"
     ends = np.cumsum([0, *sizes])
     parts = [slice(start, end) for start, end in pairwise(ends)]
     return [tuple(_part(affine, axis, part) for part in parts)]
@@ -178,7 +177,7 @@ def _concatenate_forward(site: Site, affines: Sequence[Affine]) -> Affine | str:
         return affines[0]
     sizes = _sizes(site, axis)
     if sizes is None:
-        return Obstacle("joins tensors of unknown size", STATIC)
+        return "joins tensors of unknown size"
     scale = _row([affine.scale for affine in affines], axis, sizes)
     shift = _row([affine.shift for affine in affines], axis, sizes)
     return Affine(compact(scale), compact(shift))

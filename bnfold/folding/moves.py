@@ -7,7 +7,6 @@ import numpy as np
 
 from bnfold.folding.affine import Affine, Array
 from bnfold.folding.crossing import constant_in_space, keeps_order, rank_of_class, single
-from bnfold.folding.obstacle import STATIC, Obstacle
 from bnfold.folding.site import Site
 from bnfold.model.shapes import Shape
 
@@ -79,12 +78,12 @@ def _before_repeat(site: Site, affine: Affine) -> Affine | str:
 
 def _reshaped(affine: Affine, source: Shape | None, target: Shape | None) -> Affine | str:
     if source is None or target is None:
-        return Obstacle("has an input or output of unknown shape", STATIC)
+        return "has an input or output of unknown shape"
     if affine.varies_on <= _shared_end(source, target):
         return affine
     sizes, wanted = _static(source), _static(target)
     if sizes is None or wanted is None or math.prod(sizes) != math.prod(wanted):
-        return Obstacle("has an input or output of unknown size", STATIC)
+        return "has an input or output of unknown size"
     return affine.each(lambda array: np.broadcast_to(array, sizes).reshape(wanted))
 
 

@@ -3,8 +3,12 @@
 OTHER_SIDE = "put BatchNormalization on the other side of {layer}"
 AXIS = "let it normalize the channel axis of {layer}"
 NO_TRAINING = "call {layer} without training=True"
-STATIC = "give the model's input a static shape"
 NO_OUTPUT = "leave what {layer} makes out of the outputs"
+FROM_THE_END = "count its axis from the end, as in axis=-1"
+NO_SOURCE = (
+    "build the model without training=True, and with training=False in the calls of layers that "
+    "take it by default, such as those of augmentation, and call set_weights"
+)
 
 
 class Obstacle(str):

@@ -30,7 +30,6 @@ from bnfold.folding.crossing import (
     no_shift,
     single,
 )
-from bnfold.folding.obstacle import STATIC, Obstacle
 from bnfold.folding.site import Site
 from bnfold.model.graph import finite_number
 
@@ -189,7 +188,7 @@ def _before_sum(site: Site, affine: Affine) -> Affine | str:
     """A sum of n numbers: s' = s, t' = t / n."""
     count = _terms(site)
     if count is None:
-        return Obstacle("adds up a number of values that is not known", STATIC)
+        return "adds up a number of values that is not known"
     return _before_reduction(site, Affine(affine.scale, affine.shift / count))
 
 
@@ -197,7 +196,7 @@ def _behind_sum(site: Site, affine: Affine) -> Affine | str:
     """A sum of n numbers: s' = s, t' = n t."""
     count = _terms(site)
     if count is None:
-        return Obstacle("adds up a number of values that is not known", STATIC)
+        return "adds up a number of values that is not known"
     return _behind_reduction(site, Affine(affine.scale, count * affine.shift))
 
 

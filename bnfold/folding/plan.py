@@ -26,6 +26,7 @@ from bnfold.folding.apply import without
 from bnfold.folding.effect import Effect
 from bnfold.folding.limits import Extent
 from bnfold.folding.masks import masks_are_named
+from bnfold.folding.obstacle import NO_SOURCE
 from bnfold.folding.scope import (
     Scope,
     Surroundings,
@@ -129,7 +130,7 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     )
     return Plan(
         tuple(
-            Blocked(d.batchnorm, path, reason, named=(path,), remedies=(_NO_SOURCE,))
+            Blocked(d.batchnorm, path, reason, named=(path,), remedies=(NO_SOURCE,))
             if isinstance(d, Fold)
             else d
             for d in decisions
@@ -303,7 +304,7 @@ def _training_problem(one: _Candidate) -> Refusal | None:
         # A frozen layer uses its moving statistics whatever it is told; others may not.
         if called and around.makes_others_train(path):
             return Refusal(
-                "it is called with training=True, which other layers heed", remedy=_NO_SOURCE
+                "it is called with training=True, which other layers heed", remedy=NO_SOURCE
             )
         return None
     if called:
@@ -331,10 +332,6 @@ _SAVED = "'bnfold rule BN007' has the lines"
 _NO_TRAINING = (
     "no new training is needed: freeze the saved model (model.trainable = False), save it again "
     f"({_SAVED}), or build it without training=True and call set_weights"
-)
-_NO_SOURCE = (
-    "build the model without training=True, and with training=False in the calls of layers that "
-    "take it by default, such as those of augmentation, and call set_weights"
 )
 _NO_TRAINING_BY_DEFAULT = (
     "no new training is needed: call the saved model with training=False in a new one, and save "

@@ -11,7 +11,7 @@ Nothing is changed here before a way is known to its ends.
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +22,17 @@ from bnfold.folding.crossing import Rule
 from bnfold.folding.dead import without_dead_channels
 from bnfold.folding.effect import Effect, slots_of, take
 from bnfold.folding.masks import may_be_masked
-from bnfold.folding.obstacle import NO_OUTPUT, AxisObstacle, remedy_of
+from bnfold.folding.obstacle import (
+    FROM_THE_END,
+    NO_OUTPUT,
+    NO_SOURCE,
+    NO_TRAINING,
+    AxisObstacle,
+    remedy_of,
+)
 from bnfold.folding.scope import Position, Scope, Tensor, chain, title
 from bnfold.folding.site import Site
+from bnfold.folding.training import is_set
 from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
@@ -51,6 +59,7 @@ class Refusal:
     remedy: str = ""
     batch_statistics: bool = False
     extents: tuple[limits.Extent, ...] = ()
+    is_about_axis: bool = False
 
 
 class _RefusalError(Exception):
@@ -62,9 +71,13 @@ class _RefusalError(Exception):
         at: Path | None = None,
         remedy: str = "",
         extents: tuple[limits.Extent, ...] = (),
+        *,
+        is_about_axis: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, at, remedy, extents=extents)
+        self.refusal = Refusal(
+            reason, at, remedy, extents=extents, is_about_axis=is_about_axis and bool(remedy)
+        )
 
 
 Edits = list[tuple[Path, Effect]]
@@ -121,7 +134,10 @@ class _Call:
 
     def remedy(self, predicate: str) -> str:
         """What a user could do about it."""
-        return remedy_of(predicate).replace("{layer}", self.title)
+        found = remedy_of(predicate)
+        if found == NO_TRAINING and not is_set(self.call.training):
+            found = NO_SOURCE  # another layer has set the mode
+        return found.replace("{layer}", self.title)
 
 
 class _Wanted(NamedTuple):
@@ -188,12 +204,37 @@ class Walk:
 
         affine = self._maps[batchnorm.path]
         found = attempt(affine)
+        if isinstance(found, Refusal) and found.is_about_axis:
+            advised = self._folds_on_another_axis(scope, layer, batchnorm, direction)
+            return found if advised else replace(found, remedy="")
         if not isinstance(found, Refusal) or not found.extents:
             return found
         # The weights would not fit their dtype: for the sake of channels that do not matter?
         lighter = without_dead_channels(scope, layer, batchnorm, affine)
         again = found if lighter is None else attempt(lighter)
         return found if isinstance(again, Refusal) else again
+
+    def _folds_on_another_axis(
+        self, scope: Scope, layer: Layer, batchnorm: BatchNorm, direction: str
+    ) -> bool:
+        """Whether the layer, trained along some other axis, would fold in this direction."""
+        shape = scope.shapes.of(layer.calls[0].inputs[0])
+        sizes = {-1: batchnorm.channels} if shape is None else dict(enumerate(shape[1:], 1))
+        for axis, size in sizes.items():
+            core = replace(batchnorm.layer, config={**batchnorm.layer.config, "axis": axis})
+            # A wrapper's layer does not count the axes that the wrapper adds.
+            moved = replace(batchnorm, layer=core, wrappers=0)
+            if size is None or axis == batchnorm.axis:
+                continue
+            try:
+                some = _any_map(size)
+                one = _Attempt(self, scope, layer, moved, affine=some, into_batchnorms=False)
+                ways = one.backward() if direction == "backward" else one.forward()
+                if next(ways, None) is not None:
+                    return True
+            except _RefusalError:
+                continue
+        return False
 
     def _first_that_fits(self, ways: Iterator[list[_Demand]], attempt: "_Attempt") -> Edits:
         first: _RefusalError | None = None
@@ -282,6 +323,11 @@ def _check_agreement(demands: Sequence[_Demand]) -> None:
         raise first.call.refuse(f"is called {count} times, and its calls ask for different weights")
 
 
+def _any_map(size: int) -> Affine:
+    """A map as training might leave it: scales of both signs, and a shift."""
+    return Affine(np.linspace(-1, 2, size), np.linspace(1, 2, size))
+
+
 class _Ways:
     """The ways of one branch, each looked for once, and only when it is asked for."""
 
@@ -323,6 +369,7 @@ class _Attempt:
         self._first: _RefusalError | None = None
         self._steps = 0
         self._is_asking = False  # what a remedy would do
+        self._left_out: set[Tensor] = set()  # outputs that are taken for none meanwhile
         # Forward: what a tensor was a map of, and the calls that have to know, by their place.
         self._changed: dict[Tensor, Affine] = {}
         self._waiting: list[int] = []
@@ -348,7 +395,8 @@ class _Attempt:
             raise _RefusalError(
                 f"it normalizes axis {axis}, which may not be the channel axis (the rank is "
                 "unknown)",
-                remedy="count its axis from the end, as in axis=-1",
+                remedy=FROM_THE_END,
+                is_about_axis=True,
             )
         if rank is not None:
             axis = axis - rank if axis >= 0 else axis
@@ -416,9 +464,9 @@ class _Attempt:
         """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
         while True:
             self._count_step()
-            (scope, ref), affine, slots = wanted
+            (scope, ref), affine, _ = wanted
             at = _Call(scope, scope.graph.layers[ref.layer], ref.call, "before it")
-            self._check_read_once(at, ref, reader, slots)
+            self._check_read_once(at, wanted, reader, depth)
             following = self._around(at, ref, affine)
             if following is not None:
                 wanted, reader = _Wanted(following, affine), _reader_of(at, following[0])
@@ -435,16 +483,19 @@ class _Attempt:
                 yield from self._all_of(way, at.layer.name, depth + 1)
             return
 
-    def _check_read_once(self, at: _Call, ref: Ref, reader: str, slots: int) -> None:
+    def _check_read_once(self, at: _Call, wanted: _Wanted, reader: str, depth: int) -> None:
         """Whatever else reads the tensor would see the map too."""
-        graph = at.scope.graph
-        if at.scope.reads(ref) == slots:
+        graph, (_, ref), slots = at.scope.graph, wanted.tensor, wanted.slots
+        if at.scope.reads(ref) == slots or wanted.tensor in self._left_out:
             return
         what = f"the output of {at.title} before it"
         if ref in graph.outputs and not (at.scope.parent and len(set(graph.outputs)) == 1):
             of = "the model" if at.scope.parent is None else title_of_scope(at.scope)
             remedy = NO_OUTPUT.replace("{layer}", at.title)
-            raise _RefusalError(f"{what} is also an output of {of}", at.path, remedy)
+            works = self._works_without_output(wanted, reader, depth)
+            raise _RefusalError(
+                f"{what} is also an output of {of}", at.path, remedy if works else ""
+            )
         others = [name for name, _ in graph.readers.get(ref, ()) if name != reader]
         if others:
             raise _RefusalError(f"{what} is also read by {others[0]!r}", at.path)
@@ -589,7 +640,7 @@ class _Attempt:
             if not at.touches(self._layer):
                 reason = f"what it normalizes is {effect} {at.name}"
             remedy = "" if self.is_forward else at.remedy(effect)
-            raise _RefusalError(reason, at.path, remedy)
+            raise _RefusalError(reason, at.path, remedy, is_about_axis=True)
         if isinstance(effect, str):
             raise at.refuse(effect, advise=not self.is_forward or self._could_stand_behind(at))
         problem = limits.misplaced_bias(site, effect)
@@ -612,6 +663,16 @@ class _Attempt:
         some = Affine(scale.reshape(shape), shift.reshape(shape))  # of both signs, and a shift
         wanted = _Wanted((at.scope, at.call.inputs[0]), some)
         return self._works(lambda: next(self._behind(wanted, at.layer.name, 0), None))
+
+    def _works_without_output(self, wanted: _Wanted, reader: str, depth: int) -> bool:
+        """Whether a map could be put on a tensor that is an output if it were none."""
+        scope, ref = wanted.tensor
+        if len(scope.graph.readers.get(ref, ())) != wanted.slots:
+            return False
+        self._left_out.add(wanted.tensor)
+        found = self._works(lambda: next(self._behind(wanted, reader, depth), None))
+        self._left_out.discard(wanted.tensor)
+        return found
 
     def _could_stand_behind(self, at: _Call) -> bool:
         """Whether a BatchNormalization behind a layer would fold back into it."""
