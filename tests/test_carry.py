@@ -1003,15 +1003,6 @@ ADVICE: dict[str, tuple[Build, Build, str]] = {
         lambda: beside_an_output(L.Dense(4), is_output=False),
         "leave what Dense 'dense' makes out of the outputs",
     ),
-    "unknown rank": (
-        lambda: keras.Sequential(
-            [keras.Input((5, 3)), Opaque(), L.Dense(4), BN(axis=2), L.Softmax()]
-        ),
-        lambda: keras.Sequential(
-            [keras.Input((5, 3)), Opaque(), L.Dense(4), BN(axis=-1), L.Softmax()]
-        ),
-        "count its axis from the end",
-    ),
     "training mode": (
         lambda: dropping(training=True),
         lambda: dropping(),
@@ -1060,13 +1051,6 @@ NO_ADVICE: dict[str, Build] = {
     ),
     # On the other side of the convolution it would stand behind an activation.
     "padding": lambda: chain((8, 3), BN(), L.Conv1D(4, 3, padding="same", activation="relu")),
-    # Counted from the end, its axis would still be that of a layer that takes nothing in.
-    "unknown rank": lambda: keras.Sequential(
-        [keras.Input((5, 3)), Opaque(), BN(axis=2), L.Softmax()]
-    ),
-    "unknown rank, activation": lambda: keras.Sequential(
-        [keras.Input((5, 3)), Opaque(), L.Dense(4, activation="relu"), BN(axis=2), L.Softmax()]
-    ),
     # No output any more, but read by another layer, or behind an activation.
     "output that is read": lambda: beside_an_output(L.Dense(4), is_output=True, reads=1),
     "output of an activation": lambda: beside_an_output(
@@ -1078,3 +1062,25 @@ NO_ADVICE: dict[str, Build] = {
 @pytest.mark.parametrize("name", NO_ADVICE)
 def test_there_is_no_advice_that_does_not_help(name: str, tmp_path: Path) -> None:
     assert advice(NO_ADVICE[name](), tmp_path) == [()]
+
+
+UNKNOWN_RANK: dict[str, tuple[Callable[[], Sequence[Any]], bool]] = {
+    "Dense": (lambda: [L.Dense(4)], True),
+    "Dense with an activation": (lambda: [L.Dense(4, activation="relu")], False),
+    "nothing": (lambda: [], False),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_RANK)
+def test_an_axis_is_counted_from_the_end_where_that_helps(name: str, tmp_path: Path) -> None:
+    """A legacy Sequential notes no shapes behind a layer that is not known."""
+    between, helps = UNKNOWN_RANK[name]
+    found = []
+    for axis in (2, -1):
+        parts = [keras.Input((5, 3)), Opaque(), *between(), BN(axis=axis), L.Softmax()]
+        model = randomize(keras.Sequential(parts))
+        found.append(examine(model, tmp_path, left=None, forms=[".h5"]))
+    (before,) = found[0].blocked
+    assert "the rank is unknown" in before.reason
+    assert before.remedies == (("count its axis from the end, as in axis=-1",) if helps else ())
+    assert bool(found[1].folds) == helps
