@@ -77,7 +77,7 @@ def test_inspect_says_why_a_layer_stays(fixture_model: Unpack) -> None:
     assert re.search(
         r"scores_norm: .* hands on to layers that run later, if not to this one", result.stdout
     )
-    assert "to fold it: build the model without training=True" in result.stdout
+    assert "to fold it: no new training is needed: freeze the saved model" in result.stdout
 
 
 def test_inspect_json_follows_its_schema(fixture_model: Unpack) -> None:
