@@ -325,6 +325,7 @@ def recalibrate(
     batch: int | None = None,
     memory: int = MEMORY,
     force: bool = False,
+    allow_other_scale: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
     progress: Progress | None = None,
@@ -340,6 +341,7 @@ def recalibrate(
     layers: Sequence[str] = (),
     batch: int | None = None,
     memory: int = MEMORY,
+    allow_other_scale: bool = False,
     imports: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> "keras.Model": ...
@@ -354,6 +356,7 @@ def recalibrate(
     batch: int | None = None,
     memory: int = MEMORY,
     force: bool = False,
+    allow_other_scale: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
     progress: Progress | None = None,
@@ -369,34 +372,35 @@ def recalibrate(
         batch: how many samples go in at a time; None for as many as have room.
         memory: bytes for what saves running the model again for every layer.
         force: replace `out` if it exists.
+        allow_other_scale: go on with data of another scale than those the model was trained on.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
         progress: called with the name of each stage.
 
     Returns:
-        For a path, what was done; its `written` is False when the new file does not reproduce its
-        statistics. For a live model, the recalibrated one, uncompiled.
+        For a path, what was done; its `written` is False, and its `refusal` says why, when the data
+        are of another scale, or the new file does not reproduce its statistics. For a live model,
+        the recalibrated one, uncompiled.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
         OutputError: `out` cannot be written, or exists and `force` is not given.
         VerificationImpossibleError: the model cannot be loaded to run it.
-        VerificationFailedError: the recalibrated live model does not reproduce its statistics.
+        VerificationFailedError: for a live model, instead of such a `refusal`.
         BnfoldError: the data do not fit, no layer can be recalibrated, what goes into one is not
             finite, or its statistics do not fit into their dtype.
     """
     target = _target("recalibrate", model, out)
     run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
     settings: dict[str, Any] = {"run": run, "layers": layers, "memory": memory}
+    settings["allow_other_scale"] = options.flag("allow_other_scale", allow_other_scale)
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
             return recalibrate_file(file.path, target, force=force, **settings)
         report = recalibrate_file(file.path, file.beside("recalibrated"), **settings)
         if not report.written:
-            raise VerificationFailedError(
-                "the recalibrated model does not reproduce its statistics"
-            )
+            raise VerificationFailedError(f"nothing was recalibrated: {report.refusal}")
         return runtime.load_live(report.target, model)
 
 

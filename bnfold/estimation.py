@@ -21,10 +21,10 @@ from bnfold.folding.scope import matches
 from bnfold.inspection import spread
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.graph import show
+from bnfold.model.graph import finite_number, show
 from bnfold.model.guard import printable
 from bnfold.model.rounding import rounded
-from bnfold.moments import Divergence, Observed, divergence
+from bnfold.moments import Divergence, Observed, Scale, divergence, scale, times
 from bnfold.verification import runtime
 from bnfold.verification.observe import Running, Ticker, in_one_line
 
@@ -80,15 +80,78 @@ class Kept:
     reason: str
 
 
+@dataclass(frozen=True)
+class ScaleCheck:
+    """Whether the data are as large as those that a first layer's statistics are of.
+
+    Attributes:
+        layer: one that no other BatchNormalization stands upstream of.
+        scale: how large the data are beside those; None where that cannot be told.
+        problem: why it cannot, a clause.
+    """
+
+    layer: LayerPath
+    scale: Scale | None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was seen that honest data would not show."""
+        return self.scale is None or self.scale.excess <= 1
+
+    @property
+    def sentence(self) -> str | None:
+        """What was seen that honest data would not show; None where there is no such thing."""
+        if self.scale is None or self.passed:
+            return None
+        return (
+            "the data are not of the scale that the model was trained on: the standard deviation "
+            f"of what goes into {printable(show(self.layer))} is {times(self.scale.factor)} as "
+            f"large as it records, and the mean is {self.scale.shift:.2g} deviations off (median "
+            "of the channels)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `scale` in the JSON report."""
+        found = self.scale
+        return {
+            "name": show(self.layer),
+            "passed": None if found is None else self.passed,
+            "factor": None if found is None else finite_number(found.factor),
+            "shift": None if found is None else finite_number(found.shift),
+            "problem": self.problem,
+        }
+
+
+class OtherScaleError(Exception):
+    """The data are of another scale than those that the model was trained on."""
+
+
 class Estimation:
-    """Which layers of a file get new statistics, and what they get."""
+    """Which layers of a file get new statistics, and what they get.
+
+    `first` are the layers that see the data as weights alone make them; unless any scale is
+    allowed, one that sees data of another scale ends it all with `OtherScaleError`.
+    """
 
     def __init__(
-        self, running: Running, decisions: Sequence[Fold | Blocked], report: Callable[[str], None]
+        self,
+        running: Running,
+        decisions: Sequence[Fold | Blocked],
+        first: Sequence[LayerPath],
+        report: Callable[[str], None],
+        *,
+        allow_other_scale: bool,
     ) -> None:
         self._running, self._report = running, report
+        self._allowed = allow_other_scale
+        self._checks: dict[LayerPath, ScaleCheck] = {}
+        self._chosen: Mapping[LayerPath, runtime.Normalization] = {}
+        self._problems: Mapping[LayerPath, str] = {}
         self._decisions = {decision.batchnorm.path: decision for decision in decisions}
         self._found = runtime.normalizations(running.loaded)
+        # What one object sees in several places is taken together, so all of them must be first.
+        self._first = [p for p in self._decisions if set(self._places(p)) <= set(first)]
         self._reasons: dict[LayerPath, str] = {}
         # By object, of which one may stand in several places.
         self._settled: dict[int, tuple[Vector, Vector]] = {}
@@ -101,8 +164,10 @@ class Estimation:
         """All passes over the data: what they cost, the new statistics, and what stays."""
         self._reasons = self._all_reasons(patterns)
         chosen = {p: self._found[p] for p in self._decisions if p not in self._reasons}
-        estimates = self._estimate(chosen, memory) if chosen else runtime.Estimates()
-        self._reasons |= estimates.refused
+        self._chosen = chosen
+        estimates = self._estimate(memory) if chosen else runtime.Estimates()
+        self._problems = estimates.refused
+        self._reasons |= {p: reason for p, reason in estimates.refused.items() if p in chosen}
         self._reasons |= {
             path: self._unsettled[id(one.layer)]
             for path, one in chosen.items()
@@ -119,6 +184,32 @@ class Estimation:
             if path in self._reasons
         )
         return estimates, changes, tuple(kept)
+
+    @property
+    def scale_checks(self) -> tuple[ScaleCheck, ...]:
+        """What became of each of the first layers, in the order of the file."""
+        return tuple(self._checks.get(path) or self._unchecked(path) for path in self._first)
+
+    def _unchecked(self, path: LayerPath) -> ScaleCheck:
+        return ScaleCheck(path, None, self._problems.get(path, "it was not run over the data"))
+
+    def _watched(self) -> dict[LayerPath, runtime.Normalization]:
+        """The first layers that can be looked at, whether they get new statistics or not."""
+        readable = (p for p in self._first if self._decisions[p].batchnorm.vectors is not None)
+        return {path: self._found[path] for path in readable if path in self._found}
+
+    def _check_scale(self, path: LayerPath, observed: Observed) -> None:
+        vectors = self._decisions[path].batchnorm.vectors or {}
+        recorded = vectors["moving_mean"], vectors["moving_variance"]
+        moments, found = observed.moments, None
+        problem = observed.problem or "its input never changes over the data"
+        if moments is not None and moments.squares.any():
+            found = scale(recorded, (moments.mean, moments.variance))
+            problem = "what it records tells nothing of the data that it was trained on"
+        check = ScaleCheck(path, found, problem if found is None else None)
+        self._checks[path] = check
+        if not (check.passed or self._allowed):
+            raise OtherScaleError
 
     def _all_reasons(self, patterns: Sequence[str]) -> dict[LayerPath, str]:
         """Why layers stay; what holds in one place of a layer holds in all."""
@@ -157,17 +248,15 @@ class Estimation:
         if not _is_loaded(batchnorm, one.layer):
             yield "Keras loads other statistics for it than the file shows"
 
-    def _estimate(
-        self, chosen: Mapping[LayerPath, runtime.Normalization], memory: int
-    ) -> runtime.Estimates:
-        running = self._running
-        layers = f"{len(chosen)} {'layer' if len(chosen) == 1 else 'layers'}"
+    def _estimate(self, memory: int) -> runtime.Estimates:
+        running, count = self._running, len(self._chosen)
+        layers = f"{count} {'layer' if count == 1 else 'layers'}"
         self._report(f"estimating {layers} from {running.samples} samples")
         with in_one_line(running.loaded.path):
             return runtime.estimate(
                 running.loaded,
                 runtime.Batches(running.sizes, running.batch),
-                chosen,
+                {**self._chosen, **self._watched()},
                 self._settle,
                 memory=memory,
                 report=self._tell,
@@ -181,7 +270,14 @@ class Estimation:
     def _settle(
         self, path: LayerPath, observed: Observed
     ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """What a layer gets, rounded to the dtype of its variables; None if that cannot be told."""
+        """What a layer gets, rounded to the dtype of its variables.
+
+        None if that cannot be told, or if the layer stays as it is.
+        """
+        if path in self._first:
+            self._check_scale(path, observed)
+        if path not in self._chosen:
+            return None
         name, moments = printable(show(path)), observed.moments
         layer = id(self._found[path].layer)
         if observed.non_finite.any():

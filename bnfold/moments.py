@@ -183,3 +183,98 @@ def divergence(
         shift = np.abs(mean_o - mean_r) / np.sqrt(scale)
         ratio = (variance_o + epsilon) / scale
         return Divergence(shift, ratio, (ratio - 1 - np.log(ratio) + shift**2) / 2)
+
+
+FACTOR_LIMIT = 12.0
+SHIFT_LIMIT = 10.0
+"""How many times larger or smaller the deviations of a first layer's input may be than those that
+it records, and how many deviations its mean may be off, in half of its channels: see `Scale`."""
+
+_INITIAL_LIMIT = 0.99
+_ALIKE = 1.5
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the data are beside those that a first layer's recorded statistics are of.
+
+    What goes into a layer that no BatchNormalization stands upstream of follows from the data and
+    the weights alone. Multiply the data by s, and its standard deviations are s times as large,
+    and its means move by deviations. Honest statistics can be far off as well, but otherwise:
+    what training did not bring to an end is a mixture of the initial values and the right ones,
+
+        mu_r = (1 - w) mu      v_r = w + (1 - w) v
+
+    with one share w for all channels. So the share that explains the most, up to 0.99, is taken off
+    before the two are compared.
+
+    Attributes:
+        factor: the observed deviation over the recorded one, the median of the channels.
+        shift: how many deviations, of the larger of the two, the mean is off; the median.
+        uniform: whether the factor is the same in all channels, but for chance.
+        excess: what is left of both without the initial share, beside the limits of honest data:
+            over 1 in more than half of the channels where it is over 1.
+    """
+
+    factor: float
+    shift: float
+    uniform: bool
+    excess: float
+
+
+def scale(recorded: tuple[Vector, Vector], observed: tuple[Vector, Vector]) -> Scale | None:
+    """How large the data are beside those that a first layer recorded its mean and variance of.
+
+    None where these tell nothing of the data: in no channel finite and positive, still the initial
+    0 and 1, or one and the same variance everywhere, as batches of a single sample leave it.
+    """
+    (mean_r, variance_r), (_, variance_o) = recorded, observed
+    with np.errstate(all="ignore"):
+        known = np.isfinite(mean_r) & np.isfinite(variance_r) & (variance_r > 0) & (variance_o > 0)
+        known &= ~((mean_r == 0) & (variance_r == 1))
+        if not known.any():
+            return None
+        old = mean_r[known], variance_r[known]
+        now = observed[0][known], variance_o[known]
+        if known.sum() > 1 and np.ptp(old[1]) <= _SAME * old[1].max():
+            return None
+        ratios = np.sqrt(now[1] / old[1])
+        excess = min(float(_excess(old, now, w)) for w in _shares(old, now))
+        low, high = np.quantile(ratios, (0.05, 0.95))
+        return Scale(
+            factor=float(np.median(ratios)),
+            shift=float(np.median(_shifts(old, now))),
+            uniform=bool(high <= _ALIKE * low),
+            excess=excess,
+        )
+
+
+def times(factor: float) -> str:
+    """A positive factor in words, before "as large as": `255 times` or `1/255`."""
+    return f"{factor:.3g} times" if factor >= 1 else f"1/{1 / factor:.3g}"
+
+
+def _shares(old: tuple[Vector, Vector], now: tuple[Vector, Vector]) -> list[float]:
+    """Shares of the initial values that may be in the old ones: none, and what channels tell."""
+    found = [0.0]
+    for shares in ((old[1] - now[1]) / (1 - now[1]), 1 - old[0] / now[0]):
+        possible = shares[(shares > 0) & (shares < _INITIAL_LIMIT)]
+        if possible.size:
+            found += [float(share) for share in np.quantile(possible, np.linspace(0, 1, 41))]
+    return [*found, _INITIAL_LIMIT]
+
+
+def _excess(old: tuple[Vector, Vector], now: tuple[Vector, Vector], share: float) -> float:
+    """How far the one is from the other without this share of the initial 0 and 1 in it."""
+    freed = old[0] / (1 - share), (old[1] - share) / (1 - share)
+    by_factor = np.abs(np.log(now[1] / freed[1])) / 2 / math.log(FACTOR_LIMIT)
+    by_factor[freed[1] <= 0] = np.inf
+    apart = np.maximum(by_factor, _shifts(freed, now) / SHIFT_LIMIT)
+    return float(np.sort(apart)[(len(apart) - 1) // 2])
+
+
+def _shifts(old: tuple[Vector, Vector], now: tuple[Vector, Vector]) -> Vector:
+    """How far the means are apart, in deviations of the larger of the two."""
+    shifts: Vector = np.abs(now[0] - old[0]) / np.sqrt(np.maximum(now[1], old[1]))
+    return shifts

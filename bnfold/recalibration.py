@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold import __version__, options
+from bnfold.audit.rules import first_layers
 from bnfold.conversion import refuse_inside
 from bnfold.errors import BnfoldError
-from bnfold.estimation import Change, Estimation, Kept
+from bnfold.estimation import Change, Estimation, Kept, OtherScaleError, ScaleCheck
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.folding.scope import matches
 from bnfold.inspection import planned
@@ -65,6 +66,14 @@ class Check:
         """Whether what is recorded is what is observed."""
         return self.distance <= _TOLERANCE
 
+    def to_dict(self) -> dict[str, Any]:
+        """The check for JSON."""
+        return {
+            "passed": self.passed,
+            "layer": show(self.layer),
+            "distance": finite_number(self.distance),
+        }
+
 
 @dataclass(frozen=True)
 class RecalibrationReport:
@@ -73,14 +82,16 @@ class RecalibrationReport:
     Attributes:
         source: the model file that was read.
         target: where the recalibrated model was to go.
-        written: whether it is there; False when the check failed.
+        written: whether it is there; False when a check failed.
         container: "keras", "keras-directory" or "h5", of both.
         samples: how many samples the statistics are of.
+        scale: whether the data are of the scale that the model was trained on, as far as each of
+            the first layers tells. Where they are not, nothing was estimated.
         passes: how often the data went through parts of the model.
         work: calls of layers that were made, as a multiple of those of one run of the model.
         recalibrated: the layers whose statistics are new, in the order of the file.
         kept: those that stay as they are.
-        check: the new file, run over the data again.
+        check: the new file, run over the data again; None where nothing was estimated.
     """
 
     source: Path
@@ -88,15 +99,32 @@ class RecalibrationReport:
     written: bool
     container: Kind
     samples: int
-    passes: int
-    work: float
-    recalibrated: tuple[Change, ...]
-    kept: tuple[Kept, ...]
-    check: Check
+    scale: tuple[ScaleCheck, ...] = ()
+    passes: int = 0
+    work: float = 0.0
+    recalibrated: tuple[Change, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    check: Check | None = None
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
         return self.written
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the file was not written, in a sentence; None where it was."""
+        if self.written:
+            return None
+        rescaled = next((check for check in self.scale if not check.passed), None)
+        if self.check is None and rescaled is not None:
+            return rescaled.sentence
+        if self.check is not None and not self.check.passed:
+            layer = printable(show(self.check.layer))
+            return (
+                f"the new file does not reproduce its statistics: {layer} is off by "
+                f"{self.check.distance:.2g} deviations. Does the model compute the same twice?"
+            )
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
@@ -107,15 +135,12 @@ class RecalibrationReport:
             "written": self.written,
             "container": self.container,
             "samples": self.samples,
+            "scale": [check.to_dict() for check in self.scale],
             "passes": self.passes,
             "work": self.work,
             "recalibrated": [change.to_dict() for change in self.recalibrated],
             "kept": _describe_kept(self.kept),
-            "check": {
-                "passed": self.check.passed,
-                "layer": show(self.check.layer),
-                "distance": finite_number(self.check.distance),
-            },
+            "check": None if self.check is None else self.check.to_dict(),
         }
 
 
@@ -127,11 +152,14 @@ def recalibrate_file(
     layers: Sequence[str] = (),
     memory: int = MEMORY,
     force: bool = False,
+    allow_other_scale: bool = False,
 ) -> RecalibrationReport:
     """Write the model in `source` to `target` with statistics estimated from the data of `run`.
 
     `layers` are shell patterns of names or nested paths; without them all layers are meant that are
-    not frozen. `memory` is how many bytes of values may be kept to save work.
+    not frozen. `memory` is how many bytes of values may be kept to save work. Data of another scale
+    than those that the model was trained on, as its first layers show, end it with nothing written,
+    unless `allow_other_scale`.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
@@ -146,11 +174,28 @@ def recalibrate_file(
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)
-        decisions = list(planned(model).decisions)
+        decided = planned(model)
+        decisions = list(decided.decisions)
         _refuse_unused(layers, decisions)
         running = start(model.path, run)
-        job = Estimation(running, decisions, run.progress)
-        estimates, changes, kept = job.run(layers, memory)
+        job = Estimation(
+            running,
+            decisions,
+            first_layers(decided),
+            run.progress,
+            allow_other_scale=allow_other_scale,
+        )
+        report = RecalibrationReport(
+            source=Path(source),
+            target=target,
+            written=False,
+            container=model.kind,
+            samples=running.samples,
+        )
+        try:
+            estimates, changes, kept = job.run(layers, memory)
+        except OtherScaleError:
+            return replace(report, scale=job.scale_checks)
         if not changes:
             reasons = "; ".join(dict.fromkeys(one.reason for one in kept)) or "it has none"
             raise BnfoldError(
@@ -172,12 +217,10 @@ def recalibrate_file(
             check = check_written(staging.path, run, changes)
             if check.passed:
                 staging.publish()
-    return RecalibrationReport(
-        source=Path(source),
-        target=target,
+    return replace(
+        report,
         written=check.passed,
-        container=model.kind,
-        samples=running.samples,
+        scale=job.scale_checks,
         passes=estimates.passes,
         work=estimates.calls / max(1, estimates.calls_of_model),
         recalibrated=changes,

@@ -3,8 +3,9 @@
 import numpy as np
 
 from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.inputs import is_first
 from bnfold.audit.subject import Mask, Subject, Verdict
-from bnfold.moments import Divergence, Observed, divergence
+from bnfold.moments import Divergence, Observed, divergence, scale, times
 
 # What few samples add to the distance: about 1 / samples in a channel, more in some of many, and
 # several times that in all channels of a layer that stands behind twenty others.
@@ -64,7 +65,8 @@ def drift(subject: Subject) -> Verdict | None:
 
         > error: over 1000 samples its input has other statistics than it records: in 2 of 2
         > channels (0, 1) the mean is up to 451 deviations off, the variance 6.76e+04 to 6.8e+04
-        > times as large; KL 1.33e+05 nats in the median of all channels
+        > times as large; KL 1.33e+05 nats in the median of all channels; the data are about 255
+        > times as large as those that the model was trained on
 
         The model was trained on numbers in 0..1.
 
@@ -115,7 +117,7 @@ def _judge(subject: Subject, found: Divergence, judged: Mask, observed: Observed
         f"over {samples} samples{together} its input has other statistics than it records: in "
         f"{channels} the mean is up to {shift.max():.3g} deviations off, the variance "
         f"{ratio.min():.3g} to {ratio.max():.3g} times as large; KL {median:.3g} nats in the "
-        "median of all channels",
+        f"median of all channels{_scaled(subject, observed)}",
         _FROZEN if subject.is_frozen else _PREPARED + subject.estimate_again,
         channels,
         {
@@ -127,6 +129,18 @@ def _judge(subject: Subject, found: Divergence, judged: Mask, observed: Observed
             "largest_ratio": float(ratio.max()),
         },
     )
+
+
+def _scaled(subject: Subject, observed: Observed) -> str:
+    """That the data are so many times as large, where a layer that sees them first tells."""
+    if observed.moments is None or subject.place is None or not is_first(subject.place):
+        return ""
+    seen = observed.moments.mean, observed.moments.variance
+    found = scale((subject.mean, subject.variance), seen)
+    if found is None or found.excess <= 1 or not found.uniform:
+        return ""
+    size = times(found.factor)
+    return f"; the data are about {size} as large as those that the model was trained on"
 
 
 def non_finite_activations(subject: Subject) -> Verdict | None:

@@ -25,3 +25,23 @@ _NEAR = Flow[bool](
     own=lambda node: node.is_input,
     join=all,
 )
+
+
+def is_first(place: Place) -> bool:
+    """Whether no BatchNormalization stands upstream of a layer, as far as all there is known.
+
+    What goes into it follows from the data and from weights, and from no statistics.
+    """
+    return all(_BEFORE_ALL.beside(node, place.memo) for node in place.nodes)
+
+
+_BEFORE_ALL = Flow[bool](
+    neighbours=Node.sources,
+    passes=lambda node: node.is_known and not node.is_input and not _is_batchnorm(node),
+    own=lambda node: node.is_input,
+    join=all,
+)
+
+
+def _is_batchnorm(node: Node) -> bool:
+    return node.layer.class_name in catalog.BATCHNORM_CLASSES

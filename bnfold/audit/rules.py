@@ -24,6 +24,7 @@ from bnfold.audit import (
 from bnfold.audit.averages import Averages, averages_of
 from bnfold.audit.finding import Finding, Severity
 from bnfold.audit.flow import Memo
+from bnfold.audit.inputs import is_first
 from bnfold.audit.neighbours import Place
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.thresholds import Thresholds
@@ -217,6 +218,12 @@ def audit(
     ]
     with np.errstate(all="ignore"):  # a number that is not finite is a finding, or none
         return tuple(_findings(subjects, tuple(rules)))
+
+
+def first_layers(plan: Plan) -> tuple[Path, ...]:
+    """The layers that no other BatchNormalization stands upstream of, as far as that is known."""
+    places = {} if plan.scope is None else dict(_places(plan.scope, {}))
+    return tuple(path for path, place in places.items() if is_first(place))
 
 
 def _subjects(

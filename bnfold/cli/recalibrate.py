@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     help="Memory for what saves running the model again for every layer, in MiB.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--allow-other-scale",
+    is_flag=True,
+    help="Go on with data of another scale than those that MODEL was trained on.",
+)
 @report_format
 @debug
 @click.pass_context
@@ -43,6 +48,7 @@ def recalibrate(
     layers: Sequence[str],
     memory: int,
     force: bool,
+    allow_other_scale: bool,
     format_: str,
     **running: Any,
 ) -> None:
@@ -51,7 +57,8 @@ def recalibrate(
     Each BatchNormalization gets the mean and variance of its input over all the data, front to
     back, so that the layers in front of it are corrected already (PreciseBN). OUT is MODEL but for
     the numbers of moving_mean and moving_variance; the optimizer's state stays. Give some thousand
-    samples that were prepared as for training, without augmentation.
+    samples that were prepared as for training, without augmentation. Where the first layers show
+    that the data are of another scale, such as 0 to 255 for 0 to 1, nothing is written.
 
     \b
     Examples:
@@ -69,6 +76,7 @@ def recalibrate(
         layers=layers,
         memory=memory << 20,
         force=force,
+        allow_other_scale=allow_other_scale,
     )
     _show(report, format_)
     if not report.written:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.estimation import Change, Kept
+from bnfold.estimation import Change, Kept, ScaleCheck
 from bnfold.inspection import spread
 from bnfold.model.batchnorm import Vector
 from bnfold.model.graph import show
@@ -18,37 +18,32 @@ from bnfold.recalibration import RecalibrationReport
 from bnfold.reports import terminal
 
 _FEW_SAMPLES = 1000
-_OTHER_DATA = 10.0
-"""The median KL, in nats, from which it is rather the data than the statistics that are wrong."""
+_REMEDY = "; prepare them as for training, or go on with --allow-other-scale"
 
 
 def recalibration(report: RecalibrationReport) -> RenderableType:
     """The report on a recalibration: how far each layer was off, what stays, what was written."""
-    count, total = len(report.recalibrated), len(report.recalibrated) + len(report.kept)
+    parts: list[RenderableType] = [] if report.check is None else [*_estimated(report)]
     target = printable(str(report.target))
-    parts: list[RenderableType] = [
-        Text(
-            f"estimated {count} of {total} BatchNormalization {terminal.plural('layer', total)} "
-            f"from {report.samples} samples, in {report.passes} "
-            f"{terminal.plural('step', report.passes)} that cost {_runs(report.work)}"
-        ),
-        _table(report.recalibrated),
-        *(terminal.indented(line, "dim") for line in _notes(report)),
-    ]
-    check = report.check
     if report.written:
         parts.append(Text("checked: what the file records is what its layers see", style="green"))
         parts.append(Text(f"wrote {target}"))
     else:
-        parts.append(
-            Text(
-                f"the new file does not reproduce its statistics: {printable(show(check.layer))} is"
-                f" off by {check.distance:.2g} deviations. Does the model compute the same twice?",
-                style="red",
-            )
-        )
+        remedy = "" if report.check is not None else _REMEDY
+        parts.append(Text(f"{report.refusal}{remedy}", style="red"))
         parts.append(Text(f"{target} was not written", style="red"))
     return Group(*parts)
+
+
+def _estimated(report: RecalibrationReport) -> Iterator[RenderableType]:
+    count, total = len(report.recalibrated), len(report.recalibrated) + len(report.kept)
+    yield Text(
+        f"estimated {count} of {total} BatchNormalization {terminal.plural('layer', total)} "
+        f"from {report.samples} samples, in {report.passes} "
+        f"{terminal.plural('step', report.passes)} that cost {_runs(report.work)}"
+    )
+    yield _table(report.recalibrated)
+    yield from (terminal.indented(line, "dim") for line in _notes(report))
 
 
 def _runs(work: float) -> str:
@@ -85,14 +80,7 @@ def _notes(report: RecalibrationReport) -> Iterator[str]:
     for change in report.recalibrated:
         if change.note is not None:
             yield f"{printable(show(change.batchnorm.path))}: {change.note}"
-    for change in report.recalibrated:
-        median = spread(change.divergence.kl)["median"]
-        if median is not None and median > _OTHER_DATA:
-            yield (
-                f"{printable(show(change.batchnorm.path))} was {median:.2g} nats off: if it was "
-                "ever trained, see that the data were prepared as for training"
-            )
-            break
+    yield from _on_the_scale(report.scale)
     constant = sum(int(np.count_nonzero(c.variance == 0)) for c in report.recalibrated)
     if constant:
         yield f"{constant} {terminal.plural('channel', constant)} never changed: variance 0"
@@ -106,3 +94,14 @@ def _notes(report: RecalibrationReport) -> Iterator[str]:
             f"{report.samples} samples tell a mean to about {report.samples**-0.5:.2g} deviations; "
             "some thousand are better"
         )
+
+
+def _on_the_scale(checks: Sequence[ScaleCheck]) -> Iterator[str]:
+    """What was allowed, and what could not be looked at."""
+    yield from (check.sentence for check in checks if check.sentence is not None)
+    unknown = [check for check in checks if check.scale is None]
+    if len(unknown) < len(checks):
+        return
+    reasons = {f"{printable(show(one.layer))}: {one.problem}" for one in unknown[:3]}
+    because = "; ".join(sorted(reasons)) or "no layer is known to see them first"
+    yield f"the scale of the data could not be checked ({because}): see that they are right"
