@@ -326,6 +326,8 @@ def recalibrate(
     memory: int = MEMORY,
     force: bool = False,
     allow_other_scale: bool = False,
+    labels: Data | None = None,
+    allow_worse: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
     progress: Progress | None = None,
@@ -342,6 +344,8 @@ def recalibrate(
     batch: int | None = None,
     memory: int = MEMORY,
     allow_other_scale: bool = False,
+    labels: Data | None = None,
+    allow_worse: bool = False,
     imports: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> "keras.Model": ...
@@ -357,6 +361,8 @@ def recalibrate(
     memory: int = MEMORY,
     force: bool = False,
     allow_other_scale: bool = False,
+    labels: Data | None = None,
+    allow_worse: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
     progress: Progress | None = None,
@@ -373,14 +379,18 @@ def recalibrate(
         memory: bytes for what saves running the model again for every layer.
         force: replace `out` if it exists.
         allow_other_scale: go on with data of another scale than those the model was trained on.
+        labels: what the outputs should be, to measure the accuracy before and after: class numbers,
+            vectors with a single 1, or numbers; by the names of several outputs. Without it an
+            array y beside the data.
+        allow_worse: write also what comes further from the labels than the model did.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
         progress: called with the name of each stage.
 
     Returns:
         For a path, what was done; its `written` is False, and its `refusal` says why, when the data
-        are of another scale, or the new file does not reproduce its statistics. For a live model,
-        the recalibrated one, uncompiled.
+        are of another scale, the model would become worse, or the new file does not reproduce its
+        statistics. For a live model, the recalibrated one, uncompiled.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
@@ -394,6 +404,8 @@ def recalibrate(
     run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
     settings: dict[str, Any] = {"run": run, "layers": layers, "memory": memory}
     settings["allow_other_scale"] = options.flag("allow_other_scale", allow_other_scale)
+    settings["labels"] = user_data.given(labels)
+    settings["allow_worse"] = options.flag("allow_worse", allow_worse)
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:

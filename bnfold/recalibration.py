@@ -10,7 +10,7 @@ the record in its metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from bnfold.model.record import record
 from bnfold.model.rounding import rounded
 from bnfold.moments import Moments
 from bnfold.staging import Staging, check_target
+from bnfold.verification import labels as labelled
 from bnfold.verification import runtime
-from bnfold.verification.observe import DataRun, observe_running, start
+from bnfold.verification.observe import DataRun, Running, observe_running, start
+from bnfold.verification.user_data import LABELS, Source
 
 SCHEMA_VERSION = 1
 MEMORY = 1 << 30
@@ -92,6 +94,8 @@ class RecalibrationReport:
         recalibrated: the layers whose statistics are new, in the order of the file.
         kept: those that stay as they are.
         check: the new file, run over the data again; None where nothing was estimated.
+        scores: how near each labelled output comes before and after; empty without labels.
+        labels_problem: why an array y beside the data was not taken for labels.
     """
 
     source: Path
@@ -105,6 +109,8 @@ class RecalibrationReport:
     recalibrated: tuple[Change, ...] = ()
     kept: tuple[Kept, ...] = ()
     check: Check | None = None
+    scores: tuple[labelled.Score, ...] = ()
+    labels_problem: str | None = None
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
@@ -124,6 +130,9 @@ class RecalibrationReport:
                 f"the new file does not reproduce its statistics: {layer} is off by "
                 f"{self.check.distance:.2g} deviations. Does the model compute the same twice?"
             )
+        worse = [score.sentence for score in self.scores if score.worse]
+        if worse:
+            return f"the new statistics make the model worse: {'; '.join(worse)}"
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +149,8 @@ class RecalibrationReport:
             "work": self.work,
             "recalibrated": [change.to_dict() for change in self.recalibrated],
             "kept": _describe_kept(self.kept),
+            "scores": [score.to_dict() for score in self.scores],
+            "labels_problem": self.labels_problem,
             "check": None if self.check is None else self.check.to_dict(),
         }
 
@@ -153,13 +164,16 @@ def recalibrate_file(
     memory: int = MEMORY,
     force: bool = False,
     allow_other_scale: bool = False,
+    labels: Source | None = None,
+    allow_worse: bool = False,
 ) -> RecalibrationReport:
     """Write the model in `source` to `target` with statistics estimated from the data of `run`.
 
     `layers` are shell patterns of names or nested paths; without them all layers are meant that are
     not frozen. `memory` is how many bytes of values may be kept to save work. Data of another scale
     than those that the model was trained on, as its first layers show, end it with nothing written,
-    unless `allow_other_scale`.
+    unless `allow_other_scale`; so does a model that comes further from `labels` than before, unless
+    `allow_worse`. An array y beside the data does for labels.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
@@ -177,7 +191,12 @@ def recalibrate_file(
         decided = planned(model)
         decisions = list(decided.decisions)
         _refuse_unused(layers, decisions)
+        given = None if labels is None else labelled.read(labels)
         running = start(model.path, run)
+        wanted, problem = _targets(given, running, run)
+        before = labelled.Scorer(wanted)
+        if before.wanted:
+            observe_running(running, {}, run.progress, before.note)
         job = Estimation(
             running,
             decisions,
@@ -191,6 +210,7 @@ def recalibrate_file(
             written=False,
             container=model.kind,
             samples=running.samples,
+            labels_problem=problem,
         )
         try:
             estimates, changes, kept = job.run(layers, memory)
@@ -214,13 +234,17 @@ def recalibrate_file(
         with Staging(target, model.kind, force=force) as staging:
             model.rewrite(_variables(changes), staging.path, made)
             run.progress("checking the new file")
-            check = check_written(staging.path, run, changes)
-            if check.passed:
+            after = labelled.Scorer(before.wanted)
+            check = check_written(staging.path, run, changes, after.note)
+            scores = labelled.compare(before, after) if before.wanted else ()
+            written = check.passed and (allow_worse or not any(one.worse for one in scores))
+            if written:
                 staging.publish()
     return replace(
         report,
-        written=check.passed,
+        written=written,
         scale=job.scale_checks,
+        scores=scores,
         passes=estimates.passes,
         work=estimates.calls / max(1, estimates.calls_of_model),
         recalibrated=changes,
@@ -251,11 +275,38 @@ def _variables(changes: Sequence[Change]) -> dict[str, NDArray[Any]]:
     }
 
 
-def check_written(path: Path, run: DataRun, changes: Sequence[Change]) -> Check:
-    """Load the new file, run it over the data, and compare what it records with what is seen."""
+def _targets(
+    labels: labelled.Labels | None, running: Running, run: DataRun
+) -> tuple[tuple[labelled.Target, ...], str | None]:
+    """What the outputs should be, and why what stands beside the data is no labels.
+
+    An array beside the data may be anything; labels that were given must fit.
+    """
+    model, samples = running.loaded.model, running.data.count
+    if labels is not None:
+        return labelled.targets(labels, model, samples), None
+    if LABELS in {spec.name for spec in running.data.specs}:
+        return (), None
+    try:
+        beside = labelled.beside(run.data)
+        return (() if beside is None else labelled.targets(beside, model, samples)), None
+    except BnfoldError as error:
+        return (), str(error)
+
+
+def check_written(
+    path: Path,
+    run: DataRun,
+    changes: Sequence[Change],
+    see: Callable[[list[NDArray[Any]]], None] = lambda _: None,
+) -> Check:
+    """Load the new file, run it over the data, and compare what it records with what is seen.
+
+    `see` is called with the outputs for each batch.
+    """
     running = start(path, run)
     found = runtime.normalizations(running.loaded)
-    seen = observe_running(running, found, run.progress)
+    seen = observe_running(running, found, run.progress, see)
     paths = [change.batchnorm.path for change in changes]
     distances = {
         path: _distance(change, found[path].layer, seen[path].moments)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 MODEL = click.Path(path_type=Path)
-_SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
+SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class Finite(click.FloatRange):
@@ -61,7 +61,7 @@ def report_format(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _DATA = click.option(
     "--data",
-    type=_SAMPLES,
+    type=SAMPLES,
     metavar="FILE",
     help="Samples to run instead of random ones: an .npz with one array for each input, or "
     "an .npy; the first axis is the sample.",
@@ -133,7 +133,7 @@ def over_data(*, required: bool) -> Callable[[Callable[..., Any]], Callable[...,
     """The options of everything that runs a model over the user's data; see `data_run`."""
     data = click.option(
         "--data",
-        type=_SAMPLES,
+        type=SAMPLES,
         metavar="FILE",
         required=required,
         help="Samples to run the model over: an .npz with one array for each input, or an .npy; "

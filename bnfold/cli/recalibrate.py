@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, debug, over_data, progress, report_format
+from bnfold.cli.options import CONTEXT, MODEL, SAMPLES, debug, over_data, progress, report_format
 
 if TYPE_CHECKING:
     from bnfold.recalibration import RecalibrationReport
@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
+    "--labels",
+    type=SAMPLES,
+    metavar="FILE",
+    help="What the outputs should be, an .npy, or an .npz with one array for each output: say the "
+    "accuracy before and after.  [default: the array y in --data, if there is one]",
+)
+@click.option(
+    "--allow-worse",
+    is_flag=True,
+    help="Write OUT also where it comes further from the labels than MODEL.",
+)
+@click.option(
     "--allow-other-scale",
     is_flag=True,
     help="Go on with data of another scale than those that MODEL was trained on.",
@@ -48,6 +60,8 @@ def recalibrate(
     layers: Sequence[str],
     memory: int,
     force: bool,
+    labels: Path | None,
+    allow_worse: bool,
     allow_other_scale: bool,
     format_: str,
     **running: Any,
@@ -77,6 +91,8 @@ def recalibrate(
         memory=memory << 20,
         force=force,
         allow_other_scale=allow_other_scale,
+        labels=labels,
+        allow_worse=allow_worse,
     )
     _show(report, format_)
     if not report.written:

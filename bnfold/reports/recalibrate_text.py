@@ -18,6 +18,7 @@ from bnfold.recalibration import RecalibrationReport
 from bnfold.reports import terminal
 
 _FEW_SAMPLES = 1000
+_WORSE = "; --allow-worse writes it all the same"
 _REMEDY = "; prepare them as for training, or go on with --allow-other-scale"
 
 
@@ -25,11 +26,16 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
     """The report on a recalibration: how far each layer was off, what stays, what was written."""
     parts: list[RenderableType] = [] if report.check is None else [*_estimated(report)]
     target = printable(str(report.target))
+    parts += [Text(score.sentence) for score in report.scores]
+    if report.labels_problem is not None:
+        said = f"not taken for labels: {report.labels_problem}"
+        parts.append(terminal.indented(said, "dim"))
     if report.written:
         parts.append(Text("checked: what the file records is what its layers see", style="green"))
         parts.append(Text(f"wrote {target}"))
     else:
-        remedy = "" if report.check is not None else _REMEDY
+        worse = any(score.worse for score in report.scores)
+        remedy = _WORSE if worse else "" if report.check is not None else _REMEDY
         parts.append(Text(f"{report.refusal}{remedy}", style="red"))
         parts.append(Text(f"{target} was not written", style="red"))
     return Group(*parts)

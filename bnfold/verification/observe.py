@@ -139,15 +139,19 @@ def observe_running(
     running: Running,
     found: Mapping[LayerPath, runtime.Normalization],
     report: Callable[[str], None],
+    see: Callable[[list[Array]], None] = lambda _: None,
 ) -> dict[LayerPath, Observed]:
-    """What goes into some layers of a loaded model while it runs over its data."""
+    """What goes into some layers of a loaded model while it runs over its data.
+
+    `see` is called with the outputs for each batch.
+    """
     observer = runtime.Observer(found)
     report(f"running {running.samples} samples")
     ticker = Ticker(report, running.samples)
     runtime.prepare_alone(running.loaded)
     with observer.watching(), in_one_line(running.loaded.path):
         for number, size in enumerate(running.sizes):
-            runtime.run(running.loaded, running.batch(number), training=False)
+            see(runtime.run(running.loaded, running.batch(number), training=False))
             ticker.advance(size)
     return observer.observed(running.samples)
 

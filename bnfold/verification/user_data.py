@@ -23,6 +23,9 @@ from bnfold.verification.samples import Array, InputSpec, SampleSet, storage
 Source: TypeAlias = Path | Array | Sequence[Array] | Mapping[str, Array]
 """A `.npz` or `.npy` file; or an array for a model of one input, or one array for each input."""
 
+LABELS = "y"
+"""The array of labels that may stand beside the data."""
+
 _ELEMENT_BUDGET = 4_000_000
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[Any, bool, np.dtype[Any]]]] = {
@@ -132,7 +135,7 @@ def open_data(source: Source, specs: Sequence[InputSpec]) -> UserData:
     (other arrays may stand beside them), or by position; a `.npy` or a single array serves a model
     with one input. Raises BnfoldError.
     """
-    name, arrays = _named(source)
+    name, arrays = named(source)
     ordered = _in_order(arrays, specs, name)
     for array, spec in zip(ordered, specs, strict=True):
         _check(array, spec, name)
@@ -142,7 +145,8 @@ def open_data(source: Source, specs: Sequence[InputSpec]) -> UserData:
     return UserData(name, tuple(specs), tuple(ordered))
 
 
-def _named(source: Source) -> tuple[str, dict[str, Array]]:
+def named(source: Source) -> tuple[str, dict[str, Array]]:
+    """The name of a source for messages, and its arrays by name. Raises BnfoldError."""
     if isinstance(source, Path):
         return printable(source.name), _read(source)
     if isinstance(source, Mapping):
@@ -195,6 +199,8 @@ def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], name: str) -
     for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
         if set(keys) <= set(arrays):  # what else there is may be labels
             return [arrays[key] for key in keys]
+    if len(arrays) > len(specs):  # labels, if it is one more
+        arrays = {key: array for key, array in arrays.items() if key != LABELS}
     if len(arrays) != len(specs):
         raise BnfoldError(
             f"{name} holds {_counted(arrays)}, the model takes {len(specs)}: {printable(names)}"
