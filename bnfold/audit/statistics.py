@@ -119,10 +119,9 @@ def statistics_not_converged(subject: Subject) -> Verdict | None:
         variance 1 keep more than `unconverged_warning` (5 %) of their weight; above
         `unconverged_error` (20 %) it is an error. It is a warning too where the initial 1 makes
         up more than `initial_variance` (50 %) of variance + epsilon in the median of the channels
-        that have a variance of their own. The number of updates is that of the
-        optimizer's steps, times the calls of the layer. Frozen layers are left out, and so are
-        calls with `training=False` in models of Keras 2 (in Keras 3 `fit` overrides that), and
-        layers with statistics from `bnfold recalibrate`.
+        that vary. The number of updates is that of the optimizer's steps, times the calls of the
+        layer. Left out are frozen and recalibrated layers, and calls with `training=False` in
+        models of Keras 2 (in Keras 3 `fit` overrides that).
 
         The counter starts over when a model is compiled again. Then the statistics are older:
         a variance starts at 1 and only sinks by a factor m at each update, so that none is below
