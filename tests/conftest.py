@@ -2,11 +2,15 @@
 
 import gc
 import lzma
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# TensorFlow decides by the processor whether it has kernels for channels first; the tests need them.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

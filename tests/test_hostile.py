@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ from click.testing import CliRunner, Result
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, UnsafeModelError
+from bnfold.folding import walk
+from bnfold.folding.plan import plan
+from bnfold.model import config as config_module
 from bnfold.model import guard, hdf5
+from bnfold.model.config import parse_model
+from bnfold.model.container import open_model
+from bnfold.model.graph import Weight
+from bnfold.model.shapes import Shapes
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 MEMORY = 1536 << 20
@@ -1062,6 +1070,126 @@ def chain(pairs: int) -> tuple[Json, bytes]:
             fill(file.create_group(f"layers/batch_normalization{end}/vars"), norm_arrays(1))
             last = f"b{number}"
     return functional(layers, last), stream.getvalue()
+
+
+def tensor(name: str, call: int = 0, shape: tuple[int | None, ...] = (None, CHANNELS)) -> Json:
+    config = {"shape": [*shape], "dtype": "float32", "keras_history": [name, call, 0]}
+    return {"class_name": "__keras_tensor__", "config": config}
+
+
+def reading(class_name: str, name: str, inputs: list[str], **settings: Any) -> Json:
+    nodes = [{"args": [[tensor(one) for one in inputs]], "kwargs": {}}]
+    return {**entry(class_name, name, None, **settings), "inbound_nodes": nodes}
+
+
+def wide(kind: str, count: int) -> tuple[list[Json], str]:
+    """The layers of a model that has so many of something beside or behind one another."""
+    dense = {"units": CHANNELS, "use_bias": True, "activation": "linear"}
+    numbers = range(count)
+    if kind in ("Add", "Multiply"):  # many branches before one norm
+        branches = [entry("Dense", f"d{n}", "x", **dense) for n in numbers]
+        merged = reading(kind, "merged", [f"d{n}" for n in numbers])
+        return [*branches, merged, entry("BatchNormalization", "bn", "merged")], "bn"
+    if kind == "norms before Add":
+        norms = [entry("BatchNormalization", f"b{n}", f"r{n}") for n in numbers]
+        branches = [entry("ReLU", f"r{n}", "x") for n in numbers]
+        return [*branches, *norms, reading("Add", "sum", [f"b{n}" for n in numbers])], "sum"
+    before = {0: "d"}  # a row of norms
+    row = [
+        entry("BatchNormalization", f"b{n}", before.get(n, f"b{n - 1}"), epsilon=0.01)
+        for n in numbers
+    ]
+    return [entry("Dense", "d", "x", **dense), *row], f"b{count - 1}"
+
+
+def seconds_to_plan(path: Path, kind: str, count: int) -> float:
+    """CPU time of a plan for a model that is as wide as that."""
+    layers, last = wide(kind, count)
+    config = functional([entry("InputLayer", "x", batch_shape=[None, CHANNELS]), *layers], last)
+    numbers: dict[str, int] = {}
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        for layer in layers:
+            group = {"Dense": "dense", "BatchNormalization": "batch_normalization"}.get(
+                layer["class_name"]
+            )
+            if group is not None:
+                number = numbers[group] = numbers.get(group, -1) + 1
+                end = f"_{number}" if number else ""
+                arrays = dense_arrays() if group == "dense" else norm_arrays()
+                fill(file.create_group(f"layers/{group}{end}/vars"), arrays)
+    with open_model(keras_file(path, config=config, h5=stream.getvalue())) as model:
+        started = time.process_time()
+        plan(model.graph)
+        return time.process_time() - started
+
+
+@pytest.mark.parametrize("kind", ["Add", "Multiply", "norms before Add", "row"])
+def test_a_plan_takes_no_square_of_the_width(kind: str, tmp_path: Path) -> None:
+    seconds_to_plan(tmp_path / "warm.keras", kind, 20)
+    narrow = min(seconds_to_plan(tmp_path / "a.keras", kind, 30) for _ in range(3))
+    assert seconds_to_plan(tmp_path / "b.keras", kind, 240) < 3 * 8 * narrow
+
+
+def test_a_plan_has_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "_MAX_WORK", 0)
+    monkeypatch.setattr(walk, "_WORK_FOR_EACH_SLOT", 2)
+    layers, last = wide("norms before Add", 20)
+    config = functional([entry("InputLayer", "x", batch_shape=[None, CHANNELS]), *layers], last)
+    graph = parse_model(config)
+    for number in range(20):
+        slots = zip(("gamma", "beta", "moving_mean", "moving_variance"), norm_arrays(), strict=True)
+        weights = tuple(Weight((CHANNELS,), a.dtype, lambda a=a: a, name) for name, a in slots)
+        graph = graph.with_layer(replace(graph.layers[f"b{number}"], weights=weights))
+    reasons = [blocked.reason for blocked in plan(graph).blocked]
+    assert "too much of the model would have to be looked at" in reasons[-1]
+    assert all("joins it with a branch" in reason for reason in reasons[:3])
+
+
+def nested_twice(levels: int) -> Json:
+    """Models in one another, each called twice in a row; behind that a norm."""
+    start = entry("InputLayer", "x", batch_shape=[None, CHANNELS])
+    model = functional([start, entry("BatchNormalization", "bn", "x")], "bn")
+    for number in range(levels):
+        nodes = [{"args": [tensor(*one)], "kwargs": {}} for one in (("x", 0), (f"m{number}", 0))]
+        inside = {**model, "name": f"m{number}", "inbound_nodes": nodes}
+        inside["config"] = {**model["config"], "name": f"m{number}"}
+        behind = [{"args": [tensor(f"m{number}", 1)], "kwargs": {}}]
+        norm = {**entry("BatchNormalization", "bn"), "inbound_nodes": behind}
+        model = functional([start, inside, norm], "bn")
+    return model
+
+
+def test_a_plan_takes_no_power_of_the_nesting(tmp_path: Path) -> None:
+    started = time.process_time()
+    graph = parse_model(nested_twice(config_module.MAX_NESTING - 1))
+    assert len(plan(graph).decisions) == config_module.MAX_NESTING
+    assert Shapes(graph).dtype(graph.outputs[0]) == "float32"
+    assert time.process_time() - started < 10
+
+
+def test_shapes_inside_a_model_that_is_called_with_very_many_are_those_that_it_declares() -> None:
+    open_shape = (None, None, CHANNELS)
+    start = entry("InputLayer", "x", batch_shape=[*open_shape])
+    calls = [{"args": [tensor(f"c{n}", 0, (None, 128 - n, CHANNELS))]} for n in range(100)]
+    nested = entry("Sequential", "m", layers=[start, entry("Identity", "same")])
+    nested["inbound_nodes"] = calls
+    crops = [
+        {
+            **entry("Cropping1D", f"c{number}", cropping=[0, number], data_format="channels_last"),
+            "inbound_nodes": [{"args": [tensor("y", 0, (None, 128, CHANNELS))]}],
+        }
+        for number in range(100)
+    ]
+    outer = entry("InputLayer", "y", batch_shape=[None, 128, CHANNELS])
+    config = functional([outer, *crops, nested], "m")
+    config["config"].update(
+        input_layers=[["y", 0, 0]], output_layers=[["m", number + 1, 0] for number in range(100)]
+    )
+    shapes = Shapes(graph := parse_model(config))
+    found = [shapes.of(ref) for ref in graph.outputs]
+    assert found[:64] == [(None, 128 - number, CHANNELS) for number in range(64)]
+    assert found[64:] == [open_shape] * 36
 
 
 @pytest.mark.slow

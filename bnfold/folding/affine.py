@@ -15,6 +15,7 @@ formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Affine:
         shape = (-1, *(1,) * (-1 - axis))
         return Affine(self.scale.reshape(shape), self.shift.reshape(shape))
 
-    @property
+    @cached_property
     def varies_on(self) -> frozenset[int]:
         """The axes, counted from the end, along which the map is not the same everywhere."""
         return frozenset(
@@ -55,24 +56,26 @@ class Affine:
             if size > 1
         )
 
-    @property
+    @cached_property
     def has_shift(self) -> bool:
         """Whether the map moves 0."""
         return bool(np.any(self.shift != 0))
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether the map changes nothing at all."""
         return not self.has_shift and bool(np.all(self.scale == 1))
 
     def scale_only(self) -> "Affine":
         """The map without its shift."""
-        return Affine(self.scale, NOTHING)
+        return self if self.shift is NOTHING else Affine(self.scale, NOTHING)
 
     def same_as(self, other: "Affine") -> bool:
         """Whether two maps are the same, number for number."""
         pairs = ((self.scale, other.scale), (self.shift, other.shift))
-        return all(np.array_equal(compact(one), compact(two)) for one, two in pairs)
+        return self is other or all(
+            np.array_equal(compact(one), compact(two)) for one, two in pairs
+        )
 
     def vectors(self, axis: int, size: int) -> tuple[Array, Array] | None:
         """Scale and shift as vectors of `size` along an axis; None if they vary along another."""

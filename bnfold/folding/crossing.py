@@ -7,7 +7,7 @@ Forward, f is applied to A(x), and the rule finds B with f(A(x)) = B(f(x)).
 A refusal is the predicate of a sentence about the layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from bnfold.model.graph import Layer
 Maps = tuple[Affine, ...]
 """One map for each tensor that a layer reads."""
 
-Backward = Callable[[Site, Affine], Sequence[Maps] | str]
+Backward = Callable[[Site, Affine], Iterable[Maps] | str]
 Forward = Callable[[Site, Sequence[Affine]], Affine | str]
 
 

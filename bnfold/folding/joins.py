@@ -41,17 +41,17 @@ def _count(site: Site) -> int:
 def _sum_backward(signs: Callable[[int], Sequence[float]]) -> Backward:
     """Every input takes the scale; one takes the shift, with its sign."""
 
-    def backward(site: Site, affine: Affine) -> Sequence[Maps] | str:
+    def backward(site: Site, affine: Affine) -> Iterable[Maps] | str:
         problem = _join_problem(site, [affine])
         if problem is not None:
             return problem
         scaled = [affine.scale_only()] * _count(site)
         if not affine.has_shift:
             return [tuple(scaled)]
-        return [
+        return (
             (*scaled[:slot], Affine(affine.scale, sign * affine.shift), *scaled[slot + 1 :])
             for slot, sign in enumerate(signs(_count(site)))
-        ]
+        )
 
     return backward
 
@@ -107,15 +107,14 @@ def _alike(*checks: Check) -> Rule:
     return Rule(backward, forward)
 
 
-def _product_backward(site: Site, affine: Affine) -> Sequence[Maps] | str:
+def _product_backward(site: Site, affine: Affine) -> Iterable[Maps] | str:
     problem = no_shift(site, affine) or _join_problem(site, [affine])
     if problem is not None:
         return problem
     count = _count(site)
-    alone = [
-        [IDENTITY] * slot + [affine] + [IDENTITY] * (count - slot - 1) for slot in range(count)
-    ]
-    return [tuple(maps) for maps in alone]
+    return (
+        (*(IDENTITY,) * slot, affine, *(IDENTITY,) * (count - slot - 1)) for slot in range(count)
+    )
 
 
 def _product_forward(site: Site, affines: Sequence[Affine]) -> Affine | str:

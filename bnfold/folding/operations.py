@@ -13,7 +13,7 @@ d that follow from the operation:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ _NO_CONSTANT = linear(lambda site: None)
 def _either(tensors: Rule, constant: Rule) -> Rule:
     """An operation of two tensors, or of a tensor and a constant."""
 
-    def backward(site: Site, affine: Affine) -> Sequence[Maps] | str:
+    def backward(site: Site, affine: Affine) -> Iterable[Maps] | str:
         return (tensors if len(site.inputs) == 2 else constant).backward(site, affine)
 
     def forward(site: Site, affines: Sequence[Affine]) -> Affine | str:

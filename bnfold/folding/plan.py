@@ -228,6 +228,8 @@ class _Planner:
         directions: tuple[Direction, ...] = ("backward", "forward"),
     ) -> bool:
         """Fold a candidate if it can be; note why it cannot."""
+        if self._walk.is_spent and one.batchnorm.path in self._blocked:
+            return False
         refusals: list[tuple[Direction, Refusal]] = []
         for direction in directions:
             found = self._walk.edits(

@@ -9,6 +9,7 @@ Nothing is changed here before a way is known to its ends.
 """
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,14 @@ from bnfold.model.policy import policy
 from bnfold.model.shapes import Shape, is_float, without_axes
 
 _MAX_STEPS = 20_000
+"""For one layer, in one direction."""
+_MAX_WORK = 1_000_000
+_WORK_FOR_EACH_SLOT = 100
+"""For all layers together: so many inputs of calls are looked at, and so many more for each that
+the model has. The models of keras.applications need fewer than one for each, and one in which every
+layer reads all before it needs six."""
+_MAX_EFFECTS = 100
+"""How many maps one layer absorbs; all that it has absorbed is measured again with each of them."""
 _MAX_WAYS = 64
 """How many ways through joins are looked at before a layer counts as blocked."""
 _MAX_JOINS = 100
@@ -176,6 +185,9 @@ class Walk:
         self._effects: dict[Path, tuple[Effect, ...]] = {}
         self._layers: dict[Path, Layer] = {}
         self._extents: dict[Path, tuple[limits.Extent, ...]] = {}
+        self._sites: dict[Position, Site] = {}
+        slots = sum(len(scope.graph.layers[name].calls[call].inputs) for scope, name, call in order)
+        self._work_left = _MAX_WORK + _WORK_FOR_EACH_SLOT * slots
 
     def start(self, batchnorm: BatchNorm, affine: Affine) -> None:
         """Make a BatchNormalization known that may be folded."""
@@ -255,6 +267,8 @@ class Walk:
         for path, same in by_layer.items():
             _check_agreement(same)
             effects = (*self._effects.get(path, ()), same[0].effect)
+            if len(effects) > _MAX_EFFECTS:
+                raise same[0].call.refuse(f"has absorbed {_MAX_EFFECTS} others already")
             measured = limits.extents(attempt.originals[path], effects)
             along = tuple(extent.along(effects[-1]) for extent in measured)
             problem = limits.out_of_range(attempt.originals[path], along)
@@ -304,9 +318,45 @@ class Walk:
         """The place of a call in the order of all; None for one that no output depends on."""
         return self._order.get(position)
 
+    def work(self, slots: int) -> bool:
+        """Whether a call with so many inputs may still be looked at."""
+        self._work_left -= slots
+        return not self.is_spent
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more may be looked at in this model."""
+        return self._work_left < 0
+
+    def site(self, position: Position, core_path: Path) -> Site:
+        """What a rule is asked about a call; the layer is as it is by now."""
+        if position not in self._sites:
+            self._sites[position] = _site(*position)
+        site = self._sites[position]
+        return replace(site, layer=self.current(core_path, site.layer))
+
     def position(self, number: int) -> Position:
         """The call at a place in the order."""
         return self._at[number]
+
+
+def _site(scope: Scope, name: str, number: int) -> Site:
+    """What is known of a call from the graph alone, inside all wrappers."""
+    layer = scope.graph.layers[name]
+    core, wrappers = unwrapped(layer)
+    shapes, call = scope.shapes, layer.calls[number]
+    count = len(call.inputs) if layer.is_operation else scope.leading(call)
+    return Site(
+        layer=core,
+        inputs=tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count]),
+        output=without_axes(shapes.of(Ref(name, number)), wrappers),
+        training=scope.around.trains(core_path(layer, scope.layer_path(name)), call),
+        masked=core.class_name in catalog.MERGING
+        and not core.is_operation
+        and may_be_masked(scope, call.inputs),
+        operands=nodes.operands(call.node) if layer.is_operation else (),
+        keywords=nodes.keywords(call.node) if layer.is_operation else {},
+    )
 
 
 def _check_agreement(demands: Sequence[_Demand]) -> None:
@@ -412,10 +462,12 @@ class _Attempt:
         """The first obstacle that the attempt met."""
         return self._first or _RefusalError("there are too many ways to look at")
 
-    def _count_step(self) -> None:
+    def _count_step(self, slots: int) -> None:
         self._steps += 1
         if self._steps > _MAX_STEPS:
             raise _RefusalError("there are too many ways to look at")
+        if not self._walk.work(slots):
+            raise _RefusalError("too much of the model would have to be looked at")
 
     # --- against the data ------------------------------------------------------------------------
 
@@ -463,9 +515,9 @@ class _Attempt:
     def _behind(self, wanted: _Wanted, reader: str, depth: int) -> Iterator[list[_Demand]]:
         """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
         while True:
-            self._count_step()
             (scope, ref), affine, _ = wanted
             at = _Call(scope, scope.graph.layers[ref.layer], ref.call, "before it")
+            self._count_step(len(at.call.inputs))
             self._check_read_once(at, wanted, reader, depth)
             following = self._around(at, ref, affine)
             if following is not None:
@@ -475,11 +527,15 @@ class _Attempt:
             if rule is None:
                 yield [self._demand_behind(at, affine)]
                 return
-            ways = self._carried(rule, at, affine)
-            if len(ways) == 1 and len(ways[0]) == 1:
-                (wanted,), reader = ways[0], at.layer.name
+            ways = self._propagated(rule, at, affine)
+            first, second = next(ways, None), next(ways, None)
+            if first is None:
+                raise at.refuse("reads one tensor twice, which would have to change in two ways")
+            if second is None and len(first) == 1:
+                (wanted,), reader = first, at.layer.name
                 continue
-            for way in ways:
+            for way in itertools.chain([first], [second] if second else [], ways):
+                self._count_step(len(way))
                 yield from self._all_of(way, at.layer.name, depth + 1)
             return
 
@@ -544,17 +600,15 @@ class _Attempt:
                 path,
             )
 
-    def _carried(self, rule: Rule, at: _Call, affine: Affine) -> list[list[_Wanted]]:
+    def _propagated(self, rule: Rule, at: _Call, affine: Affine) -> Iterator[list[_Wanted]]:
+        """Each way to split a map of what a call makes into maps of what it reads."""
         site = self._site(at)
         self._check_sees(at, affine, site.output)
         maps = rule.backward(site, affine) if site.inputs else "is called in an unusual way"
         if isinstance(maps, str):
             raise at.refuse(maps, advise=self._could_stand_before(at, affine))
-        ways = [self._by_tensor(at, way) for way in maps]
-        found = [way for way in ways if way is not None]
-        if not found:
-            raise at.refuse("reads one tensor twice, which would have to change in two ways")
-        return found
+        ways = (self._by_tensor(at, way) for way in maps)
+        return (way for way in ways if way is not None)
 
     def _by_tensor(self, at: _Call, maps: Sequence[Affine]) -> list[_Wanted] | None:
         """The map for each tensor that a call reads; None if one would need two of them."""
@@ -588,22 +642,7 @@ class _Attempt:
         self._check_dtype(at)
         if nodes.mixes_constants(at.call.node):
             raise at.refuse("reads constants beside tensors")
-        core, wrappers = unwrapped(at.layer)
-        shapes, call = at.scope.shapes, at.call
-        count = len(call.inputs) if at.layer.is_operation else at.scope.leading(call)
-        inputs = tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count])
-        output = without_axes(shapes.of(Ref(at.layer.name, at.number)), wrappers)
-        return Site(
-            layer=self._walk.current(at.core_path, core),
-            inputs=inputs,
-            output=output,
-            training=at.scope.around.trains(at.core_path, call),
-            masked=core.class_name in catalog.MERGING
-            and not core.is_operation
-            and may_be_masked(at.scope, call.inputs),
-            operands=nodes.operands(call.node) if at.layer.is_operation else (),
-            keywords=nodes.keywords(call.node) if at.layer.is_operation else {},
-        )
+        return self._walk.site((at.scope, at.layer.name, at.number), at.core_path)
 
     def _check_dtype(self, at: _Call) -> None:
         """A layer that computes in another dtype would round, or hand on, another one."""
@@ -701,10 +740,11 @@ class _Attempt:
         for number in range(len(self._layer.calls)):
             self._change((self._scope, Ref(self._layer.name, number)), self._affine)
         while self._waiting:
-            self._count_step()
             place = heapq.heappop(self._waiting)
             if not self._waiting or self._waiting[0] != place:
-                demands += self._enter(self._walk.position(place))
+                scope, name, number = position = self._walk.position(place)
+                self._count_step(len(scope.graph.layers[name].calls[number].inputs))
+                demands += self._enter(position)
         if not demands:
             raise _RefusalError("nothing that has weights reads it")
         yield demands

@@ -19,19 +19,31 @@ Shape = tuple[int | None, ...]
 
 _Fact = TypeVar("_Fact")
 
+_MOST_INTERIORS = 64
+"""Of one nested model. A model of nested models, each called twice, has 2 ** depth calls of the
+innermost one, and the shapes that they are given can all be different."""
+
 
 class Shapes:
     """The shapes and dtypes of a graph's tensors, each looked for once."""
 
-    def __init__(self, graph: Graph, outer: Mapping[str, Shape | None] | None = None) -> None:
-        """`outer` are shapes of the graph's input layers that are known from elsewhere."""
+    def __init__(
+        self,
+        graph: Graph,
+        outer: Mapping[str, Shape | None] | None = None,
+        interiors: "_Interiors | None" = None,
+    ) -> None:
+        """`outer` are shapes of the graph's input layers that are known from elsewhere.
+
+        `interiors` are what is known of the nested models of the whole model.
+        """
         self._graph = graph
         self._outer = outer or {}
+        self._interiors = {} if interiors is None else interiors
         noted = config.tensor_types(graph)
         self._noted_dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
         self._dtypes: dict[Ref, str | None] = {}
         self._shapes: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
-        self._inside: dict[tuple[str, int], Shapes] = {}
         self._misstated = _behind(graph, self._reverses_axes)
 
     def of(self, ref: Ref) -> Shape | None:
@@ -49,14 +61,21 @@ class Shapes:
         return self._look_up(ref, self._dtypes, self._find_dtype)
 
     def inside(self, name: str, call: int) -> "Shapes":
-        """The shapes inside one call of a nested model, or of one in wrappers."""
-        if (name, call) not in self._inside:
-            core, wrappers = unwrapped(self._graph.layers[name])
-            nested = cast(Graph, core.graph)
-            shapes = [without_axes(shape, wrappers) for shape in self._inputs(Ref(name, call))]
-            known = dict(zip(nested.inputs, shapes, strict=False))
-            self._inside[name, call] = Shapes(nested, known)
-        return self._inside[name, call]
+        """The shapes inside one call of a nested model, or of one in wrappers.
+
+        Calls that are given the same shapes share them. Of a model that is called with very many
+        different ones, the later calls are known by the shapes that its inputs declare.
+        """
+        core, wrappers = unwrapped(self._graph.layers[name])
+        nested = cast(Graph, core.graph)
+        given = tuple(without_axes(shape, wrappers) for shape in self._inputs(Ref(name, call)))
+        found = self._interiors.setdefault(id(nested), {})
+        if len(found) >= _MOST_INTERIORS and given not in found:
+            given = ()
+        if given not in found:
+            known = dict(zip(nested.inputs, given, strict=False))
+            found[given] = Shapes(nested, known, self._interiors)
+        return found[given]
 
     def _look_up(self, ref: Ref, known: dict[Ref, _Fact], find: Callable[[Ref], _Fact]) -> _Fact:
         """What `find` says of a tensor, asked first for what it is made of, however far back."""
@@ -151,7 +170,7 @@ class Shapes:
         """
         core, wrappers = unwrapped(layer)
         if core.graph is not None:
-            return bool(Shapes(core.graph)._misstated)
+            return bool(Shapes(core.graph, interiors=self._interiors)._misstated)
         equation = parse_equation(core.config.get("equation")) if core.builtin else None
         if core.class_name != "EinsumDense" or equation is None or equation.ellipsis != "left":
             return False
@@ -161,6 +180,10 @@ class Shapes:
             axes is not None and (len(axes) < 2 or (axes == axes[::-1] and None not in axes))
             for axes in elided
         )
+
+
+_Interiors = dict[int, dict[tuple[Shape | None, ...], Shapes]]
+"""By the identity of the nested model, which lives as long as the model, and what it is given."""
 
 
 def is_float(dtype: str | None) -> bool:
