@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# TensorFlow decides by the processor whether it has kernels for channels first; the tests need them.
+# TensorFlow has kernels for channels first on some processors only, unless it is told to.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
