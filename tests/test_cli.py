@@ -178,6 +178,24 @@ def test_inspect_reports_the_readable_ones_beside_one_that_is_not(
         ("missing.keras", None, "no such file"),
         ("empty.keras", b"", "the file is empty"),
         ("text.keras", b"a text, not a model", "neither a .keras archive nor an HDF5 file"),
+        ("model.tflite", b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model"),
+        ("model.keras", b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model"),
+        ("model.json", b'{"class_name": "Sequential"}', "the architecture of a Keras model"),
+        ("model.json", b'{"format": "layers-model"}', "a TensorFlow.js model"),
+        ("model.yaml", b"backend: tensorflow\n", "the architecture of a Keras model"),
+        ("model.pt", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80", "a PyTorch file"),
+        ("pytorch_model.bin", b"\x80\x02}q\0(X", "a Python pickle"),
+        ("model.pkl", b"\x80\x04\x95\x10", "a Python pickle"),
+        ("model.h5", b'\x40\0\0\0\0\0\0\0{"weight":', "a safetensors file"),
+        ("frozen.pb", b"\n\x0b\n\x01x\x12", "a TensorFlow graph (GraphDef)"),
+        ("saved_model.pb", b"\x08\x01\x12", "the graph of a SavedModel, which is a folder"),
+        ("model.ckpt.index", b"\0\0\x03", "a part of a TensorFlow checkpoint"),
+        ("model.ckpt-7.data-00000-of-00001", b"\0\1", "a part of a TensorFlow checkpoint"),
+        ("checkpoint", b'model_checkpoint_path: "m"', "a part of a TensorFlow checkpoint"),
+        ("model.keras", b"\x08\x08\x12\x07pytorch\x1a", "an ONNX model"),
+        ("data.npy", b"\x93NUMPY\x01\0", "a NumPy array"),
+        ("model.h5.gz", b"\x1f\x8b\x08", "compressed (gzip); unpack it"),
+        ("model.h5", b"\n<!DOCTYPE html>", "a web page, not a model"),
         (
             "model.onnx",
             b"\x08\x08 ONNX, perhaps",
@@ -527,3 +545,80 @@ def test_only_the_command_line_sets_aside_what_tensorflow_makes() -> None:
         [sys.executable, "-c", SETTLED], capture_output=True, text=True, check=True
     )
     assert ran.stdout.split() == ["0", "True", "True"]
+
+
+@pytest.mark.parametrize("command", sorted(set(main.commands) - {"rules", "rule"}))
+@pytest.mark.parametrize("mistyped", ["--output", "--trusted", "--tru", "--imports", "--impor"])
+def test_no_option_that_lets_code_run_is_proposed(command: str, mistyped: str) -> None:
+    result = CliRunner().invoke(main, [command, "model.keras", f"{mistyped}=x"])
+    if command == "inspect" and mistyped == "--output":
+        return  # it has that one
+    assert result.exit_code == 2
+    assert mistyped in result.stderr
+    assert "--trust'" not in result.stderr
+    assert "--import'" not in result.stderr
+
+
+def test_a_harmless_option_is_proposed() -> None:
+    result = CliRunner().invoke(main, ["fold", "model.keras", "out.keras", "--forse"])
+    assert "Did you mean" in result.stderr
+    assert "'--force'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        (["archive/data.pkl", "archive/data/0"], "a PyTorch file"),
+        (["net/code/net.py", "net/constants.pkl"], "a PyTorch file"),
+        (["x.npy", "y.npy"], "a NumPy archive (.npz), not a model"),
+        (["model/saved_model.pb", "model/variables/variables.index"], "around a SavedModel"),
+        (["model.keras", "readme.txt"], "a ZIP archive around a model; unpack it"),
+        (["readme.txt"], "there is no config.json inside"),
+    ],
+)
+def test_an_archive_that_is_no_model_is_named(
+    members: list[str], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in members:
+            archive.writestr(name, b"x")
+    result = bnfold("inspect", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        (["layers/dense/vars"], "as model.save_weights() writes it"),
+        (["_layer_checkpoint_dependencies/dense/vars"], "as model.save_weights() writes it"),
+        (["images"], "nothing else that Keras writes"),
+    ],
+)
+def test_an_hdf5_file_that_is_no_model_is_named(
+    groups: list[str], says: str, tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "some.weights.h5", "w") as file:
+        for name in groups:
+            file.create_dataset(f"{name}/0", data=[1.0])
+    result = bnfold("inspect", tmp_path / "some.weights.h5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["saved_model.pb", "keras_metadata.pb"], "a TensorFlow SavedModel"),
+        (["config.json", "model.safetensors"], "a folder of a Hugging Face model"),
+        (["checkpoint", "model.ckpt.index"], "a folder of TensorFlow checkpoints"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_named(names: list[str], says: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    result = bnfold("fold", tmp_path, tmp_path.parent / "out", "--no-verify")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert says in result.stderr

@@ -677,6 +677,28 @@ def test_a_saved_model_of_tensorflow_is_told_what_it_is() -> None:
     refused("saved", says=["a TensorFlow SavedModel"])
 
 
+def test_a_saved_model_among_others_is_reported_and_can_be_excluded(broken: Path) -> None:
+    """It may be sick, and nobody looked: that is not skipped without a word."""
+    Path("models/exported/variables").mkdir(parents=True)
+    model(Path("models/m.keras"))
+    Path("models/exported/saved_model.pb").write_bytes(b"x")
+    result = run("models", "--format", "json", "--fail-on", "never")
+    assert result.exit_code == 2
+    told = json.loads(result.stdout)
+    assert [one["path"] for one in told["models"]] == ["models/m.keras"]
+    assert [one["path"] for one in told["unreadable"]] == ["models/exported"]
+    assert "models/exported: a TensorFlow SavedModel" in result.stderr
+    assert run("models", "--exclude", "exported", "--fail-on", "never").exit_code == 0
+
+
+def test_what_was_made_of_models_for_others_is_passed_over(broken: Path) -> None:
+    Path("models").mkdir()
+    model(Path("models/m.keras"))
+    for name in ("m.onnx", "m.tflite", "m.pt", "m.safetensors", "m.weights.h5"):
+        Path("models", name).write_bytes(b"x")
+    assert paths("models") == ["models/m.keras"]
+
+
 def test_a_broken_model_among_several_is_a_line_and_exit_2(broken: Path) -> None:
     Path("cut.keras").write_bytes(b"PK\x03\x04")
     Path("gone.h5").symlink_to("nowhere.h5")

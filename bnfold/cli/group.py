@@ -13,7 +13,7 @@ import click
 
 from bnfold import __version__
 from bnfold.cli import garbage
-from bnfold.cli.options import CONTEXT, debug
+from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable
 
@@ -38,6 +38,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
+            _propose_no_code(error)
             help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
             _fail(ctx, f"{error.format_message()}{help_with}")
         except (click.ClickException, click.exceptions.Exit):
@@ -55,6 +56,13 @@ class Commands(click.Group):
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")
+
+
+def _propose_no_code(error: click.UsageError) -> None:
+    """Have click propose no option that lets code run, whatever it is like."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        harmless = [name for name in error.possibilities if name not in RUNNING_CODE]
+        error.__dict__["possibilities"] = harmless  # which click declares as final
 
 
 def _fail(ctx: click.Context, message: str) -> NoReturn:

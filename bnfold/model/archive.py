@@ -22,7 +22,7 @@ import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import catalog, config, guard, hdf5
+from bnfold.model import catalog, config, foreign, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.optimizer import Optimizer
@@ -390,7 +390,8 @@ def _write_chunks(chunks: Iterable[bytes], target: Path) -> None:
 
 def _require(names: set[str]) -> None:
     if CONFIG not in names:
-        raise UnreadableModelError(f"there is no {CONFIG} inside; is it a Keras model?")
+        what = foreign.archived(names)
+        raise UnreadableModelError(what or f"there is no {CONFIG} inside; is it a Keras model?")
     if WEIGHTS not in names:
         hint = " (weights in npz are not supported)" if "model.weights.npz" in names else ""
         raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
+from bnfold.model import foreign
 from bnfold.model.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.graph import Graph, Json
 from bnfold.model.graph import Path as LayerPath
@@ -23,7 +24,7 @@ Kind = Literal["keras", "keras-directory", "h5"]
 SUFFIXES = (".keras", ".h5", ".hdf5")
 """How the names of model files end, where they are not directories."""
 
-SAVED_MODEL = "saved_model.pb"
+SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -176,28 +177,27 @@ def sniff(path: Path) -> Kind:
     if not path.is_file():
         raise UnreadableModelError("not a regular file")
     with path.open("rb") as stream:
-        start = stream.read(len(_GIT_LFS))
+        start = stream.read(foreign.HEAD)
     if start.startswith(_ZIP_MAGIC):
         return "keras"
     if start.startswith(_HDF5_MAGIC):
         return "h5"
     if not start:
         raise UnreadableModelError("the file is empty")
-    if start == _GIT_LFS:
+    if start.startswith(_GIT_LFS):
         raise UnreadableModelError("a pointer of Git LFS, not the model: run 'git lfs pull'")
-    what = "neither a .keras archive nor an HDF5 file"
-    if path.suffix.lower() == ".onnx":
-        what += "; bnfold writes ONNX files and reads those of Keras"
-    raise UnreadableModelError(what)
+    what = foreign.named(path, start)
+    raise UnreadableModelError(what or "neither a .keras archive nor an HDF5 file")
 
 
 def _sniff_directory(path: Path) -> Kind:
+    if is_model_directory(path):
+        return "keras-directory"
+    what = foreign.foldered(os.listdir(path))
+    if what is not None:
+        raise UnreadableModelError(what)
     if (path / CONFIG).is_file():
         return "keras-directory"
-    if (path / SAVED_MODEL).is_file():
-        raise UnreadableModelError(
-            "a TensorFlow SavedModel; bnfold reads what model.save('model.keras') writes"
-        )
     raise UnreadableModelError(f"a directory without {CONFIG}; not a Keras model")
 
 

@@ -45,9 +45,7 @@ class LegacyHdf5:
         self._file = resources.enter_context(hdf5.open_hdf5(stream, "the HDF5 file"))
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
-            raise UnreadableModelError(
-                "the HDF5 file holds weights but no model_config; save the whole model instead"
-            )
+            raise UnreadableModelError(_without_model(self._file))
         group = hdf5.group_at(self._file, MODEL_WEIGHTS)
         if group is None:
             raise UnreadableModelError(f"the HDF5 file holds no {MODEL_WEIGHTS}")
@@ -216,6 +214,17 @@ class LegacyHdf5:
                     written.add(weight.name)
                     parts[part].append(weight)
         return [*parts[0], *parts[1]]
+
+
+def _without_model(file: h5py.File) -> str:
+    """What an HDF5 file without a model_config is: weights, as Keras 2 or 3 lists them, or data."""
+    groups = {"layers", "_layer_checkpoint_dependencies", MODEL_WEIGHTS}
+    if not groups & set(hdf5.names(file)) and "layer_names" not in file.attrs:
+        return "the HDF5 file holds no model_config, and nothing else that Keras writes"
+    return (
+        "the HDF5 file holds weights but no model_config, as model.save_weights() writes it;"
+        " save the whole model instead, with model.save('model.keras')"
+    )
 
 
 def _with_weights(layer: Layer, weights: tuple[Weight, ...]) -> Layer:

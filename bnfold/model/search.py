@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bnfold.errors import UnreadableModelError
+from bnfold.model import foreign
 from bnfold.model.archive import CONFIG
 from bnfold.model.container import SAVED_MODEL, SUFFIXES, is_model_directory
 from bnfold.model.guard import printable
@@ -18,8 +19,9 @@ def models_at(
 ) -> list[Path]:
     """The model at `path`, whatever its name; of a folder, those in it at any depth, sorted.
 
-    In a folder they are files that end in .keras, .h5 or .hdf5, and Keras directories. Hidden ones
-    are skipped, and what matches a shell pattern of `exclude` by its name or by its path from the
+    In a folder they are files that end in .keras, .h5 or .hdf5, Keras directories, and SavedModels,
+    which nobody here can read, but which Keras 2 wrote and which may be sick. Hidden ones are
+    skipped, and what matches a shell pattern of `exclude` by its name or by its path from the
     folder; links to folders are not followed. `on_error` is told of folders that cannot be read.
 
     Raises:
@@ -30,7 +32,7 @@ def models_at(
     found = sorted(_search(path, exclude, on_error), key=lambda model: model.parts)
     if found:
         return found
-    if os.path.exists(path / CONFIG) or os.path.exists(path / SAVED_MODEL):
+    if os.path.exists(path / CONFIG) or foreign.foldered(os.listdir(path)) is not None:
         return [path]  # whoever reads it as a model says what it is instead
     if exclude and any(_search(path, (), None)):
         raise UnreadableModelError(f"{printable(str(path))}: every model in it is excluded")
@@ -49,6 +51,8 @@ def _search(
         models = {path for path in inside if is_model_directory(path)}
         folders[:] = [path.name for path in inside if path not in models]
         yield from (path for path in models if not path.is_symlink())
+        if any(name in files for name in SAVED_MODEL):
+            yield here
         for path in (here / name for name in files):
             if _has_model_name(path.name) and _is_wanted(path, folder, exclude):
                 yield path
