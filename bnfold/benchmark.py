@@ -257,6 +257,7 @@ class BenchReport:
         seed: of the inputs.
         results: by runtime and batch size.
         skipped: what could not be measured, and why.
+        notes: sentences on what had to be done to load the models.
     """
 
     a: Path
@@ -267,6 +268,7 @@ class BenchReport:
     seed: int
     results: tuple[Result, ...]
     skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> NoReturn:
         """Refuse: times have no yes or no.
@@ -291,6 +293,7 @@ class BenchReport:
             "confidence": CONFIDENCE,
             "results": [result.to_dict() for result in self.results],
             "skipped": [asdict(one) for one in self.skipped],
+            "notes": list(self.notes),
         }
 
 
@@ -345,7 +348,9 @@ def bench_files(
     if not results:
         reasons = "; ".join(f"{one.runtime}: {one.reason}" for one in skipped)
         raise BnfoldError(f"no runtime can run both models: {reasons}")
-    return BenchReport(a, b, folded, threads, seconds, seed, tuple(results), tuple(skipped))
+    notes = tuple(dict.fromkeys(note for loaded in pair for note in loaded.notes))
+    found = tuple(results), tuple(skipped)
+    return BenchReport(a, b, folded, threads, seconds, seed, *found, notes)
 
 
 def _silent(_: str) -> None:

@@ -49,7 +49,8 @@ class Inspection:
         plan: one decision for each BatchNormalization.
         findings: what the health rules say.
         graph: the model that the plan is for.
-        note: why nothing can be folded at all, where that is so.
+        note: why nothing can be folded at all, where that is so, and what had to be done to load
+            the model, where it ran.
         suppressed: findings that do not count, for a reason that somebody gave.
         observed: what went into each layer while the model ran over data; None where it did not.
         thresholds: the settings of the rules that were asked.
@@ -143,8 +144,8 @@ def inspect_file(
     with open_model(path) as model:
         subclassed = model.graph.kind == "subclassed"
         decided = planned(model)
-        observed = None if run is None else _observe(model.path, run)
         optimizer = model.optimizers.get(())
+        observed, notes = (None, ()) if run is None else _observe(model.path, run)
         found = audit(
             decided,
             rules,
@@ -163,13 +164,13 @@ def inspect_file(
             plan=_read(decided),
             findings=joined(found) if join else found,
             graph=model.graph,
-            note=_SUBCLASSED if subclassed else None,
+            note="; ".join([_SUBCLASSED] * subclassed + list(notes)) or None,
             observed=observed,
             thresholds=Thresholds() if thresholds is None else thresholds,
         )
 
 
-def _observe(path: Path, run: "DataRun") -> dict[LayerPath, Observed]:
+def _observe(path: Path, run: "DataRun") -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
     from bnfold.verification.observe import observe  # noqa: PLC0415 - most inspections run nothing
 
     return observe(path, run)

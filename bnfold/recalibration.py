@@ -96,6 +96,7 @@ class RecalibrationReport:
         check: the new file, run over the data again; None where nothing was estimated.
         scores: how near each labelled output comes before and after; empty without labels.
         labels_problem: why an array y beside the data was not taken for labels.
+        notes: sentences on what had to be done to load the model.
     """
 
     source: Path
@@ -111,6 +112,7 @@ class RecalibrationReport:
     check: Check | None = None
     scores: tuple[labelled.Score, ...] = ()
     labels_problem: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
@@ -152,6 +154,7 @@ class RecalibrationReport:
             "scores": [score.to_dict() for score in self.scores],
             "labels_problem": self.labels_problem,
             "check": None if self.check is None else self.check.to_dict(),
+            "notes": list(self.notes),
         }
 
 
@@ -250,6 +253,7 @@ def recalibrate_file(
         recalibrated=changes,
         kept=kept,
         check=check,
+        notes=running.loaded.notes,
     )
 
 

@@ -133,6 +133,13 @@ def overwrite(
         file.attrs.update(attributes or {})
 
 
+def replace_text(target: Path, attribute: str, text: str) -> None:
+    """Give an attribute of a file's root another text; nothing else in it changes."""
+    with guard.hdf5_damage(target.name), h5py.File(target, "r+") as file:
+        del file.attrs[attribute]
+        file.attrs[attribute] = text  # of a length that is not fixed, so it may be as long as it is
+
+
 class Groups:
     """The groups of a file by path; each link is looked at, and followed, once."""
 

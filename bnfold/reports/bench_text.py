@@ -22,6 +22,7 @@ def bench(report: BenchReport) -> RenderableType:
         Text(f"{one.runtime}{_at(one.batch)}: left out, {printable(one.reason)}", style="yellow")
         for one in report.skipped
     ]
+    parts += [Text(f"warning: {printable(note)}", style="yellow") for note in report.notes]
     parts += _warning(report)
     threads = "all" if report.threads is None else str(report.threads)
     conditions = f"threads: {threads}, seed {report.seed}, {CONFIDENCE:.0%} intervals"

@@ -83,6 +83,7 @@ def _shown(pattern: str, values: Vector) -> str:
 
 def _notes(report: RecalibrationReport) -> Iterator[str]:
     """What a reader should know beside the table."""
+    yield from map(printable, report.notes)
     for change in report.recalibrated:
         if change.note is not None:
             yield f"{printable(show(change.batchnorm.path))}: {change.note}"

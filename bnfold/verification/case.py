@@ -63,7 +63,7 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
     interfaces = tensors.interface(original.model), tensors.interface(folded.model)
     names = [port.name for port in interfaces[0].outputs]
     specs = inputs.input_specs(original.model)
-    warnings, sets = tensors.renamed(*interfaces), []
+    warnings, sets = [*original.notes, *tensors.renamed(*interfaces)], []
     if data is not None:
         user_set, warning = user_data.load(data, specs)
         sets, warnings = [user_set], [*warnings, *([warning] if warning else [])]

@@ -125,14 +125,17 @@ def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:
     return max(1, min(_MOST, _ROOM // max(1, size)))
 
 
-def observe(path: Path, run: DataRun) -> dict[LayerPath, Observed]:
+def observe(path: Path, run: DataRun) -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
     """What goes into each BatchNormalization of a model while it runs over data.
+
+    And sentences on what had to be done to load it.
 
     Layers that the model does not call, or that are inside layers not Keras' own, are left out.
     Raises what `start` raises, and BnfoldError when the model cannot run on the data.
     """
     running = start(path, run)
-    return observe_running(running, runtime.normalizations(running.loaded), run.progress)
+    found = observe_running(running, runtime.normalizations(running.loaded), run.progress)
+    return found, running.loaded.notes
 
 
 def observe_running(

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import UnsafeModelError
+from bnfold.model import declared
 from bnfold.model.config import PLAIN_MODEL
 from bnfold.model.container import Kind, open_model
+from bnfold.model.declared import Declared
 from bnfold.verification.keras_names import CLASSES, FUNCTIONS, OPERATIONS
 
 _RUNS_CODE = {
@@ -79,12 +81,18 @@ _BACKEND_FUNCTIONS = {
 
 @dataclass(frozen=True)
 class FileFacts:
-    """The kind of a model file, its config and which Keras wrote it."""
+    """The kind of a model file, its config and which Keras wrote it.
+
+    `inputs` and `outputs` are what it says that the model takes and gives, empty for what the file
+    does not tell.
+    """
 
     path: Path
     kind: Kind
     config: dict[str, Any]
     keras_version: str
+    inputs: tuple[Declared, ...] = ()
+    outputs: tuple[Declared, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,14 @@ def read_facts(path: Path) -> FileFacts:
     Raises UnreadableModelError and UnsafeModelError.
     """
     with open_model(path) as model:
-        return FileFacts(path, model.kind, model.graph.entry, model.keras_version or "")
+        return FileFacts(
+            path,
+            model.kind,
+            model.graph.entry,
+            model.keras_version or "",
+            declared.inputs(model.graph),
+            declared.outputs(model.graph),
+        )
 
 
 def refuse_code(facts: FileFacts) -> None:

@@ -1,9 +1,10 @@
-"""Loading the two files of a verification."""
+"""Loading model files, and seeing that what is loaded is the model that is in the file."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import re
 import shutil
 import tempfile
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError, UnreadableModelError, VerificationImpossibleError
-from bnfold.verification import safety
+from bnfold.model import declared, hdf5
+from bnfold.model.guard import printable
+from bnfold.verification import safety, tensors
 from bnfold.verification.runtime.libraries import (
     CannotRunError,
     import_module,
@@ -28,7 +31,10 @@ _UNKNOWN = re.compile(r"(?:Could not locate class|Unknown layer:) '([^']*)'")
 
 @dataclass
 class LoadedModel:
-    """A model in memory; `runner` maps flat inputs to flat, tapped outputs."""
+    """A model in memory; `runner` maps flat inputs to flat, tapped outputs.
+
+    `notes` are sentences on what had to be done to load it.
+    """
 
     path: Path
     library: str
@@ -36,6 +42,7 @@ class LoadedModel:
     trust: bool
     custom_objects: dict[str, Any] = field(default_factory=dict)
     runner: Any = None
+    notes: tuple[str, ...] = ()
 
     @property
     def keras(self) -> Any:
@@ -123,7 +130,7 @@ def _load(
 ) -> LoadedModel:
     keras = library(name)
     try:
-        with quiet(), _properly_named(facts) as path:
+        with quiet(), _as_understood(facts, name) as (path, notes):
             model = keras.models.load_model(
                 str(path), custom_objects=custom, compile=False, safe_mode=not trust
             )
@@ -138,20 +145,71 @@ def _load(
             f"{facts.path}: only Functional and Sequential models can be run here,"
             f" not {type(model).__name__}"
         )
-    return LoadedModel(facts.path, name, model, trust, custom)
+    _refuse_another_model(facts, name, model)
+    return LoadedModel(facts.path, name, model, trust, custom, notes=notes)
+
+
+def _refuse_another_model(facts: safety.FileFacts, name: str, model: Any) -> None:
+    """Raise UnreadableModelError if what was loaded takes or gives something else than the file."""
+    for kind, every, tensors_of in (
+        ("input", facts.inputs, model.inputs),
+        ("output", facts.outputs, model.outputs),
+    ):
+        if every and len(every) != len(tensors_of):
+            raise UnreadableModelError(
+                f"{facts.path}: {name} loads another model than the file describes: one of"
+                f" {len(tensors_of)} {kind}s, not of {len(every)}"
+            )
+        for number, (said, tensor) in enumerate(zip(every, tensors_of, strict=False)):
+            shape, dtype = tuple(tensor.shape), tensors.dtype_name(tensor)
+            if said.differs(shape, dtype):
+                wanted = _shown(said.shape, said.dtype)
+                raise UnreadableModelError(
+                    f"{facts.path}: {name} loads another model than the file describes: {kind}"
+                    f" {number} is {_shown(shape, dtype)}, not {wanted}"
+                )
+
+
+def _shown(shape: tuple[int | None, ...] | None, dtype: str | None) -> str:
+    sizes = () if shape is None else shape
+    listed = "(" + ", ".join("any" if size is None else str(size) for size in sizes) + ")"
+    return " ".join(part for part in ("" if shape is None else listed, dtype) if part)
 
 
 @contextlib.contextmanager
-def _properly_named(facts: safety.FileFacts) -> Iterator[Path]:
-    """Keras goes by the suffix of the name: link the file under one that tells the truth."""
+def _as_understood(
+    facts: safety.FileFacts, library_name: str
+) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """A file that the library reads as it is meant, and sentences on what is different in it.
+
+    Keras goes by the suffix of the name: the file is linked under one that tells the truth. Where
+    Keras 3 would misread the config of a legacy file, a copy has another one.
+    """
+    entry, firsts = facts.config, tuple[str, ...]()
+    if facts.kind == "h5" and library_name == "keras":
+        entry, firsts = declared.with_input_layers(facts.config)
     suffixes = {"keras": (".keras",), "h5": (".h5", ".hdf5")}.get(facts.kind, ())
-    if not suffixes or facts.path.name.endswith(suffixes):
-        yield facts.path
+    is_well_named = not suffixes or facts.path.name.endswith(suffixes)
+    if is_well_named and not firsts:
+        yield facts.path, ()
         return
     with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
-        link = Path(directory) / f"model{suffixes[0]}"
+        path = Path(directory) / f"model{suffixes[0]}"
+        if firsts:
+            shutil.copyfile(facts.path, path)
+            hdf5.replace_text(path, "model_config", json.dumps(entry))
+            yield path, (_input_layers_note(firsts),)
+            return
         try:
-            link.symlink_to(facts.path.resolve())
+            path.symlink_to(facts.path.resolve())
         except OSError:  # file systems and accounts without links
-            shutil.copyfile(facts.path, link)
-        yield link
+            shutil.copyfile(facts.path, path)
+        yield path, ()
+
+
+def _input_layers_note(firsts: Sequence[str]) -> str:
+    names = ", ".join(f"'{printable(name)}'" for name in firsts)
+    return (
+        f"loaded with an InputLayer before {names}: as in Keras 2.3 and older, the file has none"
+        " there, and Keras 3 would add an axis to the input"
+    )
