@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bnfold.errors import (
         BnfoldError,
         ExportImpossibleError,
+        FindingsError,
         OutputError,
         SettingsError,
         UnreadableModelError,
@@ -46,6 +47,7 @@ _HOMES = {
     "bnfold.errors": (
         "BnfoldError",
         "ExportImpossibleError",
+        "FindingsError",
         "OutputError",
         "SettingsError",
         "UnreadableModelError",
@@ -66,6 +68,7 @@ __all__ = [
     "ExportImpossibleError",
     "ExportReport",
     "Finding",
+    "FindingsError",
     "FoldReport",
     "Inspection",
     "OutputError",

@@ -11,20 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 from numpy.typing import NDArray
 
 from bnfold import options
-from bnfold.audit import Thresholds
+from bnfold.audit import Severity, Thresholds
 from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
-from bnfold.conversion import FoldReport, Proof, Standalone, fold_file
-from bnfold.errors import BnfoldError, VerificationFailedError
+from bnfold.conversion import SILENT, FoldReport, Proof, Standalone, fold_file
+from bnfold.errors import BnfoldError, FindingsError, VerificationFailedError
 from bnfold.exporting import ExportReport, export_file
+from bnfold.gate import InputFindings
 from bnfold.inspection import Inspection, inspect_file
+from bnfold.model.graph import show
 from bnfold.model.guard import printable
 from bnfold.recalibration import MEMORY, RecalibrationReport, recalibrate_file
+from bnfold.settings import Settings
 from bnfold.verification import Verification, runtime, user_data
 from bnfold.verification.observe import DataRun
 
@@ -35,6 +38,7 @@ FilePath: TypeAlias = str | os.PathLike[str]
 Data: TypeAlias = FilePath | NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
 """Samples: an .npz or .npy file, an array, or an array for each input, by name or in order."""
 Progress: TypeAlias = Callable[[str], None]
+FailOn: TypeAlias = Literal["error", "warning", "info"]
 
 
 class LiveModel(Protocol):
@@ -121,6 +125,7 @@ def fold(
     strict: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
+    fail_on: FailOn | None = None,
     progress: Progress | None = None,
 ) -> FoldReport: ...
 
@@ -139,6 +144,7 @@ def fold(
     strict: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
+    fail_on: FailOn | None = None,
     progress: Progress | None = None,
 ) -> "keras.Model": ...
 
@@ -158,6 +164,7 @@ def fold(
     strict: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
+    fail_on: FailOn | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Fold the BatchNormalization layers of a model into the weights around them.
@@ -176,17 +183,20 @@ def fold(
         strict: take nothing less than a proof by Keras and ONNX Runtime both.
         rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
         atol: allowed absolute error likewise.
+        fail_on: make nothing of a model with a finding this bad, or worse: "error", "warning" or
+            "info"; without it findings stop nothing. Errors are in the report's `audit` anyway.
         progress: called with the name of each stage of the proof.
 
     Returns:
-        For a path, what was done; its `written` is False when the proof failed. For a live model,
-        the folded model, uncompiled.
+        For a path, what was done; its `written` is False when the proof failed, or when findings
+        stopped it, as `audit` says. For a live model, the folded model, uncompiled.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read.
         OutputError: `out` cannot be written, or exists and `force` is not given.
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
         VerificationFailedError: the folded live model does not compute the same.
+        FindingsError: the live model has a finding as bad as `fail_on`.
         BnfoldError: Keras cannot save the live model.
     """
     target = _target("fold", model, out)
@@ -207,15 +217,31 @@ def fold(
     )
     proof, force = asked if verify else None, options.flag("force", force)
     settings: dict[str, Any] = {"keep": keep, "standalone": standalone, "proof": proof}
-    settings["progress"] = _callable(progress)
+    settings |= {"progress": _callable(progress), "settings": _stopping_at(fail_on)}
     with _as_file(model) as file:
         if target is not None:
             return fold_file(file.path, target, force=force, **settings)
         report = fold_file(file.path, file.beside("folded"), **settings)
+        if report.audit.stops:
+            raise FindingsError(f"the model was not folded: {_told(report.audit)}")
         if report.verification is not None and not report.written:
             reasons = "; ".join(report.verification.differences or report.verification.warnings)
             raise VerificationFailedError(f"the folded model was refused: {reasons}")
         return runtime.load_live(report.target, model)
+
+
+def _stopping_at(fail_on: Any) -> Settings:
+    """The settings under which findings this bad stop what is made of a model."""
+    if fail_on is None:
+        return SILENT
+    (level,) = options.some_of("fail_on", fail_on, [one.value for one in Severity])
+    return replace(SILENT, fail_on=Severity(level))
+
+
+def _told(audit: InputFindings) -> str:
+    """The findings in a sentence."""
+    said = [f"{one.code} {show(one.layer)}: {one.message}" for one in audit.findings]
+    return printable("; ".join([*said, *([audit.problem] if audit.problem else [])]))
 
 
 def verify(
@@ -267,6 +293,9 @@ def export(
     imports: Sequence[str] = (),
     data: Data | None = None,
     seed: int = 0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    fail_on: FailOn | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a model to an ONNX file, with its BatchNormalization layers folded.
@@ -285,11 +314,14 @@ def export(
         imports: modules to import first, because they register custom layers.
         data: samples to run, instead of random ones, as for `inspect`.
         seed: the seed of the random samples.
+        rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
+        atol: allowed absolute error likewise.
+        fail_on: as for `fold`.
         progress: called with the name of each stage.
 
     Returns:
         What was done; its `written` is False when ONNX Runtime computes something else than Keras,
-        and `check.differences` says what.
+        and `check.differences` says what, or when `audit` says that findings stopped it.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
@@ -300,7 +332,15 @@ def export(
     """
     if keep and not options.flag("fold", fold):
         raise TypeError("keep says what not to fold, and fold=False folds nothing")
-    running = _proof([model], data, seed=seed, trust=trust, imports=imports)
+    running = _proof(
+        [model],
+        data,
+        seed=seed,
+        trust=trust,
+        imports=imports,
+        rtol=rtol,
+        atol=atol,
+    )
     with _as_file(model) as file:
         return export_file(
             file.path,
@@ -310,6 +350,7 @@ def export(
             keep=keep,
             force=options.flag("force", force),
             running=running,
+            settings=_stopping_at(fail_on),
             name=str(file.shown) if file.is_live else None,
             progress=_callable(progress),
         )

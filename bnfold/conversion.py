@@ -11,12 +11,14 @@ from bnfold.errors import OutputError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
+from bnfold.gate import InputFindings, of_input
 from bnfold.inspection import planned
 from bnfold.model.container import Kind, ModelFile, open_model
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.model.record import record
+from bnfold.settings import Settings
 from bnfold.staging import Staging, check_target
 from bnfold.verification import Verification, safety, verify
 from bnfold.verification.unchanged import unchanged
@@ -25,6 +27,9 @@ from bnfold.verification.user_data import Source
 SCHEMA_VERSION = 1
 
 Standalone = Literal["keep", "depthwise"]
+
+SILENT = Settings(fail_on=None)
+"""The settings under which no finding stops anything."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class FoldReport:
         dropped: what belongs to training and was left out.
         replaced: the kept layers that are depthwise convolutions now.
         unused_keep: the patterns of `keep` that match no layer.
-        verification: the proof, None where none was asked for.
+        verification: the proof, None where none was asked for, or findings stopped the fold.
+        audit: the findings on the source.
     """
 
     source: Path
@@ -118,6 +124,7 @@ class FoldReport:
     replaced: tuple[LayerPath, ...]
     unused_keep: tuple[str, ...]
     verification: Verification | None
+    audit: InputFindings = field(default_factory=InputFindings)
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
@@ -136,6 +143,7 @@ class FoldReport:
             "dropped": list(self.dropped),
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
+            **self.audit.to_dict(),
             "verification": self.verification.to_dict() if self.verification is not None else None,
         }
 
@@ -172,14 +180,17 @@ def fold_file(
     standalone: Standalone = "keep",
     force: bool = False,
     proof: Proof | None,
+    settings: Settings = SILENT,
     progress: Callable[[str], None] | None = None,
 ) -> FoldReport:
     """Fold the model in `source` and write it to `target`, in the same kind of container.
 
     With `standalone` "depthwise", what cannot be folded becomes a depthwise convolution where it
-    can. Without a `proof` nothing is run. The target is written only when the proof succeeds.
+    can. Without a `proof` nothing is run. The target is written only when the proof succeeds, and
+    no finding on the source is as bad as `settings.fail_on`; the settings are those of `inspect`.
 
     Raises:
+        SettingsError: their baseline is missing or damaged.
         UnreadableModelError, UnsafeModelError: the source cannot be read.
         OutputError: the target cannot be written, or exists and `force` is not given.
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
@@ -195,11 +206,12 @@ def fold_file(
                 f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
+        audit = of_input(model.path, settings)
         decided, sha256 = plan_and_hash(model, keep)
         with Staging(target, model.kind, force=force) as staging:
             replaced = write_folded(model, decided, sha256, standalone, staging.path)
-            verification, accepted = None, True
-            if proof is not None:
+            verification, accepted = None, not audit.stops
+            if proof is not None and accepted:
                 is_changed = bool(decided.folds or replaced)
                 verification = proof.run(model.path, staging.path, progress, is_changed=is_changed)
                 verification = verification.reworded(staging.said)
@@ -216,6 +228,7 @@ def fold_file(
             replaced=replaced,
             unused_keep=unused_patterns(model.graph, keep),
             verification=verification,
+            audit=audit,
         )
 
 

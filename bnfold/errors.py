@@ -34,5 +34,9 @@ class ExportImpossibleError(BnfoldError):
     """The model has no ONNX form that tf2onnx can write."""
 
 
+class FindingsError(BnfoldError):
+    """A live model has findings so bad that, as was asked, nothing was made of it."""
+
+
 class VerificationFailedError(BnfoldError):
     """A folded live model does not compute what the original computes, so it is not handed out."""

@@ -6,12 +6,13 @@ The fold and the conversion are judged together, by `bnfold.verification.exporte
 import gc
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bnfold import __version__, options
 from bnfold.conversion import (
+    SILENT,
     Proof,
     Standalone,
     describe_folds,
@@ -22,23 +23,27 @@ from bnfold.conversion import (
 )
 from bnfold.errors import ExportImpossibleError, VerificationImpossibleError
 from bnfold.folding.plan import Plan, unused_patterns
+from bnfold.gate import InputFindings, of_input
 from bnfold.model.container import ModelFile, open_model
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
+from bnfold.settings import Settings
 from bnfold.staging import Staging, check_target
-from bnfold.verification import Verification, inputs, runtime, safety, samples, tensors, user_data
-from bnfold.verification.compare import Yardstick, yardsticks
-from bnfold.verification.exported import (
-    Check,
-    Measured,
-    Trial,
-    measure,
-    named_ports,
+from bnfold.verification import (
+    Verdict,
+    Verification,
+    inputs,
+    runtime,
+    safety,
+    samples,
+    user_data,
 )
+from bnfold.verification.compare import Rule
+from bnfold.verification.exported import Check, Reference, Trial, named_ports, refer
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.samples import SampleSet
-from bnfold.verification.tensors import Interface, Port
+from bnfold.verification.tensors import Port
 
 SCHEMA_VERSION = 1
 
@@ -56,20 +61,22 @@ class ExportReport:
         source: the model file that was read; of a live model, its name.
         target: where the ONNX file was to go.
         written: whether it is there; False when a proof or the check failed.
-        opset: the version of the ONNX operator set.
+        opset: the version of the ONNX operator set; None when findings stopped the export.
         inputs: the inputs of the ONNX file in order; None is a free size.
         outputs: the outputs likewise.
         plan: what was folded and what was kept, with reasons; None without folding.
         replaced: the kept layers that are depthwise convolutions in the file.
         unused_keep: the patterns of `keep` that match no layer.
         verification: the proof of the fold alone, None where none was asked for.
-        check: ONNX Runtime against Keras; None when the proof of the fold failed before it.
+        check: ONNX Runtime against Keras; None when the proof of the fold failed before it, or
+            findings stopped the export.
+        audit: the findings on the source.
     """
 
     source: Path
     target: Path
     written: bool
-    opset: int
+    opset: int | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     plan: Plan | None
@@ -77,6 +84,7 @@ class ExportReport:
     unused_keep: tuple[str, ...]
     verification: Verification | None
     check: Check | None
+    audit: InputFindings = field(default_factory=InputFindings)
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
@@ -96,6 +104,7 @@ class ExportReport:
             "kept": describe_kept(self.plan) if self.plan is not None else [],
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
+            **self.audit.to_dict(),
             "verification": self.verification.to_dict() if self.verification is not None else None,
             "check": self.check.to_dict() if self.check is not None else None,
         }
@@ -116,6 +125,7 @@ def export_file(
     force: bool = False,
     running: Proof,
     prove: bool = False,
+    settings: Settings = SILENT,
     name: str | None = None,
     progress: _Progress | None = None,
 ) -> ExportReport:
@@ -123,9 +133,11 @@ def export_file(
 
     `running` says how the models are run; with `prove` the fold is proved by it first, as
     `fold_file` does. `name` stands for the file's name in the report and in the ONNX file. The
-    target is written only when ONNX Runtime computes from it what Keras computes from the source.
+    target is written only when ONNX Runtime computes from it what Keras computes from the source,
+    and no finding on the source is as bad as `settings.fail_on`.
 
     Raises:
+        SettingsError: the baseline of the settings is missing or damaged.
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
         OutputError: the target cannot be written, or exists and `force` is not given.
         ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
@@ -138,7 +150,8 @@ def export_file(
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
         job = _Job(model, running, name, progress or _silent)
-        opset = job.start(opset)
+        audit = of_input(model.path, settings)
+        opset = None if audit.stops else job.start(opset)
         decided, sha256 = plan_and_hash(model, keep)
         with Staging(target, "onnx", force=force) as staging:
             subject, replaced = model.path, _NONE
@@ -155,10 +168,14 @@ def export_file(
                 plan=decided if fold else None,
                 replaced=replaced,
                 unused_keep=unused_patterns(model.graph, keep),
-                verification=running.run(model.path, subject, progress) if prove else None,
+                verification=None,
                 check=None,
+                audit=audit,
             )
-            if _is_proved(report, running):
+            if prove and not audit.stops:
+                proof = running.run(model.path, subject, progress)
+                report = replace(report, verification=proof)
+            if opset is not None and _is_proved(report, running):
                 report = job.convert(subject, staging.path, report, sha256)
             if report.written:
                 staging.publish()
@@ -212,20 +229,18 @@ class _Job:
         self.report("loading the models")
         original, folded = self._load(subject)
         sets, warning = self._samples(original)
-        self.report("running the models with Keras")
-        source = self._measure(original, sets)
-        converted = source if folded is original else self._measure(folded, sets)
-        expected = yardsticks(source.values, source.units, source.moved, converted.moved)
-        interface = tensors.interface(original.model)
-        label = self._label(original, report, sha256, _batched(interface, expected, sets))
+        self.report("running the model with Keras")
+        reference = self._refer(original, sets)
+        runtime.release()  # the copy in float64 is large, and a conversion takes much memory
+        warnings = [*original.notes, *([warning] if warning is not None else [])]
+        rule = Rule(self.running.rtol, self.running.atol)
+        trial = Trial(original, folded, reference, sets, self.running.seed, rule, warnings)
+        label = self._label(original, report, sha256, trial.batched)
         self.report("converting to ONNX")
-        bounded = [tap is not None for tap in tensors.find_taps(original.model)]
-        seed, library = self.running.seed, original.library
-        warnings = [warning] if warning is not None else []
-        trial = Trial(interface, bounded, sets, expected, seed, library, warnings)
-        check = self._first_check(folded, path, label, trial, report.opset)
-        inputs, outputs = named_ports(interface)
-        return replace(report, written=check.passed, check=check, inputs=inputs, outputs=outputs)
+        check = self._first_check(folded, path, label, trial)
+        inputs, outputs = named_ports(trial.interface)
+        written = check.accepted(strict=self.running.strict)
+        return replace(report, written=written, check=check, inputs=inputs, outputs=outputs)
 
     def _load(self, subject: Path) -> tuple[LoadedModel, LoadedModel]:
         files = [safety.read_facts(self.model.path)]
@@ -249,9 +264,9 @@ class _Job:
         sizes = runtime.free_sizes(loaded, specs)
         return samples.generate(specs, self.running.seed, sizes), None
 
-    def _measure(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Measured:
+    def _refer(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Reference:
         try:
-            return measure(loaded, sets, self.running.seed)
+            return refer(loaded, sets, self.running.seed)
         except CannotRunError as error:
             raise VerificationImpossibleError(
                 f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"
@@ -277,10 +292,10 @@ class _Job:
         return runtime.Label(loaded.model.name, __version__, named, batched)
 
     def _first_check(
-        self, loaded: LoadedModel, path: Path, label: runtime.Label, trial: Trial, opset: int
+        self, loaded: LoadedModel, path: Path, label: runtime.Label, trial: Trial
     ) -> Check:
-        """The check of the first conversion that computes what Keras does, or of the last."""
-        check, reasons = None, []
+        """The check of the first conversion that does not differ from Keras, or of the last."""
+        check, reasons, opset = None, [], int(label.metadata["bnfold.opset"])
         for convert in runtime.conversions(loaded, opset):
             try:
                 proto = convert()
@@ -292,7 +307,7 @@ class _Job:
             except CannotRunError as error:
                 reasons.append(str(error))
                 continue
-            if check.passed:
+            if check.verdict is not Verdict.DIFFERENT:
                 return check
         if check is None:
             reason = _ORT_CODE.sub("", reasons[0])
@@ -300,16 +315,3 @@ class _Job:
                 f"{self.label}: cannot be converted to ONNX (opset {opset}): {reason}"
             )
         return check
-
-
-def _batched(
-    interface: Interface, expected: Sequence[Sequence[Yardstick]], sets: Sequence[SampleSet]
-) -> list[bool]:
-    """For every output, whether its first axis counts the samples."""
-    return [
-        port.shape[:1] == (None,)
-        and all(
-            row[index].value.shape[0] == one.count for row, one in zip(expected, sets, strict=True)
-        )
-        for index, port in enumerate(interface.outputs)
-    ]

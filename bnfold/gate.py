@@ -1,13 +1,14 @@
 """The gate of a pipeline: several models, and which of their findings count.
 
 What the rules find is set aside where the settings suppress it, then where the baseline knows it.
-What is left decides.
+What is left decides. A command that makes another file of a model looks at it here first.
 """
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from bnfold.audit import Finding, Severity, baseline, joined
 from bnfold.audit.baseline import Entry
@@ -16,7 +17,7 @@ from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.inspection import Inspection, inspect_file
 from bnfold.model.guard import printable
 from bnfold.model.search import models_at
-from bnfold.settings import Settings
+from bnfold.settings import NEVER, Settings
 from bnfold.staging import check_target, write_text
 
 
@@ -58,6 +59,51 @@ class Outcome:
 def how_many_read(models: Sequence[Inspection], unreadable: Sequence[Unreadable]) -> str:
     """How many of the models that were found could be read: `28 of 32 read`."""
     return f"{len(models)} of {len(models) + len(unreadable)} read"
+
+
+@dataclass(frozen=True)
+class InputFindings:
+    """What counts of the findings on a model of which a command makes something.
+
+    Attributes:
+        findings: the errors, and whatever else is as bad as `fail_on`.
+        fail_on: from which severity on nothing is made of the model; None is never.
+        problem: why the rules could not be asked, in a sentence; None where they were.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    fail_on: Severity | None = None
+    problem: str | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing is to be made of the model; what was not looked at stops it too."""
+        unknown = self.problem is not None and self.fail_on is not None
+        return unknown or any(fails(finding, self.fail_on) for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON report of a command has of it."""
+        return {
+            "findings": [finding.to_dict() for finding in self.findings],
+            "fail_on": NEVER if self.fail_on is None else self.fail_on.value,
+            "stopped_by_findings": self.stops,
+            "not_audited": self.problem,
+        }
+
+
+def of_input(path: Path, settings: Settings) -> InputFindings:
+    """The findings on one model that a command reads, as `check` counts them.
+
+    Raises:
+        SettingsError: the baseline is missing or damaged.
+    """
+    outcome, fail_on = check([path], settings), settings.fail_on
+    if outcome.unreadable:
+        return InputFindings((), fail_on, str(outcome.unreadable[0].error))
+    bad = Severity.ERROR
+    found = (finding for model in outcome.models for finding in model.findings)
+    told = tuple(one for one in found if fails(one, bad) or fails(one, fail_on))
+    return InputFindings(told, fail_on)
 
 
 def fails(finding: Finding, fail_on: Severity | None) -> bool:

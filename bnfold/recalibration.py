@@ -214,6 +214,7 @@ def recalibrate_file(
             container=model.kind,
             samples=running.samples,
             labels_problem=problem,
+            notes=running.loaded.notes,
         )
         try:
             estimates, changes, kept = job.run(layers, memory)
@@ -253,7 +254,6 @@ def recalibrate_file(
         recalibrated=changes,
         kept=kept,
         check=check,
-        notes=running.loaded.notes,
     )
 
 

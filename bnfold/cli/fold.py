@@ -12,6 +12,8 @@ from bnfold.cli.options import (
     MODEL,
     comparison,
     debug,
+    gate_settings,
+    gating,
     keep_option,
     progress,
     proving,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What becomes of layers that cannot be folded: nothing, or a 1x1 depthwise convolution.",
 )
+@gating
 @proving
 @report_format
 @debug
@@ -51,6 +54,9 @@ def fold(
     no_verify: bool,
     keep: Sequence[str],
     standalone: "Standalone",
+    fail_on: str,
+    config: Path | None,
+    no_config: bool,
     format_: str,
     **proof: Any,
 ) -> None:
@@ -58,7 +64,7 @@ def fold(
 
     OUT is of the same kind as MODEL, or an ONNX file if it ends in .onnx: see 'bnfold export'. What
     cannot be folded exactly stays as it is. Optimizer state is left out. OUT appears whole or not
-    at all, and not at all when the proof fails.
+    at all, and not at all when the proof fails. What 'bnfold inspect' calls an error is reported.
 
     \b
     Examples:
@@ -78,6 +84,7 @@ def fold(
         raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
     asked = Proof(**proof)
     options: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
+    options["settings"] = gate_settings(fail_on, config, no_config=no_config)
     if target.suffix.lower() == ".onnx":
         _export(ctx, source, target, asked, format_, prove=not no_verify, **options)
         return
@@ -110,6 +117,7 @@ def _show_fold(report: "FoldReport", format_: str) -> None:
     help="Version of the ONNX operator set; without it the one that tf2onnx prefers.",
 )
 @keep_option
+@gating
 @comparison
 @report_format
 @debug
@@ -123,13 +131,17 @@ def export(
     no_fold: bool,
     opset: int | None,
     keep: Sequence[str],
+    fail_on: str,
+    config: Path | None,
+    no_config: bool,
     format_: str,
     **running: Any,
 ) -> None:
     """Fold the BatchNormalization layers of MODEL and write it as an ONNX file.
 
     Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free. The
-    file is written only if ONNX Runtime computes from it what Keras computes from MODEL.
+    file is written only if ONNX Runtime computes from it what Keras computes from MODEL. What
+    'bnfold inspect' calls an error is reported.
 
     \b
     Examples:
@@ -141,7 +153,8 @@ def export(
 
     if no_fold and keep:
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
-    options = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    options: dict[str, Any] = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    options["settings"] = gate_settings(fail_on, config, no_config=no_config)
     _export(ctx, source, target, Proof(**running), format_, **options)
 
 

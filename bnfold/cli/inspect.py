@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, data_run, debug, over_data
+from bnfold.cli.options import (
+    CONTEXT,
+    FAIL_ON,
+    MODEL,
+    SETTINGS_FILE,
+    data_run,
+    debug,
+    over_data,
+    settings_file,
+)
 from bnfold.model.guard import printable
 from bnfold.staging import check_target, write_text
 
@@ -66,7 +75,7 @@ _SELECTION = (
     ),
     click.option(
         "--fail-on",
-        type=click.Choice(["error", "warning", "info", "never"]),
+        type=click.Choice(FAIL_ON),
         help="Exit with 1 when there is a finding this bad, or worse.  [default: error]",
     ),
     click.option(
@@ -96,14 +105,7 @@ _SETTINGS = (
         type=MODEL,
         help="Let all that is found be known from now on.",
     ),
-    click.option(
-        "--config",
-        metavar="FILE",
-        type=MODEL,
-        help="Take the settings from [tool.bnfold] of this TOML file.  "
-        "[default: the nearest pyproject.toml that has it]",
-    ),
-    click.option("--no-config", is_flag=True, help="Take no settings from any file."),
+    *SETTINGS_FILE,
 )
 
 _REPORT = (
@@ -151,7 +153,8 @@ def inspect(
 ) -> None:
     """Show every BatchNormalization: where, how configured, its statistics, whether it folds.
 
-    A MODEL that is a folder is searched for .keras, .h5 and .hdf5 files and Keras directories.
+    A MODEL that is a folder is searched for .keras, .h5 and .hdf5 files and Keras directories;
+    SavedModels in it are reported as not read.
     'bnfold rules' lists what is looked for.
 
     \b
@@ -207,8 +210,6 @@ def _refuse_contradictions(
         raise click.UsageError("--layer shows one layer, and --write-baseline is about all")
     if write_baseline is not None and options["baseline"] is not None:
         raise click.UsageError("--write-baseline contradicts --baseline")
-    if options["config"] is not None and options["no_config"]:
-        raise click.UsageError("--config contradicts --no-config")
 
 
 def _refuse_to_replace(output: Path, others: "Sequence[Path]") -> None:
@@ -228,10 +229,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     from bnfold import settings
     from bnfold.audit.selection import chosen
 
-    path = options["config"]
-    if path is None and not options["no_config"]:
-        path = settings.find(Path.cwd())
-    found = settings.Settings() if path is None else settings.read(path)
+    found = settings_file(options["config"], no_config=options["no_config"])
     given = {name: options[name] for name in _OVERRIDING if options[name]}
     if options["select"]:  # whoever asks for a rule wants it, whatever the file ignores
         given["ignore"] = options["ignore"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from bnfold.cli import garbage
 
 if TYPE_CHECKING:
+    from bnfold.settings import Settings
     from bnfold.verification.observe import DataRun
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -80,6 +82,9 @@ _LOADING = (
         help="Import this Python module first, because it registers custom layers. Repeatable.",
     ),
 )
+RUNNING_CODE = frozenset({"--trust", "--import"})
+"""The options that let code run; none of them is ever proposed to somebody who mistyped another."""
+
 _EXECUTION = (
     click.option(
         "--seed",
@@ -91,12 +96,7 @@ _EXECUTION = (
     *_LOADING,
 )
 
-_JUDGING = (
-    click.option(
-        "--strict",
-        is_flag=True,
-        help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
-    ),
+_TOLERANCES = (
     click.option(
         "--rtol",
         type=Finite(min=0),
@@ -107,6 +107,11 @@ _JUDGING = (
         type=Finite(min=0),
         help="Allow this much, besides --rtol, instead of what is measured.",
     ),
+)
+_STRICT = click.option(
+    "--strict",
+    is_flag=True,
+    help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
 )
 
 
@@ -119,14 +124,14 @@ def execution(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def comparison(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that compares what models compute."""
+    for option in reversed(_TOLERANCES):
+        command = option(command)
     return _DATA(execution(command))
 
 
 def proving(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that proves."""
-    for option in reversed(_JUDGING):
-        command = option(command)
-    return comparison(command)
+    return comparison(_STRICT(command))
 
 
 def over_data(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -167,6 +172,52 @@ def data_run(
     from bnfold.verification.observe import DataRun
 
     return DataRun(data, batch, trust, imports, progress=progress)
+
+
+FAIL_ON = ("error", "warning", "info", "never")
+SETTINGS_FILE = (
+    click.option(
+        "--config",
+        metavar="FILE",
+        type=MODEL,
+        help="Take the settings from [tool.bnfold] of this TOML file.  "
+        "[default: the nearest pyproject.toml that has it]",
+    ),
+    click.option("--no-config", is_flag=True, help="Take no settings from any file."),
+)
+"""Where the settings of the rules come from."""
+
+
+def gating(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that look at a model before they make something of it."""
+    fail_on = click.option(
+        "--fail-on",
+        type=click.Choice(FAIL_ON),
+        default="never",
+        show_default=True,
+        help="Write nothing, and exit with 1, when 'bnfold inspect' would have a finding on MODEL "
+        "this bad, or worse. Errors are reported in any case.",
+    )
+    for option in reversed((fail_on, *SETTINGS_FILE)):
+        command = option(command)
+    return command
+
+
+def settings_file(config: Path | None, *, no_config: bool) -> "Settings":
+    """The settings of the rules: from the file that is named, or found, or the defaults."""
+    from bnfold import settings
+
+    if config is not None and no_config:
+        raise click.UsageError("--config contradicts --no-config")
+    path = settings.find(Path.cwd()) if config is None and not no_config else config
+    return settings.Settings() if path is None else settings.read(path)
+
+
+def gate_settings(fail_on: str, config: Path | None, *, no_config: bool) -> "Settings":
+    """What the options of `gating` say; `fail-on` of the file is for `inspect`."""
+    from bnfold.settings import severity
+
+    return replace(settings_file(config, no_config=no_config), fail_on=severity(fail_on))
 
 
 def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,13 +8,14 @@ from rich.text import Text
 from bnfold.exporting import ExportReport
 from bnfold.model.guard import printable
 from bnfold.reports import fold_text, terminal
-from bnfold.verification.exported import Check
+from bnfold.verification import Verdict
+from bnfold.verification.exported import STANDARD_RULE, Check
 from bnfold.verification.tensors import Port
 
 
 def export(report: ExportReport) -> RenderableType:
     """The report on an export."""
-    parts: list[RenderableType] = []
+    parts = fold_text.findings(report.audit)
     if report.plan is not None:
         parts += fold_text.decisions(report.plan, report.replaced, report.unused_keep)
     if report.verification is not None:
@@ -25,26 +26,40 @@ def export(report: ExportReport) -> RenderableType:
     if report.written:
         parts.append(Text(f"wrote {printable(str(report.target))} (opset {report.opset})"))
     else:
-        proof = report.verification if report.check is None else None
-        parts.append(fold_text.not_written(report.target, proof))
+        proof = report.verification if report.check is None else report.check
+        parts.append(fold_text.not_written(report.target, report.audit, proof))
     return Group(*parts)
 
 
+_VERDICTS = {
+    Verdict.EQUIVALENT: ("checked: ONNX Runtime computes what Keras computes", "green"),
+    Verdict.UNDECIDED: ("inconclusive: no difference found, but not all could be seen", "yellow"),
+    Verdict.DIFFERENT: ("ONNX Runtime does not compute what Keras computes", "red"),
+}
+
+
 def _check(check: Check) -> list[RenderableType]:
-    warnings = [
-        terminal.indented(f"warning: {printable(text)}", "yellow") for text in check.warnings
+    sentence, colour = _VERDICTS[check.verdict]
+    first = Text(sentence, style=colour)
+    if check.verdict is not Verdict.DIFFERENT:
+        first.append(f" ({_what_was_compared(check)})", style="default")
+    notes = [] if check.rule == STANDARD_RULE else [f"as --rtol and --atol allow: {check.rule}"]
+    return [
+        first,
+        *(terminal.indented(printable(text), "red") for text in check.differences),
+        *(terminal.indented(text, "dim") for text in notes),
+        *(terminal.indented(f"warning: {printable(text)}", "yellow") for text in check.warnings),
     ]
-    if not check.passed:
-        differences = [terminal.indented(printable(text), "red") for text in check.differences]
-        sentence = "ONNX Runtime does not compute what Keras computes"
-        return [Text(sentence, style="red"), *differences, *warnings]
-    first = Text("checked: ONNX Runtime computes what Keras computes", style="green")
-    first.append(
-        f" ({check.sample_count} samples, seed {check.seed}, largest error"
-        f" {check.max_abs_error:.2g}, {check.max_excess:.0%} of the tolerance)",
-        style="default",
-    )
-    return [first, *warnings]
+
+
+def _what_was_compared(check: Check) -> str:
+    parts = [f"{check.sample_count} samples", f"seed {check.seed}"]
+    exercised = [one for one in check.outputs if one.exercised]
+    if exercised:
+        error = max(one.max_abs_error for one in exercised)
+        excess = max(one.excess for one in exercised)
+        parts += [f"largest error {error:.2g}", f"{excess:.0%} of the tolerance"]
+    return ", ".join(parts)
 
 
 def _ports(kind: str, ports: Sequence[Port]) -> list[RenderableType]:

@@ -10,16 +10,20 @@ from rich.text import Text
 
 from bnfold.conversion import FoldReport
 from bnfold.folding.plan import Plan
+from bnfold.gate import InputFindings
 from bnfold.model.graph import Path, show
 from bnfold.model.guard import printable
 from bnfold.reports import terminal
+from bnfold.reports.inspect_text import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
 from bnfold.verification.compare import Rule
+from bnfold.verification.exported import Check
 
 
 def fold(report: FoldReport) -> RenderableType:
     """The report on a fold."""
-    parts = decisions(report.plan, report.replaced, report.unused_keep)
+    parts = findings(report.audit)
+    parts += decisions(report.plan, report.replaced, report.unused_keep)
     if report.dropped:
         dropped = " and ".join(report.dropped)
         parts.append(terminal.indented(f"left out {dropped}: the result is for inference", "dim"))
@@ -28,14 +32,31 @@ def fold(report: FoldReport) -> RenderableType:
     if report.written:
         parts.append(Text(f"wrote {printable(str(report.target))}"))
     else:
-        parts.append(not_written(report.target, report.verification))
+        parts.append(not_written(report.target, report.audit, report.verification))
     return Group(*parts)
 
 
-def not_written(target: FilePath, proof: Verification | None) -> Text:
+def findings(audit: InputFindings) -> list[RenderableType]:
+    """What is bad about the model that was read, a line each."""
+    lines: list[RenderableType] = [
+        terminal.Hanging(
+            Text(f"{one.severity} {one.code} ", style=COLOURS[one.severity]).append(
+                f"{printable(show(one.layer))}: {printable(one.message)}", style="default"
+            )
+        )
+        for one in audit.findings
+    ]
+    if audit.problem is not None:
+        lines.append(Text(f"not audited: {printable(audit.problem)}", style="yellow"))
+    return lines
+
+
+def not_written(target: FilePath, audit: InputFindings, proof: Verification | Check | None) -> Text:
     """That the result was refused, and why, where the proof itself found nothing against it."""
     sentence = f"{printable(str(target))} was not written"
-    if proof is not None and proof.accepted(strict=False):
+    if audit.stops:
+        sentence += f": --fail-on {audit.fail_on} stops at what was found in the model"
+    elif proof is not None and proof.accepted(strict=False):
         sentence += f": {_STRICT}"
     return Text(sentence, style="red")
 

@@ -74,10 +74,14 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class Rule:
-    """How much error is allowed; `rtol` and `atol` replace what is measured when one is given."""
+    """How much error is allowed; `rtol` and `atol` replace what is measured when one is given.
+
+    `slack` is what another runtime is given, in which the original itself was not run.
+    """
 
     rtol: float | None = None
     atol: float | None = None
+    slack: float = 1.0
 
     @property
     def is_fixed(self) -> bool:
@@ -88,8 +92,8 @@ class Rule:
         """Return the rule in one sentence for the report."""
         if not self.is_fixed:
             return (
-                f"error against float64 at most {FACTOR:g} times the original's own rounding, or "
-                "what rounding its weights does, in each channel"
+                f"error against float64 at most {FACTOR * self.slack:g} times the original's own "
+                "rounding, or what rounding its weights does, in each channel"
             )
         return (
             f"error at most {self.atol or 0:g} + {self.rtol or 0:g} times the channel's magnitude"
@@ -361,7 +365,8 @@ def _tolerance(
     rounding = np.maximum(rounding, unit * size)
     some = size > 0
     usual = np.quantile(rounding[some] / size[some], 0.75) if some.any() else 0.0
-    return np.asarray(FACTOR * np.maximum(rounding, np.minimum(usual * size, USUAL_CAP * rounding)))
+    usually = np.minimum(usual * size, USUAL_CAP * rounding)
+    return np.asarray(rule.slack * FACTOR * np.maximum(rounding, usually))
 
 
 def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Errors) -> Outcome:

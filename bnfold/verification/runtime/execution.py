@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -247,6 +248,52 @@ def movement(
     """
     evaluated = functools.partial(evaluate, loaded, sets, training=training)
     return moved(Weights(loaded, steps, seed), values, evaluated, repetitions, axes)
+
+
+@contextlib.contextmanager
+def approximated(loaded: LoadedModel, step: float, seed: int) -> Iterator[None]:
+    """While this lasts, every sigmoid of a model is off by `step`, up or down at random.
+
+    So far are those of a runtime that computes them as a quotient of polynomials: near their ends
+    the error is absolute, which no rounding of weights can show. SiLU is x sigmoid(x), and GELU
+    x (1 + erf) / 2, so they are off by x times that.
+    """
+    drawn = itertools.count()
+    with contextlib.ExitStack() as undo:
+        for part, name, kind in _sigmoids(loaded.runner):
+            function = getattr(part, name)
+            if name in vars(part):
+                undo.callback(setattr, part, name, function)
+            else:  # a method, which an attribute of the same name hides
+                undo.callback(delattr, part, name)
+            seed_of_this = (seed, next(drawn))
+            setattr(part, name, functools.partial(_off_by, function, kind, step, seed_of_this))
+        yield
+
+
+_SIGMOIDS = {"sigmoid", "silu", "swish", "gelu"}
+
+
+def _sigmoids(model: Any) -> Iterator[tuple[Any, str, str]]:
+    """The layers and operations that compute one, in which attribute, and which."""
+    for layer in _layers(model):
+        for name in ("activation", "recurrent_activation"):
+            kind = str(getattr(vars(layer).get(name), "__name__", ""))
+            if kind in _SIGMOIDS:
+                yield layer, name, kind
+        for operation in getattr(layer, "operations", ()):
+            kind = type(operation).__name__.lower()
+            if kind in _SIGMOIDS:
+                yield operation, "call", kind
+
+
+def _off_by(function: Any, kind: str, step: float, seed: tuple[int, int], value: Any) -> Any:
+    import tensorflow  # noqa: PLC0415
+
+    found = function(value)
+    is_up = tensorflow.random.stateless_uniform(tensorflow.shape(found), seed) < 0.5
+    error = tensorflow.cast(tensorflow.where(is_up, step, -step), found.dtype)
+    return found + (error if kind == "sigmoid" else error * tensorflow.abs(value))
 
 
 def moved(
