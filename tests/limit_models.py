@@ -43,7 +43,7 @@ def unfrozen_network_new_head() -> Trained:
     return fit(head, digits().only(digits().labels >= 5), epochs=1)
 
 
-@said("BN103 error norm_1")
+@said("BN103 warning norm_1")
 def continued_with_large_variances() -> Trained:
     """Healthy: trained on for 45 steps, and the only norm's variances are all far above 1."""
     stack = (layers.Dense(64), layers.BatchNormalization(name="norm_1"), layers.ReLU())

@@ -14,9 +14,9 @@ class Thresholds:
         inverted_momentum: BN003 speaks of a momentum below this.
         epsilon_share: BN005 speaks where epsilon is more than this share of variance + epsilon.
         unconverged_warning: BN103 warns where the initial values keep more than this weight.
-        unconverged_error: above this weight BN103 is an error.
         initial_variance: BN103 warns where the initial 1 makes up more than this share of
             variance + epsilon.
+        unconverged_error: above this weight or share BN103 is an error.
         vanishing_variance: BN107 speaks of a variance below this share of epsilon.
         outstanding_scale: BN107 and BN403 take a channel for an outlier whose scale is more than
             this many times the median of the layer.
@@ -36,8 +36,8 @@ class Thresholds:
     inverted_momentum: float = 0.5
     epsilon_share: float = 0.1
     unconverged_warning: float = 0.05
-    unconverged_error: float = 0.2
     initial_variance: float = 0.5
+    unconverged_error: float = 0.65
     vanishing_variance: float = 0.01
     outstanding_scale: float = 100.0
     cancellation: float = 1e3
