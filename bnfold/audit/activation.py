@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Node, Place
 from bnfold.model import nodes
-from bnfold.model.config import is_keras_class
 from bnfold.model.graph import Layer, finite_number
+from bnfold.model.identity import is_keras_layer
 
 _NOTHING_AT_INFERENCE = frozenset(
     {
@@ -82,7 +82,7 @@ def _from_activation(node: Node, layer: Layer) -> float | None:
     activation = layer.config.get("activation")
     if isinstance(activation, dict):
         config = activation.get("config")
-        is_layer = activation.get("class_name") == "ReLU" and is_keras_class(activation)
+        is_layer = activation.get("class_name") == "ReLU" and is_keras_layer(activation)
         if not is_layer or not isinstance(config, dict):
             return None
         return _from_settings(node, Layer("relu", "ReLU", config, activation))

@@ -17,6 +17,7 @@ import numpy as np
 from bnfold.audit.neighbours import Place
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import Path
+from bnfold.model.identity import is_keras_class
 
 
 def updates(
@@ -109,8 +110,9 @@ def _went_farther(batchnorm: BatchNorm, reach: float) -> bool:
 
 
 def _is_initializer(entry: object, name: str) -> bool:
-    found = entry.get("class_name") if isinstance(entry, dict) else entry
-    return isinstance(found, str) and found.lower() == name
+    if isinstance(entry, dict):
+        entry = entry["class_name"] if is_keras_class(entry) else None
+    return isinstance(entry, str) and entry.lower() == name
 
 
 def rounding(batchnorm: BatchNorm, count: int) -> float:

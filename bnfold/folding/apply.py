@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnfold.folding.effect import Effect, take
-from bnfold.model import config
+from bnfold.model import catalog, config
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
 
@@ -63,7 +63,7 @@ def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:
     """Whether an input would become an output, with nothing between."""
     while ref.layer in gone:
         ref = graph.layers[ref.layer].calls[ref.call].inputs[0]
-    return graph.layers[ref.layer].class_name == "InputLayer"
+    return catalog.is_input(graph.layers[ref.layer])
 
 
 def _apply_layer(layer: Layer, path: Path, effects: Effects, removed: set[Path]) -> Layer:

@@ -103,7 +103,7 @@ class _Simulation:
         current = forced
         for name, number in (node for nodes in _by_depth(graph) for node in nodes):
             layer = graph.layers[name]
-            if layer.is_operation or layer.class_name == "InputLayer":
+            if layer.is_operation or catalog.is_input(layer):
                 continue
             if forced is None:
                 said, value = _said(layer, layer.calls[number])

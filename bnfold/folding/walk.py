@@ -37,6 +37,8 @@ from bnfold.folding.training import is_set
 from bnfold.model import catalog, nodes
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
+from bnfold.model.guard import printable
+from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
 from bnfold.model.shapes import Shape, is_float, without_axes
 
@@ -565,7 +567,7 @@ class _Attempt:
         if nested is not None:
             self._check_boundary(nested, affine, "it is behind", ref)
             return nested, nested.graph.outputs[ref.output]
-        if at.layer.class_name != "InputLayer" or not at.layer.builtin:
+        if not catalog.is_input(at.layer):
             return None
         call = at.scope.outer_call()
         if call is None or at.scope.parent is None:
@@ -660,7 +662,7 @@ class _Attempt:
         if at.layer.is_operation:
             raise at.refuse("is no operation that a scale and a shift can cross")
         if not at.layer.builtin:
-            raise at.refuse("is of a class that is not Keras' own")
+            raise at.refuse(f"is of a class that is not Keras' own{_evidence(at.layer)}")
         if at.scope.around.keeps(at.path):
             raise at.refuse("is kept on request")
         if at.scope.around.repeats(at.layer):
@@ -842,6 +844,12 @@ class _Attempt:
 
 
 _FIRST = "it is the first layer, so there is none before it that could take it in"
+
+
+def _evidence(layer: Layer) -> str:
+    """What tells that a class is not Keras' own, where that is a setting."""
+    foreign = foreign_settings(layer.entry)
+    return f": Keras' has no setting {printable(foreign[0])!r}" if foreign else ""
 
 
 def title_of_scope(scope: Scope) -> str:

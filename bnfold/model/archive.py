@@ -330,7 +330,9 @@ class KerasArchive:
         self, graph: Graph, names: dict[LayerPath, str], target: Path, start: int = 0
     ) -> None:
         with hdf5.new_file(target, start) as new:
-            hdf5.copy_children(self._weights, new, skip={OPTIMIZER, self._container.value})
+            # What a subclassed model holds nobody knows: it stays where it is.
+            replaced = set() if graph.kind == "subclassed" else {self._container.value}
+            hdf5.copy_children(self._weights, new, skip={OPTIMIZER, *replaced})
             written: set[str] = set()
             for path, layer in walk_all(graph):
                 group = names.get(path)

@@ -8,12 +8,13 @@ every file. Kernel layouts are those of the Keras documentation, with `in` and `
     depth_multiplier); ConvTranspose (*kernel, out, in); Embedding (vocabulary, out)
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bnfold.model.config import is_keras_class
 from bnfold.model.graph import Layer, Weight
+from bnfold.model.identity import is_keras_layer
 
 BATCHNORM_CLASSES = frozenset(
     {
@@ -277,7 +278,7 @@ def direction(layer: Layer, name: str) -> Layer | None:
     """The recurrent layer for one direction of a Bidirectional; None if it is not Keras' own."""
     entry = layer.config.get(DIRECTIONS[name])
     entry = layer.config.get("layer") if entry is None else entry
-    if not isinstance(entry, dict) or not is_keras_class(entry):
+    if not isinstance(entry, dict) or not is_keras_layer(entry):
         return None
     config = entry.get("config")
     if not isinstance(config, dict) or entry["class_name"] not in ("SimpleRNN", "LSTM", "GRU"):
@@ -323,6 +324,26 @@ def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None
     return {slot.name: weight for slot, weight in pairs}
 
 
+def is_input(layer: Layer) -> bool:
+    """Whether a layer is Keras' own InputLayer, which only hands on what its model is given."""
+    return layer.builtin and layer.class_name == "InputLayer"
+
+
 def is_batchnorm(layer: Layer) -> bool:
     """Whether a layer is Keras' own BatchNormalization, of whatever age."""
     return layer.builtin and not layer.is_operation and layer.class_name in BATCHNORM_CLASSES
+
+
+_STATISTICS = re.compile(r"(^|[/_])(moving|running)_(variance|var|std)(_\d+)?(:\d+)?$")
+
+
+def is_custom_batchnorm(layer: Layer) -> bool:
+    """Whether a layer is not Keras' own and looks like a BatchNormalization, by class or variables.
+
+    Nothing is known of what it computes.
+    """
+    if layer.builtin or layer.graph is not None:
+        return False
+    class_name = layer.class_name.rpartition(">")[2].lower()
+    named = any(_STATISTICS.search(weight.name) for weight in layer.weights or ())
+    return "batchnorm" in class_name.replace("_", "") or named

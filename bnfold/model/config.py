@@ -14,9 +14,9 @@ from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog, nodes
 from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
 from bnfold.model.guard import printable
+from bnfold.model.identity import is_keras_layer
 
 _MODEL_CLASSES = {"Functional", "Model", "Sequential", "Network"}
-_KERAS_MODULES = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras")
 _WRAPPERS = {"TimeDistributed"}
 MAX_NESTING = 32
 
@@ -60,7 +60,7 @@ def parse_graph(entry: Json, depth: int) -> Graph:
         raise UnreadableModelError(f"models are nested deeper than {MAX_NESTING} levels")
     config = settings(entry)
     name = str(config.get("name", entry.get("name", entry["class_name"])))
-    known = is_keras_class(entry) and entry["class_name"] in _MODEL_CLASSES
+    known = is_keras_layer(entry) and entry["class_name"] in _MODEL_CLASSES
     if entry["class_name"] == "Sequential" and known and isinstance(config.get("layers"), list):
         return _parse_sequential(entry, name, depth)
     if _is_functional(config):
@@ -74,20 +74,6 @@ def _is_functional(config: Any) -> bool:
         and isinstance(config.get("layers"), list)
         and "input_layers" in config
         and "output_layers" in config
-    )
-
-
-def is_keras_class(entry: Json) -> bool:
-    """Whether an entry names a class of Keras itself, not somebody's own of the same name."""
-    class_name, registered = entry.get("class_name"), entry.get("registered_name")
-    if not isinstance(class_name, str) or ">" in class_name:
-        return False
-    if registered not in (None, class_name):
-        return False
-    # Legacy HDF5 configs name no module: there a bare class name can only mean Keras' own.
-    module = entry.get("module")
-    return module is None or any(
-        module == root or str(module).startswith(f"{root}.") for root in _KERAS_MODULES
     )
 
 
@@ -142,7 +128,7 @@ def _parse_calls(entry: Json, count: nodes.Numbering) -> tuple[Call, ...]:
 def _is_operation(entry: Json) -> bool:
     """Whether an entry is an operation of keras.ops, as `x + y` makes one."""
     module = str(entry.get("module") or "")
-    return is_keras_class(entry) and module.startswith(("keras.src.ops", "keras.ops"))
+    return is_keras_layer(entry) and module.startswith(("keras.src.ops", "keras.ops"))
 
 
 def _check_references(graph: Graph) -> None:
@@ -164,14 +150,14 @@ def _parse_sequential(entry: Json, name: str, depth: int) -> Graph:
     for key, found in _entries(settings(entry)).items():
         layers[key] = replace(_parse_layer(key, found, depth), calls=(Call(previous),))
         previous = (Ref(key),)
-    inputs = tuple(key for key, layer in layers.items() if layer.class_name == "InputLayer")[:1]
+    inputs = tuple(key for key, layer in layers.items() if catalog.is_input(layer))[:1]
     return Graph(name, "sequential", layers, inputs, previous, entry)
 
 
 def _parse_layer(name: str, entry: Json, depth: int) -> Layer:
     config = settings(entry)
     class_name = str(entry.get("class_name"))
-    builtin = is_keras_class(entry)
+    builtin = is_keras_layer(entry)
     layer = Layer(
         name=name,
         class_name=class_name,

@@ -13,6 +13,7 @@ from typing import Any
 from bnfold.errors import UnreadableModelError
 from bnfold.model.graph import Call, Json, Ref
 from bnfold.model.guard import printable
+from bnfold.model.identity import is_keras_layer
 
 CONSTANT = "_CONSTANT_VALUE"
 """What Keras 2 writes for the layer where a call's first argument is no tensor."""
@@ -78,7 +79,9 @@ def _model_kind(entry: Json) -> str | None:
     config = entry.get("config")
     if isinstance(config, dict) and "input_layers" in config and "layers" in config:
         return "functional"
-    return "sequential" if entry.get("class_name") == "Sequential" else None
+    if not is_keras_layer(entry):
+        return "unknown"  # it may be a model
+    return "sequential" if entry["class_name"] == "Sequential" else None
 
 
 def _lowest_calls(entries: Mapping[str, Json], outputs: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.model.graph import Weight, finite_number
+from bnfold.model.identity import is_keras_class
 
 _BOUNDED = frozenset({"Adam", "AdamW", "Adamax", "Nadam"})
 
@@ -77,9 +78,9 @@ def stride(entry: Any) -> float | None:
         return None
     if "inner_optimizer" in config:  # a LossScaleOptimizer
         return stride(config["inner_optimizer"])
-    name = entry.get("class_name")
     # Keras 2.11 to 2.15 write their own as `Custom>Adam` into HDF5 files.
-    if not isinstance(name, str) or name.removeprefix("Custom>") not in _BOUNDED:
+    name = str(entry.get("class_name")).removeprefix("Custom>")
+    if not is_keras_class({**entry, "class_name": name}) or name not in _BOUNDED:
         return None
     rate = finite_number(config.get("learning_rate", config.get("lr")))
     first, second = (finite_number(config.get(name)) for name in ("beta_1", "beta_2"))

@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 from bnfold.model.graph import Layer
+from bnfold.model.identity import is_keras_class
 
+_CLASSES = ("DTypePolicy", "Policy", "FloatDTypePolicy")
 _PLAIN = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -39,11 +41,7 @@ def _name(dtype: Any) -> str | None:
         return "float32"
     if isinstance(dtype, str):
         return dtype
-    if isinstance(dtype, dict) and dtype.get("class_name") in (
-        "DTypePolicy",
-        "Policy",
-        "FloatDTypePolicy",
-    ):
+    if isinstance(dtype, dict) and is_keras_class(dtype) and dtype["class_name"] in _CLASSES:
         config = dtype.get("config")
         name = config.get("name") if isinstance(config, dict) else None
         return name if isinstance(name, str) else None

@@ -98,7 +98,7 @@ class Shapes:
         layer, _ = unwrapped(self._graph.layers[ref.layer])
         if layer.graph is not None and layer.graph.outputs:
             return self.inside(ref.layer, ref.call).dtype(layer.graph.outputs[ref.output])
-        if layer.builtin and layer.class_name == "InputLayer":
+        if catalog.is_input(layer):
             return policy_name(layer)
         sources = [self._dtypes.get(source) for source in self._sources(ref)]
         makes_floats = layer.class_name in catalog.MAKES_FLOATS
