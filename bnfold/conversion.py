@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnfold import __version__, options
-from bnfold.errors import OutputError, VerificationImpossibleError
+from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
@@ -201,6 +201,7 @@ def fold_file(
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)
+        refuse_obstacle(model)
         if model.graph.kind == "subclassed" and proof is not None:
             raise VerificationImpossibleError(
                 f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
@@ -209,7 +210,7 @@ def fold_file(
         audit = of_input(model.path, settings)
         decided, sha256 = plan_and_hash(model, keep)
         with Staging(target, model.kind, force=force) as staging:
-            replaced = write_folded(model, decided, sha256, standalone, staging.path)
+            replaced, decided = write_folded(model, decided, sha256, standalone, staging.path)
             verification, accepted = None, not audit.stops
             if proof is not None and accepted:
                 is_changed = bool(decided.folds or replaced)
@@ -238,6 +239,12 @@ def refuse_inside(target: Path, model: ModelFile) -> None:
         raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
 
 
+def refuse_obstacle(model: ModelFile) -> None:
+    """Raise UnreadableModelError for a file of which nothing can be folded, whatever is in it."""
+    if model.graph.obstacle is not None:
+        raise UnreadableModelError(f"{printable(str(model.path))}: {model.graph.obstacle}")
+
+
 def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
     """Decide what folds; the plan, and the SHA-256 of the file."""
     # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
@@ -249,11 +256,16 @@ def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
 
 def write_folded(
     model: ModelFile, decided: Plan, sha256: str, standalone: Standalone, path: Path
-) -> tuple[LayerPath, ...]:
-    """Write the folded model to `path`; the kept layers that are depthwise convolutions there."""
+) -> tuple[tuple[LayerPath, ...], Plan]:
+    """Write the folded model to `path`; the kept layers that are depthwise convolutions there.
+
+    Where that was asked for, the plan that is returned says why others are not.
+    """
     folded = apply(model.graph, decided)
-    replaced = replaceable(folded, decided) if standalone == "depthwise" else ()
+    replaced: tuple[LayerPath, ...] = ()
+    if standalone == "depthwise":
+        replaced, decided = replaceable(folded, decided)
     folded = replace_leftovers(folded, replaced) if replaced else folded
     made = record(model.metadata, __version__, sha256, folded=describe_folds(decided))
     model.write(folded, path, made)
-    return replaced
+    return replaced, decided

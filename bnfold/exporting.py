@@ -19,6 +19,7 @@ from bnfold.conversion import (
     describe_kept,
     plan_and_hash,
     refuse_inside,
+    refuse_obstacle,
     write_folded,
 )
 from bnfold.errors import ExportImpossibleError, VerificationImpossibleError
@@ -149,6 +150,7 @@ def export_file(
     with open_model(source) as model:
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
+        refuse_obstacle(model)
         job = _Job(model, running, name, progress or _silent)
         audit = of_input(model.path, settings)
         opset = None if audit.stops else job.start(opset)
@@ -157,7 +159,7 @@ def export_file(
             subject, replaced = model.path, _NONE
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(staging.path, model)
-                replaced = write_folded(model, decided, sha256, standalone, subject)
+                replaced, decided = write_folded(model, decided, sha256, standalone, subject)
             report = ExportReport(
                 source=model.path if name is None else Path(name),
                 target=target,

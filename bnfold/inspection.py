@@ -142,7 +142,6 @@ def inspect_file(
         BnfoldError: the data do not fit, or the model cannot run on them.
     """
     with open_model(path) as model:
-        subclassed = model.graph.kind == "subclassed"
         decided = planned(model)
         optimizer = model.optimizers.get(())
         observed, notes = (None, ()) if run is None else _observe(model.path, run)
@@ -164,10 +163,18 @@ def inspect_file(
             plan=_read(decided),
             findings=joined(found) if join else found,
             graph=model.graph,
-            note="; ".join([_SUBCLASSED] * subclassed + list(notes)) or None,
+            note="; ".join([*_notes(model.graph), *notes]) or None,
             observed=observed,
             thresholds=Thresholds() if thresholds is None else thresholds,
         )
+
+
+def _notes(graph: Graph) -> Iterator[str]:
+    """Why nothing in a model can be folded at all."""
+    if graph.kind == "subclassed":
+        yield _SUBCLASSED
+    if graph.obstacle is not None:
+        yield f"the file was {graph.obstacle}"
 
 
 def _observe(path: Path, run: "DataRun") -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:

@@ -1053,9 +1053,38 @@ def mask_dropped_before() -> Any:
     return chain((5,), *layers, BN(), L.LSTM(2), dtype="int32")
 
 
+def mask_before_a_join(join: str) -> Build:
+    def build() -> Any:
+        first, mask = keras.Input((3, 4)), keras.Input((3,), dtype="bool")
+        normal = BN()(L.Dense(4)(first), mask=mask)
+        joined = getattr(L, join)()([L.ReLU()(normal), L.Dense(4)(first)])
+        return keras.Model([first, mask], joined)
+
+    return build
+
+
+def mask_through_a_cast() -> Any:
+    """A cast to the dtype that a tensor has is that tensor, with its mask."""
+    first, mask = keras.Input((3, 4)), keras.Input((3,), dtype="bool")
+    normal = keras.ops.cast(BN()(L.Dense(4)(first), mask=mask), "float64")
+    return keras.Model([first, mask], L.Maximum()([normal, L.Dense(4)(first)]))
+
+
+def mask_into_a_nested_join() -> Any:
+    inner = [keras.Input((3, 4)), keras.Input((3, 4))]
+    nested = keras.Model(inner, L.Minimum()(inner))
+    first, mask = keras.Input((3, 4)), keras.Input((3,), dtype="bool")
+    normal = BN()(L.Dense(4)(first), mask=mask)
+    return keras.Model([first, mask], nested([normal, L.Dense(4)(first)]))
+
+
 @pytest.mark.parametrize(
     ("build", "left"),
     [
+        *((mask_before_a_join(join), 1) for join in ("Maximum", "Minimum", "Multiply")),
+        *((mask_before_a_join(join), 0) for join in ("Add", "Average", "Subtract", "Concatenate")),
+        (mask_through_a_cast, 1),
+        (mask_into_a_nested_join, 1),
         (given_a_mask, 0),
         (masked_embedding, 0),
         (masking, 0),

@@ -252,6 +252,16 @@ def test_a_merge_of_masked_tensors_puts_one_out_alone(join: str, tmp_path: Path)
     examine(found, tmp_path, left=1, reason="may be masked", forms=KERAS)
 
 
+def test_a_layer_of_somebodys_own_may_make_a_mask(tmp_path: Path) -> None:
+    own = type("Embedding", (L.Embedding,), {"__module__": "__main__"})
+    words, other = Input((4,), dtype="int32"), Input((4, 4))
+    joined = L.Maximum()([own(5, 4, mask_zero=True)(words), L.Dense(4)(other)])
+    found = randomize(keras.Model([words, other], BN(center=False)(joined)))
+    found.layers[-1].gamma.assign(abs(found.layers[-1].gamma) + 0.1)
+    customs = {"Embedding": own}
+    examine(found, tmp_path, left=1, reason="may be masked", forms=KERAS, customs=customs)
+
+
 # --- size of the graph ---------------------------------------------------------------------------
 
 

@@ -93,3 +93,67 @@ def test_kept_layers_and_the_default_stay(tmp_path: Path) -> None:
         chosen: Any = options
         report = fold_file(tmp_path / "m.keras", tmp_path / f"{number}.keras", proof=None, **chosen)
         assert report.replaced == ()
+
+
+LOST: dict[str, tuple[str, dict[str, float], str]] = {
+    # An infinite kernel where the original is finite: 8 / sqrt(0 + 1e-10) is 8e5.
+    "kernel": ("float16", {"gamma": 8, "moving_variance": 0}, "depthwise_kernel would not be"),
+    "bias": ("float16", {"gamma": 4, "moving_mean": 6e4}, "bias would not be finite in float16"),
+    "too-small": ("float16", {"gamma": 1e-4, "moving_variance": 4e4}, "too small for float16"),
+    "float32": ("float32", {"gamma": 3e38, "moving_variance": 0}, "finite in float32"),
+    "bfloat16": ("bfloat16", {"gamma": 3e38, "moving_variance": 0}, "finite in bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_does_not_fit_the_dtype_stays_and_says_so(name: str, tmp_path: Path) -> None:
+    dtype, numbers, said = LOST[name]
+    norm = BN(dtype=dtype, epsilon=1e-10)
+    model = chain((5, 3), L.ELU(dtype=dtype), norm, L.ELU(dtype=dtype), dtype=dtype)
+    for variable in norm.weights:
+        if variable.name in numbers:
+            variable.assign([1.0, numbers[variable.name], 1.0])
+    model.save(tmp_path / "m.keras")
+    options: Any = {"standalone": "depthwise", "proof": None}
+    report = fold_file(tmp_path / "m.keras", tmp_path / "f.keras", **options)
+    assert report.replaced == ()
+    (kept,) = report.to_dict()["kept"]
+    assert "as a depthwise convolution: 1 " in kept["reason"]
+    assert said in kept["reason"]
+    assert batchnorms(load(tmp_path / "f.keras")) == [norm.name]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_numbers_are_those_that_are_nearest(dtype: str, tmp_path: Path) -> None:
+    model = chain((5, 2), L.ELU(dtype=dtype), BN(dtype=dtype, name="b", epsilon=1.0), dtype=dtype)
+    model.layers[-1].gamma.assign([3.0, 0.3])
+    model.layers[-1].moving_variance.assign([1.0, 6.0])
+    model.save(tmp_path / "m.keras")
+    options: Any = {"standalone": "depthwise", "proof": None}
+    report = fold_file(tmp_path / "m.keras", tmp_path / "f.keras", **options)
+    assert report.replaced == (("b",),)
+    kernel = load(tmp_path / "f.keras").layers[-1].weights[0]
+    stored = keras.ops.convert_to_numpy(model.layers[-1].gamma).astype("float64")
+    wanted = keras.ops.cast((stored / [2.0**0.5, 7.0**0.5]).reshape(1, 2, 1), dtype)
+    assert bool(keras.ops.all(kernel == wanted))
+
+
+def test_only_a_mask_on_the_way_matters(tmp_path: Path) -> None:
+    words, first = keras.Input((5,), dtype="int32"), keras.Input((5, 3))
+    masked = L.LSTM(2)(L.Embedding(4, 3, mask_zero=True)(words))
+    model = randomize(keras.Model([words, first], [masked, L.ELU()(BN(name="b")(L.ELU()(first)))]))
+    model.save(tmp_path / "m.keras")
+    options: Any = {"standalone": "depthwise", "proof": None}
+    report = fold_file(tmp_path / "m.keras", tmp_path / "f.keras", **options)
+    assert report.replaced == (("b",),)
+    inputs = samples(model)
+    assert difference(outputs(model, inputs), outputs(load(tmp_path / "f.keras"), inputs)) < 1e-5
+
+
+def test_a_mask_that_somebodys_own_layer_may_make_stays(tmp_path: Path) -> None:
+    own = type("Identity", (L.Identity,), {"__module__": "__main__"})
+    randomize(chain((5, 3), own(), L.ELU(), BN(), L.ELU())).save(tmp_path / "m.keras")
+    options: Any = {"standalone": "depthwise", "proof": None}
+    report = fold_file(tmp_path / "m.keras", tmp_path / "f.keras", **options)
+    assert report.replaced == ()
+    assert "a mask may come with" in report.to_dict()["kept"][0]["reason"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import NOTHING, Array
 from bnfold.model import catalog
 from bnfold.model.graph import Json, Layer, Weight
+from bnfold.model.rounding import rounded
 
 _BLOCK = 1 << 20
 """How many numbers are held in float64 at once."""
@@ -82,7 +83,7 @@ def _changed(weights: dict[str, Weight], effects: Sequence[Effect], slot: str) -
     dtype = old.dtype if old is not None else dtype_beside(weights)
     shape = changes[-1].shape if changes else weights["moving_mean"].shape
     name = old.name if old is not None else _new_name(weights, slot)
-    return Weight(shape, dtype, lambda: cast(exact_numbers(weights, effects, slot), dtype), name)
+    return Weight(shape, dtype, lambda: rounded(exact_numbers(weights, effects, slot), dtype), name)
 
 
 def _new_name(weights: dict[str, Weight], slot: str) -> str:
@@ -120,7 +121,7 @@ def _fold_kernel(kernel: Weight, effects: Sequence[Effect], slot: str) -> NDArra
     rows = max(1, _BLOCK * values.shape[0] // max(1, values.size))
     for start in range(0, values.shape[0], rows):
         block = slice(start, start + rows)
-        folded[block] = cast(stepped(values[block], steps, block), values.dtype)
+        folded[block] = rounded(stepped(values[block], steps, block), values.dtype)
     return folded
 
 
@@ -154,9 +155,3 @@ def stepped(values: NDArray[Any], steps: Iterable[_Step], rows: slice) -> Array:
 def dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:
     """The dtype of a layer's variables."""
     return next(iter(weights.values())).dtype
-
-
-def cast(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The numbers in a dtype; what is too large for it becomes infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(dtype)

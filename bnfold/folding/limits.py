@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import Array
 from bnfold.folding.effect import (
     Effect,
-    cast,
     dtype_beside,
     exact_numbers,
     slots_of,
@@ -23,6 +22,7 @@ from bnfold.folding.site import Site
 from bnfold.model import catalog, hdf5
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.policy import policy
+from bnfold.model.rounding import rounded
 from bnfold.model.shapes import Shape
 
 
@@ -90,7 +90,7 @@ class Extent:
 
     def lost(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
         """Which of the `exact` numbers are not finite in a dtype."""
-        return ~np.isfinite(cast(self.exact, dtype).astype(np.float64))
+        return ~np.isfinite(rounded(self.exact, dtype).astype(np.float64))
 
     def faint(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
         """The channels that fall below the smallest normal number of a dtype, and were not before.
@@ -121,19 +121,24 @@ def out_of_range(layer: Layer, measured: Sequence[Extent]) -> str | None:
     """
     if policy(layer) is None:
         return "is quantized or has a dtype policy of its own"
+    loss = loss_of(measured, "folded ")
+    return None if loss is None else f"cannot take it in: {loss}"
+
+
+def loss_of(measured: Sequence[Extent], kind: str = "") -> str | None:
+    """What new numbers would lose in the dtypes that they are stored or computed in."""
     for extent in measured:
         for dtype in extent.dtypes:
             lost = int(np.count_nonzero(extent.lost(dtype)))
             if lost:
                 return (
-                    f"cannot take it in: {lost} values of its folded {extent.slot} would not be "
-                    f"finite in {dtype.name}"
+                    f"{lost} values of its {kind}{extent.slot} would not be finite in {dtype.name}"
                 )
             faint = int(np.count_nonzero(extent.faint(dtype)))
             if faint:
                 return (
-                    f"cannot take it in: {faint} channels of its folded {extent.slot} would be too "
-                    f"small for {dtype.name}"
+                    f"{faint} channels of its {kind}{extent.slot} would be too small for "
+                    f"{dtype.name}"
                 )
     return None
 

@@ -24,12 +24,12 @@ def masks_are_named(scope: Scope, ref: Ref) -> bool:
             return False
         for name, number in scope.graph.readers.get(ref, ()):
             layer = scope.graph.layers[name]
-            if layer.calls[number].mask is not None or layer.is_operation:
+            if layer.calls[number].mask is not None or catalog.drops_mask(layer):
                 continue
-            if not layer.builtin or layer.class_name not in catalog.MASK_BLIND:
+            blind = layer.is_operation or layer.class_name in catalog.MASK_BLIND
+            if not layer.builtin or not blind:
                 return False
-            if layer.class_name not in catalog.DROPS_MASK:
-                waiting.append(Ref(name, number))
+            waiting.append(Ref(name, number))
     return True
 
 
@@ -43,19 +43,15 @@ def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
             continue
         seen.add((scope, ref))
         layer = scope.graph.layers[ref.layer]
-        if any(map(_makes_mask, chain(layer))) or any(map(_makes_mask, _inside(layer))):
+        if any(map(catalog.may_make_mask, [*chain(layer), *_inside(layer)])):
             return True
-        if layer.is_operation or (layer.builtin and layer.class_name in catalog.DROPS_MASK):
+        if catalog.drops_mask(layer):
             continue
-        if layer.class_name == "InputLayer" and scope.parent is not None:
+        if catalog.is_input(layer) and scope.parent is not None:
             outer = scope.parent.graph.layers[scope.name].calls
             waiting += [(scope.parent, one) for call in outer for one in call.inputs]
         waiting += [(scope, one) for one in layer.calls[ref.call].inputs]
     return False
-
-
-def _makes_mask(layer: Layer) -> bool:
-    return layer.class_name == "Masking" or bool(layer.config.get("mask_zero"))
 
 
 def _inside(layer: Layer) -> list[Layer]:

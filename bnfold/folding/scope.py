@@ -151,7 +151,8 @@ def build_scopes(graph: Graph, keep: Sequence[str]) -> Scope:
     """The scope of a whole model, with those of all models in it."""
     found = exposed(graph)
     reached = training_in_bare_call(graph) if found else frozenset()
-    around = Surroundings(keep, repeated_objects(graph.entry), found, reached)
+    obstacle = None if graph.obstacle is None else f"the file was {graph.obstacle}"
+    around = Surroundings(keep, repeated_objects(graph.entry), found, reached, obstacle)
     scope = Scope(graph, (), around, Shapes(graph))
     _fill(scope)
     return scope

@@ -3,64 +3,99 @@
     DepthwiseConv: kernel[0, c, 0] = scale[c],  bias[c] = shift[c]
 
 The layer keeps its name and its place. Wrong if it normalizes another axis than the last, if it
-computes in another dtype than its variables have, in which it would be rounded twice, or if a mask
-comes along, which a convolution does not hand on.
+computes in another dtype than its variables have, in which it would be rounded twice, if a mask
+comes along, which a convolution does not hand on, or if a scale or a shift does not fit the dtype.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from bnfold.folding.affine import Affine, Array, from_batchnorm
-from bnfold.folding.plan import Plan
+from bnfold.folding.limits import Extent, loss_of
+from bnfold.folding.masks import may_be_masked
+from bnfold.folding.plan import Blocked, Fold, Plan
+from bnfold.folding.scope import Scope, build_scopes
 from bnfold.model import config
-from bnfold.model.batchnorm import as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Weight, core_path, unwrapped, walk_all
+from bnfold.model.batchnorm import BatchNorm, as_batchnorm
+from bnfold.model.graph import Graph, Layer, Path, Weight
 from bnfold.model.policy import policy
+from bnfold.model.rounding import rounded
 from bnfold.model.shapes import Shapes
 
 _CLASSES = {3: "DepthwiseConv1D", 4: "DepthwiseConv2D"}
-_MASKING = {"Masking", "Embedding"}
 
 
-def replaceable(graph: Graph, plan: Plan) -> tuple[Path, ...]:
-    """The leftovers of a plan that a depthwise convolution can stand for."""
-    if any(layer.class_name in _MASKING or _takes_mask(layer) for _, layer in walk_all(graph)):
-        return ()
-    open_ones = {blocked.batchnorm.path for blocked in plan.blocked if blocked.may_be_replaced}
-    return tuple(path for path in _paths(graph, ()) if path in open_ones)
+def replaceable(graph: Graph, plan: Plan) -> tuple[tuple[Path, ...], Plan]:
+    """The leftovers of a plan that a depthwise convolution can stand for.
+
+    `graph` is what is left after `apply`. The plan that is returned says of each of the others why
+    it has to stay.
+    """
+    found = dict(_leftovers(build_scopes(graph, ())))
+    decisions = tuple(_decided(decision, found) for decision in plan.decisions)
+    still_open = (d for d in decisions if isinstance(d, Blocked) and d.may_be_replaced)
+    paths = {decision.batchnorm.path for decision in still_open}
+    return tuple(path for path in found if path in paths), replace(plan, decisions=decisions)
 
 
-def _takes_mask(layer: Layer) -> bool:
-    return any(call.mask is not None for call in layer.calls)
+def _decided(decision: Fold | Blocked, found: Mapping[Path, str | None]) -> Fold | Blocked:
+    if not isinstance(decision, Blocked) or not decision.may_be_replaced:
+        return decision
+    problem = found.get(decision.batchnorm.path, _WRAPPED)
+    if problem is None:
+        return decision
+    reason = f"{decision.reason}; as a depthwise convolution: {problem}"
+    return replace(decision, reason=reason, may_be_replaced=False)
 
 
-def _paths(graph: Graph, path: Path) -> list[Path]:
-    """The BatchNormalization layers that compute what a depthwise convolution can."""
-    found: list[Path] = []
-    shapes = Shapes(graph)
-    for name, layer in graph.layers.items():
-        core, wrappers = unwrapped(layer)
-        if core.graph is not None:
-            found += _paths(core.graph, core_path(layer, (*path, name)))
-        elif not wrappers and _fits(layer, shapes):
-            found.append((*path, name))
-    return found
+_WRAPPED = "it is inside a TimeDistributed"
 
 
-def _fits(layer: Layer, shapes: Shapes) -> bool:
-    batchnorm = as_batchnorm(layer, ())
-    if batchnorm is None or isinstance(from_batchnorm(batchnorm), str):
-        return False
-    used = policy(layer)
+def _leftovers(scope: Scope) -> Iterator[tuple[Path, str | None]]:
+    """Each BatchNormalization, and why no depthwise convolution can stand for it, if none can."""
+    for name, layer in scope.graph.layers.items():
+        if name in scope.inside:
+            yield from _leftovers(scope.inside[name])
+        elif layer.inner is None:
+            batchnorm = as_batchnorm(layer, scope.layer_path(name))
+            if batchnorm is not None:
+                yield batchnorm.path, _problem(batchnorm, layer, scope)
+
+
+def _problem(batchnorm: BatchNorm, layer: Layer, scope: Scope) -> str | None:
+    affine, used, shapes = from_batchnorm(batchnorm), policy(layer), scope.shapes
+    if isinstance(affine, str):
+        return affine
     if used is None or used.compute != used.variable:
-        return False
+        return "it computes in another dtype than its variables have"
     refs = [call.inputs[0] for call in layer.calls if call.inputs]
-    read = [shapes.of(ref) for ref in refs]
-    if not refs or any(shape is None or len(shape) not in _CLASSES for shape in read):
-        return False
-    ranks = {len(shape) for shape in read if shape is not None}
-    dtypes = {shapes.dtype(ref) for ref in refs}
-    return len(ranks) == 1 and batchnorm.axis in (-1, max(ranks) - 1) and dtypes == {used.compute}
+    ranks = {None if shape is None else len(shape) for shape in map(shapes.of, refs)}
+    rank = ranks.pop() if len(ranks) == 1 else None
+    if rank not in _CLASSES or batchnorm.axis not in (-1, rank - 1):
+        return "it does not normalize the last axis of a tensor of rank 3 or 4"
+    if {shapes.dtype(ref) for ref in refs} != {used.compute}:
+        return "it reads numbers of another dtype than it computes in"
+    if any(call.mask is not None for call in layer.calls) or may_be_masked(scope, refs):
+        return "a mask may come with what it reads, which a convolution does not hand on"
+    return loss_of(_extents(affine, batchnorm))
+
+
+def _extents(affine: Affine, batchnorm: BatchNorm) -> tuple[Extent, ...]:
+    """How large the numbers get; a channel whose gamma is as small already loses nothing."""
+    gamma = np.abs((batchnorm.vectors or {})["gamma"])
+    dtypes = (_dtype(batchnorm.layer),)
+    kernel = Extent("depthwise_kernel", gamma, np.abs(affine.scale), affine.scale, dtypes)
+    return kernel, Extent("bias", _NONE, _NONE, affine.shift, dtypes)
+
+
+_NONE: Array = np.zeros(0)
+
+
+def _dtype(layer: Layer) -> np.dtype[Any]:
+    return next(iter(layer.weights or ())).dtype
 
 
 def replace_leftovers(graph: Graph, paths: Collection[Path], path: Path = ()) -> Graph:
@@ -82,15 +117,15 @@ def _replaced(layer: Layer, graph: Graph, paths: Collection[Path], path: Path) -
     if batchnorm is None or not isinstance(affine, Affine):
         return layer
     rank = next(iter(_ranks(layer, graph)))
-    dtype = next(iter((layer.weights or ())[:1])).dtype
+    dtype = _dtype(layer)
     kernel = affine.scale.reshape((*(1,) * (rank - 2), -1, 1))
     return config.standing_in(
         layer,
         _CLASSES[rank],
         _settings(rank),
         weights=(
-            _weight("depthwise_kernel", kernel, dtype.str),
-            _weight("bias", affine.shift, dtype.str),
+            _weight("depthwise_kernel", kernel, dtype),
+            _weight("bias", affine.shift, dtype),
         ),
     )
 
@@ -115,6 +150,6 @@ def _settings(rank: int) -> dict[str, object]:
     }
 
 
-def _weight(name: str, values: Array, dtype: str) -> Weight:
-    exact = values.astype(dtype)
-    return Weight(exact.shape, exact.dtype, lambda: exact, name)
+def _weight(name: str, values: Array, dtype: np.dtype[Any]) -> Weight:
+    stored = rounded(values, dtype)
+    return Weight(stored.shape, stored.dtype, lambda: stored, name)

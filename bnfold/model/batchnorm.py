@@ -54,7 +54,12 @@ class BatchNorm:
 
     @cached_property
     def weights(self) -> dict[str, Weight] | None:
-        """Its variables by name; None where the file's are not those of a BatchNormalization."""
+        """Its variables by name; None where the file's are not those of a BatchNormalization.
+
+        Those of Keras 1 with another mode than 0 do not use them (`keras1`).
+        """
+        if self.layer.config.get("mode"):
+            return None
         found = catalog.weights(self.layer, any_rank=self._has_wide_vectors)
         if found is None or len({weight.shape for weight in found.values()}) > 1:
             return None

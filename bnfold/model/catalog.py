@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bnfold.model.graph import Layer, Weight
+from bnfold.model.graph import Json, Layer, Weight
 from bnfold.model.identity import is_keras_layer
 
 BATCHNORM_CLASSES = frozenset(
@@ -244,8 +244,16 @@ SAME_IN_TRAINING = (
 DROPS_MASK = CONVOLUTIONS
 """The classes that take no mask and behind which there is none."""
 
-MASK_BLIND = {*_SAME_RANK, *DROPS_MASK} - {"Masking", "Softmax"}
-"""The classes that compute the same with and without an implicit mask; most hand it on."""
+_READS_MASK = {"Masking", "Maximum", "Minimum", "Multiply", "Softmax"}
+
+MASK_BLIND = {*_SAME_RANK, *DROPS_MASK} - _READS_MASK
+"""The classes that compute the same with and without an implicit mask; most hand it on.
+
+Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone where a mask is false;
+Add, Average, Subtract and Concatenate read masks only to hand them on (Keras 2 and 3.15).
+"""
+
+_MASKING_PARTS = ("layer", "layers", "backward_layer", "cell", "cells")
 
 
 def facts(layer: Layer) -> Facts | None:
@@ -322,6 +330,40 @@ def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None
     if any(weight.dtype.kind != "f" and weight.dtype.name != "bfloat16" for _, weight in pairs):
         return None
     return {slot.name: weight for slot, weight in pairs}
+
+
+def drops_mask(layer: Layer) -> bool:
+    """Whether there is no mask behind a layer or operation, whatever it reads.
+
+    A Cast to the dtype that a tensor has already is that tensor, with its mask.
+    """
+    if layer.is_operation:
+        return layer.class_name != "Cast"
+    return layer.builtin and layer.class_name in DROPS_MASK
+
+
+def may_make_mask(layer: Layer) -> bool:
+    """Whether there may be a mask behind a layer that reads none, by what its entry holds.
+
+    What a class of somebody's own does is unknown, and so is a function in a Lambda.
+    """
+    return _may_make_mask(layer.entry, layer.config) if layer.builtin else True
+
+
+def _may_make_mask(entry: Json, config: Any) -> bool:
+    if entry.get("class_name") in ("Masking", "Lambda"):
+        return True
+    if not isinstance(config, dict):
+        return False
+    if config.get("mask_zero"):
+        return True
+    parts = [config.get(name) for name in _MASKING_PARTS]
+    inside = [one for part in parts for one in (part if isinstance(part, list) else [part])]
+    return any(
+        not is_keras_layer(one) or _may_make_mask(one, one.get("config"))
+        for one in inside
+        if isinstance(one, dict)
+    )
 
 
 def is_input(layer: Layer) -> bool:

@@ -113,7 +113,8 @@ class Graph:
     `layers` are in the file's order. `outputs` are the tensors that leave the graph, in the order
     in which Keras flattens them, `inputs` the names of the input layers likewise. `entry` is the
     model's own JSON. `builtin` is false where the model's class is not Keras' own; a "subclassed"
-    model shows none of its layers.
+    model shows none of its layers. `obstacle` says why nothing in it can be folded, where its file
+    alone forbids it.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Graph:
     entry: Json = field(repr=False)
     builtin: bool = True
     numbering: "Numbering | None" = field(default=None, repr=False)
+    obstacle: str | None = None
 
     @cached_property
     def readers(self) -> Mapping[Ref, tuple[tuple[str, int], ...]]:

@@ -18,7 +18,7 @@ import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, UnreadableModelError
-from bnfold.model import config, guard, hdf5
+from bnfold.model import config, guard, hdf5, keras1
 from bnfold.model.graph import Graph, Json, Layer, Weight
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.optimizer import Optimizer
@@ -55,7 +55,11 @@ class LegacyHdf5:
         # In a nested model's list: 0 for the trainable part, 1 for the rest, by both names.
         self._part: dict[tuple[str, str], int] = {}
         self._unattached: dict[str, tuple[Weight, ...]] = {}
-        self.graph = self._attach(config.parse_model(guard.parse_json(text, "model_config")))
+        root = guard.parse_json(text, "model_config")
+        graph = config.parse_model(root)
+        if keras1.is_keras1(self.keras_version, root):
+            graph = keras1.as_keras1(graph)
+        self.graph = self._attach(graph)
         self.dropped = self._training_state()
 
     def _read_version(self) -> str | None:

@@ -12,7 +12,7 @@ def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
     numpy takes bfloat16 from float64 by way of float32 and so rounds twice; through float32 rounded
     to odd (Boldo and Melquiond, 2008) the second rounding is the only one that counts.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         if dtype.name == "bfloat16":
             values = _to_odd(values)
         return values.astype(dtype)
