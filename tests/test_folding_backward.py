@@ -1084,7 +1084,7 @@ def mask_into_a_nested_join() -> Any:
         *((mask_before_a_join(join), 1) for join in ("Maximum", "Minimum", "Multiply")),
         *((mask_before_a_join(join), 0) for join in ("Add", "Average", "Subtract", "Concatenate")),
         (mask_through_a_cast, 1),
-        (mask_into_a_nested_join, 1),
+        (mask_into_a_nested_join, 0),  # the call of the nested model names the mask
         (given_a_mask, 0),
         (masked_embedding, 0),
         (masking, 0),

@@ -140,7 +140,7 @@ def test_numbers_are_those_that_are_nearest(dtype: str, tmp_path: Path) -> None:
 
 def test_only_a_mask_on_the_way_matters(tmp_path: Path) -> None:
     words, first = keras.Input((5,), dtype="int32"), keras.Input((5, 3))
-    masked = L.LSTM(2)(L.Embedding(4, 3, mask_zero=True)(words))
+    masked = L.LSTM(2)(L.Embedding(5, 3, mask_zero=True)(words))
     model = randomize(keras.Model([words, first], [masked, L.ELU()(BN(name="b")(L.ELU()(first)))]))
     model.save(tmp_path / "m.keras")
     options: Any = {"standalone": "depthwise", "proof": None}

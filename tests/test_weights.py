@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
-from bnfold.folding.effect import Effect
+from bnfold.folding.effect import BiasChange, Effect, take
 from bnfold.folding.limits import extents
 from bnfold.model import hdf5
 from bnfold.model.graph import Layer, Weight
@@ -115,3 +115,19 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
             cut.truncate(1 << 20)
         with pytest.raises(UnreadableModelError, match="is damaged"):
             list(weight.read.pieces(3))
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [("bfloat16", 8), ("float16", 11)])
+def test_a_folded_number_is_rounded_once(dtype: str, digits: int) -> None:
+    """Just above the middle of two numbers, where float32 sees the middle, and the even one."""
+    kind = hdf5.bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
+    kernel = np.ones((1, 1)).astype(kind)
+    weight = Weight(kernel.shape, kernel.dtype, lambda: kernel, "kernel")
+    layer = Layer("dense", "Dense", {"use_bias": False}, {}, weights=(weight,))
+    above = np.array([1 + 2.0**-digits + 2.0**-40])
+    (folded,) = take(layer, [Effect({"kernel": above})]).weights or ()
+    assert float(folded.read()[0, 0]) == 1 + 2.0 ** (1 - digits)
+    change = BiasChange((1,), np.ones(1), lambda _: above)
+    biased = Effect(biases={"bias": change}, settings={"use_bias": True})
+    _, bias = take(layer, [biased]).weights or ()
+    assert float(bias.read()[0]) == 1 + 2.0 ** (1 - digits)
