@@ -12,6 +12,7 @@ import pytest
 from support import chain, difference, fold_file, keras, load, outputs, randomize, samples
 
 from bnfold.folding.plan import plan
+from bnfold.inspection import inspect_file
 from bnfold.model import catalog
 from bnfold.model.container import open_model
 from bnfold.model.graph import walk_all
@@ -190,7 +191,8 @@ def test_a_setting_that_keras_has_not_tells_an_own_class(position: str, tmp_path
     assert planned.folds == ()
     assert [foreign_settings(layer.entry) for layer in foreign] == [("freeze",)]
     assert all("has no setting 'freeze'" in blocked.reason for blocked in planned.blocked)
-    assert catalog.is_custom_batchnorm(foreign[0]) == (position == "itself")
+    found = {finding.code for finding in inspect_file(tmp_path / "m.h5").findings}
+    assert ("BN011" in found) == (position == "itself")
 
 
 def test_a_class_that_keras_has_not_is_somebodys_own() -> None:

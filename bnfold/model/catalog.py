@@ -8,7 +8,6 @@ every file. Kernel layouts are those of the Keras documentation, with `in` and `
     depth_multiplier); ConvTranspose (*kernel, out, in); Embedding (vocabulary, out)
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -374,18 +373,3 @@ def is_input(layer: Layer) -> bool:
 def is_batchnorm(layer: Layer) -> bool:
     """Whether a layer is Keras' own BatchNormalization, of whatever age."""
     return layer.builtin and not layer.is_operation and layer.class_name in BATCHNORM_CLASSES
-
-
-_STATISTICS = re.compile(r"(^|[/_])(moving|running)_(variance|var|std)(_\d+)?(:\d+)?$")
-
-
-def is_custom_batchnorm(layer: Layer) -> bool:
-    """Whether a layer is not Keras' own and looks like a BatchNormalization, by class or variables.
-
-    Nothing is known of what it computes.
-    """
-    if layer.builtin or layer.graph is not None:
-        return False
-    class_name = layer.class_name.rpartition(">")[2].lower()
-    named = any(_STATISTICS.search(weight.name) for weight in layer.weights or ())
-    return "batchnorm" in class_name.replace("_", "") or named
