@@ -297,6 +297,7 @@ class BenchReport:
         }
 
 
+@runtime.guest()
 def bench_files(
     a: Path,
     b: Path | None = None,

@@ -115,6 +115,7 @@ def _port(port: Port) -> Json:
     return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
 
 
+@runtime.guest()
 def export_file(
     source: str | Path,
     target: str | Path,

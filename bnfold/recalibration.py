@@ -158,6 +158,7 @@ class RecalibrationReport:
         }
 
 
+@runtime.guest()
 def recalibrate_file(
     source: str | Path,
     target: str | Path,

@@ -20,8 +20,9 @@ ALLOWED = {
     "folding": {"errors", "model", "folding"},
     "moments": set(),
     "options": {"errors"},
+    "process": set(),
     "audit": {"errors", "model", "folding", "moments", "audit"},
-    "verification": {"errors", "model", "moments", "options", "verification"},
+    "verification": {"errors", "model", "moments", "options", "process", "verification"},
 }
 """Which parts of bnfold each part may import."""
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from bnfold import __version__
+from bnfold import __version__, process
 from bnfold.cli import garbage
 from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.errors import BnfoldError
@@ -103,6 +103,7 @@ def _stop_all_the_same(lost: "sys.UnraisableHookArgs") -> None:
 
 def run() -> None:
     """The console script."""
+    process.take_over()
     if os.name == "posix":
         sys.unraisablehook = _stop_all_the_same
     garbage.own()

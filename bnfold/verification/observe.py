@@ -125,6 +125,7 @@ def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:
     return max(1, min(_MOST, _ROOM // max(1, size)))
 
 
+@runtime.guest()
 def observe(path: Path, run: DataRun) -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
     """What goes into each BatchNormalization of a model while it runs over data.
 

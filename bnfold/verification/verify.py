@@ -17,6 +17,7 @@ from bnfold.verification.runtime import CannotRunError
 from bnfold.verification.user_data import Source
 
 
+@runtime.guest()
 def verify(
     original: Path,
     folded: Path,

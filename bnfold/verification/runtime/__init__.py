@@ -12,6 +12,7 @@ print is kept from the user's terminal. Three arithmetics are offered to the jud
 `timing` has the same models as they run in practice, for measuring how long they take.
 """
 
+from bnfold.verification.runtime.borrowing import guest
 from bnfold.verification.runtime.doubles import float64_copy
 from bnfold.verification.runtime.execution import (
     Moves,
@@ -86,6 +87,7 @@ __all__ = [
     "exports",
     "float64_copy",
     "free_sizes",
+    "guest",
     "is_repeatable",
     "load_all",
     "load_live",

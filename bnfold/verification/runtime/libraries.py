@@ -10,13 +10,15 @@ import io
 import logging
 import os
 import re
-import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bnfold import process
 from bnfold.errors import BnfoldError, VerificationImpossibleError
+from bnfold.verification.runtime import borrowing
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
 _FRAME = re.compile(
@@ -33,21 +35,56 @@ class CannotRunError(Exception):
     """A runtime cannot run a model; the text is one line on why."""
 
 
+class _Silence:
+    """Keeps what libraries print away from the terminal, while anybody in any thread wants that.
+
+    The first who wants it redirects, and the last who no longer wants it puts everything back:
+    whoever redirects what is redirected already would put back what leads nowhere.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._wanted: set[object] = set()
+        self._redirected = contextlib.ExitStack()
+
+    def begin(self, who: object) -> None:
+        with self._lock:
+            self._wanted.add(who)
+            if len(self._wanted) == 1:
+                self._redirect()
+
+    def end(self, who: object) -> None:
+        with self._lock:
+            self._wanted.discard(who)
+            if not self._wanted:
+                self._redirected.close()
+
+    def _redirect(self) -> None:
+        back = self._redirected
+        back.callback(logging.disable, logging.root.manager.disable)
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # 2 may be closed
+            stderr = os.dup(2)
+            back.callback(os.close, stderr)
+            back.callback(os.dup2, stderr, 2)
+            os.dup2(nowhere.fileno(), 2)
+        back.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        back.enter_context(contextlib.redirect_stderr(io.StringIO()))
+
+
+_SILENCE = _Silence()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep what the libraries print, down to the C++ code, away from the terminal."""
-    stderr, disabled = os.dup(2), logging.root.manager.disable
+    who = object()
     try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
-            os.dup2(nowhere.fileno(), 2)
-            warnings.simplefilter("ignore")
-            logging.disable(logging.CRITICAL)
-            with contextlib.redirect_stderr(io.StringIO()):
-                yield
+        _SILENCE.begin(who)
+        yield
     finally:
-        logging.disable(disabled)
-        os.dup2(stderr, 2)
-        os.close(stderr)
+        _SILENCE.end(who)
 
 
 def release() -> None:
@@ -58,21 +95,34 @@ def release() -> None:
 
 
 def start() -> None:
-    """Import TensorFlow and Keras on the CPU, with the TensorFlow backend and without chatter."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    gc.set_threshold(700, 10, 10)  # the command line collects more rarely; graphs are garbage soon
+    """Import TensorFlow and Keras with the TensorFlow backend, without chatter, for the CPU.
+
+    Raises VerificationImpossibleError.
+    """
+    if process.is_own():
+        gc.set_threshold(700, 10, 10)  # reading models made no garbage, but graphs soon are
     try:
-        with quiet():
-            tensorflow = importlib.import_module("tensorflow")
-            importlib.import_module("keras")
-            # A GPU sums in another order from run to run; the verdict must not depend on it.
-            with contextlib.suppress(RuntimeError):
-                tensorflow.config.set_visible_devices([], "GPU")
+        tensorflow, keras = imported("tensorflow"), imported("keras")
     except ImportError as error:
         raise VerificationImpossibleError(
             f"TensorFlow with Keras 3 cannot be imported: {one_line(error)}"
         ) from error
+    if keras.config.backend() != process.BACKEND:
+        raise VerificationImpossibleError(
+            f"Keras runs on {keras.config.backend()} in this process, and models are run on"
+            f" {process.BACKEND}"
+        )
+    borrowing.borrow_tensorflow(tensorflow)
+    borrowing.borrow_keras(keras)
+
+
+def imported(name: str) -> Any:
+    """A library. What it does to the environment while it is imported is undone."""
+    with (
+        quiet(),
+        borrowing.environment_kept(KERAS_BACKEND=process.BACKEND, TF_CPP_MIN_LOG_LEVEL="3"),
+    ):
+        return importlib.import_module(name)
 
 
 def one_line(error: BaseException) -> str:
@@ -89,8 +139,7 @@ def one_line(error: BaseException) -> str:
 
 def import_module(name: str) -> Any:
     """Import a module of the user's, which registers custom layers. Raises BnfoldError."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that nothing there hides an installed package
+    borrowing.borrow_search_path(str(Path.cwd()))
     try:
         with quiet():
             return importlib.import_module(name)
@@ -104,10 +153,11 @@ def import_module(name: str) -> Any:
 def library(name: str) -> Any:
     """Keras or tf_keras. Raises VerificationImpossibleError."""
     try:
-        with quiet():
-            return importlib.import_module(name)
+        found = imported(name)
     except ImportError:
         raise VerificationImpossibleError(
             "Keras 3 cannot load this file of Keras 2; tf_keras can, but for .keras files of 2.13: "
             'pip install "bnfold[keras2]"'
         ) from None
+    borrowing.borrow_keras(found)
+    return found

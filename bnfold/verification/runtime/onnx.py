@@ -14,7 +14,7 @@ import numpy as np
 from bnfold.verification import tensors
 from bnfold.verification.compare import Array, Axes, Errors
 from bnfold.verification.runtime.execution import Weights, moved
-from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
+from bnfold.verification.runtime.libraries import CannotRunError, imported, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import SampleSet, run_all
 from bnfold.verification.unrolled import flat_name
@@ -126,23 +126,23 @@ def _signature(loaded: LoadedModel) -> list[Any]:
 
 def from_keras(loaded: LoadedModel, **options: Any) -> Any:
     """Convert as tf2onnx does Keras models; the only way that takes `optimizers`."""
-    tf2onnx = importlib.import_module("tf2onnx")
+    convert = imported("tf2onnx.convert")
     signature = _signature(loaded) if len(loaded.runner.inputs) == 1 else None
-    return tf2onnx.convert.from_keras(loaded.runner, input_signature=signature, **options)
+    return convert.from_keras(loaded.runner, input_signature=signature, **options)
 
 
 def from_function(loaded: LoadedModel, **options: Any) -> Any:
     """Convert as a function of the flat inputs to the flat outputs, in the model's order."""
     import tensorflow  # noqa: PLC0415
 
-    tf2onnx = importlib.import_module("tf2onnx")
+    convert = imported("tf2onnx.convert")
     signature = _signature(loaded)
 
     @tensorflow.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def call(*inputs: Any) -> Any:
         return loaded.runner(list(inputs), training=False)
 
-    return tf2onnx.convert.from_function(call, input_signature=signature, **options)
+    return convert.from_function(call, input_signature=signature, **options)
 
 
 def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
@@ -150,7 +150,7 @@ def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
 
     With `optimise` it rewrites the graph as it does for its users.
     """
-    onnxruntime = importlib.import_module("onnxruntime")
+    onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -19,7 +19,7 @@ import numpy as np
 
 from bnfold.errors import ExportImpossibleError
 from bnfold.verification import tensors
-from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
+from bnfold.verification.runtime.libraries import CannotRunError, imported, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.runtime.onnx import (
     OnnxModel,
@@ -57,7 +57,7 @@ def choose_opset(wanted: int | None) -> int:
 
     Raises ExportImpossibleError when tf2onnx cannot write it.
     """
-    constants = importlib.import_module("tf2onnx.constants")
+    constants = imported("tf2onnx.constants")
     if wanted is None:
         return int(constants.PREFERRED_OPSET)
     highest = max(constants.OPSET_TO_IR_VERSION)

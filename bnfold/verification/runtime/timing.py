@@ -27,7 +27,7 @@ from bnfold.verification import tensors
 from bnfold.verification.compare import Array
 from bnfold.verification.runtime import libraries, onnx
 from bnfold.verification.runtime.execution import run
-from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
+from bnfold.verification.runtime.libraries import CannotRunError, imported, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 
 Call: TypeAlias = Callable[[], Any]
@@ -148,7 +148,7 @@ def _function(loaded: LoadedModel) -> Any:
 
 
 def _onnxruntime(loaded: LoadedModel, threads: int | None) -> Start:
-    onnxruntime = importlib.import_module("onnxruntime")
+    onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
@@ -191,7 +191,7 @@ def _litert(loaded: LoadedModel, threads: int | None) -> Start:
 def _interpreter() -> Any:
     """The interpreter of ai_edge_litert or, where that is not installed, of TensorFlow."""
     try:
-        return importlib.import_module("ai_edge_litert.interpreter").Interpreter
+        return imported("ai_edge_litert.interpreter").Interpreter
     except ImportError:
         lite = getattr(importlib.import_module("tensorflow"), "lite", None)
     found = getattr(lite, "Interpreter", None)
