@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 from numpy.typing import NDArray
 
-from bnfold import options
+from bnfold import child, options
 from bnfold.audit import Severity, Thresholds
 from bnfold.audit.selection import ALL, chosen, codes
 from bnfold.benchmark import BenchReport, bench_files
@@ -342,7 +342,8 @@ def export(
         atol=atol,
     )
     with _as_file(model) as file:
-        return export_file(
+        return child.run(
+            export_file,
             file.path,
             _path("target", target),
             fold=options.flag("fold", fold),
@@ -450,8 +451,8 @@ def recalibrate(
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
-            return recalibrate_file(file.path, target, force=force, **settings)
-        report = recalibrate_file(file.path, file.beside("recalibrated"), **settings)
+            return child.run(recalibrate_file, file.path, target, force=force, **settings)
+        report = child.run(recalibrate_file, file.path, file.beside("recalibrated"), **settings)
         if not report.written:
             raise VerificationFailedError(f"nothing was recalibrated: {report.refusal}")
         return runtime.load_live(report.target, model)
@@ -532,11 +533,15 @@ def bench(
             save a live model.
     """
     models = [a] if b is None else [a, b]
+    # The threads of a TensorFlow that has not started are set for good.
+    is_threaded = threads is not None and not any(_is_live(model) for model in models)
+    run = child.run_apart if is_threaded else child.run
     trust = options.flag("trust", trust) or all(_is_live(model) for model in models)
     with ExitStack() as files:
         first = files.enter_context(_as_file(a))
         second = first if b is None else files.enter_context(_as_file(b))
-        report = bench_files(
+        report = run(
+            bench_files,
             first.path,
             None if b is None else second.path,
             threads=threads,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bnfold import __version__, options
+from bnfold import __version__, child, options
 from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossibleError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, unused_patterns
@@ -84,7 +84,8 @@ class Proof:
                 safety.refuse_code(safety.read_facts(original))
             if (found := unchanged(original, folded, self.seed)) is not None:
                 return found
-        return verify(
+        return child.run(
+            verify,
             original,
             folded,
             data=self.data,

@@ -178,9 +178,10 @@ def _notes(graph: Graph) -> Iterator[str]:
 
 
 def _observe(path: Path, run: "DataRun") -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
-    from bnfold.verification.observe import observe  # noqa: PLC0415 - most inspections run nothing
+    from bnfold import child  # noqa: PLC0415 - most inspections run nothing
+    from bnfold.verification.observe import observe  # noqa: PLC0415
 
-    return observe(path, run)
+    return child.run(observe, path, run)
 
 
 def _read(decided: Plan) -> Plan:

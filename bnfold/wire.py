@@ -1,0 +1,174 @@
+"""Values as JSON and `.npy` files, for another process of bnfold's.
+
+What is not a plain value names its kind: tuples, mappings, paths, arrays, and the dataclasses and
+enumerations of bnfold itself. No other class is ever made and nothing is unpickled. A plan, and a
+BatchNormalization that belongs to one, hold what can be read from the model file alone: they are
+sent as a reference, which the receiver looks up in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnfold.errors import BnfoldError
+
+_KIND = "kind"
+_PLAN = "bnfold.folding.plan:Plan"
+_BATCHNORM = "bnfold.model.batchnorm:BatchNorm"
+
+Refer = Callable[[tuple[str, ...] | None], Any]
+"""Gives the BatchNormalization of a path, or the plan for None."""
+
+
+class Sender:
+    """Makes JSON of values; arrays go to files in `folder`, functions are kept by number."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder, self._prefix, self._arrays = folder, prefix, 0
+        self.functions: list[Callable[..., Any]] = []
+        self._encoders: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+            (Enum, self._enum),  # before text, which some of them are
+            ((type(None), bool, int, float, str), lambda value: value),
+            (np.generic, lambda value: self.encode(value.item())),
+            (np.ndarray, lambda value: {_KIND: "array", "file": self._save(value)}),
+            (Path, lambda value: {_KIND: "path", "text": str(value)}),
+            (type, lambda value: {_KIND: "class", "name": _importable(value)}),
+            (Mapping, self._mapping),
+            (tuple, lambda value: {_KIND: "tuple", "items": self._list(value)}),
+            (list, self._list),
+        )
+
+    def encode(self, value: Any) -> Any:
+        """The value as JSON. Raises BnfoldError for a class that no other process can import."""
+        for kinds, encode in self._encoders:
+            if isinstance(value, kinds):
+                return encode(value)
+        if dataclasses.is_dataclass(value):
+            return self._record(value)
+        if callable(value):
+            self.functions.append(value)
+            return {_KIND: "function", "number": len(self.functions) - 1}
+        raise TypeError(f"no way to send a {type(value).__name__}")
+
+    def _enum(self, value: Enum) -> dict[str, Any]:
+        return {_KIND: "enum", "class": _name(type(value)), "value": value.value}
+
+    def _mapping(self, value: Mapping[Any, Any]) -> dict[str, Any]:
+        items = [[self.encode(key), self.encode(item)] for key, item in value.items()]
+        return {_KIND: "mapping", "items": items}
+
+    def _list(self, value: list[Any]) -> list[Any]:
+        return [self.encode(item) for item in value]
+
+    def _save(self, array: np.ndarray[Any, Any]) -> str:
+        self._arrays += 1
+        name = f"{self._prefix}-{self._arrays}.npy"
+        plain = array.astype("str") if array.dtype.hasobject else array
+        np.save(self._folder / name, plain, allow_pickle=False)
+        return name
+
+    def _record(self, value: Any) -> dict[str, Any]:
+        name = _name(type(value))
+        if name == _PLAN:
+            return {_KIND: "plan"}
+        if name == _BATCHNORM:
+            return {_KIND: "batchnorm", "path": list(value.path)}
+        fields = {
+            one.name: self.encode(getattr(value, one.name))
+            for one in dataclasses.fields(value)
+            if one.init
+        }
+        return {_KIND: "record", "class": name, "fields": fields}
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _importable(kind: type) -> str:
+    """The name of a user's class by which another process finds it. Raises BnfoldError."""
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        where = "a function" if "<locals>" in kind.__qualname__ else "the running script"
+        raise BnfoldError(
+            f"the class {kind.__name__!r} is defined in {where}, and models are run in a process of"
+            " their own here, which cannot import it: put it into a module, or start this program"
+            " with KERAS_BACKEND=tensorflow"
+        )
+    return _name(kind)
+
+
+class Receiver:
+    """Makes values of JSON again.
+
+    `refer` finds what was sent as a reference, `call` is called with the number of a function and
+    its arguments. Only with `imports` are classes imported that are not bnfold's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        refer: Refer | None = None,
+        call: Callable[..., None] | None = None,
+        imports: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._decoders: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "tuple": lambda value: tuple(self.decode(value["items"])),
+            "mapping": self._mapping,
+            "path": lambda value: Path(value["text"]),
+            "array": self._array,
+            "enum": lambda value: _own(value["class"])(value["value"]),
+            "record": self._record,
+        }
+        if refer is not None:
+            self._decoders["plan"] = lambda _: refer(None)
+            self._decoders["batchnorm"] = lambda value: refer(tuple(value["path"]))
+        if call is not None:
+            self._decoders["function"] = lambda value: functools.partial(call, value["number"])
+        if imports:
+            self._decoders["class"] = lambda value: _found(value["name"])
+
+    def decode(self, value: Any) -> Any:
+        """The value that was sent. Raises ValueError for what no sender sends."""
+        if isinstance(value, list):
+            return [self.decode(item) for item in value]
+        if isinstance(value, dict):
+            if value[_KIND] not in self._decoders:
+                raise ValueError(f"nothing of the kind {value[_KIND]!r} was expected")
+            return self._decoders[value[_KIND]](value)
+        return value
+
+    def _mapping(self, value: dict[str, Any]) -> dict[Any, Any]:
+        return {self.decode(key): self.decode(item) for key, item in value["items"]}
+
+    def _array(self, value: dict[str, Any]) -> Any:
+        return np.load(self._folder / Path(value["file"]).name, allow_pickle=False)
+
+    def _record(self, value: dict[str, Any]) -> Any:
+        fields = {name: self.decode(item) for name, item in value["fields"].items()}
+        return _own(value["class"])(**fields)
+
+
+def _own(name: str) -> Any:
+    """A dataclass or an enumeration of bnfold's."""
+    found = _found(name) if name.startswith("bnfold.") else None
+    if isinstance(found, type) and (dataclasses.is_dataclass(found) or issubclass(found, Enum)):
+        return found
+    raise ValueError(f"{name!r} is no value of bnfold's")
+
+
+def _found(name: str) -> Any:
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
