@@ -4,6 +4,7 @@ The folds here are written out in plain numpy float64, apart from the code that 
 All models have unequal sizes in every direction, so that no mix-up of axes goes unseen.
 """
 
+import importlib
 import io
 import json
 import os
@@ -32,7 +33,7 @@ from bnfold.errors import (
     VerificationImpossibleError,
 )
 from bnfold.reports import fold_text
-from bnfold.verification import Basis, Verdict, Verification, verify
+from bnfold.verification import Basis, Verdict, Verification, safety, verify
 from bnfold.verification import runtime as runtime_module
 from bnfold.verification.case import Label
 from bnfold.verification.compare import (
@@ -992,6 +993,104 @@ def test_a_layer_that_only_the_other_model_needs_is_no_difference(saved_by_a_scr
     keras.Model(inputs, layers.Dense(3)(inputs)).save(saved_by_a_script / "plain.keras")
     with pytest.raises(UnsafeModelError, match="needs 'Tripled'"):
         verify(saved_by_a_script / "plain.keras", saved_by_a_script / "m.keras", trust=True)
+
+
+PACKAGE = """
+import {keras} as keras
+
+class Dense(keras.layers.Layer):
+    '''Called what one of Keras' own is called, and something else: no kernel, a shift of 3.'''
+    def __init__(self, units=1, **settings):
+        super().__init__(**settings)
+        self.units = units
+    def build(self, shape):
+        self.shift = self.add_weight(shape=(shape[-1],), initializer=own_start, name="shift")
+        super().build(shape)
+    def call(self, inputs):
+        return inputs + self.shift
+    def get_config(self):
+        return dict(super().get_config(), units=self.units)
+
+class Starting(keras.initializers.Initializer):
+    def __call__(self, shape, dtype=None, **_):
+        return 0 * keras.initializers.Ones()(shape) + 2
+    def get_config(self):
+        return {{}}
+
+class OwnModel(keras.Model):
+    pass
+
+def own_start(shape, dtype=None, **_):
+    return 0 * keras.initializers.Ones()(shape) + 3
+
+def own_activation(x):
+    return 2 * x + 1
+
+def own_loss(expected, found):
+    return keras.losses.mean_squared_error(expected, found)
+
+@keras.{saving}register_keras_serializable("a_package")
+class Registered(keras.layers.Layer):
+    def call(self, inputs):
+        return -inputs
+"""
+
+
+@pytest.fixture(params=["keras", "tf_keras"])
+def own_package(request, tmp_path, monkeypatch):
+    """A package whose submodule defines all kinds of own things, imported, and its Keras."""
+    library = pytest.importorskip(request.param)
+    name = f"own_package_{request.param}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text(f"import {name}.parts\n")
+    saving = "saving." if request.param == "keras" else "utils."
+    source = PACKAGE.format(keras=request.param, saving=saving)
+    (tmp_path / name / "parts.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module(name)
+    yield library, package.parts, name
+    for one in (name, f"{name}.parts"):
+        sys.modules.pop(one)
+
+
+def as_before_2_12(path):
+    """A function's name where later versions write an object, which they cannot read themselves."""
+    written = (
+        '{"module": "builtins", "class_name": "function", "config": "own_activation", '
+        '"registered_name": "function"}'
+    )
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"]
+        assert written in config
+        file.attrs["model_config"] = config.replace(written, '"own_activation"')
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_own_parts_are_found_in_what_the_user_names(own_package, suffix, tmp_path):
+    """Own layers, also one called Dense, in a nested model; functions, initializers, a model."""
+    library, own, name = own_package
+    inner = library.Input((4,))
+    nested = library.Model(inner, own.Registered()(own.Dense(7)(inner)), name="nested")
+    inputs = library.Input((5,))
+    start = own.Starting()
+    # An .h5 does not tell Keras' own Dense from theirs.
+    body = library.layers.EinsumDense("ab,bc->ac", 4, kernel_initializer=start)
+    if suffix == ".keras":
+        body = library.layers.Dense(4, kernel_initializer=start, name="theirs")
+    body = library.layers.Activation(own.own_activation)(body(inputs))
+    model = own.OwnModel(inputs, nested(body))
+    model.compile("adam", own.own_loss, [own.own_loss])
+    model.save(tmp_path / f"model{suffix}")
+    if library.__name__ == "tf_keras" and suffix == ".h5":
+        as_before_2_12(tmp_path / "model.h5")
+    facts = safety.read_facts(tmp_path / f"model{suffix}")
+    with pytest.raises(UnsafeModelError, match="--import MODULE"):
+        runtime_module.load_all([facts], [], {}, trust=False)
+    (loaded,) = runtime_module.load_all([facts], [name], {}, trust=False)
+    assert loaded.library == library.__name__
+    samples = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    np.testing.assert_array_equal(loaded.model(samples), model(samples))
+    assert isinstance(loaded.model.get_layer("nested").layers[1], own.Dense)
 
 
 # --- Keras 2 --------------------------------------------------------------------------------------

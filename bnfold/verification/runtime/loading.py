@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,9 @@ from bnfold.verification.runtime.libraries import (
 
 _UNKNOWN = re.compile(r"(?:Could not locate class|Unknown layer:) '([^']*)'")
 """What Keras says of a class that nobody registered, at length and with advice for programs."""
+
+
+_LIBRARIES = {"keras", "tf_keras", "tensorflow"}
 
 
 @dataclass
@@ -82,7 +87,7 @@ def load_all(
 
     Raises CannotRunError when it loads the original and not another.
     """
-    modules = [import_module(one) for one in imports]
+    modules = [part for one in imports for part in _parts(import_module(one))]
     failures: list[BnfoldError] = []
     for name in ("keras", "tf_keras"):
         if name == "tf_keras" and not _may_be_keras_2(files[0]):
@@ -113,6 +118,9 @@ def _custom_objects(
     found: dict[str, Any] = {}
     for facts in files:
         missing = []
+        if facts.kind == "h5":  # which names no modules: what the user names goes before Keras' own
+            named = safety.texts(facts)
+            found |= {one: own for one, own in _own(modules).items() if one in named}
         for custom in safety.custom_entries(facts):
             plain = custom.name.rsplit(">", 1)[-1]
             here = [vars(module)[plain] for module in modules if plain in vars(module)]
@@ -123,6 +131,24 @@ def _custom_objects(
         if not trust:
             safety.refuse_unregistered(facts, missing)
     return found
+
+
+def _own(modules: Sequence[Any]) -> dict[str, Any]:
+    """The classes and functions of some modules that are not Keras', by name; the first counts."""
+    return {
+        name: value
+        for module in reversed(modules)
+        for name, value in vars(module).items()
+        if inspect.isclass(value) or inspect.isfunction(value)
+        if value.__module__.partition(".")[0] not in _LIBRARIES
+    }
+
+
+def _parts(module: Any) -> list[Any]:
+    """A module and what it has imported of its own package, itself first."""
+    inside = f"{module.__name__}."
+    loaded = list(sys.modules.items())
+    return [module, *(part for name, part in loaded if part and name.startswith(inside))]
 
 
 def _load(
