@@ -34,7 +34,7 @@ from bnfold import options
 from bnfold.conversion import fold_file
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.model.guard import printable
-from bnfold.verification import inputs, runtime, safety, samples
+from bnfold.verification import foresight, inputs, runtime, safety, samples
 from bnfold.verification.runtime import CannotRunError, LoadedModel
 from bnfold.verification.samples import Array, InputSpec
 
@@ -342,8 +342,10 @@ def bench_files(
         else:
             second = b
         facts.append(safety.read_facts(second))
+        if all(one.specs for one in facts):
+            _agreed([one.specs for one in facts], facts, batches)
         pair = _load(facts, imports, classes or {}, threads, report, trust=trust)
-    specs, sizes = _inputs(pair, facts, batches)
+    specs, sizes = _agreed([inputs.input_specs(one.model) for one in pair], facts, batches)
     bench = _Bench(pair, specs, threads, seconds, seed, report)
     results, skipped = bench.run(runtimes or RUNTIMES, sizes)
     if not results:
@@ -378,6 +380,7 @@ def _load(
     if not trust:
         for one in facts:
             safety.refuse_code(one)
+    foresight.look(facts[0], imports, None)
     report("loading TensorFlow")
     runtime.start_timing(threads)
     report("loading the models")
@@ -390,11 +393,13 @@ def _load(
     return pair
 
 
-def _inputs(
-    pair: Sequence[LoadedModel], facts: Sequence[safety.FileFacts], batches: Sequence[int]
-) -> tuple[list[InputSpec], list[int]]:
+def _agreed(
+    taken: Sequence[Sequence[InputSpec]],
+    facts: Sequence[safety.FileFacts],
+    batches: Sequence[int],
+) -> tuple[Sequence[InputSpec], list[int]]:
     """The inputs that both models take, and the batch sizes to time them with."""
-    specs, others = (inputs.input_specs(loaded.model) for loaded in pair)
+    specs, others = taken
     for name, found in zip("AB", (specs, others), strict=True):
         if any(spec.dtype == "string" for spec in found):
             raise BnfoldError(f"{name} has string inputs, for which no samples can be made")

@@ -34,6 +34,7 @@ from bnfold.staging import Staging, check_target
 from bnfold.verification import (
     Verdict,
     Verification,
+    foresight,
     inputs,
     runtime,
     safety,
@@ -221,11 +222,14 @@ class _Job:
                 f"{self.label}: a subclassed model: its file holds no graph, so there is nothing"
                 " to convert"
             )
+        facts = safety.read_facts(self.model.path)
         if not self.running.trust:
-            safety.refuse_code(safety.read_facts(self.model.path))
+            safety.refuse_code(facts)
+        foresight.look(facts, self.running.imports, self.running.data)
+        opset = runtime.choose_opset(opset)
         self.report("loading TensorFlow")
         runtime.start()
-        return runtime.choose_opset(opset)
+        return opset
 
     def convert(self, subject: Path, path: Path, report: ExportReport, sha256: str) -> ExportReport:
         """Convert the model file `subject` to `path` and compare it with the source."""

@@ -178,6 +178,8 @@ def inspect(
         check_target(output, "text", force=True)
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
         _refuse_to_replace(output, [path for path in read if path is not None])
+    if layer is not None and settings.run is not None:
+        _refuse_unknown_layer(models, layer)
     if write_baseline is None:
         outcome = gate.check(models, settings)
     else:
@@ -313,6 +315,16 @@ def _print(report: "Callable[[int], RenderableType]", output: Path | None) -> No
         console.print(report(console.width))
     else:
         write_text(output, terminal.plain(report))
+
+
+def _refuse_unknown_layer(models: Sequence[Path], name: str) -> None:
+    """Refuse a name that no layer has before the model runs, which takes long."""
+    from bnfold.inspection import inspect_file
+
+    if len(models) == 1 and not models[0].is_dir():
+        found = inspect_file(models[0], rules=())
+        if found.layer(name) is None:
+            raise click.UsageError(_no_such_layer(found, name))
 
 
 def _show_layer(

@@ -85,7 +85,8 @@ def read(source: Source) -> Labels:
 
     Raises BnfoldError for a file that cannot be read, and for what is no number or not finite.
     """
-    name, arrays = user_data.named(source)
+    given = user_data.read(source)
+    name, arrays = given.name, given.arrays
     return Labels(name if isinstance(source, Path) else "labels", _numbers(name, arrays))
 
 
@@ -93,7 +94,8 @@ def beside(data: Source) -> Labels | None:
     """The labels that stand beside the data as an array y; None where there are none."""
     if not isinstance(data, (Mapping, Path)):
         return None
-    name, arrays = user_data.named(data)
+    given = user_data.read(data)
+    name, arrays = given.name, given.arrays
     if user_data.LABELS not in arrays or len(arrays) == 1:
         return None
     return Labels(

@@ -18,10 +18,10 @@ from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.guard import printable
 from bnfold.moments import Observed
-from bnfold.verification import inputs, runtime, safety, tensors
+from bnfold.verification import foresight, inputs, runtime, safety, tensors
 from bnfold.verification.compare import Array
 from bnfold.verification.runtime import CannotRunError, LoadedModel
-from bnfold.verification.user_data import Source, UserData, open_data
+from bnfold.verification.user_data import Source, UserData, open_data, refuse_few
 
 _MOST = 128  # samples in a batch: more save hardly any time
 _ROOM = 1 << 30  # bytes for what a model makes of a batch
@@ -96,6 +96,9 @@ def start(path: Path, run: DataRun) -> Running:
     facts = safety.read_facts(path)
     if not run.trust:
         safety.refuse_code(facts)
+    given = foresight.look(facts, run.imports, run.data)
+    if facts.specs:
+        _refuse_useless(open_data(given or run.data, facts.specs))
     run.progress("loading TensorFlow")
     runtime.start()
     run.progress("loading the model")
@@ -103,13 +106,17 @@ def start(path: Path, run: DataRun) -> Running:
         (loaded,) = runtime.load_all([facts], run.imports, run.classes, trust=run.trust)
     except CannotRunError as error:
         raise UnreadableModelError(str(error)) from error
-    data = open_data(run.data, inputs.input_specs(loaded.model))
-    fixed = data.fixed_batch
-    if data.count < (fixed or 0):
-        raise BnfoldError(f"{data.name}: the model needs batches of {fixed} samples")
-    if data.count < _FEWEST:
-        raise BnfoldError(f"{data.name}: one sample has no statistics; give at least {_FEWEST}")
-    return Running(loaded, data, fixed or run.batch or _batch_with_room(loaded, data))
+    data = open_data(given or run.data, inputs.input_specs(loaded.model))
+    refuse_few(data, _FEWEST)
+    return Running(loaded, data, data.fixed_batch or run.batch or _batch_with_room(loaded, data))
+
+
+def _refuse_useless(data: UserData) -> None:
+    """Raise BnfoldError for too few samples, and for numbers that are not finite."""
+    refuse_few(data, _FEWEST)
+    run = data.count - data.count % (data.fixed_batch or 1)  # the rest fills no batch
+    for begin in range(0, run, _MOST):
+        data.finite(begin, min(begin + _MOST, run))
 
 
 def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:

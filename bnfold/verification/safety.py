@@ -19,7 +19,9 @@ from bnfold.model import declared
 from bnfold.model.config import PLAIN_MODEL
 from bnfold.model.container import Kind, open_model
 from bnfold.model.declared import Declared
+from bnfold.verification.declared import input_specs
 from bnfold.verification.keras_names import CLASSES, FUNCTIONS, OPERATIONS
+from bnfold.verification.samples import InputSpec
 
 _RUNS_CODE = {
     "Lambda": "runs code stored in the file",
@@ -84,7 +86,7 @@ class FileFacts:
     """The kind of a model file, its config and which Keras wrote it.
 
     `inputs` and `outputs` are what it says that the model takes and gives, empty for what the file
-    does not tell.
+    does not tell; `specs` are the inputs with their names, none unless it tells all about all.
     """
 
     path: Path
@@ -93,6 +95,7 @@ class FileFacts:
     keras_version: str
     inputs: tuple[Declared, ...] = ()
     outputs: tuple[Declared, ...] = ()
+    specs: tuple[InputSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def read_facts(path: Path) -> FileFacts:
             model.keras_version or "",
             declared.inputs(model.graph),
             declared.outputs(model.graph),
+            input_specs(model.graph),
         )
 
 
@@ -138,6 +142,22 @@ def custom_entries(facts: FileFacts) -> list[Custom]:
             name = _sought(entry)
             found.setdefault(name, Custom(name, layer))
     return list(found.values())
+
+
+def texts(facts: FileFacts) -> set[str]:
+    """Every text in a file's config: among others, what legacy files call functions and classes.
+
+    A registered class is there by its own name, too, without its package.
+    """
+    found: set[str] = set()
+    pending: list[Any] = [facts.config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            found |= {value, value.rsplit(">", 1)[-1]}
+        elif isinstance(value, (list, dict)):
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return found
 
 
 def refuse_unregistered(facts: FileFacts, unregistered: Sequence[Custom]) -> None:

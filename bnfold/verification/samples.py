@@ -160,8 +160,7 @@ def generate(
     In one more set steps are masked, if some layer does that. Of large samples there are two, or
     more if `few` is not enough.
     """
-    if any(spec.dtype == "string" for spec in specs):
-        raise BnfoldError("the model has string inputs: give samples with --data")
+    refuse_text(specs)
     return _drawn(specs, seed, _plan(specs, free_sizes, most, few=few))
 
 
@@ -192,6 +191,12 @@ def _drawn(specs: Sequence[InputSpec], seed: int, plan: Sequence[_Kind]) -> list
         )
         for kind in plan
     ]
+
+
+def refuse_text(specs: Sequence[InputSpec]) -> None:
+    """Raise BnfoldError where an input is text, of which no samples can be drawn."""
+    if any(spec.dtype == "string" for spec in specs):
+        raise BnfoldError("the model has string inputs: give samples with --data")
 
 
 def _plan(

@@ -20,9 +20,6 @@ from bnfold.errors import BnfoldError
 from bnfold.model.guard import printable, shortened
 from bnfold.verification.samples import Array, InputSpec, SampleSet, storage
 
-Source: TypeAlias = Path | Array | Sequence[Array] | Mapping[str, Array]
-"""A `.npz` or `.npy` file; or an array for a model of one input, or one array for each input."""
-
 LABELS = "y"
 """The array of labels that may stand beside the data."""
 
@@ -32,6 +29,21 @@ _HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[Any, bool, np.dtype[
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arrays of the user's data by name, read but not compared with the inputs of a model.
+
+    `name` is that of the file, for messages.
+    """
+
+    name: str
+    arrays: Mapping[str, Array]
+
+
+Source: TypeAlias = Path | Array | Sequence[Array] | Mapping[str, Array] | Given
+"""A `.npz` or `.npy` file; or an array for a model of one input, or one array for each input."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,8 @@ def load(source: Source, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | N
     Raises BnfoldError.
     """
     data = open_data(source, specs)
+    refuse_few(data)
     kept = _kept(data)
-    if kept == 0:
-        raise BnfoldError(f"{data.name}: the model needs batches of {data.fixed_batch} samples")
     inputs = data.take(0, kept)
     warnings = [f"the first {kept} of {data.count} samples were used"] if kept < data.count else []
     warnings += [
@@ -121,9 +132,17 @@ def load(source: Source, specs: Sequence[InputSpec]) -> tuple[SampleSet, str | N
     return SampleSet(f"data from {data.name}", inputs), warning
 
 
+def refuse_few(data: UserData, least: int = 1) -> None:
+    """Raise BnfoldError for fewer samples than a batch of the model, or than are wanted, has."""
+    if data.count < (data.fixed_batch or 0):
+        raise BnfoldError(f"{data.name}: the model needs batches of {data.fixed_batch} samples")
+    if data.count < least:
+        raise BnfoldError(f"{data.name}: one sample has no statistics; give at least {least}")
+
+
 def _kept(data: UserData) -> int:
     if data.fixed_batch is not None:
-        return data.fixed_batch if data.count >= data.fixed_batch else 0
+        return data.fixed_batch
     elements = max(1, sum(int(np.prod(array.shape[1:])) for array in data.arrays))
     return min(data.count, max(1, _ELEMENT_BUDGET // elements))
 
@@ -135,7 +154,8 @@ def open_data(source: Source, specs: Sequence[InputSpec]) -> UserData:
     (other arrays may stand beside them), or by position; a `.npy` or a single array serves a model
     with one input. Raises BnfoldError.
     """
-    name, arrays = named(source)
+    given = read(source)
+    name, arrays = given.name, given.arrays
     ordered = _in_order(arrays, specs, name)
     for array, spec in zip(ordered, specs, strict=True):
         _check(array, spec, name)
@@ -145,15 +165,21 @@ def open_data(source: Source, specs: Sequence[InputSpec]) -> UserData:
     return UserData(name, tuple(specs), tuple(ordered))
 
 
-def named(source: Source) -> tuple[str, dict[str, Array]]:
-    """The name of a source for messages, and its arrays by name. Raises BnfoldError."""
+def read(source: Source) -> Given:
+    """The arrays of some data; those of a file that is not compressed are mapped.
+
+    Raises BnfoldError for a file that is not there, or holds anything else than plain arrays.
+    """
+    if isinstance(source, Given):
+        return source
     if isinstance(source, Path):
-        return printable(source.name), _read(source)
+        return Given(printable(source.name), _read(source))
     if isinstance(source, Mapping):
-        return "data", {str(name): np.asarray(array) for name, array in source.items()}
+        return Given("data", {str(name): np.asarray(array) for name, array in source.items()})
     if isinstance(source, np.ndarray):
-        return "data", {"": source}
-    return "data", {f"arr_{number}": np.asarray(array) for number, array in enumerate(source)}
+        return Given("data", {"": source})
+    listed = {f"arr_{number}": np.asarray(array) for number, array in enumerate(source)}
+    return Given("data", listed)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -194,7 +220,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Arra
     return np.memmap(path, dtype, "r", start, shape, "F" if is_fortran else "C")
 
 
-def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], name: str) -> list[Array]:
+def _in_order(arrays: Mapping[str, Array], specs: Sequence[InputSpec], name: str) -> list[Array]:
     names = ", ".join(repr(spec.name) for spec in specs)
     for keys in ([spec.name for spec in specs], [f"input_{index}" for index in range(len(specs))]):
         if set(keys) <= set(arrays):  # what else there is may be labels
@@ -210,7 +236,7 @@ def _in_order(arrays: dict[str, Array], specs: Sequence[InputSpec], name: str) -
     raise BnfoldError(f"{name}: name the arrays after the inputs of the model: {printable(names)}")
 
 
-def _counted(arrays: dict[str, Array]) -> str:
+def _counted(arrays: Mapping[str, Array]) -> str:
     count = "1 array" if len(arrays) == 1 else f"{len(arrays)} arrays"
     names = ", ".join(repr(name) for name in arrays if name)
     return f"{count} ({shortened(names)})" if names else count

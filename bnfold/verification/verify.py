@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnfold.verification import runtime, safety, tensors
+from bnfold.verification import foresight, runtime, safety, tensors
 from bnfold.verification.case import closer, prepare
 from bnfold.verification.compare import Rule
 from bnfold.verification.conclusion import conclude
@@ -47,6 +47,7 @@ def verify(
     if not trust:
         for facts in files:
             safety.refuse_code(facts)
+    data = foresight.look(files[0], imports, data)
     report("loading TensorFlow")
     runtime.start()
     report("loading the models")

@@ -31,7 +31,14 @@ from bnfold.verification.runtime.execution import (
     run,
     showing,
 )
-from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet, release, start
+from bnfold.verification.runtime.libraries import (
+    CannotRunError,
+    find_module,
+    one_line,
+    quiet,
+    release,
+    start,
+)
 from bnfold.verification.runtime.live import load_live, own_classes, save_live
 from bnfold.verification.runtime.loading import LoadedModel, load_all, load_pair
 from bnfold.verification.runtime.observing import Normalization, Observer, normalizations
@@ -85,6 +92,7 @@ __all__ = [
     "evaluate",
     "evaluate_onnx",
     "exports",
+    "find_module",
     "float64_copy",
     "free_sizes",
     "guest",

@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import io
 import logging
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -137,17 +139,31 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 240 else text[:237] + "..."
 
 
+def find_module(name: str) -> None:
+    """See that a module of the user's is there, without running anything. Raises BnfoldError."""
+    borrowing.borrow_search_path(str(Path.cwd()))
+    if name.endswith(".py") or "/" in name:
+        raise BnfoldError(
+            f"--import {name}: say {Path(name).stem}: a module goes by its name, as in Python,"
+            " not its file"
+        )
+    package = name.partition(".")[0]  # to look into it would import it
+    try:
+        is_there = package in sys.modules or importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        is_there = False
+    if not is_there:
+        raise BnfoldError(f"--import {name}: No module named {package!r}")
+
+
 def import_module(name: str) -> Any:
     """Import a module of the user's, which registers custom layers. Raises BnfoldError."""
-    borrowing.borrow_search_path(str(Path.cwd()))
+    find_module(name)
     try:
         with quiet():
             return importlib.import_module(name)
     except Exception as error:
-        reason = one_line(error)
-        if name.endswith(".py") or "/" in name:
-            reason = f"say {Path(name).stem}: a module goes by its name, as in Python, not its file"
-        raise BnfoldError(f"--import {name}: {reason}") from error
+        raise BnfoldError(f"--import {name}: {one_line(error)}") from error
 
 
 def library(name: str) -> Any:

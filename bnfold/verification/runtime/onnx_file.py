@@ -8,10 +8,12 @@ make them, and the free first dimension is `batch` throughout.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from bnfold.errors import ExportImpossibleError
 from bnfold.verification import tensors
-from bnfold.verification.runtime.libraries import CannotRunError, imported, one_line, quiet
+from bnfold.verification.runtime.libraries import CannotRunError, one_line, quiet
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.runtime.onnx import (
     OnnxModel,
@@ -57,16 +59,29 @@ def choose_opset(wanted: int | None) -> int:
 
     Raises ExportImpossibleError when tf2onnx cannot write it.
     """
-    constants = imported("tf2onnx.constants")
+    constants = _constants()
     if wanted is None:
         return int(constants.PREFERRED_OPSET)
     highest = max(constants.OPSET_TO_IR_VERSION)
     if not _LOWEST_OPSET <= wanted <= highest:
-        version = importlib.import_module("tf2onnx").__version__
+        version = metadata.version("tf2onnx")
         raise ExportImpossibleError(
             f"opset {wanted}: tf2onnx {version} writes {_LOWEST_OPSET} to {highest}"
         )
     return wanted
+
+
+def _constants() -> Any:
+    """The constants of tf2onnx, which by itself would import TensorFlow."""
+    found = importlib.util.find_spec("tf2onnx")
+    for folder in (found and found.submodule_search_locations) or ():
+        place = Path(folder) / "constants.py"
+        spec = importlib.util.spec_from_file_location("tf2onnx.constants", place)
+        if spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise ExportImpossibleError("tf2onnx is not installed")
 
 
 def versions(loaded: LoadedModel) -> dict[str, str]:
