@@ -133,10 +133,10 @@ def _started(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def _error(name: str, arguments: list[Any], trace: str) -> BaseException:
     """The exception that a job raised in its process, where it is bnfold's or Python's."""
     kind = getattr(errors, name, None) or getattr(builtins, name, None)
+    found: Exception = RuntimeError(f"{name}: {' '.join(map(str, arguments))}")
     if isinstance(kind, type) and issubclass(kind, Exception):
-        found: Exception = kind(*arguments)
-    else:
-        found = RuntimeError(f"{name}: {' '.join(map(str, arguments))}")
+        with contextlib.suppress(TypeError):  # some want what is not plain text
+            found = kind(*arguments)
     found.add_note(f"In the process that ran the model:\n{trace}")
     return found
 
@@ -216,7 +216,10 @@ def _done(folder: Path, parent: IO[str]) -> Any:
 
 
 def _described(error: Exception) -> dict[str, Any]:
-    arguments = [one if isinstance(one, (int, float)) else str(one) for one in error.args]
+    given = error.args
+    if isinstance(error, OSError) and error.filename is not None:
+        given = (*given[:2], error.filename)
+    arguments = [one if isinstance(one, (int, float)) else str(one) for one in given]
     return {
         "name": type(error).__name__,
         "arguments": arguments,
