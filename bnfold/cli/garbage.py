@@ -7,28 +7,20 @@ API, none of this happens.
 
 import gc
 import sys
-from dataclasses import dataclass
+
+from bnfold import process
+
+_settled: list[bool] = []
 
 
-@dataclass
-class _Process:
-    is_own: bool = False
-    is_settled: bool = False
-
-
-_process = _Process()
-
-
-def own() -> None:
-    """Say that the process is the command line's own, which may search for garbage as it likes."""
-    _process.is_own = True
-    # Reading a model makes many small objects and no garbage worth looking for so often.
+def search_rarely() -> None:
+    """Search less often: reading a model makes many small objects and hardly any garbage."""
     gc.set_threshold(100_000, 20, 20)
 
 
 def settle() -> None:
     """Set aside what is there, once, as soon as TensorFlow is."""
-    if _process.is_own and not _process.is_settled and "tensorflow" in sys.modules:
-        _process.is_settled = True
+    if process.is_own() and not _settled and "tensorflow" in sys.modules:
+        _settled.append(True)
         gc.collect()
         gc.freeze()

@@ -106,7 +106,7 @@ def run() -> None:
     process.take_over()
     if os.name == "posix":
         sys.unraisablehook = _stop_all_the_same
-    garbage.own()
+    garbage.search_rarely()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _stop)
