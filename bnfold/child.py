@@ -155,13 +155,12 @@ class _File:
         return self._plan if path is None else self._found[path]
 
     def _read(self) -> None:
-        from bnfold.folding.plan import plan  # noqa: PLC0415
-        from bnfold.inspection import loose  # noqa: PLC0415
+        from bnfold.inspection import planned  # noqa: PLC0415
         from bnfold.model.container import open_model  # noqa: PLC0415
 
         with open_model(Path(str(self._source))) as model:
-            self._plan = plan(model.graph, self._keep)
-            for decision in (*self._plan.decisions, *loose(model)):
+            self._plan = planned(model, self._keep)
+            for decision in self._plan.decisions:
                 _ = decision.batchnorm.vectors  # read while the file is open
                 self._found[decision.batchnorm.path] = decision.batchnorm
 
