@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, array in arrays.items():
         np.save(path / f"{name}.npy", array)
     np.save(path / "objects.npy", np.array([{}], dtype=object))
-    np.savez(path / "names.npz", x=ones, y=np.ones((8, 2, 3)))
+    np.savez(path / "names.npz", x=ones, z=np.ones((8, 2, 3)))
     np.savez(path / "swapped.npz", a=np.ones((8, 2, 3)), b=ones)
     np.savez(path / "uneven.npz", a=ones, b=np.ones((7, 2, 3)))
     np.savez_compressed(path / "fits.npz", a=ones, b=np.ones((8, 2, 3)), labels=np.ones(8))
@@ -107,7 +107,7 @@ WRONG = [
     ("deep.npy", "takes shape (any, 4), the array has (8, 4, 1)"),
     ("words.npy", "takes numbers, not <U1"),
     ("none.npy", "the same number of samples, at least 1"),
-    ("names.npz", "holds 2 arrays ('x', 'y'), the model takes 1"),
+    ("names.npz", "holds 2 arrays ('x', 'z'), the model takes 1"),
 ]
 USELESS = [("few.npy", "give at least 2"), ("nan.npy", "not finite in float32, first in sample 3")]
 
