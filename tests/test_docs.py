@@ -11,7 +11,8 @@ from bnfold.folding.carry import LAYERS
 from bnfold.folding.operations import OPERATIONS
 from bnfold.model import catalog
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 def tables(page: str) -> list[list[str]]:
@@ -54,3 +55,18 @@ def test_the_page_on_folding_lists_what_the_code_does(number: int) -> None:
     listed = [name for cell in tables("folding.md")[number] for name in classes(cell)]
     assert sorted(set(listed) - {"BatchNormalization"}) == sorted(TABLES[number])
     assert len(listed) == len(set(listed))
+
+
+def test_the_map_for_developers_has_every_module_and_no_other() -> None:
+    named = set()
+    for cell in tables("development.md")[0]:
+        names = re.findall(r"`([^`]+)`", cell)
+        folder = names[0].rpartition("/")[0]  # the first one says it for those behind it
+        named |= {name if "/" in name else f"{folder}/{name}".lstrip("/") for name in names}
+    modules = {
+        path.relative_to(ROOT / "bnfold").as_posix()
+        for path in (ROOT / "bnfold").rglob("*.py")
+        if not path.name.startswith("__")
+    }
+    whole = tuple(name for name in named if name.endswith("/"))
+    assert {name for name in modules if not name.startswith(whole)} == named - set(whole)
