@@ -22,12 +22,14 @@ _NUMBERS = ("bool", "float", "int", "uint", "bfloat16", "string")
 class Declared:
     """An input or an output as a file has it; None is what the file leaves open.
 
-    Where `is_exact` is false, a size may be that of the data that the model was built with.
+    Where `is_exact` is false, a size may be that of the data that the model was built with. `name`
+    is that of an input's InputLayer.
     """
 
     shape: Shape | None
     dtype: str | None = None
     is_exact: bool = True
+    name: str | None = None
 
     def differs(self, shape: Shape, dtype: str) -> bool:
         """Whether a tensor of this shape and dtype is certainly another one."""
@@ -52,7 +54,9 @@ def inputs(graph: Graph) -> tuple[Declared, ...]:
 def _of_input(layer: Layer) -> Declared:
     dtype = policy_name(layer) if "dtype" in layer.config else None
     is_plain = dtype is not None and dtype.startswith(_NUMBERS)
-    return Declared(input_shape(layer), dtype if is_plain else None)
+    is_input = layer.class_name == "InputLayer" and layer.builtin
+    name = layer.name if is_input else None
+    return Declared(input_shape(layer), dtype if is_plain else None, name=name)
 
 
 def _of_sequential(graph: Graph) -> Declared:

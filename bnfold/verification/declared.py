@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.model.graph import Graph, Layer
-from bnfold.model.policy import policy_name
-from bnfold.model.shapes import input_shape
+from bnfold.model import declared
+from bnfold.model.declared import Declared
+from bnfold.model.graph import Graph
 from bnfold.verification.samples import InputSpec, storage
 
 
@@ -15,24 +15,18 @@ def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
 
     Of what the layers that read them say of their numbers nothing is looked for.
     """
-    if graph.kind == "functional":
-        first = [graph.layers[name] for name in graph.inputs]
-    else:
-        first = list(graph.layers.values())[:1]
-    found = [_declared(layer) for layer in first]
+    found = [_spec(one) for one in declared.inputs(graph)]
     known = tuple(spec for spec in found if spec is not None)
     return known if len(known) == len(found) else ()
 
 
-def _declared(layer: Layer) -> InputSpec | None:
-    shape, dtype = input_shape(layer), policy_name(layer)
-    is_plain = layer.class_name == "InputLayer" and layer.builtin and "dtype" in layer.config
-    if not is_plain or not shape or dtype is None:
+def _spec(one: Declared) -> InputSpec | None:
+    if one.name is None or not one.shape or one.dtype is None:
         return None
-    if any(size is not None and (not isinstance(size, int) or size < 0) for size in shape):
+    if any(size is not None and (not isinstance(size, int) or size < 0) for size in one.shape):
         return None
     try:
-        np.dtype(storage(dtype))
+        np.dtype(storage(one.dtype))
     except TypeError:
         return None
-    return InputSpec(layer.name, shape, dtype)
+    return InputSpec(one.name, one.shape, one.dtype)
