@@ -34,6 +34,8 @@ class BatchNorm:
         """Why its statistics cannot be read, a sentence; None where they can."""
         if self.weights is not None:
             return None
+        if self._mode_of_keras1:
+            return f"Keras 1 does not use them in mode {self._mode_of_keras1!r}"
         if self.layer.weights is None:
             return "which of the file's variables are its own cannot be told"
         if not self.layer.weights:
@@ -58,12 +60,16 @@ class BatchNorm:
 
         Those of Keras 1 with another mode than 0 do not use them (`keras1`).
         """
-        if self.layer.config.get("mode"):
+        if self._mode_of_keras1:
             return None
         found = catalog.weights(self.layer, any_rank=self._has_wide_vectors)
         if found is None or len({weight.shape for weight in found.values()}) > 1:
             return None
         return found
+
+    @property
+    def _mode_of_keras1(self) -> object:
+        return self.layer.config.get("mode")
 
     @property
     def channels(self) -> int | None:
