@@ -420,11 +420,12 @@ def recalibrate(
         batch: how many samples go in at a time; None for as many as have room.
         memory: bytes for what saves running the model again for every layer.
         force: replace `out` if it exists.
-        allow_other_scale: go on with data of another scale than those the model was trained on.
+        allow_other_scale: go on even if the data are of another scale than those that the model
+            was trained on.
         labels: what the outputs should be, to measure the accuracy before and after: class numbers,
             vectors with a single 1, or numbers; by the names of several outputs. Without it an
             array y beside the data.
-        allow_worse: write also what comes further from the labels than the model did.
+        allow_worse: write the result even if it fits the labels worse than the model.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
         progress: called with the name of each stage.

@@ -32,10 +32,8 @@ SCHEMA_VERSION = 1
 _SUBCLASSED = (
     "the model is subclassed: its file holds weights but no graph, so nothing can be folded"
 )
-_CUSTOM = (
-    "it is, or is inside, a custom layer or wrapper, and the file does not tell what that does"
-)
-_UNTOLD = "which layer of the graph it is cannot be told"
+_CUSTOM = "it is, or is inside, a custom layer or wrapper, and the file does not say what that does"
+_UNTOLD = "it cannot be matched with a layer of the graph"
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,8 @@ def recalibrate_file(
     `layers` are shell patterns of names or nested paths; without them all layers are meant that are
     not frozen. `memory` is how many bytes of values may be kept to save work. Data of another scale
     than those that the model was trained on, as its first layers show, end it with nothing written,
-    unless `allow_other_scale`; so does a model that comes further from `labels` than before, unless
-    `allow_worse`. An array y beside the data does for labels.
+    unless `allow_other_scale`; so does a model that fits `labels` worse than before, unless
+    `allow_worse`. An array y beside the data is taken for labels.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.

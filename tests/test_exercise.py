@@ -195,9 +195,7 @@ def test_data_that_never_reach_a_clip_leave_a_fold_through_it_undecided(through_
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(8, 4)).astype("float32") / 9)
     found = bnfold.verify(*through_a_clip, data=tmp_path / "x.npy")
     assert found.verdict is Verdict.UNDECIDED
-    assert any(
-        "'clip' was not put to the test: no sample comes above 6" in w for w in found.warnings
-    )
+    assert any("'clip' was not exercised: no sample is above 6" in w for w in found.warnings)
     ((site),) = found.sites
     assert (site.status, site.excess) == ("not exercised", None)
     assert not found.accepted(strict=True)

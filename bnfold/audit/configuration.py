@@ -369,7 +369,7 @@ def not_audited(subject: Subject) -> Verdict | None:
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), norm])
 
         > warning: not audited: its settings could not be read: it is, or is inside, a custom
-        > layer or wrapper, and the file does not tell what that does
+        > layer or wrapper, and the file does not say what that does
 
     What to do:
         Put Keras' own BatchNormalization in the place of the custom one, or take the wrapper

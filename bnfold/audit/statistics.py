@@ -633,16 +633,16 @@ def averaged_weights(subject: Subject) -> Verdict | None:
     if found.standing is Standing.OTHERS:
         return Verdict(
             Severity.INFO,
-            f"the optimizer keeps moving averages{how} that are not this file's weights, which do "
-            "not tell whether they are the raw ones or were swapped in for a checkpoint",
+            f"the optimizer keeps moving averages{how} that differ from the file's weights; the "
+            "file does not say whether these are the raw ones or were swapped in for a checkpoint",
             f"nothing, if they are the raw ones; after SwapEMAWeights, {again}",
             figures=figures,
         )
     if found.standing is Standing.UNKNOWN:
         return Verdict(
             Severity.WARNING,
-            f"compiled to end with moving averages for weights{how}, and the file holds nothing "
-            "that tells whether it did; the statistics would be those of other weights",
+            f"compiled so that training ends with moving averages as weights{how}, and the file "
+            "does not say whether it did; if so, the statistics are those of other weights",
             f"if it was trained so, {again}",
             figures=figures,
         )

@@ -71,6 +71,7 @@ def fold(
       bnfold fold model.keras folded.keras
       bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
       bnfold fold model.keras folded.keras --no-verify --force --format json
+      bnfold fold model.keras folded.keras --fail-on error --config ci/bnfold.toml
       bnfold fold model.keras folded.onnx
     """
     from bnfold.conversion import Proof, fold_file
@@ -148,6 +149,7 @@ def export(
       bnfold export model.keras model.onnx
       bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
       bnfold export model.keras model.onnx --no-fold --force --format json
+      bnfold export model.keras model.onnx --fail-on error --rtol 1e-3 --atol 1e-6
     """
     from bnfold.conversion import Proof
 

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-worse",
     is_flag=True,
-    help="Write OUT also where it comes further from the labels than MODEL.",
+    help="Write OUT even if it fits the labels worse than MODEL.",
 )
 @click.option(
     "--allow-other-scale",
     is_flag=True,
-    help="Go on with data of another scale than those that MODEL was trained on.",
+    help="Go on even if the data are of another scale than those that MODEL was trained on.",
 )
 @report_format
 @debug
@@ -78,6 +78,7 @@ def recalibrate(
     Examples:
       bnfold recalibrate model.keras better.keras --data train.npz
       bnfold recalibrate model.h5 model.h5 --data train.npz --force
+      bnfold recalibrate model.keras better.keras --data images.npy --labels labels.npy
       bnfold recalibrate model.keras better.keras --data images.npy --layers 'backbone/*'
     """
     from bnfold.recalibration import recalibrate_file

@@ -337,8 +337,8 @@ _NO_TRAINING = (
 )
 _NO_TRAINING_BY_DEFAULT = (
     "no new training is needed: call the saved model with training=False in a new one, and save "
-    f"that ({_SAVED}), or build it with training=False in the calls of these layers, of "
-    "which fit of Keras 3 augments all the same, and call set_weights"
+    f"that ({_SAVED}), or build it with training=False in the calls of these layers and call "
+    "set_weights; fit of Keras 3 augments all the same"
 )
 
 

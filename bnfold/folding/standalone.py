@@ -79,7 +79,7 @@ def _problem(batchnorm: BatchNorm, layer: Layer, scope: Scope) -> str | None:
     if {shapes.dtype(ref) for ref in refs} != {used.compute}:
         return "it reads numbers of another dtype than it computes in"
     if any(call.mask is not None for call in layer.calls) or may_be_masked(scope, refs):
-        return "a mask may come with what it reads, which a convolution does not hand on"
+        return "its input may have a mask, which a convolution does not propagate"
     return loss_of(_extents(affine, batchnorm))
 
 

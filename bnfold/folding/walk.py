@@ -469,7 +469,7 @@ class _Attempt:
         if self._steps > _MAX_STEPS:
             raise _RefusalError("there are too many ways to look at")
         if not self._walk.work(slots):
-            raise _RefusalError("too much of the model would have to be looked at")
+            raise _RefusalError("the search for layers to absorb it reached its limit")
 
     # --- against the data ------------------------------------------------------------------------
 

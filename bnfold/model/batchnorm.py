@@ -37,7 +37,7 @@ class BatchNorm:
         if self._mode_of_keras1:
             return f"Keras 1 does not use them in mode {self._mode_of_keras1!r}"
         if self.layer.weights is None:
-            return "which of the file's variables are its own cannot be told"
+            return "its variables cannot be told from those of other layers in the file"
         if not self.layer.weights:
             return "the file holds no variables for it"
         return "the variables that the file holds for it are not those of a BatchNormalization"

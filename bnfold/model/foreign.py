@@ -15,11 +15,11 @@ _KERAS_NEEDED = "bnfold reads what model.save('model.keras') writes"
 _PYTORCH = "a PyTorch file; bnfold reads Keras models"
 _UNPACK = "unpack it and name the model in it"
 _CHECKPOINT = f"a part of a TensorFlow checkpoint, weights without a model; {_KERAS_NEEDED}"
-_GRAPH = f"a TensorFlow graph (GraphDef), whose layers are taken apart; {_KERAS_NEEDED}"
+_GRAPH = f"a TensorFlow graph (GraphDef) without separate layers; {_KERAS_NEEDED}"
 SAVED_MODEL = f"a TensorFlow SavedModel; {_KERAS_NEEDED}"
 
 _STARTS: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"TFL3", f"a TensorFlow Lite model, converted for good; {_KERAS_NEEDED}"),
+    (4, b"TFL3", f"a TensorFlow Lite model, which cannot be converted back; {_KERAS_NEEDED}"),
     (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", _PYTORCH),
     (0, b"\x93NUMPY", "a NumPy array (.npy), not a model"),
     (0, b"GGUF", "a GGUF file of weights; bnfold reads Keras models"),

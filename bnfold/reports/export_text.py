@@ -33,7 +33,7 @@ def export(report: ExportReport) -> RenderableType:
 
 _VERDICTS = {
     Verdict.EQUIVALENT: ("checked: ONNX Runtime computes what Keras computes", "green"),
-    Verdict.UNDECIDED: ("inconclusive: no difference found, but not all could be seen", "yellow"),
+    Verdict.UNDECIDED: ("inconclusive: no difference found, but not all could be judged", "yellow"),
     Verdict.DIFFERENT: ("ONNX Runtime does not compute what Keras computes", "red"),
 }
 

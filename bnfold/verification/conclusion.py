@@ -58,7 +58,7 @@ _Judgement = dict[str, list[_Judged]]
 
 
 def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
-    """The verdict over everything that was found; what was not put to the test is noted there."""
+    """The verdict over everything that was found; what was not exercised is noted there."""
     judged = _judge(case, rule, evidence.runs)
     found = {name: _findings(case, rows, evidence.taken_in) for name, rows in judged.items()}
     drowned = _drowned(judged, found)
@@ -122,7 +122,7 @@ def _crossed(case: Case, judged: _Judgement) -> list[sites.Crossing]:
 
 
 def _untested(evidence: Evidence) -> set[int]:
-    """The ids of the sites whose maps crossed what was not put to the test."""
+    """The ids of the sites whose maps crossed what was not exercised."""
     return {id(site) for gap in evidence.gaps for site in gap.crossing.sites}
 
 
@@ -399,7 +399,7 @@ def _sentence(judged: _Judged) -> str:
 def _unheard(case: Case, heard: Mapping[int, Array]) -> list[str]:
     """The outputs that passed without having been put to the test."""
     if sum(one.count for one in case.sets) == 1:
-        return ["nothing was exercised: one sample alone tells no value from a constant"]
+        return ["nothing was exercised: with one sample no value can be told from a constant"]
     return [
         f"output {label.name!r} was not exercised: it never changed, or noise drowned it"
         for at, label in enumerate(case.labels[: case.outputs])

@@ -80,7 +80,7 @@ class Evidence:
         taken_in: places of sites at which neither what the layer that is gone made stands, by the
             yardstick, nor what it read: nothing was left for a layer behind.
         lost: layers that must not be gone, whatever the numbers say.
-        gaps: layers that a fold may have crossed, and that the samples did not put to the test.
+        gaps: layers that a fold may have crossed, and that the samples did not exercise.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -555,7 +555,7 @@ class _Gathering:
             names = ", ".join(dict.fromkeys(repr(labels[at].name) for at in sorted(run.unseen)))
             self.found.doubts.append(f"{text}: nothing is left to compare of {names}")
         else:
-            self.found.warnings.append(f"{text}: what comes of that was left out")
+            self.found.warnings.append(f"{text}: what depends on it was left out")
 
     def _note_taken_in(self, measures: Yardsticks, found: Table, folded: Values) -> None:
         """Note the places of sites where what stands was neither made nor read by the layer."""

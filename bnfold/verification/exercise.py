@@ -113,7 +113,7 @@ def _evaluated(loaded: LoadedModel, sets: Sequence[SampleSet]) -> Iterator[list[
 
 
 def _sentence(crossing: Crossing, missing: Sequence[_Side]) -> str:
-    """Which layer has not been put to the test, and what the samples did not reach."""
+    """Which layer was not exercised, and what the samples did not reach."""
     parts, name = [], ""
     for _, model, number, side in missing:
         watched = _watched(crossing, model)
@@ -121,4 +121,4 @@ def _sentence(crossing: Crossing, missing: Sequence[_Side]) -> str:
             name = name or watched.name
             parts.append(f"{'above' if side else 'below'} {watched.breakpoints[number].text}")
     reached = " or ".join(dict.fromkeys(parts))
-    return f"layer {name!r} was not put to the test: no sample comes {reached} there"
+    return f"layer {name!r} was not exercised: no sample is {reached} there"
