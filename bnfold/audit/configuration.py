@@ -344,16 +344,16 @@ def not_audited(subject: Subject) -> Verdict | None:
     """It is a BatchNormalization, but its settings or its statistics could not be read.
 
     What it finds:
-        A layer that is a BatchNormalization by its class, its name or its variables, of which
-        the file does not tell the settings or the statistics: a custom class, a layer inside
-        one, or inside a wrapper such as those of quantization-aware training and pruning; a
-        layer without variables in the file, or with others than it has; a layer of a nested
-        model in a legacy file whose variables cannot be told from those beside it.
+        A layer that is a BatchNormalization by its class, its name or its variables, and whose
+        settings or statistics the file does not show: a custom class; a layer inside one, or
+        inside a wrapper such as those of quantization-aware training and pruning; a layer
+        whose variables are missing from the file, or are not those of its class; a layer of a
+        nested model in a legacy file whose variables cannot be told from those beside it.
 
     Why it matters:
-        No finding then says nothing: rules that need what could not be read were not asked.
-        Where the statistics can be read and the settings cannot, rules on the statistics
-        speak. Such a layer is never folded.
+        Silence of the other rules is no clearance here: those that need what could not be read
+        were not asked. Where the statistics can be read and the settings cannot, the rules on
+        statistics apply. Such a layer is never folded.
 
     Formula:
             warning if the settings or the statistics could not be read
@@ -386,7 +386,7 @@ def not_audited(subject: Subject) -> Verdict | None:
     problem, odd = batchnorm.problem, batchnorm.unreadable
     said = [f"its statistics could not be read: {problem}"] if problem is not None else []
     if not batchnorm.is_configured:
-        reason = getattr(subject.decision, "reason", "the file does not tell them")
+        reason = getattr(subject.decision, "reason", "the file does not show them")
         said.append(f"its settings could not be read: {reason}")
     elif odd:
         said.append(f"{' and '.join(odd)} in its config could not be read")

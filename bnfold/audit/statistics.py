@@ -576,21 +576,23 @@ def averaged_weights(subject: Subject) -> Verdict | None:
         A layer of a model that was compiled with `use_ema`, whose weights stand among the
         optimizer's variables bit for bit: they are the averages that the optimizer kept, and `fit`
         put them in place when it ended. It is an info where the optimizer averages over no more
-        steps than the layer does, because mean and variance are then of about the same span; and
-        where the file's weights are not those averages, or hold nothing to compare. It says
-        nothing of a frozen layer, of one that sees nothing that was trained, and of one with
+        steps than the layer does, because mean and variance are then of about the same span, and
+        where the file's weights are not those averages. It is a warning where the file holds no
+        averages to compare with, because `fit` puts them in place. It
+        says nothing of a frozen layer, of one that sees nothing that was trained, and of one with
         statistics from `bnfold recalibrate`.
 
     Why it matters:
-        The statistics were updated in each step with what the raw weights made. The averages make
-        something else of the same data, and nothing has measured that: two networks with an
-        `ema_momentum` of 0.999 stood at an accuracy of 0.56 and 0.39, and at 0.97 and 0.87 after
-        `bnfold recalibrate`. With 0.99, over as many steps as its layers' own statistics, the
-        first of them lost nothing. Validation in `fit` does not show it: it uses the raw weights.
+        The statistics were updated in each step with the activations of the raw weights. The
+        averaged weights give other activations for the same data, and nothing has measured those.
+        Two networks with an `ema_momentum` of 0.999 had an accuracy of 0.56 and 0.39, and of 0.97
+        and 0.87 after `bnfold recalibrate`. With 0.99, over as many steps as its layers' own
+        statistics, the first of them lost nothing. Validation in `fit` does not show it: it uses
+        the raw weights.
 
-        `SwapEMAWeights(swap_on_epoch=True)` in front of a `ModelCheckpoint` saves averages too,
+        `SwapEMAWeights(swap_on_epoch=True)` before a `ModelCheckpoint` saves averages too,
         and the raw weights among the optimizer's variables. Nothing in the file tells that from
-        an ordinary checkpoint, in which it is the other way round and all is well.
+        an ordinary checkpoint, in which it is the other way round and nothing is wrong.
 
     Formula:
             warning if W = ema(W), bit for bit, and 1 / (1 - m_ema) > 1 / (1 - m)
