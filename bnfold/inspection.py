@@ -33,6 +33,7 @@ _SUBCLASSED = (
     "the model is subclassed: its file holds weights but no graph, so nothing can be folded"
 )
 _CUSTOM = "it is, or is inside, a custom layer or wrapper, and the file does not say what that does"
+_OPERATION = "it is an operation, whose statistics are not variables of a layer of its own"
 _UNTOLD = "it cannot be matched with a layer of the graph"
 
 
@@ -200,7 +201,7 @@ def _loose(model: ModelFile) -> Iterator[Blocked]:
     subclassed = model.graph.kind == "subclassed"
     for found, path in loose_batchnorms(model):
         if path is not None:
-            yield Blocked(found, path, _CUSTOM)
+            yield Blocked(found, path, _OPERATION if found.layer.is_operation else _CUSTOM)
         else:
             yield Blocked(found, None, _SUBCLASSED if subclassed else _UNTOLD)
 

@@ -29,6 +29,10 @@ class BatchNorm(old.BatchNormalization):  # type: ignore[misc]
     """As in Mask R-CNN."""
 
 
+class Derived(old.BatchNormalization):  # type: ignore[misc]
+    """A class whose name does not tell."""
+
+
 class Block(old.Layer):  # type: ignore[misc]
     """Keeps its layers to itself."""
 
@@ -52,6 +56,24 @@ class Twins(old.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any) -> Any:
         return inputs
+
+
+class Port(old.Layer):  # type: ignore[misc]
+    """Has the variables of a BatchNormalization by the names that another framework gives them."""
+
+    def __init__(self, names: list[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.names = names
+
+    def build(self, shape: Any) -> None:
+        for name in self.names:
+            self.add_weight(name, shape=shape[-1:], trainable="mean" not in name)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "names": self.names}
 
 
 class Quantized(old.Wrapper):  # type: ignore[misc]
@@ -118,6 +140,10 @@ HIDDEN: dict[str, tuple[Callable[[], list[Any]], set[str]]] = {
     ),
     "inside a custom layer": (lambda: [Block(name="block")], {"block/first", "block/second"}),
     "two in one scope": (lambda: [Twins(name="twins")], {"twins", "twins/twins_1"}),
+    "a derived class beside a custom layer": (
+        lambda: [Derived(scale=False, center=False, name="derived"), Block(name="block")],
+        {"derived", "block/first", "block/second"},
+    ),
     "inside a custom wrapper": (
         lambda: [
             Quantized(old.Dense(4, name="dense"), name="quant_dense"),
@@ -156,6 +182,33 @@ def test_every_format_and_the_gate_name_it(format_: str, tmp_path: Path) -> None
     assert "BN011" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (["weight", "bias", "running_mean", "running_var"], 1),
+        (["running_mean", "running_var"], 1),
+        (["gamma", "beta", "moving_mean", "moving_var"], 1),
+        (["scale", "offset", "mean", "variance"], 1),
+        (["g", "b", "popMean", "popVar"], 1),
+        (["w", "x", "y", "z"], 1),  # four vectors of one length
+        (["gamma", "beta", "tau"], 0),
+        (["gamma"], 0),
+        (["mean", "variance", "count"], 0),  # standardizes the model's input
+    ],
+)
+def test_variables_as_other_frameworks_call_them(
+    names: list[str], count: int, tmp_path: Path
+) -> None:
+    model = flat(Port(names, name="port"))
+    values = [np.full(4, np.nan) if "ar" in name else np.ones(4) for name in names]
+    model.get_layer("port").set_weights(values)
+    model.save(tmp_path / "model.h5")
+    found = warned(inspect_file(tmp_path / "model.h5"))
+    expected = {"BN011", "BN104"} if any("ar" in name for name in names) else {"BN011"}
+    assert found.get("port", set()) >= (expected if count else set())
+    assert len(found) == count
+
+
 def test_layers_that_are_none_are_not_taken_for_one(tmp_path: Path) -> None:
     class Scale(old.Layer):  # type: ignore[misc]
         def build(self, shape: Any) -> None:
@@ -185,6 +238,47 @@ class Renamed(keras.layers.BatchNormalization):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("not_audited")
+class Counting(Renamed):
+    """One with a variable more."""
+
+    def build(self, shape: Any) -> None:
+        super().build(shape)
+        self.count = self.add_weight(name="count", shape=(), trainable=False)
+
+
+@keras.saving.register_keras_serializable("not_audited")
+class SyncBN(keras.layers.Layer):  # type: ignore[misc]
+    """A class of its own, with these of its variables."""
+
+    def __init__(self, slots: str = "mv", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.slots = slots
+
+    def build(self, shape: Any) -> None:
+        names = {"g": "gamma", "b": "beta", "m": "moving_mean", "v": "moving_variance", "t": "tau"}
+        for slot in self.slots:
+            first = "ones" if slot in "gv" else "zeros"
+            self.add_weight(name=names[slot], shape=shape[-1:], initializer=first)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "slots": self.slots}
+
+
+@keras.saving.register_keras_serializable("not_audited")
+class Own(SyncBN):
+    """The same, with a name that does not tell."""
+
+
+@keras.saving.register_keras_serializable("not_audited")
+class Around(keras.layers.Wrapper):  # type: ignore[misc]
+    def call(self, inputs: Any) -> Any:
+        return self.layer(inputs)
+
+
+@keras.saving.register_keras_serializable("not_audited")
 class MyBatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
     """A class with it."""
 
@@ -205,6 +299,17 @@ class Residual(keras.layers.Layer):  # type: ignore[misc]
     ("make", "count"),
     [
         (lambda: Renamed(name="norm"), 1),
+        (lambda: Renamed(name="norm", scale=False), 1),
+        (lambda: Renamed(name="norm", scale=False, center=False), 1),
+        (lambda: Counting(name="norm", scale=False), 1),
+        (lambda: new.TimeDistributed(Renamed(scale=False)), 1),
+        (lambda: keras.Sequential([Renamed(center=False), new.LayerNormalization()]), 1),
+        (lambda: Around(Around(Renamed(scale=False))), 1),
+        (lambda: SyncBN(), 1),
+        (lambda: Own("bmv"), 1),
+        (lambda: Own("gbt"), 0),
+        (lambda: Own("gb"), 0),
+        (lambda: Own("g"), 0),
         (lambda: MyBatchNorm(name="norm", scale=False), 1),
         (lambda: MyBatchNorm(name="norm", scale=False, center=False), 1),
         (lambda: Residual(name="norm"), 1),
@@ -223,6 +328,50 @@ def test_what_keras_3_hides(make: Any, count: int, form: str, tmp_path: Path) ->
     model.save(tmp_path / f"model{form}")
     found = [f for f in inspect_file(tmp_path / f"model{form}").findings if f.code == "BN011"]
     assert len(found) == count
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Renamed(scale=False),
+        lambda: Renamed(scale=False, center=False),
+        lambda: new.TimeDistributed(Renamed(center=False)),
+        lambda: Around(Around(new.BatchNormalization(scale=False))),
+    ],
+)
+def test_settings_tell_which_statistics_there_are(make: Any, form: str, tmp_path: Path) -> None:
+    entry = keras.Input((6, 4))
+    model = keras.Model(entry, make()(entry))
+    for variable in model.weights:
+        if "moving_variance" in variable.path:
+            variable.assign([np.nan] * 4)
+    model.save(tmp_path / f"model{form}")
+    (codes,) = warned(inspect_file(tmp_path / f"model{form}")).values()
+    assert codes == {"BN011", "BN104"}
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5"])
+def test_an_operation_that_normalizes_is_named(form: str, tmp_path: Path) -> None:
+    entry, ones = keras.Input((6, 4)), np.ones(4, "float32")
+    inside = keras.Input((6, 4))
+    normalized = keras.ops.batch_normalization(new.Dense(4)(inside), ones, ones, -1)
+    model = keras.Model(entry, keras.Model(inside, normalized, name="inside")(entry))
+    model.save(tmp_path / f"model{form}")
+    assert warned(inspect_file(tmp_path / f"model{form}")) == {"inside/batch_norm": {"BN011"}}
+    report = fold_file(tmp_path / f"model{form}", tmp_path / f"folded{form}", proof=None)
+    assert [one["name"] for one in report.to_dict()["kept"]] == ["inside/batch_norm"]
+
+
+def test_an_operation_of_an_old_file_is_named(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    entry, ones = tf_keras.Input((6, 6, 4)), np.ones(4, "float32")
+    called = tf.compat.v1.nn.fused_batch_norm
+    outputs = called(entry, ones, ones, ones, ones, is_training=False)[0]
+    tf_keras.Model(entry, outputs).save(tmp_path / "model.h5")
+    (codes,) = warned(inspect_file(tmp_path / "model.h5")).values()
+    assert codes == {"BN011"}
 
 
 @pytest.mark.parametrize("form", [".keras", ".h5"])
