@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
+from bnfold.conversion import fold_file
+from bnfold.errors import UnreadableModelError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan
 from bnfold.inspection import inspect_file
@@ -305,3 +307,47 @@ def test_one_layer_in_two_nested_models_is_listed_once(tmp_path: Path) -> None:
     with h5py.File(source) as old, h5py.File(tmp_path / "folded.h5") as new:
         listed = [read_names(f["model_weights"]["base"], "weight_names") for f in (old, new)]
         assert listed[0] == listed[1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_legacy_layers_whose_config_has_no_name_keep_their_variables(
+    count: int, tmp_path: Path
+) -> None:
+    class Bare(keras.layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight("own", shape=(shape[-1], 4))
+
+        def call(self, inputs: Any) -> Any:
+            return inputs @ self.kernel
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+    bare = [Bare() for _ in range(count)]
+    norm = layers.BatchNormalization(axis=-1)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), norm, *bare])
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 1.5, one.shape) for one in model.get_weights()])
+    model.save(tmp_path / "model.h5")
+    report = fold_file(tmp_path / "model.h5", tmp_path / "folded.h5", proof=None)
+    assert len(report.plan.folds) == 1
+    fold_file(tmp_path / "folded.h5", tmp_path / "again.h5", proof=None)
+    samples = rng.normal(size=(5, 4))
+    for name in ("folded.h5", "again.h5"):
+        folded = keras.models.load_model(tmp_path / name, custom_objects={"Bare": Bare})
+        np.testing.assert_allclose(folded(samples), model(samples), rtol=1e-5)
+
+
+def test_legacy_variables_that_no_layer_has_are_not_lost(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="here")])
+    model.save(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        weights = file["model_weights"]
+        weights.copy("here", "elsewhere")
+        weights.attrs["layer_names"] = [b"here", b"elsewhere"]
+        del weights["elsewhere/here"]
+        weights["elsewhere/own:0"] = np.ones(3, "float32")
+        weights["elsewhere"].attrs["weight_names"] = [b"own:0"]
+    with pytest.raises(UnreadableModelError, match="variables of elsewhere"):
+        fold_file(tmp_path / "model.h5", tmp_path / "folded.h5", proof=None)
+    assert not (tmp_path / "folded.h5").exists()

@@ -90,10 +90,14 @@ def _entries(config: Json) -> dict[str, Json]:
 
 
 def _layer_name(entry: Json, number: int) -> str:
-    name = entry.get("name", settings(entry).get("name"))
-    if not isinstance(name, str):
+    if not is_named(entry):
         return f"{entry.get('class_name', 'layer')}_{number}"
-    return name
+    return str(entry.get("name", settings(entry).get("name")))
+
+
+def is_named(entry: Json) -> bool:
+    """Whether the file names a layer; a custom layer in a Sequential may save no name."""
+    return isinstance(entry.get("name", settings(entry).get("name")), str)
 
 
 def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> Graph:

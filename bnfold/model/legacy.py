@@ -7,7 +7,7 @@ it: `ownership` tells whose they are. A nested model for which it cannot is left
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -110,8 +110,9 @@ class LegacyHdf5:
 
     def _attach(self, graph: Graph) -> Graph:
         layers = {}
+        self._groups = _groups(graph, hdf5.read_names(self._weights, "layer_names"))
         for name, layer in graph.layers.items():
-            found = self._listed(name)
+            found = self._listed(self._groups[name]) if name in self._groups else ()
             if layer.nested is None:
                 layers[name] = _with_weights(layer, found)
             else:
@@ -121,14 +122,19 @@ class LegacyHdf5:
     def unattached(self) -> Iterator[tuple[LayerPath, tuple[Weight, ...]]]:
         """The variables of which the graph does not tell whose they are, by the outermost layer.
 
-        Those of a nested model whose list cannot be handed out, of layers whose config has no name,
-        and all of a subclassed model.
+        Those of a nested model whose list cannot be handed out, of layers that the config does not
+        have, and all of a subclassed model.
         """
-        for name in hdf5.read_names(self._weights, "layer_names"):
-            if name not in self.graph.layers:
-                yield (name,), self._listed(name)
+        for name in self._unclaimed():
+            yield (name,), self._listed(name)
         for name, weights in self._unattached.items():
             yield (name,), weights
+
+    def _unclaimed(self) -> Iterator[str]:
+        """The groups of weights that belong to no layer of the graph."""
+        claimed = set(self._groups.values())
+        names = hdf5.read_names(self._weights, "layer_names")
+        return (name for name in names if name not in claimed)
 
     def _listed(self, name: str) -> tuple[Weight, ...]:
         group = hdf5.group_at(self._weights, name)
@@ -177,14 +183,20 @@ class LegacyHdf5:
         if graph.kind == "subclassed":  # what it holds nobody knows
             hdf5.copy_children(self._weights, target)
             return
-        names = [layer.name for layer in model_layers(graph)]
+        lost = next((name for name in self._unclaimed() if self._listed(name)), None)
+        if lost is not None:
+            raise UnreadableModelError(
+                f"the file holds variables of {guard.shortened(lost)}, which its config does not"
+                " have: they would be lost"
+            )
+        groups = {self._groups.get(layer.name, layer.name): layer for layer in model_layers(graph)}
         stored = hdf5.attribute_names(self._weights)
         lists = {name for name in stored if name.startswith("layer_names")}
         hdf5.copy_attributes(self._weights, target, skip=lists)
-        hdf5.write_names(target, "layer_names", names)
+        hdf5.write_names(target, "layer_names", list(groups))
         # Names that grow: a group "a" made after "a/b" would collide with it.
-        for name in sorted(names):
-            self._write_layer(graph.layers[name], hdf5.group_for(target, name))
+        for name in sorted(groups):
+            self._write_layer(groups[name], hdf5.group_for(target, name))
         top = hdf5.group_at(self._weights, TOP_LEVEL)
         if top is not None:
             hdf5.copy_children(top, target.require_group(TOP_LEVEL))
@@ -192,7 +204,7 @@ class LegacyHdf5:
     def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
         weights = self._flat(layer)
         if weights is None:
-            source = hdf5.group_at(self._weights, layer.name)
+            source = hdf5.group_at(self._weights, self._groups.get(layer.name, layer.name))
             if source is not None:
                 hdf5.copy_children(source, target)
             return
@@ -221,6 +233,22 @@ class LegacyHdf5:
                     written.add(weight.name)
                     parts[part].append(weight)
         return [*parts[0], *parts[1]]
+
+
+def _groups(graph: Graph, listed: Sequence[str]) -> dict[str, str]:
+    """The group of each layer, which is named like it, by the layer's name.
+
+    That of a layer of a Sequential whose config has no name stands where the layer does, as Keras
+    hands groups out; it has none where the others do not stand so.
+    """
+    layers = model_layers(graph) if graph.kind != "subclassed" else []
+    unnamed = {layer.name for layer in layers if not config.is_named(layer.entry)}
+    groups = {name: name for name in graph.layers if name not in unnamed}
+    if unnamed and len(layers) == len(listed):
+        pairs = {layer.name: group for layer, group in zip(layers, listed, strict=True)}
+        if all(pairs[layer.name] == layer.name or layer.name in unnamed for layer in layers):
+            return {**groups, **pairs}
+    return groups
 
 
 def _without_model(file: h5py.File) -> str:
