@@ -134,6 +134,7 @@ BREAKPOINTS = {
     "clip on one side": (lambda x: ops.clip(x, -2, np.inf), [-2]),
     "maximum": (lambda x: ops.maximum(x, 0.5), [0.5]),
     "minimum": (lambda x: ops.minimum(2.0, x), [2]),
+    "comparison": (lambda x: ops.greater(x, 2.0), [2]),
     "hard_shrink": (lambda x: ops.hard_shrink(x, 0.7), [-0.7, 0.7]),
     "hard_tanh": (layers.Activation("hard_tanh"), [-1, 1]),
     "Dense(relu6)": (layers.Dense(3, activation="relu6"), [0, 6]),
@@ -205,6 +206,74 @@ def test_a_fold_through_a_clip_is_found(through_a_clip):
     found = bnfold.verify(*through_a_clip)
     assert found.verdict is Verdict.DIFFERENT
     assert "norm" in found.culprits
+
+
+@keras.saving.register_keras_serializable("exercise")
+def capped(x):
+    return ops.clip(x, -5000.0, 5000.0)
+
+
+@keras.saving.register_keras_serializable("exercise")
+class Capped(layers.Layer):
+    def call(self, x):
+        return capped(x)
+
+
+def folded(folder, across, *, has_norm, scales=(0.5, 2, 4.0), kernel_scales=(1, 1, 1.0)):
+    """Dense, something, and a BatchNormalization that is folded into the Dense layer."""
+    given = keras.Input((4,), name="given")
+    x = across(given)
+    if has_norm:
+        x = layers.BatchNormalization(name="norm", center=False, epsilon=1e-3)(x)
+    model = keras.Model(given, layers.Dense(2, name="out")(x))
+    generator = np.random.default_rng(1)
+    kernel = generator.normal(size=(4, 3)) * kernel_scales * (1 if has_norm else np.array(scales))
+    model.get_layer("dense").set_weights([kernel, np.zeros(3)])
+    if has_norm:
+        model.get_layer("norm").set_weights([np.array(scales), np.zeros(3), np.full(3, 1 - 1e-3)])
+    model.get_layer("out").set_weights([generator.normal(size=(3, 2)), np.zeros(2)])
+    path = folder / f"{has_norm}.keras"
+    model.save(path)
+    return path
+
+
+OPAQUE = {
+    "layer": lambda x: Capped(name="own")(layers.Dense(3, name="dense")(x)),
+    "function": lambda x: layers.Activation(capped, name="own")(layers.Dense(3, name="dense")(x)),
+    "activation": lambda x: layers.Dense(3, activation=capped, name="dense")(x),
+}
+
+
+@pytest.mark.parametrize("kind", OPAQUE)
+def test_no_samples_prove_a_fold_across_custom_code(kind, tmp_path):
+    across = OPAQUE[kind]
+    original = folded(tmp_path, across, has_norm=True)
+    found = bnfold.verify(original, folded(tmp_path, across, has_norm=False))
+    assert found.verdict is Verdict.UNDECIDED
+    assert any("it is custom code" in warning for warning in found.warnings)
+    assert [site.status for site in found.sites] == ["not exercised"]
+
+
+def test_a_fold_in_front_of_a_custom_activation_crosses_nothing(tmp_path):
+    given = keras.Input((4,))
+    x = layers.BatchNormalization()(layers.Dense(3, activation="relu")(given))
+    x = layers.Dense(3, activation=capped)(x)
+    model = keras.Model(given, layers.Dense(3, activation="relu6")(x))
+    model.save(tmp_path / "a.keras")
+    data = np.random.default_rng(0).normal(size=(8, 4)) / 9  # which never reach 6
+    done = bnfold.fold(tmp_path / "a.keras", tmp_path / "b.keras", data=data)
+    assert (len(done.plan.folds), done.verification.verdict) == (1, Verdict.EQUIVALENT)
+
+
+def test_each_channel_must_reach_a_clip(tmp_path):
+    def across(x):
+        x = layers.Dense(3, name="dense")(x)
+        return layers.ReLU(max_value=6, negative_slope=1.0, name="clip")(x)
+
+    small = {"scales": (1, 1, 4.0), "kernel_scales": (1, 1, 0.03)}
+    original = folded(tmp_path, across, has_norm=True, **small)
+    found = bnfold.verify(original, folded(tmp_path, across, has_norm=False, **small))
+    assert (found.verdict, found.culprits) == (Verdict.DIFFERENT, ("norm",))
 
 
 # --- what one sample and one axis cannot tell -----------------------------------------------------

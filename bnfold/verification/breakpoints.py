@@ -7,10 +7,12 @@ pieces computes the same.
 
 Of a layer with an activation of its own, as Dense(activation="relu6"), no tensor shows what went
 into the activation. There the sides are told by what came out: where one piece is flat, as above 6,
-it is just that number. Classes and functions of the user's are not known here.
+it is just that number. Where a custom layer or function changes is not known; such a call is
+*opaque*, and no samples show that a map may cross it.
 
-Sides are counted over all numbers of a value, not channel by channel: what a fold forgets, it
-forgets in the whole layer, while trained networks have many channels that a ReLU keeps closed.
+At zero, sides are counted over all numbers of a value: a map of positive scales may cross a ReLU,
+and trained networks have many channels that a ReLU keeps closed. No map but the identity may cross
+a breakpoint elsewhere, so there both sides must be seen in every channel.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.verification import tensors
 from bnfold.verification.operations import operation, simplified
 from bnfold.verification.unrolled import FlatCall
 
@@ -37,7 +40,9 @@ _FUNCTIONS: dict[str, tuple[float, ...]] = {
     "celu": (0,),
     "crelu": (0,),
     "abs": (0,),
+    "fabs": (0,),
     "sign": (0,),
+    "heaviside": (0,),
     "hardsilu": (-3, 3),
     "hardtanh": (-1, 1),
     "hardshrink": (-0.5, 0.5),
@@ -46,6 +51,8 @@ _FUNCTIONS: dict[str, tuple[float, ...]] = {
     "sparsesigmoid": (-1, 1),
 }
 """Activations and operations without settings, by name; `hard_sigmoid` depends on the version."""
+
+_KERAS = {"keras", "tf_keras"}
 
 _NEARBY = 1e-3  # beside a breakpoint; half-precision activations tell it from the breakpoint
 
@@ -64,13 +71,13 @@ class Breakpoint:
     is_flat_below: bool = False
     rises: bool = True
 
-    def sides(self, value: Array) -> tuple[bool, bool]:
-        """Whether numbers below and above were seen."""
+    def sides(self, value: Array, axis: int | None = None) -> tuple[Array, Array]:
+        """Whether numbers below and above were seen, in each channel along an axis, or in any."""
         if self.flat is None:
-            return bool(np.any(value < self.at)), bool(np.any(value > self.at))
+            return _any(value < self.at, axis), _any(value > self.at, axis)
         near = 1e-6 * abs(self.flat)  # zero is zero in every arithmetic, and 1 may be a bit less
         away = value - self.flat if self.rises else self.flat - value
-        on_flat, beyond = bool(np.any(np.abs(away) <= near)), bool(np.any(away > near))
+        on_flat, beyond = _any(np.abs(away) <= near, axis), _any(away > near, axis)
         return (on_flat, beyond) if self.is_flat_below else (beyond, on_flat)
 
     @property
@@ -82,13 +89,22 @@ class Breakpoint:
         return f"{numbers.min():g} to {numbers.max():g}"
 
 
+def _any(seen: Array, axis: int | None) -> Array:
+    others = None if axis is None else tuple(one for one in range(seen.ndim) if one != axis)
+    return np.asarray(np.any(seen, axis=others))
+
+
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A call with breakpoints, and the tensor at which their sides show."""
+    """A call with breakpoints, and the tensor at which their sides show.
+
+    Of an opaque call no breakpoints are known, though it may have some.
+    """
 
     call: FlatCall
     breakpoints: tuple[Breakpoint, ...]
     tensor: Any
+    is_opaque: bool = False
 
     @property
     def name(self) -> str:
@@ -97,7 +113,9 @@ class Watched:
 
 
 def watched(call: FlatCall) -> Watched | None:
-    """What to watch of a call; None where it has no breakpoints that are known."""
+    """What to watch of a call; None where it has no breakpoints."""
+    if call.inputs and _is_opaque(call):
+        return Watched(call, (), call.inputs[0], is_opaque=True)
     numbers = (np.asarray(at, np.float64) for at in _of_inputs(call))
     own = tuple(Breakpoint(at) for at in numbers if np.all(np.isfinite(at)))  # a clip at infinity
     if own and call.inputs:
@@ -106,11 +124,55 @@ def watched(call: FlatCall) -> Watched | None:
     return Watched(call, fused, call.outputs[0]) if fused else None
 
 
+def _is_opaque(call: FlatCall) -> bool:
+    """Whether a call is of custom code, or of a model left whole with what no map may cross."""
+    layer = getattr(call.layer, "layer", call.layer)
+    activation, graph = getattr(layer, "activation", None), tensors.graph_of(layer)
+    if type(layer).__name__ == "Lambda" or not all(map(_is_of_keras, (call.layer, layer))):
+        return True
+    if graph is not None:
+        return any(map(_bars_the_way, _calls_within(graph)))
+    return activation is not None and not _is_of_keras(activation)
+
+
+def _bars_the_way(call: FlatCall) -> bool:
+    found = watched(call)
+    return found is not None and (
+        found.is_opaque or any(np.any(point.at) for point in found.breakpoints)
+    )
+
+
+def _calls_within(graph: Any) -> Iterator[FlatCall]:
+    """The calls in a model and in those nested in it, each model once."""
+    waiting, seen = [graph], set[int]()
+    while waiting:
+        graph = waiting.pop()
+        if id(graph) in seen:
+            continue
+        seen.add(id(graph))
+        for node in tensors.in_order(graph):
+            owner = tensors.owner_of(node)
+            inner = tensors.graph_of(getattr(owner, "layer", owner))
+            if inner is not None and _is_of_keras(owner):
+                waiting.append(inner)
+                continue
+            read, made = tuple(tensors.inputs_of(node)), tuple(tensors.outputs_of(node))
+            yield FlatCall(((str(owner.name), 0),), owner, read, made, node)
+
+
+def _is_of_keras(value: Any) -> bool:
+    """Whether a layer, an operation or a function is Keras' own."""
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return module.split(".")[0] in _KERAS
+
+
 def _of_inputs(call: FlatCall) -> Sequence[Any]:
     """The breakpoints of a layer or an operation that does nothing else."""
     done = None if call.node is None else operation(call.node)
     if done is None:
         return ()
+    if done.name == "relu" and done.constants:  # of keras.backend: slope, largest value, threshold
+        return [0, *(float(one) for one in done.constants if one.ndim == 0)]
     if done.name in _LAYERS:
         return _LAYERS[done.name](done.owner)
     if done.name in _WITH_CONSTANTS:
@@ -139,7 +201,10 @@ _LAYERS: dict[str, Callable[[Any], Sequence[float]]] = {
     "hardsigmoid": lambda _: [-3, 3],
     "prelu": lambda _: [0],
 }
-_WITH_CONSTANTS = {"clip", "maximum", "minimum"}
+_WITH_CONSTANTS = {
+    *("clip", "maximum", "minimum", "fmax", "fmin"),
+    *("greater", "greaterequal", "less", "lessequal", "equal", "notequal"),
+}
 
 
 def _of_function(activation: Any) -> Sequence[float]:

@@ -112,9 +112,11 @@ def _crossed(case: Case, judged: _Judgement) -> list[sites.Crossing]:
     first = case.outputs
 
     def reads_the_same(crossing: sites.Crossing) -> bool:
-        if crossing.place is None:
+        if crossing.places is None:
             return False
-        at = first + crossing.place
+        return all(shows_the_same(first + place) for place in crossing.places)
+
+    def shows_the_same(at: int) -> bool:
         rows = [row[at].comparison for row in judged.values() if at < len(row)]
         return bool(rows) and all(row.passed for row in rows)
 

@@ -4,9 +4,12 @@ The map of a BatchNormalization is carried along the graph, up to layers with we
 in. Where it is carried across a layer with breakpoints, or was by mistake, the two models read
 different numbers there, and only samples on both sides of each breakpoint show whether that was
 right. Where a layer has the same settings in both models, and they read the same numbers there,
-nothing was carried across it, and it says the same about both whatever the samples reach.
+nothing was carried across it, and it says the same about both whatever the samples reach. The same
+holds where only the weights in front of a layer's own activation changed, and what comes out is the
+same.
 
-A layer whose settings changed is put to the test in both models, wherever it stands.
+What was carried across custom code cannot be put to the test at all. A layer whose settings changed
+is put to the test in both models, wherever it stands.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ _TIMES = (8.0, 64.0, 512.0, 4096.0, 1 / 8, 1 / 64)
 _Side = tuple[int, int, int, int]
 """A side of a breakpoint: the crossing, the model (0 for the original), the breakpoint, and 0 for
 below or 1 for above."""
-_Seen = dict[_Side, bool]
+_Seen = dict[_Side, Array]
+"""Whether a side was seen; by channel where every channel must have seen it."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,10 @@ def gaps(case: Case, crossings: Sequence[Crossing]) -> list[Gap]:
     seen = _Watch(case, crossings).look(case.sets)
     found = []
     for number, crossing in enumerate(crossings):
-        missing = [key for key, there in seen.items() if key[0] == number and not there]
-        if missing:
+        missing = [key for key, there in seen.items() if key[0] == number and not there.all()]
+        if crossing.is_opaque:
+            found.append(Gap(crossing, _opaque(crossing)))
+        elif missing:
             found.append(Gap(crossing, _sentence(crossing, missing)))
     return found
 
@@ -62,11 +68,11 @@ def further(case: Case, crossings: Sequence[Crossing]) -> Case:
     more: list[SampleSet] = []
     for times in _TIMES:
         for drawn in samples.enlarged(*case.specs, times=times):
-            if all(seen.values()):
+            if all(one.all() for one in seen.values()):
                 break
             known = watch.look([drawn])
-            if any(there and not seen[key] for key, there in known.items()):
-                seen = {key: there or known[key] for key, there in seen.items()}
+            if any(np.any(there & ~seen[key]) for key, there in known.items()):
+                seen = {key: there | known[key] for key, there in seen.items()}
                 more.append(drawn)
     return replace(case, sets=[*case.sets, *more])
 
@@ -78,15 +84,16 @@ class _Watch:
         self._models: list[tuple[int, LoadedModel, list[tuple[int, Watched]]]] = []
         for model, loaded in enumerate((case.original, case.folded)):
             every = [(at, _watched(one, model)) for at, one in enumerate(crossings)]
-            some = [(at, one) for at, one in every if one is not None]
+            some = [(at, one) for at, one in every if one is not None and one.breakpoints]
             if some:
                 shown = runtime.showing(loaded, [one.tensor for _, one in some])
                 self._models.append((model, shown, some))
+        self._crossings = crossings
 
     def look(self, sets: Sequence[SampleSet]) -> _Seen:
         """Which sides these samples reach; none where a model cannot be run on them."""
         seen: _Seen = {
-            (at, model, number, side): False
+            (at, model, number, side): np.zeros((), bool)
             for model, _, watched in self._models
             for at, one in watched
             for number in range(len(one.breakpoints))
@@ -97,8 +104,10 @@ class _Watch:
                 for (at, one), value in zip(watched, values, strict=True):
                     known = value[np.isfinite(value).reshape(len(value), -1).all(1)]
                     for number, point in enumerate(one.breakpoints):
-                        for side, there in enumerate(point.sides(known)):
-                            seen[at, model, number, side] |= there
+                        axis = self._crossings[at].channels_of(point, known.ndim)
+                        for side, there in enumerate(point.sides(known, axis)):
+                            key = at, model, number, side
+                            seen[key] = seen[key] | there
         return seen
 
 
@@ -110,6 +119,11 @@ def _evaluated(loaded: LoadedModel, sets: Sequence[SampleSet]) -> Iterator[list[
     for one in sets:
         with contextlib.suppress(CannotRunError):
             yield from runtime.evaluate(loaded, [one], training=False)
+
+
+def _opaque(crossing: Crossing) -> str:
+    name = next(one.name for one in (crossing.original, crossing.folded) if one is not None)
+    return f"layer {name!r} was not put to the test: it is custom code, of which nothing is known"
 
 
 def _sentence(crossing: Crossing, missing: Sequence[_Side]) -> str:

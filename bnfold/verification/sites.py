@@ -10,14 +10,14 @@ numbers at the places say.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from bnfold.verification.breakpoints import Watched, watched
-from bnfold.verification.tensors import BATCHNORMS
+from bnfold.verification.breakpoints import Breakpoint, Watched, watched
+from bnfold.verification.tensors import BATCHNORMS, graph_of
 from bnfold.verification.unrolled import FlatCall, Key, Unrolled
 
 _LINEAR = {
@@ -62,15 +62,28 @@ class Site:
 class Crossing:
     """A layer with breakpoints that a map may have been carried across, or whose settings changed.
 
-    `original` and `folded` are what to watch in either model, as far as it is there. At the `place`
-    of this number both models show what the layer reads; None where that says nothing, since it is
-    not the same layer. `sites` are those whose maps may have come across.
+    `original` and `folded` are what to watch in either model, as far as it is there. At the places
+    with the numbers `places` both models show what the layer reads, or what it makes where only its
+    weights changed; if they show the same there, nothing was carried across. None where nothing
+    says that, since it is not the same layer. `sites` are those whose maps may have come across.
     """
 
     original: Watched | None
     folded: Watched | None
-    place: int | None
+    places: tuple[int, ...] | None
     sites: tuple[Site, ...]
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether it is across a function of which no breakpoints are known."""
+        return any(one is not None and one.is_opaque for one in (self.original, self.folded))
+
+    def channels_of(self, point: Breakpoint, rank: int) -> int | None:
+        """The axis along which each channel must have seen a breakpoint; None where any may."""
+        if self.places is None or not np.any(point.at):
+            return None
+        axes = [_own_axes(site.call) for site in self.sites if len(site.input.shape) == rank]
+        return axes[0][0] % rank if axes and len(axes[0]) == 1 else rank - 1
 
 
 @dataclass
@@ -168,16 +181,23 @@ class Pairing:
                     waiting += call.outputs
                     yield call
 
-    def watch(self, call: FlatCall, other: FlatCall) -> int | None:
-        """The number of a place of what a call and its namesake read; None where shapes differ."""
-        mine, theirs = call.inputs[0], other.inputs[0]
-        if mine.shape != theirs.shape:
+    def watch(
+        self, call: FlatCall, mine: Sequence[Any], theirs: Sequence[Any]
+    ) -> tuple[int, ...] | None:
+        """The numbers of the places of what a call and its namesake read, or make.
+
+        None where they do not go together.
+        """
+        if [one.shape for one in mine] != [one.shape for one in theirs]:
             return None
+        pairs = zip(mine, theirs, strict=True)
+        return tuple(self._at(call, one, two) for one, two in pairs)
+
+    def _at(self, call: FlatCall, mine: Any, theirs: Any) -> int:
         for number, place in enumerate(self.places):
             if place.original is mine and place.folded is theirs:
                 return number
-        maker = self.original.makers.get(id(mine), call)
-        return self._add(maker, mine, theirs)
+        return self._add(self.original.makers.get(id(mine), call), mine, theirs)
 
     def stands_alone(self, site: Site) -> bool:
         """Whether no map of another site can come to this one from in front."""
@@ -239,18 +259,33 @@ def _crossings(pairing: Pairing) -> Iterator[Crossing]:
         theirs = None if other is None or is_same else watched(other)
         if (mine is None and theirs is None) or (is_same and call.key not in around):
             continue
-        place = None
+        places = None
         if is_same and other is not None:
             if _are_both_given(pairing, call, other):
                 continue
-            place = pairing.watch(call, other)
-        yield Crossing(mine, theirs, place, tuple(around.get(call.key, ())))
+            places = pairing.watch(call, call.inputs, other.inputs)
+        elif mine is not None and other is not None and _is_fused(call, other, mine):
+            places = pairing.watch(call, call.outputs, other.outputs)
+        yield Crossing(mine, theirs, places, tuple(around.get(call.key, ())))
 
 
 def _are_both_given(pairing: Pairing, call: FlatCall, other: FlatCall) -> bool:
-    """Whether a call reads the same input of the model in both."""
-    given = zip(pairing.original.inputs, pairing.folded.inputs, strict=False)
-    return any(call.inputs[0] is one and other.inputs[0] is two for one, two in given)
+    """Whether a call reads the same inputs of the model in both, and nothing else."""
+    return _pairs(call, other) <= _pairs(pairing.original, pairing.folded)
+
+
+def _pairs(one: FlatCall | Unrolled, other: FlatCall | Unrolled) -> set[tuple[int, int]]:
+    return {(id(a), id(b)) for a, b in zip(one.inputs, other.inputs, strict=False)}
+
+
+def _is_fused(call: FlatCall, other: FlatCall, watched: Watched) -> bool:
+    """Whether a layer has its activation behind its weights, and only these changed."""
+    is_behind = watched.is_opaque or watched.tensor is call.outputs[0]
+    if not is_behind or other.class_name != call.class_name:
+        return False
+    inner = getattr(call.layer, "layer", call.layer)
+    # A fold may add a bias. Of a model that is left whole only what comes out can be compared.
+    return graph_of(inner) is not None or _same_settings(call.layer, other.layer, {"use_bias"})
 
 
 def channel_axes(graph: Unrolled, tensor: Any) -> tuple[tuple[int, ...], ...]:
@@ -311,17 +346,17 @@ def _is_the_same(call: FlatCall, other: FlatCall | None) -> bool:
     return _same_settings(call.layer, other.layer) and _same_weights(call.layer, other.layer)
 
 
-def _same_settings(layer: Any, other: Any) -> bool:
+def _same_settings(layer: Any, other: Any, beside: Collection[str] = ()) -> bool:
     try:
-        return bool(_settings(layer) == _settings(other))
+        return bool(_settings(layer, beside) == _settings(other, beside))
     except Exception:  # a layer or an operation of the user's may raise anything
         return True
 
 
-def _settings(layer: Any) -> dict[str, Any]:
+def _settings(layer: Any, beside: Collection[str]) -> dict[str, Any]:
     """What a layer was made with, as far as its values depend on it."""
     said = layer.get_config().items()
-    return {key: value for key, value in said if key not in ("name", "dtype", "seed")}
+    return {key: value for key, value in said if key not in {"name", "dtype", "seed", *beside}}
 
 
 def _same_weights(layer: Any, other: Any) -> bool:
