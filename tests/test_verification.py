@@ -988,6 +988,23 @@ def test_a_layer_of_the_script_that_saved_the_model_is_found(saved_by_a_script, 
     assert verify(path, path, imports=["script_of_tests"]).verdict is Verdict.EQUIVALENT
 
 
+def test_a_file_calls_no_function_that_a_named_module_happens_to_have(
+    saved_by_a_script, monkeypatch, tmp_path
+):
+    script = SCRIPT.replace("import keras", "import keras\nfrom subprocess import run", 1)
+    (tmp_path / "module_with_a_function.py").write_text(script)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "m.h5"
+    path.write_bytes((saved_by_a_script / "m.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        config = json.loads(file.attrs["model_config"])
+        dense = next(one for one in config["config"]["layers"] if one["class_name"] == "Dense")
+        dense["config"]["kernel_initializer"] = {"class_name": "run", "config": {"args": "x"}}
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(UnsafeModelError, match="needs 'run'"):
+        verify(path, path, imports=["module_with_a_function"])
+
+
 def test_a_layer_that_only_the_other_model_needs_is_no_difference(saved_by_a_script):
     inputs = keras.Input((6,))
     keras.Model(inputs, layers.Dense(3)(inputs)).save(saved_by_a_script / "plain.keras")

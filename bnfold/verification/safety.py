@@ -100,10 +100,18 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Custom:
-    """A class or function that is not part of Keras, under the name it should be registered by."""
+    """A class or function that is not part of Keras, under the name it should be registered by.
+
+    What a file names as a class is called with the settings from the file.
+    """
 
     name: str
     layer: str
+    is_function: bool = False
+
+    def may_be(self, value: Any) -> bool:
+        """Whether a module's value is such a one: a function is not what makes a layer."""
+        return callable(value) if self.is_function else hasattr(value, "from_config")
 
 
 def read_facts(path: Path) -> FileFacts:
@@ -136,11 +144,11 @@ def refuse_code(facts: FileFacts) -> None:
 
 def custom_entries(facts: FileFacts) -> list[Custom]:
     """Return what must be registered before Keras can load the file."""
-    found: dict[str, Custom] = {}
+    found: dict[tuple[str, bool], Custom] = {}
     for layer, entry in _entries(facts.config):
         if _is_custom(entry):
-            name = _sought(entry)
-            found.setdefault(name, Custom(name, layer))
+            custom = Custom(_sought(entry), layer, entry["class_name"] == "function")
+            found.setdefault((custom.name, custom.is_function), custom)
     return list(found.values())
 
 

@@ -123,10 +123,11 @@ def _custom_objects(
             found |= {one: own for one, own in _own(modules).items() if one in named}
         for custom in safety.custom_entries(facts):
             plain = custom.name.rsplit(">", 1)[-1]
-            here = [vars(module)[plain] for module in modules if plain in vars(module)]
+            every = (vars(module)[plain] for module in modules if plain in vars(module))
+            here = [one for one in every if trust or custom.may_be(one)]
             if here:
                 found[plain] = found[custom.name] = here[0]
-            elif keras.saving.get_registered_object(custom.name) is None:
+            elif not custom.may_be(keras.saving.get_registered_object(custom.name)):
                 missing.append(custom)
         if not trust:
             safety.refuse_unregistered(facts, missing)
