@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from bnfold import errors
+from bnfold.cli import main
 from bnfold.folding import absorb
 from bnfold.folding.carry import LAYERS
 from bnfold.folding.operations import OPERATIONS
@@ -70,3 +73,19 @@ def test_the_map_for_developers_has_every_module_and_no_other() -> None:
     }
     whole = tuple(name for name in named if name.endswith("/"))
     assert {name for name in modules if not name.startswith(whole)} == named - set(whole)
+
+
+def test_the_page_on_use_has_every_option_and_every_error() -> None:
+    page = (DOCS / "usage.md").read_text()
+    commands = [main.get_command(click.Context(main), name) for name in main.commands]
+    options = {
+        option
+        for command in commands
+        if command is not None
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    found = {name for name in vars(errors) if name.endswith("Error")} - {"BnfoldError"}
+    assert {option for option in options if not re.search(rf"{option}\b(?!-)", page)} == set()
+    assert {name for name in found if f"| `{name}` |" not in page} == set()
