@@ -10,7 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import batchnorms, chain, difference, examine, keras, load, outputs, randomize, samples
+import tf_keras
+from support import (
+    batchnorms,
+    chain,
+    difference,
+    examine,
+    fold_file,
+    keras,
+    load,
+    outputs,
+    randomize,
+    samples,
+)
 
 import bnfold
 
@@ -171,6 +183,37 @@ def test_a_reader_that_is_not_known_keeps_the_layer(tmp_path: Path) -> None:
     examine(model, tmp_path, left=1, forms=[".keras"], reason="too small for float32")
     model = faded(chain((6,), layers.Dense(5), norm(), Louder()), 1e-39, 0.5)
     examine(model, tmp_path, left=0, forms=[".keras"])
+
+
+def test_a_mask_depends_on_whether_a_number_is_zero(tmp_path: Path) -> None:
+    parts = [layers.Dense(5), norm(), layers.ReLU(), layers.Masking(), layers.LSTM(2)]
+    model = faded(keras.Sequential([keras.Input((4, 6)), *parts]), 1e-39, 0.0)
+    examine(model, tmp_path, left=1, forms=[".keras"], reason="too small for float32")
+
+
+def louder(tensor: Any) -> Any:
+    return 1e30 * tensor
+
+
+@pytest.mark.parametrize("steep", [True, False])
+@pytest.mark.parametrize("name", ["setting", "function", "kernel"])
+def test_old_files_tell_in_their_own_way_what_multiplies(
+    name: str, steep: bool, tmp_path: Path
+) -> None:
+    old = tf_keras.layers
+    reader = {
+        "setting": lambda: old.LeakyReLU(alpha=1e30 if steep else 0.1),
+        "function": lambda: old.Activation(louder if steep else "tanh"),
+        "kernel": lambda: old.DepthwiseConv2D(1, activation=louder if steep else "tanh"),
+    }[name]()
+    parts = [tf_keras.Input((3, 3, 6)), old.Conv2D(5, 1), old.BatchNormalization(name="bn"), reader]
+    model = tf_keras.Sequential(parts)
+    gamma, beta, *others = model.get_layer("bn").get_weights()
+    gamma[1] = 1e-40
+    model.get_layer("bn").set_weights([gamma, beta, *others])
+    model.save(tmp_path / "model.h5")
+    planned = fold_file(tmp_path / "model.h5", tmp_path / "folded.h5")
+    assert len(planned.blocked) == steep
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16"])

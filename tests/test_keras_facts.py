@@ -252,6 +252,29 @@ def test_a_merge_of_masked_tensors_puts_one_out_alone(join: str, tmp_path: Path)
     examine(found, tmp_path, left=1, reason="may be masked", forms=KERAS)
 
 
+GIVEN_MASKS: dict[str, Build] = {
+    "wrapper": lambda: TD(L.Dense(4)),
+    "model": lambda: Sequential([Input((4, 4)), L.Dense(4)]),
+}
+
+
+@pytest.mark.parametrize("place", ["upstream", "inside"])
+@pytest.mark.parametrize("name", GIVEN_MASKS)
+def test_a_mask_that_a_call_is_given_is_handed_on(name: str, place: str, tmp_path: Path) -> None:
+    inputs = [Input((4, 4)), Input((4, 4)), Input((4,), dtype="bool")]
+    one, other = [Input((4, 4)), Input((4, 4))] if place == "inside" else inputs[:2]
+    given = {} if place == "inside" else {"mask": inputs[2]}
+    parts = [GIVEN_MASKS[name]()(L.Dense(4)(one), **given), L.Dense(4)(other)]
+    made = BN(center=False)(L.Multiply()(parts))
+    if place == "inside":
+        made = keras.Model([one, other], made)(inputs[:2], mask=inputs[2:] * 2)
+    found = randomize(keras.Model(inputs, made))
+    for layer in found._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign(0 * layer.moving_mean)
+    examine(found, tmp_path, left=1, reason="mask", forms=KERAS)
+
+
 def test_a_layer_of_somebodys_own_may_make_a_mask(tmp_path: Path) -> None:
     own = type("Embedding", (L.Embedding,), {"__module__": "__main__"})
     words, other = Input((4,), dtype="int32"), Input((4, 4))

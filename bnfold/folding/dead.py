@@ -121,12 +121,17 @@ def _gain(layer: Layer, unknown: float) -> _Gain | None:
         return _SAME
     if layer.is_operation:
         return None
-    if name in _SETTING:
-        factor = finite_number(layer.config.get(_SETTING[name], 1.0))
-        return None if factor is None else _Gain(*[max(1.0, abs(factor))] * 2)
-    if name == "Activation":  # the steepest function of Keras is less steep than 2
-        return _Gain(2.0, 2.0) if isinstance(layer.config.get("activation"), str) else None
-    return _gain_of_weights(layer)
+    if name in _SETTINGS:
+        factors = [layer.config.get(setting, 1.0) for setting in _SETTINGS[name]]
+        known = [abs(number) for number in map(finite_number, factors) if number is not None]
+        largest = max([1.0, *known])
+        return _Gain(largest, largest) if len(known) == len(factors) else None
+    found = _SAME if name == "Activation" else _gain_of_weights(layer)
+    if found is None or _mixes(layer):
+        return found
+    applied = layer.config.get("activation", "linear")
+    steepness = 2.0 if isinstance(applied, str) and applied in _FUNCTIONS else None
+    return None if steepness is None else found.times(_Gain(steepness, steepness))
 
 
 def _mixes(layer: Layer) -> bool:
@@ -179,7 +184,7 @@ _PASSING = frozenset(
     {
         *catalog.WINDOWED, *catalog.POOLED_RANK, "ActivityRegularization", "Add", "AlphaDropout",
         "Average", "CenterCrop", "Concatenate", "Dropout", "Flatten", "GaussianDropout",
-        "GaussianNoise", "Identity", "Masking", "Maximum", "Minimum", "Permute",
+        "GaussianNoise", "Identity", "Maximum", "Minimum", "Permute",
         "RepeatVector", "Reshape", "Resizing", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
         "SpatialDropout3D", "Subtract",
     }
@@ -196,7 +201,19 @@ _PASSING_OPERATIONS = frozenset(
 )  # fmt: skip
 """The same of operations."""
 
-_SETTING = {
-    "ELU": "alpha", "LeakyReLU": "negative_slope", "ReLU": "negative_slope", "Rescaling": "scale",
+_SETTINGS = {
+    "ELU": ("alpha",), "LeakyReLU": ("alpha", "negative_slope"), "ReLU": ("negative_slope",),
+    "Rescaling": ("scale",),
 }  # fmt: skip
-"""Layers that multiply some or all numbers with a setting."""
+"""Layers that multiply some or all numbers with a setting, by its name in Keras 2 or 3."""
+
+_FUNCTIONS = frozenset(
+    {
+        "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu",
+        "hard_swish", "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish",
+        "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink", "softmax", "softplus",
+        "softsign", "sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "swish", "tanh",
+        "tanh_shrink",
+    }
+)  # fmt: skip
+"""Keras' functions, none of which is steeper than 2 around 0; a legacy file names others too."""

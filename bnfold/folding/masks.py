@@ -47,10 +47,13 @@ def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
             return True
         if catalog.drops_mask(layer):
             continue
+        calls = [(scope, layer.calls[ref.call])]
         if catalog.is_input(layer) and scope.parent is not None:
             outer = scope.parent.graph.layers[scope.name].calls
-            waiting += [(scope.parent, one) for call in outer for one in call.inputs]
-        waiting += [(scope, one) for one in layer.calls[ref.call].inputs]
+            calls += [(scope.parent, call) for call in outer]
+        if any(call.mask is not None for _, call in calls):
+            return True
+        waiting += [(where, one) for where, call in calls for one in call.inputs]
     return False
 
 
