@@ -147,7 +147,7 @@ def export_file(
         VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
     """
     keep = options.names("keep", keep)
-    opset = options.optional(options.whole, "opset", opset, least=1)
+    opset = options.optional(options.whole, "opset", opset)
     target = Path(target)
     with open_model(source) as model:
         check_target(target, "onnx", force=force)
