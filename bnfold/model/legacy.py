@@ -130,6 +130,10 @@ class LegacyHdf5:
         for name, weights in self._unattached.items():
             yield (name,), weights
 
+    def listed_as(self, path: LayerPath) -> LayerPath:
+        """A layer's path by the name of its group, which a config without a name does not tell."""
+        return (self._groups.get(path[0], path[0]), *path[1:])
+
     def _unclaimed(self) -> Iterator[str]:
         """The groups of weights that belong to no layer of the graph."""
         claimed = set(self._groups.values())

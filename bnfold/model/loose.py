@@ -80,7 +80,8 @@ def loose_batchnorms(model: ModelFile) -> Iterator[tuple[BatchNorm, Path | None]
         for path, layer in _closed(model.graph):
             # What the variables of the model around it have shown is not told again by its class.
             if layer.weights is not None or (path[0], path[-1]) not in shown:
-                yield from _of_layer(path, layer, tuple(_among(layer.weights or (), path)))
+                listed = container.listed_as(path)
+                yield from _of_layer(path, layer, tuple(_among(layer.weights or (), listed)))
 
 
 def _closed(graph: Graph) -> Iterator[tuple[Path, Layer]]:
