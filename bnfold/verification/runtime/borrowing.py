@@ -99,8 +99,14 @@ def _forget(folder: str) -> None:
 def borrow_tensorflow(tensorflow: Any) -> None:
     """Compute on the CPU until the end of the job, and put the random operations' generator back.
 
-    A GPU sums in another order from run to run; the verdict must not depend on it.
+    A GPU sums in another order from run to run; the verdict must not depend on it. In a process of
+    bnfold's own the GPU is hidden for good, which unlike a scope does not start TensorFlow, so that
+    its number of threads can still be set.
     """
+    if process.is_own():
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.set_visible_devices([], "GPU")
+        return
     if _job is None or not _job.borrow("tensorflow"):
         return
     _job.leaving.enter_context(tensorflow.device("CPU:0"))
