@@ -529,12 +529,13 @@ def test_verify_refuses_another_model(fixture_model: Unpack) -> None:
 
 SETTLED = """
 import gc, sys, types
+from bnfold import process
 from bnfold.cli import garbage
 sys.modules["tensorflow"] = types.ModuleType("tensorflow")
 thresholds = gc.get_threshold()
 garbage.settle()
 print(gc.get_freeze_count(), gc.get_threshold() == thresholds)
-garbage.own()
+process.take_over()
 garbage.settle()
 print(gc.get_freeze_count() > 1000)
 """

@@ -130,7 +130,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(2))
 def test_drawn_models(number: int) -> None:
     check_many(number, 50)
 

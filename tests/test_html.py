@@ -317,7 +317,7 @@ def test_layers_outside_of_the_graph_are_on_the_page(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert "folds backward" in lines[0].text
     assert "own/hidden" in lines[1].text
-    assert "not Keras' own" in lines[1].text
+    assert "is inside, a custom layer or wrapper" in lines[1].text
 
 
 def test_a_subclassed_model_is_a_list_of_its_statistics(tmp_path: Path) -> None:

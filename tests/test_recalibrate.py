@@ -865,7 +865,7 @@ NAN = np.ones((6, 5))
 NAN[4, 2] = np.nan
 
 BAD = {
-    "another name": ({"y": np.ones((6, 5)), "z": np.ones((6, 5))}, "holds 2 arrays"),
+    "another name": ({"w": np.ones((6, 5)), "z": np.ones((6, 5))}, "holds 2 arrays"),
     "another shape": ({"x": np.ones((6, 4))}, "takes shape (any, 5)"),
     "NaN": ({"x": NAN}, "not finite in float32, first in sample 4"),
     "too large": ({"x": np.full((6, 5), 1e300)}, "not finite in float32, first in sample 0"),
@@ -1181,12 +1181,12 @@ def test_models_of_keras_2(tmp_path: Path) -> None:
         close(after[name], (rows.mean(0), rows.var(0)))
 
 
-@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (1000.0, True)])
-def test_data_of_another_scale_are_pointed_out(scale: float, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_initial_statistics_tell_nothing_of_the_scale_of_data(scale: float, tmp_path: Path) -> None:
     chain((3,), norm("a"), name="x").save(tmp_path / "model.keras")
     data = np.random.default_rng(0).normal(0, scale, (200, 3)).astype("float32")
     np.save(tmp_path / "data.npy", data)
     words = [tmp_path / "model.keras", tmp_path / "out.keras", "--data", tmp_path / "data.npy"]
     result = CliRunner().invoke(main, ["recalibrate", *map(str, words)])
     assert result.exit_code == 0, result.output
-    assert ("see that the data were prepared as for training" in result.stdout) == told
+    assert "the scale of the data could not be checked (a: what it records tells" in result.stdout

@@ -52,10 +52,11 @@ def without_dead_channels(
         return None
     mean, variance = vectors["moving_mean"], vectors["moving_variance"]
     scale, shift = (np.broadcast_to(one, mean.shape) for one in (affine.scale, affine.shift))
-    gamma, beta = np.abs(scale) * np.sqrt(variance + epsilon), scale * mean + shift
-    smallest, unit = smallest_of(used.compute), unit_of(used.compute)
-    small = (np.abs(scale) < math.sqrt(smallest)) & (scale != 0)  # others keep their digits
-    dead = small & (_FAR * gamma <= unit * np.abs(beta))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not small
+        gamma, beta = np.abs(scale) * np.sqrt(variance + epsilon), scale * mean + shift
+        smallest, unit = smallest_of(used.compute), unit_of(used.compute)
+        small = (np.abs(scale) < math.sqrt(smallest)) & (scale != 0)  # others keep their digits
+        dead = small & (_FAR * gamma <= unit * np.abs(beta))
     faint = small & ~dead
     if faint.any():
         most, usual = float(gamma[faint].max()), float(np.median(gamma + np.abs(beta)))
