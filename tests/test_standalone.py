@@ -156,4 +156,4 @@ def test_a_mask_that_somebodys_own_layer_may_make_stays(tmp_path: Path) -> None:
     options: Any = {"standalone": "depthwise", "proof": None}
     report = fold_file(tmp_path / "m.keras", tmp_path / "f.keras", **options)
     assert report.replaced == ()
-    assert "a mask may come with" in report.to_dict()["kept"][0]["reason"]
+    assert "its input may have a mask" in report.to_dict()["kept"][0]["reason"]
