@@ -195,6 +195,15 @@ def louder(tensor: Any) -> Any:
     return 1e30 * tensor
 
 
+@pytest.mark.parametrize(
+    "operation", [lambda x: x * 1e37, lambda x: 1e37 * x, lambda x: x / 1e-37, lambda x: x**0.01]
+)
+def test_an_operation_may_blow_a_channel_up(operation: Build, tmp_path: Path) -> None:
+    parts = [layers.Dense(5), norm(), layers.ReLU(), operation, layers.Dense(3)]
+    model = faded(chain((6,), *parts), 1e-39, 0.0)
+    examine(model, tmp_path, left=1, forms=[".keras"], reason="too small for float32")
+
+
 @pytest.mark.parametrize("steep", [True, False])
 @pytest.mark.parametrize("name", ["setting", "function", "kernel"])
 def test_old_files_tell_in_their_own_way_what_multiplies(

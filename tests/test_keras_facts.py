@@ -258,13 +258,18 @@ GIVEN_MASKS: dict[str, Build] = {
 }
 
 
-@pytest.mark.parametrize("place", ["upstream", "inside"])
+@pytest.mark.parametrize("place", ["upstream", "upstream in a nested model", "inside"])
 @pytest.mark.parametrize("name", GIVEN_MASKS)
 def test_a_mask_that_a_call_is_given_is_handed_on(name: str, place: str, tmp_path: Path) -> None:
     inputs = [Input((4, 4)), Input((4, 4)), Input((4,), dtype="bool")]
     one, other = [Input((4, 4)), Input((4, 4))] if place == "inside" else inputs[:2]
     given = {} if place == "inside" else {"mask": inputs[2]}
-    parts = [GIVEN_MASKS[name]()(L.Dense(4)(one), **given), L.Dense(4)(other)]
+    if place == "upstream in a nested model":
+        masked = [Input((4, 4)), Input((4,), dtype="bool")]
+        called = GIVEN_MASKS[name]()(L.Dense(4)(masked[0]), mask=masked[1])
+        parts = [keras.Model(masked, called)([one, inputs[2]]), L.Dense(4)(other)]
+    else:
+        parts = [GIVEN_MASKS[name]()(L.Dense(4)(one), **given), L.Dense(4)(other)]
     made = BN(center=False)(L.Multiply()(parts))
     if place == "inside":
         made = keras.Model([one, other], made)(inputs[:2], mask=inputs[2:] * 2)

@@ -116,12 +116,12 @@ def _stays_below(scope: Scope, layer: Layer, limits: _Gain, unknown: float) -> b
 def _gain(layer: Layer, unknown: float) -> _Gain | None:
     """How much larger a layer makes a channel at most; None where that is not known."""
     name = layer.class_name
+    if layer.is_operation:  # one that multiplies may do so by a constant of any size
+        return _SAME if name in _PASSING_OPERATIONS else None
+    if name in _PASSING:
+        return _SAME
     if name == "Multiply":
         return _Gain(unknown, unknown)
-    if name in (_PASSING_OPERATIONS if layer.is_operation else _PASSING):
-        return _SAME
-    if layer.is_operation:
-        return None
     if name in _SETTINGS:
         factors = [layer.config.get(setting, 1.0) for setting in _SETTINGS[name]]
         known = [abs(number) for number in map(finite_number, factors) if number is not None]

@@ -43,7 +43,7 @@ def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
             continue
         seen.add((scope, ref))
         layer = scope.graph.layers[ref.layer]
-        if any(map(catalog.may_make_mask, [*chain(layer), *_inside(layer)])):
+        if any(map(catalog.may_make_mask, chain(layer))) or any(map(_masks, _inside(layer))):
             return True
         if catalog.drops_mask(layer):
             continue
@@ -55,6 +55,12 @@ def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
             return True
         waiting += [(where, one) for where, call in calls for one in call.inputs]
     return False
+
+
+def _masks(layer: Layer) -> bool:
+    """Whether a layer of a nested model may make a mask, or is given one, which Keras passes on."""
+    given = any(call.mask is not None for call in layer.calls)
+    return given or catalog.may_make_mask(layer)
 
 
 def _inside(layer: Layer) -> list[Layer]:

@@ -77,7 +77,7 @@ def _of_sequential(graph: Graph) -> Declared:
 
 def outputs(graph: Graph) -> tuple[Declared, ...]:
     """What a model gives, in Keras' order, as far as that follows from what it takes."""
-    if graph.kind == "subclassed" or _repeats(graph):
+    if graph.kind == "subclassed":
         return ()
     shapes = Shapes(graph)
     return tuple(_open(shapes.of(ref)) for ref in graph.outputs)
@@ -86,14 +86,6 @@ def outputs(graph: Graph) -> tuple[Declared, ...]:
 def _open(shape: Shape | None) -> Declared:
     """An output of which the rank is certain."""
     return Declared(shape, is_exact=False)
-
-
-def _repeats(graph: Graph) -> bool:
-    """Whether a nested model is called twice, so that its shapes would be looked for twice."""
-    return any(
-        layer.nested is not None and (len(layer.calls) > 1 or _repeats(layer.nested))
-        for layer in graph.layers.values()
-    )
 
 
 # --- configs that Keras 3 reads as they are meant ------------------------------------------------
