@@ -109,6 +109,28 @@ def test_a_wrong_conversion_is_seen_behind_a_sigmoid(
     assert (found.written, found.check.verdict) == (False, Verdict.DIFFERENT)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_channels_on_a_middle_axis_are_told_apart(
+    nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel of small numbers is nothing beside the others that share its positions."""
+
+    def without_one(kernel: Any) -> Any:  # ONNX has the output channels first
+        return np.where(np.arange(4)[:, None, None, None] == 1, 0.0, kernel)
+
+    parts: list[Any] = [L.Reshape((3, 4, 5)), L.Conv2D(4, 1, name="last"), L.Permute((1, 3, 2))]
+    if nested:
+        parts = [keras.Sequential([keras.Input((60,)), *parts])]
+    model = randomize(chain((60,), *parts))
+    last = next(one for one in model._flatten_layers() if one.name == "last")
+    kernel, bias = last.get_weights()
+    last.set_weights([kernel * [1, 2e-6, 1, 1], bias * [1, 2e-6, 1, 1]])
+    spoilt(monkeypatch, without_one, smallest=4)
+    found = bnfold.export(model, tmp_path / "out.onnx")
+    assert found.check is not None
+    assert (found.written, found.check.verdict) == (False, Verdict.DIFFERENT)
+
+
 def not_a_number() -> Any:
     model = plain(L.Dense(3, name="scores"))
     norm = model.get_layer("norm")

@@ -33,11 +33,12 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.verification import runtime, samples, tensors
+from bnfold.verification import runtime, samples, sites, tensors
 from bnfold.verification.case import Case, Label
 from bnfold.verification.compare import (
     UNIT,
     Array,
+    Axes,
     Rule,
     Truth,
     agrees,
@@ -171,9 +172,10 @@ def _renamed(ports: Sequence[Port], names: Sequence[str]) -> tuple[Port, ...]:
 class Reference:
     """What MODEL computes, in float64 where that can be had, and as it is.
 
-    All of it is by sample set and output. `name` is the evaluation that files are compared with,
+    Values are by sample set and output. `name` is the evaluation that files are compared with,
     `exact` its values, and `noise` how far they move with the rounding of weights, each time that
-    these were moved. With `may_overflow` it is in 16 bits, which end where exact numbers do not.
+    these were moved. `axes` hold the channels of each output, beside axis 1 and the last one. With
+    `may_overflow` it is in 16 bits, which end where exact numbers do not.
     """
 
     name: str
@@ -181,6 +183,7 @@ class Reference:
     native: Values
     units: Sequence[float]
     noise: Sequence[Table]
+    axes: Sequence[Axes]
     warnings: Sequence[str] = ()
     may_overflow: bool = False
 
@@ -193,20 +196,21 @@ def refer(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Referenc
     native = runtime.evaluate(loaded, sets, training=False)
     steps = runtime.moves(loaded).computed
     units = runtime.output_units(loaded, steps)
+    axes = sites.output_axes(loaded.model)
     try:
         double = runtime.float64_copy(loaded)
         exact = runtime.evaluate(double, sets, training=False)
-        noise = _noise(double, exact, sets, steps, seed)
+        noise = _noise(double, exact, sets, steps, seed=seed, axes=axes)
         rough = max(1e-3, _ROUGH * max(steps, default=0.0))
-        for row, found in zip(yardsticks(exact, units, noise, noise), native, strict=True):
+        for row, found in zip(yardsticks(exact, units, noise, noise, axes), native, strict=True):
             if not all(agrees(one, two, rough) for one, two in zip(row, found, strict=True)):
                 raise CannotRunError("the copy in float64 computes something else")
     except CannotRunError as error:
         warning = f"no float64, a weaker claim: {error}"
-        noise = _noise(loaded, native, sets, steps, seed)
+        noise = _noise(loaded, native, sets, steps, seed=seed, axes=axes)
         may_overflow = max(steps, default=0.0) > 2 * UNIT
-        return Reference("keras", native, native, units, noise, [warning], may_overflow)
-    return Reference(_FLOAT64, exact, native, units, noise)
+        return Reference("keras", native, native, units, noise, axes, [warning], may_overflow)
+    return Reference(_FLOAT64, exact, native, units, noise, axes)
 
 
 def _noise(
@@ -214,7 +218,9 @@ def _noise(
     values: Values,
     sets: Sequence[SampleSet],
     steps: Sequence[float],
+    *,
     seed: int,
+    axes: Sequence[Axes],
 ) -> list[Table]:
     """How far the values of a model move with its weights, and with its sigmoids."""
     with runtime.approximated(loaded, _SIGMOID, seed):
@@ -227,6 +233,7 @@ def _noise(
                 repetitions=_REPETITIONS,
                 seed=seed,
                 training=False,
+                axes=axes,
             )
         )
 
@@ -301,18 +308,21 @@ class Trial:
             subject = runtime.float64_copy(subject)
         values = runtime.evaluate(subject, self.sets, training=False)
         steps = runtime.moves(self.folded).computed
-        return _noise(subject, values, self.sets, steps, self.seed)
+        return _noise(subject, values, self.sets, steps, seed=self.seed, axes=self.reference.axes)
 
     def _conclude(
         self, files: Mapping[str, Values], noise_of_fold: Sequence[Table]
     ) -> Verification:
         known = self.reference
-        measures = yardsticks(known.exact, known.units, known.noise, noise_of_fold)
-        own = None if known.exact is known.native else _errors(known.exact, known.native)
+        measures = yardsticks(known.exact, known.units, known.noise, noise_of_fold, known.axes)
+        own = None if known.exact is known.native else self._errors(known.native)
         case = Case(
             original=self.original,
             folded=self.folded,
-            labels=tuple(Label(name, is_output=True) for name in self._names),
+            labels=tuple(
+                Label(name, is_output=True, axes=axes)
+                for name, axes in zip(self._names, known.axes, strict=True)
+            ),
             pairing=None,
             sets=self.sets,
             steps=(runtime.moves(self.original), runtime.moves(self.folded)),
@@ -340,7 +350,19 @@ class Trial:
                 problem = _problem(*three, forgive_overflow=known.may_overflow)
                 if problem is not None:
                     problems[at] = problem
-        return Run(name, measures, own, _errors(known.exact, values, where), problems)
+        return Run(name, measures, own, self._errors(values, where), problems)
+
+    def _errors(self, found: Values, where: Sequence[Sequence[Array | None]] = ()) -> Table:
+        """How far values are from the reference, where that can be compared."""
+        known = self.reference
+        masks = where or [[None] * len(row) for row in found]
+        return [
+            [
+                errors(exact, one, where=mask, axes=axes)
+                for exact, one, mask, axes in zip(*rows, known.axes, strict=True)
+            ]
+            for rows in zip(known.exact, found, masks, strict=True)
+        ]
 
     @functools.cached_property
     def _doubts(self) -> list[str]:
@@ -363,14 +385,6 @@ def _without_noise(exact: Array, value: Array, floor: float) -> Array:
         return value
     with np.errstate(invalid="ignore"):
         return np.where(np.maximum(np.abs(value), np.abs(exact)) <= floor, exact, value)
-
-
-def _errors(exact: Values, found: Values, where: Sequence[Sequence[Array | None]] = ()) -> Table:
-    masks = where or [[None] * len(row) for row in exact]
-    return [
-        [errors(one, other, where=mask) for one, other, mask in zip(*rows, strict=True)]
-        for rows in zip(exact, found, masks, strict=True)
-    ]
 
 
 def _finite(value: Array) -> Array | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bnfold.verification.breakpoints import Breakpoint, Watched, watched
 from bnfold.verification.tensors import BATCHNORMS, graph_of
-from bnfold.verification.unrolled import FlatCall, Key, Unrolled
+from bnfold.verification.unrolled import FlatCall, Key, Unrolled, unroll
 
 _LINEAR = {
     *("Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
@@ -308,6 +308,15 @@ def channel_axes(graph: Unrolled, tensor: Any) -> tuple[tuple[int, ...], ...]:
             joined.add(axis)
         tensor = next((one for one in maker.inputs if len(one.shape) == rank), None)
     return tuple((axis,) for axis in sorted(joined))
+
+
+def output_axes(model: Any) -> list[tuple[tuple[int, ...], ...]]:
+    """The same of every output of a loaded model, () where its graph cannot be walked."""
+    try:
+        graph = unroll(model)
+        return [channel_axes(graph, tensor) for tensor in graph.outputs]
+    except Exception:  # a layer of the user's may raise anything
+        return [() for _ in model.outputs]
 
 
 _REARRANGING = ("Permute", "Transpose", "Moveaxis", "Swapaxes", "Reshape", "Einsum", "TFOpLambda")
