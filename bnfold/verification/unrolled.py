@@ -93,12 +93,10 @@ def unroll(model: Any) -> Unrolled:
     given = dict(zip(map(id, graph.inputs), model.inputs, strict=True))
     again = any(inside_of(node) is not None for node in tensors.nodes_of(graph))
     flat.outputs = tuple(_walk(graph, given, (), flat, again=again))
-    if again:
-        _name_apart(flat)
     return flat
 
 
-def _name_apart(flat: Unrolled) -> None:
+def name_apart(flat: Unrolled) -> None:
     """Give layers of one name, from different models, names of their own, as a graph needs."""
     owners: dict[str, dict[int, FlatCall]] = {}
     for call in flat.calls.values():

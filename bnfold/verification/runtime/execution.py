@@ -17,7 +17,7 @@ from bnfold.verification.runtime.libraries import CannotRunError, one_line, quie
 from bnfold.verification.runtime.loading import LoadedModel
 from bnfold.verification.samples import InputSpec, SampleSet, run_all, zeros
 from bnfold.verification.sites import Pairing, pair
-from bnfold.verification.unrolled import Unrolled, unroll
+from bnfold.verification.unrolled import Unrolled, name_apart, unroll
 
 _FREE_SIZES = (32, 40, 64, 96, 128, 224, 299, 16, 8)
 ROUNDINGS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -54,6 +54,8 @@ def prepare_pair(original: LoadedModel, folded: LoadedModel) -> Prepared:
     try:
         with quiet():
             flats = [unroll(loaded.model) for loaded in models]
+            for flat in flats:
+                name_apart(flat)
         pairing = pair(*flats)
     except Exception as error:
         flats, problem = [Unrolled(), Unrolled()], one_line(error)
