@@ -13,16 +13,14 @@ Importing bnfold, `inspect` without data, and `fold(..., verify=False)` on files
 deep-learning framework.
 """
 
-__version__ = "0.1.0"
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from bnfold.version import __version__
 
 if TYPE_CHECKING:
     from bnfold.api import bench, export, fold, inspect, recalibrate, verify
     from bnfold.audit import Finding, Severity, Thresholds
-    from bnfold.benchmark import BenchReport
-    from bnfold.conversion import FoldReport
     from bnfold.errors import (
         BnfoldError,
         ExportImpossibleError,
@@ -34,16 +32,18 @@ if TYPE_CHECKING:
         VerificationFailedError,
         VerificationImpossibleError,
     )
-    from bnfold.exporting import ExportReport
-    from bnfold.inspection import Inspection
-    from bnfold.recalibration import RecalibrationReport
+    from bnfold.jobs.bench import BenchReport
+    from bnfold.jobs.export import ExportReport
+    from bnfold.jobs.fold import FoldReport
+    from bnfold.jobs.inspect import Inspection
+    from bnfold.jobs.recalibrate import RecalibrationReport
     from bnfold.verification import Verdict, Verification
 
 _HOMES = {
     "bnfold.api": ("bench", "export", "fold", "inspect", "recalibrate", "verify"),
     "bnfold.audit": ("Finding", "Severity", "Thresholds"),
-    "bnfold.benchmark": ("BenchReport",),
-    "bnfold.conversion": ("FoldReport",),
+    "bnfold.jobs.bench": ("BenchReport",),
+    "bnfold.jobs.fold": ("FoldReport",),
     "bnfold.errors": (
         "BnfoldError",
         "ExportImpossibleError",
@@ -55,9 +55,9 @@ _HOMES = {
         "VerificationFailedError",
         "VerificationImpossibleError",
     ),
-    "bnfold.exporting": ("ExportReport",),
-    "bnfold.inspection": ("Inspection",),
-    "bnfold.recalibration": ("RecalibrationReport",),
+    "bnfold.jobs.export": ("ExportReport",),
+    "bnfold.jobs.inspect": ("Inspection",),
+    "bnfold.jobs.recalibrate": ("RecalibrationReport",),
     "bnfold.verification": ("Verdict", "Verification"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

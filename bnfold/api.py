@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 from numpy.typing import NDArray
 
-from bnfold import child, options
 from bnfold.audit import Severity, Thresholds
 from bnfold.audit.selection import ALL, chosen, codes
-from bnfold.benchmark import BenchReport, bench_files
-from bnfold.conversion import SILENT, FoldReport, Proof, Standalone, fold_file
 from bnfold.errors import BnfoldError, FindingsError, VerificationFailedError
-from bnfold.exporting import ExportReport, export_file
-from bnfold.gate import InputFindings
-from bnfold.inspection import Inspection, inspect_file
+from bnfold.jobs import child
+from bnfold.jobs.bench import BenchReport, bench_files
+from bnfold.jobs.export import ExportReport, export_file
+from bnfold.jobs.fold import SILENT, FoldReport, Proof, Standalone, fold_file
+from bnfold.jobs.gate import InputFindings
+from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.jobs.recalibrate import MEMORY, RecalibrationReport, recalibrate_file
+from bnfold.jobs.settings import Settings
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
-from bnfold.recalibration import MEMORY, RecalibrationReport, recalibrate_file
-from bnfold.settings import Settings
-from bnfold.verification import Verification, runtime, user_data
-from bnfold.verification.observe import DataRun
+from bnfold.observation.observe import DataRun
+from bnfold.running import data as user_data
+from bnfold.running import live, options
+from bnfold.verification import Verification
 
 if TYPE_CHECKING:
     import keras
@@ -227,7 +229,7 @@ def fold(
         if report.verification is not None and not report.written:
             reasons = "; ".join(report.verification.differences or report.verification.warnings)
             raise VerificationFailedError(f"the folded model was refused: {reasons}")
-        return runtime.load_live(report.target, model)
+        return live.load_live(report.target, model)
 
 
 def _stopping_at(fail_on: Any) -> Settings:
@@ -456,7 +458,7 @@ def recalibrate(
         report = child.run(recalibrate_file, file.path, file.beside("recalibrated"), **settings)
         if not report.written:
             raise VerificationFailedError(f"nothing was recalibrated: {report.refusal}")
-        return runtime.load_live(report.target, model)
+        return live.load_live(report.target, model)
 
 
 def _data_run(
@@ -562,8 +564,8 @@ def bench(
 
 def _own_classes(*models: Any) -> dict[str, Any]:
     """The classes of the layers of those that are live, by name."""
-    live = [model for model in models if _is_live(model)]
-    return {name: found for model in live for name, found in runtime.own_classes(model).items()}
+    alive = [model for model in models if _is_live(model)]
+    return {name: found for model in alive for name, found in live.own_classes(model).items()}
 
 
 def _target(function: str, model: Any, out: Any) -> Path | None:
@@ -648,7 +650,7 @@ def _as_file(model: Any) -> Iterator[_File]:
         # Named like its directory, so that it cannot be taken for another file in a message.
         file = _File(Path(directory, f"{Path(directory).name}.keras"), Path(str(model.name)))
         try:
-            runtime.save_live(model, file.path)
+            live.save_live(model, file.path)
             yield file
         except BnfoldError as error:
             error.args = tuple(file.said(str(text)) for text in error.args)

@@ -26,8 +26,8 @@ from limit_models import LIMITS
 from specimens import Result, Specimen, examine_all
 
 from bnfold.audit import RULES, Finding, Severity, Thresholds
-from bnfold.inspection import inspect_file
-from bnfold.model.container import open_model
+from bnfold.jobs.inspect import inspect_file
+from bnfold.model.container.model_file import open_model
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

@@ -30,7 +30,7 @@ from training import Data, compiled, digits, flat_digits, score, sequences
 from tutorials import OPTIMIZERS, Tutorial, drawn
 
 from bnfold.audit import Finding, Thresholds
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 
 WEIGHTS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 SEEDS = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.inspection import Inspection, inspect_file
+from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.reports import html
 
 L = keras.layers

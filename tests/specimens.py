@@ -14,7 +14,7 @@ from training import Trained
 
 import bnfold
 from bnfold.audit import Finding, Severity, Thresholds
-from bnfold.inspection import Inspection, inspect_file
+from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.model.graph import show
 
 Make = Callable[[], Trained]

@@ -21,8 +21,8 @@ import numpy as np
 
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan
-from bnfold.model.container import open_model
-from bnfold.model.hdf5 import read_names
+from bnfold.model.container.hdf5 import read_names
+from bnfold.model.container.model_file import open_model
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """The largest difference allowed, as a share of the largest output of the original."""

@@ -11,8 +11,8 @@ import pytest
 from support import keras, outputs, randomize
 
 import bnfold
-from bnfold.verification import user_data
-from bnfold.verification.samples import InputSpec
+from bnfold.running import data as user_data
+from bnfold.running.samples import InputSpec
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_verify_takes_live_models_and_refuses_a_changed_one(model: Any) -> None:
 
 
 def test_a_refused_live_fold_raises(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold import conversion
+    from bnfold.jobs import fold as conversion
 
     judged = bnfold.verify(model, keras.models.clone_model(model))
     monkeypatch.setattr(conversion, "verify", lambda *_, **__: judged)

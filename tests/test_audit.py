@@ -12,8 +12,8 @@ import pytest
 
 from bnfold.audit import RULES, Finding, Rule, Severity, Thresholds, audit, joined
 from bnfold.folding.plan import plan
-from bnfold.model.config import parse_model
 from bnfold.model.graph import Graph, Weight
+from bnfold.model.keras_json import parse_model
 
 HEALTHY: dict[str, Any] = {
     "gamma": [1.0, -0.5, 0.8, 1.2],

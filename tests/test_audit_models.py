@@ -12,8 +12,8 @@ import pytest
 from support import keras, open_weights, randomize
 
 from bnfold.audit import Finding
-from bnfold.inspection import Inspection, inspect_file
-from bnfold.model.container import open_model
+from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.model.container.model_file import open_model
 
 layers = keras.layers
 Unpack = Callable[[str], Path]
@@ -728,7 +728,7 @@ def test_a_kernel_is_measured_with_all_folds_in_it(tmp_path: Path) -> None:
 
 
 def test_the_largest_number_of_the_file_that_fold_writes(tmp_path: Path) -> None:
-    from bnfold.conversion import fold_file
+    from bnfold.jobs.fold import fold_file
 
     model = sequential(layers.Conv2D(5, 3, name="conv"), norm(), shape=(8, 8, 3))
     randomize(model)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import keras
 
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(5)
@@ -269,7 +269,7 @@ def test_averages_of_an_addon(tmp_path: Path) -> None:
 
 
 def test_no_other_file_has_its_optimizer_read(tmp_path: Path, monkeypatch: Any) -> None:
-    from bnfold.model import hdf5
+    from bnfold.model.container import hdf5
 
     path = tmp_path / "model.keras"
     stepped(plain(), keras.optimizers.Adam(0.01)).save(path)

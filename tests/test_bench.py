@@ -18,13 +18,14 @@ from rich.console import Console
 from support import chain, keras, randomize
 
 import bnfold
-from bnfold import benchmark
-from bnfold.benchmark import median_interval, order, result, take_turns, times
 from bnfold.cli import main
+from bnfold.jobs import bench as benchmark
+from bnfold.jobs.bench import median_interval, order, result, take_turns, times
 from bnfold.reports import bench_text
 from bnfold.reports.bench_text import duration, summary
 from bnfold.reports.json import schema
-from bnfold.verification.runtime import CannotRunError, timing
+from bnfold.running import timing
+from bnfold.running.libraries import CannotRunError
 
 Unpack = Callable[[str], Path]
 DIGITS = "digits_cnn_keras315.keras"

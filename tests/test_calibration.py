@@ -10,7 +10,7 @@ from limit_models import LIMITS
 from specimens import Specimen, examined, examined_on_data
 
 from bnfold.audit import RULES, Severity
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 
 PAGE = (Path(__file__).parent.parent / "docs" / "calibration.md").read_text()
 

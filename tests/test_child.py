@@ -15,12 +15,13 @@ import pytest
 from support import chain, keras, randomize
 
 import bnfold
-from bnfold import child, process
-from bnfold.conversion import Proof
-from bnfold.moments import Moments, Observed
+from bnfold.jobs import child
+from bnfold.jobs.fold import Proof
+from bnfold.jobs.wire import Receiver, Sender
+from bnfold.model.moments import Moments, Observed
+from bnfold.running import process
 from bnfold.verification import Verdict
 from bnfold.verification import verify as verify_files
-from bnfold.wire import Receiver, Sender
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -81,8 +82,8 @@ def test_values_arrive_as_they_were_sent(tmp_path: Path) -> None:
     "sneaked",
     [
         {"kind": "record", "class": "subprocess:Popen", "fields": {"args": ["true"]}},
-        {"kind": "record", "class": "bnfold.child:Path", "fields": {}},
-        {"kind": "enum", "class": "bnfold.child:run", "value": 1},
+        {"kind": "record", "class": "bnfold.jobs.child:Path", "fields": {}},
+        {"kind": "enum", "class": "bnfold.jobs.child:run", "value": 1},
         {"kind": "class", "name": "os:system"},
         {"kind": "object"},
     ],
@@ -153,7 +154,8 @@ def test_a_process_ends_with_the_one_that_started_it(saved: Path, tmp_path: Path
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from bnfold import child, verification\n"
+        "from bnfold import verification\n"
+        "from bnfold.jobs import child\n"
         "die = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"child.run_apart(verification.verify, Path({str(saved)!r}), Path({str(saved)!r}),"
         " progress=die)\n"
@@ -225,12 +227,12 @@ def test_another_backend_in_the_environment_is_no_hindrance(saved: Path, tmp_pat
 LIVE = """
 import sys
 import keras, numpy as np
-import bnfold, bnfold.process
+import bnfold, bnfold.running.process
 from own_layers import Doubling
 
 assert keras.config.backend() == sys.argv[1]
 if sys.argv[1] == "tensorflow":  # as if it were another one, of which none need be installed
-    bnfold.process.keras_backend = lambda: "jax"
+    bnfold.running.process.keras_backend = lambda: "jax"
 layers = keras.layers
 inputs = keras.Input((4,), name="features")
 norm = layers.BatchNormalization(name="norm")(layers.Dense(3, name="dense")(inputs))

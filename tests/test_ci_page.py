@@ -124,7 +124,7 @@ def test_settings_are_valid(text: str, models: None) -> None:
 
 
 def test_the_page_shows_every_setting() -> None:
-    from bnfold.settings import _KEYS
+    from bnfold.jobs.settings import _KEYS
 
     shown: set[str] = set()
     for text in blocks("toml"):

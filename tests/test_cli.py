@@ -19,13 +19,13 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from bnfold import conversion
 from bnfold.cli import main
+from bnfold.jobs import fold as conversion
 from bnfold.reports import fold_text
 from bnfold.reports.json import schema
 from bnfold.verification import Basis, Comparison, Verdict, Verification
-from bnfold.verification.compare import Rule
 from bnfold.verification.result import Accuracy
+from bnfold.verification.tolerance import Rule
 
 Unpack = Callable[[str], Path]
 DIGITS = "digits_cnn_keras315.keras"
@@ -529,7 +529,7 @@ def test_verify_refuses_another_model(fixture_model: Unpack) -> None:
 
 SETTLED = """
 import gc, sys, types
-from bnfold import process
+from bnfold.running import process
 from bnfold.cli import garbage
 sys.modules["tensorflow"] = types.ModuleType("tensorflow")
 thresholds = gc.get_threshold()

@@ -18,10 +18,10 @@ import tensorflow
 from support import keras
 
 from bnfold.folding.plan import Plan, plan
-from bnfold.model import config
-from bnfold.model.container import ModelFile, open_model
+from bnfold.model import keras_json
+from bnfold.model.container.hdf5 import read_names
+from bnfold.model.container.model_file import ModelFile, open_model
 from bnfold.model.graph import walk_all
-from bnfold.model.hdf5 import read_names
 
 layers = keras.layers
 
@@ -510,8 +510,8 @@ def test_stored_files_fold(name: str, fixture_model: Callable[[str], Path], tmp_
         assert after.graph.inputs == before.graph.inputs
         assert len(after.graph.outputs) == len(before.graph.outputs)
         assert (
-            config.to_json(after.graph).keys()
-            == config.to_json(config.decompile(before.graph)).keys()
+            keras_json.to_json(after.graph).keys()
+            == keras_json.to_json(keras_json.decompile(before.graph)).keys()
         )
     if FIXTURES[name]:
         check_stored_outputs(name, target)

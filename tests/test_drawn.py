@@ -27,9 +27,9 @@ from support import (
     ways,
 )
 
-from bnfold.conversion import describe_folds
 from bnfold.folding.plan import Plan, plan
-from bnfold.model.container import open_model
+from bnfold.jobs.fold import describe_folds
+from bnfold.model.container.model_file import open_model
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -29,8 +29,9 @@ import bnfold
 from bnfold.audit import Thresholds
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
+from bnfold.observation import observe
 from bnfold.reports.json import schema
-from bnfold.verification import observe, runtime
+from bnfold.running import keras_runner
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(3)
@@ -91,13 +92,13 @@ def test_the_calls_of_a_shared_layer_are_counted_and_said(tmp_path: Path) -> Non
 
 def test_one_batch_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    run = runtime.run
+    run = keras_runner.run
 
     def counting(loaded: Any, inputs: Any, **options: Any) -> Any:
         sizes.append(len(inputs[0]))
         return run(loaded, inputs, **options)
 
-    monkeypatch.setattr(observe.runtime, "run", counting)
+    monkeypatch.setattr(observe.keras_runner, "run", counting)
     chain((3,), norm("a"), name="x").save(tmp_path / "model.keras")
     data = GENERATOR.normal(0, 1, (1000, 3)).astype("float32")
     np.save(tmp_path / "data.npy", data)
@@ -110,7 +111,7 @@ def test_one_batch_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_batch_of_what_is_large_is_small() -> None:
     big = chain((300, 300, 3), layers.Conv2D(64, 1), norm("a"), layers.Conv2D(64, 1), name="x")
-    found = observe.tensors.bytes_per_sample(big, 1)
+    found = observe.keras_graph.bytes_per_sample(big, 1)
     assert found == 4 * 300 * 300 * (3 + 64 + 64 + 64)
 
 

@@ -10,14 +10,15 @@ import pytest
 from keras import layers, ops
 
 import bnfold
-from bnfold.verification import Basis, Verdict, inputs
+from bnfold.running import inputs
+from bnfold.running.samples import PLAIN, InputSpec, Range, enlarged, generate
+from bnfold.running.unrolled import unroll
+from bnfold.verification import Basis, Verdict
 from bnfold.verification.breakpoints import watched
-from bnfold.verification.compare import Rule as ToleranceRule
-from bnfold.verification.compare import Truth, Yardstick, compare, errors, heard_by_any, keys
-from bnfold.verification.samples import PLAIN, InputSpec, Range, enlarged, generate
-from bnfold.verification.sites import channel_axes
+from bnfold.verification.pairing import channel_axes
+from bnfold.verification.tolerance import Rule as ToleranceRule
+from bnfold.verification.tolerance import Truth, Yardstick, compare, errors, heard_by_any, keys
 from bnfold.verification.unchanged import unchanged
-from bnfold.verification.unrolled import unroll
 
 # --- the range that a model is made for -----------------------------------------------------------
 
@@ -401,7 +402,7 @@ def test_what_overflows_in_the_original_is_no_fault_of_the_fold(tmp_path):
 def test_where_nothing_was_folded_the_files_are_compared(tmp_path, monkeypatch):
     given = keras.Input((4,))
     keras.Sequential([given, layers.Dense(3), layers.Dense(2)]).save(tmp_path / "model.keras")
-    monkeypatch.setattr("bnfold.conversion.verify", None)
+    monkeypatch.setattr("bnfold.jobs.fold.verify", None)
     found = bnfold.fold(tmp_path / "model.keras", tmp_path / "out.keras").verification
     assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, Basis.FILES)
     assert found.accepted(strict=True)

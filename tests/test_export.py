@@ -19,11 +19,13 @@ from support import chain, keras, outputs, randomize, samples
 from test_cli import outcome
 
 import bnfold
-from bnfold import conversion, exporting
 from bnfold.cli import main
+from bnfold.jobs import export
+from bnfold.jobs import fold as conversion
 from bnfold.reports.json import schema
+from bnfold.running import onnx_file
+from bnfold.running.libraries import CannotRunError
 from bnfold.verification import Verdict, exported
-from bnfold.verification.runtime import CannotRunError, onnx_file
 
 L = keras.layers
 Unpack = Callable[[str], Path]
@@ -493,10 +495,10 @@ def test_a_conversion_that_fails_is_followed_by_another(
         raise CannotRunError("not this way")
 
     monkeypatch.setattr(
-        exporting.runtime, "conversions", lambda *given: [broken, *list(ways(*given))[1:]]
+        export.onnx_file, "conversions", lambda *given: [broken, *list(ways(*given))[1:]]
     )
     assert bnfold.export(saved, tmp_path / "out.onnx").written
-    monkeypatch.setattr(exporting.runtime, "conversions", lambda *_: [broken])
+    monkeypatch.setattr(export.onnx_file, "conversions", lambda *_: [broken])
     with pytest.raises(bnfold.ExportImpossibleError, match=r"cannot be converted.*not this way"):
         bnfold.export(saved, tmp_path / "none.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
@@ -506,7 +508,7 @@ def test_a_conversion_that_fails_is_followed_by_another(
 def test_every_way_to_convert_gives_the_names(way: int, tmp_path: Path) -> None:
     ways = onnx_file.conversions
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting.runtime, "conversions", lambda *given: [list(ways(*given))[way]])
+        patch.setattr(export.onnx_file, "conversions", lambda *given: [list(ways(*given))[way]])
         keras.backend.clear_session()
         assert bnfold.export(randomize(named_in_a_dictionary()), tmp_path / "out.onnx").written
     written = onnx.load(tmp_path / "out.onnx")
@@ -597,7 +599,7 @@ def test_a_crash_leaves_nothing(
         assert list(tmp_path.glob(".bnfold-*/folded.keras"))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting.runtime, "write_onnx", full)
+    monkeypatch.setattr(export.onnx_file, "write_onnx", full)
     result = command("export", saved, tmp_path / "out.onnx")
     assert result.exit_code == 2
     assert result.stderr.endswith("out.onnx: No space left on device\n")

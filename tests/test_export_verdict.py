@@ -15,8 +15,8 @@ from support import chain, keras, randomize
 import bnfold
 from bnfold.cli import main
 from bnfold.reports.json import schema
+from bnfold.running import onnx_file
 from bnfold.verification import Verdict, exported
-from bnfold.verification.runtime import onnx_file
 
 L = keras.layers
 ops = keras.ops
@@ -75,7 +75,7 @@ def test_sigmoids_are_moved_and_put_back() -> None:
     loaded = exported.LoadedModel(Path("model"), "keras", model, trust=False, runner=model)
     inputs = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
     before = np.asarray(model(inputs))
-    with exported.runtime.approximated(loaded, 1e-3, 0):
+    with exported.keras_runner.approximated(loaded, 1e-3, 0):
         moved = np.asarray(model(inputs))
     assert 1e-3 < np.abs(moved - before).max() < 1e-2  # of the gates and of the output
     np.testing.assert_array_equal(np.asarray(model(inputs)), before)
@@ -188,9 +188,9 @@ def test_the_short_form_is_as_careful(tmp_path: Path) -> None:
 def test_numbers_where_keras_has_none_are_a_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = exported.runtime.run_as
+    run = exported.onnx_file.run_as
     monkeypatch.setattr(
-        exported.runtime, "run_as", lambda *given: [np.nan_to_num(one) for one in run(*given)]
+        exported.onnx_file, "run_as", lambda *given: [np.nan_to_num(one) for one in run(*given)]
     )
     found = bnfold.export(not_a_number(), tmp_path / "out.onnx")
     assert found.check is not None

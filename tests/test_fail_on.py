@@ -122,7 +122,7 @@ def test_a_model_that_cannot_be_audited_is_not_taken_for_healthy(
     def damaged(*_: Any, **__: Any) -> Any:
         raise bnfold.UnreadableModelError("sick.keras: the optimizer is damaged")
 
-    monkeypatch.setattr("bnfold.gate.inspect_file", damaged)
+    monkeypatch.setattr("bnfold.jobs.gate.inspect_file", damaged)
     result = command("fold", model, "out.keras", "--no-verify")
     assert result.exit_code == 0
     assert "not audited: sick.keras: the optimizer is damaged" in result.stdout

@@ -30,7 +30,7 @@ from support import (
 
 from bnfold.folding import effect
 from bnfold.folding.plan import plan
-from bnfold.model.container import open_model
+from bnfold.model.container.model_file import open_model
 
 L = keras.layers
 BN = L.BatchNormalization

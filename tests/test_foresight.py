@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from support import chain, keras
 
-from bnfold.model.config import parse_model
-from bnfold.verification import inputs
-from bnfold.verification.declared import input_specs
-from bnfold.verification.safety import read_facts
+from bnfold.model.keras_json import parse_model
+from bnfold.running import inputs
+from bnfold.running.declared import input_specs
+from bnfold.running.safety import read_facts
 
 layers = keras.layers
 

@@ -22,7 +22,7 @@ from test_hostile import fill, keras_file, weights
 
 from bnfold.audit import RULES
 from bnfold.cli import main
-from bnfold.model.guard import printable
+from bnfold.model.container.guard import printable
 from bnfold.reports.json import schema
 
 FORMATS = ["text", "json", "sarif", "github", "junit", "markdown", "html"]

@@ -19,8 +19,8 @@ from bnfold.audit import RULES, TARGET_DTYPES
 from bnfold.audit.selection import chosen
 from bnfold.cli import main
 from bnfold.errors import SettingsError
+from bnfold.jobs.settings import FAIL_ON
 from bnfold.reports.json import schema
-from bnfold.settings import FAIL_ON
 
 CHANNELS = 4
 

@@ -33,11 +33,11 @@ from bnfold.cli import main
 from bnfold.errors import BnfoldError, UnsafeModelError
 from bnfold.folding import walk
 from bnfold.folding.plan import plan
-from bnfold.model import config as config_module
-from bnfold.model import guard, hdf5
-from bnfold.model.config import parse_model
-from bnfold.model.container import open_model
+from bnfold.model import keras_json as config_module
+from bnfold.model.container import guard, hdf5
+from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Weight
+from bnfold.model.keras_json import parse_model
 from bnfold.model.shapes import Shapes
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

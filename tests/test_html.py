@@ -19,20 +19,20 @@ from hypothesis import strategies as st
 from pictures import Element, keras, page, parsed, saved
 from test_hostile import keras_file, model_config
 
-from bnfold import gate
 from bnfold.audit import Thresholds
 from bnfold.audit.selection import Suppressed
 from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Fold
-from bnfold.gate import Unreadable
-from bnfold.inspection import Inspection, inspect_file
+from bnfold.jobs import gate
+from bnfold.jobs.gate import Unreadable
+from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.jobs.settings import Settings
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
+from bnfold.observation.observe import DataRun
 from bnfold.reports import html
 from bnfold.reports.html.rows import Row, rows
 from bnfold.reports.html.wires import MAX_ARROWS, MAX_LANES, NODE, wires
-from bnfold.settings import Settings
-from bnfold.verification.observe import DataRun
 
 Unpack = Callable[[str], Path]
 L = keras.layers
@@ -380,7 +380,7 @@ def test_a_long_run_without_batchnorm_is_one_line(tmp_path: Path) -> None:
 def test_inspect_draws_nothing_unless_asked() -> None:
     script = (
         "import sys\n"
-        "from bnfold.inspection import inspect_file, Inspection\n"
+        "from bnfold.jobs.inspect import inspect_file, Inspection\n"
         "found = inspect_file('fixtures/digits_cnn_keras315.keras')\n"
         "assert 'steps' not in vars(found)\n"
         "print(sorted({'jinja2', 'bnfold.reports.html'} & set(sys.modules)))\n"

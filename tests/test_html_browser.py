@@ -16,7 +16,7 @@ import pytest
 from pictures import saved
 from test_hostile import keras_file, model_config
 
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 from bnfold.reports import html
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -12,9 +12,9 @@ import pytest
 from support import chain, difference, fold_file, keras, load, outputs, randomize, samples
 
 from bnfold.folding.plan import plan
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 from bnfold.model import catalog
-from bnfold.model.container import open_model
+from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import walk_all
 from bnfold.model.identity import foreign_settings, is_keras_layer
 from bnfold.model.layer_settings import SETTINGS

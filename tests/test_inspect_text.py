@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 from bnfold.reports import inspect_text
 from bnfold.reports.distribution import Axis
 from bnfold.reports.sparkline import Sparkline

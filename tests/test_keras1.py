@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from bnfold.cli import main
-from bnfold.conversion import fold_file
 from bnfold.errors import UnreadableModelError
-from bnfold.inspection import inspect_file
+from bnfold.jobs.fold import fold_file
+from bnfold.jobs.inspect import inspect_file
 
 NORM = {
     "name": "batchnormalization_1",

@@ -6,8 +6,8 @@ import pkgutil
 
 import pytest
 
-from bnfold.verification import safety
-from bnfold.verification.keras_names import CLASSES, FUNCTIONS, OPERATIONS
+from bnfold.running import safety
+from bnfold.running.keras_names import CLASSES, FUNCTIONS, OPERATIONS
 
 CLASS_PARTS = (
     *("constraints", "dtype_policies", "initializers", "layers", "losses", "metrics", "models"),

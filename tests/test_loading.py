@@ -16,10 +16,11 @@ from support import chain, keras, outputs, randomize
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import UnreadableModelError
-from bnfold.model import declared, hdf5
+from bnfold.model import declared
+from bnfold.model.container import hdf5
 from bnfold.reports.json import schema
-from bnfold.verification import runtime, safety
-from bnfold.verification.runtime import LoadedModel
+from bnfold.running import libraries, loading, safety
+from bnfold.running.loading import LoadedModel
 
 L = keras.layers
 NOTE = "loaded with an InputLayer before"
@@ -53,8 +54,8 @@ MODELS = {
 
 
 def load(path: Path) -> LoadedModel:
-    runtime.start()
-    (loaded,) = runtime.load_all([safety.read_facts(path)], (), {}, trust=False)
+    libraries.start()
+    (loaded,) = loading.load_all([safety.read_facts(path)], (), {}, trust=False)
     return loaded
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.moments import Moments, Tally, divergence
+from bnfold.model.moments import Moments, Tally, divergence
 
 GENERATOR = np.random.default_rng(0)
 

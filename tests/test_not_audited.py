@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from test_hostile import keras_file, weights
 
 from bnfold.cli import main
-from bnfold.conversion import fold_file
-from bnfold.inspection import Inspection, inspect_file
+from bnfold.jobs.fold import fold_file
+from bnfold.jobs.inspect import Inspection, inspect_file
 
 old, new = tf_keras.layers, keras.layers
 

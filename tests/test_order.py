@@ -18,9 +18,9 @@ from support import keras
 
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import plan
-from bnfold.model import config, order
+from bnfold.model import keras_json, order
 from bnfold.model.catalog import is_batchnorm
-from bnfold.model.container import open_model
+from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Graph, Layer
 from bnfold.model.graph import Path as LayerPath
 
@@ -39,12 +39,14 @@ def seeds(start: int, by_default: int, count: int) -> pytest.MarkDecorator:
 
 def parsed(model: keras.Model) -> Graph:
     """The graph that bnfold reads from a model's config."""
-    return config.parse_model(json.loads(json.dumps(keras.saving.serialize_keras_object(model))))
+    return keras_json.parse_model(
+        json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    )
 
 
 def rebuilt(graph: Graph) -> keras.Model:
     """The model that Keras makes of a graph's config."""
-    return keras.saving.deserialize_keras_object(json.loads(json.dumps(config.to_json(graph))))
+    return keras.saving.deserialize_keras_object(json.loads(json.dumps(keras_json.to_json(graph))))
 
 
 def tree_of_names(graph: Graph) -> list:
@@ -72,7 +74,7 @@ def without_norms(graph: Graph, seed: int, path: LayerPath = ()) -> Graph:
         for name, layer in layers.items()
         if is_batchnorm(layer) and _is_removable(layer) and is_chosen((*path, name), seed)
     }
-    return config.bypass(graph, chosen)
+    return keras_json.bypass(graph, chosen)
 
 
 def _without_norms_inside(layer: Layer, seed: int, path: LayerPath) -> Layer:
@@ -146,7 +148,7 @@ def test_removing_a_norm_makes_other_layers_change_places() -> None:
     names = ("entry", "first", "second", "norm", "active", "joined")
     assert order.keras_order(graph) == names
     names = ("entry", "second", "first", "active", "joined")
-    assert order.keras_order(config.bypass(graph, {"norm"})) == names
+    assert order.keras_order(keras_json.bypass(graph, {"norm"})) == names
 
 
 def test_a_file_with_the_old_paths_loads_and_computes_garbage(
@@ -208,9 +210,9 @@ def test_keras_2_calls_a_nested_model_with_a_dictionary() -> None:
         keras2("Subtract", "joined", calls[1]),
     ]
     ports = {"input_layers": [["entry", 0, 0]], "output_layers": [["joined", 0, 0]]}
-    graph = config.parse_model(keras2("Functional", "whole", layers=layers, **ports))
+    graph = keras_json.parse_model(keras2("Functional", "whole", layers=layers, **ports))
     assert order.keras_order(graph) == ("entry", "nested", "norm", "joined")
-    edited = config.to_json(config.bypass(graph, {"norm"}))
+    edited = keras_json.to_json(keras_json.bypass(graph, {"norm"}))
     nested = edited["config"]["layers"][1]["inbound_nodes"]
     assert nested == [first, {"port": ["nested", 1, 0, {}]}]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
 from bnfold.model.graph import show
 from bnfold.model.outline import Step
 

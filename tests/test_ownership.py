@@ -12,13 +12,13 @@ import h5py
 import numpy as np
 import pytest
 
-from bnfold.conversion import fold_file
 from bnfold.errors import UnreadableModelError
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan
-from bnfold.inspection import inspect_file
-from bnfold.model.container import open_model
-from bnfold.model.hdf5 import read_names, write_names
+from bnfold.jobs.fold import fold_file
+from bnfold.jobs.inspect import inspect_file
+from bnfold.model.container.hdf5 import read_names, write_names
+from bnfold.model.container.model_file import open_model
 
 keras = pytest.importorskip("tf_keras")
 layers = keras.layers

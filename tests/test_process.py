@@ -21,7 +21,7 @@ import pytest
 from support import chain, keras, randomize
 
 import bnfold
-from bnfold.verification import runtime
+from bnfold.running import keras_runner, libraries
 
 layers = keras.layers
 
@@ -190,13 +190,13 @@ def test_silence_that_overlaps_ends_with_the_last(capfd: pytest.CaptureFixture[s
     before = sys.stderr, logging.root.manager.disable, list(warnings.filters)
 
     def second() -> None:
-        with runtime.quiet():
+        with libraries.quiet():
             began.set()
             ended.wait(10)
             os.write(2, b"unheard\n")
 
     thread = threading.Thread(target=second)
-    with runtime.quiet():
+    with libraries.quiet():
         thread.start()
         began.wait(10)
     ended.set()
@@ -210,7 +210,7 @@ def test_silence_that_overlaps_ends_with_the_last(capfd: pytest.CaptureFixture[s
 def test_silence_ends_with_an_exception(
     error: type[BaseException], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(error), runtime.quiet(), runtime.quiet():
+    with pytest.raises(error), libraries.quiet(), libraries.quiet():
         raise error
     os.write(2, b"whole\n")
     assert capfd.readouterr().err == "whole\n"
@@ -218,9 +218,9 @@ def test_silence_ends_with_an_exception(
 
 def test_a_closed_stderr_is_no_error() -> None:
     script = (
-        "import os, bnfold.verification.runtime as runtime\n"
+        "import os; from bnfold.running.libraries import quiet\n"
         "os.close(2)\n"
-        "with runtime.quiet(): pass\n"
+        "with quiet(): pass\n"
         "print('done')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
@@ -231,13 +231,13 @@ def test_models_run_on_the_cpu(saved: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Without a GPU all that can be seen is that every variable and value asks for the CPU."""
     from tensorflow.python.eager import context
 
-    asked, honest = [], runtime.run
+    asked, honest = [], keras_runner.run
 
     def run(*arguments: Any, **options: Any) -> Any:
         asked.append(context.context().device_name)
         return honest(*arguments, **options)
 
-    monkeypatch.setattr("bnfold.verification.runtime.execution.run", run)
+    monkeypatch.setattr("bnfold.running.keras_runner.run", run)
     assert bnfold.verify(saved, saved).verdict is bnfold.Verdict.EQUIVALENT
     assert asked
     assert all(one.endswith("CPU:0") for one in asked)

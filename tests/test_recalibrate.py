@@ -29,12 +29,12 @@ from support import chain, keras, open_weights, outputs, randomize
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, VerificationFailedError
-from bnfold.inspection import inspect_file
-from bnfold.model.container import open_model
-from bnfold.model.record import Recalibration, recalibration
+from bnfold.jobs.inspect import inspect_file
+from bnfold.model.container.model_file import open_model
+from bnfold.model.container.record import Recalibration, recalibration
 from bnfold.model.rounding import rounded
+from bnfold.observation.observe import DataRun
 from bnfold.reports.json import schema
-from bnfold.verification.observe import DataRun
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(7)
@@ -996,7 +996,7 @@ def test_a_check_that_fails_writes_nothing(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the new statistics had not reached the file."""
-    monkeypatch.setattr("bnfold.model.hdf5.overwrite", lambda *_: None)
+    monkeypatch.setattr("bnfold.model.container.hdf5.overwrite", lambda *_: None)
     np.save(tmp_path / "data.npy", GENERATOR.normal(3, 2, (64, 5)))
     result = cli(small, tmp_path / "out.keras", "--data", tmp_path / "data.npy")
     assert result.exit_code == 1
@@ -1125,10 +1125,10 @@ def test_statistics_that_lag_behind_are_what_is_wrong_with_a_model(tmp_path: Pat
 def test_a_live_model_that_cannot_be_checked_is_not_handed_out(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnfold import recalibration
+    from bnfold.jobs import recalibrate
 
-    wrong = recalibration.Check(("a",), 1.0)
-    monkeypatch.setattr(recalibration, "check_written", lambda *_: wrong)
+    wrong = recalibrate.Check(("a",), 1.0)
+    monkeypatch.setattr(recalibrate, "check_written", lambda *_: wrong)
     model = keras.models.load_model(small)
     with pytest.raises(VerificationFailedError, match="does not reproduce"):
         bnfold.recalibrate(model, data=GENERATOR.normal(3, 2, (64, 5)))

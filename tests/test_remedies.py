@@ -18,7 +18,7 @@ from support import difference, fold_file, functional, keras, load, outputs, ran
 
 from bnfold.audit import RULES
 from bnfold.cli import main
-from bnfold.inspection import Inspection, inspect_file
+from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.reports.rule_page import sections
 
 layers = keras.layers

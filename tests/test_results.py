@@ -10,8 +10,8 @@ import pytest
 from test_hostile import keras_file
 
 import bnfold
-from bnfold.exporting import ExportReport
-from bnfold.recalibration import Check, RecalibrationReport
+from bnfold.jobs.export import ExportReport
+from bnfold.jobs.recalibrate import Check, RecalibrationReport
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.exported import Check as ExportCheck
 from bnfold.verification.result import Basis, Site, SiteStatus

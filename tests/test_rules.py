@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 
 from bnfold.audit import RULES, Rule, Thresholds
 from bnfold.cli import main
-from bnfold.inspection import inspect_file
+from bnfold.jobs.inspect import inspect_file
+from bnfold.observation.observe import DataRun
 from bnfold.reports.json import schema
 from bnfold.reports.rule_page import HEADINGS, markdown, sections
-from bnfold.verification.observe import DataRun
 
 ROOT = Path(__file__).parent.parent
 INDEX = (ROOT / "docs" / "rules.md").read_text()

@@ -19,7 +19,7 @@ from test_recalibrate import norm
 
 import bnfold
 from bnfold.cli import main
-from bnfold.moments import FACTOR_LIMIT, SHIFT_LIMIT, Scale, scale, times
+from bnfold.model.moments import FACTOR_LIMIT, SHIFT_LIMIT, Scale, scale, times
 from bnfold.reports.json import schema
 
 layers = keras.layers

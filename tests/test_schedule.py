@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bnfold.verification.schedule import Schedule, Step, dependences, levels
+from bnfold.observation.schedule import Schedule, Step, dependences, levels
 
 
 def chain(*units: tuple[int, ...]) -> list[Step]:

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from test_hostile import chain, directory_model, keras_file, legacy_file
 
 import bnfold
-from bnfold import conversion, staging
 from bnfold.cli import main
 from bnfold.errors import OutputError
-from bnfold.staging import Staging
+from bnfold.jobs import fold, staging
+from bnfold.jobs.staging import Staging
 
 OLD = b"what stood here before"
 
@@ -334,8 +334,8 @@ def test_a_failed_proof_leaves_what_was_there(
         written.append(folded.read_bytes()[:2])
         return Refused()
 
-    monkeypatch.setattr(conversion, "verify", verify)
-    report = conversion.fold_file(source, target, force=True, proof=conversion.Proof())
+    monkeypatch.setattr(fold, "verify", verify)
+    report = fold.fold_file(source, target, force=True, proof=fold.Proof())
     assert not report.written
     assert written == [b"PK"]
     assert names(folder) == (["m.keras"] if existing else [])
@@ -348,9 +348,9 @@ def test_a_proof_that_breaks_off(
     def verify(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "verify", verify)
+    monkeypatch.setattr(fold, "verify", verify)
     with pytest.raises(KeyboardInterrupt):
-        conversion.fold_file(source, folder / "m.keras", proof=conversion.Proof())
+        fold.fold_file(source, folder / "m.keras", proof=fold.Proof())
     assert names(folder) == []
 
 

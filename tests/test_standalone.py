@@ -17,7 +17,7 @@ from support import (
     samples,
 )
 
-from bnfold.conversion import fold_file
+from bnfold.jobs.fold import fold_file
 
 L = keras.layers
 BN = L.BatchNormalization

@@ -33,10 +33,14 @@ from bnfold.errors import (
     VerificationImpossibleError,
 )
 from bnfold.reports import fold_text
-from bnfold.verification import Basis, Verdict, Verification, safety, verify
-from bnfold.verification import runtime as runtime_module
+from bnfold.running import keras_runner, libraries, loading, onnx_runner, safety
+from bnfold.running.data import load
+from bnfold.running.precision import in_float64
+from bnfold.running.samples import InputSpec, Mask, SampleSet, generate
+from bnfold.verification import Basis, Verdict, Verification, verify
 from bnfold.verification.case import Label
-from bnfold.verification.compare import (
+from bnfold.verification.runs import Evidence, Run
+from bnfold.verification.tolerance import (
     UNIT,
     Errors,
     Rule,
@@ -47,11 +51,7 @@ from bnfold.verification.compare import (
     not_finite,
     yardsticks,
 )
-from bnfold.verification.conclusion import conclude
-from bnfold.verification.evidence import Evidence, Run
-from bnfold.verification.precision import in_float64
-from bnfold.verification.samples import InputSpec, Mask, SampleSet, generate
-from bnfold.verification.user_data import load
+from bnfold.verification.verdict import conclude
 
 # --- models and their folds -----------------------------------------------------------------------
 
@@ -764,9 +764,9 @@ def test_what_onnx_cannot_express_is_judged_by_keras_alone(tmp_path):
 
 
 def test_an_export_that_computes_something_else_is_not_believed(pair, monkeypatch):
-    honest = runtime_module.run_onnx
+    honest = onnx_runner.run_onnx
     monkeypatch.setattr(
-        runtime_module,
+        onnx_runner,
         "run_onnx",
         lambda exported, inputs: [value + 1 for value in honest(exported, inputs)],
     )
@@ -777,20 +777,20 @@ def test_an_export_that_computes_something_else_is_not_believed(pair, monkeypatc
 
 
 def test_an_export_that_only_the_original_survives_leaves_it_undecided(pair, monkeypatch):
-    honest = runtime_module.exports
+    honest = onnx_runner.exports
     folded = pair("conv2d")[1].name
     monkeypatch.setattr(
-        runtime_module, "exports", lambda model: honest(model) if model.label != folded else []
+        onnx_runner, "exports", lambda model: honest(model) if model.label != folded else []
     )
     assert verify(*pair("conv2d")).verdict is Verdict.UNDECIDED
 
 
 def keras_cannot(*_, **__):
-    raise runtime_module.CannotRunError("no kernel")
+    raise libraries.CannotRunError("no kernel")
 
 
 def test_without_keras_onnx_runtime_judges_alone(pair, monkeypatch):
-    monkeypatch.setattr(runtime_module, "evaluate", keras_cannot)
+    monkeypatch.setattr(keras_runner, "evaluate", keras_cannot)
     found = verify(*pair("conv2d"))
     assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, Basis.ONNXRUNTIME)
     found = verify(*pair("conv2d", "epsilon forgotten"))
@@ -798,8 +798,8 @@ def test_without_keras_onnx_runtime_judges_alone(pair, monkeypatch):
 
 
 def test_with_no_runtime_at_all_there_is_an_error(pair, monkeypatch):
-    monkeypatch.setattr(runtime_module, "evaluate", keras_cannot)
-    monkeypatch.setattr(runtime_module, "evaluate_onnx", keras_cannot)
+    monkeypatch.setattr(keras_runner, "evaluate", keras_cannot)
+    monkeypatch.setattr(onnx_runner, "evaluate_onnx", keras_cannot)
     with pytest.raises(VerificationImpossibleError, match=r"neither Keras .no kernel. nor ONNX"):
         verify(*pair("conv2d"))
 
@@ -1102,8 +1102,8 @@ def test_own_parts_are_found_in_what_the_user_names(own_package, suffix, tmp_pat
         as_before_2_12(tmp_path / "model.h5")
     facts = safety.read_facts(tmp_path / f"model{suffix}")
     with pytest.raises(UnsafeModelError, match="--import MODULE"):
-        runtime_module.load_all([facts], [], {}, trust=False)
-    (loaded,) = runtime_module.load_all([facts], [name], {}, trust=False)
+        loading.load_all([facts], [], {}, trust=False)
+    (loaded,) = loading.load_all([facts], [name], {}, trust=False)
     assert loaded.library == library.__name__
     samples = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
     np.testing.assert_array_equal(loaded.model(samples), model(samples))

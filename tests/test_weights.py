@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError
 from bnfold.folding.effect import BiasChange, Effect, take
 from bnfold.folding.limits import extents
-from bnfold.model import hdf5
+from bnfold.model.container import hdf5
 from bnfold.model.graph import Layer, Weight
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Node, Place
-from bnfold.model import nodes
+from bnfold.model import inbound_nodes
 from bnfold.model.graph import Layer, finite_number
 from bnfold.model.identity import is_keras_layer
 
@@ -95,7 +95,7 @@ def _from_function(node: Node, layer: Layer) -> float | None:
 
 
 def _from_maximum(node: Node, layer: Layer) -> float | None:
-    constants = [value for value in nodes.operands(node.call.node) if value is not None]
+    constants = [value for value in inbound_nodes.operands(node.call.node) if value is not None]
     return math.inf if layer.is_operation and constants == [0] else None
 
 

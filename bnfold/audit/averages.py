@@ -20,8 +20,8 @@ from bnfold.audit.neighbours import Node, Place
 from bnfold.folding.plan import Plan
 from bnfold.model import catalog
 from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.container.hdf5 import Stored
 from bnfold.model.graph import Layer, Path, Weight, walk_all
-from bnfold.model.hdf5 import Stored
 from bnfold.model.optimizer import Averaging, Optimizer
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from bnfold.audit.finding import Finding
 from bnfold.audit.selection import Suppressed
 from bnfold.errors import SettingsError
+from bnfold.model.container.guard import parse_json
 from bnfold.model.graph import show
-from bnfold.model.guard import parse_json
 
 VERSION = 1
 

@@ -5,7 +5,7 @@ import numpy as np
 from bnfold.audit.finding import Channels, Severity
 from bnfold.audit.inputs import is_first
 from bnfold.audit.subject import Mask, Subject, Verdict
-from bnfold.moments import Divergence, Observed, divergence, scale, times
+from bnfold.model.moments import Divergence, Observed, divergence, scale, times
 
 # What few samples add to the distance: about 1 / samples in a channel, more in some of many, and
 # several times that in all channels of a layer that stands behind twenty others.

@@ -33,9 +33,9 @@ from bnfold.errors import SettingsError
 from bnfold.folding.plan import Plan
 from bnfold.folding.scope import Scope
 from bnfold.model.batchnorm import as_batchnorm
+from bnfold.model.container.record import Recalibration
 from bnfold.model.graph import Path
-from bnfold.model.record import Recalibration
-from bnfold.moments import NOT_SEEN, Observed
+from bnfold.model.moments import NOT_SEEN, Observed
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
 """What a model can be said to be run in."""

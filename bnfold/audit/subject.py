@@ -14,10 +14,10 @@ from bnfold.audit.neighbours import Place
 from bnfold.audit.thresholds import Thresholds
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.container.record import Recalibration
 from bnfold.model.graph import show
+from bnfold.model.moments import Observed
 from bnfold.model.policy import policy
-from bnfold.model.record import Recalibration
-from bnfold.moments import Observed
 
 SILENT_GAMMA = 1e-3
 """A channel whose output varies less than this is silent (arXiv 1905.04967)."""

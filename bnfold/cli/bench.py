@@ -8,7 +8,7 @@ import click
 from bnfold.cli.options import CONTEXT, MODEL, Finite, debug, execution, progress, report_format
 
 if TYPE_CHECKING:
-    from bnfold.benchmark import BenchReport
+    from bnfold.jobs.bench import BenchReport
 
 
 @click.command(context_settings=CONTEXT)
@@ -58,7 +58,7 @@ def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
       bnfold bench model.keras folded.keras --batch 1 --batch 32 --threads 1
       bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10
     """
-    from bnfold.benchmark import bench_files
+    from bnfold.jobs.bench import bench_files
 
     _show_bench(bench_files(a, b, progress=progress, **options), format_)
 

@@ -21,8 +21,8 @@ from bnfold.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bnfold.conversion import FoldReport, Proof, Standalone
-    from bnfold.exporting import ExportReport
+    from bnfold.jobs.export import ExportReport
+    from bnfold.jobs.fold import FoldReport, Proof, Standalone
 
 
 @click.command(context_settings=CONTEXT)
@@ -74,7 +74,7 @@ def fold(
       bnfold fold model.keras folded.keras --fail-on error --config ci/bnfold.toml
       bnfold fold model.keras folded.onnx
     """
-    from bnfold.conversion import Proof, fold_file
+    from bnfold.jobs.fold import Proof, fold_file
 
     wanted = [
         f"--{name}"
@@ -151,7 +151,7 @@ def export(
       bnfold export model.keras model.onnx --no-fold --force --format json
       bnfold export model.keras model.onnx --fail-on error --rtol 1e-3 --atol 1e-6
     """
-    from bnfold.conversion import Proof
+    from bnfold.jobs.fold import Proof
 
     if no_fold and keep:
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
@@ -163,7 +163,7 @@ def export(
 def _export(
     ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **options: Any
 ) -> None:
-    from bnfold.exporting import export_file
+    from bnfold.jobs.export import export_file
 
     report = export_file(source, target, running=running, progress=progress, **options)
     _show_export(report, format_)

@@ -8,7 +8,7 @@ API, none of this happens.
 import gc
 import sys
 
-from bnfold import process
+from bnfold.running import process
 
 _settled: list[bool] = []
 

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import click
 
-from bnfold import __version__, process
 from bnfold.cli import garbage
 from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.errors import BnfoldError
-from bnfold.model.guard import printable
+from bnfold.model.container.guard import printable
+from bnfold.running import process
+from bnfold.version import __version__
 
 _SENTENCE = 400  # characters, more than any
 _SOON = 0.1  # seconds

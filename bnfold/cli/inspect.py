@@ -18,16 +18,16 @@ from bnfold.cli.options import (
     over_data,
     settings_file,
 )
-from bnfold.model.guard import printable
-from bnfold.staging import check_target, write_text
+from bnfold.jobs.staging import check_target, write_text
+from bnfold.model.container.guard import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bnfold.audit import Finding, Severity
-    from bnfold.gate import Outcome
-    from bnfold.inspection import Inspection
-    from bnfold.settings import Settings
+    from bnfold.jobs.gate import Outcome
+    from bnfold.jobs.inspect import Inspection
+    from bnfold.jobs.settings import Settings
 
 _LAYER_FORMATS = ("text", "json")
 _FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
@@ -169,7 +169,7 @@ def inspect(
     \b
     Exit codes: 0 good, 1 a finding as bad as --fail-on, 2 usage, or something was not read.
     """
-    from bnfold import gate
+    from bnfold.jobs import gate
 
     format_ = format_ or _format_of(output)
     _refuse_contradictions(layer, format_, write_baseline, options)
@@ -228,8 +228,8 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 def _settings(options: dict[str, Any]) -> "Settings":
     """The settings of the file, if there is one, under those of the command line."""
-    from bnfold import settings
     from bnfold.audit.selection import chosen
+    from bnfold.jobs import settings
 
     found = settings_file(options["config"], no_config=options["no_config"])
     given = {name: options[name] for name in _OVERRIDING if options[name]}
@@ -319,7 +319,7 @@ def _print(report: "Callable[[int], RenderableType]", output: Path | None) -> No
 
 def _refuse_unknown_layer(models: Sequence[Path], name: str) -> None:
     """Refuse a name that no layer has before the model runs, which takes long."""
-    from bnfold.inspection import inspect_file
+    from bnfold.jobs.inspect import inspect_file
 
     if len(models) == 1 and not models[0].is_dir():
         found = inspect_file(models[0], rules=())

@@ -11,8 +11,8 @@ import click
 from bnfold.cli import garbage
 
 if TYPE_CHECKING:
-    from bnfold.settings import Settings
-    from bnfold.verification.observe import DataRun
+    from bnfold.jobs.settings import Settings
+    from bnfold.observation.observe import DataRun
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -169,7 +169,7 @@ def data_run(
         raise click.UsageError(f"{wanted[0]} goes with --data")
     if data is None:
         return None
-    from bnfold.verification.observe import DataRun
+    from bnfold.observation.observe import DataRun
 
     return DataRun(data, batch, trust, imports, progress=progress)
 
@@ -205,7 +205,7 @@ def gating(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def settings_file(config: Path | None, *, no_config: bool) -> "Settings":
     """The settings of the rules: from the file that is named, or found, or the defaults."""
-    from bnfold import settings
+    from bnfold.jobs import settings
 
     if config is not None and no_config:
         raise click.UsageError("--config contradicts --no-config")
@@ -215,7 +215,7 @@ def settings_file(config: Path | None, *, no_config: bool) -> "Settings":
 
 def gate_settings(fail_on: str, config: Path | None, *, no_config: bool) -> "Settings":
     """What the options of `gating` say; `fail-on` of the file is for `inspect`."""
-    from bnfold.settings import severity
+    from bnfold.jobs.settings import severity
 
     return replace(settings_file(config, no_config=no_config), fail_on=severity(fail_on))
 

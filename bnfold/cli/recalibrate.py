@@ -9,7 +9,7 @@ import click
 from bnfold.cli.options import CONTEXT, MODEL, SAMPLES, debug, over_data, progress, report_format
 
 if TYPE_CHECKING:
-    from bnfold.recalibration import RecalibrationReport
+    from bnfold.jobs.recalibrate import RecalibrationReport
 
 
 @click.command(context_settings=CONTEXT)
@@ -81,8 +81,8 @@ def recalibrate(
       bnfold recalibrate model.keras better.keras --data images.npy --labels labels.npy
       bnfold recalibrate model.keras better.keras --data images.npy --layers 'backbone/*'
     """
-    from bnfold.recalibration import recalibrate_file
-    from bnfold.verification.observe import DataRun
+    from bnfold.jobs.recalibrate import recalibrate_file
+    from bnfold.observation.observe import DataRun
 
     report = recalibrate_file(
         source,

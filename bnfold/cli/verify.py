@@ -30,7 +30,7 @@ def verify(ctx: click.Context, /, original: Path, folded: Path, format_: str, **
       bnfold verify model.keras folded.keras --data samples.npz --strict
       bnfold verify model.keras folded.keras --import my_package.layers
     """
-    from bnfold.conversion import Proof
+    from bnfold.jobs.fold import Proof
 
     wanted = Proof(**proof)
     result = wanted.run(original, folded, progress)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnfold.folding.effect import Effect, take
-from bnfold.model import catalog, config
+from bnfold.model import catalog, keras_json
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
 
@@ -55,8 +55,8 @@ def _apply_graph(
         if ref.layer in gone and (is_model or _reaches_an_input(graph, ref, gone))
     }
     for name in named:
-        graph = graph.with_layer(config.stand_in(layers[name]))
-    return _in_keras_order(config.bypass(graph, gone - named))
+        graph = graph.with_layer(keras_json.stand_in(layers[name]))
+    return _in_keras_order(keras_json.bypass(graph, gone - named))
 
 
 def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:

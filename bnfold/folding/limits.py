@@ -19,7 +19,8 @@ from bnfold.folding.effect import (
     with_rank,
 )
 from bnfold.folding.site import Site
-from bnfold.model import catalog, hdf5
+from bnfold.model import catalog
+from bnfold.model.container import hdf5
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.policy import policy
 from bnfold.model.rounding import rounded

@@ -37,8 +37,8 @@ from bnfold.folding.scope import (
 from bnfold.folding.training import BY_DEFAULT, first_changed_mode, is_set
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.config import PLAIN_MODEL
 from bnfold.model.graph import Graph, Layer, Path, Ref, show
+from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.model.order import keras_order
 
 __all__ = ["Blocked", "Edit", "Fold", "Plan", "plan", "unused_patterns"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from bnfold.folding.training import exposed, is_set, training_in_bare_call
-from bnfold.model import nodes
+from bnfold.model import inbound_nodes
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import calls_in_order
 from bnfold.model.shapes import Shape, Shapes, input_shape, without_axes
@@ -140,7 +140,7 @@ class Scope:
         """How many of a call's inputs are in its first argument."""
         if self.graph.numbering is None or call.node is None:
             return len(call.inputs)
-        return nodes.leading(call.node, self.graph.numbering.in_calls)
+        return inbound_nodes.leading(call.node, self.graph.numbering.in_calls)
 
     def outer_call(self) -> Call | None:
         """The one call of the nested model that this is."""
@@ -190,7 +190,7 @@ def _boundary(scope: Scope, layer: Layer, graph: Graph, wrappers: int) -> Iterat
     if len(call.inputs) != len(graph.inputs) or scope.leading(call) != len(call.inputs):
         yield "is a nested model that is called in an unusual way"
         return
-    given_keys = () if call.node is None else nodes.keys_of_first(call.node)
+    given_keys = () if call.node is None else inbound_nodes.keys_of_first(call.node)
     listed = graph.entry["config"].get("input_layers") if graph.kind == "functional" else []
     declared_keys = sorted(listed) if isinstance(listed, dict) else []
     if len(graph.inputs) > 1 and (given_keys is None or sorted(given_keys) != declared_keys):

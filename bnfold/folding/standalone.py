@@ -18,7 +18,7 @@ from bnfold.folding.limits import Extent, loss_of
 from bnfold.folding.masks import may_be_masked
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.folding.scope import Scope, build_scopes
-from bnfold.model import config
+from bnfold.model import keras_json
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Weight
 from bnfold.model.policy import policy
@@ -119,7 +119,7 @@ def _replaced(layer: Layer, graph: Graph, paths: Collection[Path], path: Path) -
     rank = next(iter(_ranks(layer, graph)))
     dtype = _dtype(layer)
     kernel = affine.scale.reshape((*(1,) * (rank - 2), -1, 1))
-    return config.standing_in(
+    return keras_json.standing_in(
         layer,
         _CLASSES[rank],
         _settings(rank),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from bnfold.model import catalog
 from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrapped
-from bnfold.model.nodes import is_keras3
+from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.order import Node, call_depths
 
 BY_DEFAULT = "takes training=True by default"

@@ -34,10 +34,10 @@ from bnfold.folding.obstacle import (
 from bnfold.folding.scope import Position, Scope, Tensor, chain, title
 from bnfold.folding.site import Site
 from bnfold.folding.training import is_set
-from bnfold.model import catalog, nodes
+from bnfold.model import catalog, inbound_nodes
 from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
-from bnfold.model.guard import printable
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
 from bnfold.model.shapes import Shape, is_float, without_axes
@@ -356,8 +356,8 @@ def _site(scope: Scope, name: str, number: int) -> Site:
         masked=core.class_name in catalog.MERGING
         and not core.is_operation
         and may_be_masked(scope, call.inputs),
-        operands=nodes.operands(call.node) if layer.is_operation else (),
-        keywords=nodes.keywords(call.node) if layer.is_operation else {},
+        operands=inbound_nodes.operands(call.node) if layer.is_operation else (),
+        keywords=inbound_nodes.keywords(call.node) if layer.is_operation else {},
     )
 
 
@@ -642,7 +642,7 @@ class _Attempt:
     def _site(self, at: _Call) -> Site:
         """What a rule is asked about; all that holds for any rule is checked here."""
         self._check_dtype(at)
-        if nodes.mixes_constants(at.call.node):
+        if inbound_nodes.mixes_constants(at.call.node):
             raise at.refuse("reads constants beside tensors")
         return self._walk.site((at.scope, at.layer.name, at.number), at.core_path)
 

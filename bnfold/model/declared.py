@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.model import config
+from bnfold.model import keras_json
 from bnfold.model.graph import Graph, Json, Layer
 from bnfold.model.policy import parse_policy, policy_name
 from bnfold.model.shapes import Shape, Shapes, input_shape
@@ -66,7 +66,7 @@ def _of_sequential(graph: Graph) -> Declared:
     shape = input_shape(first)
     if shape is not None:
         return _of_input(first) if first.class_name == "InputLayer" else Declared(shape)
-    listed = config.settings(graph.entry).get("build_input_shape")
+    listed = keras_json.settings(graph.entry).get("build_input_shape")
     if isinstance(listed, list):
         return Declared(tuple(listed), is_exact=False)
     if first.graph is None:
@@ -110,7 +110,7 @@ def _with_input_layers(value: Any, found: list[str]) -> Any:
         return value
     changed = {key: _with_input_layers(one, found) for key, one in value.items()}
     if value.get("class_name") == "Sequential" and not value.get("module"):
-        settings = config.settings(changed)
+        settings = keras_json.settings(changed)
         listed = settings.get("layers")
         if isinstance(listed, list) and listed:
             name = str(value.get("name", "sequential"))  # which a bare list of layers lacks
@@ -121,7 +121,7 @@ def _with_input_layers(value: Any, found: list[str]) -> Any:
 def _explicit(layers: list[Any], found: list[str]) -> Iterator[Any]:
     """The layers of a Sequential with an InputLayer before them, if the first one declares it."""
     first = layers[0]
-    settings: Json = config.settings(first) if isinstance(first, dict) else {}
+    settings: Json = keras_json.settings(first) if isinstance(first, dict) else {}
     shape = settings.get("batch_input_shape")
     if isinstance(shape, list) and first.get("class_name") != "InputLayer":
         name = str(settings.get("name") or str(first.get("class_name")).lower())

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from bnfold.model.nodes import Numbering
+    from bnfold.model.inbound_nodes import Numbering
 
 Json = dict[str, Any]
 Path = tuple[str, ...]

@@ -23,8 +23,8 @@ from enum import Enum
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import catalog
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import Graph, Layer, Path
-from bnfold.model.guard import printable
 
 Node = tuple[str, int]
 """One call of a layer: its name and the number of the call."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-from bnfold.model import catalog, config
+from bnfold.model import catalog, keras_json
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy, policy_name
@@ -40,7 +40,7 @@ class Shapes:
         self._graph = graph
         self._outer = outer or {}
         self._interiors = {} if interiors is None else interiors
-        noted = config.tensor_types(graph)
+        noted = keras_json.tensor_types(graph)
         self._noted_dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
         self._dtypes: dict[Ref, str | None] = {}
         self._shapes: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
@@ -157,7 +157,7 @@ class Shapes:
             return [self.of(source) for source in sources]
         shape = input_shape(layer)
         if shape is None:
-            listed = config.settings(self._graph.entry).get("build_input_shape")
+            listed = keras_json.settings(self._graph.entry).get("build_input_shape")
             shape = tuple(listed) if isinstance(listed, list) else None
         return [shape]
 

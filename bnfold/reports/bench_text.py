@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.benchmark import CONFIDENCE, BenchReport, Result, Times
-from bnfold.model.guard import printable
+from bnfold.jobs.bench import CONFIDENCE, BenchReport, Result, Times
+from bnfold.model.container.guard import printable
 from bnfold.reports import terminal
 
 _STYLES = {"faster": "green", "slower": "red"}

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bnfold.exporting import ExportReport
-from bnfold.model.guard import printable
+from bnfold.jobs.export import ExportReport
+from bnfold.model.container.guard import printable
 from bnfold.reports import fold_text, terminal
+from bnfold.running.keras_graph import Port
 from bnfold.verification import Verdict
 from bnfold.verification.exported import STANDARD_RULE, Check
-from bnfold.verification.tensors import Port
 
 
 def export(report: ExportReport) -> RenderableType:

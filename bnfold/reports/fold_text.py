@@ -8,16 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.conversion import FoldReport
 from bnfold.folding.plan import Plan
-from bnfold.gate import InputFindings
+from bnfold.jobs.fold import FoldReport
+from bnfold.jobs.gate import InputFindings
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import Path, show
-from bnfold.model.guard import printable
 from bnfold.reports import terminal
 from bnfold.reports.inspect_text import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
-from bnfold.verification.compare import Rule
 from bnfold.verification.exported import Check
+from bnfold.verification.tolerance import Rule
 
 
 def fold(report: FoldReport) -> RenderableType:

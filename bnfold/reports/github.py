@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bnfold.audit import Severity
-from bnfold.gate import Unreadable, how_many_read
-from bnfold.inspection import Inspection
+from bnfold.jobs.gate import Unreadable, how_many_read
+from bnfold.jobs.inspect import Inspection
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
 
 _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 

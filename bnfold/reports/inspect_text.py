@@ -13,17 +13,17 @@ from rich.text import Text
 from bnfold.audit import RULES, Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.inspection import Inspection, channel_values, settings
+from bnfold.jobs.inspect import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
-from bnfold.moments import Observed
+from bnfold.model.moments import Observed
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis, histogram
 from bnfold.reports.sparkline import Sparkline
 
 if TYPE_CHECKING:
-    from bnfold.gate import Unreadable
+    from bnfold.jobs.gate import Unreadable
 
 _HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
 _NAME_COLUMNS = (0, 5)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.inspection import SCHEMA_VERSION, Inspection, describe_layer
+from bnfold.jobs.inspect import SCHEMA_VERSION, Inspection, describe_layer
 
 if TYPE_CHECKING:
-    from bnfold.benchmark import BenchReport
-    from bnfold.conversion import FoldReport
-    from bnfold.exporting import ExportReport
-    from bnfold.gate import Unreadable
-    from bnfold.recalibration import RecalibrationReport
+    from bnfold.jobs.bench import BenchReport
+    from bnfold.jobs.export import ExportReport
+    from bnfold.jobs.fold import FoldReport
+    from bnfold.jobs.gate import Unreadable
+    from bnfold.jobs.recalibrate import RecalibrationReport
     from bnfold.verification import Verification
 
 _SUFFIX = ".schema.json"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree as ET
 
 from bnfold.audit import Finding, Severity
-from bnfold.gate import Unreadable, fails, how_many_read
-from bnfold.inspection import Inspection
+from bnfold.jobs.gate import Unreadable, fails, how_many_read
+from bnfold.jobs.inspect import Inspection
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
 
 _READABLE = "the file can be read"
 

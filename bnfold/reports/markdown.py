@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnfold.audit import Finding
-from bnfold.inspection import Inspection
+from bnfold.jobs.inspect import Inspection
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
 from bnfold.reports import terminal
 
 if TYPE_CHECKING:
-    from bnfold.gate import Unreadable
+    from bnfold.jobs.gate import Unreadable
 
 _HEAD = "| level | rule | layer | finding | what to do |\n| --- | --- | --- | --- | --- |"
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bnfold import __version__
 from bnfold.audit import RULES, Finding, Rule, Severity
-from bnfold.gate import Unreadable, how_many_read
-from bnfold.inspection import Inspection
+from bnfold.jobs.gate import Unreadable, how_many_read
+from bnfold.jobs.inspect import Inspection
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
 from bnfold.reports import rule_page
 from bnfold.reports.json import dump
+from bnfold.version import __version__
 
 _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

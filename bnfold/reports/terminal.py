@@ -17,13 +17,13 @@ from rich.text import Text
 
 from bnfold.audit import Severity
 from bnfold.folding.plan import Blocked, Plan
-from bnfold.gate import Unreadable, how_many_read
+from bnfold.jobs.gate import Unreadable, how_many_read
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
 
 if TYPE_CHECKING:
     from bnfold.audit.selection import Suppressed
-    from bnfold.inspection import Inspection
+    from bnfold.jobs.inspect import Inspection
 
 _SHOWN_LAYERS = 4
 _PIPE_WIDTH = 400

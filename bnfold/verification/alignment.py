@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from bnfold.verification.unrolled import FlatCall, Key, Unrolled
+from bnfold.running.unrolled import FlatCall, Key, Unrolled
 
 Origins = frozenset[tuple[Key, int]] | None
 """Calls and the numbers of their outputs; None behind a layer with weights without a namesake."""

@@ -23,13 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bnfold.verification import tensors
-from bnfold.verification.operations import operation, simplified
-from bnfold.verification.unrolled import FlatCall
-
-Array = npt.NDArray[Any]
+from bnfold.running import keras_graph
+from bnfold.running.arrays import Array
+from bnfold.running.operations import operation, simplified
+from bnfold.running.unrolled import FlatCall
 
 _FUNCTIONS: dict[str, tuple[float, ...]] = {
     "relu": (0,),
@@ -127,7 +125,7 @@ def watched(call: FlatCall) -> Watched | None:
 def _is_opaque(call: FlatCall) -> bool:
     """Whether a call is of custom code, or of a model left whole with what no map may cross."""
     layer = getattr(call.layer, "layer", call.layer)
-    activation, graph = getattr(layer, "activation", None), tensors.graph_of(layer)
+    activation, graph = getattr(layer, "activation", None), keras_graph.graph_of(layer)
     if type(layer).__name__ == "Lambda" or not all(map(_is_of_keras, (call.layer, layer))):
         return True
     if graph is not None:
@@ -150,13 +148,13 @@ def _calls_within(graph: Any) -> Iterator[FlatCall]:
         if id(graph) in seen:
             continue
         seen.add(id(graph))
-        for node in tensors.in_order(graph):
-            owner = tensors.owner_of(node)
-            inner = tensors.graph_of(getattr(owner, "layer", owner))
+        for node in keras_graph.in_order(graph):
+            owner = keras_graph.owner_of(node)
+            inner = keras_graph.graph_of(getattr(owner, "layer", owner))
             if inner is not None and _is_of_keras(owner):
                 waiting.append(inner)
                 continue
-            read, made = tuple(tensors.inputs_of(node)), tuple(tensors.outputs_of(node))
+            read, made = tuple(keras_graph.inputs_of(node)), tuple(keras_graph.outputs_of(node))
             yield FlatCall(((str(owner.name), 0),), owner, read, made, node)
 
 

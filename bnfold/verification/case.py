@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bnfold.verification import inputs, runtime, samples, sites, tensors, user_data
-from bnfold.verification.compare import Axes
-from bnfold.verification.runtime import LoadedModel, Moves
-from bnfold.verification.samples import SampleSet
-from bnfold.verification.unrolled import Unrolled
-from bnfold.verification.user_data import Source
+from bnfold.running import data as user_data
+from bnfold.running import inputs, keras_graph, keras_runner, samples
+from bnfold.running.data import Source
+from bnfold.running.keras_runner import Moves
+from bnfold.running.libraries import one_line, quiet
+from bnfold.running.loading import LoadedModel
+from bnfold.running.samples import SampleSet
+from bnfold.running.unrolled import Unrolled, name_apart, unroll
+from bnfold.verification import pairing as sites
+from bnfold.verification.pairing import Pairing, pair
+from bnfold.verification.tolerance import Axes
 
 _LARGE = 4_000_000  # weights; values in large models average over so many that one run is enough
 _LARGE_VALUES = 8_000_000  # bytes of all values of one sample; the same holds for large images
@@ -60,22 +65,22 @@ class Case:
 
 def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, seed: int) -> Case:
     """Pair the values of two models, and draw or load samples. Raises BnfoldError for bad data."""
-    interfaces = tensors.interface(original.model), tensors.interface(folded.model)
+    interfaces = keras_graph.interface(original.model), keras_graph.interface(folded.model)
     names = [port.name for port in interfaces[0].outputs]
     specs = inputs.input_specs(original.model)
-    warnings, sets = [*original.notes, *tensors.renamed(*interfaces)], []
+    warnings, sets = [*original.notes, *keras_graph.renamed(*interfaces)], []
     if data is not None:
         user_set, warning = user_data.load(data, specs)
         sets, warnings = [user_set], [*warnings, *([warning] if warning else [])]
-    prepared = runtime.prepare_pair(original, folded)
+    prepared = _prepare_pair(original, folded)
     if prepared.problem is not None:
         warnings.append(f"only outputs are compared: {prepared.problem}")
-    sizes = runtime.free_sizes(original, specs)
-    values = tensors.bytes_per_sample(original.model, sizes[0])
+    sizes = keras_runner.free_sizes(original, specs)
+    values = keras_graph.bytes_per_sample(original.model, sizes[0])
     wanted = (specs, seed, sizes, max(1, _VALUES_BUDGET // max(1, values)))
     if data is None:
         sets = samples.generate(*wanted)
-    steps = (runtime.moves(original), runtime.moves(folded))
+    steps = (keras_runner.moves(original), keras_runner.moves(folded))
     return Case(
         original=original,
         folded=folded,
@@ -91,7 +96,7 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
     )
 
 
-def _labels(names: Sequence[str], prepared: runtime.Prepared) -> Iterator[Label]:
+def _labels(names: Sequence[str], prepared: _Prepared) -> Iterator[Label]:
     pairing = prepared.pairing
     graph = Unrolled() if pairing is None else pairing.original
     tensors_out = graph.outputs or [None] * len(names)
@@ -110,3 +115,56 @@ def closer(case: Case, data: Source | None) -> Case:
     kinds = {one.kind for one in sets}
     further = [one for one in case.sets if one.kind not in kinds]
     return replace(case, sets=[*sets, *further], is_quick=False)
+
+
+@dataclass
+class _Prepared:
+    """What a pair of models is compared at: the taps of its outputs, and the places inside.
+
+    `as_called` are the two once more, with runners that put out nothing from inside and have nested
+    models whole: their layers run in the order in which they do for the user.
+    """
+
+    taps: list[keras_graph.Tap | None]
+    pairing: Pairing | None
+    problem: str | None
+    as_called: tuple[LoadedModel, LoadedModel]
+
+
+def _prepare_pair(original: LoadedModel, folded: LoadedModel) -> _Prepared:
+    """Build the runners of both models, which put out the same values in the same order.
+
+    First come the outputs, before a final softmax or sigmoid, then the places of the sites.
+    """
+    models = (original, folded)
+    taps = [keras_graph.find_taps(loaded.model) for loaded in models]
+    usable = keras_graph.agreed(*taps)
+    kept = [
+        [tap if use else None for tap, use in zip(found, usable, strict=True)] for found in taps
+    ]
+    for loaded, own in zip(models, kept, strict=True):
+        keras_graph.switch_off(own, loaded.keras.activations.linear)
+    pairing, problem = None, None
+    try:
+        with quiet():
+            flats = [unroll(loaded.model) for loaded in models]
+            for flat in flats:
+                name_apart(flat)
+        pairing = pair(*flats)
+    except Exception as error:
+        flats, problem = [Unrolled(), Unrolled()], one_line(error)
+    sides = (
+        [[], []]
+        if pairing is None
+        else [
+            [place.original for place in pairing.places],
+            [place.folded for place in pairing.places],
+        ]
+    )
+    for loaded, own, flat, inside in zip(models, kept, flats, sides, strict=True):
+        loaded.runner = keras_runner.runner(loaded, own, flat, inside)
+    plain = [
+        replace(loaded, runner=keras_runner.runner(loaded, own, Unrolled(), []))
+        for loaded, own in zip(models, kept, strict=True)
+    ]
+    return _Prepared(kept[0], pairing, problem, (plain[0], plain[1]))

@@ -20,13 +20,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bnfold.verification import runtime, samples
+from bnfold.running import keras_runner, samples
+from bnfold.running.arrays import Array
+from bnfold.running.libraries import CannotRunError
+from bnfold.running.loading import LoadedModel
+from bnfold.running.samples import SampleSet
 from bnfold.verification.breakpoints import Watched
 from bnfold.verification.case import Case
-from bnfold.verification.compare import Array
-from bnfold.verification.runtime import CannotRunError, LoadedModel
-from bnfold.verification.samples import SampleSet
-from bnfold.verification.sites import Crossing
+from bnfold.verification.pairing import Crossing
 
 _TIMES = (8.0, 64.0, 512.0, 4096.0, 1 / 8, 1 / 64)
 """How many times as large, in turn, the samples are that are drawn to reach a breakpoint."""
@@ -86,7 +87,7 @@ class _Watch:
             every = [(at, _watched(one, model)) for at, one in enumerate(crossings)]
             some = [(at, one) for at, one in every if one is not None and one.breakpoints]
             if some:
-                shown = runtime.showing(loaded, [one.tensor for _, one in some])
+                shown = keras_runner.showing(loaded, [one.tensor for _, one in some])
                 self._models.append((model, shown, some))
         self._crossings = crossings
 
@@ -118,7 +119,7 @@ def _watched(crossing: Crossing, model: int) -> Watched | None:
 def _evaluated(loaded: LoadedModel, sets: Sequence[SampleSet]) -> Iterator[list[Array]]:
     for one in sets:
         with contextlib.suppress(CannotRunError):
-            yield from runtime.evaluate(loaded, [one], training=False)
+            yield from keras_runner.evaluate(loaded, [one], training=False)
 
 
 def _opaque(crossing: Crossing) -> str:

@@ -33,24 +33,27 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.verification import runtime, samples, sites, tensors
+from bnfold.running import float64, keras_graph, keras_runner, onnx_file, samples
+from bnfold.running.arrays import Array
+from bnfold.running.keras_graph import Interface, Port
+from bnfold.running.libraries import CannotRunError
+from bnfold.running.loading import LoadedModel
+from bnfold.running.samples import SampleSet
+from bnfold.verification import pairing
 from bnfold.verification.case import Case, Label
-from bnfold.verification.compare import (
+from bnfold.verification.result import Comparison, Verdict, Verification, plain, record
+from bnfold.verification.runs import Evidence, Run, Table, Values, Yardsticks
+from bnfold.verification.tolerance import (
     UNIT,
-    Array,
     Axes,
     Rule,
     Truth,
     agrees,
     errors,
+    movement,
     yardsticks,
 )
-from bnfold.verification.conclusion import conclude
-from bnfold.verification.evidence import Evidence, Run, Table, Values, Yardsticks
-from bnfold.verification.result import Comparison, Verdict, Verification, plain, record
-from bnfold.verification.runtime import CannotRunError, LoadedModel
-from bnfold.verification.samples import SampleSet
-from bnfold.verification.tensors import Interface, Port
+from bnfold.verification.verdict import conclude
 
 _SLACK = 8.0
 _SIGMOID = UNIT / 4
@@ -160,7 +163,7 @@ class Check:
 
 def named_ports(interface: Interface) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """The inputs and outputs of the ONNX file: the model's, under names that occur once."""
-    inputs, outputs = runtime.port_names(interface)
+    inputs, outputs = onnx_file.port_names(interface)
     return _renamed(interface.inputs, inputs), _renamed(interface.outputs, outputs)
 
 
@@ -193,13 +196,13 @@ def refer(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Referenc
 
     Raises CannotRunError when Keras cannot run it at all.
     """
-    native = runtime.evaluate(loaded, sets, training=False)
-    steps = runtime.moves(loaded).computed
-    units = runtime.output_units(loaded, steps)
-    axes = sites.output_axes(loaded.model)
+    native = keras_runner.evaluate(loaded, sets, training=False)
+    steps = keras_runner.moves(loaded).computed
+    units = keras_runner.output_units(loaded, steps)
+    axes = pairing.output_axes(loaded.model)
     try:
-        double = runtime.float64_copy(loaded)
-        exact = runtime.evaluate(double, sets, training=False)
+        double = float64.float64_copy(loaded)
+        exact = keras_runner.evaluate(double, sets, training=False)
         noise = _noise(double, exact, sets, steps, seed=seed, axes=axes)
         rough = max(1e-3, _ROUGH * max(steps, default=0.0))
         for row, found in zip(yardsticks(exact, units, noise, noise, axes), native, strict=True):
@@ -223,19 +226,11 @@ def _noise(
     axes: Sequence[Axes],
 ) -> list[Table]:
     """How far the values of a model move with its weights, and with its sigmoids."""
-    with runtime.approximated(loaded, _SIGMOID, seed):
-        return list(
-            runtime.movement(
-                loaded,
-                sets,
-                values,
-                steps=steps,
-                repetitions=_REPETITIONS,
-                seed=seed,
-                training=False,
-                axes=axes,
-            )
+    with keras_runner.approximated(loaded, _SIGMOID, seed):
+        perturbed = keras_runner.perturbed(
+            loaded, sets, steps=steps, repetitions=_REPETITIONS, seed=seed, training=False
         )
+        return list(movement(values, perturbed, axes))
 
 
 @dataclass(frozen=True)
@@ -257,7 +252,7 @@ class Trial:
     @functools.cached_property
     def interface(self) -> Interface:
         """What MODEL promises to those who call it, and so does the file."""
-        return tensors.interface(self.original.model)
+        return keras_graph.interface(self.original.model)
 
     @functools.cached_property
     def _names(self) -> list[str]:
@@ -282,9 +277,9 @@ class Trial:
         return _check(found)
 
     def _evaluate(self, path: Path, *, optimised: bool) -> Values:
-        exported = runtime.open_onnx(path, optimised=optimised)
+        exported = onnx_file.open_onnx(path, optimised=optimised)
         dtypes = [port.dtype for port in self.interface.outputs]
-        values = samples.run_all(functools.partial(runtime.run_as, exported, dtypes), self.sets)
+        values = samples.run_all(functools.partial(onnx_file.run_as, exported, dtypes), self.sets)
         return [
             [_without_noise(*three) for three in zip(exact, row, self._floors, strict=True)]
             for exact, row in zip(self.reference.exact, values, strict=True)
@@ -294,7 +289,7 @@ class Trial:
     def _floors(self) -> list[float]:
         """What counts as zero in each output: one rounding of its largest magnitude."""
         known = self.reference
-        bounded = [tap is not None for tap in tensors.find_taps(self.original.model)]
+        bounded = [tap is not None for tap in keras_graph.find_taps(self.original.model)]
         return [
             unit * max([Truth(row[at]).max_abs for row in known.exact] + [1.0] * bounded[at])
             for at, unit in enumerate(known.units)
@@ -305,9 +300,9 @@ class Trial:
         """How far the values of the folded model move, about its own."""
         subject = self.folded
         if self.reference.name == _FLOAT64:
-            subject = runtime.float64_copy(subject)
-        values = runtime.evaluate(subject, self.sets, training=False)
-        steps = runtime.moves(self.folded).computed
+            subject = float64.float64_copy(subject)
+        values = keras_runner.evaluate(subject, self.sets, training=False)
+        steps = keras_runner.moves(self.folded).computed
         return _noise(subject, values, self.sets, steps, seed=self.seed, axes=self.reference.axes)
 
     def _conclude(
@@ -325,7 +320,7 @@ class Trial:
             ),
             pairing=None,
             sets=self.sets,
-            steps=(runtime.moves(self.original), runtime.moves(self.folded)),
+            steps=(keras_runner.moves(self.original), keras_runner.moves(self.folded)),
             seed=self.seed,
             warnings=(),
             as_called=(self.original, self.folded),

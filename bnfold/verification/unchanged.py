@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.model.catalog import WEIGHTLESS
-from bnfold.model.container import open_model
+from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Graph, Layer, Weight
-from bnfold.verification.compare import Rule
 from bnfold.verification.result import Basis, Verdict, Verification
+from bnfold.verification.tolerance import Rule
 
 
 def unchanged(original: Path, folded: Path, seed: int) -> Verification | None:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnfold.verification import foresight, runtime, safety, tensors
+from bnfold.running import borrowing, foresight, keras_graph, libraries, loading, safety
+from bnfold.running.data import Source
+from bnfold.running.libraries import CannotRunError
 from bnfold.verification.case import closer, prepare
-from bnfold.verification.compare import Rule
-from bnfold.verification.conclusion import conclude
-from bnfold.verification.evidence import Exports, gather
 from bnfold.verification.exercise import further
 from bnfold.verification.result import Basis, Verdict, Verification
-from bnfold.verification.runtime import CannotRunError
-from bnfold.verification.user_data import Source
+from bnfold.verification.runs import Exports, gather
+from bnfold.verification.tolerance import Rule
+from bnfold.verification.verdict import conclude
 
 
-@runtime.guest()
+@borrowing.guest()
 def verify(
     original: Path,
     folded: Path,
@@ -49,15 +49,15 @@ def verify(
             safety.refuse_code(facts)
     data = foresight.look(files[0], imports, data)
     report("loading TensorFlow")
-    runtime.start()
+    libraries.start()
     report("loading the models")
     rule = Rule(rtol, atol)
     try:
-        pair = runtime.load_pair(files[0], files[1], imports, classes or {}, trust=trust)
+        pair = loading.load_pair(files[0], files[1], imports, classes or {}, trust=trust)
     except CannotRunError as error:
         difference = f"Keras loads the original but not the other model: {error}"
         return _without_runs([difference], seed, rule, "keras")
-    differences = tensors.differences(*(tensors.interface(loaded.model) for loaded in pair))
+    differences = keras_graph.differences(*(keras_graph.interface(loaded.model) for loaded in pair))
     if differences:
         return _without_runs(differences, seed, rule, pair[0].library)
     case = prepare(*pair, data, seed)

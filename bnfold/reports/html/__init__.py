@@ -10,14 +10,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bnfold import __version__
-from bnfold.gate import Unreadable, how_many_read
-from bnfold.inspection import Inspection
+from bnfold.jobs.gate import Unreadable, how_many_read
+from bnfold.jobs.inspect import Inspection
+from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.model.guard import printable
 from bnfold.reports import inspect_text
 from bnfold.reports.html import page, plots, profile, wires
 from bnfold.reports.terminal import plural
+from bnfold.version import __version__
 
 
 def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from bnfold.audit import Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.inspection import Inspection, settings
+from bnfold.jobs.inspect import Inspection, settings
 from bnfold.model.graph import Path
 from bnfold.reports import inspect_text, terminal
 from bnfold.reports.distribution import Axis

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bnfold.audit import Subject, Thresholds
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.inspection import channel_values
+from bnfold.jobs.inspect import channel_values
 from bnfold.model.batchnorm import Vector
 from bnfold.reports.distribution import Axis, far_out, histogram
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.inspection import Inspection
+from bnfold.jobs.inspect import Inspection
 from bnfold.model.graph import Path
 from bnfold.model.outline import Step
 

@@ -1,0 +1,1 @@
+"""The jobs of bnfold, one module a command, and what they share: settings, gate, staging."""

@@ -1,0 +1,333 @@
+"""Which layers of a file get statistics that are estimated from data, and what they get.
+
+A layer that is frozen stays unless it is named: what follows it was trained with the statistics
+that it has. So does one whose statistics the model never reads, one that cannot be told from what
+the file says, and one whose input does not change over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.audit import Channels
+from bnfold.errors import BnfoldError
+from bnfold.folding.plan import Blocked, Fold
+from bnfold.folding.scope import matches
+from bnfold.jobs.inspect import spread
+from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.container.guard import printable
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import finite_number, show
+from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, times
+from bnfold.model.rounding import rounded
+from bnfold.observation import observer, steps
+from bnfold.observation.observe import Running, Ticker, in_one_line
+from bnfold.running import keras_runner
+
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer whose statistics are new.
+
+    Attributes:
+        batchnorm: the layer with what was recorded.
+        observed: what went into it.
+        mean, variance: what it has now, as stored, (channels,) in float64.
+        note: what else a user should know of it, a sentence; None for nothing.
+    """
+
+    batchnorm: BatchNorm
+    observed: Observed
+    mean: Vector
+    variance: Vector
+    note: str | None = None
+
+    @property
+    def divergence(self) -> Divergence:
+        """How far the new statistics are from those recorded before."""
+        before = self.batchnorm.vectors or {}
+        recorded = (before["moving_mean"], before["moving_variance"])
+        return divergence(recorded, (self.mean, self.variance), self.batchnorm.epsilon or 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `recalibrated` in the JSON report."""
+        found = self.divergence
+        moments = self.observed.moments
+        return {
+            "name": show(self.batchnorm.path),
+            "channels": len(self.mean),
+            "constant_channels": int(np.count_nonzero(self.variance == 0)),
+            "values": 0 if moments is None else int(moments.count.max(initial=0)),
+            "calls": self.observed.calls,
+            "shift": spread(found.shift),
+            "variance_ratio": spread(found.ratio),
+            "kl": spread(found.kl),
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One layer that stays as it is, and a clause on why."""
+
+    batchnorm: BatchNorm
+    reason: str
+
+
+@dataclass(frozen=True)
+class ScaleCheck:
+    """Whether the data are as large as those that a first layer's statistics are of.
+
+    Attributes:
+        layer: one that no other BatchNormalization stands upstream of.
+        scale: how large the data are beside those; None where that cannot be told.
+        problem: why it cannot, a clause.
+    """
+
+    layer: LayerPath
+    scale: Scale | None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was seen that honest data would not show."""
+        return self.scale is None or self.scale.excess <= 1
+
+    @property
+    def sentence(self) -> str | None:
+        """What was seen that honest data would not show; None where there is no such thing."""
+        if self.scale is None or self.passed:
+            return None
+        return (
+            "the data are not of the scale that the model was trained on: the standard deviation "
+            f"of what goes into {printable(show(self.layer))} is {times(self.scale.factor)} as "
+            f"large as it records, and the mean is {self.scale.shift:.2g} deviations off (median "
+            "of the channels)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `scale` in the JSON report."""
+        found = self.scale
+        return {
+            "name": show(self.layer),
+            "passed": None if found is None else self.passed,
+            "factor": None if found is None else finite_number(found.factor),
+            "shift": None if found is None else finite_number(found.shift),
+            "problem": self.problem,
+        }
+
+
+class OtherScaleError(Exception):
+    """The data are of another scale than those that the model was trained on."""
+
+
+class Estimation:
+    """Which layers of a file get new statistics, and what they get.
+
+    `first` are the layers that see the data as weights alone make them; unless any scale is
+    allowed, one that sees data of another scale ends it all with `OtherScaleError`.
+    """
+
+    def __init__(
+        self,
+        running: Running,
+        decisions: Sequence[Fold | Blocked],
+        first: Sequence[LayerPath],
+        report: Callable[[str], None],
+        *,
+        allow_other_scale: bool,
+    ) -> None:
+        self._running, self._report = running, report
+        self._allowed = allow_other_scale
+        self._checks: dict[LayerPath, ScaleCheck] = {}
+        self._chosen: Mapping[LayerPath, observer.Normalization] = {}
+        self._problems: Mapping[LayerPath, str] = {}
+        self._decisions = {decision.batchnorm.path: decision for decision in decisions}
+        self._found = observer.normalizations(running.loaded)
+        # What one object sees in several places is taken together, so all of them must be first.
+        self._first = [p for p in self._decisions if set(self._places(p)) <= set(first)]
+        self._reasons: dict[LayerPath, str] = {}
+        # By object, of which one may stand in several places.
+        self._settled: dict[int, tuple[Vector, Vector]] = {}
+        self._unsettled: dict[int, str] = {}
+        self._ticker: tuple[str, Ticker] = ("", Ticker(report, 0))
+
+    def run(
+        self, patterns: Sequence[str], memory: int
+    ) -> tuple[steps.Estimates, tuple[Change, ...], tuple[Kept, ...]]:
+        """All passes over the data: what they cost, the new statistics, and what stays."""
+        self._reasons = self._all_reasons(patterns)
+        chosen = {p: self._found[p] for p in self._decisions if p not in self._reasons}
+        self._chosen = chosen
+        estimates = self._estimate(memory) if chosen else steps.Estimates()
+        self._problems = estimates.refused
+        self._reasons |= {p: reason for p, reason in estimates.refused.items() if p in chosen}
+        self._reasons |= {
+            path: self._unsettled[id(one.layer)]
+            for path, one in chosen.items()
+            if id(one.layer) in self._unsettled
+        }
+        changes = tuple(
+            self._change(path, estimates.observed[path])
+            for path in chosen
+            if path not in self._reasons
+        )
+        kept = (
+            Kept(decision.batchnorm, self._reasons[path])
+            for path, decision in self._decisions.items()
+            if path in self._reasons
+        )
+        return estimates, changes, tuple(kept)
+
+    @property
+    def scale_checks(self) -> tuple[ScaleCheck, ...]:
+        """What became of each of the first layers, in the order of the file."""
+        return tuple(self._checks.get(path) or self._unchecked(path) for path in self._first)
+
+    def _unchecked(self, path: LayerPath) -> ScaleCheck:
+        return ScaleCheck(path, None, self._problems.get(path, "it was not run over the data"))
+
+    def _watched(self) -> dict[LayerPath, observer.Normalization]:
+        """The first layers that can be looked at, whether they get new statistics or not."""
+        readable = (p for p in self._first if self._decisions[p].batchnorm.vectors is not None)
+        return {path: self._found[path] for path in readable if path in self._found}
+
+    def _check_scale(self, path: LayerPath, observed: Observed) -> None:
+        vectors = self._decisions[path].batchnorm.vectors or {}
+        recorded = vectors["moving_mean"], vectors["moving_variance"]
+        moments, found = observed.moments, None
+        problem = observed.problem or "its input never changes over the data"
+        if moments is not None and moments.squares.any():
+            found = scale(recorded, (moments.mean, moments.variance))
+            problem = "what it records tells nothing of the data that it was trained on"
+        check = ScaleCheck(path, found, problem if found is None else None)
+        self._checks[path] = check
+        if not (check.passed or self._allowed):
+            raise OtherScaleError
+
+    def _all_reasons(self, patterns: Sequence[str]) -> dict[LayerPath, str]:
+        """Why layers stay; what holds in one place of a layer holds in all."""
+        own = {path: next(self._reasons_to_keep(path, patterns), None) for path in self._decisions}
+        found = {}
+        for path in self._decisions:
+            reason = next(filter(None, (own[p] for p in (path, *self._places(path)))), None)
+            if reason is not None:
+                found[path] = reason
+        return found
+
+    def _places(self, path: LayerPath) -> list[LayerPath]:
+        """All places of the file where the layer object of this one stands."""
+        layer = self._found[path].layer if path in self._found else None
+        same = (p for p, one in self._found.items() if one.layer is layer and p in self._decisions)
+        return list(same) or [path]
+
+    def _reasons_to_keep(self, path: LayerPath, patterns: Sequence[str]) -> Iterator[str]:
+        batchnorm, places = self._decisions[path].batchnorm, self._places(path)
+        one = self._found.get(path)
+        if patterns and not any(matches(place, p) for place in places for p in patterns):
+            yield "no pattern of --layers matches it"
+        if not batchnorm.is_configured:
+            yield "it is inside a layer that is not Keras' own"
+        if one is None:
+            yield "the model does not call it"
+            return
+        if batchnorm.vectors is None:
+            yield "the file does not tell its variables apart"
+        if not patterns and not one.layer.trainable:
+            yield "it is frozen: what follows was trained with these statistics (--layers insists)"
+        if not all(weight.dtype.kind in "fV" for weight in (batchnorm.weights or {}).values()):
+            yield "its variables are no floating-point numbers"
+        if _trains(self._decisions[path]) and self._running.loaded.library == "tf_keras":
+            yield "it is called with training=True, where Keras 2 never reads its statistics"
+        if not _is_loaded(batchnorm, one.layer):
+            yield "Keras loads other statistics for it than the file shows"
+
+    def _estimate(self, memory: int) -> steps.Estimates:
+        running, count = self._running, len(self._chosen)
+        layers = f"{count} {'layer' if count == 1 else 'layers'}"
+        self._report(f"estimating {layers} from {running.samples} samples")
+        with in_one_line(running.loaded.path):
+            return steps.estimate(
+                running.loaded,
+                steps.Batches(running.sizes, running.batch),
+                {**self._chosen, **self._watched()},
+                self._settle,
+                memory=memory,
+                report=self._tell,
+            )
+
+    def _tell(self, doing: str, samples: int) -> None:
+        if doing != self._ticker[0]:
+            self._ticker = doing, Ticker(self._report, self._running.samples, f"{doing}: ")
+        self._ticker[1].advance(samples)
+
+    def _settle(
+        self, path: LayerPath, observed: Observed
+    ) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """What a layer gets, rounded to the dtype of its variables.
+
+        None if that cannot be told, or if the layer stays as it is.
+        """
+        if path in self._first:
+            self._check_scale(path, observed)
+        if path not in self._chosen:
+            return None
+        name, moments = printable(show(path)), observed.moments
+        layer = id(self._found[path].layer)
+        if observed.non_finite.any():
+            channels = Channels.of(observed.non_finite > 0)
+            raise BnfoldError(f"the input of {name!r} is not finite in {channels}; nothing written")
+        if moments is None or not moments.squares.any():
+            self._unsettled[layer] = observed.problem or "its input never changes over the data"
+            return None
+        weights = self._decisions[path].batchnorm.weights or {}
+        found = (moments.mean, moments.variance)
+        pairs = zip(found, (weights[one] for one in STATISTICS), strict=True)
+        mean, variance = (rounded(values, weight.dtype) for values, weight in pairs)
+        if not (_is_finite(mean) and _is_finite(variance)):
+            raise BnfoldError(
+                f"the statistics of {name!r} do not fit into {mean.dtype}: up to "
+                f"{max(float(np.abs(values).max()) for values in found):.3g}; nothing written"
+            )
+        self._settled[layer] = (mean.astype(np.float64), variance.astype(np.float64))
+        return mean, variance
+
+    def _change(self, path: LayerPath, observed: Observed) -> Change:
+        mean, variance = self._settled[id(self._found[path].layer)]
+        decision = self._decisions[path]
+        return Change(decision.batchnorm, observed, mean, variance, _note(decision, observed))
+
+
+def _trains(decision: Fold | Blocked) -> bool:
+    return isinstance(decision, Blocked) and decision.batch_statistics
+
+
+def _note(decision: Fold | Blocked, observed: Observed) -> str | None:
+    notes = []
+    if _trains(decision):
+        notes.append("called with training=True: only predict reads its statistics")
+    if observed.calls > 1:
+        notes.append(f"the inputs of its {observed.calls} calls are taken together")
+    return "; ".join(notes) or None
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    return bool(np.isfinite(values.astype(np.float64)).all())
+
+
+def _is_loaded(batchnorm: BatchNorm, layer: Any) -> bool:
+    """Whether Keras has put the statistics of the file into this layer, and no other ones."""
+    vectors = batchnorm.vectors or {}
+    loaded = {name: np.ravel(keras_runner.numbers(getattr(layer, name))) for name in STATISTICS}
+    return all(
+        loaded[name].shape == vectors[name].shape
+        and np.allclose(loaded[name], vectors[name], 0.01, 0, equal_nan=True)
+        for name in STATISTICS
+    )

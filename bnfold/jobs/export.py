@@ -1,0 +1,329 @@
+"""Exporting to ONNX: read, fold, convert, run beside the original, and only then put it there.
+
+The fold and the conversion are judged together, by `bnfold.verification.exported`.
+"""
+
+import gc
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import ExportImpossibleError, VerificationImpossibleError
+from bnfold.folding.plan import Plan, unused_patterns
+from bnfold.jobs.fold import (
+    SILENT,
+    Proof,
+    Standalone,
+    describe_folds,
+    describe_kept,
+    plan_and_hash,
+    refuse_inside,
+    refuse_obstacle,
+    write_folded,
+)
+from bnfold.jobs.gate import InputFindings, of_input
+from bnfold.jobs.settings import Settings
+from bnfold.jobs.staging import Staging, check_target
+from bnfold.model.container.guard import printable
+from bnfold.model.container.model_file import ModelFile, open_model
+from bnfold.model.graph import Json, show
+from bnfold.model.graph import Path as LayerPath
+from bnfold.running import (
+    borrowing,
+    data,
+    foresight,
+    inputs,
+    keras_runner,
+    libraries,
+    loading,
+    onnx_file,
+    options,
+    safety,
+    samples,
+)
+from bnfold.running.keras_graph import Port
+from bnfold.running.libraries import CannotRunError
+from bnfold.running.loading import LoadedModel
+from bnfold.running.samples import SampleSet
+from bnfold.verification import Verdict, Verification
+from bnfold.verification.exported import Check, Reference, Trial, named_ports, refer
+from bnfold.verification.tolerance import Rule
+from bnfold.version import __version__
+
+SCHEMA_VERSION = 1
+
+_NONE: tuple[LayerPath, ...] = ()
+_ORT_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+_Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        source: the model file that was read; of a live model, its name.
+        target: where the ONNX file was to go.
+        written: whether it is there; False when a proof or the check failed.
+        opset: the version of the ONNX operator set; None when findings stopped the export.
+        inputs: the inputs of the ONNX file in order; None is a free size.
+        outputs: the outputs likewise.
+        plan: what was folded and what was kept, with reasons; None without folding.
+        replaced: the kept layers that are depthwise convolutions in the file.
+        unused_keep: the patterns of `keep` that match no layer.
+        verification: the proof of the fold alone, None where none was asked for.
+        check: ONNX Runtime against Keras; None when the proof of the fold failed before it, or
+            findings stopped the export.
+        audit: the findings on the source.
+    """
+
+    source: Path
+    target: Path
+    written: bool
+    opset: int | None
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    plan: Plan | None
+    replaced: tuple[LayerPath, ...]
+    unused_keep: tuple[str, ...]
+    verification: Verification | None
+    check: Check | None
+    audit: InputFindings = field(default_factory=InputFindings)
+
+    def __bool__(self) -> bool:
+        """Whether the file was written."""
+        return self.written
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": str(self.source),
+            "target": str(self.target),
+            "written": self.written,
+            "opset": self.opset,
+            "inputs": [_port(port) for port in self.inputs],
+            "outputs": [_port(port) for port in self.outputs],
+            "folded": describe_folds(self.plan) if self.plan is not None else [],
+            "kept": describe_kept(self.plan) if self.plan is not None else [],
+            "replaced": [show(path) for path in self.replaced],
+            "unused_keep": list(self.unused_keep),
+            **self.audit.to_dict(),
+            "verification": self.verification.to_dict() if self.verification is not None else None,
+            "check": self.check.to_dict() if self.check is not None else None,
+        }
+
+
+def _port(port: Port) -> Json:
+    return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
+
+
+@borrowing.guest()
+def export_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    fold: bool = True,
+    opset: int | None = None,
+    keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
+    force: bool = False,
+    running: Proof,
+    prove: bool = False,
+    settings: Settings = SILENT,
+    name: str | None = None,
+    progress: _Progress | None = None,
+) -> ExportReport:
+    """Write the model in `source` to the ONNX file `target`, folded unless `fold` is False.
+
+    `running` says how the models are run; with `prove` the fold is proved by it first, as
+    `fold_file` does. `name` stands for the file's name in the report and in the ONNX file. The
+    target is written only when ONNX Runtime computes from it what Keras computes from the source,
+    and no finding on the source is as bad as `settings.fail_on`.
+
+    Raises:
+        SettingsError: the baseline of the settings is missing or damaged.
+        UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
+        OutputError: the target cannot be written, or exists and `force` is not given.
+        ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
+        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
+    """
+    keep = options.names("keep", keep)
+    opset = options.optional(options.whole, "opset", opset)
+    target = Path(target)
+    with open_model(source) as model:
+        check_target(target, "onnx", force=force)
+        refuse_inside(target, model)
+        refuse_obstacle(model)
+        job = _Job(model, running, name, progress or _silent)
+        audit = of_input(model.path, settings)
+        opset = None if audit.stops else job.start(opset)
+        decided, sha256 = plan_and_hash(model, keep)
+        with Staging(target, "onnx", force=force) as staging:
+            subject, replaced = model.path, _NONE
+            if fold and (decided.folds or standalone == "depthwise"):
+                subject = _beside(staging.path, model)
+                replaced, decided = write_folded(model, decided, sha256, standalone, subject)
+            report = ExportReport(
+                source=model.path if name is None else Path(name),
+                target=target,
+                written=False,
+                opset=opset,
+                inputs=(),
+                outputs=(),
+                plan=decided if fold else None,
+                replaced=replaced,
+                unused_keep=unused_patterns(model.graph, keep),
+                verification=None,
+                check=None,
+                audit=audit,
+            )
+            if prove and not audit.stops:
+                proof = running.run(model.path, subject, progress)
+                report = replace(report, verification=proof)
+            if opset is not None and _is_proved(report, running):
+                report = job.convert(subject, staging.path, report, sha256)
+            if report.written:
+                staging.publish()
+        return report
+
+
+def _beside(path: Path, model: ModelFile) -> Path:
+    """A name in the staging directory for the folded model, in the container of the source."""
+    suffix = {"keras": ".keras", "h5": ".h5"}.get(model.kind, "")
+    return path.with_name(f"folded{suffix}")
+
+
+def _is_proved(report: ExportReport, running: Proof) -> bool:
+    found = report.verification
+    return found is None or found.accepted(strict=running.strict)
+
+
+def _silent(_: str) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model on its way into an ONNX file."""
+
+    model: ModelFile
+    running: Proof
+    name: str | None
+    report: _Progress
+
+    @property
+    def label(self) -> str:
+        """The source for messages."""
+        return printable(self.name or str(self.model.path))
+
+    def start(self, opset: int | None) -> int:
+        """Refuse what cannot or must not be loaded, load TensorFlow; the opset to write."""
+        if self.model.graph.kind == "subclassed":
+            raise ExportImpossibleError(
+                f"{self.label}: a subclassed model: its file holds no graph, so there is nothing"
+                " to convert"
+            )
+        facts = safety.read_facts(self.model.path)
+        if not self.running.trust:
+            safety.refuse_code(facts)
+        foresight.look(facts, self.running.imports, self.running.data)
+        opset = onnx_file.choose_opset(opset)
+        self.report("loading TensorFlow")
+        libraries.start()
+        return opset
+
+    def convert(self, subject: Path, path: Path, report: ExportReport, sha256: str) -> ExportReport:
+        """Convert the model file `subject` to `path` and compare it with the source."""
+        self.report("loading the models")
+        original, folded = self._load(subject)
+        sets, warning = self._samples(original)
+        self.report("running the model with Keras")
+        reference = self._refer(original, sets)
+        libraries.release()  # the copy in float64 is large, and a conversion takes much memory
+        warnings = [*original.notes, *([warning] if warning is not None else [])]
+        rule = Rule(self.running.rtol, self.running.atol)
+        trial = Trial(original, folded, reference, sets, self.running.seed, rule, warnings)
+        label = self._label(original, report, sha256, trial.batched)
+        self.report("converting to ONNX")
+        check = self._first_check(folded, path, label, trial)
+        inputs, outputs = named_ports(trial.interface)
+        written = check.accepted(strict=self.running.strict)
+        return replace(report, written=written, check=check, inputs=inputs, outputs=outputs)
+
+    def _load(self, subject: Path) -> tuple[LoadedModel, LoadedModel]:
+        files = [safety.read_facts(self.model.path)]
+        if subject != self.model.path:
+            files.append(safety.read_facts(subject))
+        running = self.running
+        try:
+            loaded = loading.load_all(files, running.imports, running.classes, trust=running.trust)
+        except CannotRunError as error:
+            raise ExportImpossibleError(f"{self.label}: {error}") from error
+        for one in loaded:
+            keras_runner.prepare_alone(one)
+        return loaded[0], loaded[-1]
+
+    def _samples(self, loaded: LoadedModel) -> tuple[list[SampleSet], str | None]:
+        """What to run, and a warning on what is odd about the user's data."""
+        specs = inputs.input_specs(loaded.model)
+        if self.running.data is not None:
+            found, warning = data.load(self.running.data, specs)
+            return [found], warning
+        sizes = keras_runner.free_sizes(loaded, specs)
+        return samples.generate(specs, self.running.seed, sizes), None
+
+    def _refer(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Reference:
+        try:
+            return refer(loaded, sets, self.running.seed)
+        except CannotRunError as error:
+            raise VerificationImpossibleError(
+                f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"
+            ) from error
+
+    def _label(
+        self, loaded: LoadedModel, report: ExportReport, sha256: str, batched: Sequence[bool]
+    ) -> onnx_file.Label:
+        # A live model has a name and no file; the file it went through means nothing to others.
+        live = self.name is not None
+        origin = {"source": self.model.path.name, "source_sha256": sha256}
+        folded = describe_folds(report.plan) if report.plan is not None else []
+        metadata = {
+            "version": __version__,
+            **({"source": self.name} if live else origin),
+            "source_keras_version": self.model.keras_version or "unknown",
+            **onnx_file.versions(loaded),
+            "opset": str(report.opset),
+            "folded": folded,
+            "depthwise": [show(path) for path in report.replaced],
+        }
+        named = {f"bnfold.{key}": value for key, value in metadata.items()}
+        return onnx_file.Label(loaded.model.name, __version__, named, batched)
+
+    def _first_check(
+        self, loaded: LoadedModel, path: Path, label: onnx_file.Label, trial: Trial
+    ) -> Check:
+        """The check of the first conversion that does not differ from Keras, or of the last."""
+        check, reasons, opset = None, [], int(label.metadata["bnfold.opset"])
+        for convert in onnx_file.conversions(loaded, opset):
+            try:
+                proto = convert()
+                gc.collect()  # a conversion leaves several copies of the weights behind
+                onnx_file.write_onnx(proto, path, trial.interface, label)
+                del proto
+                self.report("running the ONNX file")
+                check = trial.check(path)
+            except CannotRunError as error:
+                reasons.append(str(error))
+                continue
+            if check.verdict is not Verdict.DIFFERENT:
+                return check
+        if check is None:
+            reason = _ORT_CODE.sub("", reasons[0])
+            raise ExportImpossibleError(
+                f"{self.label}: cannot be converted to ONNX (opset {opset}): {reason}"
+            )
+        return check

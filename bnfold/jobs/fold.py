@@ -1,0 +1,274 @@
+"""Folding a file: read, plan, write beside the target, prove, and only then put it there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossibleError
+from bnfold.folding.apply import apply
+from bnfold.folding.plan import Plan, unused_patterns
+from bnfold.folding.standalone import replace_leftovers, replaceable
+from bnfold.jobs import child
+from bnfold.jobs.gate import InputFindings, of_input
+from bnfold.jobs.planning import planned
+from bnfold.jobs.settings import Settings
+from bnfold.jobs.staging import Staging, check_target
+from bnfold.model.container.guard import printable
+from bnfold.model.container.model_file import Kind, ModelFile, open_model
+from bnfold.model.container.record import record
+from bnfold.model.graph import Json, show
+from bnfold.model.graph import Path as LayerPath
+from bnfold.running import options, safety
+from bnfold.running.data import Source
+from bnfold.verification import Verification, verify
+from bnfold.verification.unchanged import unchanged
+from bnfold.version import __version__
+
+SCHEMA_VERSION = 1
+
+Standalone = Literal["keep", "depthwise"]
+
+SILENT = Settings(fail_on=None)
+"""The settings under which no finding stops anything."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a result is to be proved: the arguments of `bnfold.verify`.
+
+    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal. `rtol`
+    (of a channel's magnitude) and `atol` replace the tolerance that is measured.
+    """
+
+    data: Source | None = None
+    seed: int = 0
+    trust: bool = False
+    imports: Sequence[str] = ()
+    classes: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __post_init__(self) -> None:
+        """See that every argument means something.
+
+        Raises:
+            SettingsError, TypeError: see `bnfold.running.options`.
+        """
+        given = {
+            "seed": options.whole("seed", self.seed),
+            "trust": options.flag("trust", self.trust),
+            "imports": options.names("imports", self.imports),
+            "strict": options.flag("strict", self.strict),
+            "rtol": options.optional(options.finite, "rtol", self.rtol),
+            "atol": options.optional(options.finite, "atol", self.atol),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+    def run(
+        self,
+        original: Path,
+        folded: Path,
+        progress: Callable[[str], None] | None,
+        *,
+        is_changed: bool = True,
+    ) -> Verification:
+        """Judge whether two files compute the same.
+
+        Where nothing was folded and so nothing should have been changed, the files are compared,
+        and models are run only if that does not settle it.
+        """
+        if not is_changed and self.data is None:
+            if not self.trust:
+                safety.refuse_code(safety.read_facts(original))
+            if (found := unchanged(original, folded, self.seed)) is not None:
+                return found
+        return child.run(
+            verify,
+            original,
+            folded,
+            data=self.data,
+            seed=self.seed,
+            trust=self.trust,
+            imports=self.imports,
+            classes=self.classes,
+            rtol=self.rtol,
+            atol=self.atol,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What a fold did.
+
+    Attributes:
+        source: the model file that was read.
+        target: where the folded model was to go.
+        written: whether it is there; False when the proof failed.
+        container: "keras", "keras-directory" or "h5", of both.
+        plan: what was folded and what was kept, with reasons.
+        dropped: what belongs to training and was left out.
+        replaced: the kept layers that are depthwise convolutions now.
+        unused_keep: the patterns of `keep` that match no layer.
+        verification: the proof, None where none was asked for, or findings stopped the fold.
+        audit: the findings on the source.
+    """
+
+    source: Path
+    target: Path
+    written: bool
+    container: Kind
+    plan: Plan
+    dropped: tuple[str, ...]
+    replaced: tuple[LayerPath, ...]
+    unused_keep: tuple[str, ...]
+    verification: Verification | None
+    audit: InputFindings = field(default_factory=InputFindings)
+
+    def __bool__(self) -> bool:
+        """Whether the file was written."""
+        return self.written
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": str(self.source),
+            "target": str(self.target),
+            "written": self.written,
+            "container": self.container,
+            "folded": describe_folds(self.plan),
+            "kept": describe_kept(self.plan),
+            "dropped": list(self.dropped),
+            "replaced": [show(path) for path in self.replaced],
+            "unused_keep": list(self.unused_keep),
+            **self.audit.to_dict(),
+            "verification": self.verification.to_dict() if self.verification is not None else None,
+        }
+
+
+def describe_folds(decided: Plan) -> list[Json]:
+    """What was folded into what, for reports and records."""
+    return [
+        {
+            "name": show(fold.batchnorm.path),
+            "direction": fold.direction,
+            "into": [show(edit.layer) for edit in fold.edits],
+        }
+        for fold in decided.folds
+    ]
+
+
+def describe_kept(decided: Plan) -> list[Json]:
+    """What was not folded and why, for reports."""
+    return [
+        {
+            "name": show(blocked.batchnorm.path),
+            "reason": blocked.reason,
+            "remedies": list(blocked.remedies),
+        }
+        for blocked in decided.blocked
+    ]
+
+
+def fold_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    keep: Sequence[str] = (),
+    standalone: Standalone = "keep",
+    force: bool = False,
+    proof: Proof | None,
+    settings: Settings = SILENT,
+    progress: Callable[[str], None] | None = None,
+) -> FoldReport:
+    """Fold the model in `source` and write it to `target`, in the same kind of container.
+
+    With `standalone` "depthwise", what cannot be folded becomes a depthwise convolution where it
+    can. Without a `proof` nothing is run. The target is written only when the proof succeeds, and
+    no finding on the source is as bad as `settings.fail_on`; the settings are those of `inspect`.
+
+    Raises:
+        SettingsError: their baseline is missing or damaged.
+        UnreadableModelError, UnsafeModelError: the source cannot be read.
+        OutputError: the target cannot be written, or exists and `force` is not given.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
+    """
+    options.some_of("standalone", standalone, get_args(Standalone))
+    keep = options.names("keep", keep)
+    target = Path(target)
+    with open_model(source) as model:
+        check_target(target, model.kind, force=force)
+        refuse_inside(target, model)
+        refuse_obstacle(model)
+        if model.graph.kind == "subclassed" and proof is not None:
+            raise VerificationImpossibleError(
+                f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
+                "nothing can be folded and nothing proved"
+            )
+        audit = of_input(model.path, settings)
+        decided, sha256 = plan_and_hash(model, keep)
+        with Staging(target, model.kind, force=force) as staging:
+            replaced, decided = write_folded(model, decided, sha256, standalone, staging.path)
+            verification, accepted = None, not audit.stops
+            if proof is not None and accepted:
+                is_changed = bool(decided.folds or replaced)
+                verification = proof.run(model.path, staging.path, progress, is_changed=is_changed)
+                verification = verification.reworded(staging.said)
+                accepted = verification.accepted(strict=proof.strict)
+            if accepted:
+                staging.publish()
+        return FoldReport(
+            source=model.path,
+            target=target,
+            written=accepted,
+            container=model.kind,
+            plan=decided,
+            dropped=model.dropped,
+            replaced=replaced,
+            unused_keep=unused_patterns(model.graph, keep),
+            verification=verification,
+            audit=audit,
+        )
+
+
+def refuse_inside(target: Path, model: ModelFile) -> None:
+    """Raise OutputError for a target in the directory that is the model."""
+    if model.kind == "keras-directory" and model.path.resolve() in target.resolve().parents:
+        raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
+
+
+def refuse_obstacle(model: ModelFile) -> None:
+    """Raise UnreadableModelError for a file of which nothing can be folded, whatever is in it."""
+    if model.graph.obstacle is not None:
+        raise UnreadableModelError(f"{printable(str(model.path))}: {model.graph.obstacle}")
+
+
+def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
+    """Decide what folds; the plan, and the SHA-256 of the file."""
+    # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(model.sha256)
+        decided = planned(model, keep)
+    return decided, digest.result()
+
+
+def write_folded(
+    model: ModelFile, decided: Plan, sha256: str, standalone: Standalone, path: Path
+) -> tuple[tuple[LayerPath, ...], Plan]:
+    """Write the folded model to `path`; the kept layers that are depthwise convolutions there.
+
+    Where that was asked for, the plan that is returned says why others are not.
+    """
+    folded = apply(model.graph, decided)
+    replaced: tuple[LayerPath, ...] = ()
+    if standalone == "depthwise":
+        replaced, decided = replaceable(folded, decided)
+    folded = replace_leftovers(folded, replaced) if replaced else folded
+    made = record(model.metadata, __version__, sha256, folded=describe_folds(decided))
+    model.write(folded, path, made)
+    return replaced, decided

@@ -1,0 +1,268 @@
+"""The gate of a pipeline: several models, and which of their findings count.
+
+What the rules find is set aside where the settings suppress it, then where the baseline knows it.
+What is left decides. A command that makes another file of a model looks at it here first.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from bnfold.audit import Finding, Severity, baseline, joined
+from bnfold.audit.baseline import Entry
+from bnfold.audit.selection import Suppression, suppress
+from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
+from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.jobs.settings import NEVER, Settings
+from bnfold.jobs.staging import check_target, write_text
+from bnfold.model.container.guard import printable
+from bnfold.model.container.search import models_at
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What was asked for and could not be read; the text of the error names it.
+
+    `may_have_run` is true where the model was to be run over data: it may have been by then.
+    """
+
+    path: Path
+    error: BnfoldError
+    may_have_run: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the models.
+
+    Attributes:
+        models: those that were read, in a stable order, with the findings that count.
+        unreadable: the others.
+        unused: suppressions that cover nothing.
+        stale: entries of the baseline that are found no more.
+    """
+
+    models: tuple[Inspection, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    unused: tuple[Suppression, ...] = ()
+    stale: tuple[Entry, ...] = ()
+
+    def exit_code(self, findings: Iterable[Finding], fail_on: Severity | None) -> int:
+        """2 where something was not read, 1 where a finding is as bad as `fail_on`, else 0."""
+        if self.unreadable or not self.models:
+            return 2
+        return int(any(fails(finding, fail_on) for finding in findings))
+
+
+def how_many_read(models: Sequence[Inspection], unreadable: Sequence[Unreadable]) -> str:
+    """How many of the models that were found could be read: `28 of 32 read`."""
+    return f"{len(models)} of {len(models) + len(unreadable)} read"
+
+
+@dataclass(frozen=True)
+class InputFindings:
+    """What counts of the findings on a model of which a command makes something.
+
+    Attributes:
+        findings: the errors, and whatever else is as bad as `fail_on`.
+        fail_on: from which severity on nothing is made of the model; None is never.
+        problem: why the rules could not be asked, in a sentence; None where they were.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    fail_on: Severity | None = None
+    problem: str | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing is to be made of the model; what was not looked at stops it too."""
+        unknown = self.problem is not None and self.fail_on is not None
+        return unknown or any(fails(finding, self.fail_on) for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON report of a command has of it."""
+        return {
+            "findings": [finding.to_dict() for finding in self.findings],
+            "fail_on": NEVER if self.fail_on is None else self.fail_on.value,
+            "stopped_by_findings": self.stops,
+            "not_audited": self.problem,
+        }
+
+
+def of_input(path: Path, settings: Settings) -> InputFindings:
+    """The findings on one model that a command reads, as `check` counts them.
+
+    Raises:
+        SettingsError: the baseline is missing or damaged.
+    """
+    outcome, fail_on = check([path], settings), settings.fail_on
+    if outcome.unreadable:
+        return InputFindings((), fail_on, str(outcome.unreadable[0].error))
+    bad = Severity.ERROR
+    found = (finding for model in outcome.models for finding in model.findings)
+    told = tuple(one for one in found if fails(one, bad) or fails(one, fail_on))
+    return InputFindings(told, fail_on)
+
+
+def fails(finding: Finding, fail_on: Severity | None) -> bool:
+    """Whether a finding is as bad as `fail_on`, or worse; none is where that is None."""
+    return fail_on is not None and finding.severity.rank <= fail_on.rank
+
+
+def check(paths: Sequence[Path], settings: Settings) -> Outcome:
+    """Inspect the models at `paths`, which are files, Keras directories, or folders to search.
+
+    Raises:
+        SettingsError: the baseline is missing or damaged.
+    """
+    where = settings.baseline
+    known = frozenset() if where is None else _read(where)
+    raw = _inspect(paths, settings)
+    outcome = _suppress(raw, settings)
+    if where is None:
+        return _joined(outcome)
+    judged = _judged(known, where, raw, settings)
+    stale = sorted(judged - _entries(raw.models, where))
+    return _joined(replace(_compare(outcome, where, known), stale=tuple(stale)))
+
+
+def write_baseline(paths: Sequence[Path], settings: Settings, target: Path) -> Outcome:
+    """Inspect as `check` does, and let all that is found be known from now on.
+
+    Of an earlier baseline in `target`, what this run says nothing about stays: other models, other
+    rules. If anything cannot be read, nothing is written.
+
+    Raises:
+        SettingsError: what is there is no baseline.
+        OutputError: it cannot be written there.
+    """
+    check_target(target, "text", force=True)
+    earlier = _read(target) if target.exists() else frozenset()
+    raw = _inspect(paths, settings)
+    outcome = _suppress(raw, settings)
+    if outcome.unreadable:
+        return _joined(outcome)
+    entries = _entries(outcome.models, target) | (earlier - _judged(earlier, target, raw, settings))
+    write_text(target, baseline.dump(entries))
+    return _joined(_compare(outcome, target, entries))
+
+
+def _joined(outcome: Outcome) -> Outcome:
+    """Causes and their consequences as one finding each, when it is known which of them count."""
+    models = (replace(model, findings=joined(model.findings)) for model in outcome.models)
+    return replace(outcome, models=tuple(models))
+
+
+def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
+    files, unreadable = _files(paths, settings.exclude)
+    rules, models = settings.rules(), []
+    for file in files:
+        try:
+            found = inspect_file(
+                file,
+                rules=rules,
+                thresholds=settings.thresholds,
+                target_dtype=settings.target_dtype,
+                run=settings.run,
+                join=False,
+            )
+        except BnfoldError as error:
+            unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))
+        else:
+            models.append(found)
+    return Outcome(tuple(models), tuple(unreadable))
+
+
+def _files(paths: Sequence[Path], exclude: Sequence[str]) -> tuple[list[Path], list[Unreadable]]:
+    """The models at these paths, each once, and the folders that hold none or cannot be read."""
+    files: dict[str, Path] = {}
+    unreadable: list[Unreadable] = []
+
+    def skip(error: OSError) -> None:
+        where = Path(error.filename)
+        reason = f"{printable(str(where))}: {error.strerror}"
+        unreadable.append(Unreadable(where, UnreadableModelError(reason)))
+
+    for path in paths:
+        try:
+            for file in models_at(path, exclude, skip):
+                files.setdefault(os.path.abspath(file), file)
+        except BnfoldError as error:
+            unreadable.append(Unreadable(path, error))
+    return list(files.values()), unreadable
+
+
+def _suppress(raw: Outcome, settings: Settings) -> Outcome:
+    """Set aside what the settings suppress; what nothing used is told if all models were read."""
+    models: list[Inspection] = []
+    used: set[Suppression] = set()
+    for model in raw.models:
+        name = PurePath(_path_from(settings.root, model.path))
+        here = [one for one in settings.suppressions if one.concerns(name)]
+        used |= {one for one in here if any(map(one.covers, model.findings))}
+        kept, suppressed = suppress(model.findings, here)
+        models.append(replace(model, findings=kept, suppressed=suppressed))
+    codes = [rule.code for rule in settings.rules()]
+    unused = [
+        one
+        for one in settings.suppressions
+        if one not in used and any(code.startswith(one.rules) for code in codes)
+    ]
+    return replace(raw, models=tuple(models), unused=() if raw.unreadable else tuple(unused))
+
+
+def _compare(outcome: Outcome, where: Path, known: frozenset[Entry]) -> Outcome:
+    """Set aside what a baseline knows."""
+    models = []
+    for model in outcome.models:
+        new, old = baseline.set_aside(model.findings, _path_from(where.parent, model.path), known)
+        models.append(replace(model, findings=new, suppressed=(*model.suppressed, *old)))
+    return replace(outcome, models=tuple(models))
+
+
+def _entries(models: Sequence[Inspection], where: Path) -> frozenset[Entry]:
+    """All findings as a baseline at `where` would know them."""
+    return frozenset(
+        Entry.of(finding, _path_from(where.parent, model.path))
+        for model in models
+        for finding in model.findings
+    )
+
+
+def _judged(
+    known: frozenset[Entry], where: Path, raw: Outcome, settings: Settings
+) -> frozenset[Entry]:
+    """The entries of a baseline on which this run has the last word.
+
+    They are those of its rules on the models that it read, and all of models that are gone.
+    """
+    read = {_path_from(where.parent, model.path) for model in raw.models}
+    codes = {rule.code for rule in settings.rules()}
+    return frozenset(
+        entry
+        for entry in known
+        if (entry.model in read and entry.rule in codes)
+        or not os.path.lexists(where.parent / entry.model)
+    )
+
+
+def _read(path: Path) -> frozenset[Entry]:
+    try:
+        return baseline.parse(path.read_bytes())
+    except FileNotFoundError:
+        reason = "no such baseline; --write-baseline makes one"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except BnfoldError as error:
+        reason = str(error)
+    raise SettingsError(f"{printable(str(path))}: {reason}")
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    """The path as seen from a folder, with slashes; as it is where there is no way (Windows)."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()

@@ -1,0 +1,241 @@
+"""Writing so that a result appears whole or not at all.
+
+The new file grows beside its target under another name, is flushed to disk, and takes the target's
+place in one step. Whatever stops it before (an error, Ctrl-C, a full disk) leaves the target as it
+was and nothing beside it. Only a directory takes two steps, because it cannot be replaced in one:
+between them the old one stands inside the staging directory.
+
+A link as target stays, and what it points to is replaced. The new file has the permissions, owner
+and group of the one that it replaces; without one, those that the umask gives.
+"""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+from bnfold.errors import BnfoldError, OutputError
+from bnfold.model.container.guard import printable
+from bnfold.model.container.model_file import SUFFIXES, Kind, is_model_directory
+
+TargetKind: TypeAlias = Kind | Literal["onnx", "text"]
+
+_SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
+    "keras": (".keras",),
+    "h5": (".h5", ".hdf5"),
+    "onnx": (".onnx",),
+}
+
+
+_ACCESS_LIST = "system.posix_acl_access"
+
+
+def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
+    """See that a result of this kind may be written to `target`.
+
+    Raises:
+        OutputError: the target exists and `force` is not given, its directory does not exist, or
+            its name has a suffix by which it would be taken for something else; the same for the
+            file that a link points to.
+    """
+    name = printable(str(target))
+    wanted = _SUFFIXES.get(kind)
+    if wanted is not None and target.suffix.lower() not in wanted:
+        like = "" if kind == "onnx" else ", like the model it is made of"
+        raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
+    if wanted is None and target.suffix.lower() in SUFFIXES:
+        raise OutputError(
+            f"{name}: is the name of a model, and this is none"
+            if kind == "text"
+            else f"{name}: must have no suffix, because the model it is made of is a directory"
+        )
+    if os.path.lexists(target):
+        _check_existing(target, name, kind, force=force)
+    real = followed(target)
+    if kind == "text" and any(map(is_model_directory, target.resolve().parents)):
+        raise OutputError(f"{name}: is inside of a model, and would damage it")
+    if not real.parent.is_dir():
+        raise OutputError(f"{name}: the directory {printable(str(real.parent))} does not exist")
+
+
+def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -> None:
+    if not force:
+        raise OutputError(f"{name}: exists already; use --force to replace it")
+    if target.is_symlink():
+        real = followed(target)
+        if real.is_symlink():
+            raise OutputError(f"{name}: is a link that leads back to itself")
+        if real.suffix.lower() in set(SUFFIXES) - set(_SUFFIXES.get(kind, ())):
+            shown = printable(str(real))
+            raise OutputError(f"{name}: is a link to {shown}, which has the name of another model")
+    if target.is_dir() != (kind == "keras-directory") and target.exists():
+        raise OutputError(f"{name}: exists and is {'a' if target.is_dir() else 'no'} directory")
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OutputError(f"{name}: exists and is neither a file nor a directory")
+
+
+def followed(target: Path) -> Path:
+    """What is to be replaced: the target or, where it is a link, what that points to at last."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+class Staging:
+    """A place beside `target` to write to; `publish` puts what is there in the target's place.
+
+    Beside what a link points to, where the target is one. Used as a context manager: what was not
+    published is removed at the end.
+    """
+
+    def __init__(self, target: Path, kind: TargetKind, *, force: bool) -> None:
+        check_target(target, kind, force=force)
+        self._given, self._kind, self._force = target, kind, force
+        self._target = followed(target)
+        # Named before it is made, so that it is removed whenever Ctrl-C comes.
+        self._directory = self._target.parent / f".bnfold-{os.urandom(8).hex()}"
+        self.path = self._directory / target.name
+
+    def __enter__(self) -> "Staging":
+        try:
+            self._directory.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(f"{printable(str(self._given))}: {error.strerror}") from None
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if isinstance(error, BnfoldError):
+            error.args = tuple(self.said(str(text)) for text in error.args)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{printable(str(self._given))}: {error.strerror or error}"
+            ) from error
+
+    def said(self, text: str) -> str:
+        """A text that names the target where it names what was to become it."""
+        names = {str(self.path): str(self._given)}
+        names |= {printable(old): printable(new) for old, new in names.items()}
+        for old, new in names.items():
+            text = text.replace(old, new)
+        return text
+
+    def publish(self) -> None:
+        """Flush what was written and move it to the target."""
+        _flush(self.path)
+        check_target(self._given, self._kind, force=self._force)
+        _admit_as_before(self._target, self.path)
+        if self._target.is_dir():
+            self._replace_directory()
+        else:
+            self.path.replace(self._target)
+        _flush_directory(self._target.parent)
+
+    def _replace_directory(self) -> None:
+        replaced = self._directory / "replaced"
+        try:
+            self._target.rename(replaced)
+            self.path.replace(self._target)
+        finally:
+            if not self._target.exists():
+                replaced.rename(self._target)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text to a file, whole or not at all, in the place of what is there.
+
+    Devices and pipes are written to, and links are followed.
+
+    Raises:
+        OutputError: it cannot be written there, or has the name of a model.
+    """
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        _write_to_device(target, text)
+        return
+    with Staging(target, "text", force=True) as staging:
+        staging.path.write_text(text, encoding="utf-8", newline="")
+        staging.publish()
+
+
+def _write_to_device(target: Path, text: str) -> None:
+    try:
+        with target.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OutputError(f"{printable(str(target))}: {error.strerror or error}") from None
+
+
+def _admit_as_before(old: Path, new: Path) -> None:
+    """Let the same people read and write what is new; of a directory also the files of a name."""
+    pairs = [(old, new)]
+    if old.is_dir():
+        pairs += [(old / found.relative_to(new), found) for found in new.rglob("*")]
+    for before, after in reversed(pairs):  # a directory last, which may be closed afterwards
+        if before.exists() and not before.is_symlink():
+            _copy_permissions(before, after)
+
+
+def _copy_permissions(old: Path, new: Path) -> None:
+    """Give a file the owner, group, mode and POSIX access list of another, as far as we may.
+
+    The owner only root can give away. Where the group cannot be given, its members get no more than
+    everybody. Set-user-ID and set-group-ID are not for a file of other content.
+    """
+    wanted, entries = old.stat(), _access_list(old)
+    mode = stat.S_IMODE(wanted.st_mode) & 0o777
+    _give_to(new, wanted.st_uid, -1)
+    if not _give_to(new, -1, wanted.st_gid):
+        entries, mode = None, mode & ~0o070 | (mode & 0o007) << 3
+    if _access_list(new) is not None:
+        os.removexattr(new, _ACCESS_LIST)  # inherited from the directory
+    new.chmod(mode)
+    if entries is not None:
+        os.setxattr(new, _ACCESS_LIST, entries)
+
+
+def _give_to(path: Path, user: int, group: int) -> bool:
+    """Whether a file now belongs to a user or a group; -1 leaves the one or the other alone."""
+    found = path.stat()
+    if user in (-1, found.st_uid) and group in (-1, found.st_gid):
+        return True
+    try:
+        os.chown(path, user, group)
+    except OSError:
+        return False
+    return True
+
+
+def _access_list(path: Path) -> bytes | None:
+    """The POSIX access list of a file beyond its mode; None without one."""
+    if not hasattr(os, "getxattr"):
+        return None  # only Linux has it so
+    try:
+        return os.getxattr(path, _ACCESS_LIST)
+    except OSError:
+        return None
+
+
+def _flush(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # not every system can open a directory
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

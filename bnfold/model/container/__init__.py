@@ -1,0 +1,1 @@
+"""The files that hold models: archives, directories and legacy HDF5 files, read as data."""

@@ -1,0 +1,493 @@
+"""The `.keras` container: metadata, config, weights and assets, in a ZIP or in a directory.
+
+The HDF5 file inside a ZIP is stored, not compressed, so it is read through a window over the
+archive: `ZipFile.open` would read everything again at every backward seek, and a copy would cost
+the model's size.
+"""
+
+import io
+import json
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+from numpy.typing import NDArray
+
+from bnfold.errors import UnreadableModelError
+from bnfold.model import catalog, keras_json
+from bnfold.model.container import foreign, guard, hdf5
+from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.optimizer import Optimizer
+from bnfold.model.order import Container, GroupNames
+
+CONFIG = "config.json"
+METADATA = "metadata.json"
+WEIGHTS = "model.weights.h5"
+ASSETS = "assets/"
+OPTIMIZER = "optimizer"
+INNER_OPTIMIZER = "inner_optimizer"
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+_CHUNK = 1 << 20
+
+
+class _ZipParts:
+    """The parts of a `.keras` archive."""
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        self._file = resources.enter_context(guard.ArchiveFile(path))
+        self._archive = resources.enter_context(guard.open_archive(self._file))
+        self._resources = resources
+
+    def names(self) -> list[str]:
+        return [info.filename for info in self._archive.infolist() if not info.is_dir()]
+
+    def read(self, name: str) -> bytes:
+        return guard.read_member(self._archive, name)
+
+    def size(self, name: str) -> int:
+        return self._archive.getinfo(name).file_size
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return guard.member_chunks(self._archive, name)
+
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]], metadata: bytes) -> None:
+        """Write an archive of the same members in the same order, some weights changed."""
+        weights = target.with_name(f"{target.name}.{WEIGHTS}")
+        try:
+            _write_chunks(self.chunks(WEIGHTS), weights)
+            hdf5.overwrite(weights, changes)
+            with zipfile.ZipFile(target, "w") as archive:
+                archive.comment = self._archive.comment
+                for info in self._archive.infolist():
+                    with archive.open(copy(info), "w") as member:
+                        if info.filename == WEIGHTS:
+                            with weights.open("rb") as stream:
+                                shutil.copyfileobj(stream, member, _CHUNK)
+                        elif info.filename == METADATA:
+                            member.write(metadata)
+                        elif not info.is_dir():
+                            member.writelines(self.chunks(info.filename))
+                if METADATA not in archive.namelist():
+                    archive.writestr(zipfile.ZipInfo(METADATA, _ZIP_EPOCH), metadata)
+        finally:
+            weights.unlink(missing_ok=True)
+
+    def weights(self) -> h5py.File:
+        info = self._archive.getinfo(WEIGHTS)
+        # h5py crashes the process when the stream dies before the file: the stack closes the file
+        # first.
+        if info.compress_type == zipfile.ZIP_STORED:
+            start = self._data_offset(info)
+            found = hdf5.open_hdf5(self._file, WEIGHTS, start, info.file_size)
+        else:
+            import tempfile  # noqa: PLC0415 - Keras stores the weights uncompressed
+
+            unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._resources.enter_context(unpacked)
+            unpacked.writelines(self.chunks(WEIGHTS))
+            found = hdf5.open_hdf5(unpacked, WEIGHTS)
+        return self._resources.enter_context(found)
+
+    def _data_offset(self, info: zipfile.ZipInfo) -> int:
+        guard.check_member(self._archive, WEIGHTS)
+        self._file.seek(info.header_offset)
+        header = self._file.read(_LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+            raise UnreadableModelError(f"the archive is damaged at {WEIGHTS}")
+        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        start: int = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if info.file_size != info.compress_size or start + info.file_size > self._size():
+            raise UnreadableModelError(f"the archive is truncated in {WEIGHTS}")
+        return start
+
+    def _size(self) -> int:
+        return self._file.seek(0, io.SEEK_END)
+
+
+class _DirectoryParts:
+    """The parts of a model saved with `zipped=False`."""
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        self._path = path
+        self._resources = resources
+        self._names = sorted(guard.files_in(path))
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def read(self, name: str) -> bytes:
+        with (self._path / name).open("rb") as stream:
+            return stream.read(guard.MAX_JSON_BYTES + 1)
+
+    def size(self, name: str) -> int:
+        return (self._path / name).stat().st_size
+
+    def copy(self, target: Path, changes: Mapping[str, NDArray[Any]], metadata: bytes) -> None:
+        """Write a directory of the same files, some weights changed."""
+        for found in (self._path, *self._path.rglob("*")):
+            if found.is_dir():
+                (target / found.relative_to(self._path)).mkdir(parents=True, exist_ok=True)
+        for name in self._names:
+            _write_chunks(self.chunks(name), target / name)
+        (target / METADATA).write_bytes(metadata)
+        hdf5.overwrite(target / WEIGHTS, changes)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        with (self._path / name).open("rb") as stream:
+            while piece := stream.read(_CHUNK):
+                yield piece
+
+    def weights(self) -> h5py.File:
+        stream = self._resources.enter_context((self._path / WEIGHTS).open("rb", buffering=0))
+        return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
+
+
+class KerasArchive:
+    """An open `.keras` file or directory.
+
+    Attributes:
+        graph: the model.
+        keras_version: the version of Keras that wrote it, where metadata.json tells.
+        dropped: what `write` leaves out because it belongs to training.
+    """
+
+    def __init__(self, path: Path, resources: ExitStack) -> None:
+        """Read the graph and the places of its weights; `resources` closes what stays open."""
+        self._is_directory = path.is_dir()
+        self._parts = (_DirectoryParts if self._is_directory else _ZipParts)(path, resources)
+        names = set(self._parts.names())
+        _require(names)
+        self.metadata = self._read_metadata(names)
+        version = self.metadata.get("keras_version")
+        self.keras_version = version if isinstance(version, str) else None
+        parsed = keras_json.parse_model(guard.parse_json(self._parts.read(CONFIG), CONFIG))
+        self._weights = self._with_slashes(self._parts.weights(), resources)
+        self._container = _container(self._weights)
+        self._groups = hdf5.Groups(self._weights)
+        self.graph = self._attach(parsed)
+        self.dropped = self._training_state()
+
+    def _with_slashes(self, weights: h5py.File, resources: ExitStack) -> h5py.File:
+        """The weights, or a copy under slashes where Keras 2 saved them on Windows."""
+        self._was_saved_on_windows = hdf5.joined_by_backslashes(weights)
+        if not self._was_saved_on_windows:
+            return weights
+        import tempfile  # noqa: PLC0415 - a rare file
+
+        path = Path(resources.enter_context(tempfile.TemporaryDirectory())) / WEIGHTS
+        with hdf5.new_file(path) as new:
+            hdf5.copy_with_slashes(weights, new)
+        stream = resources.enter_context(path.open("rb", buffering=0))
+        return resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
+
+    @property
+    def weights_root(self) -> h5py.Group:
+        """The root of the weights, for models whose graph the file does not tell."""
+        return self._weights
+
+    @property
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]:
+        """The optimizer of each compiled model; that of the outermost at ().
+
+        A model that was compiled before it was nested has one of its own.
+        """
+        places = {(): ("", self.graph)} | {
+            path: (layer.location, layer.graph)
+            for path, layer in walk_all(self.graph)
+            if layer.graph is not None and layer.location is not None
+        }
+        return {path: self._optimizer(*found) for path, found in places.items()}
+
+    def _optimizer(self, place: str, graph: Graph) -> Optimizer:
+        """What the group of an optimizer holds; a LossScaleOptimizer has the one that it wraps.
+
+        The first variable counts the steps. That of a LossScaleOptimizer stays 0.
+        """
+        place = f"{place}/{OPTIMIZER}".removeprefix("/")
+        if self._groups.at(f"{place}/{INNER_OPTIMIZER}") is not None:
+            place = f"{place}/{INNER_OPTIMIZER}"
+        variables = self._groups.at(f"{place}/vars")
+        first = None
+        if variables is not None:
+            first = hdf5.weight_in(variables, "0", f"{place}/vars/0")
+        compiled = graph.entry.get("compile_config")
+        return Optimizer(
+            entry=compiled.get("optimizer") if isinstance(compiled, dict) else None,
+            steps=hdf5.counter(first),
+            variables=lambda: hdf5.all_weights(self._groups.at(place), place),
+        )
+
+    def _attach(self, graph: Graph) -> Graph:
+        """The graph with each layer's place in the file and its variables."""
+        weighted: set[str] = set()
+        if self._container is Container.CHECKPOINT_DEPENDENCIES:
+            weighted = hdf5.weighted_groups(self._weights)
+        names = GroupNames(self._container, lambda _, group: group in weighted).assign(graph)
+        return _attach_graph(graph, (), names, self._groups)
+
+    def _read_metadata(self, names: set[str]) -> Json:
+        if METADATA not in names:
+            return {}
+        metadata = guard.parse_json(self._parts.read(METADATA), METADATA)
+        return metadata if isinstance(metadata, dict) else {}
+
+    def _training_state(self) -> tuple[str, ...]:
+        found = []
+        if keras_json.is_compiled(self.graph):
+            found.append("compile_config")
+        if guard.child(self._weights, OPTIMIZER) is not None:
+            found.append("optimizer state")
+        return tuple(found)
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None:
+        """Write `graph` with this file's other parts to `target`, which does not exist yet.
+
+        `record` goes into metadata.json under "bnfold".
+        """
+        names = self._group_names().assign(graph)
+        documents = {
+            METADATA: self._recorded(record),
+            CONFIG: json.dumps(keras_json.to_json(keras_json.decompile(graph))).encode(),
+        }
+        if self._is_directory:
+            self._write_directory(graph, names, documents, target)
+        else:
+            self._write_zip(graph, names, documents, target)
+
+    def _group_names(self) -> GroupNames:
+        weighted: set[str] = set()
+        if self._container is Container.CHECKPOINT_DEPENDENCIES:
+            weighted = hdf5.weighted_groups(self._weights)
+        return GroupNames(self._container, lambda layer, _: (layer.location or "") in weighted)
+
+    def _write_zip(
+        self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
+    ) -> None:
+        # HDF5 must seek, which a ZIP member cannot: the weights are written into their place first,
+        # and get their header when their size is known. A copy would cost as much again.
+        info = zipfile.ZipInfo(WEIGHTS, _ZIP_EPOCH)
+        info.CRC = info.file_size = info.compress_size = info.header_offset = 0
+        is_large = self._weights.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
+        start = len(info.FileHeader(is_large))
+        target.write_bytes(bytes(start))
+        self._write_weights(graph, names, target, start)
+        with target.open("r+b") as file:
+            _describe(info, file, start)
+            file.seek(0)
+            file.write(info.FileHeader(is_large))
+            file.seek(0, io.SEEK_END)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.filelist.append(info)
+                archive.NameToInfo[info.filename] = info
+                for name, content in documents.items():
+                    archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
+                for name, new_name in self._assets(graph, names):
+                    _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
+
+    def _write_directory(
+        self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
+    ) -> None:
+        target.mkdir()
+        for name, content in documents.items():
+            (target / name).write_bytes(content)
+        self._write_weights(graph, names, target / WEIGHTS)
+        for name, new_name in self._assets(graph, names):
+            (target / new_name).parent.mkdir(parents=True, exist_ok=True)
+            _write_chunks(self._parts.chunks(name), target / new_name)
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
+        """Write a copy to `target`, in which some variables have other numbers."""
+        if self._was_saved_on_windows:
+            changes = {_as_on_windows(path): values for path, values in changes.items()}
+        self._parts.copy(target, changes, self._recorded(record))
+
+    def _recorded(self, record: Json) -> bytes:
+        """What metadata.json says with a record of how the file was made."""
+        return json.dumps({**self.metadata, "bnfold": record}).encode()
+
+    def _assets(self, graph: Graph, names: dict[LayerPath, str]) -> Iterator[tuple[str, str]]:
+        """Every other member: its name, and its new name if its layer's group moved."""
+        moved = {
+            layer.location: names[path]
+            for path, layer in walk_all(graph)
+            if layer.location is not None and path in names
+        }
+        for name in self._parts.names():
+            if name not in (METADATA, CONFIG, WEIGHTS):
+                yield name, _moved_asset(name, moved)
+
+    def _write_weights(
+        self, graph: Graph, names: dict[LayerPath, str], target: Path, start: int = 0
+    ) -> None:
+        with hdf5.new_file(target, start) as new:
+            # What a subclassed model holds nobody knows: it stays where it is.
+            replaced = set() if graph.kind == "subclassed" else {self._container.value}
+            hdf5.copy_children(self._weights, new, skip={OPTIMIZER, *replaced})
+            written: set[str] = set()
+            for path, layer in walk_all(graph):
+                group = names.get(path)
+                if group is not None and group not in written:
+                    written.add(group)
+                    self._write_layer(layer, hdf5.group_for(new, group))
+
+    def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
+        source = self._groups.at(layer.location) if layer.location else None
+        inside = {self._container.value, OPTIMIZER} if layer.graph is not None else set()
+        if layer.inner is not None:
+            inside.add("layer")
+        if layer.weights is None:
+            if source is not None:
+                hdf5.copy_children(source, target, skip=inside)
+            return
+        groups = catalog.variable_groups(layer)
+        if groups != ("",) and catalog.weights(layer) is None and source is not None:
+            hdf5.copy_children(source, target)
+            return
+        if groups != ("",):
+            self._write_grouped(layer, groups, source, target)
+            return
+        variables = target.require_group("vars")
+        if source is not None:
+            hdf5.copy_children(source, target, skip={*inside, "vars"})
+            old = self._groups.at(f"{layer.location}/vars")
+            if old is not None:
+                hdf5.copy_attributes(old, variables)
+        for number, weight in enumerate(layer.weights):
+            self._write_variable(weight, variables, number)
+
+    def _write_grouped(
+        self, layer: Layer, groups: tuple[str, ...], source: h5py.Group | None, target: h5py.Group
+    ) -> None:
+        """A layer that keeps its variables in the groups of its parts, as recurrent layers do."""
+        if source is not None:
+            hdf5.copy_around(source, target, {f"{group}/vars" for group in groups})
+        whose = [slot.group for slot in catalog.slots(layer) or ()]
+        numbers = dict.fromkeys(groups, 0)
+        for group, weight in zip(whose, layer.weights or (), strict=False):
+            variables = hdf5.group_for(target, f"{group}/vars")
+            self._write_variable(weight, variables, numbers[group])
+            numbers[group] += 1
+
+    def _write_variable(self, weight: Weight, variables: h5py.Group, number: int) -> None:
+        if weight.source is not None:
+            hdf5.copy_dataset(self._weights, weight.source, variables, str(number))
+        else:
+            hdf5.write_weight(variables, str(number), weight)
+
+
+def _write_chunks(chunks: Iterable[bytes], target: Path) -> None:
+    with target.open("wb") as file:
+        file.writelines(chunks)
+
+
+def _require(names: set[str]) -> None:
+    if CONFIG not in names:
+        what = foreign.archived(names)
+        raise UnreadableModelError(what or f"there is no {CONFIG} inside; is it a Keras model?")
+    if WEIGHTS not in names:
+        hint = " (weights in npz are not supported)" if "model.weights.npz" in names else ""
+        raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
+
+
+def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int) -> None:
+    """Note size and checksum of what stands in `file` from `start` on, stored uncompressed."""
+    file.seek(start)
+    checksum = 0
+    while piece := file.read(_CHUNK):
+        checksum = zlib.crc32(piece, checksum)
+    info.CRC = checksum
+    info.file_size = info.compress_size = file.tell() - start
+
+
+def _store(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes], size: int) -> None:
+    info = zipfile.ZipInfo(name, _ZIP_EPOCH)
+    info.file_size = size  # lets zipfile choose ZIP64 where it is needed
+    with archive.open(info, "w") as member:
+        for piece in pieces:
+            member.write(piece)
+
+
+def _moved_asset(name: str, moved: dict[str, str]) -> str:
+    if not name.startswith(ASSETS):
+        return name
+    parts = name.removeprefix(ASSETS).split("/")
+    for length in range(len(parts) - 1, 0, -1):
+        group = "/".join(parts[:length])
+        if group in moved:
+            return ASSETS + "/".join([moved[group], *parts[length:]])
+    return name
+
+
+def _as_on_windows(path: str) -> str:
+    """Where Keras 2 on Windows keeps the variable that is at this path elsewhere."""
+    group, variables, number = path.rpartition("/vars/")
+    return group.replace("/", "\\") + variables + number
+
+
+def _container(weights: h5py.Group) -> Container:
+    if guard.child(weights, Container.CHECKPOINT_DEPENDENCIES.value) is not None:
+        return Container.CHECKPOINT_DEPENDENCIES
+    return Container.LAYERS
+
+
+def _attach_graph(
+    graph: Graph, path: LayerPath, names: dict[LayerPath, str], groups: hdf5.Groups
+) -> Graph:
+    layers = {
+        name: _attach_layer(layer, (*path, name), names, groups, graph.layers)
+        for name, layer in graph.layers.items()
+    }
+    return replace(graph, layers=layers)
+
+
+def _attach_layer(
+    layer: Layer,
+    path: LayerPath,
+    names: dict[LayerPath, str],
+    groups: hdf5.Groups,
+    siblings: Collection[str],
+) -> Layer:
+    location = names.get(path)
+    layer = replace(layer, location=location)
+    if layer.graph is not None:
+        layer = replace(layer, graph=_attach_graph(layer.graph, path, names, groups))
+    if layer.inner is not None:
+        inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
+        layer = replace(layer, inner=inner)
+    if layer.builtin and layer.class_name in catalog.WEIGHTLESS:
+        return replace(layer, weights=None)  # copied as it is, not looked into
+    if location is None:
+        return layer
+    variables = groups.at(f"{location}/vars")
+    if variables is not None:
+        _check_name(layer, siblings, variables)
+    weights: tuple[Weight, ...] = ()
+    for group in catalog.variable_groups(layer):
+        place = f"{location}/{group}/vars" if group else f"{location}/vars"
+        variables = groups.at(place)
+        found = () if variables is None else hdf5.numbered(variables, place)
+        if found is None:
+            return replace(layer, weights=None)
+        weights += found
+    return replace(layer, weights=weights)
+
+
+def _check_name(layer: Layer, siblings: Collection[str], variables: h5py.Group) -> None:
+    """Refuse variables that are, by the name that newer files note, those of another layer."""
+    noted = hdf5.read_text(variables, "name")
+    if noted is not None and noted != layer.name and noted in siblings:
+        raise UnreadableModelError(
+            f"the weights in {guard.printable(str(layer.location))} are by name those of layer "
+            f"{guard.printable(noted)!r}, by place those of {guard.printable(layer.name)!r}"
+        )

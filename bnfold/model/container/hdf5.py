@@ -1,0 +1,517 @@
+"""HDF5 weights: read on demand, copied undecoded, written the way Keras writes them."""
+
+import io
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.errors import UnreadableModelError, UnsafeModelError
+from bnfold.model.container import guard
+from bnfold.model.graph import Weight
+
+HEADER_LIMIT = 64512
+"""The most bytes that Keras puts into one attribute; longer lists are cut into parts."""
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own, which has a look at what HDF5 is about to parse."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        if count < len(view):  # HDF5 would take zeros for the rest
+            raise OSError("the file became shorter while it was read")
+        guard.check_heap(view)
+        self._position += count
+        return int(count)
+
+
+def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None) -> h5py.File:
+    """An HDF5 file opened for reading: `file`, or `size` bytes of it from `start` on.
+
+    Raises:
+        UnreadableModelError: it is no HDF5 file, or a damaged one.
+    """
+    if size is None:
+        size = file.seek(0, io.SEEK_END) - start
+    with guard.hdf5_damage(what):
+        return h5py.File(_Window(file, start, size), "r")
+
+
+class _Recorder(io.FileIO):
+    """A file that notes what went wrong while it was written, and goes on as if nothing had.
+
+    The HDF5 library cannot close a file that it cannot write, and complains of that itself. What
+    stands before `start` is not part of the file.
+    """
+
+    def __init__(self, target: Path, start: int) -> None:
+        super().__init__(target, "r+" if start else "w+")
+        self.failure: BaseException | None = None
+        self._start = start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET:
+            offset += self._start
+        return super().seek(offset, whence) - self._start
+
+    def tell(self) -> int:
+        return super().tell() - self._start
+
+    def write(self, content: Any, /) -> int:
+        with self._noting():
+            rest = memoryview(content).cast("B")
+            while rest and self.failure is None:
+                rest = rest[super().write(rest) :]
+        return len(content)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        with self._noting():
+            super().truncate(size if size is None else size + self._start)
+        return size or 0
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = self.failure or error
+
+
+@contextmanager
+def new_file(target: Path, start: int = 0) -> Iterator[h5py.File]:
+    """A new HDF5 file to write to; raises what went wrong while it was written at the end.
+
+    With `start` it is written into the file `target`, behind its first `start` bytes.
+    """
+    with _Recorder(target, start) as stream:
+        try:
+            with h5py.File(stream, "w") as file:
+                yield file
+        finally:
+            if stream.failure is not None:
+                raise stream.failure
+
+
+def overwrite(
+    target: Path, changes: Mapping[str, NDArray[Any]], attributes: Mapping[str, bytes] | None = None
+) -> None:
+    """Give variables of a file, by their paths, other numbers; nothing else in it changes.
+
+    Shapes and dtypes stay what they are. `attributes` are put on the root.
+    """
+    with guard.hdf5_damage(target.name), h5py.File(target, "r+") as file:
+        for path, values in changes.items():
+            dataset = guard.descend(file, path)
+            if not isinstance(dataset, h5py.Dataset) or dataset.shape != values.shape:
+                raise UnreadableModelError(f"there is no such variable as {guard.shortened(path)}")
+            dataset[...] = values.view(dataset.dtype) if dataset.dtype.kind == "V" else values
+        file.attrs.update(attributes or {})
+
+
+def replace_text(target: Path, attribute: str, text: str) -> None:
+    """Give an attribute of a file's root another text; nothing else in it changes."""
+    with guard.hdf5_damage(target.name), h5py.File(target, "r+") as file:
+        del file.attrs[attribute]
+        file.attrs[attribute] = text  # of a length that is not fixed, so it may be as long as it is
+
+
+class Groups:
+    """The groups of a file by path; each link is looked at, and followed, once."""
+
+    def __init__(self, root: h5py.Group) -> None:
+        self._found: dict[str, h5py.Group | None] = {"": root}
+
+    def at(self, path: str) -> h5py.Group | None:
+        """The group at a path, None when there is none."""
+        if path not in self._found:
+            parent_path, _, name = path.rpartition("/")
+            parent = self.at(parent_path)
+            found = guard.child(parent, name) if parent is not None else None
+            self._found[path] = found if isinstance(found, h5py.Group) else None
+        return self._found[path]
+
+
+def group_at(parent: h5py.Group, path: str) -> h5py.Group | None:
+    """The group at a path, None when there is none."""
+    found = guard.descend(parent, path)
+    return found if isinstance(found, h5py.Group) else None
+
+
+def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weight | None:
+    """The variable at `path` in a group, None if none; `source` is its path in the file."""
+    found = guard.descend(group, path)
+    if not isinstance(found, h5py.Dataset):
+        return None
+    what = guard.shortened(source or path)
+    with guard.hdf5_damage(what):
+        dtype = _numeric_dtype(found)
+        shape = found.shape
+    if shape is None:
+        return None
+    return Weight(shape, dtype, Stored(found, dtype, what), name, source)
+
+
+def _numeric_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = dataset.dtype
+    # HDF5 has no bfloat16: Keras stores the two bytes as they are.
+    return bfloat16() if dtype == np.dtype("V2") else dtype
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Numpy's dtype for bfloat16."""
+    import ml_dtypes  # noqa: PLC0415 - few models need it
+
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+class Stored:
+    """The numbers of a dataset, read when they are asked for: all of them, or piece by piece."""
+
+    def __init__(self, dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None:
+        """`dtype` is that of the numbers, `what` names them where they cannot be read."""
+        self._dataset, self._dtype, self._what = dataset, dtype, what
+
+    def __call__(self) -> NDArray[Any]:
+        """All numbers."""
+        self._check_kind()
+        with guard.hdf5_damage(self._what):
+            guard.check_chunks(self._dataset, self._what)
+            values = np.empty(self._dataset.shape, self._dataset.dtype)
+            if values.size:  # past h5py's selections, which take longer than a vector
+                self._dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        return self._typed(values)
+
+    def pieces(self, lead: int) -> Iterator[NDArray[Any]]:
+        """The numbers in arrays of (rows, *shape[lead:]), in order, each good until the next.
+
+        The first `lead` axes, at least one, are laid out as one. A large dataset that is stored in
+        one block is read a part at a time, which costs no memory.
+        """
+        shape = self._dataset.shape
+        if self._dataset.chunks is not None or self._dataset.nbytes <= _PIECE_BYTES:
+            yield self().reshape(-1, *shape[lead:])
+            return
+        self._check_kind()
+        sizes = [math.prod(shape[axis + 1 :]) for axis in range(lead)]
+        most = _PIECE_BYTES // self._dataset.dtype.itemsize
+        axis = next((n for n, size in enumerate(sizes) if size <= most), lead - 1)
+        rows = max(1, most // sizes[axis])
+        buffer = np.empty((rows, *shape[axis + 1 :]), self._dataset.dtype)
+        space, behind = self._dataset.id.get_space(), shape[axis + 1 :]
+        for before in np.ndindex(*shape[:axis]):
+            for start in range(0, shape[axis], rows):
+                part = buffer[: shape[axis] - start]
+                first = (*before, start, *(0 for _ in behind))
+                space.select_hyperslab(first, (*(1 for _ in before), *part.shape))
+                with guard.hdf5_damage(self._what):
+                    self._dataset.id.read(h5py.h5s.create_simple(part.shape), space, part)
+                yield self._typed(part).reshape(-1, *shape[lead:])
+
+    def _check_kind(self) -> None:
+        if self._dtype.kind not in "biuf" and self._dtype.name != "bfloat16":
+            raise UnreadableModelError(f"{self._what} does not hold the numbers of a layer")
+
+    def _typed(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.view(self._dtype) if values.dtype.kind == "V" else values
+
+
+_PIECE_BYTES = 1 << 20
+
+
+def names(group: h5py.Group) -> list[str]:
+    """The names of what stands directly in a group.
+
+    Raises:
+        UnreadableModelError: the group is damaged, or a name is no UTF-8, for which h5py gives
+            bytes and writes nothing.
+    """
+    whose = guard.shortened(group.name or "")
+    with guard.hdf5_damage(whose):
+        found = list(group)
+    odd = next((name for name in found if isinstance(name, bytes)), None)
+    if odd is not None:
+        raise UnreadableModelError(f"the name {guard.shortened(repr(odd))} in {whose} is no UTF-8")
+    return found
+
+
+def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    """What stands directly in a group, each looked at before it is followed."""
+    for name in names(group):
+        found = guard.child(group, name)
+        if found is not None:
+            yield name, found
+
+
+def numbered(group: h5py.Group, path: str) -> tuple[Weight, ...] | None:
+    """The variables "0", "1", ... of a group at `path` in the file; None if it holds others too."""
+    with guard.hdf5_damage(guard.shortened(path)):
+        count = len(group)
+    found: list[Weight] = []
+    while len(found) < count:  # the count may lie: the first number that is missing ends it
+        weight = weight_in(group, str(len(found)), f"{path}/{len(found)}")
+        if weight is None:
+            return None
+        found.append(weight)
+    return tuple(found)
+
+
+def all_weights(group: h5py.Group | None, path: str) -> Iterator[Weight]:
+    """Every variable in a group at `path` in the file, at any depth, in the order of their names.
+
+    That of "2" and "10" is the one in which Keras numbers them.
+    """
+    if group is not None:
+        yield from _all_weights(group, path, Walk(), 0)
+
+
+def _all_weights(group: h5py.Group, path: str, walk: "Walk", depth: int) -> Iterator[Weight]:
+    walk.enter(group, depth)
+    for name in sorted(names(group), key=lambda one: (len(one), one)):
+        node = guard.child(group, name)
+        if isinstance(node, h5py.Group):
+            yield from _all_weights(node, f"{path}/{name}", walk, depth + 1)
+        elif node is not None:
+            weight = weight_in(group, name, f"{path}/{name}")
+            if weight is not None:
+                yield weight
+
+
+def counter(weight: Weight | None) -> int | None:
+    """The number that a variable counts; None where it is none that counts."""
+    if weight is None or weight.shape != () or weight.dtype.kind not in "iuf":
+        return None
+    value = float(weight.read())
+    return int(value) if 0 <= value < _LARGEST_COUNT and value.is_integer() else None
+
+
+_LARGEST_COUNT = 2.0**63
+
+
+class Walk:
+    """One way down through the groups of a file, which refuses to go in circles."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def enter(self, group: h5py.Group, depth: int) -> None:
+        """Note a group that lies `depth` groups deep.
+
+        Raises:
+            UnsafeModelError: it lies too deep, or the walk was in it before.
+        """
+        where = guard.address(group)
+        if depth > guard.MAX_HDF5_DEPTH:
+            raise UnsafeModelError(
+                f"the weights are nested deeper than {guard.MAX_HDF5_DEPTH} groups; refused"
+            )
+        if where in self._seen:
+            name = guard.shortened(group.name or "")
+            raise UnsafeModelError(
+                f"the group {name} stands in several places of the file; refused"
+            )
+        self._seen.add(where)
+
+
+def weighted_groups(root: h5py.Group) -> set[str]:
+    """The paths of all groups that hold a variable somewhere inside."""
+    found: set[str] = set()
+    _collect_weighted(root, "", found, Walk(), 0)
+    return found
+
+
+def _collect_weighted(
+    group: h5py.Group, path: str, found: set[str], walk: Walk, depth: int
+) -> bool:
+    walk.enter(group, depth)
+    holds = False
+    for name, node in children(group):
+        inside = isinstance(node, h5py.Dataset) or _collect_weighted(
+            node, f"{path}/{name}".lstrip("/"), found, walk, depth + 1
+        )
+        holds = holds or inside
+    if holds:
+        found.add(path)
+    return holds
+
+
+def copy_children(source: h5py.Group, target: h5py.Group, skip: Iterable[str] = ()) -> None:
+    """Copy a group's attributes and all that is in it but the names in `skip`."""
+    _copy_children(source, target, set(skip), Walk(), 0)
+
+
+def _copy_children(
+    source: h5py.Group, target: h5py.Group, skip: set[str], walk: Walk, depth: int
+) -> None:
+    walk.enter(source, depth)
+    copy_attributes(source, target)
+    for name, node in children(source):
+        if name in skip:
+            continue
+        if isinstance(node, h5py.Dataset):
+            copy_dataset(source, name, target, name)
+        else:
+            _copy_children(node, target.require_group(name), set(), walk, depth + 1)
+
+
+def joined_by_backslashes(root: h5py.Group) -> bool:
+    """Whether names in the root are paths as Windows writes them, as Keras 2 did there."""
+    return any("\\" in name for name in names(root))
+
+
+def copy_with_slashes(source: h5py.Group, target: h5py.Group) -> None:
+    r"""Copy a group, what stands in it under `a\b` into `a/b`."""
+    walk = Walk()
+    copy_attributes(source, target)
+    for name, node in children(source):
+        path = name.replace("\\", "/").strip("/")
+        if isinstance(node, h5py.Dataset):
+            copy_dataset(source, name, target, path)
+        else:
+            _copy_children(node, group_for(target, path), set(), walk, path.count("/") + 1)
+
+
+def copy_around(source: h5py.Group, target: h5py.Group, left_out: Collection[str]) -> None:
+    """Copy a group, but only the attributes of what stands at the paths `left_out` in it."""
+    first = sorted({path.partition("/")[0] for path in left_out})
+    copy_children(source, target, skip=first)
+    for name in first:
+        found = guard.child(source, name)
+        if isinstance(found, h5py.Group):
+            rest = {p.partition("/")[2] for p in left_out if p.startswith(f"{name}/")}
+            inside = group_for(target, name)
+            copy_around(found, inside, rest) if rest else copy_attributes(found, inside)
+
+
+def copy_attributes(
+    source: h5py.Group | h5py.Dataset,
+    target: h5py.Group | h5py.Dataset,
+    skip: Iterable[str] = (),
+) -> None:
+    """Copy a group's or dataset's attributes but those in `skip`."""
+    skipped = set(skip)
+    for name in attribute_names(source):
+        if name not in skipped:
+            with guard.hdf5_damage(f"the attribute {guard.shortened(name)} of the weights"):
+                target.attrs[name] = guard.attribute(source, name)
+
+
+def attribute_names(source: h5py.Group | h5py.Dataset) -> list[str]:
+    """The names of all attributes, sorted."""
+    with guard.hdf5_damage(guard.shortened(source.name or "")):
+        return sorted(_text(name) for name in source.attrs)  # h5py gives bytes that are no UTF-8
+
+
+def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: str) -> None:
+    """Copy one variable byte for byte, without decoding it."""
+    _check_free(target, new_path)
+    parent, _, name = new_path.rpartition("/")
+    group = group_for(target, parent) if parent else target
+    plain = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
+    plain.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # attributes are looked at first
+    key = path.encode("utf-8", "surrogateescape")
+    with guard.hdf5_damage(guard.shortened(path)):
+        h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), plain)
+    copy_attributes(source[path], group[name])
+
+
+def group_for(target: h5py.Group, path: str) -> h5py.Group:
+    """The group at a path in a file that is being written, made if need be."""
+    guard.check_path(path)
+    try:
+        return target.require_group(path)
+    except (TypeError, ValueError):
+        raise _taken(target, path) from None
+
+
+def _check_free(group: h5py.Group, path: str) -> None:
+    guard.check_path(path)
+    if path in group:
+        raise _taken(group, path)
+
+
+def _taken(group: h5py.Group, path: str) -> UnreadableModelError:
+    name = guard.shortened(f"{group.name}/{path}")
+    return UnreadableModelError(f"two variables would both be stored as {name}")
+
+
+def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
+    """Write a variable whose numbers are new."""
+    _check_free(target, path)
+    values = weight.read()
+    dataset = target.create_dataset(path, data=values)
+    if weight.dtype.name == "bfloat16":
+        dataset.attrs["dtype"] = "bfloat16"
+
+
+def read_names(group: h5py.Group, attribute: str) -> list[str]:
+    """A list of names that Keras stores in one attribute, or in numbered parts of it."""
+    whole = _attribute_list(group, attribute)
+    if whole is not None:
+        return whole
+    names: list[str] = []
+    part = 0
+    while (some := _attribute_list(group, f"{attribute}{part}")) is not None:
+        names += some
+        part += 1
+    return names
+
+
+def _attribute_list(group: h5py.Group, attribute: str) -> list[str] | None:
+    value = guard.attribute(group, attribute)
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray) or (value.size and value.dtype.kind not in "SO"):
+        raise UnreadableModelError(f"the attribute {attribute} of the weights is no list of names")
+    return [_text(name) for name in value.flat]
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def read_text(group: h5py.Group, attribute: str) -> str | None:
+    """A text that Keras stores in an attribute, None when there is none."""
+    value = guard.attribute(group, attribute)
+    return _text(value) if isinstance(value, (bytes, str, np.bytes_)) else None
+
+
+def write_names(group: h5py.Group, attribute: str, names: list[str]) -> None:
+    """Write a list of names as Keras does, in as few parts as fit an HDF5 object header."""
+    encoded = [guard.link_name(name) for name in names]
+    longest = max(map(len, encoded), default=0)
+    if longest > HEADER_LIMIT:
+        name = guard.shortened(names[0])
+        raise UnreadableModelError(f"the name {name!r} or one beside it is too long for HDF5")
+    if longest * len(encoded) <= HEADER_LIMIT:
+        group.attrs[attribute] = np.asarray(encoded) if encoded else np.zeros(0, dtype="float64")
+        return
+    parts = math.ceil(len(encoded) / (HEADER_LIMIT // longest))
+    for number in range(parts):
+        first, end = (len(encoded) * n // parts for n in (number, number + 1))
+        group.attrs[f"{attribute}{number}"] = np.asarray(encoded[first:end])

@@ -1,0 +1,210 @@
+"""Opening a model file of any kind, by what it holds and never by its name alone."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
+from bnfold.model.container import foreign
+from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
+from bnfold.model.container.guard import printable
+from bnfold.model.container.legacy import LegacyHdf5
+from bnfold.model.graph import Graph, Json
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.optimizer import Optimizer
+
+Kind = Literal["keras", "keras-directory", "h5"]
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+"""How the names of model files end, where they are not directories."""
+
+SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
+
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_GIT_LFS = b"version https://git-lfs.github.com/spec/v1"
+
+
+class _Format(Protocol):
+    graph: Graph
+    keras_version: str | None
+    metadata: Json
+    dropped: tuple[str, ...]
+
+    @property
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]: ...
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None: ...
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An open model file.
+
+    Attributes:
+        path: where it is.
+        kind: "keras" (a ZIP), "keras-directory" (`zipped=False`) or "h5" (legacy HDF5).
+        format: the container, which reads and writes.
+    """
+
+    path: Path
+    kind: Kind
+    format: _Format = field(repr=False)
+
+    @property
+    def graph(self) -> Graph:
+        """The model in the file."""
+        return self.format.graph
+
+    @property
+    def keras_version(self) -> str | None:
+        """The version of Keras that wrote the file, where it tells."""
+        return self.format.keras_version
+
+    @property
+    def metadata(self) -> Json:
+        """What the file says of itself, the record of an earlier fold among it."""
+        return self.format.metadata
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """What belongs to training and is not written again: compile_config, optimizer state."""
+        return self.format.dropped
+
+    @cached_property
+    def optimizers(self) -> Mapping[LayerPath, Optimizer]:
+        """The optimizer of each compiled model, as far as the file tells: the outermost's at ().
+
+        A model that was compiled on its own before it was nested has its own, at its path.
+
+        Raises:
+            UnreadableModelError, UnsafeModelError: the optimizer's part of the file is damaged, or
+                asks for what a model file must not ask for.
+        """
+        return self.format.optimizers
+
+    @property
+    def optimizer_steps(self) -> Mapping[LayerPath, int]:
+        """How many steps each optimizer has made, where the file tells."""
+        found = {path: optimizer.steps for path, optimizer in self.optimizers.items()}
+        return {path: steps for path, steps in found.items() if steps is not None}
+
+    def write(self, graph: Graph, target: Path, record: Json) -> None:
+        """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.
+
+        Raises:
+            OutputError: the target is inside the model, which is a directory.
+        """
+        self._refuse_inside(target)
+        self.format.write(graph, target, record)
+
+    def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
+        """Write a copy in which some variables, by their `source`, have other numbers.
+
+        Their shapes and dtypes stay; so does all else in every part of the model, what belongs to
+        training included, but for `record`, which goes into its metadata.
+
+        Raises:
+            OutputError: the target is inside the model, which is a directory.
+        """
+        self._refuse_inside(target)
+        self.format.rewrite(changes, target, record)
+
+    def _refuse_inside(self, target: Path) -> None:
+        if target.resolve().is_relative_to(self.path.resolve()):
+            raise OutputError(f"{printable(target.name)}: is inside the model it is made of")
+
+    def sha256(self) -> str:
+        """The SHA-256 of the file; of a directory, that of `sha256sum` over its sorted files."""
+        if self.kind != "keras-directory":
+            return _sha256(self.path)
+        files = (found for found in self.path.rglob("*") if found.is_file())
+        names = sorted(file.relative_to(self.path).as_posix() for file in files)
+        lines = [f"{_sha256(self.path / name)}  {name}\n" for name in names]
+        import hashlib  # noqa: PLC0415 - as below
+
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+
+    import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
+
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def open_model(path: str | Path) -> Iterator[ModelFile]:
+    """Open a Keras model file of any kind for reading.
+
+    Raises:
+        UnreadableModelError: it is missing, truncated, or no Keras model.
+        UnsafeModelError: it asks for what a model file must not ask for.
+    """
+    path = Path(path)
+    with ExitStack() as resources:
+        try:
+            kind = sniff(path)
+            format_class = LegacyHdf5 if kind == "h5" else KerasArchive
+            model = ModelFile(path, kind, format_class(path, resources))
+        except BnfoldError as error:
+            raise type(error)(f"{printable(str(path))}: {error}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UnreadableModelError(f"{printable(str(path))}: {reason}") from None
+        yield model
+
+
+def sniff(path: Path) -> Kind:
+    """The kind of a model file by its first bytes.
+
+    Raises:
+        UnreadableModelError: it is missing or of no kind that Keras writes.
+    """
+    if path.is_dir():
+        return _sniff_directory(path)
+    if not path.exists():
+        raise UnreadableModelError("no such file")
+    if not path.is_file():
+        raise UnreadableModelError("not a regular file")
+    with path.open("rb") as stream:
+        start = stream.read(foreign.HEAD)
+    if start.startswith(_ZIP_MAGIC):
+        return "keras"
+    if start.startswith(_HDF5_MAGIC):
+        return "h5"
+    if not start:
+        raise UnreadableModelError("the file is empty")
+    if start.startswith(_GIT_LFS):
+        raise UnreadableModelError("a pointer of Git LFS, not the model: run 'git lfs pull'")
+    what = foreign.named(path, start)
+    raise UnreadableModelError(what or "neither a .keras archive nor an HDF5 file")
+
+
+def _sniff_directory(path: Path) -> Kind:
+    if is_model_directory(path):
+        return "keras-directory"
+    what = foreign.foldered(os.listdir(path))
+    if what is not None:
+        raise UnreadableModelError(what)
+    if (path / CONFIG).is_file():
+        return "keras-directory"
+    raise UnreadableModelError(f"a directory without {CONFIG}; not a Keras model")
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether a directory is what `model.save(path, zipped=False)` writes, perhaps a damaged one.
+
+    Many a folder has a config.json, so that alone does not make a model of it.
+    """
+    parts = (os.path.isfile(path / name) for name in (METADATA, WEIGHTS))
+    return os.path.isfile(path / CONFIG) and any(parts)

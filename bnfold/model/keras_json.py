@@ -1,0 +1,334 @@
+"""Keras JSON to `Graph` and back, without loss.
+
+A config is parsed into layers and tensors and keeps its own JSON beside them: whatever bnfold does
+not need to understand is written back as it was read. Only layers whose class is Keras' own count
+as known; a class is told by its module and registered name, because anybody may call a class of
+their own `BatchNormalization`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bnfold.errors import UnreadableModelError
+from bnfold.model import catalog, inbound_nodes
+from bnfold.model.container.guard import printable
+from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
+from bnfold.model.identity import is_keras_layer
+
+_MODEL_CLASSES = {"Functional", "Model", "Sequential", "Network"}
+_WRAPPERS = {"TimeDistributed"}
+MAX_NESTING = 32
+
+PLAIN_MODEL = (
+    "save keras.Model(model.inputs, model.outputs) in its place, unless its class overrides `call` "
+    "(a train_step of its own does no harm)"
+)
+"""What makes a plain model of one whose class is somebody's own, but whose file has a graph."""
+
+
+def parse_model(root: Any) -> Graph:
+    """The graph of a whole model from the JSON of its config.
+
+    A subclassed model has no graph in its file: its `kind` is "subclassed" and it has no layers.
+
+    Raises:
+        UnreadableModelError: the JSON is no Keras config, or its graph names what does not exist.
+    """
+    if not isinstance(root, dict) or "class_name" not in root:
+        raise UnreadableModelError("the config is not that of a Keras model")
+    return parse_graph(root, depth=0)
+
+
+def settings(entry: Json) -> Json:
+    """The `config` of an entry as a dict: Keras before 2.2.3 wrote a Sequential as a list.
+
+    Raises:
+        UnreadableModelError: it has none.
+    """
+    config = entry.get("config")
+    if isinstance(config, list) and entry.get("class_name") == "Sequential":
+        return {"layers": config}
+    if not isinstance(config, dict):
+        raise UnreadableModelError("the config holds a layer in no known form")
+    return config
+
+
+def parse_graph(entry: Json, depth: int) -> Graph:
+    """The graph of one model, the outermost or a nested one."""
+    if depth > MAX_NESTING:
+        raise UnreadableModelError(f"models are nested deeper than {MAX_NESTING} levels")
+    config = settings(entry)
+    name = str(config.get("name", entry.get("name", entry["class_name"])))
+    known = is_keras_layer(entry) and entry["class_name"] in _MODEL_CLASSES
+    if entry["class_name"] == "Sequential" and known and isinstance(config.get("layers"), list):
+        return _parse_sequential(entry, name, depth)
+    if _is_functional(config):
+        return _parse_functional(entry, name, depth, builtin=known)
+    return Graph(name, "subclassed", {}, (), (), entry, builtin=False)
+
+
+def _is_functional(config: Any) -> bool:
+    return (
+        isinstance(config, dict)
+        and isinstance(config.get("layers"), list)
+        and "input_layers" in config
+        and "output_layers" in config
+    )
+
+
+def _entries(config: Json) -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for entry in config["layers"]:
+        if not isinstance(entry, dict):
+            raise UnreadableModelError("the config holds a layer in no known form")
+        name = _layer_name(entry, len(found))
+        if name in found:
+            raise UnreadableModelError(f"the config names two layers {printable(name)!r}")
+        found[name] = entry
+    return found
+
+
+def _layer_name(entry: Json, number: int) -> str:
+    if not is_named(entry):
+        return f"{entry.get('class_name', 'layer')}_{number}"
+    return str(entry.get("name", settings(entry).get("name")))
+
+
+def is_named(entry: Json) -> bool:
+    """Whether the file names a layer; a custom layer in a Sequential may save no name."""
+    return isinstance(entry.get("name", settings(entry).get("name")), str)
+
+
+def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> Graph:
+    config = entry["config"]
+    entries = _entries(config)
+    count = inbound_nodes.numbering(entries, config["output_layers"])
+    layers = {
+        key: replace(_parse_layer(key, found, depth), calls=_parse_calls(found, count))
+        for key, found in entries.items()
+    }
+    inputs = tuple(str(triple[0]) for triple in inbound_nodes.flatten(config["input_layers"]))
+    outputs = tuple(
+        count.decode(triple, output=True)
+        for triple in inbound_nodes.flatten(config["output_layers"])
+    )
+    graph = Graph(
+        name, "functional", layers, inputs, outputs, entry, builtin=builtin, numbering=count
+    )
+    _check_references(graph)
+    return graph
+
+
+def _parse_calls(entry: Json, count: inbound_nodes.Numbering) -> tuple[Call, ...]:
+    # Of all that Keras has, only these take more than tensors by position, in this order.
+    kinds = {*_MODEL_CLASSES, *_WRAPPERS, *catalog.BATCHNORM_CLASSES}
+    positional = _is_functional(settings(entry)) or str(entry.get("class_name")) in kinds
+    calls = tuple(
+        inbound_nodes.parse_call(node, count, positional=positional)
+        for node in inbound_nodes.calls_of(entry)
+    )
+    return calls or (Call(()),)
+
+
+def _is_operation(entry: Json) -> bool:
+    """Whether an entry is an operation of keras.ops, as `x + y` makes one."""
+    module = str(entry.get("module") or "")
+    return is_keras_layer(entry) and module.startswith(("keras.src.ops", "keras.ops"))
+
+
+def _check_references(graph: Graph) -> None:
+    wanted = [ref for layer in graph.layers.values() for call in layer.calls for ref in call.inputs]
+    for ref in (*wanted, *graph.outputs):
+        if ref.call >= len(graph.layers[ref.layer].calls):
+            raise UnreadableModelError(
+                f"the config uses call {ref.call} of layer {printable(ref.layer)!r}, "
+                f"which is called {len(graph.layers[ref.layer].calls)} times"
+            )
+    missing = [name for name in graph.inputs if name not in graph.layers]
+    if missing or not graph.outputs:
+        raise UnreadableModelError("the config's inputs or outputs name no layer of it")
+
+
+def _parse_sequential(entry: Json, name: str, depth: int) -> Graph:
+    layers: dict[str, Layer] = {}
+    previous: tuple[Ref, ...] = ()
+    for key, found in _entries(settings(entry)).items():
+        layers[key] = replace(_parse_layer(key, found, depth), calls=(Call(previous),))
+        previous = (Ref(key),)
+    inputs = tuple(key for key, layer in layers.items() if catalog.is_input(layer))[:1]
+    return Graph(name, "sequential", layers, inputs, previous, entry)
+
+
+def _parse_layer(name: str, entry: Json, depth: int) -> Layer:
+    config = settings(entry)
+    class_name = str(entry.get("class_name"))
+    builtin = is_keras_layer(entry)
+    layer = Layer(
+        name=name,
+        class_name=class_name,
+        config=config,
+        entry=entry,
+        builtin=builtin,
+        is_operation=_is_operation(entry),
+    )
+    if (builtin and class_name in _MODEL_CLASSES) or _is_functional(config):
+        return replace(layer, graph=parse_graph(entry, depth + 1))
+    if builtin and class_name in _WRAPPERS and isinstance(config.get("layer"), dict):
+        return replace(layer, inner=_parse_wrapped(config["layer"], depth + 1))
+    return layer
+
+
+def _parse_wrapped(entry: Json, depth: int) -> Layer:
+    if depth > MAX_NESTING:
+        raise UnreadableModelError(f"layers are wrapped deeper than {MAX_NESTING} levels")
+    return _parse_layer(_layer_name(entry, 0), entry, depth)
+
+
+def tensor_types(graph: Graph) -> Mapping[Ref, tuple[tuple[int | None, ...], str]]:
+    """Shape and dtype of the graph's tensors as Keras 3 notes them; Keras 2 notes none."""
+    if graph.numbering is None:
+        return {}
+    return {
+        graph.numbering.decode(history): (shape, dtype)
+        for layer in graph.layers.values()
+        for call in layer.calls
+        for history, shape, dtype in inbound_nodes.tensor_shapes(call.node)
+    }
+
+
+def to_json(graph: Graph) -> Json:
+    """The config of a graph: its own JSON with what was edited put in."""
+    if graph.kind == "subclassed":
+        return graph.entry
+    layers = [_layer_json(layer, graph) for layer in graph.layers.values()]
+    if isinstance(graph.entry["config"], list):
+        return {**graph.entry, "config": layers}
+    config = {**graph.entry["config"], "layers": layers}
+    if graph.kind == "functional":
+        count = _count(graph)
+        remaining = iter(graph.outputs)
+        config["output_layers"] = inbound_nodes.map_structure(
+            config["output_layers"], lambda _: count.encode(next(remaining), output=True)
+        )
+    return {**graph.entry, "config": config}
+
+
+def _count(graph: Graph) -> inbound_nodes.Numbering:
+    if graph.numbering is None:
+        raise TypeError(f"a {graph.kind} graph numbers no calls")
+    return graph.numbering
+
+
+def _layer_json(layer: Layer, graph: Graph) -> Json:
+    entry = _bare_json(layer)
+    if graph.kind == "functional":
+        entry["inbound_nodes"] = [call.node for call in layer.calls if call.node is not None]
+    return entry
+
+
+def _bare_json(layer: Layer) -> Json:
+    if layer.graph is not None:
+        return to_json(layer.graph)
+    if layer.inner is not None:
+        return {**layer.entry, "config": {**layer.config, "layer": _bare_json(layer.inner)}}
+    return {**layer.entry, "config": layer.config}
+
+
+def rewire(graph: Graph, moved: Mapping[Ref, Ref]) -> Graph:
+    """The same graph, where every reader of a tensor in `moved`, outputs too, reads another."""
+    layers = {name: _rewire_layer(layer, graph, moved) for name, layer in graph.layers.items()}
+    outputs = tuple(moved.get(ref, ref) for ref in graph.outputs)
+    return replace(graph, layers=layers, outputs=outputs)
+
+
+def _rewire_layer(layer: Layer, graph: Graph, moved: Mapping[Ref, Ref]) -> Layer:
+    if not any(ref in moved for call in layer.calls for ref in call.inputs):
+        return layer
+    return replace(layer, calls=tuple(_rewire_call(call, graph, moved) for call in layer.calls))
+
+
+def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
+    inputs = tuple(moved.get(ref, ref) for ref in call.inputs)
+    if graph.numbering is None:
+        return replace(call, inputs=inputs)
+    count = graph.numbering
+
+    def visit(triple: list[Any]) -> list[Any]:
+        ref = count.decode(triple)
+        return count.encode(moved[ref]) if ref in moved else triple
+
+    return replace(
+        call, inputs=inputs, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
+    )
+
+
+def bypass(graph: Graph, names: Collection[str]) -> Graph:
+    """The same graph without some layers; their readers read the one input of each instead."""
+    moved = {
+        Ref(name, number): call.inputs[0]
+        for name in names
+        for number, call in enumerate(graph.layers[name].calls)
+    }
+    graph = rewire(graph, {ref: _that_stays(ref, moved) for ref in moved})
+    return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
+
+
+def _that_stays(ref: Ref, moved: Mapping[Ref, Ref]) -> Ref:
+    """Where a chain of moved tensors ends."""
+    while ref in moved:
+        ref = moved[ref]
+    return ref
+
+
+def stand_in(layer: Layer) -> Layer:
+    """A linear Activation of the same name, for a layer whose name is part of the interface."""
+    return standing_in(layer, "Activation", {"activation": "linear"})
+
+
+def standing_in(
+    layer: Layer, class_name: str, settings: Json, weights: tuple[Weight, ...] = ()
+) -> Layer:
+    """A layer of Keras' own of another class, with the same name, in the same place."""
+    config = {"name": layer.name, "trainable": layer.config.get("trainable", True)}
+    if "dtype" in layer.config:
+        config["dtype"] = layer.config["dtype"]
+    kept = ("build_config", "name")
+    entry: Json = {key: layer.entry[key] for key in kept if key in layer.entry}
+    if "module" in layer.entry:
+        entry |= {"module": "keras.layers", "registered_name": None}
+    return replace(
+        layer,
+        class_name=class_name,
+        config={**config, **settings},
+        entry={**entry, "class_name": class_name},
+        calls=tuple(
+            replace(call, node=inbound_nodes.without_arguments(call.node)) for call in layer.calls
+        ),
+        weights=weights,
+        inner=None,
+        location=layer.location if weights else None,
+    )
+
+
+def decompile(graph: Graph) -> Graph:
+    """The same model without what `compile` left in its config, nested models included."""
+    entry = {key: value for key, value in graph.entry.items() if key != "compile_config"}
+    layers = {name: _decompile_layer(layer) for name, layer in graph.layers.items()}
+    return replace(graph, entry=entry, layers=layers)
+
+
+def is_compiled(graph: Graph) -> bool:
+    """Whether the model, or one nested in it, keeps what `compile` was told."""
+    nested = (layer.nested for layer in graph.layers.values())
+    return bool(graph.entry.get("compile_config")) or any(
+        is_compiled(inside) for inside in nested if inside is not None
+    )
+
+
+def _decompile_layer(layer: Layer) -> Layer:
+    if layer.graph is not None:
+        return replace(layer, graph=decompile(layer.graph))
+    if layer.inner is not None:
+        return replace(layer, inner=_decompile_layer(layer.inner))
+    return layer

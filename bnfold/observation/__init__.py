@@ -1,0 +1,1 @@
+"""What a user's data tell: what goes into each BatchNormalization, and accuracy on labels."""

@@ -1,0 +1,203 @@
+"""Running a model over data, to see what goes into its BatchNormalization layers.
+
+One batch is in memory at a time, with what the model makes of it. The model runs as `predict` runs
+it: in inference mode, where Keras 3 overrides a call's own training=True and Keras 2 does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import BnfoldError, UnreadableModelError
+from bnfold.model.container.guard import printable
+from bnfold.model.graph import Path as LayerPath
+from bnfold.model.moments import Observed
+from bnfold.observation.observer import Normalization, Observer, normalizations
+from bnfold.running import (
+    borrowing,
+    foresight,
+    inputs,
+    keras_graph,
+    keras_runner,
+    libraries,
+    loading,
+    options,
+    safety,
+)
+from bnfold.running.arrays import Array
+from bnfold.running.data import Source, UserData, open_data, refuse_few
+from bnfold.running.libraries import CannotRunError
+from bnfold.running.loading import LoadedModel
+
+_MOST = 128  # samples in a batch: more save hardly any time
+_ROOM = 1 << 30  # bytes for what a model makes of a batch
+_FEWEST = 2  # samples: of one there is no variance
+_SECONDS_BETWEEN = 5.0
+
+
+@dataclass(frozen=True)
+class DataRun:
+    """How a model is to be run over data.
+
+    Attributes:
+        data: the samples.
+        batch: how many of them go in at a time; None for as many as have room.
+        trust: let the model's file run code of its own.
+        imports: modules to import first, because they register custom layers.
+        classes: custom layers themselves, by name.
+        progress: called with the name of each stage.
+    """
+
+    data: Source
+    batch: int | None = None
+    trust: bool = False
+    imports: Sequence[str] = ()
+    classes: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        """See that every argument means something; raises what `bnfold.running.options` does."""
+        given = {
+            "batch": options.optional(options.whole, "batch", self.batch, least=1),
+            "trust": options.flag("trust", self.trust),
+            "imports": options.names("imports", self.imports),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A loaded model and its data."""
+
+    loaded: LoadedModel
+    data: UserData
+    size: int
+
+    @property
+    def samples(self) -> int:
+        """How many go in: not those at the end that fill no batch of a size that is fixed."""
+        if self.data.fixed_batch is None:
+            return self.data.count
+        return self.data.count - self.data.count % self.size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many samples each batch has."""
+        starts = range(0, self.samples, self.size)
+        return tuple(min(self.size, self.samples - start) for start in starts)
+
+    def batch(self, number: int) -> tuple[Array, ...]:
+        """One batch. Raises BnfoldError for numbers that are not finite."""
+        start = number * self.size
+        return self.data.finite(start, min(start + self.size, self.samples))
+
+
+def start(path: Path, run: DataRun) -> Running:
+    """Load a model and open its data.
+
+    Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError, and BnfoldError for
+    data that do not fit.
+    """
+    facts = safety.read_facts(path)
+    if not run.trust:
+        safety.refuse_code(facts)
+    given = foresight.look(facts, run.imports, run.data)
+    if facts.specs:
+        _refuse_useless(open_data(given or run.data, facts.specs))
+    run.progress("loading TensorFlow")
+    libraries.start()
+    run.progress("loading the model")
+    try:
+        (loaded,) = loading.load_all([facts], run.imports, run.classes, trust=run.trust)
+    except CannotRunError as error:
+        raise UnreadableModelError(str(error)) from error
+    data = open_data(given or run.data, inputs.input_specs(loaded.model))
+    refuse_few(data, _FEWEST)
+    return Running(loaded, data, data.fixed_batch or run.batch or _batch_with_room(loaded, data))
+
+
+def _refuse_useless(data: UserData) -> None:
+    """Raise BnfoldError for too few samples, and for numbers that are not finite."""
+    refuse_few(data, _FEWEST)
+    run = data.count - data.count % (data.fixed_batch or 1)  # the rest fills no batch
+    for begin in range(0, run, _MOST):
+        data.finite(begin, min(begin + _MOST, run))
+
+
+def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:
+    """A batch size whose values, all together, stay within bounds."""
+    pairs = zip(data.arrays, data.specs, strict=True)
+    free = (
+        size
+        for array, spec in pairs
+        for size, wanted in zip(array.shape[1:], spec.shape[1:], strict=True)
+        if wanted is None
+    )
+    size = keras_graph.bytes_per_sample(loaded.model, max(free, default=1))
+    return max(1, min(_MOST, _ROOM // max(1, size)))
+
+
+@borrowing.guest()
+def observe(path: Path, run: DataRun) -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
+    """What goes into each BatchNormalization of a model while it runs over data.
+
+    And sentences on what had to be done to load it.
+
+    Layers that the model does not call, or that are inside layers not Keras' own, are left out.
+    Raises what `start` raises, and BnfoldError when the model cannot run on the data.
+    """
+    running = start(path, run)
+    found = observe_running(running, normalizations(running.loaded), run.progress)
+    return found, running.loaded.notes
+
+
+def observe_running(
+    running: Running,
+    found: Mapping[LayerPath, Normalization],
+    report: Callable[[str], None],
+    see: Callable[[list[Array]], None] = lambda _: None,
+) -> dict[LayerPath, Observed]:
+    """What goes into some layers of a loaded model while it runs over its data.
+
+    `see` is called with the outputs for each batch.
+    """
+    watcher = Observer(found)
+    report(f"running {running.samples} samples")
+    ticker = Ticker(report, running.samples)
+    keras_runner.prepare_alone(running.loaded)
+    with watcher.watching(), in_one_line(running.loaded.path):
+        for number, size in enumerate(running.sizes):
+            see(keras_runner.run(running.loaded, running.batch(number), training=False))
+            ticker.advance(size)
+    return watcher.observed(running.samples)
+
+
+@contextmanager
+def in_one_line(path: Path) -> Iterator[None]:
+    """Say in one line that a model cannot run on the data."""
+    try:
+        yield
+    except CannotRunError as error:
+        raise BnfoldError(f"{printable(str(path))}: cannot run on the data: {error}") from error
+
+
+class Ticker:
+    """Says every few seconds how far a run over the data is."""
+
+    def __init__(self, report: Callable[[str], None], total: int, doing: str = "") -> None:
+        self._report, self._total, self._doing = report, total, doing
+        self._done, self._last = 0, time.monotonic()
+
+    def advance(self, samples: int) -> None:
+        """Note so many more samples."""
+        self._done += samples
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN:
+            self._last = now
+            self._report(f"{self._doing}{self._done} of {self._total} samples")

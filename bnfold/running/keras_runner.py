@@ -1,0 +1,315 @@
+"""Running a loaded model with Keras, also with its weights moved by rounding errors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bnfold.running import keras_graph
+from bnfold.running.arrays import ROUNDINGS, Array
+from bnfold.running.libraries import CannotRunError, one_line, quiet
+from bnfold.running.loading import LoadedModel
+from bnfold.running.samples import InputSpec, SampleSet, run_all, zeros
+from bnfold.running.unrolled import Unrolled
+
+_FREE_SIZES = (32, 40, 64, 96, 128, 224, 299, 16, 8)
+
+
+def prepare_alone(loaded: LoadedModel) -> None:
+    """Build the runner of a model as its file defines it: its outputs, with nothing left out."""
+    loaded.runner = runner(loaded, [None for _ in loaded.model.outputs], Unrolled(), [])
+
+
+def runner(
+    loaded: LoadedModel,
+    taps: Sequence[keras_graph.Tap | None],
+    flat: Unrolled,
+    inside: Sequence[Any],
+) -> Any:
+    """A model that puts out the outputs, as tapped, and then these tensors of a flat graph."""
+    own = [
+        output if tap is None or tap.tensor is None else tap.tensor
+        for tap, output in zip(taps, loaded.model.outputs, strict=True)
+    ]
+    with quiet():
+        outputs = [*map(flat.tensor, own), *inside]
+        return loaded.keras.Model(list(loaded.model.inputs), outputs)
+
+
+def showing(loaded: LoadedModel, shown: Sequence[Any]) -> LoadedModel:
+    """The model with a runner that puts out these tensors of its flat graph."""
+    with quiet():
+        runner = loaded.keras.Model(list(loaded.model.inputs), list(shown))
+    return replace(loaded, runner=runner)
+
+
+def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
+    """Up to two sizes for the free dimensions with which the model runs; the first one if none."""
+    if all(None not in spec.shape[1:] for spec in specs):
+        return [_FREE_SIZES[0]]
+    found: list[int] = []
+    for size in _FREE_SIZES:
+        with contextlib.suppress(CannotRunError):
+            run(loaded, zeros(specs, size), training=False)
+            found.append(size)
+        if len(found) == 2:
+            break
+    return found or [_FREE_SIZES[0]]
+
+
+def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) -> list[Array]:
+    """Return the outputs as numpy arrays of one axis at least, bfloat16 as float32.
+
+    Layers that keep a state from call to call start anew each time. Raises CannotRunError.
+    """
+    import tensorflow  # noqa: PLC0415
+
+    keywords = {} if training is None else {"training": training}
+    try:
+        with quiet():
+            fed = [
+                tensorflow.convert_to_tensor(array, dtype=keras_graph.dtype_name(tensor))
+                for array, tensor in zip(inputs, loaded.runner.inputs, strict=True)
+            ]
+            outputs = loaded.runner(fed, **keywords)
+            flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            found = [np.atleast_1d(as_numpy(output)) for output in flat]
+            for layer in _layers(loaded.runner):
+                if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
+                    layer.reset_states()
+            return found
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def apply(layer: Any, value: Array) -> Array:
+    """What one layer makes of a value at inference. Raises CannotRunError."""
+    import tensorflow  # noqa: PLC0415
+
+    try:
+        with quiet():
+            return as_numpy(layer(tensorflow.convert_to_tensor(value), training=False))
+    except Exception as error:
+        raise CannotRunError(one_line(error)) from error
+
+
+def numbers(variable: Any) -> Array:
+    """What a variable of a loaded model holds, in float64."""
+    return as_numpy(variable).astype(np.float64)
+
+
+def as_numpy(tensor: Any) -> Array:
+    """The content of a tensor; bfloat16, which numpy lacks, as float32."""
+    found, dtype = np.asarray(tensor.numpy()), keras_graph.dtype_name(tensor)
+    if dtype == "string":
+        return _texts(found)
+    return found.astype(np.float32) if dtype == "bfloat16" else found
+
+
+def _texts(value: Array) -> Array:
+    """Text as ONNX Runtime gives it, where TensorFlow gives bytes."""
+    flat = [one.decode(errors="replace") for one in value.flat]
+    return np.array(flat, dtype=object).reshape(value.shape)
+
+
+def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
+    """Return the smallest error to count with: of the output's dtype or of the weights."""
+    smallest = min((step for step in steps if step), default=ROUNDINGS["float32"])
+    return [
+        max(ROUNDINGS.get(keras_graph.dtype_name(tensor), 0.0), smallest / 2)
+        for tensor in loaded.runner.outputs
+    ]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How far rounding moves each weight, relative to its size; zero for what is not a float."""
+
+    stored: tuple[float, ...]
+    computed: tuple[float, ...]
+
+
+def moves(loaded: LoadedModel) -> Moves:
+    """Return half a unit of the stored dtype, and one unit of the dtype computed in."""
+    computed_in: dict[int, str] = {}
+    for layer in _layers(loaded.model):
+        computed_in.update((id(weight), _compute_dtype(layer)) for weight in layer.weights)
+    stored, computed = [], []
+    for weight in loaded.runner.weights:
+        half = ROUNDINGS.get(keras_graph.dtype_name(weight), 0.0)
+        stored.append(half)
+        coarser = max(half, ROUNDINGS.get(computed_in.get(id(weight), ""), half))
+        computed.append(2 * coarser if half else 0.0)
+    return Moves(tuple(stored), tuple(computed))
+
+
+def _layers(model: Any) -> list[Any]:
+    """All layers, the outer before the inner, so that the innermost one's dtype counts."""
+    return list(model._flatten_layers())
+
+
+def _compute_dtype(layer: Any) -> str:
+    return str(getattr(layer, "compute_dtype", None) or "float32")
+
+
+def evaluate(
+    loaded: LoadedModel, sets: Sequence[SampleSet], *, training: bool | None
+) -> list[list[Array]]:
+    """All values of a model, by sample set. Raises CannotRunError.
+
+    The weights are put back after every run, since a BatchNormalization that is called with
+    training=True writes to its statistics.
+    """
+    may_write = training is None and keras_graph.sets_training(loaded.model)
+    weights = Weights(loaded, [], 0) if may_write else None
+
+    def call(inputs: Sequence[Array]) -> list[Array]:
+        found = run(loaded, inputs, training=training)
+        if weights is not None:
+            weights.move(0)
+        return found
+
+    return run_all(call, sets)
+
+
+def perturbed(
+    loaded: LoadedModel,
+    sets: Sequence[SampleSet],
+    *,
+    steps: Sequence[float],
+    repetitions: int,
+    seed: int,
+    training: bool | None,
+) -> Generator[list[list[Array]]]:
+    """All values of a model, by sample set, each time that its weights are perturbed.
+
+    Every weight is moved by its step, relative to its size, up or down at random. Raises
+    CannotRunError.
+    """
+    evaluated = functools.partial(evaluate, loaded, sets, training=training)
+    return Weights(loaded, steps, seed).perturbed(evaluated, repetitions)
+
+
+@contextlib.contextmanager
+def approximated(loaded: LoadedModel, step: float, seed: int) -> Iterator[None]:
+    """While this lasts, every sigmoid of a model is off by `step`, up or down at random.
+
+    So far are those of a runtime that computes them as a quotient of polynomials: near their ends
+    the error is absolute, which no rounding of weights can show. SiLU is x sigmoid(x), and GELU
+    x (1 + erf) / 2, so they are off by x times that.
+    """
+    drawn = itertools.count()
+    with contextlib.ExitStack() as undo:
+        for part, name, kind in _sigmoids(loaded.runner):
+            function = getattr(part, name)
+            if name in vars(part):
+                undo.callback(setattr, part, name, function)
+            else:  # a method, which an attribute of the same name hides
+                undo.callback(delattr, part, name)
+            seed_of_this = (seed, next(drawn))
+            setattr(part, name, functools.partial(_off_by, function, kind, step, seed_of_this))
+        yield
+
+
+_SIGMOIDS = {"sigmoid", "silu", "swish", "gelu"}
+
+
+def _sigmoids(model: Any) -> Iterator[tuple[Any, str, str]]:
+    """The layers and operations that compute one, in which attribute, and which."""
+    for layer in _layers(model):
+        for name in ("activation", "recurrent_activation"):
+            kind = str(getattr(vars(layer).get(name), "__name__", ""))
+            if kind in _SIGMOIDS:
+                yield layer, name, kind
+        for operation in getattr(layer, "operations", ()):
+            kind = type(operation).__name__.lower()
+            if kind in _SIGMOIDS:
+                yield operation, "call", kind
+
+
+def _off_by(function: Any, kind: str, step: float, seed: tuple[int, int], value: Any) -> Any:
+    import tensorflow  # noqa: PLC0415
+
+    found = function(value)
+    is_up = tensorflow.random.stateless_uniform(tensorflow.shape(found), seed) < 0.5
+    error = tensorflow.cast(tensorflow.where(is_up, step, -step), found.dtype)
+    return found + (error if kind == "sigmoid" else error * tensorflow.abs(value))
+
+
+def is_repeatable(
+    loaded: LoadedModel, samples: SampleSet, steps: Sequence[float], seed: int
+) -> bool:
+    """Tell whether `model(x)` gives the same twice, within what the order of sums can change.
+
+    A small batch may come out the same by chance, but then Keras 3 has counted the draws.
+    """
+    weights = Weights(loaded, steps, seed)
+    runs, draws = [], []
+    for _ in range(2):
+        weights.move(0)
+        runs.append(run(loaded, samples.inputs, training=None))
+        draws.append(_draws(loaded))
+    weights.move(0)
+    same = all(_nearly_equal(one, other) for one, other in zip(*runs, strict=True))
+    return same and draws[0] == draws[1]
+
+
+def _draws(loaded: LoadedModel) -> list[bytes]:
+    """The states of the random generators of all layers."""
+    states = loaded.runner.non_trainable_variables
+    return [
+        np.asarray(one.numpy()).tobytes()
+        for one in states
+        if "seed_generator_state" in getattr(one, "path", one.name)
+    ]
+
+
+def _nearly_equal(one: Array, other: Array) -> bool:
+    if one.dtype.kind not in "fc":
+        return bool(np.array_equal(one, other))
+    size = float(np.max(np.abs(np.nan_to_num(one)), initial=0.0))
+    return bool(np.allclose(one, other, rtol=0, atol=1e-3 * size, equal_nan=True))
+
+
+class Weights:
+    """The floating weights of a model, to be moved by rounding errors and put back."""
+
+    def __init__(self, loaded: LoadedModel, steps: Sequence[float], seed: int) -> None:
+        steps = steps or [0.0] * len(loaded.runner.weights)
+        pairs = zip(loaded.runner.weights, steps, strict=True)
+        self._parts = [
+            (weight, np.asarray(weight.numpy()), step)
+            for weight, step in pairs
+            if step or not weight.trainable
+        ]
+        self._seed = seed
+
+    def perturbed(
+        self, evaluated: Callable[[], list[list[Array]]], repetitions: int
+    ) -> Generator[list[list[Array]]]:
+        """What is evaluated each time that the weights are moved; then they are put back."""
+        try:
+            for repetition in range(1, repetitions + 1):
+                self.move(repetition)
+                yield evaluated()
+        finally:
+            self.move(0)
+
+    def move(self, repetition: int) -> None:
+        """Move every weight by one step up or down; repetition 0 puts them back as they were."""
+        import tensorflow  # noqa: PLC0415
+
+        generator = np.random.default_rng([self._seed, repetition])
+        for weight, kept, step in self._parts:
+            value = kept
+            if repetition and step:
+                bits = np.frombuffer(generator.bytes(-(-kept.size // 8)), np.uint8)
+                up = np.unpackbits(bits, count=kept.size).reshape(kept.shape)
+                value = kept * np.array([1 - step, 1 + step])[up]
+            weight.assign(tensorflow.cast(value, weight.dtype))

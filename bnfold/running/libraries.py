@@ -1,0 +1,178 @@
+"""Importing TensorFlow and Keras, quietly, and saying in one line what went wrong in them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import importlib.util
+import io
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import BnfoldError, VerificationImpossibleError
+from bnfold.running import borrowing, process
+
+_NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
+_FRAME = re.compile(
+    r"^\s*File \".*\n.*\n", re.MULTILINE
+)  # of a traceback: the place, the code there
+_CAUSE = "Exception encountered:"
+_PREAMBLE = re.compile(
+    r"(?:\w+: )?Exception encountered when calling|in user code:|File \"|Traceback|"
+    r"A total of \d+ objects could not|object <"
+)
+
+
+class CannotRunError(Exception):
+    """A runtime cannot run a model; the text is one line on why."""
+
+
+class _Silence:
+    """Keeps what libraries print away from the terminal, while anybody in any thread wants that.
+
+    The first who wants it redirects, and the last who no longer wants it puts everything back:
+    whoever redirects what is redirected already would put back what leads nowhere.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._wanted: set[object] = set()
+        self._redirected = contextlib.ExitStack()
+
+    def begin(self, who: object) -> None:
+        with self._lock:
+            self._wanted.add(who)
+            if len(self._wanted) == 1:
+                self._redirect()
+
+    def end(self, who: object) -> None:
+        with self._lock:
+            self._wanted.discard(who)
+            if not self._wanted:
+                self._redirected.close()
+
+    def _redirect(self) -> None:
+        back = self._redirected
+        back.callback(logging.disable, logging.root.manager.disable)
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # 2 may be closed
+            stderr = os.dup(2)
+            back.callback(os.close, stderr)
+            back.callback(os.dup2, stderr, 2)
+            os.dup2(nowhere.fileno(), 2)
+        back.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        back.enter_context(contextlib.redirect_stderr(io.StringIO()))
+
+
+_SILENCE = _Silence()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the libraries print, down to the C++ code, away from the terminal."""
+    who = object()
+    try:
+        _SILENCE.begin(who)
+        yield
+    finally:
+        _SILENCE.end(who)
+
+
+def release() -> None:
+    """Give memory back that models and exports have left behind, in cycles and in the allocator."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed otherwise
+
+
+def start() -> None:
+    """Import TensorFlow and Keras with the TensorFlow backend, without chatter, for the CPU.
+
+    Raises VerificationImpossibleError.
+    """
+    if process.is_own():
+        gc.set_threshold(700, 10, 10)  # reading models made no garbage, but graphs soon are
+    try:
+        tensorflow, keras = imported("tensorflow"), imported("keras")
+    except ImportError as error:
+        raise VerificationImpossibleError(
+            f"TensorFlow with Keras 3 cannot be imported: {one_line(error)}"
+        ) from error
+    if keras.config.backend() != process.BACKEND:
+        raise VerificationImpossibleError(
+            f"Keras runs on {keras.config.backend()} in this process, and models are run on"
+            f" {process.BACKEND}"
+        )
+    borrowing.borrow_tensorflow(tensorflow)
+    borrowing.borrow_keras(keras)
+
+
+def imported(name: str) -> Any:
+    """A library. What it does to the environment while it is imported is undone."""
+    with (
+        quiet(),
+        borrowing.environment_kept(KERAS_BACKEND=process.BACKEND, TF_CPP_MIN_LOG_LEVEL="3"),
+    ):
+        return importlib.import_module(name)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first telling line of an exception, printable and cut to length."""
+    lines = [_NOISE.sub("", line).strip() for line in _FRAME.sub("", str(error)).splitlines()]
+    lines = [line for line in lines if line] or [type(error).__name__]
+    # Keras says first where it happened and only then what; the innermost cause comes last.
+    causes = [line.partition(_CAUSE)[2].strip() for line in lines if line.startswith(_CAUSE)]
+    telling = [line for line in lines if not _PREAMBLE.match(line)]
+    telling = [cause for cause in causes[::-1] if cause] or telling or lines
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in telling[0])
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
+def find_module(name: str) -> None:
+    """See that a module of the user's is there, without running anything. Raises BnfoldError."""
+    borrowing.borrow_search_path(str(Path.cwd()))
+    if name.endswith(".py") or "/" in name:
+        raise BnfoldError(
+            f"--import {name}: say {Path(name).stem}: a module goes by its name, as in Python,"
+            " not its file"
+        )
+    package = name.partition(".")[0]  # to look into it would import it
+    try:
+        is_there = package in sys.modules or importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        is_there = False
+    if not is_there:
+        raise BnfoldError(f"--import {name}: No module named {package!r}")
+
+
+def import_module(name: str) -> Any:
+    """Import a module of the user's, which registers custom layers. Raises BnfoldError."""
+    find_module(name)
+    try:
+        with quiet():
+            return importlib.import_module(name)
+    except Exception as error:
+        raise BnfoldError(f"--import {name}: {one_line(error)}") from error
+
+
+def library(name: str) -> Any:
+    """Keras or tf_keras. Raises VerificationImpossibleError."""
+    try:
+        found = imported(name)
+    except ImportError:
+        raise VerificationImpossibleError(
+            "Keras 3 cannot load this file of Keras 2; tf_keras can, but for .keras files of 2.13: "
+            'pip install "bnfold[keras2]"'
+        ) from None
+    borrowing.borrow_keras(found)
+    return found

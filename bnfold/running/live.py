@@ -1,0 +1,49 @@
+"""Live models in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import BnfoldError
+from bnfold.running.borrowing import guest, keep_keras
+from bnfold.running.libraries import imported, library, one_line, quiet
+
+
+@guest()
+def save_live(model: Any, path: Path) -> None:
+    """Save a model in memory as a `.keras` file.
+
+    Raises BnfoldError when Keras cannot.
+    """
+    keep_keras(imported(_library_of(model)))
+    try:
+        with quiet():
+            model.save(path)
+    except Exception as error:
+        raise BnfoldError(f"Keras cannot save this model: {one_line(error)}") from error
+
+
+def own_classes(model: Any) -> dict[str, Any]:
+    """The classes of a live model's layers that are not the library's, by name."""
+    classes = {type(part) for part in (model, *model._flatten_layers())}
+    own = (c for c in classes if not c.__module__.startswith(("keras.", "tf_keras.")))
+    return {found.__name__: found for found in own}
+
+
+@guest()
+def load_live(path: Path, like: Any) -> Any:
+    """Load a `.keras` file made from the model `like`, with the library of that model."""
+    try:
+        with quiet():
+            return library(_library_of(like)).models.load_model(
+                str(path), custom_objects=own_classes(like), compile=False, safe_mode=False
+            )
+    except Exception as error:
+        raise BnfoldError(f"Keras cannot load the folded model: {one_line(error)}") from error
+
+
+def _library_of(model: Any) -> str:
+    """The library that a live model is of: keras or tf_keras."""
+    bases = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    return "tf_keras" if "tf_keras" in bases else "keras"

@@ -1,0 +1,53 @@
+"""The process that bnfold runs in: its own, or a user's, which must stay as it was.
+
+The command line and the processes that bnfold starts are its own. They may choose Keras' backend,
+hide devices and set up the garbage collector as they like. In a user's process a job puts
+everything back (`bnfold.running.borrowing`), and where Keras runs on another backend
+than TensorFlow it goes to a process of its own (`bnfold.jobs.child`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+BACKEND = "tensorflow"
+"""The only backend of Keras that models are run with, and Keras' default."""
+
+_owned = False
+
+
+def is_own() -> bool:
+    """Whether this process is bnfold's own."""
+    return _owned
+
+
+def take_over() -> None:
+    """Make this process bnfold's own, whatever the environment says of Keras and its devices."""
+    global _owned  # noqa: PLW0603 - there is one process, and this is what it is
+    _owned = True
+    os.environ["KERAS_BACKEND"] = BACKEND  # goes before the environment's and before keras.json
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # A GPU sums in another order from run to run; the verdict must not depend on it.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def keras_backend() -> str:
+    """The backend of this process's Keras: of the imported one, or of one imported from now on."""
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        return str(keras.config.backend())
+    return os.environ.get("KERAS_BACKEND") or _backend_of_the_settings()
+
+
+def _backend_of_the_settings() -> str:
+    """What `keras.json` says, which Keras looks for where this does."""
+    home = os.environ.get("KERAS_HOME")
+    folder = Path(home) if home is not None else Path("~/.keras")
+    try:
+        found = json.loads((folder.expanduser() / "keras.json").read_text())
+    except (OSError, ValueError, RuntimeError):
+        return BACKEND
+    return str(found.get("backend", BACKEND)) if isinstance(found, dict) else BACKEND

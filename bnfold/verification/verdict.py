@@ -1,0 +1,418 @@
+"""From the evidence to the verdict: which values are right, which sites are wrong, what to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold.running.arrays import Array
+from bnfold.verification import blame, exercise, pairing
+from bnfold.verification.case import Case, Label
+from bnfold.verification.result import (
+    Accuracy,
+    Basis,
+    Comparison,
+    Site,
+    SiteStatus,
+    Verdict,
+    Verification,
+)
+from bnfold.verification.runs import Evidence, Run, Table
+from bnfold.verification.tolerance import (
+    ByAxis,
+    Errors,
+    Outcome,
+    Rule,
+    Truth,
+    compare,
+    failed,
+    heard_by_any,
+    keys,
+    pooled,
+)
+
+_BASES = {
+    frozenset({"keras", "onnxruntime"}): Basis.BOTH,
+    frozenset({"keras"}): Basis.KERAS,
+    frozenset({"onnxruntime"}): Basis.ONNXRUNTIME,
+}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One value in one arithmetic: its worst kind of samples, and which channels varied."""
+
+    comparison: Comparison
+    heard: Array
+    problem: str | None
+    is_finite: bool
+    is_discrete: bool
+    is_drowned: bool
+
+
+_Judgement = dict[str, list[_Judged]]
+"""By arithmetic, the sharpest first, then by value."""
+
+
+def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
+    """The verdict over everything that was found; what was not exercised is noted there."""
+    judged = _judge(case, rule, evidence.runs)
+    found = {name: _findings(case, rows, evidence.taken_in) for name, rows in judged.items()}
+    drowned = _drowned(judged, found)
+    for name in drowned:
+        del judged[name], found[name]
+    heard = _heard_anywhere(judged)
+    culprits = _culprits(case, judged, found)
+    used = {name: _used(told, culprits) for name, told in found.items()}
+    differences = [
+        *evidence.differences,
+        *map(_lost, evidence.lost),
+        *_sentences(case, judged, culprits, used),
+    ]
+    if not differences:
+        evidence.gaps = exercise.gaps(case, _crossed(case, judged))
+    doubts = [
+        *evidence.doubts,
+        *([] if differences else _unheard(case, heard)),
+        *(gap.text for gap in evidence.gaps),
+        *drowned.values(),
+    ]
+    warnings = [*evidence.warnings, *_overflows(judged), *doubts]
+    return Verification(
+        verdict=_verdict(differences, doubts),
+        basis=_BASES.get(frozenset(evidence.runtimes), Basis.INTERFACE),
+        differences=tuple(differences),
+        warnings=tuple(dict.fromkeys(warnings)),
+        seed=case.seed,
+        library=case.original.library,
+        rule=rule.text(),
+        comparisons=tuple(
+            row.comparison
+            for name, rows in judged.items()
+            for at, row in enumerate(rows)
+            if row.comparison.is_output or at in used[name]
+        ),
+        sites=_sites(case, judged, found, heard, _untested(evidence)),
+        culprits=tuple(dict.fromkeys([*evidence.lost, *culprits])),
+        agreements=tuple(evidence.agreements),
+        yardstick=evidence.yardstick,
+        merged_by_exporter=evidence.merged,
+        sample_count=sum(one.count for one in case.sets),
+        sample_kinds=tuple(one.kind for one in case.sets),
+    )
+
+
+def _crossed(case: Case, judged: _Judgement) -> list[pairing.Crossing]:
+    """The crossings at which the two models do not read the same, or nothing tells."""
+    if case.pairing is None:
+        return []
+    first = case.outputs
+
+    def reads_the_same(crossing: pairing.Crossing) -> bool:
+        if crossing.places is None:
+            return False
+        return all(shows_the_same(first + place) for place in crossing.places)
+
+    def shows_the_same(at: int) -> bool:
+        rows = [row[at].comparison for row in judged.values() if at < len(row)]
+        return bool(rows) and all(row.passed for row in rows)
+
+    return [one for one in case.pairing.crossings if not reads_the_same(one)]
+
+
+def _untested(evidence: Evidence) -> set[int]:
+    """The ids of the sites whose maps crossed what was not exercised."""
+    return {id(site) for gap in evidence.gaps for site in gap.crossing.sites}
+
+
+def _verdict(differences: Sequence[str], doubts: Sequence[str]) -> Verdict:
+    if differences:
+        return Verdict.DIFFERENT
+    return Verdict.UNDECIDED if doubts else Verdict.EQUIVALENT
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def _judge(case: Case, rule: Rule, runs: Sequence[Run]) -> _Judgement:
+    owns = {id(run): _own(run, runs) for run in runs}
+    return {run.name: _judge_run(case, rule, run, owns[id(run)]) for run in runs}
+
+
+def _own(run: Run, runs: Sequence[Run]) -> Table | None:
+    """The errors of the original that count for a run: its own and those of its likes."""
+    if run.original is None:
+        return None
+    tables = [one.original for one in runs if one.original is not None and _alike(one, run)]
+    return pooled([[one.truth for one in row] for row in run.yardsticks], tables)
+
+
+def _alike(one: Run, other: Run) -> bool:
+    """Whether two runs are measured by the same yardsticks."""
+    return one.yardsticks[0][0].truth is other.yardsticks[0][0].truth
+
+
+def _judge_run(case: Case, rule: Rule, run: Run, own: Table | None) -> list[_Judged]:
+    found = []
+    for at in range(len(run.folded[0])):
+        outcomes = [
+            failed(run.problems[at])
+            if at in run.problems
+            else compare(row[at], None if own is None else own[number][at], theirs[at], rule)
+            for number, (row, theirs) in enumerate(zip(run.yardsticks, run.folded, strict=True))
+        ]
+        found.append(_worst(case, run, at, outcomes))
+    return found
+
+
+def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judged:
+    """Keep the worst kind of samples of one value."""
+    label = case.labels[at]
+    truths = [row[at].truth for row in run.yardsticks]
+    own = [None] * len(truths) if run.original is None else [row[at] for row in run.original]
+    found = [row[at] for row in run.folded]
+    worst = max(range(len(outcomes)), key=lambda i: outcomes[i].excess)
+    heard = _heard(heard_by_any(truths, outcomes, [one.count for one in case.sets]), truths, label)
+    if at in run.unseen:
+        heard = np.zeros_like(heard)
+    comparison = Comparison(
+        name=label.name,
+        is_output=label.is_output,
+        tapped_before=label.tapped,
+        runtime=run.name,
+        samples=case.sets[worst].kind,
+        original=_accuracy(own, truths),
+        folded=_accuracy(found, truths) or Accuracy(math.inf, math.inf, None),
+        error=outcomes[worst].error,
+        tolerance=outcomes[worst].tolerance,
+        excess=outcomes[worst].excess,
+        passed=all(outcome.passed for outcome in outcomes),
+        channels=len(heard),
+        exercised=int(np.count_nonzero(heard)),
+    )
+    finite = all(one.finite for one in found)
+    drowned = any(outcome.drowned for outcome in outcomes)
+    discrete = found[worst].share is not None
+    return _Judged(comparison, heard, outcomes[worst].problem, finite, discrete, drowned)
+
+
+def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accuracy | None:
+    """The worst of several kinds of samples."""
+    found = [(part, truth) for part, truth in zip(parts, truths, strict=True) if part is not None]
+    if not found or any(part.problem for part, _ in found):
+        return None
+    ratios = [part.sqnr for part, _ in found if part.sqnr is not None]
+    return Accuracy(
+        max(part.max_abs for part, _ in found),
+        max(part.max_abs / truth.max_abs if truth.max_abs else 0.0 for part, truth in found),
+        min(ratios, default=None),
+    )
+
+
+def _heard(found: ByAxis, truths: Sequence[Truth], label: Label) -> Array:
+    """Which channels changed from sample to sample, along the axes that the layer has them on."""
+    axis = keys(truths[0].value.ndim, label.axes)[-1]
+    return found.get(axis, next(iter(found.values()), np.zeros(0, bool)))
+
+
+def _heard_anywhere(judged: _Judgement) -> dict[int, Array]:
+    """By value, which channels varied in any arithmetic."""
+    found: dict[int, Array] = {}
+    for rows in judged.values():
+        for at, row in enumerate(rows):
+            found[at] = _either(found.get(at), row.heard)
+    return found
+
+
+def _either(one: Array | None, other: Array) -> Array:
+    if one is None or one.shape != other.shape:
+        return other
+    return np.asarray(one | other)
+
+
+def _drowned(judged: _Judgement, told: Mapping[str, blame.Findings]) -> dict[str, str]:
+    """The arithmetics that say nothing, and the sentence on each.
+
+    Where both models compute the same in float64, but rounding drowns a value of the original, what
+    comes behind that value is chance.
+    """
+
+    def is_right(name: str) -> bool:
+        outputs = all(one.comparison.passed for one in judged[name] if one.comparison.is_output)
+        return outputs and all(one.status != "different" for one in told[name].sites)
+
+    if "keras float64" not in judged or not is_right("keras float64"):
+        return {}
+    found = {}
+    for name, rows in judged.items():
+        drowned = [row.comparison for row in rows if row.is_drowned]
+        drowned.sort(key=lambda one: one.is_output)  # where it begins, if that was seen
+        overflows = any(row.problem is not None for row in rows)
+        if drowned and not overflows and not is_right(name):
+            found[name] = f"{name} cannot judge: rounding drowns the value of {drowned[0].name!r}"
+    return found
+
+
+# --- sites ---------------------------------------------------------------------------------------
+
+
+def _findings(case: Case, rows: Sequence[_Judged], taken_in: Collection[int]) -> blame.Findings:
+    """What one arithmetic says of the sites; nothing where it saw outputs only."""
+    first = case.outputs
+    if case.pairing is None or len(rows) < len(case.labels):
+        return blame.Findings()
+    return blame.judge(
+        case.pairing,
+        lambda place: rows[first + place].comparison.passed,
+        lambda place: first + place not in taken_in,
+    ).moved(first)
+
+
+def _culprits(
+    case: Case, judged: _Judgement, found: Mapping[str, blame.Findings]
+) -> tuple[str, ...]:
+    """Those of the sharpest arithmetic that finds any; a wrong output alone may have none."""
+    rows = [row.comparison for rows in judged.values() for row in rows]
+    is_wrong = any(row.is_output and not row.passed for row in rows)
+    for told in found.values():
+        site_is_wrong = any(one.status == "different" for one in told.sites)
+        if case.pairing is not None and (site_is_wrong or (is_wrong and told.changed)):
+            return blame.culprits(case.pairing, told)
+    return ()
+
+
+def _used(told: blame.Findings, culprits: Sequence[str]) -> set[int]:
+    """The places that tell something of a site, or of another layer that is to blame."""
+    places = [one.places for one in told.sites]
+    places += [one.places for one in told.changed if one.name in culprits]
+    return {at for some in places for at in some}
+
+
+def _sites(
+    case: Case,
+    judged: _Judgement,
+    found: Mapping[str, blame.Findings],
+    heard: Mapping[int, Array],
+    untested: Collection[int],
+) -> tuple[Site, ...]:
+    if case.pairing is None:
+        return ()
+    return tuple(
+        _site(
+            case,
+            judged,
+            site,
+            {name: told.sites[number] for name, told in found.items() if told.sites},
+            heard,
+            is_tested=id(site) not in untested,
+        )
+        for number, site in enumerate(case.pairing.sites)
+    )
+
+
+def _site(
+    case: Case,
+    judged: _Judgement,
+    site: pairing.Site,
+    found: Mapping[str, blame.Finding],
+    heard: Mapping[int, Array],
+    *,
+    is_tested: bool,
+) -> Site:
+    """One site over all arithmetics: wrong in one is wrong."""
+    wrong = [one for one in found.values() if one.status == "different"]
+    told = wrong or [one for one in found.values() if one.status == "matched"]
+    places = tuple(dict.fromkeys(at for one in told for at in one.places))
+    rows = [
+        judged[name][at].comparison
+        for name, one in found.items()
+        for at in one.places
+        if at in places
+    ]
+    varied = [heard[at] for at in places]
+    status = SiteStatus(told[0].status) if told else SiteStatus.UNPAIRED
+    if status is SiteStatus.MATCHED and not any(one.any() for one in varied):
+        status = SiteStatus.NOT_EXERCISED
+    if status is not SiteStatus.DIFFERENT and not is_tested:
+        status = SiteStatus.NOT_EXERCISED
+    excess = max((row.excess for row in rows), default=0.0)
+    return Site(
+        name=site.name,
+        call=site.call.key[-1][1],
+        status=status,
+        compared_at=tuple(dict.fromkeys(case.labels[at].name for at in places)),
+        excess=None if status is SiteStatus.NOT_EXERCISED else excess,
+        channels=sum(len(one) for one in varied),
+        exercised=sum(int(np.count_nonzero(one)) for one in varied),
+    )
+
+
+# --- sentences -----------------------------------------------------------------------------------
+
+
+def _sentences(
+    case: Case,
+    judged: _Judgement,
+    culprits: Sequence[str],
+    used: Mapping[str, Collection[int]],
+) -> list[str]:
+    """What differs: the layers at which it begins, then the values that are off."""
+    gone = {site.name for site in case.pairing.sites} if case.pairing is not None else set()
+    found = [
+        f"BatchNormalization {name!r} was folded wrongly"
+        if name in gone
+        else f"layer {name!r} does not compute what it computes in the original"
+        for name in culprits
+    ]
+    for name, rows in judged.items():
+        for at, row in enumerate(rows):
+            is_told = row.comparison.is_output or (
+                at in used[name] and row.comparison.name in culprits
+            )
+            if is_told and not row.comparison.passed:
+                found.append(_sentence(row))
+    return found
+
+
+def _lost(name: str) -> str:
+    return f"BatchNormalization {name!r} is no longer called with training=True"
+
+
+def _sentence(judged: _Judged) -> str:
+    row = judged.comparison
+    place = f"output {row.name!r}" if row.is_output else f"the value of {row.name!r}"
+    if row.tapped_before:
+        place += f" before its {row.tapped_before}"
+    if judged.problem:
+        return f"{row.runtime}: {place}: {judged.problem}"
+    if judged.is_discrete:
+        said = f"differs in {row.error:.2%} of its numbers, rounding explains {row.tolerance:.2%}"
+    elif row.tolerance == 0:
+        said = f"is off by {row.error:.3g} where rounding changes nothing"
+    else:
+        ratio = f"{row.excess:.3g} times the tolerance of {row.tolerance:.3g}"
+        said = f"is off by {row.error:.3g}, {ratio}"
+    return f"{row.runtime}: {place} {said} ({row.samples})"
+
+
+def _unheard(case: Case, heard: Mapping[int, Array]) -> list[str]:
+    """The outputs that passed without having been put to the test."""
+    if sum(one.count for one in case.sets) == 1:
+        return ["nothing was exercised: with one sample no value can be told from a constant"]
+    return [
+        f"output {label.name!r} was not exercised: it never changed, or noise drowned it"
+        for at, label in enumerate(case.labels[: case.outputs])
+        if not heard.get(at, np.zeros(1, bool)).any()
+    ]
+
+
+def _overflows(judged: _Judgement) -> list[str]:
+    return [
+        f"{name}: output {row.comparison.name!r} has values that are not finite"
+        for name, rows in judged.items()
+        for row in rows
+        if row.comparison.is_output and not row.is_finite
+    ]
