@@ -45,6 +45,15 @@ def double() -> None:
     keras.config.set_floatx("float64")
 
 
+@pytest.fixture
+def keras_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge has Keras alone, as for a model that ONNX cannot express.
+
+    An export takes half of the time of a judgement. This is for tests whose question Keras answers.
+    """
+    monkeypatch.setattr("bnfold.running.onnx_runner.exports", lambda _: [])
+
+
 @pytest.fixture(autouse=True)
 def no_dtype_left_behind() -> Iterator[None]:
     """Keras remembers the dtype policy of the first layer, whatever floatx is later."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support import batchnorms, difference, fold_file, keras, load, np, numbers, outputs
+from tiers import some
 
 import bnfold
 from bnfold.verification import Verdict
@@ -58,7 +59,8 @@ def check(name: str, folder: Path) -> None:
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0"])
+# One by default: most of the time goes to Keras, which builds the network.
+@pytest.mark.parametrize("name", some(["MobileNetV3Small", "EfficientNetV2B0"]))
 def test_small_networks(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
 

@@ -15,7 +15,7 @@ from bnfold.jobs.inspect import inspect_file
 PAGE = (Path(__file__).parent.parent / "docs" / "calibration.md").read_text()
 
 FAST = {
-    *("mlp_momentum_9_two_epochs", "one_epoch", "legacy_one_epoch", "nested_one_epoch"),
+    *("mlp_momentum_9_two_epochs", "one_epoch", "nested_one_epoch"),
     *("never_trained", "batches_of_one"),
 }
 """Those that train in about a second; `-m slow` trains all."""

@@ -6,6 +6,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import support
 import tensorflow
 from support import keras
+from tiers import some
 
 from bnfold.folding.plan import Plan, plan
 from bnfold.model import keras_json
@@ -256,8 +258,8 @@ def fresh_names() -> None:
     keras.backend.clear_session(free_memory=False)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODELS)
+# All pairs take seconds. By default every second one, so that each model and each form is there.
+@pytest.mark.parametrize(("name", "form"), some(product(MODELS, FORMS), 2, 0))
 def test_nothing_is_lost(name: str, form: str, tmp_path: Path) -> None:
     model, inputs = MODELS[name]()
     source = save(model, tmp_path / f"original{form}")
@@ -266,8 +268,7 @@ def test_nothing_is_lost(name: str, form: str, tmp_path: Path) -> None:
     check_same_outputs(model, target, inputs, allowed=0.0)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "form"), some(product(MODELS, FORMS), 2, 1))
 def test_a_fold_leaves_the_rest_alone(name: str, form: str, tmp_path: Path) -> None:
     model, inputs = MODELS[name]()
     source = save(model, tmp_path / f"original{form}")
@@ -477,8 +478,7 @@ def folded_copy(source: Path, folder: Path) -> Any:
     return members(target) if target.is_dir() else target.read_bytes()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "form"), some(product(MODELS, FORMS), 2, 0))
 def test_folding_a_folded_file_changes_nothing(name: str, form: str, tmp_path: Path) -> None:
     source = save(MODELS[name]()[0], tmp_path / f"original{form}")
     once, twice = tmp_path / f"once{form}", tmp_path / f"twice{form}"

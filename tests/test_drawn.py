@@ -26,6 +26,7 @@ from support import (
     samples,
     ways,
 )
+from tiers import some
 
 from bnfold.folding.plan import Plan, plan
 from bnfold.jobs.fold import describe_folds
@@ -130,9 +131,10 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("number", range(2))
+# One batch by default: each takes as long as a whole file of other tests.
+@pytest.mark.parametrize("number", some(range(4), 4))
 def test_drawn_models(number: int) -> None:
-    check_many(number, 50)
+    check_many(number, 25)
 
 
 @pytest.mark.slow

@@ -118,6 +118,7 @@ def two_forward(kind):
     return fold(chain(*steps, shape=shape), folds)
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("kind", FORWARD)
 def test_a_fold_forward_may_follow_another(tmp_path, kind):
     found = judge(tmp_path, *two_forward(kind))
@@ -125,6 +126,7 @@ def test_a_fold_forward_may_follow_another(tmp_path, kind):
     assert statuses(found) == {"norm1": "matched", "norm2": "matched"}
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
 @pytest.mark.parametrize(("layer", "culprit"), [("two", "norm1"), ("out", "norm2")])
 def test_the_wrong_one_of_two_forward_folds_is_named(tmp_path, kind, layer, culprit):
@@ -193,6 +195,7 @@ def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
 # --- layers that are no fold sites ----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("layer", ["one", "norm1", "out"])
 def test_a_layer_that_was_kept_but_changed_is_named(tmp_path, layer):
     def kept(*, normalized):
@@ -223,6 +226,7 @@ def test_a_layer_that_was_changed_is_named_where_no_norm_is_gone(tmp_path):
     assert found.culprits == ("norm2",)
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [None, "two"])
 def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
     original, other = fold(KEPT, [("norm1", "one", backward), ("norm2", "two", backward)])
@@ -254,6 +258,7 @@ def test_an_activation_that_was_changed_is_named(tmp_path):
 # --- what other tools make of a model -------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("names", [("relu1", "relu2"), ("other1", "other2")])
 @pytest.mark.parametrize("wrong", [None, "one", "two"])
 def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
@@ -272,6 +277,7 @@ def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
     assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
     def build(*, normalized):
@@ -291,6 +297,7 @@ def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
     assert found.culprits == (("norm1",) if wrong else ())
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wrong):
     steps = [("one", step("Dense", 8)), ("norm1", NORM), ("two", step("Dense", 7)), ("norm2", NORM)]
@@ -323,6 +330,7 @@ def counted(first):
     return build
 
 
+@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("shift", [1, 2])
 def test_names_that_stand_for_other_layers_are_not_believed(tmp_path, shift):
     folds = [(f"norm_{number}", f"dense_{number}", backward) for number in range(3)]

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tiers import some
 
 import bnfold
 from bnfold.cli import main
@@ -576,8 +578,15 @@ NEW_NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ODD)
-@pytest.mark.parametrize("variable", OLD_NAMES)
+# A third by default, so that every shape meets some variable, and every variable some shape.
+@pytest.mark.parametrize(
+    ("variable", "case"),
+    [
+        pytest.param(name, case, marks=[pytest.mark.slow] * ((i + k) % 3 > 0))
+        for i, name in enumerate(OLD_NAMES)
+        for k, case in enumerate(ODD)
+    ],
+)
 def test_variables_of_odd_shapes(case: str, variable: str, tmp_path: Path) -> None:
     edit = replaced(ODD[case])
     old, new = OLD_NAMES[variable], f"layers/{NEW_NAMES[variable]}"
@@ -612,13 +621,12 @@ ATTRIBUTES: dict[str, Callable[[h5py.Group, str], object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ATTRIBUTES)
-@pytest.mark.parametrize("name", [
+@pytest.mark.parametrize(("case", "name"), some(product(ATTRIBUTES, [
     "model_config", "keras_version", "backend", "bnfold",
     "model_weights.layer_names", "model_weights.keras_version",
     "model_weights/dense.weight_names", "model_weights/bn.weight_names",
     "model_weights/dense/dense/kernel.x",
-])  # fmt: skip
+])))  # fmt: skip
 def test_attributes_of_odd_kinds(case: str, name: str, tmp_path: Path) -> None:
     group, _, attribute = name.rpartition(".")
 
@@ -629,8 +637,14 @@ def test_attributes_of_odd_kinds(case: str, name: str, tmp_path: Path) -> None:
     harmless(legacy_file(tmp_path / "m.h5", edit=edit))
 
 
-@pytest.mark.parametrize("case", ATTRIBUTES)
-@pytest.mark.parametrize("place", ["layers/dense/vars", "layers/dense/vars/0", "layers", "/"])
+@pytest.mark.parametrize(
+    ("place", "case"),
+    [
+        pytest.param(place, case, marks=[pytest.mark.slow] * ((i + k) % 2))
+        for i, place in enumerate(["layers/dense/vars", "layers/dense/vars/0", "layers", "/"])
+        for k, case in enumerate(ATTRIBUTES)
+    ],
+)
 def test_attributes_of_odd_kinds_in_archives(case: str, place: str, tmp_path: Path) -> None:
     for name in ("name", "dtype"):
         h5 = weights(lambda f, name=name: ATTRIBUTES[case](f[place], name))  # type: ignore[misc]
@@ -858,8 +872,16 @@ def renamed(old: str, name: str) -> Edit:
     return edit
 
 
-@pytest.mark.parametrize("case", NAMES)
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+# Every name by default, in the two kinds of file by turns: each is read by four commands.
+@pytest.mark.parametrize(
+    ("suffix", "case"),
+    [
+        *((".keras", name) for name in list(NAMES)[::2]),
+        *((".h5", name) for name in list(NAMES)[1::2]),
+        *(pytest.param(".h5", name, marks=pytest.mark.slow) for name in list(NAMES)[::2]),
+        *(pytest.param(".keras", name, marks=pytest.mark.slow) for name in list(NAMES)[1::2]),
+    ],
+)
 def test_names_cannot_paint_the_terminal(case: str, suffix: str, tmp_path: Path) -> None:
     name = NAMES[case]
     path = tmp_path / f"m{suffix}"
@@ -961,10 +983,11 @@ def config_mutants(name: str) -> Iterator[Callable[[Path], object]]:
             yield lambda path, p=place, j=junk: write(path, with_junk(config, p, j))  # type: ignore[misc]
 
 
-def test_values_of_a_config_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_values_of_a_config_replaced(count: int, tmp_path: Path) -> None:
     config, h5 = model_config(), weights()
     every = [(place, junk) for place in places(config) for junk in JUNK]
-    for place, junk in random.Random(3).sample(every, 300):
+    for place, junk in random.Random(3).sample(every, count):
         mutant = json.dumps(with_junk(config, place, junk))
         harmless(keras_file(tmp_path / "m.keras", config=mutant, h5=h5))
 
@@ -975,7 +998,7 @@ FUZZED = ("branches_keras315.keras.xz", "branches_keras215.h5.xz", "digits_cnn_k
 @pytest.mark.parametrize("name", FUZZED)
 def test_some_values_of_real_configs_replaced(name: str, tmp_path: Path) -> None:
     mutants = list(config_mutants(name))
-    for write in random.Random(7).sample(mutants, 25):
+    for write in random.Random(7).sample(mutants, 10):
         path = tmp_path / name.removesuffix(".xz")
         write(path)
         harmless(path)
@@ -1042,9 +1065,10 @@ def fuzz(path: Path, seed: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_random_damage(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [60, pytest.param(120, marks=pytest.mark.slow)])
+def test_random_damage(suffix: str, count: int, tmp_path: Path) -> None:
     make = keras_file if suffix == ".keras" else legacy_file
-    fuzz(make(tmp_path / f"m{suffix}"), seed=1, count=120)
+    fuzz(make(tmp_path / f"m{suffix}"), seed=1, count=count)
 
 
 @pytest.mark.slow

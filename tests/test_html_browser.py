@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from pictures import saved
 from test_hostile import keras_file, model_config
+from tiers import some
 
 from bnfold.jobs.inspect import inspect_file
 from bnfold.reports import html
@@ -96,7 +97,8 @@ def show(browser: Any, files: dict[str, Path]) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
-@pytest.mark.parametrize("name", PAGES)
+# By default a page of many layers, and the one whose names would run something.
+@pytest.mark.parametrize("name", [*some(PAGES[:4], 4), *some(PAGES[4:])])
 def test_nothing_is_loaded_and_nothing_is_complained_about(
     name: str, browser: Any, files: dict[str, Path]
 ) -> None:
@@ -132,7 +134,8 @@ def assert_nothing_sticks_out(tab: Any, width: int) -> None:
     assert checked(tab, f"stickingOut({width})") == []
 
 
-@pytest.mark.parametrize("width", [390, 600, 1000, 1400])
+# The narrowest and the widest by default.
+@pytest.mark.parametrize("width", some([390, 600, 1000, 1400], 3))
 def test_no_diagram_stands_alone_below_three(width: int, show: Callable[..., Any]) -> None:
     tops = "figures => figures.map(figure => Math.round(figure.getBoundingClientRect().top))"
     for name in ("five", "branches", "spoiled"):
@@ -140,8 +143,24 @@ def test_no_diagram_stands_alone_below_three(width: int, show: Callable[..., Any
         assert len(set(rows.values())) == 1, (name, rows)
 
 
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("size", [PHONE, (800, 900), DESK], ids=["phone", "tablet", "desk"])
+# By default every page on one screen or two; what sticks out does so on a phone first.
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        *(pytest.param(PHONE, name, id=f"phone-{name}") for name in PAGES),
+        pytest.param((800, 900), "spoiled", id="tablet-spoiled"),
+        pytest.param(DESK, "several", id="desk-several"),
+        *(
+            pytest.param(size, name, id=f"{device}-{name}", marks=pytest.mark.slow)
+            for device, size, by_default in (
+                ("tablet", (800, 900), "spoiled"),
+                ("desk", DESK, "several"),
+            )
+            for name in PAGES
+            if name != by_default
+        ),
+    ],
+)
 def test_nothing_sticks_out_lies_on_other_text_or_is_cut(
     name: str, size: tuple[int, int], show: Callable[..., Any]
 ) -> None:
@@ -153,8 +172,15 @@ def test_nothing_sticks_out_lies_on_other_text_or_is_cut(
     assert checked(tab, "cut()") == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
+# The pages share one style sheet: by default the page with all kinds of marks, in both schemes.
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        pytest.param(name, scheme, marks=[pytest.mark.slow] * (name != "several"))
+        for name in PAGES
+        for scheme in ("light", "dark")
+    ],
+)
 def test_every_text_and_mark_has_contrast(name: str, scheme: str, show: Callable[..., Any]) -> None:
     tab = show(name, DESK, scheme)
     checked(tab, "open()")

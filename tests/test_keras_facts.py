@@ -334,7 +334,7 @@ LARGE: dict[str, Build] = {
 }
 
 
-TO_BUILD = ("a-row-of-joins", "a-wide-join")
+TO_BUILD = ("a-row-of-joins", "a-wide-join", "a-row-of-dense")
 """What Keras takes long to build, not we to plan."""
 
 

@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support import chain, keras, open_weights, outputs, randomize
+from tiers import some
 
 import bnfold
 from bnfold.cli import main
@@ -425,8 +427,10 @@ def test_every_layer_gets_the_statistics_of_its_corrected_input(
             close(found, wanted[name], allowed)
 
 
-@pytest.mark.parametrize("memory", [0, 20_000, 60_000, 1 << 30])
-@pytest.mark.parametrize("batch", [7, 50])
+# By default both sizes of batches, and the least and the most that is kept.
+@pytest.mark.parametrize(
+    ("batch", "memory"), some(product([7, 50], [0, 20_000, 60_000, 1 << 30]), 3)
+)
 def test_what_is_kept_in_memory_changes_the_work_and_not_the_result(
     memory: int, batch: int, tmp_path: Path
 ) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from test_hostile import chain, directory_model, keras_file, legacy_file
+from tiers import some
 
 import bnfold
 from bnfold.cli import main
@@ -398,8 +400,10 @@ run()
 """
 
 
-@pytest.mark.parametrize("size", [0, 1000, 3000, 6000])
-@pytest.mark.parametrize("kind", [".keras", ".h5", ""])
+# Each starts a process, so the default run takes each size and each kind, not each pair of them.
+@pytest.mark.parametrize(
+    ("size", "kind"), some(product([0, 1000, 3000, 6000], [".keras", ".h5", ""]), 2)
+)
 def test_a_file_that_may_not_grow(size: int, kind: str, source: Path, folder: Path) -> None:
     model = {
         ".keras": lambda: source,
@@ -438,8 +442,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.parametrize("kind", [".keras", ".h5", ""])
-@pytest.mark.parametrize("left", [0, 1, 2, 4])
+# Each starts a process, so the default run takes each size and each kind, not each pair of them.
+@pytest.mark.parametrize(("left", "kind"), some(product([0, 1, 2, 4], [".keras", ".h5", ""]), 2))
 def test_a_full_disk(kind: str, left: int, source: Path, small_disk: Path) -> None:
     model = {
         ".keras": lambda: source,
@@ -475,7 +479,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("delay", "number"),
-    [(0.0, signal.SIGINT), (0.02, signal.SIGTERM), (0.1, signal.SIGINT), (0.4, signal.SIGTERM)],
+    # One moment for each signal by default: each waits for a whole process.
+    some(
+        [(0.0, signal.SIGINT), (0.1, signal.SIGINT), (0.4, signal.SIGTERM), (0.02, signal.SIGTERM)]
+    ),
 )
 def test_a_signal_at_any_moment(number: int, delay: float, large: Path, folder: Path) -> None:
     target = folder / "m.keras"
