@@ -12,7 +12,7 @@ from bnfold.cli import main
 from bnfold.folding import absorb
 from bnfold.folding.carry import LAYERS
 from bnfold.folding.operations import OPERATIONS
-from bnfold.model import catalog
+from bnfold.model import layers
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -42,12 +42,12 @@ def classes(cell: str) -> Iterator[str]:
             yield from (name.replace(numbers[0], one) for one in numbers[1].split(","))
 
 
-BACKWARD = {name for name, facts in catalog.FACTS.items() if facts.output is not None} | {
+BACKWARD = {name for name, facts in layers.FACTS.items() if facts.output is not None} | {
     "EinsumDense"
 }
 TABLES = {
     0: BACKWARD,
-    1: set(absorb.IN_FRONT) - catalog.BATCHNORM_CLASSES,
+    1: set(absorb.IN_FRONT) - layers.BATCHNORM_CLASSES,
     2: set(LAYERS),
     3: set(OPERATIONS),
 }

@@ -13,7 +13,7 @@ from support import chain, difference, fold_file, keras, load, outputs, randomiz
 
 from bnfold.folding.plan import plan
 from bnfold.jobs.inspect import inspect_file
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import walk_all
 from bnfold.model.identity import foreign_settings, is_keras_layer
@@ -237,7 +237,7 @@ def test_what_keras_writes_is_known(source: str) -> None:
     }
     assert unknown == {}
     assert sum(found is not None for found in settings.values()) > 100
-    folded = {*catalog.FACTS, *catalog.SAME_SHAPE, *catalog.WINDOWED, *catalog.MERGING}
+    folded = {*layers.FACTS, *layers.SAME_SHAPE, *layers.WINDOWED, *layers.MERGING}
     assert folded <= set(SETTINGS)
     assert {name for name in folded & set(kinds) if settings[name] is None} == set()
 

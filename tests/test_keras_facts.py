@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import chain, examine, fold_file, keras, randomize
 
-from bnfold.model import catalog
+from bnfold.model import layers as catalog
 
 L = keras.layers
 BN = L.BatchNormalization

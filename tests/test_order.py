@@ -19,10 +19,10 @@ from support import keras
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import plan
 from bnfold.model import keras_json, order
-from bnfold.model.catalog import is_batchnorm
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Graph, Layer
 from bnfold.model.graph import Path as LayerPath
+from bnfold.model.layers import is_batchnorm
 
 SWEEP = range(1000, 4000, 250)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Node, Place
 from bnfold.folding.plan import Plan
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.container.hdf5 import Stored
 from bnfold.model.graph import Layer, Path, Weight, walk_all
@@ -77,7 +77,7 @@ def _has_trained_weights(node: Node) -> bool:
     layer = node.layer
     if not node.is_known:
         return True
-    if layer.is_operation or layer.class_name in catalog.WEIGHTLESS:
+    if layer.is_operation or layer.class_name in layers.WEIGHTLESS:
         return False
     return _is_trained(layer) and (layer.weights is None or any(_trained(layer)))
 
@@ -97,7 +97,7 @@ def _is_trained(layer: Layer) -> bool:
 def _trained(layer: Layer) -> Iterator[Weight]:
     """The variables of a layer that training moves; all, where the file does not tell which."""
     if _is_trained(layer):
-        slots = catalog.slots(layer)
+        slots = layers.slots(layer)
         weights = layer.weights or ()
         known = slots is not None and len(slots) == len(weights)
         for number, weight in enumerate(weights):
@@ -122,7 +122,7 @@ def _others(plan: Plan, path: Path) -> Iterator[Weight]:
     """The trained weights of all other layers."""
     if plan.scope is not None:
         for where, layer in walk_all(plan.scope.graph):
-            if where[: len(path)] == path and not catalog.is_batchnorm(layer):
+            if where[: len(path)] == path and not layers.is_batchnorm(layer):
                 yield from _trained(layer)
 
 

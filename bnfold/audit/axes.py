@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from bnfold.audit.flow import Flow, Memo
 from bnfold.audit.neighbours import Node
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer
 
 _KEEPS_AXES = frozenset(
-    {*catalog.SAME_SHAPE, *catalog.WINDOWED, *catalog.MERGING, "Concatenate", "Relu", "Relu6"}
+    {*layers.SAME_SHAPE, *layers.WINDOWED, *layers.MERGING, "Concatenate", "Relu", "Relu6"}
 )
-_ON_THE_LAST_AXIS = catalog.RECURRENT | {
+_ON_THE_LAST_AXIS = layers.RECURRENT | {
     "Bidirectional", "GroupQueryAttention", "GroupedQueryAttention", "MultiHeadAttention",
 }  # fmt: skip
 _SPATIAL_AXES = {f"ConvLSTM{axes}D": axes for axes in (1, 2, 3)}
@@ -63,7 +63,7 @@ def _keeps_axes(node: Node) -> bool:
 def _own_axis(node: Node) -> int | None:
     """The channel axis of what a layer makes of its own weights."""
     layer = node.layer
-    known = catalog.facts(layer) if node.is_known else None
+    known = layers.facts(layer) if node.is_known else None
     if node.is_known and layer.class_name in _ON_THE_LAST_AXIS:
         return -1
     if node.is_known and layer.class_name in _SPATIAL_AXES:

@@ -6,7 +6,7 @@ moves, crops, pools, rescales or encodes it: nothing was learnt in between that 
 
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Node, Place
-from bnfold.model import catalog
+from bnfold.model import layers
 
 
 def near_input(place: Place) -> bool:
@@ -16,7 +16,7 @@ def near_input(place: Place) -> bool:
 
 def _is_untrained(node: Node) -> bool:
     layer = node.layer
-    return node.is_known and (layer.is_operation or layer.class_name in catalog.UNTRAINED)
+    return node.is_known and (layer.is_operation or layer.class_name in layers.UNTRAINED)
 
 
 _NEAR = Flow[bool](
@@ -44,4 +44,4 @@ _BEFORE_ALL = Flow[bool](
 
 
 def _is_batchnorm(node: Node) -> bool:
-    return node.layer.class_name in catalog.BATCHNORM_CLASSES
+    return node.layer.class_name in layers.BATCHNORM_CLASSES

@@ -11,13 +11,13 @@ from bnfold.audit.neighbours import Node, Place, stays_out_of_training
 from bnfold.audit.subject import Subject, Verdict
 from bnfold.audit.usage import axis_mismatch, batch_statistics_at_inference
 from bnfold.folding.plan import Blocked
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.graph import Layer, finite_number
 
 _SHIFTS_VARIANCE = frozenset(
     {"Dropout", "GaussianDropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}
 )
-_NORMALIZES = catalog.BATCHNORM_CLASSES | {
+_NORMALIZES = layers.BATCHNORM_CLASSES | {
     "GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def redundant_bias(subject: Subject) -> Verdict | None:
     maker = found[0] if found else None
     if maker is None or None in found:
         return None
-    size = catalog.weights(maker.layer)
+    size = layers.weights(maker.layer)
     count = size["bias"].shape[0] if size is not None and "bias" in size else 0
     return Verdict(
         Severity.INFO,
@@ -94,9 +94,9 @@ def _has_bias_of_channels(layer: Layer) -> bool:
     if layer.class_name == "EinsumDense":
         letter = einsum_channels(layer)
         return letter is not None and layer.config.get("bias_axes") == letter
-    known = catalog.facts(layer)
+    known = layers.facts(layer)
     has_slot = known is not None and known.output is not None and known.output.bias is not None
-    return has_slot and bool(catalog.setting(layer, "use_bias"))
+    return has_slot and bool(layers.setting(layer, "use_bias"))
 
 
 def _calls(node: Node) -> range:
@@ -106,7 +106,7 @@ def _calls(node: Node) -> range:
 def _goes_into_batchnorms(node: Node, number: int) -> bool:
     readers = Node(node.scope, node.name, number).readers()
     return bool(readers) and all(
-        reader is not None and catalog.is_batchnorm(reader.layer) for reader in readers
+        reader is not None and layers.is_batchnorm(reader.layer) for reader in readers
     )
 
 

@@ -43,7 +43,7 @@ from bnfold.folding.affine import Affine, Array, channel_count
 from bnfold.folding.effect import BiasChange, Effect, Read
 from bnfold.folding.obstacle import AXIS, NO_TRAINING, OTHER_SIDE, AxisObstacle, Obstacle
 from bnfold.folding.site import Site
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.batchnorm import as_batchnorm
 from bnfold.model.graph import Json, Layer, Weight
 from bnfold.model.policy import policy
@@ -58,9 +58,9 @@ OTHER_AXIS = AxisObstacle("not the channel axis of", AXIS)
 
 def takes_behind(layer: Layer) -> bool:
     """Whether a layer's class is one whose weights can take in a map behind it."""
-    known = catalog.facts(layer)
+    known = layers.facts(layer)
     return known is not None and (
-        known.output is not None or layer.class_name == "EinsumDense" or catalog.is_batchnorm(layer)
+        known.output is not None or layer.class_name == "EinsumDense" or layers.is_batchnorm(layer)
     )
 
 
@@ -71,11 +71,11 @@ def behind(site: Site, affine: Affine) -> Effect | str:
     if activation not in (None, "linear"):  # a dict can be anybody's function of that name
         applied = activation if isinstance(activation, str) else "an activation"
         return Obstacle(f"applies {applied}", _BETWEEN)
-    weights = catalog.weights(layer)
-    known = catalog.facts(layer)
+    weights = layers.weights(layer)
+    known = layers.facts(layer)
     if weights is None or known is None:
         return "has other variables in the file than those of its class"
-    if catalog.is_batchnorm(layer):
+    if layers.is_batchnorm(layer):
         return _behind_batchnorm(site, weights, affine)
     if layer.class_name == "EinsumDense":
         return einsum_dense.behind(site, weights, affine)
@@ -85,7 +85,7 @@ def behind(site: Site, affine: Affine) -> Effect | str:
 
 
 def _behind_linear(
-    site: Site, output: catalog.LinearOutput, weights: dict[str, Weight], affine: Affine
+    site: Site, output: layers.LinearOutput, weights: dict[str, Weight], affine: Affine
 ) -> Effect | str:
     kernel, bias = weights[output.kernel].shape, weights.get(output.bias or "")
     channels = math.prod(kernel[axis] for axis in output.axes)
@@ -143,7 +143,7 @@ def takes_in_front(layer: Layer) -> bool:
 
 def in_front(site: Site, affine: Affine) -> Effect | str:
     """What a map in front of a layer does to it."""
-    weights = catalog.weights(site.layer)
+    weights = layers.weights(site.layer)
     if weights is None:
         return "has other variables in the file than those of its class"
     rule = IN_FRONT.get(site.layer.class_name)
@@ -154,7 +154,7 @@ def in_front(site: Site, affine: Affine) -> Effect | str:
 
 def _input_vectors(site: Site, affine: Affine, channels: int) -> tuple[Array, Array] | AxisObstacle:
     """A map as vectors over the input channels of a layer."""
-    known = catalog.facts(site.layer)
+    known = layers.facts(site.layer)
     rank = known.rank if known is not None else None
     axis = 1 - rank if site.channels_first and rank is not None else -1
     return affine.vectors(axis, channels) or OTHER_AXIS
@@ -166,7 +166,7 @@ def _input_change(
     """The effect on a layer with one `bias`, which `shift` is added to."""
     if shift is None:
         return Effect({kernel: factor})
-    output = (catalog.FACTS[site.layer.class_name]).output
+    output = (layers.FACTS[site.layer.class_name]).output
     units = math.prod(weights[output.kernel].shape[a] for a in output.axes) if output else 0
     appended = len(weights[kernel].shape) - 2 if site.channels_first else 0
     change = BiasChange((units,), np.ones(()), shift, appended)
@@ -284,7 +284,7 @@ def _pads(site: Site) -> bool:
     padding = site.setting("padding", "valid")
     if padding == "valid":
         return False
-    known = catalog.facts(site.layer)
+    known = layers.facts(site.layer)
     rank = known.rank if known is not None and known.rank is not None else 0
     shape: Shape = site.inputs[0] or (None,) * rank
     space = shape[2:] if site.channels_first else shape[1:-1]
@@ -344,8 +344,8 @@ def _before_bidirectional(site: Site, weights: dict[str, Weight], affine: Affine
     factors: dict[str, Array] = {}
     biases: dict[str, BiasChange] = {}
     settings: Json = {}
-    for name, key in catalog.DIRECTIONS.items():
-        inside = catalog.direction(site.layer, name)
+    for name, key in layers.DIRECTIONS.items():
+        inside = layers.direction(site.layer, name)
         if inside is None or policy(inside) != policy(site.layer):
             return "wraps a layer that is not known well enough"
         if _drops(inside, site):
@@ -398,6 +398,6 @@ IN_FRONT: Mapping[str, _InFront] = {
     "EinsumDense": einsum_dense.in_front,
     **dict.fromkeys(("SimpleRNN", "LSTM", "GRU"), _before_recurrent),
     "Bidirectional": _before_bidirectional,
-    **dict.fromkeys(catalog.BATCHNORM_CLASSES, _before_batchnorm),
+    **dict.fromkeys(layers.BATCHNORM_CLASSES, _before_batchnorm),
 }
 """Keras' own layers that take in a map in front of them."""

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnfold.folding.effect import Effect, take
-from bnfold.model import catalog, keras_json
+from bnfold.model import keras_json
+from bnfold.model import layers as catalog
 from bnfold.model.graph import Graph, Layer, Path, Ref
 from bnfold.model.order import keras_order
 

@@ -31,7 +31,7 @@ import numpy as np
 from bnfold.folding.affine import Affine, Array, from_batchnorm
 from bnfold.folding.limits import smallest_of, unit_of
 from bnfold.folding.scope import Scope, Tensor, readers
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Layer, Ref, Weight, finite_number, unwrapped
 from bnfold.model.policy import policy
@@ -145,7 +145,7 @@ def _kernels(layer: Layer) -> dict[str, Weight]:
     """The kernels that meet a layer's input, the first one first."""
     return {
         slot: weight
-        for slot, weight in (catalog.weights(layer) or {}).items()
+        for slot, weight in (layers.weights(layer) or {}).items()
         if slot.endswith("kernel") and not slot.endswith("recurrent_kernel")
     }
 
@@ -156,7 +156,7 @@ def _gain_of_weights(layer: Layer) -> _Gain | None:
     if batchnorm is not None:
         affine = from_batchnorm(batchnorm)
         return None if isinstance(affine, str) else _gain_of(affine.scale, ())
-    facts, gain = catalog.facts(layer), _SAME
+    facts, gain = layers.facts(layer), _SAME
     output = None if facts is None else facts.output
     if layer.class_name == "EinsumDense":
         return None  # its output channels may be anywhere in the kernel
@@ -183,7 +183,7 @@ def _gain_of(weights: Array, outputs: tuple[int, ...]) -> _Gain:
 
 _PASSING = frozenset(
     {
-        *catalog.WINDOWED, *catalog.POOLED_RANK, "ActivityRegularization", "Add", "AlphaDropout",
+        *layers.WINDOWED, *layers.POOLED_RANK, "ActivityRegularization", "Add", "AlphaDropout",
         "Average", "CenterCrop", "Concatenate", "Dropout", "Flatten", "GaussianDropout",
         "GaussianNoise", "Identity", "Maximum", "Minimum", "Permute",
         "RepeatVector", "Reshape", "Resizing", "Softmax", "SpatialDropout1D", "SpatialDropout2D",

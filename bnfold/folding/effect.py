@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.folding.affine import NOTHING, Array
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.graph import Json, Layer, Weight
 from bnfold.model.rounding import rounded
 
@@ -57,12 +57,12 @@ class Effect:
 
 def take(layer: Layer, effects: Sequence[Effect]) -> Layer:
     """The layer with all effects, one after the other; new numbers are made when they are read."""
-    weights = catalog.weights(layer) or {}
+    weights = layers.weights(layer) or {}
     for effect in effects:
         layer = layer.with_config(**effect.settings)
     changed = {slot: _changed(weights, effects, slot) for slot in slots_of(effects)}
     known = {**weights, **changed}
-    ordered = tuple(known[slot.name] for slot in catalog.slots(layer) or ())
+    ordered = tuple(known[slot.name] for slot in layers.slots(layer) or ())
     renorm = (layer.weights or ())[len(weights) :]
     return replace(layer, weights=(*ordered, *renorm))
 

@@ -19,7 +19,7 @@ from bnfold.folding.effect import (
     with_rank,
 )
 from bnfold.folding.site import Site
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.container import hdf5
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.policy import policy
@@ -34,7 +34,7 @@ def misplaced_bias(site: Site, effect: Effect) -> str | None:
     axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
     src/backend/tensorflow/numpy.py).
     """
-    weights = catalog.weights(site.layer) or {}
+    weights = layers.weights(site.layer) or {}
     for slot, change in effect.biases.items():
         if change.appended is None:
             continue
@@ -105,7 +105,7 @@ class Extent:
 
 def extents(layer: Layer, effects: Sequence[Effect]) -> tuple[Extent, ...]:
     """How large each slot gets that effects change; reads each of them once."""
-    weights = catalog.weights(layer) or {}
+    weights = layers.weights(layer) or {}
     used = policy(layer)
     dtypes = (dtype_beside(weights), *([] if used is None else [dtype_named(used.compute)]))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -8,7 +8,7 @@ them, and where one is false they put out the other tensor alone (`base_merge.py
 from collections.abc import Iterable
 
 from bnfold.folding.scope import Scope, chain
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.graph import Layer, Ref, walk_all
 
 
@@ -24,9 +24,9 @@ def masks_are_named(scope: Scope, ref: Ref) -> bool:
             return False
         for name, number in scope.graph.readers.get(ref, ()):
             layer = scope.graph.layers[name]
-            if layer.calls[number].mask is not None or catalog.drops_mask(layer):
+            if layer.calls[number].mask is not None or layers.drops_mask(layer):
                 continue
-            blind = layer.is_operation or layer.class_name in catalog.MASK_BLIND
+            blind = layer.is_operation or layer.class_name in layers.MASK_BLIND
             if not layer.builtin or not blind:
                 return False
             waiting.append(Ref(name, number))
@@ -43,12 +43,12 @@ def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
             continue
         seen.add((scope, ref))
         layer = scope.graph.layers[ref.layer]
-        if any(map(catalog.may_make_mask, chain(layer))) or any(map(_masks, _inside(layer))):
+        if any(map(layers.may_make_mask, chain(layer))) or any(map(_masks, _inside(layer))):
             return True
-        if catalog.drops_mask(layer):
+        if layers.drops_mask(layer):
             continue
         calls = [(scope, layer.calls[ref.call])]
-        if catalog.is_input(layer) and scope.parent is not None:
+        if layers.is_input(layer) and scope.parent is not None:
             outer = scope.parent.graph.layers[scope.name].calls
             calls += [(scope.parent, call) for call in outer]
         if any(call.mask is not None for _, call in calls):
@@ -60,7 +60,7 @@ def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
 def _masks(layer: Layer) -> bool:
     """Whether a layer of a nested model may make a mask, or is given one, which Keras passes on."""
     given = any(call.mask is not None for call in layer.calls)
-    return given or catalog.may_make_mask(layer)
+    return given or layers.may_make_mask(layer)
 
 
 def _inside(layer: Layer) -> list[Layer]:

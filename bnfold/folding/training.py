@@ -11,7 +11,7 @@ too. Keras 2 hands nothing on.
 from collections import defaultdict
 from collections.abc import Mapping
 
-from bnfold.model import catalog
+from bnfold.model import layers as catalog
 from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrapped
 from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.order import Node, call_depths

@@ -34,7 +34,7 @@ from bnfold.folding.obstacle import (
 from bnfold.folding.scope import Position, Scope, Tensor, chain, title
 from bnfold.folding.site import Site
 from bnfold.folding.training import is_set
-from bnfold.model import catalog, inbound_nodes
+from bnfold.model import inbound_nodes, layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
@@ -353,7 +353,7 @@ def _site(scope: Scope, name: str, number: int) -> Site:
         inputs=tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count]),
         output=without_axes(shapes.of(Ref(name, number)), wrappers),
         training=scope.around.trains(core_path(layer, scope.layer_path(name)), call),
-        masked=core.class_name in catalog.MERGING
+        masked=core.class_name in layers.MERGING
         and not core.is_operation
         and may_be_masked(scope, call.inputs),
         operands=inbound_nodes.operands(call.node) if layer.is_operation else (),
@@ -567,7 +567,7 @@ class _Attempt:
         if nested is not None:
             self._check_boundary(nested, affine, "it is behind", ref)
             return nested, nested.graph.outputs[ref.output]
-        if not catalog.is_input(at.layer):
+        if not layers.is_input(at.layer):
             return None
         call = at.scope.outer_call()
         if call is None or at.scope.parent is None:
@@ -670,9 +670,9 @@ class _Attempt:
         core, _ = unwrapped(at.layer)
         if not takes(core):
             raise at.refuse("is no layer that a scale and a shift can cross, or that takes them in")
-        if catalog.is_batchnorm(core) and at.path == self.batchnorm.path:
+        if layers.is_batchnorm(core) and at.path == self.batchnorm.path:
             raise _RefusalError("it feeds itself", at.path)
-        if catalog.is_batchnorm(core) and not self._into_batchnorms:
+        if layers.is_batchnorm(core) and not self._into_batchnorms:
             raise at.refuse("stays")
 
     def _demand(self, effect: Effect | str, site: Site, at: _Call, affine: Affine) -> _Demand:
@@ -764,7 +764,7 @@ class _Attempt:
         if self._uncast is None:
             return
         casts = not at.layer.is_operation and (
-            is_float(self._uncast) or core.class_name in catalog.CASTS_INTEGERS
+            is_float(self._uncast) or core.class_name in layers.CASTS_INTEGERS
         )
         if not casts:
             raise at.refuse(f"would read {self._uncast} instead of {self._dtype} without it")

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.graph import Layer, Path, Weight, finite_number
 
 Vector = NDArray[np.float64]
@@ -62,7 +62,7 @@ class BatchNorm:
         """
         if self._mode_of_keras1:
             return None
-        found = catalog.weights(self.layer, any_rank=self._has_wide_vectors)
+        found = layers.weights(self.layer, any_rank=self._has_wide_vectors)
         if found is None or len({weight.shape for weight in found.values()}) > 1:
             return None
         return found
@@ -141,12 +141,12 @@ class BatchNorm:
     @property
     def center(self) -> bool:
         """Whether it has a beta."""
-        return bool(catalog.setting(self.layer, "center"))
+        return bool(layers.setting(self.layer, "center"))
 
     @property
     def scale(self) -> bool:
         """Whether it has a gamma."""
-        return bool(catalog.setting(self.layer, "scale"))
+        return bool(layers.setting(self.layer, "scale"))
 
     @property
     def trainable(self) -> bool:
@@ -168,4 +168,4 @@ def as_batchnorm(layer: Layer, path: Path) -> BatchNorm | None:
     wrappers = 0
     while layer.inner is not None:
         layer, wrappers = layer.inner, wrappers + 1
-    return BatchNorm(path, layer, wrappers) if catalog.is_batchnorm(layer) else None
+    return BatchNorm(path, layer, wrappers) if layers.is_batchnorm(layer) else None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from bnfold.model import catalog
+from bnfold.model import layers as catalog
 from bnfold.model.graph import Graph, Layer
 from bnfold.model.identity import foreign_settings
 

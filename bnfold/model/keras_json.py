@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import catalog, inbound_nodes
+from bnfold.model import inbound_nodes
+from bnfold.model import layers as catalog
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
 from bnfold.model.identity import is_keras_layer

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import catalog
+from bnfold.model import layers as catalog
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Graph, Layer, Path
 

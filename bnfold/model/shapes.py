@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-from bnfold.model import catalog, keras_json
+from bnfold.model import keras_json, layers
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy, policy_name
@@ -98,11 +98,11 @@ class Shapes:
         layer, _ = unwrapped(self._graph.layers[ref.layer])
         if layer.graph is not None and layer.graph.outputs:
             return self.inside(ref.layer, ref.call).dtype(layer.graph.outputs[ref.output])
-        if catalog.is_input(layer):
+        if layers.is_input(layer):
             return policy_name(layer)
         sources = [self._dtypes.get(source) for source in self._sources(ref)]
-        makes_floats = layer.class_name in catalog.MAKES_FLOATS
-        keeps_floats = layer.class_name in catalog.KEEPS_FLOATS and all(map(is_float, sources))
+        makes_floats = layer.class_name in layers.MAKES_FLOATS
+        keeps_floats = layer.class_name in layers.KEEPS_FLOATS and all(map(is_float, sources))
         if layer.builtin and not layer.is_operation and (makes_floats or keeps_floats):
             found = policy(layer)
             return None if found is None else found.compute
@@ -123,7 +123,7 @@ class Shapes:
             layer = self._graph.layers[name]
             build_config = layer.entry.get("build_config")
             shape = build_config.get("input_shape") if isinstance(build_config, dict) else None
-            if catalog.is_batchnorm(layer) and isinstance(shape, list):
+            if layers.is_batchnorm(layer) and isinstance(shape, list):
                 return (None,) * len(shape)
         return None
 
@@ -219,7 +219,7 @@ def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> S
     """The shape of what a layer makes of tensors of these shapes."""
     if not layer.builtin or layer.is_operation or not inputs:
         return None
-    if layer.class_name in catalog.RECURRENT:
+    if layer.class_name in layers.RECURRENT:
         return _recurrent(layer, inputs[0], output)
     rule = _RULES.get(layer.class_name)
     if rule is None:
@@ -341,7 +341,7 @@ def _repeated(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
 
 
 def _global_pooling(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    shape, rank = inputs[0], catalog.POOLED_RANK[layer.class_name]
+    shape, rank = inputs[0], layers.POOLED_RANK[layer.class_name]
     channels_last = layer.config.get("data_format", "channels_last") != "channels_first"
     batch = shape[0] if shape is not None else None
     channels = shape[-1 if channels_last else 1] if shape is not None else None
@@ -353,7 +353,7 @@ def _global_pooling(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
 
 def _windowed(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
     """Layers that slide over, pad, crop or stretch the spatial axes of their input."""
-    rank = catalog.FIXED_RANK[layer.class_name]
+    rank = layers.FIXED_RANK[layer.class_name]
     shape = inputs[0]
     if shape is None or len(shape) != rank:
         shape = (None,) * rank
@@ -361,7 +361,7 @@ def _windowed(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
     space = shape[2:] if first else shape[1:-1]
     sizes = tuple(_space(layer, axis, size) for axis, size in enumerate(space))
     channels = shape[1] if first else shape[-1]
-    if layer.class_name in catalog.CONVOLUTIONS:
+    if layer.class_name in layers.CONVOLUTIONS:
         channels = _integer(layer.config.get("filters"))
     return (shape[0], channels, *sizes) if first else (shape[0], *sizes, channels)
 
@@ -428,7 +428,7 @@ def _recurrent(layer: Layer, shape: Shape | None, output: int) -> Shape | None:
 
 
 _RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(catalog.SAME_SHAPE, _same),
+    **dict.fromkeys(layers.SAME_SHAPE, _same),
     **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _joined),
     "Concatenate": _concatenated,
     "Dense": _dense,
@@ -438,8 +438,8 @@ _RULES: Mapping[str, Rule] = {
     "Flatten": _flattened,
     "Permute": _permuted,
     "RepeatVector": _repeated,
-    **dict.fromkeys(catalog.POOLED_RANK, _global_pooling),
-    **dict.fromkeys((*catalog.WINDOWED, *catalog.CONVOLUTIONS), _windowed),
+    **dict.fromkeys(layers.POOLED_RANK, _global_pooling),
+    **dict.fromkeys((*layers.WINDOWED, *layers.CONVOLUTIONS), _windowed),
 }
 
 

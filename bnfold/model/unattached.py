@@ -24,7 +24,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 
-from bnfold.model import catalog
+from bnfold.model import layers
 from bnfold.model.batchnorm import VECTORS, BatchNorm
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.archive import KerasArchive
@@ -89,8 +89,8 @@ def _closed(graph: Graph) -> Iterator[tuple[Path, Layer]]:
     """The layers that may hold others, or be more than is known."""
     for path, layer in walk_all(graph):
         inside = layer.graph is not None or layer.inner is not None or layer.is_operation
-        known = layer.builtin and layer.class_name in catalog.WEIGHTLESS
-        if not inside and not known and catalog.slots(layer) is None:
+        known = layer.builtin and layer.class_name in layers.WEIGHTLESS
+        if not inside and not known and layers.slots(layer) is None:
             yield path, layer
 
 

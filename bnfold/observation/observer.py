@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.model import catalog
+from bnfold.model import layers as catalog
 from bnfold.model.graph import Path
 from bnfold.model.moments import Observed, Tally
 from bnfold.running import keras_graph

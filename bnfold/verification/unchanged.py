@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnfold.model.catalog import WEIGHTLESS
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Graph, Layer, Weight
+from bnfold.model.layers import WEIGHTLESS
 from bnfold.verification.result import Basis, Verdict, Verification
 from bnfold.verification.tolerance import Rule
 

@@ -22,7 +22,8 @@ import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import catalog, keras_json
+from bnfold.model import keras_json
+from bnfold.model import layers as catalog
 from bnfold.model.container import foreign, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from bnfold.model import catalog
+from bnfold.model import layers as catalog
 from bnfold.model.graph import Layer, Path, Weight
 from bnfold.model.order import model_layers
 
