@@ -1,4 +1,4 @@
-"""Makes a page for each rule while the documentation is built, from the rules' docstrings."""
+"""Makes a page for each rule while the documentation is built, as `bnfold rule` prints it."""
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files

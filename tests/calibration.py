@@ -150,7 +150,7 @@ def other_table(paths: Iterable[Path]) -> list[str]:
     def rows() -> Iterator[Sequence[object]]:
         for path in paths:
             with open_model(path) as model:
-                steps = model.optimizer_steps.get(())
+                steps = model.optimizers[()].steps if () in model.optimizers else None
             findings = inspect_file(path, join=False).findings
             told = "not told" if steps is None else f"{steps:,}"
             yield (f"`{path.name}`", told, *(codes(findings, level) for level in Severity))

@@ -4,6 +4,7 @@ The models are written as Keras writes them, without Keras: a Dense, the layer, 
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 from bnfold.audit import RULES, Finding, Rule, Severity, Thresholds, audit, joined
 from bnfold.folding.plan import plan
-from bnfold.model.graph import Graph, Weight
+from bnfold.model.graph import Graph, Path, Weight
 from bnfold.model.keras_json import parse_model
+from bnfold.model.optimizer import Optimizer
 
 HEALTHY: dict[str, Any] = {
     "gamma": [1.0, -0.5, 0.8, 1.2],
@@ -71,8 +73,18 @@ def model(
     return graph
 
 
-def findings(graph: Graph, **options: Any) -> dict[str, Finding]:
-    return {finding.code: finding for finding in audit(plan(graph), **options)}
+def findings(
+    graph: Graph, *, steps: Mapping[Path, int] | None = None, **options: Any
+) -> dict[str, Finding]:
+    """The findings by their codes, on a model whose optimizers made so many steps."""
+    optimizers = None if steps is None else {p: optimizer(made) for p, made in steps.items()}
+    found = audit(plan(graph), optimizers=optimizers, **options)
+    return {finding.code: finding for finding in found}
+
+
+def optimizer(steps: int) -> Optimizer:
+    """One of which nothing is known but how many steps it made."""
+    return Optimizer(None, steps, lambda: iter(()))
 
 
 def codes(graph: Graph, **options: Any) -> dict[str, str]:
@@ -795,7 +807,7 @@ def keras2(variance: Any = None, **calls: dict[str, Any]) -> Graph:
 
 
 def by_layer(graph: Graph, code: str) -> dict[str, Finding]:
-    found = audit(plan(graph), steps={(): 20})
+    found = audit(plan(graph), optimizers={(): optimizer(20)})
     return {finding.layer[-1]: finding for finding in found if finding.code == code}
 
 
@@ -847,7 +859,7 @@ def test_models_that_call_each_other_again_and_again_are_walked_once() -> None:
             "name": f"m{depth}",
             "config": {"name": f"m{depth}", "layers": inside, **ends},
         }
-    found = {finding.code: finding for finding in audit(plan(parse_model(entry)), steps={(): 3})}
+    found = findings(parse_model(entry), steps={(): 3})
     assert found["BN009"].figures["calls"] == 2**30
 
 

@@ -115,7 +115,7 @@ def test_the_longer_code_counts(select: list[str], ignore: list[str], expected: 
 
 
 def test_by_default_every_rule_is_asked_for() -> None:
-    assert chosen() == RULES
+    assert list(chosen()) == RULES
 
 
 def test_select_and_ignore_take_several_codes(broken: Path) -> None:

@@ -105,11 +105,13 @@ def test_rules_as_json_follow_their_schema() -> None:
     found = json.loads(bnfold("rules", "--format", "json").stdout, parse_constant=pytest.fail)
     jsonschema.validate(found, schema("rules"))
     assert [row["code"] for row in found["rules"]] == [rule.code for rule in RULES]
-    assert found["rules"][13] == {
+    (row,) = [row for row in found["rules"] if row["code"] == "BN103"]
+    assert row == {
         "code": "BN103",
         "name": "statistics-not-converged",
         "severities": ["error", "warning"],
-        "summary": RULES[13].summary,
+        "summary": "Too few training steps: the values that the statistics started from still "
+        "weigh in them.",
     }
 
 

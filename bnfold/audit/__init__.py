@@ -1,21 +1,24 @@
 """The health of BatchNormalization layers, from the same graph and plan that a fold uses."""
 
+import bnfold.audit.rules  # noqa: F401 - the rules register themselves
 from bnfold.audit.finding import Channels, Finding, Severity, joined
-from bnfold.audit.rules import RULES, TARGET_DTYPES, Needs, Rule, audit
-from bnfold.audit.subject import Subject, Verdict
+from bnfold.audit.registry import RULES, TARGET_DTYPES, Needs, Rule, audit, named, rule
+from bnfold.audit.subject import Diagnosis, Subject
 from bnfold.audit.thresholds import Thresholds
 
 __all__ = [
     "RULES",
     "TARGET_DTYPES",
     "Channels",
+    "Diagnosis",
     "Finding",
     "Needs",
     "Rule",
     "Severity",
     "Subject",
     "Thresholds",
-    "Verdict",
     "audit",
     "joined",
+    "named",
+    "rule",
 ]

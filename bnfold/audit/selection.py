@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from bnfold.audit.finding import Finding
-from bnfold.audit.rules import RULES, Rule
+from bnfold.audit.registry import RULES, Rule, named
 from bnfold.errors import SettingsError
 from bnfold.model.graph import show
 
@@ -21,8 +21,7 @@ def codes(words: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SettingsError: no rule's code begins so, and none has that name.
     """
-    named = {rule.name: rule.code for rule in RULES}
-    found = tuple(named.get(word.lower(), word.upper()) for word in words)
+    found = tuple(_code(word) for word in words)
     for word, code in zip(words, found, strict=True):
         if not code.startswith(ALL) or not any(rule.code.startswith(code) for rule in RULES):
             raise SettingsError(
@@ -30,6 +29,11 @@ def codes(words: Sequence[str]) -> tuple[str, ...]:
                 "'bnfold rules' lists them"
             )
     return found
+
+
+def _code(word: str) -> str:
+    rule = named(word)
+    return word.upper() if rule is None else rule.code
 
 
 def chosen(select: Sequence[str] = ALL, ignore: Sequence[str] = ()) -> tuple[Rule, ...]:

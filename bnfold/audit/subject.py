@@ -1,22 +1,26 @@
-"""What a rule looks at, and what it answers."""
+"""What a rule looks at, a layer and all that is known of it, and what it answers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.audit.averages import Averages
+from bnfold.audit.averages import Averages, averages, averages_of
 from bnfold.audit.finding import RECALIBRATE, Channels, Severity
-from bnfold.audit.inputs import near_input
+from bnfold.audit.flow import Memo
+from bnfold.audit.inputs import is_first, near_input
 from bnfold.audit.neighbours import Place
 from bnfold.audit.thresholds import Thresholds
-from bnfold.folding.plan import Blocked, Fold
-from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.audit.updates import untrained_backbones, updates
+from bnfold.folding.plan import Blocked, Fold, Plan
+from bnfold.folding.scope import Scope
+from bnfold.model.batchnorm import BatchNorm, Vector, as_batchnorm
 from bnfold.model.container.record import Recalibration
-from bnfold.model.graph import show
-from bnfold.model.moments import Observed
+from bnfold.model.graph import Path, show
+from bnfold.model.moments import NOT_SEEN, Observed
+from bnfold.model.optimizer import Optimizer
 from bnfold.model.policy import policy
 
 SILENT_GAMMA = 1e-3
@@ -180,7 +184,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """What a rule found about its subject.
 
     `cause` is the code of the rule that names the cause, if all of it follows from that.
@@ -192,3 +196,62 @@ class Verdict:
     channels: Channels | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     cause: str | None = None
+
+
+def subjects(
+    plan: Plan,
+    *,
+    thresholds: Thresholds,
+    target_dtype: str | None,
+    optimizers: Mapping[Path, Optimizer],
+    observed: Mapping[Path, Observed] | None,
+    recalibration: Recalibration | None,
+) -> tuple[Subject, ...]:
+    """Every BatchNormalization of a plan; the arguments are those of `bnfold.audit.audit`."""
+    layers = [decision.batchnorm for decision in plan.decisions]
+    places = _places(plan)
+    done = Recalibration() if recalibration is None else recalibration
+    counted = updates(
+        [(one, places[one.path]) for one in layers if one.path in places],
+        {path: one.steps for path, one in optimizers.items() if one.steps is not None},
+        optimizers[()].stride if () in optimizers else None,
+        {one.path for one in layers if done.samples_of(one.path) is not None},
+    )
+    averaged = averages(plan, optimizers)
+    untrained = untrained_backbones(layers)
+    return tuple(
+        Subject(
+            batchnorm=one,
+            vectors=one.vectors or {},
+            decision=decision,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+            place=places.get(one.path),
+            updates=counted.get(one.path),
+            averages=averages_of(one, averaged),
+            in_untrained_backbone=one.path[:-1] in untrained,
+            observed=None if observed is None else observed.get(one.path, NOT_SEEN),
+            recalibration=recalibration,
+        )
+        for one, decision in zip(layers, plan.decisions, strict=True)
+    )
+
+
+def first_layers(plan: Plan) -> tuple[Path, ...]:
+    """The layers that no other BatchNormalization is upstream of, as far as that is known."""
+    return tuple(path for path, place in _places(plan).items() if is_first(place))
+
+
+def _places(plan: Plan) -> dict[Path, Place]:
+    """Where each BatchNormalization stands that is in no class but those of Keras."""
+    return {} if plan.scope is None else dict(_places_in(plan.scope, {}))
+
+
+def _places_in(scope: Scope, memo: Memo) -> Iterator[tuple[Path, Place]]:
+    if not scope.graph.builtin:
+        return
+    for name, layer in scope.graph.layers.items():
+        if name in scope.inside:
+            yield from _places_in(scope.inside[name], memo)
+        elif as_batchnorm(layer, ()) is not None:
+            yield scope.layer_path(name), Place(scope, name, memo)

@@ -1,4 +1,4 @@
-"""How often training updated the statistics of each layer, as far as the file tells.
+"""How often training updated the statistics, and how much of their initial values that leaves.
 
 The optimizer counts its steps, and each step updates the statistics once for each call of the
 layer. The counter starts over when a model is compiled again, so it can be younger than the
@@ -8,9 +8,15 @@ of any layer of the file: a network that is trained on with a new head has a new
 So do gamma and beta, where the optimizer moves a weight by so much at most: from 1 and 0, as they
 were created, they cannot be farther than n such steps. Frozen layers do not tell, because a head
 may have been trained from the start on top of them.
+
+A moving variance starts at 1 and a mean at 0. After n updates at momentum m these keep the weight
+r = m^n, and of a variance v that was recorded, r / (v + e) is the initial 1: nearly all of it where
+the data's own variance is small. The larger of the two is the part of the layer that is initial.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -78,8 +84,6 @@ def untrained_backbones(layers: Sequence[BatchNorm]) -> set[Path]:
 
 
 _LONGER = 3.0  # times the stride, for the learning rate may have been larger before
-
-
 _MOST = 2**53  # more of them weigh nothing, and a float holds no more
 
 
@@ -121,3 +125,56 @@ def rounding(batchnorm: BatchNorm, count: int) -> float:
     dtype = weights["moving_variance"].dtype
     digits = {"float16": 11, "bfloat16": 8, "float64": 53}.get(dtype.name, 24)
     return float(min(1.0, (count + 1) * 2.0**-digits))
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What of one layer's statistics is initial.
+
+    Attributes:
+        weight: r, the weight that the initial values have left.
+        share: the share of variance + epsilon that is the initial 1, the median of the channels
+            whose input varies; 0 without any.
+        own: variance + epsilon of the data as far as the file tells, the median likewise.
+    """
+
+    weight: float
+    share: float
+    own: float
+
+    @property
+    def part(self) -> float:
+        """How much of the layer's statistics is initial."""
+        return max(self.weight, self.share)
+
+
+def initial(batchnorm: BatchNorm, updates: int, vanishing: float) -> Initial | None:
+    """What of a layer's statistics is initial after so many updates; None where that is not known.
+
+    The statistics are finite. Channels whose own variance is below `vanishing` times epsilon are
+    constant, and are left out.
+    """
+    vectors, momentum = batchnorm.vectors, batchnorm.momentum
+    if vectors is None or momentum is None or not 0 < momentum < 1 or not updates:
+        return None
+    variance, epsilon = vectors["moving_variance"], max(0.0, batchnorm.epsilon or 0.0)
+    weight = momentum**updates
+    own = variance - weight
+    varying = (own > 0) & (own >= vanishing * epsilon)
+    if not varying.any():
+        return Initial(weight, 0.0, 1.0)
+    share = float(np.median(weight / (variance[varying] + epsilon)))
+    return Initial(weight, share, float(np.median(own[varying])) / (1 - weight) + epsilon)
+
+
+def updates_needed(layer: Initial, momentum: float, weight: float, share: float) -> int:
+    """After how many updates the initial values keep no more than this weight and this share.
+
+    Solves r / (r + (1 - r) v + e) = share for r.
+    """
+    weight, share = min(weight, _ALMOST_ALL), min(share, _ALMOST_ALL)
+    weight = min(weight, layer.own * share / (1 - share + share * layer.own))
+    return math.ceil(math.log(weight) / math.log(momentum))
+
+
+_ALMOST_ALL = 0.999

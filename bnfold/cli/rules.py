@@ -1,13 +1,8 @@
 """`bnfold rules` and `bnfold rule`."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from bnfold.cli.options import CONTEXT, debug, report_format
-
-if TYPE_CHECKING:
-    from bnfold.audit import Rule
 
 
 @click.command(context_settings=CONTEXT)
@@ -44,9 +39,15 @@ def rule(name: str) -> None:
       bnfold rule BN103
       bnfold rule statistics-not-converged
     """
+    from bnfold.audit.registry import alike, named
     from bnfold.reports import rule_page, terminal
 
-    page = rule_page.markdown(_find(name))
+    found = named(name)
+    if found is None:
+        meant = alike(name)
+        hint = f"did you mean {' or '.join(meant)}?" if meant else "'bnfold rules' lists them"
+        raise click.UsageError(f"no rule is named {name!r}; {hint}")
+    page = rule_page.markdown(found)
     console = terminal.console()
     if not console.is_terminal:
         click.echo(page, nl=False)
@@ -54,22 +55,3 @@ def rule(name: str) -> None:
     from rich.markdown import Markdown
 
     console.print(Markdown(page))
-
-
-def _find(name: str) -> "Rule":
-    import difflib
-
-    from bnfold.audit import RULES
-
-    known = {key: rule for rule in RULES for key in (rule.code, rule.name)}
-    found = known.get(name.upper(), known.get(name.lower()))
-    if found is not None:
-        return found
-    alike = [code for code in known if len(name) > 2 and code.startswith(name.upper())]
-    alike = (
-        alike
-        or difflib.get_close_matches(name.upper(), known)
-        or difflib.get_close_matches(name.lower(), known)
-    )
-    hint = f"; did you mean {' or '.join(alike)}?" if alike else "; 'bnfold rules' lists them"
-    raise click.UsageError(f"no rule is named {name!r}{hint}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit, joined
-from bnfold.audit.averages import averages
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
@@ -135,16 +134,14 @@ def inspect_file(
     """
     with open_model(path) as model:
         decided = planned(model)
-        optimizer = model.optimizers.get(())
+        optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
         observed, notes = (None, ()) if run is None else _observe(model.path, run)
         found = audit(
             decided,
             rules,
             thresholds=thresholds,
             target_dtype=target_dtype,
-            steps=model.optimizer_steps,
-            stride=optimizer.stride if optimizer is not None else None,
-            averages=averages(decided, model.optimizers),
+            optimizers=optimizers,
             observed=observed,
             recalibration=recalibration(model.metadata),
         )

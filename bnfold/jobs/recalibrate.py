@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.audit.rules import first_layers
+from bnfold.audit.subject import first_layers
 from bnfold.errors import BnfoldError
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.folding.scope import matches

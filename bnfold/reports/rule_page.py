@@ -1,10 +1,8 @@
-"""A rule's page of documentation as Markdown, from the docstring of its function.
+"""A rule's page of documentation: its head, and the text of its Markdown file below."""
 
-The docstring is a summary of one line and then a text under each of the fixed headings, indented
-below a line `Heading:`. The text is Markdown.
-"""
-
+import re
 from collections.abc import Mapping
+from textwrap import indent
 
 from bnfold.audit import Rule
 
@@ -16,27 +14,23 @@ HEADINGS = (
     "What to do",
     "References",
 )
-
-
-def sections(rule: Rule) -> Mapping[str, str]:
-    """The text under each heading, in the order in which they stand."""
-    found: dict[str, list[str]] = {}
-    for line in rule.documentation.splitlines()[1:]:
-        if line.endswith(":") and line[:-1] in HEADINGS:
-            found[line[:-1]] = []
-        elif found:
-            list(found.values())[-1].append(line)
-    return {heading: _text(lines) for heading, lines in found.items()}
-
-
-def _text(lines: list[str]) -> str:
-    return "\n".join(line.removeprefix("    ") for line in lines).strip("\n")
+"""What a page has a section for, in this order."""
 
 
 def markdown(rule: Rule) -> str:
     """The whole page."""
     levels = " or ".join(severity.value for severity in rule.severities)
-    parts = [f"# {rule.code} {rule.name}", rule.summary, f"*Level: {levels}.*"]
-    for heading, text in sections(rule).items():
-        parts += [f"## {heading}", text]
-    return "\n\n".join(parts) + "\n"
+    return f"# {rule.code} {rule.name}\n\n{rule.summary}\n\n*Level: {levels}.*\n\n{rule.page}"
+
+
+def sections(rule: Rule) -> Mapping[str, str]:
+    """The text under each heading, in the order in which they stand."""
+    _, *parts = re.split(r"^## (.*)$", rule.page, flags=re.MULTILINE)
+    texts = (text.strip("\n") for text in parts[1::2])
+    return dict(zip(parts[::2], texts, strict=True))
+
+
+def plain(rule: Rule) -> str:
+    """The page for readers of plain text, without the code and the levels."""
+    texts = (f"{name}:\n{indent(text, '    ')}" for name, text in sections(rule).items())
+    return "\n\n".join((rule.summary, *texts))

@@ -27,7 +27,6 @@ _SCHEMA = (
 )
 _ROOT = "%SRCROOT%"  # what viewers take for the folder that the tool was started in
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-_INDICES = {rule.code: index for index, rule in enumerate(RULES)}
 
 
 def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
@@ -59,7 +58,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "shortDescription": {"text": rule.summary},
         "fullDescription": {"text": rule_page.sections(rule)["What it finds"]},
         "defaultConfiguration": {"level": _LEVELS[rule.severities[0]]},
-        "help": {"text": rule.documentation, "markdown": rule_page.markdown(rule)},
+        "help": {"text": rule_page.plain(rule), "markdown": rule_page.markdown(rule)},
     }
 
 
@@ -103,7 +102,7 @@ def _result(path: Path, finding: Finding) -> dict[str, Any]:
     }
     return {
         "ruleId": finding.code,
-        "ruleIndex": _INDICES[finding.code],
+        "ruleIndex": next(n for n, rule in enumerate(RULES) if rule.code == finding.code),
         "level": _LEVELS[finding.severity],
         "message": {"text": _plain(f"{layer}: {finding.message}. To do: {finding.remedy}")},
         "locations": [place],

@@ -91,12 +91,6 @@ class ModelFile:
         """
         return self.format.optimizers
 
-    @property
-    def optimizer_steps(self) -> Mapping[LayerPath, int]:
-        """How many steps each optimizer has made, where the file tells."""
-        found = {path: optimizer.steps for path, optimizer in self.optimizers.items()}
-        return {path: steps for path, steps in found.items() if steps is not None}
-
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.
 

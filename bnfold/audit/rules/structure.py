@@ -3,13 +3,14 @@
 import numpy as np
 
 from bnfold.audit.axes import einsum_channels, normalized_axis, producer
-from bnfold.audit.configuration import invalid_hyperparameter
 from bnfold.audit.finding import Severity
 from bnfold.audit.flow import Flow
-from bnfold.audit.folded import fold_overflows
 from bnfold.audit.neighbours import Node, Place, stays_out_of_training
-from bnfold.audit.subject import Subject, Verdict
-from bnfold.audit.usage import axis_mismatch, batch_statistics_at_inference
+from bnfold.audit.registry import Needs, rule
+from bnfold.audit.rules.folding import fold_overflows
+from bnfold.audit.rules.settings import invalid_hyperparameter
+from bnfold.audit.rules.usage import axis_mismatch, batch_statistics_at_inference
+from bnfold.audit.subject import Diagnosis, Subject
 from bnfold.folding.plan import Blocked
 from bnfold.model import layers
 from bnfold.model.graph import Layer, finite_number
@@ -22,38 +23,9 @@ _NORMALIZES = layers.BATCHNORM_CLASSES | {
 }  # fmt: skip
 
 
-def redundant_bias(subject: Subject) -> Verdict | None:
-    """The layer right before it has a bias, which the subtraction of the mean takes out again.
-
-    What it finds:
-        A layer with `use_bias=True` and no activation, whose output goes into
-        BatchNormalization layers only, which normalize its channel axis. Where the
-        BatchNormalization is frozen and the layer before it is not, the bias is of use.
-
-    Why it matters:
-        The bias shifts the mean of the batch by as much, and the layer subtracts that. In
-        training it has no effect and no gradient: it is memory for a number that does not
-        matter. beta takes its part.
-
-    Formula:
-            (x + bias) - mean(x + bias) = x - mean(x)
-
-    Example:
-            import keras
-
-            dense = keras.layers.Dense(4, name="dense")
-            norm = keras.layers.BatchNormalization(name="norm")
-            model = keras.Sequential([keras.Input((4,)), dense, norm])
-
-        > info: Dense 'dense' before it has a bias, 4 numbers, which it subtracts again
-
-    What to do:
-        Build the layer with `use_bias=False` the next time. Nothing is wrong with the model,
-        and a fold merges bias and beta into one.
-
-    References:
-        - Ioffe and Szegedy, Batch Normalization, section 3.2: <https://arxiv.org/abs/1502.03167>
-    """
+@rule("BN301", "redundant-bias", Severity.INFO, needs=Needs.SETTINGS)
+def redundant_bias(subject: Subject) -> Diagnosis | None:
+    """The layer right before it has a bias, which the subtraction of the mean takes out again."""
     if subject.place is None:
         return None
     found = [_biased(subject, subject.place, node) for node in subject.place.nodes]
@@ -62,7 +34,7 @@ def redundant_bias(subject: Subject) -> Verdict | None:
         return None
     size = layers.weights(maker.layer)
     count = size["bias"].shape[0] if size is not None and "bias" in size else 0
-    return Verdict(
+    return Diagnosis(
         Severity.INFO,
         f"{maker.title} before it has a bias, {count} numbers, which it subtracts again",
         "build that layer with use_bias=False; a fold merges the two anyway",
@@ -110,44 +82,9 @@ def _goes_into_batchnorms(node: Node, number: int) -> bool:
     )
 
 
-def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
-    """A Dropout stands upstream, with no other normalization between.
-
-    What it finds:
-        A Dropout, SpatialDropout or GaussianDropout of a rate above 0 anywhere before the
-        layer, on a way without another BatchNormalization, LayerNormalization,
-        GroupNormalization, RMSNormalization or UnitNormalization. Frozen layers are left out,
-        those with statistics from `bnfold recalibrate`, and Dropout layers that are called with
-        `training=True`, or in Keras 2 with `training=False`.
-
-    Why it matters:
-        Dropout keeps the mean of a value and raises its variance in training. The statistics
-        are those of training; at inference the variance is smaller, and the layer scales by the
-        wrong number. How much it costs depends on the model: models of 98 % accuracy have it,
-        so this is a hint and no more.
-
-    Formula:
-            E[y] = E[x],  E[y^2] = E[x^2] / (1 - rate)   for y = Dropout(x) in training
-
-    Example:
-            import keras
-
-            drop = keras.layers.Dropout(0.5, name="drop")
-            norm = keras.layers.BatchNormalization(name="norm")
-            model = keras.Sequential([keras.Input((4,)), drop, keras.layers.Dense(4), norm])
-
-        > info: Dropout 'drop' (rate 0.5) before it makes the variance larger in training than
-        > at inference, and the statistics are those of training
-
-    What to do:
-        Put Dropout behind the last BatchNormalization, or estimate the statistics again in
-        inference mode, as `bnfold recalibrate` does, which takes the shift away.
-
-    References:
-        - Li et al., Understanding the Disharmony between Dropout and Batch Normalization by
-          Variance Shift:
-          <https://arxiv.org/abs/1801.05134>
-    """
+@rule("BN302", "dropout-before-batchnorm", Severity.INFO, needs=Needs.SETTINGS)
+def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
+    """A Dropout stands upstream, with no other normalization between."""
     if subject.place is None or subject.is_frozen or subject.estimated_from is not None:
         return None
     found = (_DROPOUT.beside(node, subject.place.memo) for node in subject.place.nodes)
@@ -155,7 +92,7 @@ def dropout_before_batchnorm(subject: Subject) -> Verdict | None:
     if nearest is None:
         return None
     rate = finite_number(nearest.layer.config.get("rate")) or 0.0
-    return Verdict(
+    return Diagnosis(
         Severity.INFO,
         f"{nearest.title} (rate {rate:g}) before it makes the variance larger in training than at "
         "inference, and the statistics are those of training",
@@ -184,42 +121,9 @@ _DROPOUT = Flow[Node](
 """The nearest Dropout."""
 
 
-def unfoldable(subject: Subject) -> Verdict | None:
-    """The layer can be folded in neither direction; the message is the reason of the plan.
-
-    What it finds:
-        A layer that `bnfold fold` leaves as it is. The reason names the first obstacle
-        backward, to the layers before it, and forward, to those behind it. What BN001, BN006,
-        BN007, BN104, BN105 and BN401 have said already is not said again. The text report shows
-        the reason below its table.
-
-    Why it matters:
-        The layer costs a multiplication and an addition for each number at inference, and
-        targets without BatchNormalization cannot run it.
-
-    Formula:
-        None: the plan walks the graph. [What folds, and why what does not](../folding.md) has
-        the rules.
-
-    Example:
-            import keras
-
-            inputs = keras.Input((4,))
-            norm = keras.layers.BatchNormalization(name="norm")
-            model = keras.Model(inputs, norm(inputs))
-
-        > info: backward: it is the first layer, so there is none before it that could take it
-        > in; forward: it is an output of the model
-
-    What to do:
-        Where the finding names a change to the model, it would clear the way, if the model is
-        built with it and trained again. `bnfold fold --standalone depthwise` makes a 1x1
-        depthwise convolution of most layers that stay.
-
-    References:
-        - Jacob et al., Quantization and Training of Neural Networks, section 3.2, on folding:
-          <https://arxiv.org/abs/1712.05877>
-    """
+@rule("BN303", "unfoldable", Severity.INFO, needs=Needs.SETTINGS)
+def unfoldable(subject: Subject) -> Diagnosis | None:
+    """The layer can be folded in neither direction; the message is the reason of the plan."""
     decision = subject.decision
     if not isinstance(decision, Blocked) or any(rule(subject) for rule in _SAY_WHY):
         return None
@@ -228,7 +132,7 @@ def unfoldable(subject: Subject) -> Verdict | None:
     keeps = "nothing to do: a fold leaves it as it is"
     if decision.may_be_replaced:
         keeps += ", or makes a depthwise convolution of it (--standalone depthwise)"
-    return Verdict(Severity.INFO, decision.reason, "; or ".join(decision.remedies) or keeps)
+    return Diagnosis(Severity.INFO, decision.reason, "; or ".join(decision.remedies) or keeps)
 
 
 _SAY_WHY = (invalid_hyperparameter, axis_mismatch, batch_statistics_at_inference, fold_overflows)

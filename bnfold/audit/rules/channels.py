@@ -1,0 +1,96 @@
+"""Rules on what a BatchNormalization makes: channels that say nothing, and ReLUs that do nothing.
+
+What a channel makes has the mean beta and the standard deviation abs(gamma), if its statistics are
+those of its input.
+"""
+
+import math
+
+import numpy as np
+
+from bnfold.audit.activation import relus_behind
+from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.registry import rule
+from bnfold.audit.subject import SILENT_GAMMA, Diagnosis, Subject
+
+DEVIATIONS = 3
+"""How many standard deviations count as all of a channel: 99.73 % of a Gaussian."""
+
+
+@rule("BN201", "silent-channels", Severity.WARNING, Severity.INFO)
+def silent_channels(subject: Subject) -> Diagnosis | None:
+    """The gamma of a channel is almost 0, so what it makes does not depend on its input."""
+    silent = np.abs(subject.gamma) < SILENT_GAMMA
+    if not silent.any():
+        return None
+    channels, share = Channels.of(silent), float(silent.mean())
+    many = share > subject.thresholds.silent_share
+    return Diagnosis(
+        Severity.WARNING if many else Severity.INFO,
+        f"gamma is almost 0 in {channels}, {share:.0%} of them",
+        "prune them; if nothing was meant to drive gamma to 0, look at its regularizer"
+        if many
+        else "nothing to do; the channels could be pruned",
+        channels,
+        {"share": share},
+    )
+
+
+@rule("BN202", "dead-after-relu", Severity.ERROR, Severity.WARNING)
+def dead_after_relu(subject: Subject) -> Diagnosis | None:
+    """What a channel makes is negative almost always, and the ReLU behind it makes 0 of that."""
+    gamma, beta = np.abs(subject.gamma), subject.beta
+    certain = (gamma == 0) & (beta <= 0)
+    dead = certain | (beta + DEVIATIONS * gamma < 0)
+    if not dead.any() or subject.place is None or relus_behind(subject.place) is None:
+        return None
+    channels, likely = Channels.of(dead), dead & ~certain
+    bounds = np.where(gamma > 0, gamma**2 / (gamma**2 + beta**2), 0)
+    bound = float(bounds[dead].max())
+    said = []
+    if certain.any():
+        said.append(f"gamma is 0 and beta not positive in {Channels.of(certain)}")
+    if likely.any():
+        where = Channels.of(likely) if certain.any() else "all of these"
+        share = min(99, math.floor(100 * (1 - bound)))  # it is a bound, and never certain
+        said.append(
+            f"beta + {DEVIATIONS} abs(gamma) is negative in {where} (if what they make is "
+            f"Gaussian, 99.9 % of it is negative; whatever its distribution, {share}% or more)"
+        )
+    return Diagnosis(
+        Severity.ERROR if certain.any() else Severity.WARNING,
+        f"the ReLU behind it zeroes {channels}: {'; '.join(said)}",
+        "prune the channels, or train again with a smaller learning rate",
+        channels,
+        {"bound": bound, "certain": int(np.count_nonzero(certain))},
+    )
+
+
+@rule("BN203", "linear-or-saturated", Severity.INFO)
+def linear_or_saturated(subject: Subject) -> Diagnosis | None:
+    """What a channel makes is on one side of the ReLU's bend almost always."""
+    if subject.place is None:
+        return None
+    gamma, beta = np.abs(subject.gamma), subject.beta
+    low, high = beta - DEVIATIONS * gamma, beta + DEVIATIONS * gamma
+    speaking = gamma >= SILENT_GAMMA
+    if not (speaking & (low > 0)).any():
+        return None
+    caps = relus_behind(subject.place)
+    if caps is None:
+        return None
+    linear = speaking & (low > 0) & (high < min(caps))
+    saturated = speaking & (low > max(caps))
+    if not (linear | saturated).any():
+        return None
+    kinds = {f"passes {Channels.of(linear)} as they are": linear}
+    kinds[f"cuts {Channels.of(saturated)} off at {max(caps):g}"] = saturated
+    said = " and ".join(text for text, mask in kinds.items() if mask.any())
+    channels = Channels.of(linear | saturated)
+    return Diagnosis(
+        Severity.INFO,
+        f"the ReLU behind it {said}, almost always",
+        "nothing to do; the nonlinearity is wasted on these channels",
+        channels,
+        {"linear": int(linear.sum()), "saturated": int(saturated.sum())},
+    )
