@@ -21,11 +21,12 @@ from bnfold.errors import BnfoldError, FindingsError, VerificationFailedError
 from bnfold.jobs import child
 from bnfold.jobs.bench import BenchReport, bench_files
 from bnfold.jobs.export import ExportReport, export_file
-from bnfold.jobs.fold import SILENT, FoldReport, Proof, Standalone, fold_file
+from bnfold.jobs.fold import SILENT, FoldReport, Standalone, fold_file
 from bnfold.jobs.gate import InputFindings
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.recalibrate import MEMORY, RecalibrationReport, recalibrate_file
 from bnfold.jobs.settings import Settings
+from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.observation.observe import DataRun
@@ -477,9 +478,7 @@ def _data_run(
     return DataRun(
         data=source,
         batch=batch,
-        trust=options.flag("trust", trust) or _is_live(model),
-        imports=imports,
-        classes=_own_classes(model),
+        loading=_loading([model], trust=trust, imports=imports),
         progress=_callable(progress) or (lambda _: None),
     )
 
@@ -488,16 +487,28 @@ def _proof(
     models: Sequence[Any],
     data: Data | None,
     *,
+    seed: int,
     trust: bool,
-    **settings: Any,
+    imports: Sequence[str],
+    rtol: float | None,
+    atol: float | None,
+    strict: bool = False,
 ) -> Proof:
     """How models, paths or live ones, are to be run and compared."""
     return Proof(
-        data=user_data.given(data),
-        trust=options.flag("trust", trust) or all(_is_live(model) for model in models),
-        classes=_own_classes(*models),
-        **settings,
+        _loading(models, trust=trust, imports=imports),
+        options.Samples(user_data.given(data), seed),
+        options.Tolerance(rtol, atol),
+        strict,
     )
+
+
+def _loading(models: Sequence[Any], *, trust: bool, imports: Sequence[str]) -> options.Loading:
+    """How models are loaded; live ones are trusted, and bring their own classes."""
+    alive = [model for model in models if _is_live(model)]
+    classes = {name: one for model in alive for name, one in live.own_classes(model).items()}
+    trusted = options.flag("trust", trust) or len(alive) == len(models)
+    return options.Loading(trusted, imports, classes)
 
 
 def bench(
@@ -539,7 +550,7 @@ def bench(
     # The threads of a TensorFlow that has not started are set for good.
     is_threaded = threads is not None and not any(_is_live(model) for model in models)
     run = child.run_apart if is_threaded else child.run
-    trust = options.flag("trust", trust) or all(_is_live(model) for model in models)
+    loading = _loading(models, trust=trust, imports=imports)
     with ExitStack() as files:
         first = files.enter_context(_as_file(a))
         second = first if b is None else files.enter_context(_as_file(b))
@@ -552,20 +563,12 @@ def bench(
             seconds=seconds,
             runtimes=runtimes,
             seed=seed,
-            trust=trust,
-            imports=imports,
-            classes=_own_classes(*models),
+            loading=loading,
             progress=_callable(progress),
         )
     skipped = (replace(one, reason=second.said(first.said(one.reason))) for one in report.skipped)
     shown = None if b is None else second.shown
     return replace(report, a=first.shown, b=shown, skipped=tuple(skipped))
-
-
-def _own_classes(*models: Any) -> dict[str, Any]:
-    """The classes of the layers of those that are live, by name."""
-    alive = [model for model in models if _is_live(model)]
-    return {name: found for model in alive for name, found in live.own_classes(model).items()}
 
 
 def _target(function: str, model: Any, out: Any) -> Path | None:

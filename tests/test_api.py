@@ -72,10 +72,9 @@ def test_verify_takes_live_models_and_refuses_a_changed_one(model: Any) -> None:
 
 
 def test_a_refused_live_fold_raises(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.jobs import fold as conversion
 
     judged = bnfold.verify(model, keras.models.clone_model(model))
-    monkeypatch.setattr(conversion, "verify", lambda *_, **__: judged)
+    monkeypatch.setattr("bnfold.jobs.verify.verify", lambda *_, **__: judged)
     with pytest.raises(bnfold.VerificationFailedError, match="refused"):
         bnfold.fold(model)
 

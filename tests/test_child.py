@@ -16,10 +16,11 @@ from support import chain, keras, randomize
 
 import bnfold
 from bnfold.jobs import child
-from bnfold.jobs.fold import Proof
+from bnfold.jobs.verify import Proof
 from bnfold.jobs.wire import Receiver, Sender
 from bnfold.model.moments import Moments, Observed
 from bnfold.running import process
+from bnfold.running.options import Loading, Samples
 from bnfold.verification import Verdict
 from bnfold.verification import verify as verify_files
 
@@ -62,7 +63,7 @@ def test_values_arrive_as_they_were_sent(tmp_path: Path) -> None:
         ("backbone", "bn"): Observed(8, 2, moments, np.zeros(3, np.int64)),
         "texts": [None, True, 3, 1e-300, "ü\n", Path("a/b"), ()],
         "verdict": Verdict.UNDECIDED,
-        "proof": Proof(Path("data.npz"), 3, imports=("own",)),
+        "proof": Proof(Loading(imports=("own",)), Samples(Path("data.npz"), 3)),
         "samples": np.array([["a", "bc"]], dtype=object),
     }
     found = sent(value, tmp_path)

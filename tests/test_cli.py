@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from bnfold.cli import main
-from bnfold.jobs import fold as conversion
 from bnfold.reports import fold_text
 from bnfold.reports.json import schema
+from bnfold.running.options import Tolerance
 from bnfold.verification import Basis, Comparison, Verdict, Verification
 from bnfold.verification.result import Accuracy
 from bnfold.verification.tolerance import Rule
@@ -438,7 +438,7 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(conversion, "verify", lambda *_, **__: outcome(verdict, basis))
+    monkeypatch.setattr("bnfold.jobs.verify.verify", lambda *_, **__: outcome(verdict, basis))
     target = tmp_path / "out.keras"
     result = bnfold("fold", fixture_model(DIGITS), target, *(["--strict"] if strict else []))
     assert result.exit_code == code
@@ -449,14 +449,14 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
 
 @pytest.mark.parametrize("words", [["--strict"], []])
 def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "verify", lambda *_, **__: outcome(Verdict.UNDECIDED))
+    monkeypatch.setattr("bnfold.jobs.verify.verify", lambda *_, **__: outcome(Verdict.UNDECIDED))
     result = bnfold("verify", "a.keras", "b.keras", *words)
     assert result.exit_code == len(words)
     assert ("not accepted: --strict asks for" in result.stdout) == bool(words)
 
 
 def test_the_tolerance_of_the_user_is_in_the_verdict() -> None:
-    rule = Rule(rtol=0.1)
+    rule = Rule(Tolerance(rtol=0.1))
     result = replace(outcome(Verdict.EQUIVALENT), rule=rule.text())
     assert f"\n  as --rtol and --atol allow: {rule.text()}\n" in verified(result, 400)
 

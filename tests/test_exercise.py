@@ -402,7 +402,7 @@ def test_what_overflows_in_the_original_is_no_fault_of_the_fold(tmp_path):
 def test_where_nothing_was_folded_the_files_are_compared(tmp_path, monkeypatch):
     given = keras.Input((4,))
     keras.Sequential([given, layers.Dense(3), layers.Dense(2)]).save(tmp_path / "model.keras")
-    monkeypatch.setattr("bnfold.jobs.fold.verify", None)
+    monkeypatch.setattr("bnfold.jobs.verify.verify", None)
     found = bnfold.fold(tmp_path / "model.keras", tmp_path / "out.keras").verification
     assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, Basis.FILES)
     assert found.accepted(strict=True)

@@ -21,7 +21,6 @@ from test_cli import outcome
 import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export
-from bnfold.jobs import fold as conversion
 from bnfold.reports.json import schema
 from bnfold.running import onnx_file
 from bnfold.running.libraries import CannotRunError
@@ -434,7 +433,7 @@ def test_fold_to_onnx_makes_depthwise_convolutions_of_leftovers(tmp_path: Path) 
 def test_a_refused_fold_is_not_converted(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "verify", lambda *_, **__: outcome(Verdict.DIFFERENT))
+    monkeypatch.setattr("bnfold.jobs.verify.verify", lambda *_, **__: outcome(Verdict.DIFFERENT))
     result = command("fold", saved, tmp_path / "out.onnx", "--format", "json")
     assert result.exit_code == 1
     assert (report(result)["written"], report(result)["check"]) == (False, None)

@@ -21,6 +21,7 @@ from bnfold.model.container import hdf5
 from bnfold.reports.json import schema
 from bnfold.running import libraries, loading, safety
 from bnfold.running.loading import LoadedModel
+from bnfold.running.options import Loading
 
 L = keras.layers
 NOTE = "loaded with an InputLayer before"
@@ -55,7 +56,7 @@ MODELS = {
 
 def load(path: Path) -> LoadedModel:
     libraries.start()
-    (loaded,) = loading.load_all([safety.read_facts(path)], (), {}, trust=False)
+    (loaded,) = loading.load_all([safety.read_facts(path)], Loading())
     return loaded
 
 

@@ -23,6 +23,7 @@ from bnfold.cli import main
 from bnfold.errors import OutputError
 from bnfold.jobs import fold, staging
 from bnfold.jobs.staging import Staging
+from bnfold.jobs.verify import Proof
 
 OLD = b"what stood here before"
 
@@ -336,8 +337,8 @@ def test_a_failed_proof_leaves_what_was_there(
         written.append(folded.read_bytes()[:2])
         return Refused()
 
-    monkeypatch.setattr(fold, "verify", verify)
-    report = fold.fold_file(source, target, force=True, proof=fold.Proof())
+    monkeypatch.setattr("bnfold.jobs.verify.verify", verify)
+    report = fold.fold_file(source, target, force=True, proof=Proof())
     assert not report.written
     assert written == [b"PK"]
     assert names(folder) == (["m.keras"] if existing else [])
@@ -350,9 +351,9 @@ def test_a_proof_that_breaks_off(
     def verify(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fold, "verify", verify)
+    monkeypatch.setattr("bnfold.jobs.verify.verify", verify)
     with pytest.raises(KeyboardInterrupt):
-        fold.fold_file(source, folder / "m.keras", proof=fold.Proof())
+        fold.fold_file(source, folder / "m.keras", proof=Proof())
     assert names(folder) == []
 
 

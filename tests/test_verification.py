@@ -27,6 +27,7 @@ from keras import layers, ops
 from rich.console import Console
 from tiers import some
 
+from bnfold import verify
 from bnfold.errors import (
     BnfoldError,
     UnreadableModelError,
@@ -36,9 +37,10 @@ from bnfold.errors import (
 from bnfold.reports import fold_text
 from bnfold.running import keras_runner, libraries, loading, onnx_runner, safety
 from bnfold.running.data import load
+from bnfold.running.options import Loading
 from bnfold.running.precision import in_float64
 from bnfold.running.samples import InputSpec, Mask, SampleSet, generate
-from bnfold.verification import Basis, Verdict, Verification, verify
+from bnfold.verification import Basis, Verdict, Verification
 from bnfold.verification.case import Label
 from bnfold.verification.runs import Evidence, Run
 from bnfold.verification.tolerance import (
@@ -1128,8 +1130,8 @@ def test_own_parts_are_found_in_what_the_user_names(own_package, suffix, tmp_pat
         as_before_2_12(tmp_path / "model.h5")
     facts = safety.read_facts(tmp_path / f"model{suffix}")
     with pytest.raises(UnsafeModelError, match="--import MODULE"):
-        loading.load_all([facts], [], {}, trust=False)
-    (loaded,) = loading.load_all([facts], [name], {}, trust=False)
+        loading.load_all([facts], Loading())
+    (loaded,) = loading.load_all([facts], Loading(imports=[name]))
     assert loaded.library == library.__name__
     samples = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
     np.testing.assert_array_equal(loaded.model(samples), model(samples))

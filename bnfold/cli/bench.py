@@ -1,5 +1,6 @@
 """`bnfold bench`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,14 @@ if TYPE_CHECKING:
 @execution
 @report_format
 @debug
-def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
+def bench(
+    a: Path,
+    b: Path | None,
+    trust: bool,
+    imports: Sequence[str],
+    format_: str,
+    **options: Any,
+) -> None:
     """Measure how long the models A and B take for the same inputs, side by side.
 
     A and B take turns, in Keras (graph mode), in ONNX Runtime and in LiteRT. Without B, A is
@@ -59,8 +67,10 @@ def bench(a: Path, b: Path | None, format_: str, **options: Any) -> None:
       bnfold bench model.keras folded.keras --runtime onnxruntime --seconds 10
     """
     from bnfold.jobs.bench import bench_files
+    from bnfold.running.options import Loading
 
-    _show_bench(bench_files(a, b, progress=progress, **options), format_)
+    loading = Loading(trust, imports)
+    _show_bench(bench_files(a, b, loading=loading, progress=progress, **options), format_)
 
 
 def _show_bench(report: "BenchReport", format_: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from bnfold.cli import options
 from bnfold.cli.options import (
     CONTEXT,
     MODEL,
@@ -22,7 +23,8 @@ from bnfold.cli.options import (
 
 if TYPE_CHECKING:
     from bnfold.jobs.export import ExportReport
-    from bnfold.jobs.fold import FoldReport, Proof, Standalone
+    from bnfold.jobs.fold import FoldReport, Standalone
+    from bnfold.jobs.verify import Proof
 
 
 @click.command(context_settings=CONTEXT)
@@ -74,7 +76,7 @@ def fold(
       bnfold fold model.keras folded.keras --fail-on error --config ci/bnfold.toml
       bnfold fold model.keras folded.onnx
     """
-    from bnfold.jobs.fold import Proof, fold_file
+    from bnfold.jobs.fold import fold_file
 
     wanted = [
         f"--{name}"
@@ -83,14 +85,14 @@ def fold(
     ]
     if no_verify and wanted:
         raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
-    asked = Proof(**proof)
-    options: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
-    options["settings"] = gate_settings(fail_on, config, no_config=no_config)
+    asked = options.proof(**proof)
+    settings: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
+    settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
     if target.suffix.lower() == ".onnx":
-        _export(ctx, source, target, asked, format_, prove=not no_verify, **options)
+        _export(ctx, source, target, asked, format_, prove=not no_verify, **settings)
         return
     report = fold_file(
-        source, target, proof=None if no_verify else asked, progress=progress, **options
+        source, target, proof=None if no_verify else asked, progress=progress, **settings
     )
     _show_fold(report, format_)
     if not report.written:
@@ -151,21 +153,19 @@ def export(
       bnfold export model.keras model.onnx --no-fold --force --format json
       bnfold export model.keras model.onnx --fail-on error --rtol 1e-3 --atol 1e-6
     """
-    from bnfold.jobs.fold import Proof
-
     if no_fold and keep:
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
-    options: dict[str, Any] = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
-    options["settings"] = gate_settings(fail_on, config, no_config=no_config)
-    _export(ctx, source, target, Proof(**running), format_, **options)
+    settings: dict[str, Any] = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
+    _export(ctx, source, target, options.proof(**running), format_, **settings)
 
 
 def _export(
-    ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **options: Any
+    ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **settings: Any
 ) -> None:
     from bnfold.jobs.export import export_file
 
-    report = export_file(source, target, running=running, progress=progress, **options)
+    report = export_file(source, target, running=running, progress=progress, **settings)
     _show_export(report, format_)
     if not report.written:
         ctx.exit(1)

@@ -12,6 +12,7 @@ from bnfold.cli import garbage
 
 if TYPE_CHECKING:
     from bnfold.jobs.settings import Settings
+    from bnfold.jobs.verify import Proof
     from bnfold.observation.observe import DataRun
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -169,9 +170,32 @@ def data_run(
         raise click.UsageError(f"{wanted[0]} goes with --data")
     if data is None:
         return None
-    from bnfold.observation.observe import DataRun
+    return running_over(data, batch, trust, imports)
 
-    return DataRun(data, batch, trust, imports, progress=progress)
+
+def running_over(data: Path, batch: int | None, trust: bool, imports: Sequence[str]) -> "DataRun":
+    """What the options of `over_data` say, with data."""
+    from bnfold.observation.observe import DataRun
+    from bnfold.running.options import Loading
+
+    return DataRun(data, batch, Loading(trust, imports), progress)
+
+
+def proof(
+    *,
+    data: Path | None,
+    seed: int,
+    trust: bool,
+    imports: Sequence[str],
+    rtol: float | None,
+    atol: float | None,
+    strict: bool = False,
+) -> "Proof":
+    """What the options of `comparison` and `proving` say."""
+    from bnfold.jobs.verify import Proof
+    from bnfold.running.options import Loading, Samples, Tolerance
+
+    return Proof(Loading(trust, imports), Samples(data, seed), Tolerance(rtol, atol), strict)
 
 
 FAIL_ON = ("error", "warning", "info", "never")

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, SAMPLES, debug, over_data, progress, report_format
+from bnfold.cli.options import (
+    CONTEXT,
+    MODEL,
+    SAMPLES,
+    debug,
+    over_data,
+    report_format,
+    running_over,
+)
 
 if TYPE_CHECKING:
     from bnfold.jobs.recalibrate import RecalibrationReport
@@ -82,12 +90,11 @@ def recalibrate(
       bnfold recalibrate model.keras better.keras --data images.npy --layers 'backbone/*'
     """
     from bnfold.jobs.recalibrate import recalibrate_file
-    from bnfold.observation.observe import DataRun
 
     report = recalibrate_file(
         source,
         target,
-        run=DataRun(**running, progress=progress),
+        run=running_over(**running),
         layers=layers,
         memory=memory << 20,
         force=force,

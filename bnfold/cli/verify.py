@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold.cli import options
 from bnfold.cli.options import CONTEXT, MODEL, debug, progress, proving, report_format
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ def verify(ctx: click.Context, /, original: Path, folded: Path, format_: str, **
       bnfold verify model.keras folded.keras --data samples.npz --strict
       bnfold verify model.keras folded.keras --import my_package.layers
     """
-    from bnfold.jobs.fold import Proof
-
-    wanted = Proof(**proof)
+    wanted = options.proof(**proof)
     result = wanted.run(original, folded, progress)
     _show_verification(result, format_, strict=wanted.strict)
     if not result.accepted(strict=wanted.strict):

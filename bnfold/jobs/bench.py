@@ -21,7 +21,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,21 +33,14 @@ import numpy.typing as npt
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.jobs.fold import fold_file
 from bnfold.model.container.guard import printable
-from bnfold.running import (
-    borrowing,
-    foresight,
-    inputs,
-    keras_runner,
-    loading,
-    options,
-    safety,
-    samples,
-    timing,
-)
+from bnfold.running import borrowing, inputs, keras_runner, options, samples, session, timing
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
+from bnfold.running.options import SAFELY, Loading
+from bnfold.running.safety import FileFacts
 from bnfold.running.samples import InputSpec
+from bnfold.running.session import Opening
 
 SCHEMA_VERSION = 1
 RUNTIMES = ("keras", "onnxruntime", "litert")
@@ -318,9 +311,7 @@ def bench_files(
     seconds: float = 2.0,
     runtimes: Sequence[str] = (),
     seed: int = 0,
-    trust: bool = False,
-    imports: Sequence[str] = (),
-    classes: Mapping[str, Any] | None = None,
+    loading: Loading = SAFELY,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Time the models in two files side by side, the second being A folded where B is left out.
@@ -338,25 +329,22 @@ def bench_files(
     threads = options.optional(options.whole, "threads", threads, least=1)
     batches = options.wholes("batch", batches, least=1)
     seed = options.whole("seed", seed)
-    imports = options.names("imports", imports)
     runtimes = options.some_of("runtimes", runtimes, RUNTIMES)
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
         raise SettingsError(f"{threads} threads are more than the {processors} processors here")
     report = progress or _silent
     with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
-        facts = [safety.read_facts(a)]
-        folded = None
-        if b is None:
+        opening, folded, second = session.look([a], loading, None), None, b
+        if second is None:
             report("folding A")
-            second, folded = _folded(facts[0], Path(directory))
-        else:
-            second = b
-        facts.append(safety.read_facts(second))
-        if all(one.specs for one in facts):
-            _agreed([one.specs for one in facts], facts, batches)
-        pair = _load(facts, imports, classes or {}, threads, report, trust=trust)
-    specs, sizes = _agreed([inputs.input_specs(one.model) for one in pair], facts, batches)
+            second, folded = _folded(opening.files[0], Path(directory))
+        opening = opening.beside(second)
+        if all(one.specs for one in opening.files):
+            _agreed([one.specs for one in opening.files], opening.files, batches)
+        opening.start(report, threads)
+        pair = _load(opening, report)
+    specs, sizes = _agreed([inputs.input_specs(one.model) for one in pair], opening.files, batches)
     bench = _Bench(pair, specs, threads, seconds, seed, report)
     results, skipped = bench.run(runtimes or RUNTIMES, sizes)
     if not results:
@@ -371,7 +359,7 @@ def _silent(_: str) -> None:
     """Report progress to nobody."""
 
 
-def _folded(facts: safety.FileFacts, directory: Path) -> tuple[Path, tuple[int, int]]:
+def _folded(facts: FileFacts, directory: Path) -> tuple[Path, tuple[int, int]]:
     """Fold a model to a file in this directory, without proof; how many layers of how many."""
     suffix = {"keras": ".keras", "h5": ".h5"}.get(facts.kind, "")
     target = directory / f"folded{suffix}"
@@ -379,34 +367,19 @@ def _folded(facts: safety.FileFacts, directory: Path) -> tuple[Path, tuple[int, 
     return target, (len(plan.folds), len(plan.decisions))
 
 
-def _load(
-    facts: Sequence[safety.FileFacts],
-    imports: Sequence[str],
-    classes: Mapping[str, Any],
-    threads: int | None,
-    report: Callable[[str], None],
-    *,
-    trust: bool,
-) -> tuple[LoadedModel, LoadedModel]:
-    if not trust:
-        for one in facts:
-            safety.refuse_code(one)
-    foresight.look(facts[0], imports, None)
-    report("loading TensorFlow")
-    timing.start_timing(threads)
-    report("loading the models")
+def _load(opening: Opening, report: Callable[[str], None]) -> tuple[LoadedModel, LoadedModel]:
     try:
-        pair = loading.load_pair(facts[0], facts[1], imports, classes, trust=trust)
+        first, second = opening.load(report)
     except CannotRunError as error:
         raise UnreadableModelError(str(error)) from error
-    for loaded in pair:
+    for loaded in (first, second):
         keras_runner.prepare_alone(loaded)
-    return pair
+    return first, second
 
 
 def _agreed(
     taken: Sequence[Sequence[InputSpec]],
-    facts: Sequence[safety.FileFacts],
+    facts: Sequence[FileFacts],
     batches: Sequence[int],
 ) -> tuple[Sequence[InputSpec], list[int]]:
     """The inputs that both models take, and the batch sizes to time them with."""

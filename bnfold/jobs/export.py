@@ -14,7 +14,6 @@ from bnfold.errors import ExportImpossibleError, VerificationImpossibleError
 from bnfold.folding.plan import Plan, unused_patterns
 from bnfold.jobs.fold import (
     SILENT,
-    Proof,
     Standalone,
     describe_folds,
     describe_kept,
@@ -26,6 +25,7 @@ from bnfold.jobs.fold import (
 from bnfold.jobs.gate import InputFindings, of_input
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
+from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import ModelFile, open_model
 from bnfold.model.graph import Json, show
@@ -33,20 +33,19 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.running import (
     borrowing,
     data,
-    foresight,
     inputs,
     keras_runner,
     libraries,
-    loading,
     onnx_file,
     options,
-    safety,
     samples,
+    session,
 )
 from bnfold.running.keras_graph import Port
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet
+from bnfold.running.session import Opening
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.exported import Check, Reference, Trial, named_ports, refer
 from bnfold.verification.tolerance import Rule
@@ -160,7 +159,9 @@ def export_file(
         refuse_obstacle(model)
         job = _Job(model, running, name, progress or _silent)
         audit = of_input(model.path, settings)
-        opset = None if audit.stops else job.start(opset)
+        opening = None
+        if not audit.stops:
+            opening, opset = job.start(opset)
         decided, sha256 = plan_and_hash(model, keep)
         with Staging(target, "onnx", force=force) as staging:
             subject, replaced = model.path, _NONE
@@ -171,7 +172,7 @@ def export_file(
                 source=model.path if name is None else Path(name),
                 target=target,
                 written=False,
-                opset=opset,
+                opset=None if opening is None else opset,
                 inputs=(),
                 outputs=(),
                 plan=decided if fold else None,
@@ -184,8 +185,8 @@ def export_file(
             if prove and not audit.stops:
                 proof = running.run(model.path, subject, progress)
                 report = replace(report, verification=proof)
-            if opset is not None and _is_proved(report, running):
-                report = job.convert(subject, staging.path, report, sha256)
+            if opening is not None and _is_proved(report, running):
+                report = job.convert(opening, subject, staging.path, report, sha256)
             if report.written:
                 staging.publish()
         return report
@@ -220,33 +221,32 @@ class _Job:
         """The source for messages."""
         return printable(self.name or str(self.model.path))
 
-    def start(self, opset: int | None) -> int:
-        """Refuse what cannot or must not be loaded, load TensorFlow; the opset to write."""
+    def start(self, opset: int | None) -> tuple[Opening, int]:
+        """Refuse what cannot or must not be loaded, start TensorFlow; also the opset to write."""
         if self.model.graph.kind == "subclassed":
             raise ExportImpossibleError(
                 f"{self.label}: a subclassed model: its file holds no graph, so there is nothing"
                 " to convert"
             )
-        facts = safety.read_facts(self.model.path)
-        if not self.running.trust:
-            safety.refuse_code(facts)
-        foresight.look(facts, self.running.imports, self.running.data)
+        opening = session.look([self.model.path], self.running.loading, self.running.samples)
         opset = onnx_file.choose_opset(opset)
-        self.report("loading TensorFlow")
-        libraries.start()
-        return opset
+        opening.start(self.report)
+        return opening, opset
 
-    def convert(self, subject: Path, path: Path, report: ExportReport, sha256: str) -> ExportReport:
+    def convert(
+        self, opening: Opening, subject: Path, path: Path, report: ExportReport, sha256: str
+    ) -> ExportReport:
         """Convert the model file `subject` to `path` and compare it with the source."""
-        self.report("loading the models")
-        original, folded = self._load(subject)
+        if subject != self.model.path:
+            opening = opening.beside(subject)
+        original, folded = self._load(opening)
         sets, warning = self._samples(original)
         self.report("running the model with Keras")
         reference = self._refer(original, sets)
         libraries.release()  # the copy in float64 is large, and a conversion takes much memory
         warnings = [*original.notes, *([warning] if warning is not None else [])]
-        rule = Rule(self.running.rtol, self.running.atol)
-        trial = Trial(original, folded, reference, sets, self.running.seed, rule, warnings)
+        rule = Rule(self.running.tolerance)
+        trial = Trial(original, folded, reference, sets, self._seed, rule, warnings)
         label = self._label(original, report, sha256, trial.batched)
         self.report("converting to ONNX")
         check = self._first_check(folded, path, label, trial)
@@ -254,13 +254,13 @@ class _Job:
         written = check.accepted(strict=self.running.strict)
         return replace(report, written=written, check=check, inputs=inputs, outputs=outputs)
 
-    def _load(self, subject: Path) -> tuple[LoadedModel, LoadedModel]:
-        files = [safety.read_facts(self.model.path)]
-        if subject != self.model.path:
-            files.append(safety.read_facts(subject))
-        running = self.running
+    @property
+    def _seed(self) -> int:
+        return self.running.samples.seed
+
+    def _load(self, opening: Opening) -> tuple[LoadedModel, LoadedModel]:
         try:
-            loaded = loading.load_all(files, running.imports, running.classes, trust=running.trust)
+            loaded = opening.load(self.report)
         except CannotRunError as error:
             raise ExportImpossibleError(f"{self.label}: {error}") from error
         for one in loaded:
@@ -270,15 +270,15 @@ class _Job:
     def _samples(self, loaded: LoadedModel) -> tuple[list[SampleSet], str | None]:
         """What to run, and a warning on what is odd about the user's data."""
         specs = inputs.input_specs(loaded.model)
-        if self.running.data is not None:
-            found, warning = data.load(self.running.data, specs)
+        if self.running.samples.data is not None:
+            found, warning = data.load(self.running.samples.data, specs)
             return [found], warning
         sizes = keras_runner.free_sizes(loaded, specs)
-        return samples.generate(specs, self.running.seed, sizes), None
+        return samples.generate(specs, self._seed, sizes), None
 
     def _refer(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Reference:
         try:
-            return refer(loaded, sets, self.running.seed)
+            return refer(loaded, sets, self._seed)
         except CannotRunError as error:
             raise VerificationImpossibleError(
                 f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"

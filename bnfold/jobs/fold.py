@@ -1,6 +1,6 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,20 +10,18 @@ from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossi
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
-from bnfold.jobs import child
 from bnfold.jobs.gate import InputFindings, of_input
 from bnfold.jobs.planning import planned
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
+from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import record
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
-from bnfold.running import options, safety
-from bnfold.running.data import Source
-from bnfold.verification import Verification, verify
-from bnfold.verification.unchanged import unchanged
+from bnfold.running import options
+from bnfold.verification import Verification
 from bnfold.version import __version__
 
 SCHEMA_VERSION = 1
@@ -32,73 +30,6 @@ Standalone = Literal["keep", "depthwise"]
 
 SILENT = Settings(fail_on=None)
 """The settings under which no finding stops anything."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How a result is to be proved: the arguments of `bnfold.verify`.
-
-    With `strict`, a verdict that does not rest on Keras and ONNX Runtime both is a refusal. `rtol`
-    (of a channel's magnitude) and `atol` replace the tolerance that is measured.
-    """
-
-    data: Source | None = None
-    seed: int = 0
-    trust: bool = False
-    imports: Sequence[str] = ()
-    classes: Mapping[str, Any] = field(default_factory=dict)
-    strict: bool = False
-    rtol: float | None = None
-    atol: float | None = None
-
-    def __post_init__(self) -> None:
-        """See that every argument means something.
-
-        Raises:
-            SettingsError, TypeError: see `bnfold.running.options`.
-        """
-        given = {
-            "seed": options.whole("seed", self.seed),
-            "trust": options.flag("trust", self.trust),
-            "imports": options.names("imports", self.imports),
-            "strict": options.flag("strict", self.strict),
-            "rtol": options.optional(options.finite, "rtol", self.rtol),
-            "atol": options.optional(options.finite, "atol", self.atol),
-        }
-        for name, value in given.items():
-            object.__setattr__(self, name, value)
-
-    def run(
-        self,
-        original: Path,
-        folded: Path,
-        progress: Callable[[str], None] | None,
-        *,
-        is_changed: bool = True,
-    ) -> Verification:
-        """Judge whether two files compute the same.
-
-        Where nothing was folded and so nothing should have been changed, the files are compared,
-        and models are run only if that does not settle it.
-        """
-        if not is_changed and self.data is None:
-            if not self.trust:
-                safety.refuse_code(safety.read_facts(original))
-            if (found := unchanged(original, folded, self.seed)) is not None:
-                return found
-        return child.run(
-            verify,
-            original,
-            folded,
-            data=self.data,
-            seed=self.seed,
-            trust=self.trust,
-            imports=self.imports,
-            classes=self.classes,
-            rtol=self.rtol,
-            atol=self.atol,
-            progress=progress,
-        )
 
 
 @dataclass(frozen=True)

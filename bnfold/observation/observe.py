@@ -7,32 +7,22 @@ it: in inference mode, where Keras 3 overrides a call's own training=True and Ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bnfold.errors import BnfoldError, UnreadableModelError
+from bnfold.errors import BnfoldError
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.moments import Observed
 from bnfold.observation.observer import Normalization, Observer, normalizations
-from bnfold.running import (
-    borrowing,
-    foresight,
-    inputs,
-    keras_graph,
-    keras_runner,
-    libraries,
-    loading,
-    options,
-    safety,
-)
+from bnfold.running import borrowing, inputs, keras_graph, keras_runner, options, session
 from bnfold.running.arrays import Array
 from bnfold.running.data import Source, UserData, open_data, refuse_few
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
+from bnfold.running.options import SAFELY, Loading, Samples
 
 _MOST = 128  # samples in a batch: more save hardly any time
 _ROOM = 1 << 30  # bytes for what a model makes of a batch
@@ -47,28 +37,19 @@ class DataRun:
     Attributes:
         data: the samples.
         batch: how many of them go in at a time; None for as many as have room.
-        trust: let the model's file run code of its own.
-        imports: modules to import first, because they register custom layers.
-        classes: custom layers themselves, by name.
+        loading: how its file is loaded.
         progress: called with the name of each stage.
     """
 
     data: Source
     batch: int | None = None
-    trust: bool = False
-    imports: Sequence[str] = ()
-    classes: Mapping[str, Any] = field(default_factory=dict)
+    loading: Loading = SAFELY
     progress: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        """See that every argument means something; raises what `bnfold.running.options` does."""
-        given = {
-            "batch": options.optional(options.whole, "batch", self.batch, least=1),
-            "trust": options.flag("trust", self.trust),
-            "imports": options.names("imports", self.imports),
-        }
-        for name, value in given.items():
-            object.__setattr__(self, name, value)
+        """See that every value means something. Raises SettingsError and TypeError."""
+        batch = options.optional(options.whole, "batch", self.batch, least=1)
+        options.checked(self, batch=batch)
 
 
 @dataclass(frozen=True)
@@ -104,20 +85,12 @@ def start(path: Path, run: DataRun) -> Running:
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError, and BnfoldError for
     data that do not fit.
     """
-    facts = safety.read_facts(path)
-    if not run.trust:
-        safety.refuse_code(facts)
-    given = foresight.look(facts, run.imports, run.data)
+    opening = session.look([path], run.loading, Samples(run.data))
+    (facts,), given = opening.files, opening.data or run.data
     if facts.specs:
-        _refuse_useless(open_data(given or run.data, facts.specs))
-    run.progress("loading TensorFlow")
-    libraries.start()
-    run.progress("loading the model")
-    try:
-        (loaded,) = loading.load_all([facts], run.imports, run.classes, trust=run.trust)
-    except CannotRunError as error:
-        raise UnreadableModelError(str(error)) from error
-    data = open_data(given or run.data, inputs.input_specs(loaded.model))
+        _refuse_useless(open_data(given, facts.specs))
+    (loaded,) = session.open_models(opening, run.progress)
+    data = open_data(given, inputs.input_specs(loaded.model))
     refuse_few(data, _FEWEST)
     return Running(loaded, data, data.fixed_batch or run.batch or _batch_with_room(loaded, data))
 

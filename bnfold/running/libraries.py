@@ -95,9 +95,10 @@ def release() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed otherwise
 
 
-def start() -> None:
+def start(threads: int | None = None) -> None:
     """Import TensorFlow and Keras with the TensorFlow backend, without chatter, for the CPU.
 
+    `threads` are for TensorFlow, None for its default; one that has started already keeps its own.
     Raises VerificationImpossibleError.
     """
     if process.is_own():
@@ -115,6 +116,15 @@ def start() -> None:
         )
     borrowing.borrow_tensorflow(tensorflow)
     borrowing.borrow_keras(keras)
+    if threads is not None:
+        _set_threads(tensorflow.config.threading, threads)
+
+
+def _set_threads(threading: Any, count: int) -> None:
+    with contextlib.suppress(RuntimeError):
+        threading.set_intra_op_parallelism_threads(count)
+        # Otherwise independent operations of one model would still run side by side.
+        threading.set_inter_op_parallelism_threads(count)
 
 
 def imported(name: str) -> Any:

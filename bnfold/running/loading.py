@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bnfold.model.container import hdf5
 from bnfold.model.container.guard import printable
 from bnfold.running import keras_graph, safety
 from bnfold.running.libraries import CannotRunError, import_module, library, one_line, quiet
+from bnfold.running.options import Loading
 
 _UNKNOWN = re.compile(r"(?:Could not locate class|Unknown layer:) '([^']*)'")
 """What Keras says of a class that nobody registered, at length and with advice for programs."""
@@ -55,46 +56,24 @@ class LoadedModel:
         return self.path.name
 
 
-def load_pair(
-    original: safety.FileFacts,
-    folded: safety.FileFacts,
-    imports: Sequence[str],
-    classes: Mapping[str, Any],
-    *,
-    trust: bool,
-) -> tuple[LoadedModel, LoadedModel]:
-    """Load both files by the same library: Keras 3, or tf_keras for what only Keras 2 reads.
+def load_all(files: Sequence[safety.FileFacts], how: Loading) -> list[LoadedModel]:
+    """Load files by the same library: Keras 3, or tf_keras for what only Keras 2 reads.
 
-    Raises CannotRunError when it loads the original and not the other.
+    Raises CannotRunError when it loads the first of them, the original, and not another.
     """
-    first, second = load_all((original, folded), imports, classes, trust=trust)
-    return first, second
-
-
-def load_all(
-    files: Sequence[safety.FileFacts],
-    imports: Sequence[str],
-    classes: Mapping[str, Any],
-    *,
-    trust: bool,
-) -> list[LoadedModel]:
-    """Load files by the same library, the first of them the original.
-
-    Raises CannotRunError when it loads the original and not another.
-    """
-    modules = [part for one in imports for part in _parts(import_module(one))]
+    modules = [part for one in how.imports for part in _parts(import_module(one))]
     failures: list[BnfoldError] = []
     for name in ("keras", "tf_keras"):
         if name == "tf_keras" and not _may_be_keras_2(files[0]):
             break
         try:
-            custom = {**_custom_objects(name, files, modules, trust=trust), **classes}
-            first = _load(files[0], name, custom, trust=trust)
+            custom = {**_custom_objects(name, files, modules, trust=how.trust), **how.classes}
+            first = _load(files[0], name, custom, trust=how.trust)
         except BnfoldError as error:
             failures.append(error)
             continue
         try:
-            return [first, *(_load(other, name, custom, trust=trust) for other in files[1:])]
+            return [first, *(_load(other, name, custom, trust=how.trust) for other in files[1:])]
         except UnreadableModelError as error:
             raise CannotRunError(str(error)) from error
     # tf_keras, asked last, knows Keras 2 files better than Keras 3 does.

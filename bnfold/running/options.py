@@ -1,16 +1,28 @@
-"""What the values of options may be, checked once for whoever gives them.
+"""The options of everything that runs models, checked once for whoever gives them.
 
 The command line gives parsed words, Python gives anything. A value of a kind that an option never
 has is a TypeError, one that is out of range a SettingsError; both name the option.
 """
 
+from __future__ import annotations
+
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import SettingsError
+
+if TYPE_CHECKING:
+    from bnfold.running.data import Source
+
+
+def checked(options: object, **values: Any) -> None:
+    """Put values that were checked into a frozen dataclass while it is made."""
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
 
 
 def whole(name: str, value: Any, *, least: int = 0) -> int:
@@ -81,3 +93,66 @@ def some_of(name: str, values: Any, known: Sequence[str]) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else type(value).__name__
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How model files are loaded.
+
+    Attributes:
+        trust: let the files run code of their own, such as Lambda layers.
+        imports: modules to import first, because they register custom layers.
+        classes: custom layers themselves, by name.
+    """
+
+    trust: bool = False
+    imports: Sequence[str] = ()
+    classes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """See that every value means something. Raises SettingsError and TypeError."""
+        checked(self, trust=flag("trust", self.trust), imports=names("imports", self.imports))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What models are run on.
+
+    Attributes:
+        data: the user's samples, in an .npz or .npy file or as arrays; None to draw random ones.
+        seed: the seed of whatever is drawn.
+    """
+
+    data: Source | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """See that every value means something. Raises SettingsError and TypeError."""
+        checked(self, seed=whole("seed", self.seed))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much error the user allows; where neither is given, the tolerance is measured.
+
+    Attributes:
+        rtol: relative to each channel's magnitude.
+        atol: absolute.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __post_init__(self) -> None:
+        """See that every value means something. Raises SettingsError and TypeError."""
+        given = {"rtol": self.rtol, "atol": self.atol}
+        checked(self, **{name: optional(finite, name, value) for name, value in given.items()})
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user said what is allowed."""
+        return self.rtol is not None or self.atol is not None
+
+
+SAFELY, RANDOM, MEASURED = Loading(), Samples(), Tolerance()
+"""The defaults: no code of the files' own, random samples, and a tolerance that is measured."""

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.running import keras_graph, libraries, onnx_runner
+from bnfold.running import keras_graph, onnx_runner
 from bnfold.running.arrays import Array
 from bnfold.running.keras_runner import run
 from bnfold.running.libraries import CannotRunError, imported, one_line, quiet
@@ -33,22 +33,6 @@ Call: TypeAlias = Callable[[], Any]
 Start: TypeAlias = Callable[[Sequence[Array]], Call]
 
 _ALIKE = 0.02  # of an output's largest number; runtimes may compute with other roundings
-
-
-def start_timing(threads: int | None) -> None:
-    """Import TensorFlow and Keras, with this many threads or, for None, their default.
-
-    A TensorFlow that has started already keeps its threads; `prepare` then refuses for Keras.
-    Raises VerificationImpossibleError.
-    """
-    libraries.start()
-    if threads is None:
-        return
-    threading = importlib.import_module("tensorflow").config.threading
-    with contextlib.suppress(RuntimeError):
-        threading.set_intra_op_parallelism_threads(threads)
-        # Otherwise independent operations of one model would still run side by side.
-        threading.set_inter_op_parallelism_threads(threads)
 
 
 def prepare(name: str, loaded: LoadedModel, threads: int | None) -> Start:

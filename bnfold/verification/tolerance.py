@@ -59,6 +59,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.running.arrays import Array
+from bnfold.running.options import MEASURED, Tolerance
 
 Axis = int | tuple[int, ...] | None
 Axes = Sequence[tuple[int, ...]]
@@ -76,29 +77,24 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class Rule:
-    """How much error is allowed; `rtol` and `atol` replace what is measured when one is given.
+    """How much error is allowed: what the user says, or else what is measured.
 
     `slack` is what another runtime is given, in which the original itself was not run.
     """
 
-    rtol: float | None = None
-    atol: float | None = None
+    wanted: Tolerance = MEASURED
     slack: float = 1.0
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the user said what is allowed."""
-        return self.rtol is not None or self.atol is not None
 
     def text(self) -> str:
         """Return the rule in one sentence for the report."""
-        if not self.is_fixed:
+        if not self.wanted.is_given:
             return (
                 f"error against float64 at most {FACTOR * self.slack:g} times the original's own "
                 "rounding, or what rounding its weights does, in each channel"
             )
         return (
-            f"error at most {self.atol or 0:g} + {self.rtol or 0:g} times the channel's magnitude"
+            f"error at most {self.wanted.atol or 0:g} + {self.wanted.rtol or 0:g} times the "
+            "channel's magnitude"
         )
 
 
@@ -376,8 +372,8 @@ def _tolerance(
     yardstick: Yardstick, scale: ByAxis, original: Errors | None, axis: Axis, rule: Rule
 ) -> Array:
     size = scale[axis]
-    if rule.is_fixed:
-        return np.asarray((rule.atol or 0.0) + (rule.rtol or 0.0) * size)
+    if rule.wanted.is_given:
+        return np.asarray((rule.wanted.atol or 0.0) + (rule.wanted.rtol or 0.0) * size)
     nothing = np.zeros_like(size)
     mine, other = yardstick.original.get(axis, nothing), yardstick.folded.get(axis, nothing)
     unit = yardstick.unit

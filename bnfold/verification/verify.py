@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from bnfold.running import borrowing, foresight, keras_graph, libraries, loading, safety
-from bnfold.running.data import Source
+from bnfold.running import borrowing, keras_graph, session
 from bnfold.running.libraries import CannotRunError
+from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
 from bnfold.verification.case import closer, prepare
 from bnfold.verification.exercise import further
 from bnfold.verification.result import Basis, Verdict, Verification
@@ -22,45 +21,31 @@ def verify(
     original: Path,
     folded: Path,
     *,
-    data: Source | None = None,
-    seed: int = 0,
-    trust: bool = False,
-    imports: Sequence[str] = (),
-    classes: Mapping[str, Any] | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    loading: Loading = SAFELY,
+    samples: Samples = RANDOM,
+    tolerance: Tolerance = MEASURED,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Judge whether `folded` computes what `original` computes.
 
-    `data` are samples instead of generated ones, in a .npz or .npy file or as arrays; `trust`
-    allows code from the files (Lambda layers and the like); `imports` are modules to import first
-    because they register custom layers, `classes` such layers themselves by name; `rtol` and `atol`
-    (relative to each channel's magnitude, absolute) replace the measured tolerance. `progress` is
-    called with the name of each stage.
+    `loading` says how the files are loaded, `samples` what both are run on, `tolerance` what is
+    allowed instead of the measured tolerance. `progress` is called with the name of each stage.
 
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError when neither Keras
     nor ONNX Runtime can run the models, and BnfoldError for data that does not fit.
     """
     report = progress or _silent
-    files = [safety.read_facts(Path(path)) for path in (original, folded)]
-    if not trust:
-        for facts in files:
-            safety.refuse_code(facts)
-    data = foresight.look(files[0], imports, data)
-    report("loading TensorFlow")
-    libraries.start()
-    report("loading the models")
-    rule = Rule(rtol, atol)
+    opening = session.look([Path(original), Path(folded)], loading, samples)
+    rule, data, seed = Rule(tolerance), opening.data, samples.seed
     try:
-        pair = loading.load_pair(files[0], files[1], imports, classes or {}, trust=trust)
+        pair = session.open_models(opening, report)
     except CannotRunError as error:
         difference = f"Keras loads the original but not the other model: {error}"
         return _without_runs([difference], seed, rule, "keras")
     differences = keras_graph.differences(*(keras_graph.interface(loaded.model) for loaded in pair))
     if differences:
         return _without_runs(differences, seed, rule, pair[0].library)
-    case = prepare(*pair, data, seed)
+    case = prepare(pair[0], pair[1], data, seed)
     exports = (Exports(case.original), Exports(case.folded))
     evidence = gather(case, rule, report, exports)
     found = conclude(case, rule, evidence)
