@@ -18,10 +18,20 @@ from bnfold.cli import main
 from bnfold.jobs.inspect import inspect_file
 from bnfold.observation.observe import DataRun
 from bnfold.reports.json import schema
-from bnfold.reports.rule_page import HEADINGS, markdown, sections
+from bnfold.reports.rule_page import markdown, sections
 
 ROOT = Path(__file__).parent.parent
 INDEX = (ROOT / "docs" / "rules.md").read_text()
+
+HEADINGS = (
+    "What it finds",
+    "Why it matters",
+    "Formula",
+    "Example",
+    "What to do",
+    "References",
+)
+"""What a page has a section for, in this order."""
 
 EACH = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 

@@ -1,4 +1,4 @@
-"""The baseline: findings that were there when the gate was put up, and do not count.
+"""The baseline: findings that were there when the gate was introduced, and are ignored.
 
 A finding is known by its rule, its layer and its model, and not by its figures: a number that
 changed is no new finding.
@@ -34,8 +34,8 @@ def parse(text: bytes) -> frozenset[Entry]:
     """The entries of a baseline file.
 
     Raises:
-        SettingsError: it is none.
-        UnreadableModelError, UnsafeModelError: it is no JSON, or no sane one.
+        SettingsError: it is not a baseline.
+        UnreadableModelError, UnsafeModelError: it is not JSON, or JSON of an unsafe size or depth.
     """
     content = parse_json(text, "the baseline")
     if not isinstance(content, dict) or set(content) != {"version", "findings"}:

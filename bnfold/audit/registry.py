@@ -24,7 +24,7 @@ from bnfold.model.moments import Observed
 from bnfold.model.optimizer import Optimizer
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
-"""What a model can be said to be run in."""
+"""The dtypes that a user may say the model will be run in."""
 
 PAGES = FilePath(__file__).parent / "pages"
 
@@ -126,15 +126,15 @@ def audit(
         plan: what a fold would do, with the model that it was made for.
         rules: those to ask.
         thresholds: the settings of the rules; without it their defaults.
-        target_dtype: one of TARGET_DTYPES, the dtype that the model will be run in; None stands for
-            the one that each layer computes in.
+        target_dtype: one of TARGET_DTYPES, the dtype that the model will be run in; None for the
+            one that each layer computes in.
         optimizers: the optimizer of each compiled model, that of the outermost at (), as
             `ModelFile.optimizers` has them.
         observed: what went into each layer while the model ran over data; None where it did not.
         recalibration: what `recalibrate` did to the file, by its record; None where it did nothing.
 
     Raises:
-        SettingsError: `target_dtype` is none of TARGET_DTYPES.
+        SettingsError: `target_dtype` is not one of TARGET_DTYPES.
     """
     if target_dtype is not None and target_dtype not in TARGET_DTYPES:
         raise SettingsError(

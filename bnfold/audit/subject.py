@@ -133,7 +133,7 @@ class Subject:
 
     @cached_property
     def reads_model_input(self) -> bool:
-        """Whether nothing that is trained stands between the model's input and the layer."""
+        """Whether nothing between the model's input and the layer is trained."""
         return self.place is not None and near_input(self.place)
 
     @cached_property
@@ -145,7 +145,7 @@ class Subject:
         return np.sqrt(np.where(self.plus_epsilon(self.epsilon) > 0, inside, np.nan))
 
     def plus_epsilon(self, epsilon: float) -> Vector:
-        """The sum v + e as the layer makes it, (channels,); of two such numbers it can be 0."""
+        """The sum v + e as the layer rounds it, (channels,): 0 where the two cancel."""
         exact = np.dtype("float64" if self.dtype == "float64" else "float32")
         total: Vector = (self.variance.astype(exact) + exact.type(epsilon)).astype(np.float64)
         return total
@@ -185,7 +185,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a rule found about its subject.
+    """What a rule found about its subject; the attributes are those of `Finding`.
 
     `cause` is the code of the rule that names the cause, if all of it follows from that.
     """
@@ -243,7 +243,7 @@ def first_layers(plan: Plan) -> tuple[Path, ...]:
 
 
 def _places(plan: Plan) -> dict[Path, Place]:
-    """Where each BatchNormalization stands that is in no class but those of Keras."""
+    """Where each BatchNormalization stands, without those inside a custom class."""
     return {} if plan.scope is None else dict(_places_in(plan.scope, {}))
 
 

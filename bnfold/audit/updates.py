@@ -69,7 +69,8 @@ def is_initial(batchnorm: BatchNorm) -> bool:
 def untrained_backbones(layers: Sequence[BatchNorm]) -> set[Path]:
     """The models, by their paths, whose frozen layers all have the statistics of their creation.
 
-    A model with one such layer beside others that train is none: those have learnt to live with it.
+    A model with a single such layer beside others that are trained is not among them: those have
+    learnt to live with it.
     """
     beside: dict[Path, list[BatchNorm]] = {}
     for batchnorm in layers:
@@ -88,7 +89,7 @@ _MOST = 2**53  # more of them weigh nothing, and a float holds no more
 
 
 def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
-    """Whether a variance is smaller than so many updates can have left it, or moved at m = 1."""
+    """Whether a variance is smaller than so many updates can leave it, or changed at m = 1."""
     vectors, momentum = batchnorm.vectors, batchnorm.momentum
     if vectors is None or momentum is None or not 0 < momentum <= 1:
         return False
@@ -99,9 +100,9 @@ def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
 
 
 def _went_farther(batchnorm: BatchNorm, reach: float) -> bool:
-    """Whether gamma or beta is farther from where it was created than training can have moved it.
+    """Whether gamma or beta is farther from its initial value than training can have taken it.
 
-    Only where it was created as is usual, at 1 and 0.
+    Only where that is the usual one, 1 and 0.
     """
     vectors, config = batchnorm.vectors, batchnorm.layer.config
     if vectors is None:

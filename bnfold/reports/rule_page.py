@@ -6,16 +6,6 @@ from textwrap import indent
 
 from bnfold.audit import Rule
 
-HEADINGS = (
-    "What it finds",
-    "Why it matters",
-    "Formula",
-    "Example",
-    "What to do",
-    "References",
-)
-"""What a page has a section for, in this order."""
-
 
 def markdown(rule: Rule) -> str:
     """The whole page."""

@@ -1,6 +1,6 @@
 """The health rules, one function each, in files by what they look at; each registers itself.
 
-Whatever file stands in this folder is imported, so that a new rule is a function here, its page in
+Every file in this folder is imported, so that a new rule is a function here, its page in
 `bnfold/audit/pages`, and no line elsewhere.
 """
 

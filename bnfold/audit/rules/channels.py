@@ -1,7 +1,7 @@
-"""Rules on what a BatchNormalization makes: channels that say nothing, and ReLUs that do nothing.
+"""Rules on the output of a BatchNormalization: constant channels, and ReLUs without an effect.
 
-What a channel makes has the mean beta and the standard deviation abs(gamma), if its statistics are
-those of its input.
+A channel of the output has the mean beta and the standard deviation abs(gamma), if the layer's
+statistics are those of its input.
 """
 
 import math
@@ -14,7 +14,7 @@ from bnfold.audit.registry import rule
 from bnfold.audit.subject import SILENT_GAMMA, Diagnosis, Subject
 
 DEVIATIONS = 3
-"""How many standard deviations count as all of a channel: 99.73 % of a Gaussian."""
+"""The range that counts as all of a channel, to either side: 99.73 % of a Gaussian."""
 
 
 @rule("BN201", "silent-channels", Severity.WARNING, Severity.INFO)

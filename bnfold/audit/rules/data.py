@@ -9,7 +9,7 @@ from bnfold.audit.subject import Diagnosis, Mask, Subject
 from bnfold.model.moments import Divergence, Observed, divergence, scale, times
 
 # What few samples add to the distance: about 1 / samples in a channel, more in some of many, and
-# several times that in all channels of a layer that stands behind twenty others.
+# several times that in all channels of a layer that is twenty others downstream.
 _MEDIAN_NOISE = 8.0
 _CHANNEL_NOISE = 20.0
 
@@ -75,7 +75,7 @@ def _judge(
 
 
 def _scaled(subject: Subject, observed: Observed) -> str:
-    """That the data are so many times as large, where a layer that sees them first tells."""
+    """By what factor all data differ in size, where the layer is the first that sees them."""
     if observed.moments is None or subject.place is None or not is_first(subject.place):
         return ""
     seen = observed.moments.mean, observed.moments.variance

@@ -1,7 +1,7 @@
 """Rules on the weights that a fold makes: too large, too small, or too uneven for a dtype.
 
-Nothing is written and nothing is read for it: the plan has measured each kernel, with all folds in
-it, to see that the file's own dtype holds them.
+Nothing is written or read for them: the plan has measured each kernel with all folds in it, to see
+whether the file's own dtype holds the result.
 """
 
 import math
@@ -22,7 +22,7 @@ DType = np.dtype[Any]
 
 
 def _measured(subject: Subject) -> Iterator[tuple[str, Extent]]:
-    """What the plan knows of each slot that takes the layer in, or would, and whose it is."""
+    """What the plan measured of each weight that absorbs the layer, or would, and whose it is."""
     decision = subject.decision
     if isinstance(decision, Fold):
         for edit in decision.edits:
@@ -53,7 +53,7 @@ def _dtypes(subject: Subject, extent: Extent) -> tuple[DType, ...]:
 
 
 def _too_large(subject: Subject, name: str, extent: Extent, dtype: DType) -> Diagnosis | None:
-    # What is no number before the fold is not the fold's doing.
+    # A fold is not to blame for what was NaN or infinite before it.
     lost = extent.lost(dtype) & ~np.isnan(extent.exact)
     if not lost.any() or not np.isfinite(extent.before).all():
         return None
@@ -123,7 +123,7 @@ _VANISHING = "BN107"
 
 
 def _limit(subject: Subject) -> float:
-    """The part of a kernel's range from which on a channel is not spoken of."""
+    """The share of a kernel's range above which a channel is not reported."""
     return max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
 
 
@@ -147,7 +147,7 @@ def _shares(subject: Subject, extent: Extent, counting: Mask | None = None) -> V
     What a dead channel is rounded to does not matter, but its weights count for the range. One
     whose variance is almost 0 beside epsilon is as good as dead: weight decay lets whole filters
     fade in models that are none the worse for it.
-    Empty where what the kernel takes in has other channels than the layer.
+    Empty where the kernel absorbs other channels than those of the layer.
     """
     size = extent.scaled.reshape(-1)
     if size.size != subject.dead.size:
@@ -158,7 +158,7 @@ def _shares(subject: Subject, extent: Extent, counting: Mask | None = None) -> V
 
 
 def _lost_in_a_sum(subject: Subject) -> Mask:
-    """The channels that are next to nothing in the sums that the layer goes into, (channels,).
+    """The channels that are negligible in the sums downstream of the layer, (channels,).
 
     A residual branch may add almost nothing in a channel that the other branches carry.
     """

@@ -33,7 +33,7 @@ def invalid_hyperparameter(subject: Subject) -> Diagnosis | None:
 
 
 def _number(subject: Subject, name: str) -> float | None:
-    """A setting that is a number, also where it is none that could be computed with."""
+    """A setting as a number, even one that cannot be computed with; None for anything else."""
     value = subject.batchnorm.layer.config.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

@@ -100,7 +100,7 @@ def non_finite(subject: Subject) -> Diagnosis | None:
 
 
 def _mended(subject: Subject, broken: list[str]) -> str:
-    """What helps a layer of which these vectors are not finite."""
+    """The remedy for a layer in which these vectors are not finite."""
     checkpoint = "go back to a checkpoint from before the loss diverged"
     if not {"moving_mean", "moving_variance"}.issuperset(broken):
         return checkpoint
@@ -171,7 +171,7 @@ def _power(subject: Subject, momentum: float) -> int | None:
     return steps if np.all(np.abs(variance - power) <= allowed * power) else None
 
 
-_MOST_ROUNDING = 0.05  # of a variance; above it a power says nothing any more
+_MOST_ROUNDING = 0.05  # relative to a variance; with more of it any number is near some power
 
 
 def _counted(subject: Subject) -> int:

@@ -43,7 +43,7 @@ def redundant_bias(subject: Subject) -> Diagnosis | None:
 
 
 def _biased(subject: Subject, place: Place, node: Node) -> Node | None:
-    """The layer whose output a call reads, if it has a bias that nothing else sees."""
+    """The producer of a call's input, if it has a bias that only BatchNormalizations see."""
     sources = node.sources()
     if len(sources) != 1:
         return None
@@ -125,7 +125,7 @@ _DROPOUT = Flow[Node](
 def unfoldable(subject: Subject) -> Diagnosis | None:
     """The layer can be folded in neither direction; the message is the reason of the plan."""
     decision = subject.decision
-    if not isinstance(decision, Blocked) or any(rule(subject) for rule in _SAY_WHY):
+    if not isinstance(decision, Blocked) or any(says(subject) for says in _SAY_WHY):
         return None
     if subject.vectors and not _is_a_map(subject):
         return None  # BN104 or BN105 says that
