@@ -13,11 +13,11 @@ from support import chain, difference, fold_file, keras, load, outputs, randomiz
 
 from bnfold.folding.plan import plan
 from bnfold.jobs.inspect import inspect_file
-from bnfold.model import layers
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import walk_all
 from bnfold.model.identity import foreign_settings, is_keras_layer
 from bnfold.model.layer_settings import SETTINGS
+from bnfold.model.layers import ROWS
 
 L = keras.layers
 BN = L.BatchNormalization
@@ -206,7 +206,7 @@ def test_a_class_that_keras_has_not_is_somebodys_own() -> None:
 ARGUMENTS: tuple[tuple[Any, ...], ...] = (
     (), (3,), (2, 2), ("abc,cd->abd", (None, 3)), (L.LSTM(2),), ([L.LSTMCell(2)],), ((2, 3),),
     (2, 2, 2), (0.5, 2), ([L.ReLU()],), (4, 2, 1), (L.LSTMCell(2),), (lambda x: x,), (L.Dense(2),),
-    (0.5,),
+    (0.5,), ((2, 1),),
 )  # fmt: skip
 
 
@@ -237,8 +237,8 @@ def test_what_keras_writes_is_known(source: str) -> None:
     }
     assert unknown == {}
     assert sum(found is not None for found in settings.values()) > 100
-    folded = {*layers.FACTS, *layers.SAME_SHAPE, *layers.WINDOWED, *layers.MERGING}
-    assert folded <= set(SETTINGS)
+    assert set(SETTINGS) <= set(ROWS)
+    folded = {name for name, row in ROWS.items() if row.shape is not None or row.variables}
     assert {name for name in folded & set(kinds) if settings[name] is None} == set()
 
 

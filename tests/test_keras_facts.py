@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import chain, examine, fold_file, keras, randomize
 
-from bnfold.model import layers as catalog
+from bnfold.model.layers import ROWS
 
 L = keras.layers
 BN = L.BatchNormalization
@@ -89,11 +89,11 @@ def test_a_sum_counts_the_sizes_of_this_model(tmp_path: Path) -> None:
 
 def test_every_class_that_trains_by_default_is_known() -> None:
     classes = (getattr(L, name) for name in dir(L))
-    layers = {c for c in classes if inspect.isclass(c) and issubclass(c, L.Layer)}
-    training = {c: inspect.signature(c.call).parameters.get("training") for c in layers}
-    for default, known in ((True, catalog.TRAINS_BY_DEFAULT), (False, catalog.INFERS_BY_DEFAULT)):
+    kinds = {c for c in classes if inspect.isclass(c) and issubclass(c, L.Layer)}
+    training = {c: inspect.signature(c.call).parameters.get("training") for c in kinds}
+    for default in (True, False):
         found = {c.__name__ for c, p in training.items() if p is not None and p.default is default}
-        assert found <= known
+        assert {ROWS[name].training_default for name in found} == {default}
 
 
 def behind_augmentation(**arguments: Any) -> Any:

@@ -19,23 +19,7 @@ from bnfold.audit.neighbours import Node, Place
 from bnfold.model import inbound_nodes
 from bnfold.model.graph import Layer, finite_number
 from bnfold.model.identity import is_keras_layer
-
-_NOTHING_AT_INFERENCE = frozenset(
-    {
-        "ActivityRegularization", "AlphaDropout", "Copy", "Dropout", "GaussianDropout",
-        "GaussianNoise", "Identity", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D",
-        "StopGradient",
-    }
-)  # fmt: skip
-
-_MOVES_NUMBERS = frozenset(
-    {
-        "Concatenate", "Cropping1D", "Cropping2D", "Cropping3D", "ExpandDims", "Flatten", "Permute",
-        "RepeatVector", "Reshape", "Squeeze", "Transpose", "ZeroPadding1D", "ZeroPadding2D",
-        "ZeroPadding3D",
-    }
-)  # fmt: skip
-
+from bnfold.model.layers import facts
 
 Caps = frozenset[float]
 """Where the ReLUs behind a layer cut off, infinity for one without a cap."""
@@ -53,11 +37,12 @@ def _all_of(found: Sequence[Caps | None]) -> Caps | None:
 
 def _passes(node: Node) -> bool:
     layer = node.layer
-    trains = node.trains_always and layer.class_name in _NOTHING_AT_INFERENCE
-    if trains or not node.is_known:
+    if not node.is_known:
         return False
-    linear = layer.class_name == "Activation" and layer.config.get("activation") == "linear"
-    return linear or layer.class_name in _NOTHING_AT_INFERENCE | _MOVES_NUMBERS
+    if layer.class_name == "Activation" and layer.config.get("activation") == "linear":
+        return True
+    happens = facts(layer).at_inference
+    return happens == "moves" or (happens == "nothing" and not node.trains_always)
 
 
 def cap_of(node: Node) -> float | None:

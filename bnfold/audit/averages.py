@@ -77,7 +77,7 @@ def _has_trained_weights(node: Node) -> bool:
     layer = node.layer
     if not node.is_known:
         return True
-    if layer.is_operation or layer.class_name in layers.WEIGHTLESS:
+    if layer.is_operation or not layers.facts(layer).trained:
         return False
     return _is_trained(layer) and (layer.weights is None or any(_trained(layer)))
 

@@ -10,14 +10,6 @@ from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer
 
-_KEEPS_AXES = frozenset(
-    {*layers.SAME_SHAPE, *layers.WINDOWED, *layers.MERGING, "Concatenate", "Relu", "Relu6"}
-)
-_ON_THE_LAST_AXIS = layers.RECURRENT | {
-    "Bidirectional", "GroupQueryAttention", "GroupedQueryAttention", "MultiHeadAttention",
-}  # fmt: skip
-_SPATIAL_AXES = {f"ConvLSTM{axes}D": axes for axes in (1, 2, 3)}
-
 
 def normalized_axis(batchnorm: BatchNorm, node: Node) -> int | None:
     """The axis that a call normalizes, counted from the end; None where that is not known."""
@@ -57,25 +49,18 @@ def _makes(node: Node) -> Producer | None:
 
 
 def _keeps_axes(node: Node) -> bool:
-    return node.is_known and node.layer.class_name in _KEEPS_AXES
+    return node.is_known and layers.facts(node.layer).channels == "kept"
 
 
 def _own_axis(node: Node) -> int | None:
     """The channel axis of what a layer makes of its own weights."""
     layer = node.layer
-    known = layers.facts(layer) if node.is_known else None
-    if node.is_known and layer.class_name in _ON_THE_LAST_AXIS:
-        return -1
-    if node.is_known and layer.class_name in _SPATIAL_AXES:
-        first = layer.config.get("data_format") == "channels_first"
-        return -1 - _SPATIAL_AXES[layer.class_name] if first else -1
-    if node.is_known and layer.class_name == "EinsumDense":
-        return -1 if einsum_channels(layer) is not None else None
-    if known is None or known.output is None:
+    if not node.is_known:
         return None
-    by_setting = known.output.channels == "data_format" and known.rank is not None
-    first = by_setting and layer.config.get("data_format") == "channels_first"
-    return 1 - known.rank if first and known.rank is not None else -1
+    if layer.class_name == "EinsumDense":
+        return -1 if einsum_channels(layer) is not None else None
+    channels = layers.facts(layer).channels
+    return channels.of(layer) if isinstance(channels, layers.ChannelAxis) else None
 
 
 def einsum_channels(layer: Layer) -> str | None:

@@ -16,7 +16,7 @@ def near_input(place: Place) -> bool:
 
 def _is_untrained(node: Node) -> bool:
     layer = node.layer
-    return node.is_known and (layer.is_operation or layer.class_name in layers.UNTRAINED)
+    return node.is_known and (layer.is_operation or not layers.facts(layer).trained)
 
 
 _NEAR = Flow[bool](

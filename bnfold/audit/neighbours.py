@@ -15,7 +15,7 @@ from bnfold.folding.scope import Scope, Tensor, readers
 from bnfold.folding.training import is_keras2, is_off
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, unwrapped
 from bnfold.model.inbound_nodes import is_keras3
-from bnfold.model.shapes import Shape
+from bnfold.model.shape_rules import Shape
 
 
 class Node(NamedTuple):

@@ -47,7 +47,7 @@ from bnfold.model import layers
 from bnfold.model.batchnorm import as_batchnorm
 from bnfold.model.graph import Json, Layer, Weight
 from bnfold.model.policy import policy
-from bnfold.model.shapes import Shape, window_of
+from bnfold.model.shape_rules import Shape, window_of
 
 _BETWEEN = "put BatchNormalization between {layer} and its activation"
 OTHER_AXIS = AxisObstacle("not the channel axis of", AXIS)
@@ -58,10 +58,8 @@ OTHER_AXIS = AxisObstacle("not the channel axis of", AXIS)
 
 def takes_behind(layer: Layer) -> bool:
     """Whether a layer's class is one whose weights can take in a map behind it."""
-    known = layers.facts(layer)
-    return known is not None and (
-        known.output is not None or layer.class_name == "EinsumDense" or layers.is_batchnorm(layer)
-    )
+    linear = layers.facts(layer).output is not None
+    return linear or layer.class_name == "EinsumDense" or layers.is_batchnorm(layer)
 
 
 def behind(site: Site, affine: Affine) -> Effect | str:
@@ -71,17 +69,16 @@ def behind(site: Site, affine: Affine) -> Effect | str:
     if activation not in (None, "linear"):  # a dict can be anybody's function of that name
         applied = activation if isinstance(activation, str) else "an activation"
         return Obstacle(f"applies {applied}", _BETWEEN)
-    weights = layers.weights(layer)
-    known = layers.facts(layer)
-    if weights is None or known is None:
+    weights, output = layers.weights(layer), layers.facts(layer).output
+    if weights is None:
         return "has other variables in the file than those of its class"
     if layers.is_batchnorm(layer):
         return _behind_batchnorm(site, weights, affine)
     if layer.class_name == "EinsumDense":
         return einsum_dense.behind(site, weights, affine)
-    if known.output is None:
+    if output is None:
         return "has no weights that could take it in"
-    return _behind_linear(site, known.output, weights, affine)
+    return _behind_linear(site, output, weights, affine)
 
 
 def _behind_linear(
@@ -91,10 +88,10 @@ def _behind_linear(
     channels = math.prod(kernel[axis] for axis in output.axes)
     if bias is not None and bias.shape != (channels,):
         return "has a bias of another length than its kernel"
-    first = output.channels == "data_format" and site.channels_first
-    axis = -(len(kernel) - 1) if first else -1
-    vectors = affine.vectors(axis, channels)
-    if vectors is None:
+    channel_axis = layers.facts(site.layer).channels
+    axis = channel_axis.of(site.layer) if isinstance(channel_axis, layers.ChannelAxis) else None
+    vectors = None if axis is None else affine.vectors(axis, channels)
+    if vectors is None or axis is None:
         return OTHER_AXIS
     scale, shift = vectors
     shape = [1] * len(kernel)
@@ -154,8 +151,7 @@ def in_front(site: Site, affine: Affine) -> Effect | str:
 
 def _input_vectors(site: Site, affine: Affine, channels: int) -> tuple[Array, Array] | AxisObstacle:
     """A map as vectors over the input channels of a layer."""
-    known = layers.facts(site.layer)
-    rank = known.rank if known is not None else None
+    rank = layers.facts(site.layer).rank
     axis = 1 - rank if site.channels_first and rank is not None else -1
     return affine.vectors(axis, channels) or OTHER_AXIS
 
@@ -166,7 +162,7 @@ def _input_change(
     """The effect on a layer with one `bias`, which `shift` is added to."""
     if shift is None:
         return Effect({kernel: factor})
-    output = (layers.FACTS[site.layer.class_name]).output
+    output = layers.facts(site.layer).output
     units = math.prod(weights[output.kernel].shape[a] for a in output.axes) if output else 0
     appended = len(weights[kernel].shape) - 2 if site.channels_first else 0
     change = BiasChange((units,), np.ones(()), shift, appended)
@@ -284,8 +280,7 @@ def _pads(site: Site) -> bool:
     padding = site.setting("padding", "valid")
     if padding == "valid":
         return False
-    known = layers.facts(site.layer)
-    rank = known.rank if known is not None and known.rank is not None else 0
+    rank = layers.facts(site.layer).rank or 0
     shape: Shape = site.inputs[0] or (None,) * rank
     space = shape[2:] if site.channels_first else shape[1:-1]
     windows = [window_of(site.layer, axis) for axis in range(rank - 2)]

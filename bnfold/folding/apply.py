@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from bnfold.folding.effect import Effect, take
 from bnfold.model import keras_json
-from bnfold.model import layers as catalog
 from bnfold.model.graph import Graph, Layer, Path, Ref
+from bnfold.model.layers import is_input
 from bnfold.model.order import keras_order
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:
     """Whether an input would become an output, with nothing between."""
     while ref.layer in gone:
         ref = graph.layers[ref.layer].calls[ref.call].inputs[0]
-    return catalog.is_input(graph.layers[ref.layer])
+    return is_input(graph.layers[ref.layer])
 
 
 def _apply_layer(layer: Layer, path: Path, effects: Effects, removed: set[Path]) -> Layer:

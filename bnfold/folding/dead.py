@@ -116,17 +116,16 @@ def _stays_below(scope: Scope, layer: Layer, limits: _Gain, unknown: float) -> b
 def _gain(layer: Layer, unknown: float) -> _Gain | None:
     """How much larger a layer makes a channel at most; None where that is not known."""
     name = layer.class_name
-    if layer.is_operation:  # one that multiplies may do so by a constant of any size
-        return _SAME if name in _PASSING_OPERATIONS else None
-    if name in _PASSING:
-        return _SAME
-    if name == "Multiply":
-        return _Gain(unknown, unknown)
-    if name in _SETTINGS:
-        factors = [layer.config.get(setting, 1.0) for setting in _SETTINGS[name]]
+    settings = layers.facts(layer).gain
+    if settings is not None:
+        factors = [layer.config.get(setting, 1.0) for setting in settings]
         known = [abs(number) for number in map(finite_number, factors) if number is not None]
         largest = max([1.0, *known])
         return _Gain(largest, largest) if len(known) == len(factors) else None
+    if layer.is_operation:  # one that multiplies may do so by a constant of any size
+        return None
+    if name == "Multiply":
+        return _Gain(unknown, unknown)
     found = _SAME if name == "Activation" else _gain_of_weights(layer)
     if found is None or _mixes(layer):
         return found
@@ -156,8 +155,7 @@ def _gain_of_weights(layer: Layer) -> _Gain | None:
     if batchnorm is not None:
         affine = from_batchnorm(batchnorm)
         return None if isinstance(affine, str) else _gain_of(affine.scale, ())
-    facts, gain = layers.facts(layer), _SAME
-    output = None if facts is None else facts.output
+    output, gain = layers.facts(layer).output, _SAME
     if layer.class_name == "EinsumDense":
         return None  # its output channels may be anywhere in the kernel
     kernels = _kernels(layer)
@@ -180,33 +178,6 @@ def _gain_of(weights: Array, outputs: tuple[int, ...]) -> _Gain:
         beside = beside * places
     return _Gain(places * float(rows.max(initial=0.0)), float(beside.max(initial=0.0)))
 
-
-_PASSING = frozenset(
-    {
-        *layers.WINDOWED, *layers.POOLED_RANK, "ActivityRegularization", "Add", "AlphaDropout",
-        "Average", "CenterCrop", "Concatenate", "Dropout", "Flatten", "GaussianDropout",
-        "GaussianNoise", "Identity", "Maximum", "Minimum", "Permute",
-        "RepeatVector", "Reshape", "Resizing", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
-        "SpatialDropout3D", "Subtract",
-    }
-)  # fmt: skip
-"""Layers that make no number larger than the largest that they read."""
-
-_PASSING_OPERATIONS = frozenset(
-    {
-        "Add", "Amax", "Amin", "AveragePool", "Concatenate", "Copy", "ExpandDims", "Flip",
-        "GetItem", "Max", "MaxPool", "Maximum", "Mean", "Min", "Minimum", "Moveaxis", "Pad", "Relu",
-        "Relu6", "Repeat", "Reshape", "Roll", "Sigmoid", "Squeeze", "StopGradient", "Subtract",
-        "Swapaxes", "Tanh", "Transpose",
-    }
-)  # fmt: skip
-"""The same of operations."""
-
-_SETTINGS = {
-    "ELU": ("alpha",), "LeakyReLU": ("alpha", "negative_slope"), "ReLU": ("negative_slope",),
-    "Rescaling": ("scale",),
-}  # fmt: skip
-"""Layers that multiply some or all numbers with a setting, by its name in Keras 2 or 3."""
 
 _FUNCTIONS = frozenset(
     {

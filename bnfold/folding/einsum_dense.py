@@ -15,7 +15,7 @@ from bnfold.folding.obstacle import AXIS, AxisObstacle
 from bnfold.folding.site import Site
 from bnfold.model.einsum import Equation, parse_equation
 from bnfold.model.graph import Weight
-from bnfold.model.shapes import Shape
+from bnfold.model.shape_rules import Shape
 
 _NO_KERNEL_AXIS = AxisObstacle("no axis of the kernel of", AXIS)
 

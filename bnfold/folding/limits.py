@@ -24,7 +24,7 @@ from bnfold.model.container import hdf5
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.policy import policy
 from bnfold.model.rounding import rounded
-from bnfold.model.shapes import Shape
+from bnfold.model.shape_rules import Shape
 
 
 def misplaced_bias(site: Site, effect: Effect) -> str | None:

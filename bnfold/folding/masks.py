@@ -26,8 +26,7 @@ def masks_are_named(scope: Scope, ref: Ref) -> bool:
             layer = scope.graph.layers[name]
             if layer.calls[number].mask is not None or layers.drops_mask(layer):
                 continue
-            blind = layer.is_operation or layer.class_name in layers.MASK_BLIND
-            if not layer.builtin or not blind:
+            if not layer.is_operation and layers.facts(layer).mask != "passes":
                 return False
             waiting.append(Ref(name, number))
     return True

@@ -8,7 +8,7 @@ import numpy as np
 from bnfold.folding.affine import Affine, Array
 from bnfold.folding.crossing import constant_in_space, keeps_order, rank_of_class, single
 from bnfold.folding.site import Site
-from bnfold.model.shapes import Shape
+from bnfold.model.shape_rules import Shape
 
 # Global pooling takes the spatial axes away, or leaves them with size 1 (keepdims).
 

@@ -14,7 +14,8 @@ from bnfold.folding.training import exposed, is_set, training_in_bare_call
 from bnfold.model import inbound_nodes
 from bnfold.model.graph import Call, Graph, Layer, Path, Ref, show, walk_all
 from bnfold.model.order import calls_in_order
-from bnfold.model.shapes import Shape, Shapes, input_shape, without_axes
+from bnfold.model.shape_rules import Shape
+from bnfold.model.shapes import Shapes, input_shape, without_axes
 
 
 @dataclass(frozen=True)

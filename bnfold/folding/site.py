@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.model.graph import Layer
-from bnfold.model.shapes import Shape
+from bnfold.model.shape_rules import Shape
 
 
 @dataclass(frozen=True)

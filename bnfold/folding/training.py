@@ -11,9 +11,9 @@ too. Keras 2 hands nothing on.
 from collections import defaultdict
 from collections.abc import Mapping
 
-from bnfold.model import layers as catalog
 from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrapped
 from bnfold.model.inbound_nodes import is_keras3
+from bnfold.model.layers import facts, is_batchnorm, is_input
 from bnfold.model.order import Node, call_depths
 
 BY_DEFAULT = "takes training=True by default"
@@ -103,7 +103,7 @@ class _Simulation:
         current = forced
         for name, number in (node for nodes in _by_depth(graph) for node in nodes):
             layer = graph.layers[name]
-            if layer.is_operation or catalog.is_input(layer):
+            if layer.is_operation or is_input(layer):
                 continue
             if forced is None:
                 said, value = _said(layer, layer.calls[number])
@@ -131,11 +131,8 @@ def _said(layer: Layer, call: Call) -> tuple[bool, object]:
     keywords = call.node.get("kwargs") if isinstance(call.node, dict) else None
     if isinstance(keywords, dict) and "training" in keywords:
         return True, keywords["training"]
-    if not layer.builtin:
-        return False, None
-    if layer.class_name in catalog.TRAINS_BY_DEFAULT:
-        return True, True
-    return layer.class_name in catalog.INFERS_BY_DEFAULT, False
+    default = facts(layer).training_default
+    return default is not None, default
 
 
 def is_keras2(graph: Graph) -> bool:
@@ -175,7 +172,7 @@ def _source(graph: Graph, node: Node, path: Path, inside: Mapping[Path, str]) ->
     """The layer that sets training mode in this call: this one, or one inside it."""
     layer = graph.layers[node[0]]
     training, core = layer.calls[node[1]].training, unwrapped(layer)[0]
-    trains = core.builtin and core.class_name in catalog.TRAINS_BY_DEFAULT
+    trains = facts(core).training_default is True
     name = f"{core.class_name} {show((*path, layer.name))!r}"
     if is_set(training) and not trains:
         return f"{name} is called with training=True"
@@ -229,6 +226,6 @@ def ignores_training(layer: Layer) -> bool:
         return True  # what is inside it is asked by itself
     if layer.inner is not None:
         return ignores_training(layer.inner)
-    if catalog.is_batchnorm(layer):
+    if is_batchnorm(layer):
         return layer.config.get("trainable", True) is False
-    return layer.is_operation or (layer.builtin and layer.class_name in catalog.SAME_IN_TRAINING)
+    return layer.is_operation or facts(layer).training == "same"

@@ -40,7 +40,8 @@ from bnfold.model.container.guard import printable
 from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
-from bnfold.model.shapes import Shape, is_float, without_axes
+from bnfold.model.shape_rules import Shape
+from bnfold.model.shapes import is_float, without_axes
 
 _MAX_STEPS = 20_000
 """For one layer, in one direction."""
@@ -353,9 +354,7 @@ def _site(scope: Scope, name: str, number: int) -> Site:
         inputs=tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count]),
         output=without_axes(shapes.of(Ref(name, number)), wrappers),
         training=scope.around.trains(core_path(layer, scope.layer_path(name)), call),
-        masked=core.class_name in layers.MERGING
-        and not core.is_operation
-        and may_be_masked(scope, call.inputs),
+        masked=len(call.inputs) > 1 and not core.is_operation and may_be_masked(scope, call.inputs),
         operands=inbound_nodes.operands(call.node) if layer.is_operation else (),
         keywords=inbound_nodes.keywords(call.node) if layer.is_operation else {},
     )
@@ -764,7 +763,7 @@ class _Attempt:
         if self._uncast is None:
             return
         casts = not at.layer.is_operation and (
-            is_float(self._uncast) or core.class_name in layers.CASTS_INTEGERS
+            is_float(self._uncast) or layers.facts(core).casts_integers
         )
         if not casts:
             raise at.refuse(f"would read {self._uncast} instead of {self._dtype} without it")

@@ -13,7 +13,8 @@ from typing import Any
 from bnfold.model import keras_json
 from bnfold.model.graph import Graph, Json, Layer
 from bnfold.model.policy import parse_policy, policy_name
-from bnfold.model.shapes import Shape, Shapes, input_shape
+from bnfold.model.shape_rules import Shape
+from bnfold.model.shapes import Shapes, input_shape
 
 _NUMBERS = ("bool", "float", "int", "uint", "bfloat16", "string")
 

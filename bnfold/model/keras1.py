@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from bnfold.model import layers as catalog
 from bnfold.model.graph import Graph, Layer
 from bnfold.model.identity import foreign_settings
+from bnfold.model.layers import BATCHNORM_CLASSES
 
 OBSTACLE = (
     "written by Keras 1, where layers of the same names compute otherwise (a BatchNormalization "
@@ -72,5 +72,5 @@ def _layer(layer: Layer) -> Layer:
         return replace(layer, graph=as_keras1(layer.graph))
     if layer.inner is not None:
         return replace(layer, inner=_layer(layer.inner))
-    known = layer.class_name in {*catalog.BATCHNORM_CLASSES, "InputLayer"}
+    known = layer.class_name in {*BATCHNORM_CLASSES, "InputLayer"}
     return replace(layer, builtin=known)

@@ -12,10 +12,10 @@ from typing import Any
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import inbound_nodes
-from bnfold.model import layers as catalog
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
 from bnfold.model.identity import is_keras_layer
+from bnfold.model.layers import BATCHNORM_CLASSES, is_input
 
 _MODEL_CLASSES = {"Functional", "Model", "Sequential", "Network"}
 _WRAPPERS = {"TimeDistributed"}
@@ -123,7 +123,7 @@ def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> G
 
 def _parse_calls(entry: Json, count: inbound_nodes.Numbering) -> tuple[Call, ...]:
     # Of all that Keras has, only these take more than tensors by position, in this order.
-    kinds = {*_MODEL_CLASSES, *_WRAPPERS, *catalog.BATCHNORM_CLASSES}
+    kinds = {*_MODEL_CLASSES, *_WRAPPERS, *BATCHNORM_CLASSES}
     positional = _is_functional(settings(entry)) or str(entry.get("class_name")) in kinds
     calls = tuple(
         inbound_nodes.parse_call(node, count, positional=positional)
@@ -157,7 +157,7 @@ def _parse_sequential(entry: Json, name: str, depth: int) -> Graph:
     for key, found in _entries(settings(entry)).items():
         layers[key] = replace(_parse_layer(key, found, depth), calls=(Call(previous),))
         previous = (Ref(key),)
-    inputs = tuple(key for key, layer in layers.items() if catalog.is_input(layer))[:1]
+    inputs = tuple(key for key, layer in layers.items() if is_input(layer))[:1]
     return Graph(name, "sequential", layers, inputs, previous, entry)
 
 

@@ -1,28 +1,28 @@
-"""The fact table: what bnfold knows of Keras' own layer classes.
+"""What bnfold knows of Keras' own layers: one row a class, one answer a question.
 
-One row a class. A class without a row is unknown: it is copied as it is, and it blocks every fold.
+A question that a row leaves open has the safe answer, and so has every question about a class
+without a row: it is copied as it is, and it blocks every fold. `tests/test_layers.py` compares the
+rows with Keras.
+
 Weight slots stand in the order in which the class creates its variables, which is the order in
 every file. Kernel layouts are those of the Keras documentation, with `in` and `out` for channels:
 
     Dense (in, out); Conv (*kernel, in / groups, out); DepthwiseConv (*kernel, in,
     depth_multiplier); ConvTranspose (*kernel, out, in); Embedding (vocabulary, out)
+
+How a scale and a shift cross a layer stands in `bnfold.folding`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bnfold.model.graph import Json, Layer, Weight
+from bnfold.model import shape_rules
+from bnfold.model.graph import Layer, Weight
 from bnfold.model.identity import is_keras_layer
+from bnfold.model.shape_rules import ShapeRule
 
-BATCHNORM_CLASSES = frozenset(
-    {
-        "BatchNormalization",
-        "BatchNormalizationV1",  # TensorFlow 1.13 to 1.15
-        "BatchNormalizationV2",
-        "SyncBatchNormalization",
-    }
-)
+# --- the questions -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,221 +45,352 @@ class LinearOutput:
     """How a class's output depends on its weights: linearly, channel by channel.
 
     `kernel` is the slot whose axes `axes` make up the output channels, the slowest first; the
-    output is linear in it, and `bias` is added to it. `channels` says which axis of the output
-    holds the channels: the last one, or the one that `data_format` names.
+    output is linear in it, and `bias` is added to it.
     """
 
     kernel: str
     axes: tuple[int, ...]
     bias: str | None = "bias"
-    channels: Literal["last", "data_format"] = "data_format"
+
+
+@dataclass(frozen=True)
+class ChannelAxis:
+    """The axis, counted from the end, on which a layer makes its channels: the last one.
+
+    `first` is the axis with data_format="channels_first", of layers that have this setting.
+    """
+
+    first: int = -1
+
+    def of(self, layer: Layer) -> int:
+        """The axis by the settings of a layer."""
+        return self.first if layer.config.get("data_format") == "channels_first" else -1
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one class is. `rank` is that of its input and output, None where it takes any."""
+    """What is known of one class. The value of each field without an answer is the safe one.
 
-    slots: tuple[Slot, ...] = ()
+    Attributes:
+        variables: Those that inference reads, in the order of a file; () for none, although a
+            Dropout keeps the state of its seed. None: they are not known.
+        trained: Whether training may change a variable.
+        output: How the output is linear in the weights. None: not known to be.
+        rank: The rank of the input, and of the output but for global pooling. None: any.
+        shape: How the shape of the output follows from those of the inputs. None: not known.
+        channels: Which axis of the output has the channels: one that the layer makes, or "kept",
+            that of its inputs. None: not known, as where axes may be moved.
+        training: What is different in training mode: nothing ("same"), or it "drops" numbers and
+            scales the others up. None: something else, or not known.
+        training_default: The default of the argument `training` of `call`, for calls that do not
+            say it. None: it has none.
+        mask: What an implicit mask does to it. "passes": nothing, it goes on with the output;
+            "drops": nothing, and it ends there; "reads": the numbers may depend on it; "makes": a
+            mask may begin there. None: all of that is possible.
+        dtype: "made": the dtype that it computes in, whatever it is given; "floats": that one, if
+            it is given floating-point numbers. None: not known.
+        casts_integers: Whether it has weights and takes integers for numbers; a convolution refuses
+            them.
+        at_inference: "nothing" happens to the numbers; it "moves" them, or puts zeros beside them;
+            it "normalizes" them. None: it computes something else.
+        gain: The settings that numbers are multiplied with, by their names in Keras 2 and 3: the
+            output has none larger than these and 1 times the largest of the input. None: it may.
+    """
+
+    variables: tuple[Slot, ...] | None = None
+    trained: bool = True
     output: LinearOutput | None = None
     rank: int | None = None
+    shape: ShapeRule | None = None
+    channels: ChannelAxis | Literal["kept"] | None = None
+    training: Literal["same", "drops"] | None = None
+    training_default: bool | None = None
+    mask: Literal["passes", "drops", "reads", "makes"] | None = None
+    dtype: Literal["made", "floats"] | None = None
+    casts_integers: bool = False
+    at_inference: Literal["nothing", "moves", "normalizes"] | None = None
+    gain: tuple[str, ...] | None = None
 
 
-def _conv(rank: int) -> Facts:
-    return Facts(_slots(Slot("kernel", rank)), LinearOutput("kernel", (-1,)), rank)
+UNKNOWN = Facts()
+"""What is known of a class without a row."""
+
+# --- families ------------------------------------------------------------------------------------
+
+LAST = ChannelAxis()
+
+
+def _row(names: str, row: Facts) -> dict[str, Facts]:
+    """The same row for several classes."""
+    return dict.fromkeys(names.split(), row)
+
+
+def _by_rank(names: str, row: Callable[[int], Facts], dimensions: str = "123") -> dict[str, Facts]:
+    """Classes of one, two and three spatial dimensions, whose tensors have two axes more."""
+    return {f"{name}{n}D": row(int(n) + 2) for name in names.split() for n in dimensions}
+
+
+def _with_bias(*kernels: Slot) -> tuple[Slot, ...]:
+    return (*kernels, Slot("bias", 1, "use_bias"))
+
+
+# Layers with weights that make floating-point numbers of what they read.
+_WEIGHTED = Facts(training="same", mask="reads", dtype="made")
+
+
+def _convolution(
+    rank: int,
+    *kernels: str,
+    axes: tuple[int, ...] = (-1,),
+    size: shape_rules.Size = shape_rules.slid,
+) -> Facts:
+    return replace(
+        _WEIGHTED,
+        variables=_with_bias(*(Slot(kernel, rank) for kernel in kernels)),
+        output=LinearOutput(kernels[-1], axes),
+        rank=rank,
+        shape=shape_rules.in_space(rank, size, makes_channels=True),
+        channels=ChannelAxis(1 - rank),
+        mask="drops",
+    )
+
+
+def _plain(rank: int) -> Facts:
+    return _convolution(rank, "kernel")
 
 
 def _depthwise(rank: int) -> Facts:
     # Output channel c * depth_multiplier + m comes from kernel[..., c, m].
-    slots = _slots(Slot("depthwise_kernel", rank))
-    return Facts(slots, LinearOutput("depthwise_kernel", (-2, -1)), rank)
+    return _convolution(rank, "depthwise_kernel", axes=(-2, -1))
 
 
 def _separable(rank: int) -> Facts:
-    slots = _slots(Slot("depthwise_kernel", rank), Slot("pointwise_kernel", rank))
-    return Facts(slots, LinearOutput("pointwise_kernel", (-1,)), rank)
+    return _convolution(rank, "depthwise_kernel", "pointwise_kernel")
 
 
-def _transpose(rank: int) -> Facts:
-    return Facts(_slots(Slot("kernel", rank)), LinearOutput("kernel", (-2,)), rank)
-
-
-def _slots(*kernels: Slot) -> tuple[Slot, ...]:
-    return (*kernels, Slot("bias", 1, "use_bias"))
+def _transposed(rank: int) -> Facts:
+    return _convolution(rank, "kernel", axes=(-2,), size=shape_rules.unknown)
 
 
 def _recurrent(bias_rank: int | None = 1) -> Facts:
     kernels = (Slot("kernel", 2, group="cell"), Slot("recurrent_kernel", 2, group="cell"))
-    return Facts((*kernels, Slot("bias", bias_rank, "use_bias", group="cell")))
+    return replace(
+        _CUDNN,
+        variables=(*kernels, Slot("bias", bias_rank, "use_bias", group="cell")),
+        training_default=False,
+        dtype="made",
+    )
 
+
+_CUDNN = Facts(shape=shape_rules.recurrent, channels=LAST, mask="reads", casts_integers=True)
 
 _BATCHNORM = Facts(
-    (
+    variables=(
         Slot("gamma", 1, "scale"),
         Slot("beta", 1, "center"),
         Slot("moving_mean", 1, trainable=False),
         Slot("moving_variance", 1, trainable=False),
-    )
+    ),
+    shape=shape_rules.same,
+    channels="kept",
+    mask="passes",
+    dtype="made",
+    at_inference="normalizes",
 )
 
-FACTS: Mapping[str, Facts] = {
-    "Dense": Facts(_slots(Slot("kernel", 2)), LinearOutput("kernel", (-1,), channels="last")),
-    "Conv1D": _conv(3),
-    "Conv2D": _conv(4),
-    "Conv3D": _conv(5),
-    "DepthwiseConv1D": _depthwise(3),
-    "DepthwiseConv2D": _depthwise(4),
-    "SeparableConv1D": _separable(3),
-    "SeparableConv2D": _separable(4),
-    "Conv1DTranspose": _transpose(3),
-    "Conv2DTranspose": _transpose(4),
-    "Conv3DTranspose": _transpose(5),
-    # The channel axis of an EinsumDense is wherever its equation says: see bnfold.model.einsum.
-    "EinsumDense": Facts((Slot("kernel", None), Slot("bias", None, "bias_axes"))),
-    "Embedding": Facts(
-        (Slot("embeddings", 2),), LinearOutput("embeddings", (-1,), bias=None, channels="last")
+# Layers without variables.
+_WEIGHTLESS = Facts(variables=(), trained=False, mask="reads")
+_KEEPS_FLOATS = replace(_WEIGHTLESS, training="same", dtype="floats")
+_POINTWISE = replace(_KEEPS_FLOATS, shape=shape_rules.same, channels="kept", mask="passes")
+_IDENTITY = replace(_POINTWISE, at_inference="nothing", gain=())
+_NOISE = replace(_IDENTITY, training=None, training_default=False)
+_DROPOUT = replace(_NOISE, training="drops")
+_MERGE = replace(
+    _KEEPS_FLOATS, shape=shape_rules.broadcast, channels="kept", mask="passes", gain=()
+)
+_MOVES = replace(_KEEPS_FLOATS, at_inference="moves", gain=())
+
+
+def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
+    """Layers that change the spatial axes of their input and leave its channels alone."""
+
+    def row(rank: int) -> Facts:
+        rule = shape_rules.in_space(rank, size)
+        return replace(_KEEPS_FLOATS, rank=rank, shape=rule, channels="kept", gain=())
+
+    return row
+
+
+def _at_edges(size: shape_rules.Size) -> Callable[[int], Facts]:
+    return lambda rank: replace(_in_space(size)(rank), at_inference="moves")
+
+
+def _global_pooling(rank: int) -> Facts:
+    return replace(_KEEPS_FLOATS, rank=rank, shape=shape_rules.without_space(rank), gain=())
+
+
+_AUGMENTATION = replace(_WEIGHTLESS, training_default=True)
+_OPAQUE = Facts(mask="reads")
+_UNTRAINED = replace(_OPAQUE, trained=False)
+_INFERS = replace(_OPAQUE, training_default=False)
+
+# --- the rows ------------------------------------------------------------------------------------
+
+ROWS: Mapping[str, Facts] = {
+    "InputLayer": _KEEPS_FLOATS,
+    # Linear in their weights.
+    "Dense": replace(
+        _WEIGHTED,
+        variables=_with_bias(Slot("kernel", 2)),
+        output=LinearOutput("kernel", (-1,)),
+        shape=shape_rules.dense,
+        channels=LAST,
+        mask="passes",
+        casts_integers=True,
     ),
-    **dict.fromkeys(BATCHNORM_CLASSES, _BATCHNORM),
-    **dict.fromkeys(("SimpleRNN", "LSTM"), _recurrent()),
+    **_by_rank("Conv", _plain),
+    **_by_rank("DepthwiseConv", _depthwise, "12"),
+    **_by_rank("SeparableConv", _separable, "12"),
+    **{f"Conv{n}DTranspose": _transposed(n + 2) for n in (1, 2, 3)},
+    # The channel axis of an EinsumDense is wherever its equation says: see bnfold.model.einsum.
+    "EinsumDense": replace(
+        _WEIGHTED,
+        variables=(Slot("kernel", None), Slot("bias", None, "bias_axes")),
+        shape=shape_rules.einsum,
+        casts_integers=True,
+    ),
+    "Embedding": replace(
+        _WEIGHTED,
+        variables=(Slot("embeddings", 2),),
+        output=LinearOutput("embeddings", (-1,), bias=None),
+        shape=shape_rules.embedding,
+        channels=LAST,
+    ),
+    # Normalization.
+    **_row(
+        "BatchNormalization BatchNormalizationV1 BatchNormalizationV2 SyncBatchNormalization",
+        _BATCHNORM,
+    ),
+    **_row(
+        "GroupNormalization LayerNormalization",
+        replace(_POINTWISE, variables=None, trained=True, dtype="made", at_inference="normalizes"),
+    ),
+    "RMSNormalization": replace(_OPAQUE, at_inference="normalizes"),
+    "UnitNormalization": replace(_UNTRAINED, at_inference="normalizes"),
+    # Recurrent.
+    **_row("SimpleRNN LSTM", _recurrent()),
     "GRU": _recurrent(None),  # with reset_after the bias has a second row
+    **_row("CuDNNGRU CuDNNLSTM", _CUDNN),
+    "Bidirectional": replace(_OPAQUE, channels=LAST, dtype="made", casts_integers=True),
+    **{f"ConvLSTM{n}D": replace(_INFERS, channels=ChannelAxis(-1 - n)) for n in (1, 2, 3)},
+    # Nothing happens at inference.
+    **_row("ActivityRegularization Identity", _IDENTITY),
+    **_row("Dropout GaussianDropout", _DROPOUT),
+    **_by_rank("SpatialDropout", lambda rank: _DROPOUT),
+    **_row("AlphaDropout GaussianNoise", _NOISE),
+    # Each number by itself.
+    **_row("Activation ThresholdedReLU", _POINTWISE),
+    "ELU": replace(_POINTWISE, gain=("alpha",)),
+    "LeakyReLU": replace(_POINTWISE, gain=("alpha", "negative_slope")),
+    "ReLU": replace(_POINTWISE, gain=("negative_slope",)),
+    "PReLU": replace(_POINTWISE, variables=None, trained=True),
+    "Rescaling": replace(_POINTWISE, dtype="made", gain=("scale",)),
+    "Softmax": replace(_POINTWISE, mask="reads", gain=()),
+    "Masking": replace(_POINTWISE, mask="makes"),
+    # Several tensors. Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone
+    # where a mask is false; the others read masks only to hand them on (Keras 2 and 3.15).
+    **_row("Add Average Subtract", _MERGE),
+    **_row("Maximum Minimum", replace(_MERGE, mask="reads")),
+    "Multiply": replace(_MERGE, mask="reads", gain=None),
+    "Concatenate": replace(_MERGE, shape=shape_rules.concatenated, at_inference="moves"),
+    # Spatial axes.
+    **_by_rank("AveragePooling MaxPooling", _in_space(shape_rules.slid)),
+    **_by_rank("AdaptiveAveragePooling AdaptiveMaxPooling", _in_space(shape_rules.unknown)),
+    **_by_rank("UpSampling", _in_space(shape_rules.stretched)),
+    **_by_rank("ZeroPadding", _at_edges(shape_rules.padded)),
+    **_by_rank("Cropping", _at_edges(shape_rules.cropped)),
+    **_by_rank("GlobalAveragePooling GlobalMaxPooling", _global_pooling),
+    **_row("CenterCrop Resizing", replace(_AUGMENTATION, gain=())),
+    # Numbers change their places.
+    "Flatten": replace(_MOVES, shape=shape_rules.flattened),
+    "Permute": replace(_MOVES, shape=shape_rules.permuted, mask="passes"),
+    "RepeatVector": replace(_MOVES, shape=shape_rules.repeated),
+    "Reshape": replace(_MOVES, shape=shape_rules.reshaped),
+    # Augmentation.
+    **_row(
+        """AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization
+        MaxNumBoundingBoxes MixUp RandAugment RandomBrightness RandomColorDegeneration
+        RandomColorJitter RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
+        RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective
+        RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
+        RandomTranslation RandomZoom Solarization""",
+        _AUGMENTATION,
+    ),
+    "Pipeline": replace(_OPAQUE, training_default=True),  # of any layers
+    # Attention.
+    **_row("AdditiveAttention Attention", _INFERS),
+    "MultiHeadAttention": replace(_OPAQUE, channels=LAST, dtype="made"),
+    **_row("GroupQueryAttention GroupedQueryAttention", replace(_OPAQUE, channels=LAST)),
+    # Of these it is known only what training does to them, and that no mask begins there.
+    **_row("CategoryEncoding Dot HashedCrossing Hashing RandomHeight RandomWidth", _WEIGHTLESS),
+    **_row(
+        """Discretization IntegerLookup MelSpectrogram Normalization STFTSpectrogram StringLookup
+        TextVectorization""",
+        _UNTRAINED,
+    ),
+    **_row(
+        """FlaxLayer GRUCell JaxLayer LSTMCell RNN SimpleRNNCell SpectralNormalization
+        StackedRNNCells TFSMLayer""",
+        _INFERS,
+    ),
+    **_row(
+        """ClassMethod DenseFeatures DynamicEmbedding DynamicLookup Functional GRUCellV1 GRUCellV2
+        GRUV1 GRUV2 Highway InstanceMethod InstanceProperty LSTMCellV1 LSTMCellV2 LSTMV1 LSTMV2
+        LocallyConnected1D LocallyConnected2D MaxoutDense Model Network RandomFourierFeatures
+        ReversibleEmbedding Sequential SlicingOpLambda TFOpLambda TensorFlowOpLayer TimeDistributed
+        TorchModuleWrapper""",
+        _OPAQUE,
+    ),
+    "Lambda": UNKNOWN,  # a function of somebody's, which may even make a mask
 }
+"""Keras' own layers, of every version that `bnfold.model.identity` knows."""
+
+_STILL = Facts(gain=())  # an operation that makes no number larger
+_KEEPS_AXES = Facts(channels="kept", gain=())
+_MOVES_NUMBERS = Facts(at_inference="moves", gain=())
+
+OPERATIONS: Mapping[str, Facts] = {
+    **_row("Copy StopGradient", Facts(at_inference="nothing", gain=())),
+    **_row("Add Maximum Minimum Relu Relu6 Subtract", _KEEPS_AXES),
+    **_row("Multiply Softmax", Facts(channels="kept")),
+    "Concatenate": Facts(channels="kept", at_inference="moves", gain=()),
+    **_row("ExpandDims Reshape Squeeze Transpose", _MOVES_NUMBERS),
+    **_row(
+        """Amax Amin AveragePool Flip GetItem Max MaxPool Mean Min Moveaxis Pad Repeat Roll Sigmoid
+        Swapaxes Tanh""",
+        _STILL,
+    ),
+}
+"""The same of the operations of keras.ops, by the class names that Keras writes.
+
+None has variables, computes otherwise in training, or takes a mask: no row need say so.
+"""
+
+BATCHNORM_CLASSES = frozenset(name for name, row in ROWS.items() if row is _BATCHNORM)
+"""BatchNormalization, of whatever age: TensorFlow 1.13 to 1.15 wrote V1 and V2."""
 
 _FLAG_DEFAULTS = {"use_bias": True, "scale": True, "center": True, "bias_axes": None}
 
-_SAME_RANK = (
-    "Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average",
-    "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout",
-    "GaussianNoise", "GroupNormalization", "Identity", "LayerNormalization", "LeakyReLU",
-    "Masking", "Maximum", "Minimum", "Multiply", "PReLU", "Permute", "ReLU", "Rescaling",
-    "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Subtract",
-    "ThresholdedReLU",
-)  # fmt: skip
-
-_DROPOUT = frozenset(
-    {
-        "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D",
-        "SpatialDropout2D", "SpatialDropout3D",
-    }
-)  # fmt: skip
-
-TRAINS_BY_DEFAULT = frozenset(
-    {
-        "AugMix", "AutoContrast", "CenterCrop", "ContrastLimitedAdaptiveHistogramEqualization",
-        "CutMix", "Equalization", "MaxNumBoundingBoxes", "MixUp", "Pipeline", "RandAugment",
-        "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast",
-        "RandomCrop", "RandomElasticTransform", "RandomErasing", "RandomFlip",
-        "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective",
-        "RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness",
-        "RandomShear", "RandomTranslation", "RandomZoom", "Resizing", "Solarization",
-    }
-)  # fmt: skip
-"""The classes whose `call` has training=True for its default, so that a call need not say it."""
-
-INFERS_BY_DEFAULT = frozenset(
-    {
-        "AdditiveAttention", "AlphaDropout", "Attention", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
-        "Dropout", "FlaxLayer", "GRU", "GRUCell", "GaussianDropout", "GaussianNoise", "JaxLayer",
-        "LSTM", "LSTMCell", "RNN", "SimpleRNN", "SimpleRNNCell", "SpatialDropout1D",
-        "SpatialDropout2D", "SpatialDropout3D", "SpectralNormalization", "StackedRNNCells",
-        "TFSMLayer",
-    }
-)  # fmt: skip
-"""The classes whose `call` has training=False for its default."""
-
-RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "CuDNNGRU", "CuDNNLSTM"})
-
-CASTS_INTEGERS = frozenset({"Bidirectional", "Dense", "EinsumDense"} | RECURRENT)
-"""The classes with weights that take integers for numbers; a convolution refuses them."""
-
-MAKES_FLOATS = frozenset(
-    {
-        *FACTS, "Bidirectional", "GroupNormalization", "LayerNormalization", "MultiHeadAttention",
-        "Rescaling",
-    }
-)  # fmt: skip
-"""Classes that make numbers of the dtype that they compute in, whatever they read."""
-
-POOLED_RANK: Mapping[str, int] = {
-    f"Global{kind}Pooling{n}D": n + 2 for kind in ("Max", "Average") for n in (1, 2, 3)
-}
-"""The rank of the input of global pooling."""
-
-CONVOLUTIONS = frozenset(name for name in FACTS if "Conv" in name)
-
-WINDOWED = tuple(
-    f"{kind}{n}D"
-    for kind in (
-        "MaxPooling", "AveragePooling", "AdaptiveMaxPooling", "AdaptiveAveragePooling",
-        "ZeroPadding", "UpSampling", "Cropping",
-    )
-    for n in (1, 2, 3)
-)  # fmt: skip
-"""Classes that change the spatial axes of their input and leave its channels alone."""
-
-FIXED_RANK: Mapping[str, int] = {
-    **{name: int(name[-2]) + 2 for name in WINDOWED},
-    **{name: facts.rank for name, facts in FACTS.items() if facts.rank is not None},
-}
-"""The rank of input and output where the class alone says it."""
-
-MERGING = frozenset({"Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"})
-"""Layers that put tensors together number by number."""
-
-_JOINS = (*MERGING, "Concatenate")
-
-SAME_SHAPE = tuple(sorted({*_SAME_RANK} - {*_JOINS, "Dense", "Permute"} | BATCHNORM_CLASSES))
-"""Classes whose output has the shape of their one input."""
-
-_MOVES = ("Flatten", "InputLayer", "RepeatVector", "Reshape")
-
-KEEPS_FLOATS = frozenset({*_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES})
-"""Classes that make floating-point numbers of such; some of them integers of integers."""
-
-WEIGHTLESS = {*_SAME_RANK, *FIXED_RANK, "InputLayer", "Reshape"} - {
-    *FACTS,
-    "GroupNormalization",
-    "LayerNormalization",
-    "PReLU",
-}
-"""The classes without a variable that inference reads; a Dropout keeps the state of its seed."""
-
-UNTRAINED = frozenset(
-    {
-        *WEIGHTLESS, *POOLED_RANK, *_MOVES, *TRAINS_BY_DEFAULT, "CategoryEncoding",
-        "Discretization", "Dot", "HashedCrossing", "Hashing", "IntegerLookup", "MelSpectrogram",
-        "Normalization", "RandomHeight", "RandomWidth", "STFTSpectrogram", "StringLookup",
-        "TextVectorization", "UnitNormalization",
-    }
-) - {"Pipeline"}  # fmt: skip
-"""The classes without a variable that training changes; a Pipeline may hold any others."""
-
-SAME_IN_TRAINING = (
-    {*FACTS, *_SAME_RANK, *FIXED_RANK, *POOLED_RANK, *_MOVES}
-    - BATCHNORM_CLASSES
-    - _DROPOUT
-    - RECURRENT
-)
-"""The classes that compute the same in training mode."""
-
-DROPS_MASK = CONVOLUTIONS
-"""The classes that take no mask and behind which there is none."""
-
-_READS_MASK = {"Masking", "Maximum", "Minimum", "Multiply", "Softmax"}
-
-MASK_BLIND = {*_SAME_RANK, *DROPS_MASK} - _READS_MASK
-"""The classes that compute the same with and without an implicit mask; most hand it on.
-
-Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone where a mask is false;
-Add, Average, Subtract and Concatenate read masks only to hand them on (Keras 2 and 3.15).
-"""
-
 _MASKING_PARTS = ("layer", "layers", "backward_layer", "cell", "cells")
 
+# --- what is asked -------------------------------------------------------------------------------
 
-def facts(layer: Layer) -> Facts | None:
-    """The row of a layer's class; None for operations and for classes that are not Keras' own."""
-    if not layer.builtin or layer.is_operation:
-        return None
-    return FACTS.get(layer.class_name)
+
+def facts(layer: Layer) -> Facts:
+    """The row of a layer's or operation's class; `UNKNOWN` for classes that are not Keras' own."""
+    if not layer.builtin:
+        return UNKNOWN
+    return (OPERATIONS if layer.is_operation else ROWS).get(layer.class_name, UNKNOWN)
 
 
 def setting(layer: Layer, flag: str) -> Any:
@@ -271,10 +402,10 @@ def slots(layer: Layer) -> tuple[Slot, ...] | None:
     """The variables that a layer has by its class and settings; None for an unknown class."""
     if layer.builtin and not layer.is_operation and layer.class_name == "Bidirectional":
         return _slots_of_directions(layer)
-    known = facts(layer)
+    known = facts(layer).variables
     if known is None:
         return None
-    return tuple(s for s in known.slots if s.flag is None or setting(layer, s.flag))
+    return tuple(s for s in known if s.flag is None or setting(layer, s.flag))
 
 
 DIRECTIONS: Mapping[str, str] = {"forward": "layer", "backward": "backward_layer"}
@@ -338,19 +469,18 @@ def drops_mask(layer: Layer) -> bool:
     """
     if layer.is_operation:
         return layer.class_name != "Cast"
-    return layer.builtin and layer.class_name in DROPS_MASK
+    return facts(layer).mask == "drops"
 
 
 def may_make_mask(layer: Layer) -> bool:
-    """Whether there may be a mask behind a layer that reads none, by what its entry holds.
+    """Whether there may be a mask behind a layer that reads none, by what its entry holds."""
+    if not layer.builtin or layer.is_operation:
+        return not layer.builtin
+    return _may_make_mask(layer.class_name, layer.config)
 
-    What a class of somebody's own does is unknown, and so is a function in a Lambda.
-    """
-    return _may_make_mask(layer.entry, layer.config) if layer.builtin else True
 
-
-def _may_make_mask(entry: Json, config: Any) -> bool:
-    if entry.get("class_name") in ("Masking", "Lambda"):
+def _may_make_mask(class_name: object, config: Any) -> bool:
+    if ROWS.get(str(class_name), UNKNOWN).mask in (None, "makes"):
         return True
     if not isinstance(config, dict):
         return False
@@ -359,7 +489,7 @@ def _may_make_mask(entry: Json, config: Any) -> bool:
     parts = [config.get(name) for name in _MASKING_PARTS]
     inside = [one for part in parts for one in (part if isinstance(part, list) else [part])]
     return any(
-        not is_keras_layer(one) or _may_make_mask(one, one.get("config"))
+        not is_keras_layer(one) or _may_make_mask(one.get("class_name"), one.get("config"))
         for one in inside
         if isinstance(one, dict)
     )

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import layers as catalog
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Graph, Layer, Path
+from bnfold.model.layers import is_input
 
 Node = tuple[str, int]
 """One call of a layer: its name and the number of the call."""
@@ -126,7 +126,7 @@ def _depths(graph: Graph, calls: list[Node]) -> tuple[dict[Node, int], dict[str,
 def model_layers(graph: Graph) -> list[Layer]:
     """What `model.layers` would be: no operations, and no input layer in front of a Sequential."""
     layers = [graph.layers[name] for name in keras_order(graph)]
-    if graph.kind == "sequential" and layers and catalog.is_input(layers[0]):
+    if graph.kind == "sequential" and layers and is_input(layers[0]):
         return layers[1:]
     return [layer for layer in layers if not layer.is_operation]
 

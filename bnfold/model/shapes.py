@@ -6,7 +6,6 @@ tensor. A size that is open or unknown is None; a shape that is
 unknown altogether is None. Whoever asks must take None for a refusal.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
@@ -14,8 +13,7 @@ from bnfold.model import keras_json, layers
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy, policy_name
-
-Shape = tuple[int | None, ...]
+from bnfold.model.shape_rules import Shape
 
 _Fact = TypeVar("_Fact")
 
@@ -101,9 +99,8 @@ class Shapes:
         if layers.is_input(layer):
             return policy_name(layer)
         sources = [self._dtypes.get(source) for source in self._sources(ref)]
-        makes_floats = layer.class_name in layers.MAKES_FLOATS
-        keeps_floats = layer.class_name in layers.KEEPS_FLOATS and all(map(is_float, sources))
-        if layer.builtin and not layer.is_operation and (makes_floats or keeps_floats):
+        made = layers.facts(layer).dtype
+        if made == "made" or (made == "floats" and all(map(is_float, sources))):
             found = policy(layer)
             return None if found is None else found.compute
         is_known = layer.is_operation or all(map(is_float, sources))
@@ -217,230 +214,10 @@ def input_shape(layer: Layer) -> Shape | None:
 
 def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> Shape | None:
     """The shape of what a layer makes of tensors of these shapes."""
-    if not layer.builtin or layer.is_operation or not inputs:
+    if not inputs:
         return None
-    if layer.class_name in layers.RECURRENT:
-        return _recurrent(layer, inputs[0], output)
-    rule = _RULES.get(layer.class_name)
-    if rule is None:
-        return None
-    return rule(layer, inputs)
-
-
-Rule = Callable[[Layer, list[Shape | None]], Shape | None]
-
-
-def _same(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    return inputs[0]
-
-
-def _joined(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    """Layers that broadcast: sizes that differ are left open unless one of them is 1."""
-    shapes = [shape for shape in inputs if shape is not None]
-    if len(shapes) != len(inputs) or len({len(shape) for shape in shapes}) != 1:
-        return None
-    return tuple(_broadcast(sizes) for sizes in zip(*shapes, strict=True))
-
-
-def _broadcast(sizes: tuple[int | None, ...]) -> int | None:
-    large = {size for size in sizes if size is None or size > 1}
-    return large.pop() if len(large) == 1 else None if large else 1
-
-
-def _concatenated(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    shapes = [shape for shape in inputs if shape is not None]
-    axis = layer.config.get("axis", -1)
-    if len(shapes) != len(inputs) or len({len(shape) for shape in shapes}) != 1:
-        return None
-    if type(axis) is not int or not -len(shapes[0]) <= axis < len(shapes[0]):
-        return None
-    axis %= len(shapes[0])
-    sizes = [_known_or_none({shape[n] for shape in shapes}) for n in range(len(shapes[0]))]
-    parts = [shape[axis] for shape in shapes]
-    known = [part for part in parts if part is not None]
-    sizes[axis] = sum(known) if len(known) == len(parts) else None
-    return tuple(sizes)
-
-
-def _known_or_none(sizes: set[int | None]) -> int | None:
-    known = {size for size in sizes if size is not None}
-    return known.pop() if len(known) == 1 else None
-
-
-def _dense(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    shape = inputs[0]
-    return None if shape is None else (*shape[:-1], _integer(layer.config.get("units")))
-
-
-def _embedding(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    shape = inputs[0]
-    return None if shape is None else (*shape, _integer(layer.config.get("output_dim")))
-
-
-def _integer(value: object) -> int | None:
-    return value if type(value) is int else None
-
-
-def _einsum(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    """The config's `output_shape` without the batch and the axes of the ellipsis, then those.
-
-    A size that it leaves open is that of the input's axis with the same letter.
-    """
-    equation, shape = parse_equation(layer.config.get("equation")), inputs[0]
-    if equation is None or (shape is None and equation.ellipsis != "none"):
-        return None
-    known: Shape = shape if shape is not None else (None,) * len(equation.inputs)
-    elided = len(known) - len(equation.inputs)
-    named = known[elided:] if equation.ellipsis == "left" else known[: len(equation.inputs)]
-    letters = dict(zip(equation.inputs, named, strict=False))
-    listed = layer.config.get("output_shape")
-    listed = listed if isinstance(listed, list) else [listed]
-    behind = equation.output[-len(listed) :]
-    if elided < 0 or len(behind) != len(listed):
-        return None
-    sizes = tuple(_integer(n) or letters.get(a) for n, a in zip(listed, behind, strict=True))
-    if equation.ellipsis == "left":
-        return (*known[:elided], *sizes)
-    return (known[0], *sizes, *known[len(equation.inputs) :])
-
-
-def _reshaped(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    target = layer.config.get("target_shape")
-    if not isinstance(target, list) or not all(type(size) is int for size in target):
-        return None
-    batch = inputs[0][0] if inputs[0] else None
-    if -1 not in target:
-        return (batch, *target)
-    total = _product(inputs[0])
-    rest = math.prod(size for size in target if size != -1)
-    missing = total // rest if total is not None and rest else None
-    return (batch, *(missing if size == -1 else size for size in target))
-
-
-def _product(shape: Shape | None) -> int | None:
-    """How many numbers a sample has."""
-    sizes = [size for size in shape[1:] if size is not None] if shape is not None else []
-    return math.prod(sizes) if shape is not None and len(sizes) == len(shape) - 1 else None
-
-
-def _flattened(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    return (inputs[0][0] if inputs[0] else None, _product(inputs[0]))
-
-
-def _permuted(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    dims, shape = layer.config.get("dims"), inputs[0]
-    if shape is None or not isinstance(dims, list) or len(dims) != len(shape) - 1:
-        return None
-    return (shape[0], *(shape[dim] for dim in dims))
-
-
-def _repeated(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    shape = inputs[0]
-    times = _integer(layer.config.get("n"))
-    return (None, times, None) if shape is None else (shape[0], times, *shape[1:])
-
-
-def _global_pooling(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    shape, rank = inputs[0], layers.POOLED_RANK[layer.class_name]
-    channels_last = layer.config.get("data_format", "channels_last") != "channels_first"
-    batch = shape[0] if shape is not None else None
-    channels = shape[-1 if channels_last else 1] if shape is not None else None
-    if not layer.config.get("keepdims"):
-        return (batch, channels)
-    ones = (1,) * (rank - 2)
-    return (batch, *ones, channels) if channels_last else (batch, channels, *ones)
-
-
-def _windowed(layer: Layer, inputs: list[Shape | None]) -> Shape | None:
-    """Layers that slide over, pad, crop or stretch the spatial axes of their input."""
-    rank = layers.FIXED_RANK[layer.class_name]
-    shape = inputs[0]
-    if shape is None or len(shape) != rank:
-        shape = (None,) * rank
-    first = layer.config.get("data_format") == "channels_first"
-    space = shape[2:] if first else shape[1:-1]
-    sizes = tuple(_space(layer, axis, size) for axis, size in enumerate(space))
-    channels = shape[1] if first else shape[-1]
-    if layer.class_name in layers.CONVOLUTIONS:
-        channels = _integer(layer.config.get("filters"))
-    return (shape[0], channels, *sizes) if first else (shape[0], *sizes, channels)
-
-
-def _space(layer: Layer, axis: int, size: int | None) -> int | None:
-    """The size of one spatial axis behind a layer."""
-    kind = layer.class_name[:-2]
-    if size is None or "Transpose" in layer.class_name or kind.startswith("Adaptive"):
-        return None
-    if kind == "UpSampling":
-        factor = per_axis(layer, "size", axis)
-        return None if factor is None else size * factor
-    if kind in ("ZeroPadding", "Cropping"):
-        ends = _both_ends(layer.config.get(kind.removeprefix("Zero").lower()), axis)
-        return None if ends is None else size + (ends if kind == "ZeroPadding" else -ends)
-    window = window_of(layer, axis)
-    if window is None:
-        return None
-    width, stride = window
-    if layer.config.get("padding") in ("same", "causal"):
-        return -(-size // stride)
-    return (size - width) // stride + 1 if layer.config.get("padding") == "valid" else None
-
-
-def window_of(layer: Layer, axis: int) -> tuple[int, int] | None:
-    """How far a layer's window reaches on a spatial axis, dilation included, and its stride."""
-    pooling = "pool_size" in layer.config
-    width = per_axis(layer, "pool_size" if pooling else "kernel_size", axis)
-    stride = per_axis(layer, "strides", axis)
-    if pooling and layer.config.get("strides") is None:
-        stride = width
-    dilation = 1 if "dilation_rate" not in layer.config else per_axis(layer, "dilation_rate", axis)
-    if not width or not stride or not dilation:
-        return None
-    return (width - 1) * dilation + 1, stride
-
-
-def per_axis(layer: Layer, setting: str, axis: int) -> int | None:
-    """A setting that is one number for all spatial axes or a list with one for each."""
-    value = layer.config.get(setting)
-    if isinstance(value, list):
-        value = value[axis] if axis < len(value) else None
-    return _integer(value)
-
-
-def _both_ends(value: object, axis: int) -> int | None:
-    """The sum of both ends' amounts: of a number, a pair, or a list of one of these per axis."""
-    if isinstance(value, list) and len(value) > axis:
-        if all(type(end) is int for end in value) and len(value) == 2 and axis == 0:
-            pair = value  # one spatial axis; with two, Keras writes pairs
-            return int(sum(pair))
-        value = value[axis]
-        if isinstance(value, list):
-            return sum(value) if all(type(end) is int for end in value) else None
-    return 2 * value if isinstance(value, int) else None
-
-
-def _recurrent(layer: Layer, shape: Shape | None, output: int) -> Shape | None:
-    batch = shape[0] if shape is not None else None
-    units = _integer(layer.config.get("units"))
-    if output == 0 and layer.config.get("return_sequences"):
-        return (batch, shape[1] if shape is not None and len(shape) > 1 else None, units)
-    return (batch, units)
-
-
-_RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(layers.SAME_SHAPE, _same),
-    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _joined),
-    "Concatenate": _concatenated,
-    "Dense": _dense,
-    "Embedding": _embedding,
-    "EinsumDense": _einsum,
-    "Reshape": _reshaped,
-    "Flatten": _flattened,
-    "Permute": _permuted,
-    "RepeatVector": _repeated,
-    **dict.fromkeys(layers.POOLED_RANK, _global_pooling),
-    **dict.fromkeys((*layers.WINDOWED, *layers.CONVOLUTIONS), _windowed),
-}
+    rule = layers.facts(layer).shape
+    return None if rule is None else rule(layer, inputs, output)
 
 
 def without_axes(shape: Shape | None, wrappers: int) -> Shape | None:

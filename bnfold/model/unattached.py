@@ -89,8 +89,7 @@ def _closed(graph: Graph) -> Iterator[tuple[Path, Layer]]:
     """The layers that may hold others, or be more than is known."""
     for path, layer in walk_all(graph):
         inside = layer.graph is not None or layer.inner is not None or layer.is_operation
-        known = layer.builtin and layer.class_name in layers.WEIGHTLESS
-        if not inside and not known and layers.slots(layer) is None:
+        if not inside and layers.slots(layer) is None:
             yield path, layer
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.model import layers as catalog
 from bnfold.model.graph import Path
+from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.model.moments import Observed, Tally
 from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
@@ -56,7 +56,7 @@ def normalizations(loaded: LoadedModel) -> dict[Path, Normalization]:
     for path, layer in _calls_in(keras_graph.graph_of(loaded.model), ()):
         kind = type(layer)
         own = kind.__module__.startswith(("keras.", "tf_keras."))
-        if own and kind.__name__ in catalog.BATCHNORM_CLASSES:
+        if own and kind.__name__ in BATCHNORM_CLASSES:
             found[path] = layer
             calls[id(layer)] = calls.get(id(layer), 0) + 1
     return {path: Normalization(layer, calls[id(layer)]) for path, layer in found.items()}

@@ -15,13 +15,6 @@ from bnfold.folding.plan import Blocked
 from bnfold.model import layers
 from bnfold.model.graph import Layer, finite_number
 
-_SHIFTS_VARIANCE = frozenset(
-    {"Dropout", "GaussianDropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}
-)
-_NORMALIZES = layers.BATCHNORM_CLASSES | {
-    "GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization",
-}  # fmt: skip
-
 
 @rule("BN301", "redundant-bias", Severity.INFO, needs=Needs.SETTINGS)
 def redundant_bias(subject: Subject) -> Diagnosis | None:
@@ -66,8 +59,8 @@ def _has_bias_of_channels(layer: Layer) -> bool:
     if layer.class_name == "EinsumDense":
         letter = einsum_channels(layer)
         return letter is not None and layer.config.get("bias_axes") == letter
-    known = layers.facts(layer)
-    has_slot = known is not None and known.output is not None and known.output.bias is not None
+    output = layers.facts(layer).output
+    has_slot = output is not None and output.bias is not None
     return has_slot and bool(layers.setting(layer, "use_bias"))
 
 
@@ -103,7 +96,7 @@ def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
 
 def _drops(node: Node) -> bool:
     """Whether a call drops in training and not at inference."""
-    drops = node.is_known and node.layer.class_name in _SHIFTS_VARIANCE
+    drops = node.is_known and layers.facts(node.layer).training == "drops"
     if not drops or stays_out_of_training(node.call) or node.trains_always:
         return False
     rate = finite_number(node.layer.config.get("rate"))
@@ -113,7 +106,7 @@ def _drops(node: Node) -> bool:
 _DROPOUT = Flow[Node](
     neighbours=Node.sources,
     passes=lambda node: (
-        node.is_known and node.layer.class_name not in _NORMALIZES and not _drops(node)
+        node.is_known and layers.facts(node.layer).at_inference != "normalizes" and not _drops(node)
     ),
     own=lambda node: node if _drops(node) else None,
     join=lambda found: next(filter(None, found), None),

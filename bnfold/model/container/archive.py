@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
-from bnfold.model import layers as catalog
 from bnfold.model.container import foreign, guard, hdf5
 from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
 from bnfold.model.graph import Path as LayerPath
+from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import Container, GroupNames
 
@@ -351,8 +351,8 @@ class KerasArchive:
             if source is not None:
                 hdf5.copy_children(source, target, skip=inside)
             return
-        groups = catalog.variable_groups(layer)
-        if groups != ("",) and catalog.weights(layer) is None and source is not None:
+        groups = variable_groups(layer)
+        if groups != ("",) and weights(layer) is None and source is not None:
             hdf5.copy_children(source, target)
             return
         if groups != ("",):
@@ -373,7 +373,7 @@ class KerasArchive:
         """A layer that keeps its variables in the groups of its parts, as recurrent layers do."""
         if source is not None:
             hdf5.copy_around(source, target, {f"{group}/vars" for group in groups})
-        whose = [slot.group for slot in catalog.slots(layer) or ()]
+        whose = [slot.group for slot in slots(layer) or ()]
         numbers = dict.fromkeys(groups, 0)
         for group, weight in zip(whose, layer.weights or (), strict=False):
             variables = hdf5.group_for(target, f"{group}/vars")
@@ -466,7 +466,7 @@ def _attach_layer(
     if layer.inner is not None:
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
-    if layer.builtin and layer.class_name in catalog.WEIGHTLESS:
+    if slots(layer) == ():
         return replace(layer, weights=None)  # copied as it is, not looked into
     if location is None:
         return layer
@@ -474,7 +474,7 @@ def _attach_layer(
     if variables is not None:
         _check_name(layer, siblings, variables)
     weights: tuple[Weight, ...] = ()
-    for group in catalog.variable_groups(layer):
+    for group in variable_groups(layer):
         place = f"{location}/{group}/vars" if group else f"{location}/vars"
         variables = groups.at(place)
         found = () if variables is None else hdf5.numbered(variables, place)

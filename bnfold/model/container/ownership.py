@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from bnfold.model import layers as catalog
 from bnfold.model.graph import Layer, Path, Weight
+from bnfold.model.layers import Slot, slots
 from bnfold.model.order import model_layers
 
 Owned = dict[Path, tuple[Weight, ...]]
@@ -57,11 +57,9 @@ class _Leaf:
     wrappers: int = 0
 
     @cached_property
-    def slots(self) -> tuple[catalog.Slot, ...] | None:
+    def slots(self) -> tuple[Slot, ...] | None:
         """The variables of its class, None where that is unknown."""
-        if self.layer.builtin and self.layer.class_name in catalog.WEIGHTLESS:
-            return ()
-        return catalog.slots(self.layer)
+        return slots(self.layer)
 
     def aliases(self) -> Iterator[Path]:
         """Its name, and what its variables may be named after instead, each with what is around.
@@ -205,7 +203,7 @@ _RENORM = ("renorm_", "moving_stddev")
 """What the names of the variables begin with that only training with `renorm` reads."""
 
 
-def _expected(every: Sequence[_Leaf], heeded: int) -> Iterator[tuple[int, _Leaf, catalog.Slot]]:
+def _expected(every: Sequence[_Leaf], heeded: int) -> Iterator[tuple[int, _Leaf, Slot]]:
     """The variables of known classes as listed, with their part: 0 is the trainable one."""
     for number in (0, 1):
         for leaf in every:
@@ -215,7 +213,7 @@ def _expected(every: Sequence[_Leaf], heeded: int) -> Iterator[tuple[int, _Leaf,
                     yield number, leaf, slot
 
 
-def _fits(weight: Weight, leaf: _Leaf, slot: catalog.Slot, named: _Named) -> bool:
+def _fits(weight: Weight, leaf: _Leaf, slot: Slot, named: _Named) -> bool:
     """Whether a variable can be this one; Keras 3 calls a `depthwise_kernel` a `kernel`."""
     name, candidates = slot_name(weight), named.candidates[weight.name]
     same = slot.name == name or slot.name.endswith(f"_{name}")
