@@ -98,6 +98,45 @@ def test_only_one_room_imports_frameworks(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & FRAMEWORKS
 
 
+NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng"}
+"""Names with an underscore that are public (of named tuples, of `os`), or TensorFlow's."""
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_one_file_names_what_is_private_to_keras(path: Path) -> None:
+    """Another version of Keras may call it otherwise; then that file is changed, and no other."""
+    if path == PACKAGE / "running" / "keras_graph.py":
+        return
+    assert not private(ast.parse(path.read_text())) - NOT_OF_KERAS
+
+
+def private(tree: ast.Module) -> set[str]:
+    """The attributes with an underscore that a file asks of objects not of its own classes."""
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    asked |= {
+        node.args[1].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "hasattr"}
+        if isinstance(node.args[1], ast.Constant)
+    }
+    own = {
+        inner.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Attribute) and ast.unparse(inner.value) in {"self", "cls"}
+    }
+    own |= {
+        inner.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for inner in node.body
+        if isinstance(inner, ast.FunctionDef)
+    }
+    hidden = {name for name in asked if name.startswith("_") and not name.endswith("__")}
+    return hidden - own
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["inspect", str(FIXTURE)], ["fold", str(FIXTURE), "OUT", "--no-verify"]],

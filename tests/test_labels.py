@@ -20,7 +20,6 @@ import bnfold
 from bnfold.cli import main
 from bnfold.observation import labels
 from bnfold.reports.json import schema
-from bnfold.running import keras_graph
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(11)
@@ -37,8 +36,8 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> Any:
         ports = [SimpleNamespace(name=name, shape=shape) for name, shape, _ in found]
         taps = [None if a is None else SimpleNamespace(activation=a) for *_, a in found]
         interface = SimpleNamespace(outputs=ports)
-        monkeypatch.setattr(keras_graph, "interface", lambda _: interface)
-        monkeypatch.setattr(keras_graph, "find_taps", lambda _: taps)
+        monkeypatch.setattr("bnfold.running.ports.interface", lambda _: interface)
+        monkeypatch.setattr("bnfold.running.taps.find", lambda _: taps)
 
     return stand_in
 

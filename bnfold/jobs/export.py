@@ -41,9 +41,9 @@ from bnfold.running import (
     samples,
     session,
 )
-from bnfold.running.keras_graph import Port
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
+from bnfold.running.ports import Port
 from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
 from bnfold.verification import Verdict, Verification

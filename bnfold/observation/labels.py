@@ -19,9 +19,10 @@ import numpy as np
 from bnfold.errors import BnfoldError
 from bnfold.model.container.guard import printable
 from bnfold.running import data as user_data
-from bnfold.running import keras_graph
+from bnfold.running import ports, taps
 from bnfold.running.arrays import Array
 from bnfold.running.data import Source
+from bnfold.running.ports import Port
 from bnfold.verification.result import plain
 
 Measure = Literal["accuracy", "mean absolute error"]
@@ -116,8 +117,7 @@ def _numbers(name: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
 
 def targets(labels: Labels, model: Any, samples: int) -> tuple[Target, ...]:
     """The labels for the outputs of a loaded model, of so many samples. Raises BnfoldError."""
-    outputs = keras_graph.interface(model).outputs
-    taps = keras_graph.find_taps(model)
+    outputs, ends = ports.interface(model).outputs, taps.find(model)
     names = [port.name for port in outputs]
     chosen = dict(labels.arrays)
     if len(outputs) == len(chosen) == 1:
@@ -127,7 +127,7 @@ def targets(labels: Labels, model: Any, samples: int) -> tuple[Target, ...]:
         shown = ", ".join(repr(printable(name)) for name in names)
         raise BnfoldError(f"{labels.name}: labels are named after the outputs, which are {shown}")
     found = []
-    for index, (port, tap) in enumerate(zip(outputs, taps, strict=True)):
+    for index, (port, tap) in enumerate(zip(outputs, ends, strict=True)):
         if port.name in chosen:
             array = np.asarray(chosen[port.name])
             title = f"{labels.name}: the labels of {printable(port.name)!r}"
@@ -138,9 +138,7 @@ def targets(labels: Labels, model: Any, samples: int) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def _target(
-    index: int, port: keras_graph.Port, labels: Array, activation: str | None, title: str
-) -> Target:
+def _target(index: int, port: Port, labels: Array, activation: str | None, title: str) -> Target:
     """What one output should be, by the shapes of both and by what the labels are."""
     inner = tuple(port.shape[1:])
     classes = inner[-1] if inner else 1

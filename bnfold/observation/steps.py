@@ -20,6 +20,7 @@ from bnfold.model.graph import Path
 from bnfold.model.moments import Observed
 from bnfold.observation.observer import Normalization, Observer, called_by, watching
 from bnfold.observation.schedule import Schedule, Step, dependences, levels
+from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
 from bnfold.running.loading import LoadedModel
 from bnfold.running.program import PlacedCall, Program, Values
@@ -249,6 +250,6 @@ class _Kept:
 
 def _bytes(tensor: Any) -> int:
     """What a tensor takes, with the mask that it carries."""
-    mask = getattr(tensor, "_keras_mask", None)
+    mask = keras_graph.mask_of(tensor)
     own = int(math.prod(tensor.shape)) * int(getattr(tensor.dtype, "size", 8))
     return own + (0 if mask is None else int(math.prod(mask.shape)))

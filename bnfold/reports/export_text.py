@@ -8,7 +8,7 @@ from rich.text import Text
 from bnfold.jobs.export import ExportReport
 from bnfold.model.container.guard import printable
 from bnfold.reports import fold_text, terminal
-from bnfold.running.keras_graph import Port
+from bnfold.running.ports import Port
 from bnfold.verification import Verdict
 from bnfold.verification.exported import STANDARD_RULE, Check
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bnfold.running import keras_graph, ranges
+from bnfold.running import keras_graph, ports, ranges
 from bnfold.running.keras_graph import PASSED_OVER
 from bnfold.running.samples import InputSpec, Mask
 
@@ -21,7 +21,7 @@ def input_specs(model: Any) -> list[InputSpec]:
         bounds = [_bound(layer) for layer, _ in readers if type(layer).__name__ in _INDEX_READERS]
         masks = [_mask(layer) for layer, shape in readers if shape == tuple(tensor.shape)]
         mask = next((one for one in masks if one is not None), None)
-        port = keras_graph.port(tensor)
+        port = ports.port(tensor)
         found = () if graph is None else ranges.ranges(graph, graph.inputs[position])
         bound = min(bounds, default=None)
         specs.append(InputSpec(port.name, port.shape, port.dtype, bound, mask, found))

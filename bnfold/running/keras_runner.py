@@ -16,6 +16,7 @@ from bnfold.running.arrays import ROUNDINGS, Array
 from bnfold.running.libraries import CannotRunError, one_line, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import InputSpec, SampleSet, run_all, zeros
+from bnfold.running.taps import Tap
 from bnfold.running.unrolled import Unrolled
 
 _FREE_SIZES = (32, 40, 64, 96, 128, 224, 299, 16, 8)
@@ -28,7 +29,7 @@ def prepare_alone(loaded: LoadedModel) -> None:
 
 def runner(
     loaded: LoadedModel,
-    taps: Sequence[keras_graph.Tap | None],
+    taps: Sequence[Tap | None],
     flat: Unrolled,
     inside: Sequence[Any],
 ) -> Any:
@@ -80,7 +81,7 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
             outputs = loaded.runner(fed, **keywords)
             flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
             found = [np.atleast_1d(as_numpy(output)) for output in flat]
-            for layer in _layers(loaded.runner):
+            for layer in keras_graph.layers_of(loaded.runner):
                 if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
                     layer.reset_states()
             return found
@@ -138,7 +139,7 @@ class Moves:
 def moves(loaded: LoadedModel) -> Moves:
     """Return half a unit of the stored dtype, and one unit of the dtype computed in."""
     computed_in: dict[int, str] = {}
-    for layer in _layers(loaded.model):
+    for layer in keras_graph.layers_of(loaded.model):  # the innermost one's dtype counts
         computed_in.update((id(weight), _compute_dtype(layer)) for weight in layer.weights)
     stored, computed = [], []
     for weight in loaded.runner.weights:
@@ -147,11 +148,6 @@ def moves(loaded: LoadedModel) -> Moves:
         coarser = max(half, ROUNDINGS.get(computed_in.get(id(weight), ""), half))
         computed.append(2 * coarser if half else 0.0)
     return Moves(tuple(stored), tuple(computed))
-
-
-def _layers(model: Any) -> list[Any]:
-    """All layers, the outer before the inner, so that the innermost one's dtype counts."""
-    return list(model._flatten_layers())
 
 
 def _compute_dtype(layer: Any) -> str:
@@ -222,7 +218,7 @@ _SIGMOIDS = {"sigmoid", "silu", "swish", "gelu"}
 
 def _sigmoids(model: Any) -> Iterator[tuple[Any, str, str]]:
     """The layers and operations that compute one, in which attribute, and which."""
-    for layer in _layers(model):
+    for layer in keras_graph.layers_of(model):
         for name in ("activation", "recurrent_activation"):
             kind = str(getattr(vars(layer).get(name), "__name__", ""))
             if kind in _SIGMOIDS:

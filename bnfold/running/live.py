@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError
+from bnfold.running import keras_graph
 from bnfold.running.borrowing import guest, keep_keras
 from bnfold.running.libraries import imported, library, one_line, quiet
 
@@ -26,7 +27,7 @@ def save_live(model: Any, path: Path) -> None:
 
 def own_classes(model: Any) -> dict[str, Any]:
     """The classes of a live model's layers that are not the library's, by name."""
-    classes = {type(part) for part in (model, *model._flatten_layers())}
+    classes = {type(part) for part in (model, *keras_graph.layers_of(model))}
     own = (c for c in classes if not c.__module__.startswith(("keras.", "tf_keras.")))
     return {found.__name__: found for found in own}
 

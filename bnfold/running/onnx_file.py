@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ExportImpossibleError
-from bnfold.running import keras_graph
 from bnfold.running.libraries import CannotRunError, one_line, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.onnx_runner import (
@@ -31,6 +30,7 @@ from bnfold.running.onnx_runner import (
     run_onnx,
     session,
 )
+from bnfold.running.ports import Interface
 
 _LOWEST_OPSET = 7  # what ONNX Runtime still runs
 _BATCH = "batch"
@@ -100,7 +100,7 @@ def conversions(loaded: LoadedModel, opset: int) -> Iterator[Callable[[], Any]]:
     yield lambda: convert(loaded, from_keras, opset=opset, optimizers={})
 
 
-def write_onnx(proto: Any, path: Path, interface: keras_graph.Interface, label: Label) -> None:
+def write_onnx(proto: Any, path: Path, interface: Interface, label: Label) -> None:
     """Name, label and check a converted model, and write it to `path`. Raises CannotRunError."""
     onnx = importlib.import_module("onnx")
     _refuse_unknown_operations(onnx, proto)
@@ -146,7 +146,7 @@ def run_as(
 # --- names ---------------------------------------------------------------------------------------
 
 
-def port_names(interface: keras_graph.Interface) -> tuple[list[str], list[str]]:
+def port_names(interface: Interface) -> tuple[list[str], list[str]]:
     """Return names for the inputs and outputs, each of them once: a repeated one gets a number."""
     taken: set[str] = set()
     return (
@@ -164,7 +164,7 @@ def _unique(name: str, taken: set[str]) -> str:
     return found
 
 
-def _name_tensors(graph: Any, interface: keras_graph.Interface) -> None:
+def _name_tensors(graph: Any, interface: Interface) -> None:
     """Give inputs and outputs their names, and no other tensor one of those.
 
     Names that come from layers are kept. What tf2onnx makes up differs from run to run: the numbers
@@ -228,7 +228,7 @@ def _drop_weights_from_inputs(graph: Any) -> None:
         graph.input.extend(kept)
 
 
-def _set_shapes(graph: Any, interface: keras_graph.Interface, label: Label) -> None:
+def _set_shapes(graph: Any, interface: Interface, label: Label) -> None:
     """Declare the shapes that Keras declares, with one symbol for the batch."""
     for value, port in zip(graph.input, interface.inputs, strict=True):
         _set_shape(value, port.shape, batched=True)

@@ -55,9 +55,7 @@ def operation(node: Any) -> Operation:
     owner = keras_graph.owner_of(node)
     owner = owner.layer if type(owner).__name__ == "TimeDistributed" else owner
     read = tuple(keras_graph.inputs_of(node))
-    arguments = getattr(node, "arguments", None)
-    args = node.call_args if arguments is None else arguments.args
-    kwargs = node.call_kwargs if arguments is None else arguments.kwargs
+    args, kwargs = keras_graph.arguments_of(node)
     given = [*keras_graph.leaves(list(args)), *(v for one in kwargs.values() for v in _leaves(one))]
     operands = []
     for one in given:

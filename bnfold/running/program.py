@@ -126,9 +126,8 @@ class Program:
         return {slot: live[slot] for slot in keep if slot in live}
 
     def _make(self, call: PlacedCall, live: Values) -> list[Any]:
-        args, kwargs = _arguments(call.node, {key: live[slot] for key, slot in call.given.items()})
-        if getattr(call.owner, "_call_has_training_arg", False):
-            kwargs = {**kwargs, "training": False}
+        values = {key: live[slot] for key, slot in call.given.items()}
+        args, kwargs = keras_graph.filled_in(call.node, values, inference=True)
         return keras_graph.leaves(call.owner(*args, **kwargs))
 
 
@@ -142,20 +141,8 @@ def _taken_apart(node: Any) -> Any:
         return None
     pairs = zip(keras_graph.inputs_of(node), inside.inputs, strict=True)
     same = all(keras_graph.dtype_name(one) == keras_graph.dtype_name(other) for one, other in pairs)
-    masked = any(
-        getattr(one, "_keras_mask", None) is not None for one in keras_graph.inputs_of(node)
-    )
+    masked = any(keras_graph.mask_of(one) is not None for one in keras_graph.inputs_of(node))
     return inside if same and not masked else None
-
-
-def _arguments(node: Any, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a call is given, with real tensors in the place of the graph's."""
-    if hasattr(node, "arguments"):
-        args, kwargs = node.arguments.fill_in(values)
-    else:  # tf_keras, which takes each tensor off a list of copies
-        copies = len(node.flat_input_ids)
-        args, kwargs = node.map_arguments({str(k): [one] * copies for k, one in values.items()})
-    return args, kwargs
 
 
 def _host(keras: Any) -> Any:

@@ -144,10 +144,8 @@ def _call(
     node: Any, values: Mapping[int, Any], key: Key, flat: Unrolled, *, inference: bool
 ) -> Sequence[Any]:
     owner, inside = keras_graph.owner_of(node), inside_of(node)
-    args, kwargs = node.arguments.fill_in(values)
+    args, kwargs = keras_graph.filled_in(node, values, inference=inference and inside is None)
     if inside is None:
-        if inference and getattr(owner, "_call_has_training_arg", False):
-            kwargs = {**kwargs, "training": False}  # Keras lets that of the model around it win
         return keras_graph.leaves(owner(*args, **kwargs))
     read = [values.get(id(one), one) for one in keras_graph.inputs_of(node)]
     given = dict(zip(map(id, inside.inputs), read, strict=True))
@@ -164,14 +162,14 @@ def inside_of(node: Any) -> Any:
     """
     owner = keras_graph.owner_of(node)
     graph = keras_graph.graph_of(owner)
-    arguments = getattr(node, "arguments", None)
-    if graph is None or arguments is None or type(owner).__name__ not in _PLAIN_MODELS:
+    is_plain = type(owner).__name__ in _PLAIN_MODELS
+    if graph is None or not is_plain or not keras_graph.is_of_keras_3(node):
         return None
-    read = keras_graph.inputs_of(node)
+    (args, kwargs), read = keras_graph.arguments_of(node), keras_graph.inputs_of(node)
     ranks = [len(one.shape) for one in read] == [len(one.shape) for one in graph.inputs]
-    said = {name: value for name, value in arguments.kwargs.items() if _says_something(value)}
+    said = {name: value for name, value in kwargs.items() if _says_something(value)}
     plain = not said or (list(said) == ["training"] and said["training"] is False)
-    return graph if ranks and plain and len(arguments.args) == 1 else None
+    return graph if ranks and plain and len(args) == 1 else None
 
 
 _PLAIN_MODELS = {"Functional", "Model", "Sequential"}
@@ -189,7 +187,7 @@ def _numbers(graph: Any) -> dict[int, int]:
     for node in keras_graph.nodes_of(graph):
         owner = keras_graph.owner_of(node)
         if not counted[id(owner)]:
-            for one in owner._inbound_nodes:
+            for one in keras_graph.calls_of(owner):
                 if id(one) in mine:
                     found[id(one)] = counted[id(owner)]
                     counted[id(owner)] += 1

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bnfold.running import data as user_data
-from bnfold.running import inputs, keras_graph, keras_runner, samples
+from bnfold.running import inputs, keras_graph, keras_runner, ports, samples, taps
 from bnfold.running.data import Source
 from bnfold.running.keras_runner import Moves
 from bnfold.running.libraries import one_line, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet
+from bnfold.running.taps import Tap
 from bnfold.running.unrolled import Unrolled, name_apart, unroll
 from bnfold.verification import pairing as sites
 from bnfold.verification.pairing import Pairing, pair
@@ -65,10 +66,10 @@ class Case:
 
 def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, seed: int) -> Case:
     """Pair the values of two models, and draw or load samples. Raises BnfoldError for bad data."""
-    interfaces = keras_graph.interface(original.model), keras_graph.interface(folded.model)
+    interfaces = ports.interface(original.model), ports.interface(folded.model)
     names = [port.name for port in interfaces[0].outputs]
     specs = inputs.input_specs(original.model)
-    warnings, sets = [*original.notes, *keras_graph.renamed(*interfaces)], []
+    warnings, sets = [*original.notes, *ports.renamed(*interfaces)], []
     if data is not None:
         user_set, warning = user_data.load(data, specs)
         sets, warnings = [user_set], [*warnings, *([warning] if warning else [])]
@@ -125,7 +126,7 @@ class _Prepared:
     models whole: their layers run in the order in which they do for the user.
     """
 
-    taps: list[keras_graph.Tap | None]
+    taps: list[Tap | None]
     pairing: Pairing | None
     problem: str | None
     as_called: tuple[LoadedModel, LoadedModel]
@@ -137,13 +138,13 @@ def _prepare_pair(original: LoadedModel, folded: LoadedModel) -> _Prepared:
     First come the outputs, before a final softmax or sigmoid, then the places of the sites.
     """
     models = (original, folded)
-    taps = [keras_graph.find_taps(loaded.model) for loaded in models]
-    usable = keras_graph.agreed(*taps)
+    ends = [taps.find(loaded.model) for loaded in models]
+    usable = taps.agreed(*ends)
     kept = [
-        [tap if use else None for tap, use in zip(found, usable, strict=True)] for found in taps
+        [tap if use else None for tap, use in zip(found, usable, strict=True)] for found in ends
     ]
     for loaded, own in zip(models, kept, strict=True):
-        keras_graph.switch_off(own, loaded.keras.activations.linear)
+        taps.switch_off(own, loaded.keras.activations.linear)
     pairing, problem = None, None
     try:
         with quiet():

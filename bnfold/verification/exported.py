@@ -33,11 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.running import float64, keras_graph, keras_runner, onnx_file, samples
+from bnfold.running import float64, keras_runner, onnx_file, ports, samples, taps
 from bnfold.running.arrays import Array
-from bnfold.running.keras_graph import Interface, Port
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
+from bnfold.running.ports import Interface, Port
 from bnfold.running.samples import SampleSet
 from bnfold.verification import pairing
 from bnfold.verification.case import Case, Label
@@ -252,7 +252,7 @@ class Trial:
     @functools.cached_property
     def interface(self) -> Interface:
         """What MODEL promises to those who call it, and so does the file."""
-        return keras_graph.interface(self.original.model)
+        return ports.interface(self.original.model)
 
     @functools.cached_property
     def _names(self) -> list[str]:
@@ -289,7 +289,7 @@ class Trial:
     def _floors(self) -> list[float]:
         """What counts as zero in each output: one rounding of its largest magnitude."""
         known = self.reference
-        bounded = [tap is not None for tap in keras_graph.find_taps(self.original.model)]
+        bounded = [tap is not None for tap in taps.find(self.original.model)]
         return [
             unit * max([Truth(row[at]).max_abs for row in known.exact] + [1.0] * bounded[at])
             for at, unit in enumerate(known.units)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bnfold.running import borrowing, keras_graph, session
+from bnfold.running import borrowing, ports, session
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
 from bnfold.verification.case import closer, prepare
@@ -42,7 +42,7 @@ def verify(
     except CannotRunError as error:
         difference = f"Keras loads the original but not the other model: {error}"
         return _without_runs([difference], seed, rule, "keras")
-    differences = keras_graph.differences(*(keras_graph.interface(loaded.model) for loaded in pair))
+    differences = ports.differences(*(ports.interface(loaded.model) for loaded in pair))
     if differences:
         return _without_runs(differences, seed, rule, pair[0].library)
     case = prepare(pair[0], pair[1], data, seed)
