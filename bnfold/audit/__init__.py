@@ -1,9 +1,9 @@
 """The health of BatchNormalization layers, from the same graph and plan that a fold uses."""
 
 import bnfold.audit.rules  # noqa: F401 - the rules register themselves
-from bnfold.audit.finding import Channels, Finding, Severity, joined
+from bnfold.audit.finding import Channels, Diagnosis, Finding, Severity, joined
 from bnfold.audit.registry import RULES, TARGET_DTYPES, Needs, Rule, audit, named, rule
-from bnfold.audit.subject import Diagnosis, Subject
+from bnfold.audit.subject import Subject
 from bnfold.audit.thresholds import Thresholds
 
 __all__ = [

@@ -51,6 +51,21 @@ class Channels:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """What a rule answers when something is wrong: a finding without its rule and its layer.
+
+    Its attributes are those of `Finding`.
+    """
+
+    severity: Severity
+    message: str
+    remedy: str
+    channels: Channels | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing that is wrong, or worth knowing, about one layer.
 

@@ -13,8 +13,8 @@ from pathlib import Path as FilePath
 
 import numpy as np
 
-from bnfold.audit.finding import Finding, Severity
-from bnfold.audit.subject import Diagnosis, Subject, subjects
+from bnfold.audit.finding import Diagnosis, Finding, Severity
+from bnfold.audit.subject import Subject, subjects
 from bnfold.audit.thresholds import Thresholds
 from bnfold.errors import SettingsError
 from bnfold.folding.plan import Plan

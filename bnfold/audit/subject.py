@@ -1,4 +1,4 @@
-"""What a rule looks at, a layer and all that is known of it, and what it answers."""
+"""What a rule looks at, a layer and all that is known of it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.audit.averages import Averages, averages, averages_of
-from bnfold.audit.finding import RECALIBRATE, Channels, Severity
+from bnfold.audit.finding import RECALIBRATE
 from bnfold.audit.flow import Memo
 from bnfold.audit.inputs import is_first, near_input
 from bnfold.audit.neighbours import Place
@@ -181,21 +181,6 @@ class Subject:
         if self.deviation is None:
             return np.full(len(self.gamma), np.nan)
         return np.abs(self.gamma) / self.deviation
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a rule found about its subject; the attributes are those of `Finding`.
-
-    `cause` is the code of the rule that names the cause, if all of it follows from that.
-    """
-
-    severity: Severity
-    message: str
-    remedy: str
-    channels: Channels | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
-    cause: str | None = None
 
 
 def subjects(

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.finding import Channels, Diagnosis, Severity
 from bnfold.audit.registry import rule
-from bnfold.audit.subject import Diagnosis, Mask, Subject
+from bnfold.audit.subject import Mask, Subject
 from bnfold.folding.limits import Extent, dtype_named, largest_of
 from bnfold.folding.plan import Fold
 from bnfold.model.batchnorm import Vector

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.finding import Channels, Diagnosis, Severity
 from bnfold.audit.registry import Needs, rule
-from bnfold.audit.subject import Diagnosis, Subject
+from bnfold.audit.subject import Subject
 
 CUDNN_EPSILON = 1.001e-5
 """A little more than CUDNN_BN_MIN_EPSILON, 1e-5, which the fused kernel clamps to."""

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from bnfold.audit.averages import Standing, follows_training
-from bnfold.audit.finding import Channels, Severity
+from bnfold.audit.finding import Channels, Diagnosis, Severity
 from bnfold.audit.registry import Needs, rule
-from bnfold.audit.subject import Diagnosis, Subject
+from bnfold.audit.subject import Subject
 from bnfold.audit.updates import initial, is_initial, rounding, updates_needed
 from bnfold.folding.limits import largest_of
 from bnfold.model.optimizer import Averaging

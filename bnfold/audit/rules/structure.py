@@ -3,14 +3,14 @@
 import numpy as np
 
 from bnfold.audit.axes import einsum_channels, normalized_axis, producer
-from bnfold.audit.finding import Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Node, Place, stays_out_of_training
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.rules.folding import fold_overflows
 from bnfold.audit.rules.settings import invalid_hyperparameter
 from bnfold.audit.rules.usage import axis_mismatch, batch_statistics_at_inference
-from bnfold.audit.subject import Diagnosis, Subject
+from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
 from bnfold.model import layers
 from bnfold.model.graph import Layer, finite_number

@@ -1,9 +1,9 @@
 """Rules on how a BatchNormalization is called: with which mode, on which axis, how often."""
 
 from bnfold.audit.axes import normalized_axis, producer
-from bnfold.audit.finding import Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.registry import Needs, rule
-from bnfold.audit.subject import Diagnosis, Subject
+from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
 
 
