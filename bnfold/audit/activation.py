@@ -15,11 +15,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from bnfold.audit.flow import Flow
-from bnfold.audit.neighbours import Node, Place
+from bnfold.audit.neighbours import Place
 from bnfold.model import inbound_nodes
 from bnfold.model.graph import Layer, finite_number
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.layers import facts
+from bnfold.model.program import Call
 
 Caps = frozenset[float]
 """Where the ReLUs behind a layer cut off, infinity for one without a cap."""
@@ -27,7 +28,7 @@ Caps = frozenset[float]
 
 def relus_behind(place: Place) -> Caps | None:
     """The ReLUs that all of a layer's output goes into; None where some goes elsewhere."""
-    return _all_of([_RELUS.beside(node, place.memo) for node in place.nodes])
+    return _all_of([_RELUS.beside(call, place.memo) for call in place.calls])
 
 
 def _all_of(found: Sequence[Caps | None]) -> Caps | None:
@@ -35,24 +36,24 @@ def _all_of(found: Sequence[Caps | None]) -> Caps | None:
     return frozenset().union(*caps) if caps and len(caps) == len(found) else None
 
 
-def _passes(node: Node) -> bool:
-    layer = node.layer
-    if not node.is_known:
+def _passes(call: Call) -> bool:
+    layer = call.layer
+    if not call.is_known:
         return False
     if layer.class_name == "Activation" and layer.config.get("activation") == "linear":
         return True
     happens = facts(layer).at_inference
-    return happens == "moves" or (happens == "nothing" and not node.trains_always)
+    return happens == "moves" or (happens == "nothing" and not call.trains)
 
 
-def cap_of(node: Node) -> float | None:
+def cap_of(call: Call) -> float | None:
     """Where the ReLU that a call is cuts off, infinity without a cap; None where it is no ReLU."""
-    layer = node.layer
-    form = _FORMS.get(layer.class_name) if node.is_known else None
-    return form(node, layer) if form is not None else None
+    layer = call.layer
+    form = _FORMS.get(layer.class_name) if call.is_known else None
+    return form(call, layer) if form is not None else None
 
 
-def _from_settings(node: Node, layer: Layer) -> float | None:
+def _from_settings(call: Call, layer: Layer) -> float | None:
     config = layer.config
     slope, threshold = (_number(config.get(name, 0)) for name in ("negative_slope", "threshold"))
     if slope != 0 or threshold != 0:
@@ -63,33 +64,33 @@ def _from_settings(node: Node, layer: Layer) -> float | None:
     return None if cap is None or cap <= 0 else cap
 
 
-def _from_activation(node: Node, layer: Layer) -> float | None:
+def _from_activation(call: Call, layer: Layer) -> float | None:
     activation = layer.config.get("activation")
     if isinstance(activation, dict):
         config = activation.get("config")
         is_layer = activation.get("class_name") == "ReLU" and is_keras_layer(activation)
         if not is_layer or not isinstance(config, dict):
             return None
-        return _from_settings(node, Layer("relu", "ReLU", config, activation))
+        return _from_settings(call, Layer("relu", "ReLU", config, activation))
     return _NAMED.get(activation) if isinstance(activation, str) else None
 
 
-def _from_function(node: Node, layer: Layer) -> float | None:
+def _from_function(call: Call, layer: Layer) -> float | None:
     function = layer.config.get("function")
     return _NAMED.get(function.removeprefix("nn.")) if isinstance(function, str) else None
 
 
-def _from_maximum(node: Node, layer: Layer) -> float | None:
-    constants = [value for value in inbound_nodes.operands(node.call.node) if value is not None]
+def _from_maximum(call: Call, layer: Layer) -> float | None:
+    constants = [value for value in inbound_nodes.operands(call.written.node) if value is not None]
     return math.inf if layer.is_operation and constants == [0] else None
 
 
-def _from_slope(node: Node, layer: Layer) -> float | None:
+def _from_slope(call: Call, layer: Layer) -> float | None:
     slope = layer.config.get("negative_slope", layer.config.get("alpha"))  # the latter in Keras 2
     return math.inf if slope is not None and _number(slope) == 0 else None
 
 
-def _from_bounds(node: Node, layer: Layer) -> float | None:
+def _from_bounds(call: Call, layer: Layer) -> float | None:
     low, high = (layer.config.get(name) for name in ("x_min", "x_max"))
     if not layer.is_operation or low is None or high is None or _number(low) != 0:
         return None
@@ -99,12 +100,12 @@ def _from_bounds(node: Node, layer: Layer) -> float | None:
 
 _NAMED: Mapping[str, float] = {"relu": math.inf, "relu6": 6.0}
 
-_FORMS: Mapping[str, Callable[[Node, Layer], float | None]] = {
+_FORMS: Mapping[str, Callable[[Call, Layer], float | None]] = {
     "ReLU": _from_settings,
     "LeakyReLU": _from_slope,
     "Activation": _from_activation,
-    "Relu": lambda node, layer: math.inf,
-    "Relu6": lambda node, layer: 6.0,
+    "Relu": lambda call, layer: math.inf,
+    "Relu6": lambda call, layer: 6.0,
     "Maximum": _from_maximum,
     "Clip": _from_bounds,
     "TFOpLambda": _from_function,  # tf.nn.relu in a model of Keras 2
@@ -119,14 +120,14 @@ def _number(value: object) -> float | None:
     return 0.0 if value is None else finite_number(value)
 
 
-def _own_cap(node: Node) -> Caps | None:
-    cap = cap_of(node)
+def _own_cap(call: Call) -> Caps | None:
+    cap = cap_of(call)
     return None if cap is None else frozenset({cap})
 
 
 _RELUS = Flow[Caps](
-    neighbours=Node.readers,
-    passes=lambda node: cap_of(node) is None and _passes(node),
+    neighbours=Call.uses,
+    passes=lambda call: cap_of(call) is None and _passes(call),
     own=_own_cap,
     join=_all_of,
 )

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.audit.flow import Flow
-from bnfold.audit.neighbours import Node, Place
+from bnfold.audit.neighbours import Place, is_model_input
 from bnfold.folding.plan import Plan
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.container.hdf5 import Stored
 from bnfold.model.graph import Layer, Path, Weight, walk_all
 from bnfold.model.optimizer import Averaging, Optimizer
+from bnfold.model.program import Call
 
 
 class Standing(Enum):
@@ -70,12 +71,12 @@ def averages_of(batchnorm: BatchNorm, known: Mapping[Path, Averages]) -> Average
 
 def follows_training(place: Place | None) -> bool:
     """Whether what a layer sees depends on weights that are trained; so it does if unknown."""
-    return place is None or any(_TRAINED.beside(node, place.memo) for node in place.nodes)
+    return place is None or any(_TRAINED.beside(call, place.memo) for call in place.calls)
 
 
-def _has_trained_weights(node: Node) -> bool:
-    layer = node.layer
-    if not node.is_known:
+def _has_trained_weights(call: Call) -> bool:
+    layer = call.layer
+    if not call.is_known:
         return True
     if layer.is_operation or not layers.facts(layer).trained:
         return False
@@ -83,9 +84,9 @@ def _has_trained_weights(node: Node) -> bool:
 
 
 _TRAINED = Flow[bool](
-    neighbours=Node.sources,
-    passes=lambda node: not _has_trained_weights(node) and not node.is_input,
-    own=lambda node: not node.is_input,
+    neighbours=Call.producers,
+    passes=lambda call: not _has_trained_weights(call) and not is_model_input(call),
+    own=lambda call: not is_model_input(call),
     join=any,
 )
 
@@ -120,8 +121,8 @@ _LEARNT = ("gamma", "beta")
 
 def _others(plan: Plan, path: Path) -> Iterator[Weight]:
     """The trained weights of all other layers."""
-    if plan.scope is not None:
-        for where, layer in walk_all(plan.scope.graph):
+    if plan.program is not None:
+        for where, layer in walk_all(plan.program.graph):
             if where[: len(path)] == path and not layers.is_batchnorm(layer):
                 yield from _trained(layer)
 

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnfold.audit.flow import Flow, Memo
-from bnfold.audit.neighbours import Node
+from bnfold.audit.neighbours import input_shape
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer
+from bnfold.model.program import Call
 
 
-def normalized_axis(batchnorm: BatchNorm, node: Node) -> int | None:
+def normalized_axis(batchnorm: BatchNorm, call: Call) -> int | None:
     """The axis that a call normalizes, counted from the end; None where that is not known."""
-    axis, shape = batchnorm.axis, node.input_shape()
+    axis, shape = batchnorm.axis, input_shape(call)
     if axis is None or axis < 0:
         return axis
     return None if shape is None else axis - len(shape)
@@ -23,17 +24,17 @@ def normalized_axis(batchnorm: BatchNorm, node: Node) -> int | None:
 class Producer:
     """A layer that makes the channels of a tensor, and their axis, counted from the end."""
 
-    node: Node
+    call: Call
     axis: int
 
 
-def producer(node: Node, memo: Memo) -> Producer | None:
+def producer(call: Call, memo: Memo) -> Producer | None:
     """A layer whose channels a call reads.
 
     None where one of them is not known, where they have their channels on different axes, or where
     there is something on the way that may move axes.
     """
-    return _CHANNELS.beside(node, memo)
+    return _CHANNELS.beside(call, memo)
 
 
 def _agreed(found: Sequence[Producer | None]) -> Producer | None:
@@ -43,19 +44,19 @@ def _agreed(found: Sequence[Producer | None]) -> Producer | None:
     return known[0]
 
 
-def _makes(node: Node) -> Producer | None:
-    axis = _own_axis(node)
-    return None if axis is None else Producer(node, axis)
+def _makes(call: Call) -> Producer | None:
+    axis = _own_axis(call)
+    return None if axis is None else Producer(call, axis)
 
 
-def _keeps_axes(node: Node) -> bool:
-    return node.is_known and layers.facts(node.layer).channels == "kept"
+def _keeps_axes(call: Call) -> bool:
+    return call.is_known and layers.facts(call.layer).channels == "kept"
 
 
-def _own_axis(node: Node) -> int | None:
+def _own_axis(call: Call) -> int | None:
     """The channel axis of what a layer makes of its own weights."""
-    layer = node.layer
-    if not node.is_known:
+    layer = call.layer
+    if not call.is_known:
         return None
     if layer.class_name == "EinsumDense":
         return -1 if einsum_channels(layer) is not None else None
@@ -77,8 +78,8 @@ def einsum_channels(layer: Layer) -> str | None:
 
 
 _CHANNELS = Flow[Producer](
-    neighbours=Node.sources,
-    passes=lambda node: _own_axis(node) is None and _keeps_axes(node),
+    neighbours=Call.producers,
+    passes=lambda call: _own_axis(call) is None and _keeps_axes(call),
     own=_makes,
     join=_agreed,
 )

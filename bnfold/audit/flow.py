@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from bnfold.audit.neighbours import Node
+from bnfold.model.program import Call
 
 T = TypeVar("T")
 
-Memo = dict[Any, dict[Node, Any]]
+Memo = dict[Any, dict[Call, Any]]
 """What is known already, by the flow and the call; for one model."""
 
 
@@ -29,35 +29,35 @@ class Flow(Generic[T]):
             known of it, as of one that depends on the call itself in turn.
     """
 
-    neighbours: Callable[[Node], Sequence[Node | None]]
-    passes: Callable[[Node], bool]
-    own: Callable[[Node], T | None]
+    neighbours: Callable[[Call], Sequence[Call | None]]
+    passes: Callable[[Call], bool]
+    own: Callable[[Call], T | None]
     join: Callable[[Sequence[T | None]], T | None]
 
-    def beside(self, node: Node, memo: Memo) -> T | None:
+    def beside(self, call: Call, memo: Memo) -> T | None:
         """What follows from the neighbours of a call, whatever it is itself."""
-        known: dict[Node, T | None] = memo.setdefault(self, {})
-        near = self.neighbours(node)
+        known: dict[Call, T | None] = memo.setdefault(self, {})
+        near = self.neighbours(call)
         for one in near:
             if one is not None and one not in known:
                 self._find(one, known)
         return self._joined(near, known)
 
-    def _joined(self, near: Sequence[Node | None], known: dict[Node, T | None]) -> T | None:
+    def _joined(self, near: Sequence[Call | None], known: dict[Call, T | None]) -> T | None:
         return self.join([None if one is None else known.get(one) for one in near])
 
-    def _find(self, start: Node, known: dict[Node, T | None]) -> None:
+    def _find(self, start: Call, known: dict[Call, T | None]) -> None:
         """Learn the fact about a call, and about all that it depends on."""
         waiting = [start]
-        entered: dict[Node, Sequence[Node | None]] = {}
+        entered: dict[Call, Sequence[Call | None]] = {}
         while waiting:
-            node = waiting[-1]
-            if node in entered or node in known:
+            call = waiting[-1]
+            if call in entered or call in known:
                 waiting.pop()
-                if node not in known:
-                    known[node] = self._joined(entered[node], known)
-            elif self.passes(node):
-                entered[node] = near = self.neighbours(node)
+                if call not in known:
+                    known[call] = self._joined(entered[call], known)
+            elif self.passes(call):
+                entered[call] = near = self.neighbours(call)
                 waiting += [n for n in near if n is not None and n not in entered]
             else:
-                known[node] = self.own(node)
+                known[call] = self.own(call)

@@ -5,24 +5,25 @@ moves, crops, pools, rescales or encodes it: nothing was learnt in between that 
 """
 
 from bnfold.audit.flow import Flow
-from bnfold.audit.neighbours import Node, Place
+from bnfold.audit.neighbours import Place, is_model_input
 from bnfold.model import layers
+from bnfold.model.program import Call
 
 
 def near_input(place: Place) -> bool:
     """Whether nothing that is trained stands between the model's input and a layer."""
-    return all(_NEAR.beside(node, place.memo) for node in place.nodes)
+    return all(_NEAR.beside(call, place.memo) for call in place.calls)
 
 
-def _is_untrained(node: Node) -> bool:
-    layer = node.layer
-    return node.is_known and (layer.is_operation or not layers.facts(layer).trained)
+def _is_untrained(call: Call) -> bool:
+    layer = call.layer
+    return call.is_known and (layer.is_operation or not layers.facts(layer).trained)
 
 
 _NEAR = Flow[bool](
-    neighbours=Node.sources,
-    passes=lambda node: _is_untrained(node) and not node.is_input,
-    own=lambda node: node.is_input,
+    neighbours=Call.producers,
+    passes=lambda call: _is_untrained(call) and not is_model_input(call),
+    own=is_model_input,
     join=all,
 )
 
@@ -32,16 +33,16 @@ def is_first(place: Place) -> bool:
 
     What goes into it follows from the data and from weights, and from no statistics.
     """
-    return all(_BEFORE_ALL.beside(node, place.memo) for node in place.nodes)
+    return all(_BEFORE_ALL.beside(call, place.memo) for call in place.calls)
 
 
 _BEFORE_ALL = Flow[bool](
-    neighbours=Node.sources,
-    passes=lambda node: node.is_known and not node.is_input and not _is_batchnorm(node),
-    own=lambda node: node.is_input,
+    neighbours=Call.producers,
+    passes=lambda call: call.is_known and not is_model_input(call) and not _is_batchnorm(call),
+    own=is_model_input,
     join=all,
 )
 
 
-def _is_batchnorm(node: Node) -> bool:
-    return node.layer.class_name in layers.BATCHNORM_CLASSES
+def _is_batchnorm(call: Call) -> bool:
+    return call.layer.class_name in layers.BATCHNORM_CLASSES

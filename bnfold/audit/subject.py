@@ -1,6 +1,6 @@
 """What a rule looks at, a layer and all that is known of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,6 @@ from bnfold.audit.neighbours import Place
 from bnfold.audit.thresholds import Thresholds
 from bnfold.audit.updates import untrained_backbones, updates
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.folding.scope import Scope
 from bnfold.model.batchnorm import BatchNorm, Vector, as_batchnorm
 from bnfold.model.container.record import Recalibration
 from bnfold.model.graph import Path, show
@@ -229,14 +228,10 @@ def first_layers(plan: Plan) -> tuple[Path, ...]:
 
 def _places(plan: Plan) -> dict[Path, Place]:
     """Where each BatchNormalization stands, without those inside a custom class."""
-    return {} if plan.scope is None else dict(_places_in(plan.scope, {}))
-
-
-def _places_in(scope: Scope, memo: Memo) -> Iterator[tuple[Path, Place]]:
-    if not scope.graph.builtin:
-        return
-    for name, layer in scope.graph.layers.items():
-        if name in scope.inside:
-            yield from _places_in(scope.inside[name], memo)
-        elif as_batchnorm(layer, ()) is not None:
-            yield scope.layer_path(name), Place(scope, name, memo)
+    memo: Memo = {}
+    return {
+        region.layer_path(name): Place(region, name, memo)
+        for region in (() if plan.program is None else plan.program.regions)
+        for name, layer in region.graph.layers.items()
+        if region.is_known and name not in region.inside and as_batchnorm(layer, ()) is not None
+    }

@@ -30,11 +30,11 @@ import numpy as np
 
 from bnfold.folding.affine import Affine, Array, from_batchnorm
 from bnfold.folding.limits import smallest_of, unit_of
-from bnfold.folding.scope import Scope, Tensor, readers
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Layer, Ref, Weight, finite_number, unwrapped
+from bnfold.model.graph import Layer, Weight, finite_number
 from bnfold.model.policy import policy
+from bnfold.model.program import Region, Value
 
 _FAR = 100.0
 """Standard deviations beyond which nothing needs to be told apart."""
@@ -44,7 +44,7 @@ _MAX_STEPS = 10_000
 
 
 def without_dead_channels(
-    scope: Scope, layer: Layer, batchnorm: BatchNorm, affine: Affine
+    scope: Region, layer: Layer, batchnorm: BatchNorm, affine: Affine
 ) -> Affine | None:
     """The map of a layer, (channels,), with its dead channels constant; None if none is dead."""
     vectors, epsilon, used = batchnorm.vectors, batchnorm.epsilon, policy(batchnorm.layer)
@@ -82,34 +82,32 @@ class _Gain(NamedTuple):
 _SAME = _Gain(1.0, 1.0)
 
 
-def _stays_below(scope: Scope, layer: Layer, limits: _Gain, unknown: float) -> bool:
+def _stays_below(scope: Region, layer: Layer, limits: _Gain, unknown: float) -> bool:
     """Whether nothing makes a channel of a layer larger than it may get.
 
     `limits` are by itself, at an output of the model, and beside the others, where channels are
     mixed; `unknown` is what another tensor may multiply it with.
     """
-    waiting = [(scope, Ref(layer.name, number), _SAME) for number in range(len(layer.calls))]
-    largest: dict[Tensor, _Gain] = {}
+    waiting = [(Value(call), _SAME) for call in scope.calls_of(layer.name)]
+    largest: dict[Value, _Gain] = {}
     for _ in range(_MAX_STEPS):
         if not waiting:
             return True
-        scope, ref, gain = waiting.pop()
-        before = largest.get((scope, ref), _Gain(0.0, 0.0))
+        value, gain = waiting.pop()
+        before = largest.get(value, _Gain(0.0, 0.0))
         if before.alone >= gain.alone and before.beside >= gain.beside:
             continue
-        largest[scope, ref] = _Gain(*map(max, before, gain))
-        for reader in readers(scope, ref):
+        largest[value] = _Gain(*map(max, before, gain))
+        for reader in value.uses():
             if reader is None:
                 if gain.alone > limits.alone:
                     return False
                 continue
-            where, name, number = reader
-            core, _ = unwrapped(where.graph.layers[name])
-            found = _gain(core, unknown) if core.builtin and where.graph.builtin else None
+            found = _gain(reader.layer, unknown) if reader.is_known else None
             if found is None or not (after := gain.times(found)).beside <= limits.beside:
                 return False
-            if not _mixes(core):
-                waiting.append((where, Ref(name, number), after))
+            if not _mixes(reader.layer):
+                waiting.append((Value(reader), after))
     return False
 
 

@@ -7,12 +7,12 @@ them, and where one is false they put out the other tensor alone (`base_merge.py
 
 from collections.abc import Iterable
 
-from bnfold.folding.scope import Scope, chain
 from bnfold.model import layers
-from bnfold.model.graph import Layer, Ref, walk_all
+from bnfold.model.graph import Layer, Ref, chain, walk_all
+from bnfold.model.program import Region
 
 
-def masks_are_named(scope: Scope, ref: Ref) -> bool:
+def masks_are_named(scope: Region, ref: Ref) -> bool:
     """Whether no reader of a tensor, near or far, would miss the mask that comes with it."""
     waiting, seen = [ref], set[Ref]()
     while waiting:
@@ -32,10 +32,10 @@ def masks_are_named(scope: Scope, ref: Ref) -> bool:
     return True
 
 
-def may_be_masked(scope: Scope, refs: Iterable[Ref]) -> bool:
+def may_be_masked(scope: Region, refs: Iterable[Ref]) -> bool:
     """Whether one of several tensors may carry a mask, from however far back."""
     waiting = [(scope, ref) for ref in refs]
-    seen: set[tuple[Scope, Ref]] = set()
+    seen: set[tuple[Region, Ref]] = set()
     while waiting:
         scope, ref = waiting.pop()
         if (scope, ref) in seen:

@@ -24,22 +24,17 @@ from typing import Literal
 from bnfold.folding.affine import from_batchnorm
 from bnfold.folding.apply import without
 from bnfold.folding.effect import Effect
+from bnfold.folding.keep import matches, unused_patterns
 from bnfold.folding.limits import Extent
 from bnfold.folding.masks import masks_are_named
 from bnfold.folding.obstacle import NO_SOURCE
-from bnfold.folding.scope import (
-    Scope,
-    Surroundings,
-    build_scopes,
-    positions,
-    unused_patterns,
-)
-from bnfold.folding.training import BY_DEFAULT, first_changed_mode, is_set
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Ref, show
 from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.model.order import keras_order
+from bnfold.model.program import Program, Region
+from bnfold.model.training import BY_DEFAULT, first_changed_mode, is_set
 
 __all__ = ["Blocked", "Edit", "Fold", "Plan", "plan", "unused_patterns"]
 
@@ -95,11 +90,11 @@ class Blocked:
 class Plan:
     """One decision for each BatchNormalization of a model, in the order of its layers.
 
-    `scope` is the model that was planned for, with all models in it.
+    `program` is the model that was planned for.
     """
 
     decisions: tuple[Fold | Blocked, ...]
-    scope: Scope | None = field(default=None, repr=False, compare=False)
+    program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -118,12 +113,12 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     `keep` are shell patterns; a layer whose name or nested path (`backbone/bn1`) matches one stays
     as it is.
     """
-    scope = build_scopes(graph, keep)
-    decisions = tuple(_Planner(scope).decide())
+    program = Program(graph)
+    decisions = tuple(_Planner(program, keep).decide())
     gone = {decision.batchnorm.path for decision in decisions if isinstance(decision, Fold)}
     path = first_changed_mode(graph, without(graph, gone)) if gone else None
     if path is None:
-        return Plan(decisions, scope)
+        return Plan(decisions, program)
     reason = (
         f"without it and the others that could be folded, {show(path)!r} would run in another mode "
         "of training than now, because Keras 3 hands training=True on to what runs later"
@@ -135,7 +130,7 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
             else d
             for d in decisions
         ),
-        scope,
+        program,
     )
 
 
@@ -144,28 +139,28 @@ class _Candidate:
     """A BatchNormalization, where it stands."""
 
     batchnorm: BatchNorm
-    scope: Scope
+    scope: Region
     layer: Layer
-    around: Surroundings
+    is_kept: bool
 
 
-def _candidates(scope: Scope) -> Iterator[_Candidate]:
+def _candidates(scope: Region, keep: Sequence[str]) -> Iterator[_Candidate]:
     """Every BatchNormalization in the order of the layers."""
     for name in keras_order(scope.graph):
         layer = scope.graph.layers[name]
         batchnorm = as_batchnorm(layer, scope.layer_path(name))
         if batchnorm is not None:
-            yield _Candidate(batchnorm, scope, layer, scope.around)
+            yield _Candidate(batchnorm, scope, layer, matches(batchnorm.path, *keep))
         elif name in scope.inside:
-            yield from _candidates(scope.inside[name])
+            yield from _candidates(scope.inside[name], keep)
 
 
 class _Planner:
     """Tries one candidate after the other until nothing changes any more."""
 
-    def __init__(self, scope: Scope) -> None:
-        self._candidates = list(_candidates(scope))
-        self._walk = Walk({position: n for n, position in enumerate(positions(scope))})
+    def __init__(self, program: Program, keep: Sequence[str]) -> None:
+        self._candidates = list(_candidates(program.region, keep))
+        self._walk = Walk(program, keep)
         self._folds: dict[Path, Fold] = {}
         self._blocked: dict[Path, Blocked] = {}
         self._turn = 0
@@ -272,20 +267,20 @@ def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refu
 
 def _problems(one: _Candidate) -> Iterator[Refusal]:
     """Why a layer stays whatever is around it in the graph."""
-    batchnorm, layer, around = one.batchnorm, one.layer, one.around
+    batchnorm, layer, region = one.batchnorm, one.layer, one.scope
     training = _training_problem(one)
     if training is not None:
         yield training
-    if around.keeps(batchnorm.path):
+    if one.is_kept:
         yield Refusal("it is kept on request")
-    if not one.scope.graph.builtin:
+    if not region.graph.builtin:
         yield Refusal(
             "the model's class is not Keras' own, and its code may use the layer freely",
-            remedy=PLAIN_MODEL if one.scope.parent is None else "",
+            remedy=PLAIN_MODEL if region.parent is None else "",
         )
-    if around.obstacle is not None:
-        yield Refusal(around.obstacle)
-    if around.repeats(layer):
+    if region.obstacle is not None:
+        yield Refusal(region.obstacle)
+    if region.repeats(layer):
         yield Refusal("it stands in several places of the model")
     for number, call in enumerate(layer.calls):
         if call.mask is not None and not masks_are_named(one.scope, Ref(layer.name, number)):
@@ -300,32 +295,33 @@ def _problems(one: _Candidate) -> Iterator[Refusal]:
 
 def _training_problem(one: _Candidate) -> Refusal | None:
     """Why a layer normalizes with the statistics of the batch, or makes others do so."""
-    around, path = one.around, one.batchnorm.path
+    region, path = one.scope, one.batchnorm.path
+    modes = region.modes
     called = any(is_set(call.training) for call in one.layer.calls)
     if not one.batchnorm.trainable:
         # A frozen layer uses its moving statistics whatever it is told; others may not.
-        if called and around.makes_others_train(path):
+        if called and any(other != path for other in modes.exposed):
             return Refusal(
                 "it is called with training=True, which other layers heed", remedy=NO_SOURCE
             )
         return None
     if called:
         cause = "it is called with training=True"
-    elif around.training is not None:
-        cause = f"{around.training} around it is called with training=True"
-    elif path in around.reached:
-        cause = f"{around.exposed[path]}, which Keras 3 hands on to the layers that run later"
-    elif path in around.exposed:
+    elif region.training is not None:
+        cause = f"{region.training} around it is called with training=True"
+    elif path in modes.reached:
+        cause = f"{modes.exposed[path]}, which Keras 3 hands on to the layers that run later"
+    elif path in modes.exposed:
         return Refusal(
-            f"{around.exposed[path]}, which Keras 3 hands on to layers that run later, if not to "
+            f"{modes.exposed[path]}, which Keras 3 hands on to layers that run later, if not to "
             "this one as the model stands",
-            remedy=_no_training(around.exposed[path]),
+            remedy=_no_training(modes.exposed[path]),
         )
     else:
         return None
     return Refusal(
         f"{cause}, so it normalizes with the batch's statistics",
-        remedy=_no_training(around.exposed.get(path, "")),
+        remedy=_no_training(modes.exposed.get(path, "")),
         batch_statistics=True,
     )
 

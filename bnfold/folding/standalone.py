@@ -17,11 +17,11 @@ from bnfold.folding.affine import Affine, Array, from_batchnorm
 from bnfold.folding.limits import Extent, loss_of
 from bnfold.folding.masks import may_be_masked
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.folding.scope import Scope, build_scopes
 from bnfold.model import keras_json
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Weight
 from bnfold.model.policy import policy
+from bnfold.model.program import Program, Region
 from bnfold.model.rounding import rounded
 from bnfold.model.shapes import Shapes
 
@@ -34,7 +34,7 @@ def replaceable(graph: Graph, plan: Plan) -> tuple[tuple[Path, ...], Plan]:
     `graph` is what is left after `apply`. The plan that is returned says of each of the others why
     it has to stay.
     """
-    found = dict(_leftovers(build_scopes(graph, ())))
+    found = dict(_leftovers(Program(graph).region))
     decisions = tuple(_decided(decision, found) for decision in plan.decisions)
     still_open = (d for d in decisions if isinstance(d, Blocked) and d.may_be_replaced)
     paths = {decision.batchnorm.path for decision in still_open}
@@ -54,7 +54,7 @@ def _decided(decision: Fold | Blocked, found: Mapping[Path, str | None]) -> Fold
 _WRAPPED = "it is inside a TimeDistributed"
 
 
-def _leftovers(scope: Scope) -> Iterator[tuple[Path, str | None]]:
+def _leftovers(scope: Region) -> Iterator[tuple[Path, str | None]]:
     """Each BatchNormalization, and why no depthwise convolution can stand for it, if none can."""
     for name, layer in scope.graph.layers.items():
         if name in scope.inside:
@@ -65,7 +65,7 @@ def _leftovers(scope: Scope) -> Iterator[tuple[Path, str | None]]:
                 yield batchnorm.path, _problem(batchnorm, layer, scope)
 
 
-def _problem(batchnorm: BatchNorm, layer: Layer, scope: Scope) -> str | None:
+def _problem(batchnorm: BatchNorm, layer: Layer, scope: Region) -> str | None:
     affine, used, shapes = from_batchnorm(batchnorm), policy(layer), scope.shapes
     if isinstance(affine, str):
         return affine

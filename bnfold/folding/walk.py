@@ -22,6 +22,7 @@ from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
 from bnfold.folding.dead import without_dead_channels
 from bnfold.folding.effect import Effect, slots_of, take
+from bnfold.folding.keep import matches
 from bnfold.folding.masks import may_be_masked
 from bnfold.folding.obstacle import (
     FROM_THE_END,
@@ -31,17 +32,17 @@ from bnfold.folding.obstacle import (
     AxisObstacle,
     remedy_of,
 )
-from bnfold.folding.scope import Position, Scope, Tensor, chain, title
 from bnfold.folding.site import Site
-from bnfold.folding.training import is_set
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Call, Layer, Path, Ref, core_path, show, unwrapped
+from bnfold.model.graph import Call, Layer, Path, Ref, chain, core_path, show, title, unwrapped
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
+from bnfold.model.program import Program, Region
 from bnfold.model.shape_rules import Shape
 from bnfold.model.shapes import is_float, without_axes
+from bnfold.model.training import is_set
 
 _MAX_STEPS = 20_000
 """For one layer, in one direction."""
@@ -56,6 +57,12 @@ _MAX_WAYS = 64
 """How many ways through joins are looked at before a layer counts as blocked."""
 _MAX_JOINS = 100
 """How many joins in a row a map is carried through, backward."""
+
+
+Position = tuple[Region, str, int]
+"""One call: the model it is in, the layer's name and the number of the call."""
+
+Tensor = tuple[Region, Ref]
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ Edits = list[tuple[Path, Effect]]
 class _Call:
     """One call of a layer on the way; `where` is "before it" or "behind it"."""
 
-    scope: Scope
+    scope: Region
     layer: Layer
     number: int
     where: str
@@ -177,9 +184,11 @@ class _Demand:
 class Walk:
     """The ways through one model. It knows what has been folded so far."""
 
-    def __init__(self, order: Mapping[Position, int]) -> None:
-        """`order` numbers all calls so that each comes behind those that make its inputs."""
-        self._order = order
+    def __init__(self, program: Program, keep: Sequence[str]) -> None:
+        """`keep` are patterns of layers that must not be changed."""
+        order = {(call.region, call.name, call.number): n for n, call in enumerate(program.calls)}
+        self._order: Mapping[Position, int] = order
+        self._keep = keep
         self._at = {number: position for position, number in order.items()}
         # The map that each BatchNormalization is by now.
         self._maps: dict[Path, Affine] = {}
@@ -198,7 +207,7 @@ class Walk:
 
     def edits(
         self,
-        scope: Scope,
+        scope: Region,
         layer: Layer,
         batchnorm: BatchNorm,
         direction: str,
@@ -230,7 +239,7 @@ class Walk:
         return found if isinstance(again, Refusal) else again
 
     def _folds_on_another_axis(
-        self, scope: Scope, layer: Layer, batchnorm: BatchNorm, direction: str
+        self, scope: Region, layer: Layer, batchnorm: BatchNorm, direction: str
     ) -> bool:
         """Whether the layer, trained along some other axis, would fold in this direction."""
         shape = scope.shapes.of(layer.calls[0].inputs[0])
@@ -304,6 +313,10 @@ class Walk:
         """Whether a layer has been folded, so that it passes on what it reads."""
         return path in self._folded
 
+    def keeps(self, path: Path) -> bool:
+        """Whether the user asked for a layer to be left alone."""
+        return matches(path, *self._keep)
+
     def current(self, path: Path, layer: Layer) -> Layer:
         """A layer with what it has taken in so far."""
         return self._layers.get(path, layer)
@@ -343,7 +356,7 @@ class Walk:
         return self._at[number]
 
 
-def _site(scope: Scope, name: str, number: int) -> Site:
+def _site(scope: Region, name: str, number: int) -> Site:
     """What is known of a call from the graph alone, inside all wrappers."""
     layer = scope.graph.layers[name]
     core, wrappers = unwrapped(layer)
@@ -353,7 +366,7 @@ def _site(scope: Scope, name: str, number: int) -> Site:
         layer=core,
         inputs=tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count]),
         output=without_axes(shapes.of(Ref(name, number)), wrappers),
-        training=scope.around.trains(core_path(layer, scope.layer_path(name)), call),
+        training=scope.call(name, number).may_train,
         masked=len(call.inputs) > 1 and not core.is_operation and may_be_masked(scope, call.inputs),
         operands=inbound_nodes.operands(call.node) if layer.is_operation else (),
         keywords=inbound_nodes.keywords(call.node) if layer.is_operation else {},
@@ -402,7 +415,7 @@ class _Attempt:
     def __init__(
         self,
         walk: Walk,
-        scope: Scope,
+        scope: Region,
         layer: Layer,
         batchnorm: BatchNorm,
         *,
@@ -576,7 +589,7 @@ class _Attempt:
         self._check_dtype(at)
         return at.scope.parent, outer
 
-    def _check_boundary(self, scope: Scope, affine: Affine, where: str, outer: Ref) -> None:
+    def _check_boundary(self, scope: Region, affine: Affine, where: str, outer: Ref) -> None:
         """Whether a map of a tensor can cross; `outer` is that tensor outside of the model."""
         if scope.closed is not None:
             raise _RefusalError(
@@ -662,9 +675,9 @@ class _Attempt:
             raise at.refuse("is no operation that a scale and a shift can cross")
         if not at.layer.builtin:
             raise at.refuse(f"is of a class that is not Keras' own{_evidence(at.layer)}")
-        if at.scope.around.keeps(at.path):
+        if self._walk.keeps(at.path):
             raise at.refuse("is kept on request")
-        if at.scope.around.repeats(at.layer):
+        if at.scope.repeats(at.layer):
             raise at.refuse("stands in several places of the model")
         core, _ = unwrapped(at.layer)
         if not takes(core):
@@ -780,7 +793,7 @@ class _Attempt:
                 raise _RefusalError(f"it feeds {name!r}, which no output depends on")
             heapq.heappush(self._waiting, place)
 
-    def _leave(self, scope: Scope, ref: Ref, affine: Affine) -> None:
+    def _leave(self, scope: Region, ref: Ref, affine: Affine) -> None:
         """A tensor is an output of its graph."""
         path = scope.layer_path(ref.layer)
         if scope.parent is None:
@@ -825,7 +838,7 @@ class _Attempt:
         return []
 
     def _enter_model(
-        self, nested: Scope, affines: Sequence[Affine | None], sources: Sequence[Ref]
+        self, nested: Region, affines: Sequence[Affine | None], sources: Sequence[Ref]
     ) -> None:
         for slot, affine in enumerate(affines):
             if affine is None:
@@ -851,12 +864,12 @@ def _evidence(layer: Layer) -> str:
     return f": Keras' has no setting {printable(foreign[0])!r}" if foreign else ""
 
 
-def title_of_scope(scope: Scope) -> str:
+def title_of_scope(scope: Region) -> str:
     """A nested model as sentences name it."""
     kind = "Sequential" if scope.graph.kind == "sequential" else "Functional"
     return f"{kind} {show(scope.path)!r}"
 
 
-def _reader_of(at: _Call, scope: Scope) -> str:
+def _reader_of(at: _Call, scope: Region) -> str:
     """Who reads the tensor that a call only hands on, as `scope` names it."""
     return at.scope.name if scope is at.scope.parent else at.layer.name

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from bnfold.audit import Channels
 from bnfold.errors import BnfoldError
+from bnfold.folding.keep import matches
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.folding.scope import matches
 from bnfold.jobs.inspect import spread
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.guard import printable

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from bnfold.audit.subject import first_layers
 from bnfold.errors import BnfoldError
+from bnfold.folding.keep import matches
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.folding.scope import matches
 from bnfold.jobs.estimation import Change, Estimation, Kept, OtherScaleError, ScaleCheck
 from bnfold.jobs.fold import refuse_inside
 from bnfold.jobs.planning import planned

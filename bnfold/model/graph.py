@@ -161,6 +161,16 @@ def unwrapped(layer: Layer) -> tuple[Layer, int]:
     return (replace(layer, calls=calls) if wrappers else layer), wrappers
 
 
+def chain(layer: Layer) -> list[Layer]:
+    """A layer and everything it wraps."""
+    return [layer] if layer.inner is None else [layer, *chain(layer.inner)]
+
+
+def title(layer: Layer, path: Path) -> str:
+    """A layer as sentences name it: `Conv2D 'block/conv'`."""
+    return f"{layer.class_name} {show(path)!r}"
+
+
 def core_path(layer: Layer, path: Path) -> Path:
     """The path of the layer inside all wrappers, from that of the outermost one."""
     while layer.inner is not None:

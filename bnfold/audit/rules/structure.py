@@ -5,7 +5,7 @@ import numpy as np
 from bnfold.audit.axes import einsum_channels, normalized_axis, producer
 from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.flow import Flow
-from bnfold.audit.neighbours import Node, Place, stays_out_of_training
+from bnfold.audit.neighbours import Place, stays_out_of_training
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.rules.folding import fold_overflows
 from bnfold.audit.rules.settings import invalid_hyperparameter
@@ -14,6 +14,7 @@ from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
 from bnfold.model import layers
 from bnfold.model.graph import Layer, finite_number
+from bnfold.model.program import Call
 
 
 @rule("BN301", "redundant-bias", Severity.INFO, needs=Needs.SETTINGS)
@@ -21,7 +22,7 @@ def redundant_bias(subject: Subject) -> Diagnosis | None:
     """The layer right before it has a bias, which the subtraction of the mean takes out again."""
     if subject.place is None:
         return None
-    found = [_biased(subject, subject.place, node) for node in subject.place.nodes]
+    found = [_biased(subject, subject.place, call) for call in subject.place.calls]
     maker = found[0] if found else None
     if maker is None or None in found:
         return None
@@ -35,23 +36,23 @@ def redundant_bias(subject: Subject) -> Diagnosis | None:
     )
 
 
-def _biased(subject: Subject, place: Place, node: Node) -> Node | None:
+def _biased(subject: Subject, place: Place, call: Call) -> Call | None:
     """The producer of a call's input, if it has a bias that only BatchNormalizations see."""
-    sources = node.sources()
+    sources = call.producers()
     if len(sources) != 1:
         return None
     (source,) = sources
-    channels, layer = producer(node, place.memo), source.layer
-    if channels is None or channels.node != source:
+    channels, layer = producer(call, place.memo), source.layer
+    if channels is None or channels.call != source:
         return None
-    if normalized_axis(subject.batchnorm, node) != channels.axis:
+    if normalized_axis(subject.batchnorm, call) != channels.axis:
         return None
     linear = layer.config.get("activation") in (None, "linear")
     if not linear or not _has_bias_of_channels(layer):
         return None
     if subject.is_frozen and layer.config.get("trainable", True) is not False:
         return None  # the frozen layer takes none of it out in training: it can still be learnt
-    return source if all(_goes_into_batchnorms(source, n) for n in _calls(source)) else None
+    return source if all(map(_goes_into_batchnorms, source.region.calls_of(source.name))) else None
 
 
 def _has_bias_of_channels(layer: Layer) -> bool:
@@ -64,12 +65,8 @@ def _has_bias_of_channels(layer: Layer) -> bool:
     return has_slot and bool(layers.setting(layer, "use_bias"))
 
 
-def _calls(node: Node) -> range:
-    return range(len(node.scope.graph.layers[node.name].calls))
-
-
-def _goes_into_batchnorms(node: Node, number: int) -> bool:
-    readers = Node(node.scope, node.name, number).readers()
+def _goes_into_batchnorms(call: Call) -> bool:
+    readers = call.uses()
     return bool(readers) and all(
         reader is not None and layers.is_batchnorm(reader.layer) for reader in readers
     )
@@ -80,7 +77,7 @@ def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
     """A Dropout stands upstream, with no other normalization between."""
     if subject.place is None or subject.is_frozen or subject.estimated_from is not None:
         return None
-    found = (_DROPOUT.beside(node, subject.place.memo) for node in subject.place.nodes)
+    found = (_DROPOUT.beside(call, subject.place.memo) for call in subject.place.calls)
     nearest = next(filter(None, found), None)
     if nearest is None:
         return None
@@ -94,21 +91,21 @@ def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
     )
 
 
-def _drops(node: Node) -> bool:
+def _drops(call: Call) -> bool:
     """Whether a call drops in training and not at inference."""
-    drops = node.is_known and layers.facts(node.layer).training == "drops"
-    if not drops or stays_out_of_training(node.call) or node.trains_always:
+    drops = call.is_known and layers.facts(call.layer).training == "drops"
+    if not drops or stays_out_of_training(call) or call.trains:
         return False
-    rate = finite_number(node.layer.config.get("rate"))
+    rate = finite_number(call.layer.config.get("rate"))
     return rate is not None and rate > 0
 
 
-_DROPOUT = Flow[Node](
-    neighbours=Node.sources,
-    passes=lambda node: (
-        node.is_known and layers.facts(node.layer).at_inference != "normalizes" and not _drops(node)
+_DROPOUT = Flow[Call](
+    neighbours=Call.producers,
+    passes=lambda call: (
+        call.is_known and layers.facts(call.layer).at_inference != "normalizes" and not _drops(call)
     ),
-    own=lambda node: node if _drops(node) else None,
+    own=lambda call: call if _drops(call) else None,
     join=lambda found: next(filter(None, found), None),
 )
 """The nearest Dropout."""

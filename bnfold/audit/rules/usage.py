@@ -2,6 +2,7 @@
 
 from bnfold.audit.axes import normalized_axis, producer
 from bnfold.audit.finding import Diagnosis, Severity
+from bnfold.audit.neighbours import input_shape
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
@@ -12,15 +13,15 @@ def axis_mismatch(subject: Subject) -> Diagnosis | None:
     """The axis is not the one on which the layer before it has its channels."""
     if subject.place is None:
         return None
-    for node in subject.place.nodes:
-        axis, shape = normalized_axis(subject.batchnorm, node), node.input_shape()
-        found = producer(node, subject.place.memo)
+    for call in subject.place.calls:
+        axis, shape = normalized_axis(subject.batchnorm, call), input_shape(call)
+        found = producer(call, subject.place.memo)
         if axis is None or found is None or axis == found.axis:
             continue
         rank = 0 if shape is None else len(shape)  # counted from the front where that is known
         return Diagnosis(
             Severity.WARNING,
-            f"it normalizes axis {axis + rank}, but {found.node.title} has its channels on axis "
+            f"it normalizes axis {axis + rank}, but {found.call.title} has its channels on axis "
             f"{found.axis + rank}",
             f"build it with axis={found.axis if found.axis == -1 else found.axis + rank}, and "
             "train again",

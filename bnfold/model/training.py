@@ -10,6 +10,7 @@ too. Keras 2 hands nothing on.
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import cached_property
 
 from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrapped
 from bnfold.model.inbound_nodes import is_keras3
@@ -28,6 +29,23 @@ def is_set(argument: object) -> bool:
 def is_off(argument: object) -> bool:
     """Whether a call's `training` says that it is not training; None says nothing."""
     return argument is not None and not is_set(argument)
+
+
+class Modes:
+    """What the calls of a whole model do to the training mode of others."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    @cached_property
+    def exposed(self) -> Mapping[Path, str]:
+        """The layers that the training=True of another may reach, with a clause about that one."""
+        return exposed(self._graph)
+
+    @cached_property
+    def reached(self) -> frozenset[Path]:
+        """Those of them that it does reach, if the model is called without `training`."""
+        return training_in_bare_call(self._graph) if self.exposed else frozenset()
 
 
 def exposed(graph: Graph) -> dict[Path, str]:
