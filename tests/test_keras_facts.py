@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import chain, examine, fold_file, keras, randomize
+from support import chain, examine, fold_file, keras, randomize, samples
 
 from bnfold.model.layers import ROWS
 
@@ -239,17 +239,31 @@ def test_a_shift_cannot_be_put_on_a_tensor_that_fills_both_slots(tmp_path: Path)
     examine(found, tmp_path, left=1, reason="would have to change in two ways")
 
 
-@pytest.mark.parametrize("join", ["Add", "Subtract", "Multiply", "Average", "Maximum"])
-def test_a_merge_of_masked_tensors_puts_one_out_alone(join: str, tmp_path: Path) -> None:
+def merge_of_masked(join: str) -> Any:
     words, other = Input((4,), dtype="int32"), Input((4, 4))
     embedded = L.Embedding(5, 4, mask_zero=True)(words)
-    joined = BN(name="bn_still_up")(getattr(L, join)()([embedded, L.Dense(4)(other)]))
+    joined = BN(name="norm")(getattr(L, join)()([embedded, L.Dense(4)(other)]))
     found = randomize(keras.Model([words, other], joined))
-    norm = found.get_layer("bn_still_up")
+    norm = found.get_layer("norm")
     norm.gamma.assign(abs(norm.gamma) + 0.1)
     norm.beta.assign(0 * norm.beta)
     norm.moving_mean.assign(0 * norm.moving_mean)
-    examine(found, tmp_path, left=1, reason="may be masked", forms=KERAS)
+    return found
+
+
+@pytest.mark.parametrize("join", ["Multiply", "Maximum", "Minimum"])
+def test_a_merge_that_puts_out_one_tensor_where_the_other_is_masked(
+    join: str, tmp_path: Path
+) -> None:
+    examine(merge_of_masked(join), tmp_path, left=1, reason="may be masked", forms=KERAS)
+
+
+@pytest.mark.parametrize("join", ["Add", "Subtract", "Average"])
+def test_a_merge_that_only_hands_masks_on(join: str, tmp_path: Path) -> None:
+    model = merge_of_masked(join)
+    inputs = samples(model)
+    inputs[0][:, ::2] = 0
+    examine(model, tmp_path, inputs=inputs, forms=KERAS)
 
 
 GIVEN_MASKS: dict[str, Build] = {

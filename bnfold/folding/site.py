@@ -17,7 +17,7 @@ class Site:
         inputs: the shape of each tensor that goes in, None where it is unknown.
         output: the shape of what comes out.
         training: whether the call, or one around it, may run the layer in training mode.
-        masked: whether the layer merges tensors of which one may carry a mask.
+        masked: whether the layer reads masks, and one of its inputs may carry one.
         operands: what an operation is given by position, None in the place of each tensor.
         keywords: what an operation is given by name.
     """

@@ -367,7 +367,7 @@ def _site(scope: Region, name: str, number: int) -> Site:
         inputs=tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count]),
         output=without_axes(shapes.of(Ref(name, number)), wrappers),
         training=scope.call(name, number).may_train,
-        masked=len(call.inputs) > 1 and not core.is_operation and may_be_masked(scope, call.inputs),
+        masked=layers.facts(core).mask == "reads" and may_be_masked(scope, call.inputs),
         operands=inbound_nodes.operands(call.node) if layer.is_operation else (),
         keywords=inbound_nodes.keywords(call.node) if layer.is_operation else {},
     )
