@@ -134,6 +134,13 @@ def test_an_axis_that_may_be_right(
     assert "BN006" not in codes(saved(sequential(*parts(), shape=shape), tmp_path)).get("bn", [])
 
 
+def test_an_axis_behind_an_average_that_takes_the_channels_away(tmp_path: Path) -> None:
+    inputs = keras.Input((8, 7, 3))
+    averaged = keras.ops.average(layers.Conv2D(4, 3)(inputs), axis=-1)
+    model = settle(keras.Model(inputs, norm(axis=1)(averaged)))
+    assert "BN006" not in codes(saved(model, tmp_path)).get("bn", [])
+
+
 def test_an_axis_behind_attention(tmp_path: Path) -> None:
     inputs = keras.Input((5, 6))
     attended = layers.MultiHeadAttention(2, 3)(inputs, inputs)

@@ -139,6 +139,12 @@ _OWN = """
     GlobalMaxPooling3D: data_format keepdims pool_dimensions
     GroupNormalization: axis beta_constraint beta_initializer beta_regularizer center epsilon
         gamma_constraint gamma_initializer gamma_regularizer groups scale
+    GroupQueryAttention: bias_constraint bias_initializer bias_regularizer dropout flash_attention
+        head_dim kernel_constraint kernel_initializer kernel_regularizer num_key_value_heads
+        num_query_heads seed sliding_window use_bias use_gate
+    GroupedQueryAttention: bias_constraint bias_initializer bias_regularizer dropout flash_attention
+        head_dim kernel_constraint kernel_initializer kernel_regularizer num_key_value_heads
+        num_query_heads seed sliding_window use_bias use_gate
     HashedCrossing: num_bins output_mode sparse
     Hashing: mask_value num_bins output_mode salt sparse
     Highway: W_constraint W_regularizer activation b_constraint b_regularizer bias init input_dim
