@@ -93,8 +93,8 @@ class Facts:
             them.
         at_inference: "nothing" happens to the numbers; it "moves" them, or puts zeros beside them;
             it "normalizes" them. None: it computes something else.
-        gain: The settings that numbers are multiplied with, by their names in Keras 2 and 3: the
-            output has none larger than these and 1 times the largest of the input. None: it may.
+        gain: The settings, by their names in Keras 2 and 3, of which the largest, or 1, says by how
+            much a difference in one input can grow in the output. None: it may grow more.
     """
 
     variables: tuple[Slot, ...] | None = None
@@ -355,7 +355,7 @@ ROWS: Mapping[str, Facts] = {
 }
 """Keras' own layers, of every version that `bnfold.model.identity` knows."""
 
-_STILL = Facts(gain=())  # an operation that makes no number larger
+_STILL = Facts(gain=())  # an operation that makes no difference larger
 _KEEPS_AXES = Facts(channels="kept", gain=())
 _MOVES_NUMBERS = Facts(at_inference="moves", gain=())
 
