@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from numpy.typing import NDArray
 
@@ -44,6 +45,36 @@ Progress: TypeAlias = Callable[[str], None]
 FailOn: TypeAlias = Literal["error", "warning", "info"]
 
 
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+_IN_PYTHON = {
+    "force": "force=True",
+    "trust": "trust=True",
+    "import": "imports",
+    "layers": "layers",
+    "data": "data",
+}
+"""What the options that errors name are in Python."""
+_OPTION = re.compile(rf"(?<![^ (])--({'|'.join(_IN_PYTHON)})(?=[ ,;:)]|$)")
+
+
+def _in_python(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Have the errors of a function name its parameters, where they name the command's options."""
+
+    @wraps(function)
+    def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except BnfoldError as error:
+            error.args = tuple(
+                _OPTION.sub(lambda option: _IN_PYTHON[option[1]], str(text)) for text in error.args
+            )
+            raise
+
+    return wrapped
+
+
 class LiveModel(Protocol):
     """A model in memory, of Keras or tf_keras; for type checkers, to tell it from a path."""
 
@@ -54,6 +85,7 @@ class LiveModel(Protocol):
         """Run it."""
 
 
+@_in_python
 def inspect(
     model: FilePath | LiveModel,
     *,
@@ -152,6 +184,7 @@ def fold(
 ) -> "keras.Model": ...
 
 
+@_in_python
 def fold(
     model: Any,
     out: FilePath | None = None,
@@ -247,6 +280,7 @@ def _told(audit: InputFindings) -> str:
     return printable("; ".join([*said, *([audit.problem] if audit.problem else [])]))
 
 
+@_in_python
 def verify(
     original: FilePath | LiveModel,
     folded: FilePath | LiveModel,
@@ -284,6 +318,7 @@ def verify(
     return found.reworded(lambda text: second.said(first.said(text)))
 
 
+@_in_python
 def export(
     model: FilePath | LiveModel,
     target: FilePath,
@@ -396,6 +431,7 @@ def recalibrate(
 ) -> "keras.Model": ...
 
 
+@_in_python
 def recalibrate(
     model: Any,
     out: FilePath | None = None,
@@ -511,6 +547,7 @@ def _loading(models: Sequence[Any], *, trust: bool, imports: Sequence[str]) -> o
     return options.Loading(trusted, imports, classes)
 
 
+@_in_python
 def bench(
     a: FilePath | LiveModel,
     b: FilePath | LiveModel | None = None,

@@ -44,6 +44,18 @@ def test_inspect_takes_rules_thresholds_and_a_target(model: Any) -> None:
         codes(target_dtype="int8")
 
 
+def test_errors_name_parameters_and_not_the_options_of_the_command(
+    model: Any, tmp_path: Path
+) -> None:
+    path, there = tmp_path / "live.keras", tmp_path / "there.keras"
+    model.save(path)
+    there.write_bytes(b"precious")
+    with pytest.raises(bnfold.OutputError, match=r"exists already; use force=True to replace it$"):
+        bnfold.fold(path, there, verify=False)
+    with pytest.raises(bnfold.BnfoldError, match=r"^imports no_such_module: No module named"):
+        bnfold.verify(path, path, imports=["no_such_module"])
+
+
 def test_fold_takes_tolerances(model: Any) -> None:
     with pytest.raises(bnfold.VerificationFailedError, match="was refused"):
         bnfold.fold(model, rtol=0, atol=0)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from test_cli import outcome
 import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export
+from bnfold.reports import export_text, terminal
 from bnfold.reports.json import schema
 from bnfold.running import onnx_file
 from bnfold.running.libraries import CannotRunError
@@ -437,8 +439,32 @@ def test_a_refused_fold_is_not_converted(
     result = command("fold", saved, tmp_path / "out.onnx", "--format", "json")
     assert result.exit_code == 1
     assert (report(result)["written"], report(result)["check"]) == (False, None)
-    assert "was not written" in command("fold", saved, tmp_path / "out.onnx").stdout
+    said = command("fold", saved, tmp_path / "out.onnx").stdout
+    assert said.startswith(f"{tmp_path / 'out.onnx'} was not written: it would not compute")
+    assert "folded " not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_is_told_when_it_begins_and_not_again(saved: Path, tmp_path: Path) -> None:
+    words = ["fold", str(saved), str(tmp_path / "out.onnx")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines().count("bnfold: loading TensorFlow ...") == 1
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.0, "0%"), (0.004, "under 1%"), (0.006, "1%"), (0.5, "50%")]
+)
+def test_a_small_share_of_the_tolerance_is_not_none(
+    share: float, said: str, saved: Path, tmp_path: Path
+) -> None:
+    made = bnfold.export(saved, tmp_path / "out.onnx", fold=False)
+    assert made.check is not None
+    outputs = tuple(replace(one, excess=share) for one in made.check.outputs)
+    made = replace(made, check=replace(made.check, outputs=outputs))
+    text = terminal.plain(lambda _: export_text.export(made))
+    assert f", {said} of the tolerance)" in text
 
 
 # --- refusals ---
@@ -634,6 +660,6 @@ def test_a_live_model_has_a_name_and_no_file(tmp_path: Path) -> None:
     assert metadata(written)["source"] == "living"
     assert "source_sha256" not in metadata(written)
     assert_same(tmp_path / "out.onnx", model, samples(model))
-    with pytest.raises(bnfold.OutputError, match="--force"):
+    with pytest.raises(bnfold.OutputError, match="force=True"):
         bnfold.export(model, tmp_path / "out.onnx")
     assert bnfold.export(model, tmp_path / "out.onnx", fold=False, force=True).plan is None

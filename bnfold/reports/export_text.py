@@ -15,9 +15,14 @@ from bnfold.verification.exported import STANDARD_RULE, Check
 
 def export(report: ExportReport) -> RenderableType:
     """The report on an export."""
-    parts = fold_text.findings(report.audit)
+    parts: list[RenderableType] = []
+    if not report.written:
+        proof = report.verification if report.check is None else report.check
+        parts.append(fold_text.not_written(report.target, report.audit, proof))
+    parts += fold_text.findings(report.audit)
     if report.plan is not None:
-        parts += fold_text.decisions(report.plan, report.replaced, report.unused_keep)
+        kept, written = report.unused_keep, report.written
+        parts += fold_text.decisions(report.plan, report.replaced, kept, done=written)
     if report.verification is not None:
         parts += fold_text.verdict(report.verification)
     if report.check is not None:
@@ -25,9 +30,6 @@ def export(report: ExportReport) -> RenderableType:
         parts += _ports("input", report.inputs) + _ports("output", report.outputs)
     if report.written:
         parts.append(Text(f"wrote {printable(str(report.target))} (opset {report.opset})"))
-    else:
-        proof = report.verification if report.check is None else report.check
-        parts.append(fold_text.not_written(report.target, report.audit, proof))
     return Group(*parts)
 
 
@@ -58,7 +60,7 @@ def _what_was_compared(check: Check) -> str:
     if exercised:
         error = max(one.max_abs_error for one in exercised)
         excess = max(one.excess for one in exercised)
-        parts += [f"largest error {error:.2g}", f"{excess:.0%} of the tolerance"]
+        parts += [f"largest error {error:.2g}", f"{terminal.share(excess)} of the tolerance"]
     return ", ".join(parts)
 
 

@@ -22,17 +22,18 @@ from bnfold.verification.tolerance import Rule
 
 def fold(report: FoldReport) -> RenderableType:
     """The report on a fold."""
-    parts = findings(report.audit)
-    parts += decisions(report.plan, report.replaced, report.unused_keep)
-    if report.dropped:
+    parts: list[RenderableType] = []
+    if not report.written:
+        parts.append(not_written(report.target, report.audit, report.verification))
+    parts += findings(report.audit)
+    parts += decisions(report.plan, report.replaced, report.unused_keep, done=report.written)
+    if report.dropped and report.written:
         dropped = " and ".join(report.dropped)
         parts.append(terminal.indented(f"left out {dropped}: the result is for inference", "dim"))
     if report.verification is not None:
         parts += verdict(report.verification)
     if report.written:
         parts.append(Text(f"wrote {printable(str(report.target))}"))
-    else:
-        parts.append(not_written(report.target, report.audit, report.verification))
     return Group(*parts)
 
 
@@ -52,13 +53,14 @@ def findings(audit: InputFindings) -> list[RenderableType]:
 
 
 def not_written(target: FilePath, audit: InputFindings, proof: Verification | Check | None) -> Text:
-    """That the result was refused, and why, where the proof itself found nothing against it."""
-    sentence = f"{printable(str(target))} was not written"
+    """That the result was refused, and why."""
     if audit.stops:
-        sentence += f": --fail-on {audit.fail_on} stops at what was found in the model"
+        reason = f"--fail-on {audit.fail_on} stops at what was found in the model"
     elif proof is not None and proof.accepted(strict=False):
-        sentence += f": {_STRICT}"
-    return Text(sentence, style="red")
+        reason = _STRICT
+    else:
+        reason = "it would not compute what the model computes"
+    return Text(f"{printable(str(target))} was not written: {reason}", style="red")
 
 
 _STRICT = (
@@ -70,13 +72,15 @@ _HINT = "'bnfold inspect' says what change would let them fold"
 
 
 def decisions(
-    plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str]
+    plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str], *, done: bool
 ) -> list[RenderableType]:
-    """What was folded, what was not and why, and which patterns of --keep said nothing."""
+    """What was folded, what was not and why, and which patterns of --keep said nothing.
+
+    Where it was not `done`, nothing is said to be folded, only what can be.
+    """
     folded, total = len(plan.folds), len(plan.decisions)
-    parts: list[RenderableType] = [
-        Text(f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}")
-    ]
+    said = f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}"
+    parts: list[RenderableType] = [Text(said if done else terminal.foldable(plan))]
     reasons = terminal.reasons(plan)
     parts += [terminal.indented(f"kept {reason}", "dim") for reason, _ in reasons]
     remedies = {remedy for _, remedy in reasons}
@@ -85,7 +89,8 @@ def decisions(
         parts.append(terminal.indented(_HINT if only is None else f"to do: {only}", "dim"))
     if replaced:
         names = terminal.names([show(path) for path in replaced])
-        parts.append(terminal.indented(f"now depthwise convolutions: {names}", "dim"))
+        became = "now" if done else "would become"
+        parts.append(terminal.indented(f"{became} depthwise convolutions: {names}", "dim"))
     parts += [
         terminal.indented(f"warning: --keep {unused!r} matches no layer", "yellow")
         for unused in unused_keep
@@ -195,7 +200,8 @@ def _what_was_compared(result: Verification) -> str:
     parts.append(f"{result.sample_count} samples, seed {result.seed}")
     if result.worst is not None:
         parts.append(
-            f"worst {printable(result.worst.name)} at {result.worst.excess:.0%} of tolerance"
+            f"worst {printable(result.worst.name)} at {terminal.share(result.worst.excess)} of "
+            "tolerance"
         )
     return "; ".join(parts)
 

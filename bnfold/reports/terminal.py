@@ -68,6 +68,11 @@ def plural(noun: str, count: int) -> str:
     return noun if count == 1 else f"{noun}s"
 
 
+def share(number: float) -> str:
+    """A share in percent; what would be rounded to nothing is `under 1%`."""
+    return "under 1%" if 0 < number < 0.005 else f"{number:.0%}"
+
+
 def foldable(plan: Plan) -> str:
     """How many layers a model has, and how many of them fold."""
     folds, total = len(plan.folds), len(plan.decisions)

@@ -95,6 +95,11 @@ def release() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed otherwise
 
 
+def is_loaded() -> bool:
+    """Whether this process has imported TensorFlow and Keras, so that starting takes no time."""
+    return {"tensorflow", "keras"} <= sys.modules.keys()
+
+
 def start(threads: int | None = None) -> None:
     """Import TensorFlow and Keras with the TensorFlow backend, without chatter, for the CPU.
 

@@ -42,7 +42,8 @@ class Opening:
 
     def start(self, report: Report, threads: int | None = None) -> None:
         """Start TensorFlow, with so many threads. Raises VerificationImpossibleError."""
-        report("loading TensorFlow")
+        if not libraries.is_loaded():
+            report("loading TensorFlow")
         libraries.start(threads)
 
     def load(self, report: Report) -> list[LoadedModel]:
