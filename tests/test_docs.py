@@ -1,6 +1,7 @@
 """The documentation says what the code's own tables say."""
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,11 @@ def test_the_page_on_folding_lists_what_the_code_does(number: int) -> None:
     listed = [name for cell in tables("folding.md")[number] for name in classes(cell)]
     assert sorted(set(listed) - {"BatchNormalization"}) == sorted(TABLES[number])
     assert len(listed) == len(set(listed))
+
+
+def test_the_table_of_all_layers_is_what_the_rows_say() -> None:
+    written = runpy.run_path(str(DOCS / "layer_table.py"))
+    assert written["page"]() == (DOCS / "folding.md").read_text(), "run docs/layer_table.py"
 
 
 def test_the_map_for_developers_has_every_module_and_no_other() -> None:
