@@ -26,12 +26,12 @@ from bnfold.folding.apply import without
 from bnfold.folding.effect import Effect
 from bnfold.folding.keep import matches, unused_patterns
 from bnfold.folding.limits import Extent
-from bnfold.folding.masks import masks_are_named
 from bnfold.folding.obstacle import NO_SOURCE
 from bnfold.folding.walk import Refusal, Walk
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Ref, show
+from bnfold.model.graph import Graph, Layer, Path, show
 from bnfold.model.keras_json import PLAIN_MODEL
+from bnfold.model.masks import masks_are_named
 from bnfold.model.order import keras_order
 from bnfold.model.program import Program, Region
 from bnfold.model.training import BY_DEFAULT, first_changed_mode, is_set
@@ -282,8 +282,8 @@ def _problems(one: _Candidate) -> Iterator[Refusal]:
         yield Refusal(region.obstacle)
     if region.repeats(layer):
         yield Refusal("it stands in several places of the model")
-    for number, call in enumerate(layer.calls):
-        if call.mask is not None and not masks_are_named(one.scope, Ref(layer.name, number)):
+    for call in region.calls_of(layer.name):
+        if call.written.mask is not None and not masks_are_named(call.output()):
             yield Refusal("it is given a mask, which it passes on to the layers behind it")
     if batchnorm.axis is None:
         yield Refusal("it normalizes over several axes at once")

@@ -15,7 +15,6 @@ import numpy as np
 
 from bnfold.folding.affine import Affine, Array, from_batchnorm
 from bnfold.folding.limits import Extent, loss_of
-from bnfold.folding.masks import may_be_masked
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.model import keras_json
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
@@ -78,7 +77,9 @@ def _problem(batchnorm: BatchNorm, layer: Layer, scope: Region) -> str | None:
         return "it does not normalize the last axis of a tensor of rank 3 or 4"
     if {shapes.dtype(ref) for ref in refs} != {used.compute}:
         return "it reads numbers of another dtype than it computes in"
-    if any(call.mask is not None for call in layer.calls) or may_be_masked(scope, refs):
+    if any(call.mask is not None for call in layer.calls) or any(
+        scope.value(ref).may_be_masked for ref in refs
+    ):
         return "its input may have a mask, which a convolution does not propagate"
     return loss_of(_extents(affine, batchnorm))
 

@@ -23,7 +23,6 @@ from bnfold.folding.crossing import Rule
 from bnfold.folding.dead import without_dead_channels
 from bnfold.folding.effect import Effect, slots_of, take
 from bnfold.folding.keep import matches
-from bnfold.folding.masks import may_be_masked
 from bnfold.folding.obstacle import (
     FROM_THE_END,
     NO_OUTPUT,
@@ -367,7 +366,8 @@ def _site(scope: Region, name: str, number: int) -> Site:
         inputs=tuple(without_axes(shapes.of(ref), wrappers) for ref in call.inputs[:count]),
         output=without_axes(shapes.of(Ref(name, number)), wrappers),
         training=scope.call(name, number).may_train,
-        masked=layers.facts(core).mask == "reads" and may_be_masked(scope, call.inputs),
+        masked=layers.facts(core).mask == "reads"
+        and any(scope.value(ref).may_be_masked for ref in call.inputs),
         operands=inbound_nodes.operands(call.node) if layer.is_operation else (),
         keywords=inbound_nodes.keywords(call.node) if layer.is_operation else {},
     )

@@ -22,6 +22,7 @@ from bnfold.model.graph import Path as LayerPath
 from bnfold.model.moments import Divergence, Observed, divergence
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
+from bnfold.model.program import Program
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
@@ -69,7 +70,7 @@ class Inspection:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The model from top to bottom; empty for a subclassed one, whose file has no graph."""
-        return outline(self.graph)
+        return outline(self.plan.program or Program(self.graph))
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `models` in the JSON report."""

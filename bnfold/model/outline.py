@@ -4,11 +4,10 @@ Nested models are laid out where they are called first, so that one list shows t
 branch is followed to its end before the next one begins.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from bnfold.model.graph import Call, Graph, Layer, Path, Ref, core_path
-from bnfold.model.order import calls_in_order
+from bnfold.model.graph import Layer, Path
+from bnfold.model.program import Call, Program, Region, Value
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Step:
     is_output: bool = False
 
 
-def outline(graph: Graph) -> tuple[Step, ...]:
-    """All calls that the model's outputs depend on, each behind those that make its inputs.
+def outline(program: Program) -> tuple[Step, ...]:
+    """All calls that the model's outputs depend on, each after those that make its inputs.
 
     A subclassed model has none.
 
@@ -42,72 +41,56 @@ def outline(graph: Graph) -> tuple[Step, ...]:
         UnreadableModelError: the graph has a cycle.
     """
     layout = _Layout()
-    makers = layout.lay_out(graph, (), None)
-    ends = {makers(ref) for ref in graph.outputs}
+    for call in program.calls:
+        layout.add(call)
+    ends = {layout.producer(value) for value in program.region.outputs}
     return tuple(
         replace(step, is_output=True) if place in ends else step
         for place, step in enumerate(layout.steps)
     )
 
 
-class _Makers:
-    """Which step makes a tensor of one graph."""
-
-    def __init__(self) -> None:
-        self._calls: dict[tuple[str, int], int | None] = {}
-        self._outputs: dict[Ref, int | None] = {}
-
-    def __call__(self, ref: Ref) -> int | None:
-        """The place of the step; None for an input of a model that has no steps around it."""
-        return self._outputs.get(ref, self._calls.get((ref.layer, ref.call)))
-
-    def note(self, name: str, number: int, place: int | None) -> None:
-        self._calls[name, number] = place
-
-    def note_outputs(self, name: str, number: int, places: Iterable[int | None]) -> None:
-        for output, place in enumerate(places):
-            self._outputs[Ref(name, number, output)] = place
-
-
 class _Layout:
-    """Collects the steps of a model and of all models in it."""
+    """The steps so far, and where each call is among them."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self._places: dict[Call, int] = {}
+        # The first call of each nested model, whose steps follow.
+        self._opening: dict[Region, Call] = {}
 
-    def lay_out(self, graph: Graph, path: Path, around: int | None) -> _Makers:
-        """Add the steps of a graph; `around` is the step of the nested model that it is."""
-        makers = _Makers()
-        entered: set[str] = set()
-        for name, number in calls_in_order(graph):
-            layer = graph.layers[name]
-            if around is not None and layer.class_name == "InputLayer":
-                makers.note(name, number, around)
-                continue
-            opens = layer.nested is not None and name not in entered
-            self.steps.append(_step(layer, path, number, makers, around, opens=opens))
-            place = len(self.steps) - 1
-            makers.note(name, number, place)
-            if opens and layer.nested is not None:
-                entered.add(name)
-                inside = self.lay_out(layer.nested, core_path(layer, (*path, name)), place)
-                makers.note_outputs(name, number, map(inside, layer.nested.outputs))
-        return makers
+    def add(self, call: Call) -> None:
+        """Add a step; the input of a nested model is the step of that model."""
+        around = self._opening.get(call.region)
+        if around is not None and call.outer.class_name == "InputLayer":
+            self._places[call] = self._places[around]
+            return
+        opens = call.body is not None and call.body not in self._opening
+        if opens and call.body is not None:
+            self._opening[call.body] = call
+        # The first layer of a Sequential that lists no InputLayer reads what the model does.
+        reads = [self.producer(value) for value in call.reads]
+        if not reads and around is not None:
+            reads = [self._places[around]]
+        self._places[call] = len(self.steps)
+        self.steps.append(
+            Step(
+                call.path,
+                _class_name(call.outer),
+                tuple(dict.fromkeys(reads)),
+                call.number,
+                len(call.outer.calls),
+                opens=opens,
+            )
+        )
 
-
-def _step(
-    layer: Layer, path: Path, number: int, makers: _Makers, around: int | None, *, opens: bool
-) -> Step:
-    reads = tuple(dict.fromkeys(_read(layer.calls[number], makers, around)))
-    return Step(
-        (*path, layer.name), _class_name(layer), reads, number, len(layer.calls), opens=opens
-    )
-
-
-def _read(call: Call, makers: _Makers, around: int | None) -> Iterator[int]:
-    """The steps that a call reads; the first layer of a nested Sequential reads the model's."""
-    found = [makers(ref) for ref in call.inputs] or [around]
-    return (place for place in found if place is not None)
+    def producer(self, value: Value) -> int:
+        """The step that makes a tensor, inside of a nested model where its steps are."""
+        call, output = value
+        body = call.body
+        if body is not None and self._opening[body] is call and output < len(body.outputs):
+            return self.producer(body.outputs[output])
+        return self._places[call]
 
 
 def _class_name(layer: Layer) -> str:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from bnfold.model import graph as tree
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.graph import Graph, Layer, Path, Ref, chain, core_path, title, unwrapped
+from bnfold.model.masks import masked_calls
 from bnfold.model.order import calls_in_order
 from bnfold.model.shape_rules import Shape
 from bnfold.model.shapes import Shapes, input_shape, without_axes
@@ -42,6 +43,11 @@ class Value(NamedTuple):
     def dtype(self) -> str | None:
         """None where it is not known."""
         return self.call.region.shapes.dtype(self.ref)
+
+    @property
+    def may_be_masked(self) -> bool:
+        """Whether it may carry a mask, from however far upstream."""
+        return self.call in self.call.region.masked
 
     @property
     def is_output(self) -> bool:
@@ -174,6 +180,10 @@ class Call:
             return len(self.written.inputs)
         return self.region.leading(self.written)
 
+    def output(self, number: int = 0) -> Value:
+        """One of the tensors that it makes."""
+        return Value(self, number)
+
     @property
     def is_known(self) -> bool:
         """Whether the layer, and the model that it is a part of, are of Keras' own classes."""
@@ -209,7 +219,7 @@ class Call:
 
     def uses(self) -> tuple["Call | None", ...]:
         """The calls of layers that read the first tensor it makes; None for the model's output."""
-        return tuple(Value(self).uses())
+        return tuple(self.output().uses())
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +277,11 @@ class Region:
         return tuple(self.call(name, n) for n in range(len(self.graph.layers[name].calls)))
 
     @property
+    def all_calls(self) -> tuple[Call, ...]:
+        """All calls of its layers, in the file's order, also those that no output depends on."""
+        return tuple(call for name in self.graph.layers for call in self.calls_of(name))
+
+    @property
     def callers(self) -> tuple[Call, ...]:
         """The calls of the nested model; none of the whole one."""
         return () if self.parent is None else self.parent.calls_of(self.name)
@@ -295,6 +310,12 @@ class Region:
         """Whether it and all models around it are of Keras' own classes."""
         return self.graph.builtin and (self.parent is None or self.parent.is_known)
 
+    def with_nested(self) -> "Iterator[Region]":
+        """It and all models in it, each after the one around it."""
+        yield self
+        for nested in self.inside.values():
+            yield from nested.with_nested()
+
     def layer_path(self, name: str) -> Path:
         """The path of one of its layers."""
         return (*self.path, name)
@@ -317,6 +338,11 @@ class Region:
     def modes(self) -> Modes:
         """What the calls of the whole model do to the training mode of others."""
         return Modes(self.graph) if self.parent is None else self.parent.modes
+
+    @cached_property
+    def masked(self) -> frozenset[Call]:
+        """The calls of the whole model that may put out a mask."""
+        return masked_calls(self.with_nested()) if self.parent is None else self.parent.masked
 
     @cached_property
     def _repeated(self) -> frozenset[int]:
@@ -400,7 +426,7 @@ class Program:
     @cached_property
     def regions(self) -> tuple[Region, ...]:
         """The whole model and all nested ones, each after the one around it."""
-        return tuple(_with_nested(self.region))
+        return tuple(self.region.with_nested())
 
 
 def _in_order(region: Region) -> Iterator[Call]:
@@ -411,12 +437,6 @@ def _in_order(region: Region) -> Iterator[Call]:
         if call.body is not None and name not in entered:
             entered.add(name)
             yield from _in_order(call.body)
-
-
-def _with_nested(region: Region) -> Iterator[Region]:
-    yield region
-    for nested in region.inside.values():
-        yield from _with_nested(nested)
 
 
 def _repeated_objects(value: object) -> frozenset[int]:
