@@ -16,8 +16,8 @@ from bnfold.running.unrolled import unroll
 from bnfold.verification import Basis, Verdict
 from bnfold.verification.breakpoints import watched
 from bnfold.verification.pairing import channel_axes
+from bnfold.verification.tolerance import Reference, Truth, compare, errors, exercised_by_any, keys
 from bnfold.verification.tolerance import Rule as ToleranceRule
-from bnfold.verification.tolerance import Truth, Yardstick, compare, errors, heard_by_any, keys
 from bnfold.verification.unchanged import unchanged
 
 # --- the range that a model is made for -----------------------------------------------------------
@@ -283,10 +283,10 @@ def test_each_channel_must_reach_a_clip(tmp_path):
 def heard(*values, counts=None):
     truths = [Truth(np.asarray(one, "float64")) for one in values]
     outcomes = [
-        compare(Yardstick(one), None, errors(one.value, one.value), ToleranceRule())
+        compare(Reference(one), None, errors(one.value, one.value), ToleranceRule())
         for one in truths
     ]
-    found = heard_by_any(truths, outcomes, counts or [len(one) for one in values])
+    found = exercised_by_any(truths, outcomes, counts or [len(one) for one in values])
     return {axis: one.tolist() for axis, one in found.items()}
 
 
@@ -319,10 +319,10 @@ def test_channels_are_counted_along_the_axes_that_are_named():
     value[:, :, 1] = 1e-9
     off = value.copy()
     off[:, :, 1] = 0
-    assert compare(Yardstick(Truth(value)), None, errors(value, off), ToleranceRule()).passed
+    assert compare(Reference(Truth(value)), None, errors(value, off), ToleranceRule()).passed
     for axes in ([(2,)], [(2, 1)]):
         truth, error = Truth(value, axes), errors(value, off, axes=axes)
-        assert not compare(Yardstick(truth), None, error, ToleranceRule()).passed
+        assert not compare(Reference(truth), None, error, ToleranceRule()).passed
 
 
 def test_layers_without_weights_leave_the_channels_where_they_are():

@@ -41,19 +41,17 @@ from bnfold.running.options import Loading
 from bnfold.running.precision import in_float64
 from bnfold.running.samples import InputSpec, Mask, SampleSet, generate
 from bnfold.verification import Basis, Verdict, Verification
-from bnfold.verification.case import Label
 from bnfold.verification.runs import Evidence, Run
 from bnfold.verification.tolerance import (
     UNIT,
-    Errors,
+    Reference,
     Rule,
     Truth,
-    Yardstick,
     compare,
     errors,
     not_finite,
-    yardsticks,
 )
+from bnfold.verification.values import Value, references, table
 from bnfold.verification.verdict import conclude
 
 # --- models and their folds -----------------------------------------------------------------------
@@ -1332,13 +1330,11 @@ def test_free_sizes_are_drawn_in_two_sizes():
 def judged(original, folded, *, moved=(), folded_moved=(), rule=None):
     """What the rule says of an exact value of the original and one of the folded model."""
     exact, found = np.asarray(original), np.asarray(folded)
-    ((yardstick,),) = yardsticks(
-        [[exact]],
-        [UNIT],
-        [[[errors(exact, one)]] for one in moved],
-        [[[errors(found, one)]] for one in folded_moved],
-    )
-    return compare(yardstick, None, errors(exact, found), rule or Rule())
+    value = Value("dense", is_output=True)
+    noise = [{value: [errors(exact, one)]} for one in moved]
+    noise_of_fold = [{value: [errors(found, one)]} for one in folded_moved]
+    (reference,) = references({value: [exact]}, [UNIT], noise, noise_of_fold)[value]
+    return compare(reference, None, errors(exact, found), rule or Rule())
 
 
 def test_what_overflows_in_the_judge_itself_says_nothing():
@@ -1378,7 +1374,7 @@ def test_the_folded_model_may_be_as_far_off_as_the_original_but_not_further():
     exact = np.array([[1.0, 5.0], [2.0, 7.0]])
     own = errors(exact, exact + 1e-3)
     for off, passes in ((2e-3, True), (1e-2, False)):
-        outcome = compare(Yardstick(Truth(exact)), own, errors(exact, exact + off), Rule())
+        outcome = compare(Reference(Truth(exact)), own, errors(exact, exact + off), Rule())
         assert outcome.passed is passes
 
 
@@ -1390,7 +1386,7 @@ def test_noise_is_told_in_decibels():
 
 def test_a_channel_that_never_changes_is_not_heard():
     value = np.array([[1.0, 1.0], [1.0, 2.0]])
-    assert judged(value, value).heard[1].tolist() == [False, True]
+    assert judged(value, value).exercised[1].tolist() == [False, True]
 
 
 def test_a_shape_that_changed_fails():
@@ -1441,19 +1437,23 @@ def concluded(*, sharp: float | None, off: float, drowned: bool) -> Verification
 
     `sharp` is how far it is off in float64; without it there is no float64.
     """
-    values = [[np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])]]
-    noise = [[[errors(values[0][0], values[0][0] + (9.0 if drowned else 0.0)), Errors({1: [0.0]})]]]
-    measures = yardsticks(values, [UNIT, UNIT], noise, noise)
+    blown, downstream = Value("blown up", True), Value("behind it", True)
+    exact = {blown: [np.array([[1.0], [2.0]])], downstream: [np.array([[3.0], [5.0]])]}
+    moved = {value: [column[0].copy()] for value, column in exact.items()}
+    moved[blown][0] += 9.0 if drowned else 0.0
+    noise = [table(exact, moved)]
+    measures = references(exact, [UNIT, UNIT], noise, noise)
+    right = table(exact, exact)
 
     def run(name: str, original: Any, by: float) -> Run:
-        found = [[errors(values[0][0], values[0][0]), errors(values[0][1], values[0][1] + by)]]
-        return Run(name, measures, original, found, {})
+        found = {**exact, downstream: [exact[downstream][0] + by]}
+        return Run(name, measures, original, table(exact, found), {})
 
-    right = [[errors(one, one) for one in values[0]]]
     runs = [] if sharp is None else [run("keras float64", None, sharp)]
     case = SimpleNamespace(
-        labels=(Label("blown up", True), Label("behind it", True)),
-        outputs=2,
+        values=(blown, downstream),
+        outputs=(blown, downstream),
+        inside=(),
         pairing=None,
         sets=[SampleSet("drawn", (np.zeros((2, 1)),))],
         seed=0,

@@ -47,7 +47,7 @@ from bnfold.running.ports import Port
 from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
 from bnfold.verification import Verdict, Verification
-from bnfold.verification.exported import Check, Reference, Trial, named_ports, refer
+from bnfold.verification.exported import Check, Expected, Trial, expect, named_ports
 from bnfold.verification.tolerance import Rule
 from bnfold.version import __version__
 
@@ -242,11 +242,11 @@ class _Job:
         original, folded = self._load(opening)
         sets, warning = self._samples(original)
         self.report("running the model with Keras")
-        reference = self._refer(original, sets)
+        expected = self._expect(original, sets)
         libraries.release()  # the copy in float64 is large, and a conversion takes much memory
         warnings = [*original.notes, *([warning] if warning is not None else [])]
         rule = Rule(self.running.tolerance)
-        trial = Trial(original, folded, reference, sets, self._seed, rule, warnings)
+        trial = Trial(original, folded, expected, sets, self._seed, rule, warnings)
         label = self._label(original, report, sha256, trial.batched)
         self.report("converting to ONNX")
         check = self._first_check(folded, path, label, trial)
@@ -276,9 +276,9 @@ class _Job:
         sizes = keras_runner.free_sizes(loaded, specs)
         return samples.generate(specs, self._seed, sizes), None
 
-    def _refer(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Reference:
+    def _expect(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Expected:
         try:
-            return refer(loaded, sets, self._seed)
+            return expect(loaded, sets, self._seed)
         except CannotRunError as error:
             raise VerificationImpossibleError(
                 f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"

@@ -21,7 +21,7 @@ only where the two models are aligned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bnfold.running.unrolled import FlatCall, Unrolled
@@ -62,13 +62,6 @@ class Findings:
 
     sites: tuple[Finding, ...] = ()
     changed: tuple[Changed, ...] = ()
-
-    def moved(self, by: int) -> Findings:
-        """The same with the places counted from another start."""
-        return Findings(
-            tuple(replace(one, places=tuple(by + at for at in one.places)) for one in self.sites),
-            tuple(replace(one, places=tuple(by + at for at in one.places)) for one in self.changed),
-        )
 
 
 def judge(pairing: Pairing, matches: Test, was_left: Test) -> Findings:

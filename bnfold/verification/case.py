@@ -17,24 +17,11 @@ from bnfold.running.taps import Tap
 from bnfold.running.unrolled import Unrolled, name_apart, unroll
 from bnfold.verification import pairing as sites
 from bnfold.verification.pairing import Pairing, pair
-from bnfold.verification.tolerance import Axes
+from bnfold.verification.values import Value
 
 _LARGE = 4_000_000  # weights; values in large models average over so many that one run is enough
 _LARGE_VALUES = 8_000_000  # bytes of all values of one sample; the same holds for large images
 _VALUES_BUDGET = 64_000_000  # bytes of all values of one kind of samples
-
-
-@dataclass(frozen=True)
-class Label:
-    """What is compared at one position of what the runners put out.
-
-    `axes` hold the channels of the value, beside axis 1 and the last one.
-    """
-
-    name: str
-    is_output: bool
-    tapped: str | None = None
-    axes: Axes = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,7 @@ class Case:
 
     original: LoadedModel
     folded: LoadedModel
-    labels: tuple[Label, ...]
+    values: tuple[Value, ...]
     pairing: sites.Pairing | None
     sets: list[SampleSet]
     steps: tuple[Moves, Moves]
@@ -54,14 +41,14 @@ class Case:
     is_quick: bool
 
     @property
-    def outputs(self) -> int:
-        """How many of the values are outputs; they come first."""
-        return sum(label.is_output for label in self.labels)
+    def outputs(self) -> tuple[Value, ...]:
+        """The outputs, which come first."""
+        return tuple(value for value in self.values if value.is_output)
 
     @property
-    def axes(self) -> list[Axes]:
-        """The axes of every value that have its channels."""
-        return [label.axes for label in self.labels]
+    def inside(self) -> tuple[Value, ...]:
+        """The values inside the models, one for each place of the pairing."""
+        return tuple(value for value in self.values if not value.is_output)
 
 
 def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, seed: int) -> Case:
@@ -85,7 +72,7 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
     return Case(
         original=original,
         folded=folded,
-        labels=tuple(_labels(names, prepared)),
+        values=tuple(_values(names, prepared)),
         pairing=prepared.pairing,
         sets=sets,
         steps=steps,
@@ -97,15 +84,15 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
     )
 
 
-def _labels(names: Sequence[str], prepared: _Prepared) -> Iterator[Label]:
+def _values(names: Sequence[str], prepared: _Prepared) -> Iterator[Value]:
     pairing = prepared.pairing
     graph = Unrolled() if pairing is None else pairing.original
     tensors_out = graph.outputs or [None] * len(names)
     for name, tap, tensor in zip(names, prepared.taps, tensors_out, strict=True):
         axes = () if tensor is None else sites.channel_axes(graph, tensor)
-        yield Label(name, True, tap.activation if tap else None, axes)
+        yield Value(name, True, tap.activation if tap else None, axes, tensor)
     for place in pairing.places if pairing is not None else ():
-        yield Label(place.name, False, axes=place.axes)
+        yield Value(place.name, False, axes=place.axes, tensor=place.original)
 
 
 def closer(case: Case, data: Source | None) -> Case:

@@ -40,18 +40,20 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Interface, Port
 from bnfold.running.samples import SampleSet
 from bnfold.verification import pairing
-from bnfold.verification.case import Case, Label
+from bnfold.verification.case import Case
 from bnfold.verification.result import Comparison, Verdict, Verification, plain, record
-from bnfold.verification.runs import Evidence, Run, Table, Values, Yardsticks
-from bnfold.verification.tolerance import (
-    UNIT,
-    Axes,
-    Rule,
-    Truth,
-    agrees,
-    errors,
+from bnfold.verification.runs import Evidence, Run
+from bnfold.verification.tolerance import UNIT, Rule, Truth, agrees
+from bnfold.verification.values import (
+    Arrays,
+    Masks,
+    References,
+    Table,
+    Value,
+    by_value,
     movement,
-    yardsticks,
+    references,
+    table,
 )
 from bnfold.verification.verdict import conclude
 
@@ -172,65 +174,81 @@ def _renamed(ports: Sequence[Port], names: Sequence[str]) -> tuple[Port, ...]:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Expected:
     """What MODEL computes, in float64 where that can be had, and as it is.
 
-    Values are by sample set and output. `name` is the evaluation that files are compared with,
-    `exact` its values, and `noise` how far they move with the rounding of weights, each time that
-    these were moved. `axes` hold the channels of each output, beside axis 1 and the last one. With
-    `may_overflow` it is in 16 bits, which end where exact numbers do not.
+    Attributes:
+        name: the evaluation that files are compared with.
+        exact: its values, the outputs under the names that they have in the file.
+        native: what MODEL computes as it is.
+        units: the smallest error to count with, of each value.
+        noise: how far the values move with the rounding of weights, each time that it was drawn.
+        warnings: sentences on what limits the claim.
+        may_overflow: whether it is in 16 bits, which end where exact numbers do not.
     """
 
     name: str
-    exact: Values
-    native: Values
+    exact: Arrays
+    native: Arrays
     units: Sequence[float]
     noise: Sequence[Table]
-    axes: Sequence[Axes]
     warnings: Sequence[str] = ()
     may_overflow: bool = False
 
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The outputs."""
+        return tuple(self.native)
 
-def refer(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Reference:
-    """Run MODEL with Keras, as it is and in float64, also with its weights moved.
+
+def expect(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Expected:
+    """Run MODEL with Keras, as it is and in float64, also with its weights perturbed.
 
     Raises CannotRunError when Keras cannot run it at all.
     """
-    native = keras_runner.evaluate(loaded, sets, training=False)
+    values = _values(loaded)
+    native = by_value(values, keras_runner.evaluate(loaded, sets, training=False))
     steps = keras_runner.moves(loaded).computed
     units = keras_runner.output_units(loaded, steps)
-    axes = pairing.output_axes(loaded.model)
     try:
         double = float64.float64_copy(loaded)
-        exact = keras_runner.evaluate(double, sets, training=False)
-        noise = _noise(double, exact, sets, steps, seed=seed, axes=axes)
+        exact = by_value(values, keras_runner.evaluate(double, sets, training=False))
+        noise = _noise(double, exact, sets, steps, seed)
         rough = max(1e-3, _ROUGH * max(steps, default=0.0))
-        for row, found in zip(yardsticks(exact, units, noise, noise, axes), native, strict=True):
-            if not all(agrees(one, two, rough) for one, two in zip(row, found, strict=True)):
+        for value, column in references(exact, units, noise, noise).items():
+            pairs = zip(column, native[value], strict=True)
+            if not all(agrees(one, two, rough) for one, two in pairs):
                 raise CannotRunError("the copy in float64 computes something else")
     except CannotRunError as error:
         warning = f"no float64, a weaker claim: {error}"
-        noise = _noise(loaded, native, sets, steps, seed=seed, axes=axes)
+        noise = _noise(loaded, native, sets, steps, seed)
         may_overflow = max(steps, default=0.0) > 2 * UNIT
-        return Reference("keras", native, native, units, noise, axes, [warning], may_overflow)
-    return Reference(_FLOAT64, exact, native, units, noise, axes)
+        return Expected("keras", native, native, units, noise, [warning], may_overflow)
+    return Expected(_FLOAT64, exact, native, units, noise)
+
+
+def _values(loaded: LoadedModel) -> tuple[Value, ...]:
+    """The outputs of a model under the names that they have in the ONNX file."""
+    outputs = named_ports(ports.interface(loaded.model))[1]
+    axes = pairing.output_axes(loaded.model)
+    return tuple(
+        Value(port.name, is_output=True, axes=own) for port, own in zip(outputs, axes, strict=True)
+    )
 
 
 def _noise(
     loaded: LoadedModel,
-    values: Values,
+    exact: Arrays,
     sets: Sequence[SampleSet],
     steps: Sequence[float],
-    *,
     seed: int,
-    axes: Sequence[Axes],
 ) -> list[Table]:
     """How far the values of a model move with its weights, and with its sigmoids."""
     with keras_runner.approximated(loaded, _SIGMOID, seed):
         perturbed = keras_runner.perturbed(
             loaded, sets, steps=steps, repetitions=_REPETITIONS, seed=seed, training=False
         )
-        return list(movement(values, perturbed, axes))
+        return list(movement(exact, perturbed))
 
 
 @dataclass(frozen=True)
@@ -243,7 +261,7 @@ class Trial:
 
     original: LoadedModel
     folded: LoadedModel
-    reference: Reference
+    expected: Expected
     sets: list[SampleSet]
     seed: int
     rule: Rule
@@ -254,70 +272,68 @@ class Trial:
         """What MODEL promises to those who call it, and so does the file."""
         return ports.interface(self.original.model)
 
-    @functools.cached_property
-    def _names(self) -> list[str]:
-        return [port.name for port in named_ports(self.interface)[1]]
-
     @property
     def batched(self) -> list[bool]:
         """For every output, whether its first axis counts the samples."""
-        rows = list(zip(self.reference.native, self.sets, strict=True))
+        counts = [one.count for one in self.sets]
+        columns = self.expected.native.values()
         return [
-            port.shape[:1] == (None,) and all(row[at].shape[0] == one.count for row, one in rows)
-            for at, port in enumerate(self.interface.outputs)
+            port.shape[:1] == (None,) and [one.shape[0] for one in column] == counts
+            for port, column in zip(self.interface.outputs, columns, strict=True)
         ]
 
     def check(self, path: Path) -> Check:
         """Compare an ONNX file with Keras. Raises CannotRunError."""
         files = {name: self._evaluate(path, optimised=best) for name, best in RUNTIMES.items()}
-        found = self._conclude(files, self.reference.noise)
+        found = self._conclude(files, self.expected.noise)
         if found.verdict is Verdict.DIFFERENT and self.folded is not self.original:
             # A right fold may be noisier than the original, which is measured only where it counts.
             found = self._conclude(files, self._noise_of_fold)
         return _check(found)
 
-    def _evaluate(self, path: Path, *, optimised: bool) -> Values:
+    def _evaluate(self, path: Path, *, optimised: bool) -> Arrays:
         exported = onnx_file.open_onnx(path, optimised=optimised)
         dtypes = [port.dtype for port in self.interface.outputs]
-        values = samples.run_all(functools.partial(onnx_file.run_as, exported, dtypes), self.sets)
-        return [
-            [_without_noise(*three) for three in zip(exact, row, self._floors, strict=True)]
-            for exact, row in zip(self.reference.exact, values, strict=True)
-        ]
+        rows = samples.run_all(functools.partial(onnx_file.run_as, exported, dtypes), self.sets)
+        return {
+            value: [
+                _without_noise(exact, one, self._floors[value])
+                for exact, one in zip(self.expected.exact[value], column, strict=True)
+            ]
+            for value, column in by_value(self.expected.values, rows).items()
+        }
 
     @functools.cached_property
-    def _floors(self) -> list[float]:
+    def _floors(self) -> dict[Value, float]:
         """What counts as zero in each output: one rounding of its largest magnitude."""
-        known = self.reference
-        bounded = [tap is not None for tap in taps.find(self.original.model)]
-        return [
-            unit * max([Truth(row[at]).max_abs for row in known.exact] + [1.0] * bounded[at])
-            for at, unit in enumerate(known.units)
-        ]
+        known = self.expected
+        ends = zip(known.values, known.units, taps.find(self.original.model), strict=True)
+        return {
+            value: unit
+            * max([Truth(one).max_abs for one in known.exact[value]] + [1.0] * (tap is not None))
+            for value, unit, tap in ends
+        }
 
     @functools.cached_property
     def _noise_of_fold(self) -> Sequence[Table]:
         """How far the values of the folded model move, about its own."""
         subject = self.folded
-        if self.reference.name == _FLOAT64:
+        if self.expected.name == _FLOAT64:
             subject = float64.float64_copy(subject)
-        values = keras_runner.evaluate(subject, self.sets, training=False)
+        rows = keras_runner.evaluate(subject, self.sets, training=False)
         steps = keras_runner.moves(self.folded).computed
-        return _noise(subject, values, self.sets, steps, seed=self.seed, axes=self.reference.axes)
+        return _noise(subject, by_value(self.expected.values, rows), self.sets, steps, self.seed)
 
     def _conclude(
-        self, files: Mapping[str, Values], noise_of_fold: Sequence[Table]
+        self, files: Mapping[str, Arrays], noise_of_fold: Sequence[Table]
     ) -> Verification:
-        known = self.reference
-        measures = yardsticks(known.exact, known.units, known.noise, noise_of_fold, known.axes)
-        own = None if known.exact is known.native else self._errors(known.native)
+        known = self.expected
+        measures = references(known.exact, known.units, known.noise, noise_of_fold)
+        own = None if known.exact is known.native else table(known.exact, known.native)
         case = Case(
             original=self.original,
             folded=self.folded,
-            labels=tuple(
-                Label(name, is_output=True, axes=axes)
-                for name, axes in zip(self._names, known.axes, strict=True)
-            ),
+            values=known.values,
             pairing=None,
             sets=self.sets,
             steps=(keras_runner.moves(self.original), keras_runner.moves(self.folded)),
@@ -328,48 +344,37 @@ class Trial:
             is_quick=False,
         )
         evidence = Evidence(
-            runs=[self._run(name, measures, own, values) for name, values in files.items()],
-            yardstick=known.name,
+            runs=[self._run(name, measures, own, found) for name, found in files.items()],
+            reference=known.name,
             runtimes={"keras", "onnxruntime"},
             warnings=[*self.warnings, *known.warnings],
             doubts=self._doubts,
         )
         return conclude(case, replace(self.rule, slack=_SLACK), evidence)
 
-    def _run(self, name: str, measures: Yardsticks, own: Table | None, values: Values) -> Run:
-        known = self.reference
-        where = [[_finite(one) for one in row] for row in known.native]
-        problems = {}
-        for rows in zip(known.native, known.exact, values, strict=True):
-            for at, three in enumerate(zip(*rows, strict=True)):
+    def _run(self, name: str, measures: References, own: Table | None, found: Arrays) -> Run:
+        known, problems = self.expected, {}
+        where: Masks = {
+            value: [_finite(one) for one in column] for value, column in known.native.items()
+        }
+        for value, column in found.items():
+            for three in zip(known.native[value], known.exact[value], column, strict=True):
                 problem = _problem(*three, forgive_overflow=known.may_overflow)
                 if problem is not None:
-                    problems[at] = problem
-        return Run(name, measures, own, self._errors(values, where), problems)
-
-    def _errors(self, found: Values, where: Sequence[Sequence[Array | None]] = ()) -> Table:
-        """How far values are from the reference, where that can be compared."""
-        known = self.reference
-        masks = where or [[None] * len(row) for row in found]
-        return [
-            [
-                errors(exact, one, where=mask, axes=axes)
-                for exact, one, mask, axes in zip(*rows, known.axes, strict=True)
-            ]
-            for rows in zip(known.exact, found, masks, strict=True)
-        ]
+                    problems[value] = problem
+        return Run(name, measures, own, table(known.exact, found, where), problems)
 
     @functools.cached_property
     def _doubts(self) -> list[str]:
         """The outputs of which Keras itself makes what cannot be compared, from finite inputs."""
-        known = self.reference
+        known = self.expected
         return [
-            f"output {name!r} has values that are not finite in Keras itself"
-            for at, name in enumerate(self._names)
+            f"output {value.name!r} has values that are not finite in Keras itself"
+            for value in known.values
             if any(
-                _breaks(row[at], one)
-                for values in (known.native, known.exact)
-                for row, one in zip(values, self.sets, strict=True)
+                _breaks(one, drawn)
+                for arrays in (known.native, known.exact)
+                for one, drawn in zip(arrays[value], self.sets, strict=True)
             )
         ]
 

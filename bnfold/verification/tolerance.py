@@ -1,6 +1,6 @@
 r"""When two values count as the same: the folded model's error beside the original's own.
 
-The yardstick is the original evaluated in float64. Against it stand the errors of the original and
+The reference is the original evaluated in float64. Against it stand the errors of the original and
 the error of the folded model. For each channel j of a value (over all samples and positions):
 
     own_j       = the largest error of the original in Keras and in ONNX Runtime
@@ -9,7 +9,7 @@ the error of the folded model. For each channel j of a value (over all samples a
     tolerance_j = 4 max(rounding_j, min(usual scale_j, 16 rounding_j))
     passed      = the largest error of the folded model <= tolerance_j, for every channel
 
-where scale_j is the largest magnitude of the yardstick, u half a unit in the last place of the
+where scale_j is the largest magnitude of the reference, u half a unit in the last place of the
 stored weights or of the value, and usual the upper quartile of rounding_j / scale_j. original_j and
 folded_j tell what the rounding of *weights* does: how far the value moves, in float64, when every
 weight of that model is moved by half a unit in its last place, up or down at random. A folded
@@ -42,15 +42,14 @@ Why these numbers:
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
 axis, and along every other axis, or several together, that the place of the value names; a value
 must pass under each. Where no float64 is to be had, the original as it is takes
-the place of the yardstick: own_j is 0 then, noise is measured in the model's own arithmetic, and
+the place of the reference: own_j is 0 then, noise is measured in the model's own arithmetic, and
 the claim is weaker, because an error that both models make is not seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -100,9 +99,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far one evaluation of a value is from the yardstick.
+    """How far one evaluation of a value is from the reference.
 
-    `largest` is by channel; `power` the mean square of the error over that of the yardstick, 0 for
+    `largest` is by channel; `power` the mean square of the error over that of the reference, 0 for
     equal values. `problem` says why nothing can be compared. Of integers and booleans, `share` is
     the share that differs.
     """
@@ -118,10 +117,6 @@ class Errors:
     def sqnr(self) -> float | None:
         """Signal to noise, in dB; None where there is no noise at all, or no signal."""
         return -10 * math.log10(self.power) if 0 < self.power < math.inf else None
-
-
-ErrorTable = Sequence[Sequence[Errors]]
-"""The errors of one evaluation, by sample set and value."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Reference:
     """What a value should be, and what rounding the weights of the two models does to it.
 
     `unit` is half a unit in the last place of the stored weights or of the value's dtype, whichever
@@ -207,26 +202,26 @@ class Yardstick:
         """What the value should be."""
         return self.truth.value
 
-    def twice_as_noisy(self) -> Yardstick:
+    def twice_as_noisy(self) -> Reference:
         """The same value with the noise of weights that are moved twice as far."""
         return replace(self, original=_times(self.original, 2), folded=_times(self.folded, 2))
 
 
 def errors(
-    yardstick: Array, value: Array, *, where: Array | None = None, axes: Axes = ()
+    reference: Array, value: Array, *, where: Array | None = None, axes: Axes = ()
 ) -> Errors:
-    """How far a value is from the yardstick, where that is finite, and `where` is true.
+    """How far a value is from the reference, where that is finite, and `where` is true.
 
     Channels are along `axes` too, beside axis 1 and the last one.
     """
-    if yardstick.shape != value.shape:
-        return Errors(problem=f"shape {yardstick.shape} became {value.shape}")
-    if yardstick.dtype.kind not in "fc":
-        return Errors(share=float(np.mean(yardstick != value)) if value.size else 0.0)
-    known = np.isfinite(yardstick) & np.isfinite(value)
+    if reference.shape != value.shape:
+        return Errors(problem=f"shape {reference.shape} became {value.shape}")
+    if reference.dtype.kind not in "fc":
+        return Errors(share=float(np.mean(reference != value)) if value.size else 0.0)
+    known = np.isfinite(reference) & np.isfinite(value)
     if where is not None:
         known &= where
-    exact = _cleared(yardstick, known)
+    exact = _cleared(reference, known)
     distance = np.abs(_cleared(value, known) - exact)
     with np.errstate(over="ignore"):
         signal = float(np.sum(np.square(exact)))
@@ -237,26 +232,6 @@ def errors(
         noise / signal if signal else (math.inf if noise else 0.0),
         finite=bool(known.all()),
     )
-
-
-def movement(
-    values: Sequence[Sequence[Array]],
-    perturbed: Generator[list[list[Array]]],
-    axes: Sequence[Axes] | None = None,
-) -> Generator[list[list[Errors]]]:
-    """How far all values move, by sample set and value, each time that weights are perturbed.
-
-    `axes` hold the channels of each value, beside axis 1 and the last one.
-    """
-    with closing(perturbed):
-        for found in perturbed:
-            yield [
-                [
-                    errors(value, other, axes=own)
-                    for value, other, own in zip(row, others, axes or [()] * len(row), strict=True)
-                ]
-                for row, others in zip(values, found, strict=True)
-            ]
 
 
 def not_finite(
@@ -282,15 +257,15 @@ class Outcome:
     """The result for one value and one kind of samples.
 
     `excess` is the largest ratio of a channel's error to its tolerance, `error` and `tolerance` are
-    those of that channel. `heard` tells of each channel whether it changes from sample to sample
-    by more than four times its tolerance, which is in `allowed`; where none of those that vary
-    does, the value is `drowned`.
+    those of that channel. `exercised` tells of each channel whether it changes from one sample to
+    another by more than four times its tolerance, which is in `allowed`; where none of those that
+    vary does, the value is `drowned`.
     """
 
     error: float
     tolerance: float
     excess: float
-    heard: ByAxis = field(default_factory=dict)
+    exercised: ByAxis = field(default_factory=dict)
     allowed: ByAxis = field(default_factory=dict)
     drowned: bool = False
     problem: str | None = None
@@ -301,14 +276,14 @@ class Outcome:
         return self.problem is None and self.excess <= 1
 
 
-def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule: Rule) -> Outcome:
-    """Judge one value; `original` is None where the original itself is the yardstick."""
+def compare(reference: Reference, original: Errors | None, folded: Errors, rule: Rule) -> Outcome:
+    """Judge one value; `original` is None where the original itself is the reference."""
     if folded.problem is not None:
         return failed(folded.problem)
     if folded.share is not None:
-        return _compare_discrete(yardstick, original, folded)
-    scale = yardstick.truth.scale
-    allowed = {axis: _tolerance(yardstick, scale, original, axis, rule) for axis in scale}
+        return _compare_discrete(reference, original, folded)
+    scale = reference.truth.scale
+    allowed = {axis: _tolerance(reference, scale, original, axis, rule) for axis in scale}
     worst = (0.0, 0.0, 0.0)
     for axis, tolerance in allowed.items():
         error = folded.largest[axis]
@@ -319,16 +294,16 @@ def compare(yardstick: Yardstick, original: Errors | None, folded: Errors, rule:
             at = int(np.argmax(ratio))
             worst = max(worst, (float(ratio[at]), float(error[at]), float(tolerance[at])))
     excess, error_there, tolerance_there = worst
-    truth = yardstick.truth
-    heard = {axis: truth.change[axis] > one / BLIND for axis, one in allowed.items()}
+    truth = reference.truth
+    exercised = {axis: truth.change[axis] > one / BLIND for axis, one in allowed.items()}
     drowned = any(
         bool(truth.variation[axis].any()) and not np.any(truth.variation[axis] > one / BLIND)
         for axis, one in allowed.items()
     )
-    return Outcome(error_there, tolerance_there, excess, heard, allowed, drowned)
+    return Outcome(error_there, tolerance_there, excess, exercised, allowed, drowned)
 
 
-def heard_by_any(
+def exercised_by_any(
     truths: Sequence[Truth], outcomes: Sequence[Outcome], counts: Sequence[int]
 ) -> ByAxis:
     """Which channels of one value change from sample to sample, over all kinds of samples.
@@ -342,15 +317,15 @@ def heard_by_any(
         if outcome.problem is not None:
             continue
         if count > 1 and len(truth.value) == count:
-            _unite(found, outcome.heard)
+            _unite(found, outcome.exercised)
         else:  # one sample, or what was made of all of them together
             single.setdefault(truth.value.shape, []).append((truth, outcome))
     for alike in single.values():
-        _unite(found, _heard_together(alike))
+        _unite(found, _exercised_together(alike))
     return found
 
 
-def _heard_together(pairs: Sequence[tuple[Truth, Outcome]]) -> ByAxis:
+def _exercised_together(pairs: Sequence[tuple[Truth, Outcome]]) -> ByAxis:
     """Which channels differ between values of one sample each."""
     first = pairs[0][0]
     tolerance = _largest([one.allowed for _, one in pairs])
@@ -369,14 +344,14 @@ def _unite(found: dict[Axis, Array], more: ByAxis) -> None:
 
 
 def _tolerance(
-    yardstick: Yardstick, scale: ByAxis, original: Errors | None, axis: Axis, rule: Rule
+    reference: Reference, scale: ByAxis, original: Errors | None, axis: Axis, rule: Rule
 ) -> Array:
     size = scale[axis]
     if rule.wanted.is_given:
         return np.asarray((rule.wanted.atol or 0.0) + (rule.wanted.rtol or 0.0) * size)
     nothing = np.zeros_like(size)
-    mine, other = yardstick.original.get(axis, nothing), yardstick.folded.get(axis, nothing)
-    unit = yardstick.unit
+    mine, other = reference.original.get(axis, nothing), reference.folded.get(axis, nothing)
+    unit = reference.unit
     rounding = np.maximum(mine, np.minimum(other, NOISE_CAP * mine + unit * size))
     if original is not None and axis in original.largest:
         rounding = np.maximum(rounding, original.largest[axis])
@@ -387,15 +362,15 @@ def _tolerance(
     return np.asarray(rule.slack * FACTOR * np.maximum(rounding, usually))
 
 
-def _compare_discrete(yardstick: Yardstick, original: Errors | None, folded: Errors) -> Outcome:
+def _compare_discrete(reference: Reference, original: Errors | None, folded: Errors) -> Outcome:
     """Integers and booleans must agree, but for as many ties as rounding alone has tipped over."""
     share = folded.share or 0.0
     own = original.share or 0.0 if original is not None else 0.0
-    allowed = FACTOR * max(yardstick.tipped, own)
+    allowed = FACTOR * max(reference.tipped, own)
     excess = 0.0 if share == 0 else (share / allowed if allowed > 0 else math.inf)
-    value = yardstick.value
-    heard = np.asarray([bool(np.any(value != value[:1])) and allowed < BLIND])
-    return Outcome(share, allowed, excess, {-1: heard}, {-1: np.asarray([allowed])})
+    value = reference.value
+    exercised = np.asarray([bool(np.any(value != value[:1])) and allowed < BLIND])
+    return Outcome(share, allowed, excess, {-1: exercised}, {-1: np.asarray([allowed])})
 
 
 def failed(problem: str) -> Outcome:
@@ -403,58 +378,17 @@ def failed(problem: str) -> Outcome:
     return Outcome(math.inf, 0.0, math.inf, problem=problem)
 
 
-def yardsticks(
-    values: Sequence[Sequence[Array]],
-    units: Sequence[float],
-    original: Sequence[ErrorTable],
-    folded: Sequence[ErrorTable],
-    axes: Sequence[Axes] | None = None,
-) -> list[list[Yardstick]]:
-    """What is measured with, by sample set and value, as `values` are.
-
-    `units` are by value, and so are `axes`, those that have the channels.
-
-    `original` and `folded` tell how far the values of each model moved with its weights, each time
-    that these were moved.
-    """
-    truths = [
-        [Truth(value, own) for value, own in zip(row, axes or [()] * len(row), strict=True)]
-        for row in values
-    ]
-    mine, theirs = pooled(truths, original), pooled(truths, folded)
-    return [
-        [
-            Yardstick(truth, unit, own.largest, other.largest, own.share or 0.0)
-            for truth, unit, own, other in zip(row, units, owns, others, strict=True)
-        ]
-        for row, owns, others in zip(truths, mine, theirs, strict=True)
-    ]
-
-
-def pooled(
-    truths: Sequence[Sequence[Truth]], evaluations: Sequence[ErrorTable]
-) -> list[list[Errors]]:
-    """Each channel's largest errors over several evaluations and all kinds of samples.
+def pooled(truths: Sequence[Truth], evaluations: Sequence[Sequence[Errors]]) -> list[Errors]:
+    """Each channel's largest errors of one value over several evaluations and all kinds of samples.
 
     They count relative to the magnitude of the whole value: a kind of one sample has few roundings,
-    which may happen to be small. An evaluation may end before the last values.
+    which may happen to be small.
     """
-    columns = []
-    for at in range(len(truths[0])):
-        found = [
-            [table[row][at] for table in evaluations if at < len(table[row])]
-            for row in range(len(truths))
-        ]
-        columns.append(_pooled(found, [row[at].typical for row in truths]))
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _pooled(found: Sequence[Sequence[Errors]], sizes: Sequence[float]) -> list[Errors]:
-    """Over the kinds of samples, of one value."""
-    sides = [_largest([one.largest for one in row]) for row in found]
-    shares = [one.share for row in found for one in row if one.share is not None]
+    sides = [_largest([one[kind].largest for one in evaluations]) for kind in range(len(truths))]
+    shares = [one.share for column in evaluations for one in column if one.share is not None]
     shapes = [{axis: one.shape for axis, one in side.items()} for side in sides]
     if all(shape == shapes[0] for shape in shapes):
+        sizes = [truth.typical for truth in truths]
         relative = [_times(side, 1 / size) for side, size in zip(sides, sizes, strict=True)]
         sides = [_times(_largest(relative), size) for size in sizes]
     return [Errors(side, share=max(shares, default=None)) for side in sides]
@@ -472,17 +406,17 @@ def _times(side: ByAxis, factor: float) -> ByAxis:
 
 
 def agrees(
-    yardstick: Yardstick, found: Array, rough: float = 1e-3, *, where: Array | None = None
+    reference: Reference, found: Array, rough: float = 1e-3, *, where: Array | None = None
 ) -> bool:
     """Tell whether an evaluation is one of this value at all, far more widely than the rule.
 
     `rough` is what is allowed of the largest magnitude. What overflowed says nothing, nor does what
     comes of it, where `where` is false.
     """
-    value = yardstick.value
+    value = reference.value
     if value.shape != found.shape:
         return False
-    if not yardstick.truth.is_float:
+    if not reference.truth.is_float:
         return bool(np.mean(value != found) < 0.01)
     asked = np.isfinite(value) & (True if where is None else where)
     known = asked & np.isfinite(found)
@@ -490,7 +424,7 @@ def agrees(
         return False
     exact = _cleared(value, known)
     distance = np.abs(_cleared(found, known) - exact).max(initial=0.0)
-    noise = max((float(moved.max(initial=0.0)) for moved in yardstick.original.values()), default=0)
+    noise = max((float(moved.max(initial=0.0)) for moved in reference.original.values()), default=0)
     return bool(distance <= max(rough * np.abs(exact).max(initial=0.0), 64 * noise))
 
 

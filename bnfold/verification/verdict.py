@@ -10,7 +10,7 @@ import numpy as np
 
 from bnfold.running.arrays import Array
 from bnfold.verification import blame, exercise, pairing
-from bnfold.verification.case import Case, Label
+from bnfold.verification.case import Case
 from bnfold.verification.result import (
     Accuracy,
     Basis,
@@ -20,7 +20,7 @@ from bnfold.verification.result import (
     Verdict,
     Verification,
 )
-from bnfold.verification.runs import Evidence, Run, Table
+from bnfold.verification.runs import Evidence, Run
 from bnfold.verification.tolerance import (
     ByAxis,
     Errors,
@@ -28,11 +28,12 @@ from bnfold.verification.tolerance import (
     Rule,
     Truth,
     compare,
+    exercised_by_any,
     failed,
-    heard_by_any,
     keys,
     pooled,
 )
+from bnfold.verification.values import Table, Value
 
 _BASES = {
     frozenset({"keras", "onnxruntime"}): Basis.BOTH,
@@ -46,27 +47,27 @@ class _Judged:
     """One value in one arithmetic: its worst kind of samples, and which channels varied."""
 
     comparison: Comparison
-    heard: Array
+    exercised: Array
     problem: str | None
     is_finite: bool
     is_discrete: bool
     is_drowned: bool
 
 
-_Judgement = dict[str, list[_Judged]]
+_Judgement = dict[str, dict[Value, _Judged]]
 """By arithmetic, the sharpest first, then by value."""
 
 
 def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
     """The verdict over everything that was found; what was not exercised is noted there."""
     judged = _judge(case, rule, evidence.runs)
-    found = {name: _findings(case, rows, evidence.taken_in) for name, rows in judged.items()}
+    found = {name: _findings(case, rows, evidence.absorbed) for name, rows in judged.items()}
     drowned = _drowned(judged, found)
     for name in drowned:
         del judged[name], found[name]
-    heard = _heard_anywhere(judged)
+    exercised = _exercised_anywhere(judged)
     culprits = _culprits(case, judged, found)
-    used = {name: _used(told, culprits) for name, told in found.items()}
+    used = {name: _used(case, told, culprits) for name, told in found.items()}
     differences = [
         *evidence.differences,
         *map(_lost, evidence.lost),
@@ -76,7 +77,7 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
         evidence.gaps = exercise.gaps(case, _crossed(case, judged))
     doubts = [
         *evidence.doubts,
-        *([] if differences else _unheard(case, heard)),
+        *([] if differences else _not_exercised(case, exercised)),
         *(gap.text for gap in evidence.gaps),
         *drowned.values(),
     ]
@@ -92,13 +93,13 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
         comparisons=tuple(
             row.comparison
             for name, rows in judged.items()
-            for at, row in enumerate(rows)
-            if row.comparison.is_output or at in used[name]
+            for value, row in rows.items()
+            if value.is_output or value in used[name]
         ),
-        sites=_sites(case, judged, found, heard, _untested(evidence)),
+        sites=_sites(case, judged, found, exercised, _untested(evidence)),
         culprits=tuple(dict.fromkeys([*evidence.lost, *culprits])),
         agreements=tuple(evidence.agreements),
-        yardstick=evidence.yardstick,
+        yardstick=evidence.reference,
         merged_by_exporter=evidence.merged,
         sample_count=sum(one.count for one in case.sets),
         sample_kinds=tuple(one.kind for one in case.sets),
@@ -109,15 +110,15 @@ def _crossed(case: Case, judged: _Judgement) -> list[pairing.Crossing]:
     """The crossings at which the two models do not read the same, or nothing tells."""
     if case.pairing is None:
         return []
-    first = case.outputs
+    inside = case.inside
 
     def reads_the_same(crossing: pairing.Crossing) -> bool:
         if crossing.places is None:
             return False
-        return all(shows_the_same(first + place) for place in crossing.places)
+        return all(shows_the_same(inside[place]) for place in crossing.places)
 
-    def shows_the_same(at: int) -> bool:
-        rows = [row[at].comparison for row in judged.values() if at < len(row)]
+    def shows_the_same(value: Value) -> bool:
+        rows = [rows[value].comparison for rows in judged.values() if value in rows]
         return bool(rows) and all(row.passed for row in rows)
 
     return [one for one in case.pairing.crossings if not reads_the_same(one)]
@@ -147,41 +148,47 @@ def _own(run: Run, runs: Sequence[Run]) -> Table | None:
     if run.original is None:
         return None
     tables = [one.original for one in runs if one.original is not None and _alike(one, run)]
-    return pooled([[one.truth for one in row] for row in run.yardsticks], tables)
+    return {
+        value: pooled([one.truth for one in column], [one[value] for one in tables if value in one])
+        for value, column in run.references.items()
+    }
 
 
 def _alike(one: Run, other: Run) -> bool:
-    """Whether two runs are measured by the same yardsticks."""
-    return one.yardsticks[0][0].truth is other.yardsticks[0][0].truth
+    """Whether two runs are measured by the same references."""
+    first, second = (next(iter(run.references.values()))[0] for run in (one, other))
+    return first.truth is second.truth
 
 
-def _judge_run(case: Case, rule: Rule, run: Run, own: Table | None) -> list[_Judged]:
-    found = []
-    for at in range(len(run.folded[0])):
+def _judge_run(case: Case, rule: Rule, run: Run, own: Table | None) -> dict[Value, _Judged]:
+    found = {}
+    for value, theirs in run.folded.items():
+        column = run.references[value]
+        mine = [None] * len(column) if own is None else own[value]
         outcomes = [
-            failed(run.problems[at])
-            if at in run.problems
-            else compare(row[at], None if own is None else own[number][at], theirs[at], rule)
-            for number, (row, theirs) in enumerate(zip(run.yardsticks, run.folded, strict=True))
+            failed(run.problems[value])
+            if value in run.problems
+            else compare(reference, original, folded, rule)
+            for reference, original, folded in zip(column, mine, theirs, strict=True)
         ]
-        found.append(_worst(case, run, at, outcomes))
+        found[value] = _worst(case, run, value, outcomes)
     return found
 
 
-def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judged:
+def _worst(case: Case, run: Run, value: Value, outcomes: Sequence[Outcome]) -> _Judged:
     """Keep the worst kind of samples of one value."""
-    label = case.labels[at]
-    truths = [row[at].truth for row in run.yardsticks]
-    own = [None] * len(truths) if run.original is None else [row[at] for row in run.original]
-    found = [row[at] for row in run.folded]
+    truths = [one.truth for one in run.references[value]]
+    own = [None] * len(truths) if run.original is None else run.original[value]
+    found = run.folded[value]
     worst = max(range(len(outcomes)), key=lambda i: outcomes[i].excess)
-    heard = _heard(heard_by_any(truths, outcomes, [one.count for one in case.sets]), truths, label)
-    if at in run.unseen:
-        heard = np.zeros_like(heard)
+    counts = [one.count for one in case.sets]
+    exercised = _exercised(exercised_by_any(truths, outcomes, counts), truths, value)
+    if value in run.unseen:
+        exercised = np.zeros_like(exercised)
     comparison = Comparison(
-        name=label.name,
-        is_output=label.is_output,
-        tapped_before=label.tapped,
+        name=value.name,
+        is_output=value.is_output,
+        tapped_before=value.tapped,
         runtime=run.name,
         samples=case.sets[worst].kind,
         original=_accuracy(own, truths),
@@ -190,13 +197,13 @@ def _worst(case: Case, run: Run, at: int, outcomes: Sequence[Outcome]) -> _Judge
         tolerance=outcomes[worst].tolerance,
         excess=outcomes[worst].excess,
         passed=all(outcome.passed for outcome in outcomes),
-        channels=len(heard),
-        exercised=int(np.count_nonzero(heard)),
+        channels=len(exercised),
+        exercised=int(np.count_nonzero(exercised)),
     )
     finite = all(one.finite for one in found)
     drowned = any(outcome.drowned for outcome in outcomes)
     discrete = found[worst].share is not None
-    return _Judged(comparison, heard, outcomes[worst].problem, finite, discrete, drowned)
+    return _Judged(comparison, exercised, outcomes[worst].problem, finite, discrete, drowned)
 
 
 def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accuracy | None:
@@ -212,18 +219,17 @@ def _accuracy(parts: Sequence[Errors | None], truths: Sequence[Truth]) -> Accura
     )
 
 
-def _heard(found: ByAxis, truths: Sequence[Truth], label: Label) -> Array:
+def _exercised(found: ByAxis, truths: Sequence[Truth], value: Value) -> Array:
     """Which channels changed from sample to sample, along the axes that the layer has them on."""
-    axis = keys(truths[0].value.ndim, label.axes)[-1]
+    axis = keys(truths[0].value.ndim, value.axes)[-1]
     return found.get(axis, next(iter(found.values()), np.zeros(0, bool)))
 
 
-def _heard_anywhere(judged: _Judgement) -> dict[int, Array]:
+def _exercised_anywhere(judged: _Judgement) -> dict[Value, Array]:
     """By value, which channels varied in any arithmetic."""
-    found: dict[int, Array] = {}
-    for rows in judged.values():
-        for at, row in enumerate(rows):
-            found[at] = _either(found.get(at), row.heard)
+    found: dict[Value, Array] = {}
+    for value, row in (item for rows in judged.values() for item in rows.items()):
+        found[value] = _either(found.get(value), row.exercised)
     return found
 
 
@@ -241,16 +247,17 @@ def _drowned(judged: _Judgement, told: Mapping[str, blame.Findings]) -> dict[str
     """
 
     def is_right(name: str) -> bool:
-        outputs = all(one.comparison.passed for one in judged[name] if one.comparison.is_output)
+        rows = judged[name].items()
+        outputs = all(row.comparison.passed for value, row in rows if value.is_output)
         return outputs and all(one.status != "different" for one in told[name].sites)
 
     if "keras float64" not in judged or not is_right("keras float64"):
         return {}
     found = {}
     for name, rows in judged.items():
-        drowned = [row.comparison for row in rows if row.is_drowned]
+        drowned = [row.comparison for row in rows.values() if row.is_drowned]
         drowned.sort(key=lambda one: one.is_output)  # where it begins, if that was seen
-        overflows = any(row.problem is not None for row in rows)
+        overflows = any(row.problem is not None for row in rows.values())
         if drowned and not overflows and not is_right(name):
             found[name] = f"{name} cannot judge: rounding drowns the value of {drowned[0].name!r}"
     return found
@@ -259,23 +266,25 @@ def _drowned(judged: _Judgement, told: Mapping[str, blame.Findings]) -> dict[str
 # --- sites ---------------------------------------------------------------------------------------
 
 
-def _findings(case: Case, rows: Sequence[_Judged], taken_in: Collection[int]) -> blame.Findings:
+def _findings(
+    case: Case, rows: Mapping[Value, _Judged], absorbed: Collection[Value]
+) -> blame.Findings:
     """What one arithmetic says of the sites; nothing where it saw outputs only."""
-    first = case.outputs
-    if case.pairing is None or len(rows) < len(case.labels):
+    inside = case.inside
+    if case.pairing is None or not all(value in rows for value in inside):
         return blame.Findings()
     return blame.judge(
         case.pairing,
-        lambda place: rows[first + place].comparison.passed,
-        lambda place: first + place not in taken_in,
-    ).moved(first)
+        lambda place: rows[inside[place]].comparison.passed,
+        lambda place: inside[place] not in absorbed,
+    )
 
 
 def _culprits(
     case: Case, judged: _Judgement, found: Mapping[str, blame.Findings]
 ) -> tuple[str, ...]:
     """Those of the sharpest arithmetic that finds any; a wrong output alone may have none."""
-    rows = [row.comparison for rows in judged.values() for row in rows]
+    rows = [row.comparison for rows in judged.values() for row in rows.values()]
     is_wrong = any(row.is_output and not row.passed for row in rows)
     for told in found.values():
         site_is_wrong = any(one.status == "different" for one in told.sites)
@@ -284,18 +293,18 @@ def _culprits(
     return ()
 
 
-def _used(told: blame.Findings, culprits: Sequence[str]) -> set[int]:
-    """The places that tell something of a site, or of another layer that is to blame."""
+def _used(case: Case, told: blame.Findings, culprits: Sequence[str]) -> set[Value]:
+    """The values that tell something of a site, or of another layer that is to blame."""
     places = [one.places for one in told.sites]
     places += [one.places for one in told.changed if one.name in culprits]
-    return {at for some in places for at in some}
+    return {case.inside[at] for some in places for at in some}
 
 
 def _sites(
     case: Case,
     judged: _Judgement,
     found: Mapping[str, blame.Findings],
-    heard: Mapping[int, Array],
+    exercised: Mapping[Value, Array],
     untested: Collection[int],
 ) -> tuple[Site, ...]:
     if case.pairing is None:
@@ -306,7 +315,7 @@ def _sites(
             judged,
             site,
             {name: told.sites[number] for name, told in found.items() if told.sites},
-            heard,
+            exercised,
             is_tested=id(site) not in untested,
         )
         for number, site in enumerate(case.pairing.sites)
@@ -318,21 +327,21 @@ def _site(
     judged: _Judgement,
     site: pairing.Site,
     found: Mapping[str, blame.Finding],
-    heard: Mapping[int, Array],
+    exercised: Mapping[Value, Array],
     *,
     is_tested: bool,
 ) -> Site:
     """One site over all arithmetics: wrong in one is wrong."""
     wrong = [one for one in found.values() if one.status == "different"]
     told = wrong or [one for one in found.values() if one.status == "matched"]
-    places = tuple(dict.fromkeys(at for one in told for at in one.places))
+    values = tuple(dict.fromkeys(case.inside[at] for one in told for at in one.places))
     rows = [
-        judged[name][at].comparison
+        judged[name][case.inside[at]].comparison
         for name, one in found.items()
         for at in one.places
-        if at in places
+        if case.inside[at] in values
     ]
-    varied = [heard[at] for at in places]
+    varied = [exercised[value] for value in values]
     status = SiteStatus(told[0].status) if told else SiteStatus.UNPAIRED
     if status is SiteStatus.MATCHED and not any(one.any() for one in varied):
         status = SiteStatus.NOT_EXERCISED
@@ -343,7 +352,7 @@ def _site(
         name=site.name,
         call=site.call.key[-1][1],
         status=status,
-        compared_at=tuple(dict.fromkeys(case.labels[at].name for at in places)),
+        compared_at=tuple(dict.fromkeys(value.name for value in values)),
         excess=None if status is SiteStatus.NOT_EXERCISED else excess,
         channels=sum(len(one) for one in varied),
         exercised=sum(int(np.count_nonzero(one)) for one in varied),
@@ -357,7 +366,7 @@ def _sentences(
     case: Case,
     judged: _Judgement,
     culprits: Sequence[str],
-    used: Mapping[str, Collection[int]],
+    used: Mapping[str, Collection[Value]],
 ) -> list[str]:
     """What differs: the layers at which it begins, then the values that are off."""
     gone = {site.name for site in case.pairing.sites} if case.pairing is not None else set()
@@ -368,10 +377,8 @@ def _sentences(
         for name in culprits
     ]
     for name, rows in judged.items():
-        for at, row in enumerate(rows):
-            is_told = row.comparison.is_output or (
-                at in used[name] and row.comparison.name in culprits
-            )
+        for value, row in rows.items():
+            is_told = value.is_output or (value in used[name] and value.name in culprits)
             if is_told and not row.comparison.passed:
                 found.append(_sentence(row))
     return found
@@ -398,14 +405,14 @@ def _sentence(judged: _Judged) -> str:
     return f"{row.runtime}: {place} {said} ({row.samples})"
 
 
-def _unheard(case: Case, heard: Mapping[int, Array]) -> list[str]:
+def _not_exercised(case: Case, exercised: Mapping[Value, Array]) -> list[str]:
     """The outputs that passed without having been put to the test."""
     if sum(one.count for one in case.sets) == 1:
         return ["nothing was exercised: with one sample no value can be told from a constant"]
     return [
-        f"output {label.name!r} was not exercised: it never changed, or noise drowned it"
-        for at, label in enumerate(case.labels[: case.outputs])
-        if not heard.get(at, np.zeros(1, bool)).any()
+        f"output {value.name!r} was not exercised: it never changed, or noise drowned it"
+        for value in case.outputs
+        if not exercised.get(value, np.zeros(1, bool)).any()
     ]
 
 
@@ -413,6 +420,6 @@ def _overflows(judged: _Judgement) -> list[str]:
     return [
         f"{name}: output {row.comparison.name!r} has values that are not finite"
         for name, rows in judged.items()
-        for row in rows
+        for row in rows.values()
         if row.comparison.is_output and not row.is_finite
     ]
