@@ -7,8 +7,6 @@ from bnfold.audit.flow import Flow, Memo
 from bnfold.audit.neighbours import input_shape
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
-from bnfold.model.einsum import parse_equation
-from bnfold.model.graph import Layer
 from bnfold.model.program import Call
 
 
@@ -55,26 +53,7 @@ def _keeps_axes(call: Call) -> bool:
 
 def _own_axis(call: Call) -> int | None:
     """The channel axis of what a layer makes of its own weights."""
-    layer = call.layer
-    if not call.is_known:
-        return None
-    if layer.class_name == "EinsumDense":
-        return -1 if einsum_channels(layer) is not None else None
-    channels = layers.facts(layer).channels
-    return channels.of(layer) if isinstance(channels, layers.ChannelAxis) else None
-
-
-def einsum_channels(layer: Layer) -> str | None:
-    """The letter of an EinsumDense that its kernel alone brings in, if that is its last axis.
-
-    Elsewhere it may be tokens that are mixed and not channels. None also where there are several,
-    as for heads.
-    """
-    equation = parse_equation(layer.config.get("equation"))
-    if equation is None or equation.ellipsis == "right":
-        return None
-    new = [letter for letter in equation.output if letter not in equation.inputs]
-    return new[0] if new == [equation.output[-1]] else None
+    return layers.channel_axis(call.layer) if call.is_known else None
 
 
 _CHANNELS = Flow[Producer](

@@ -88,8 +88,7 @@ def _behind_linear(
     channels = math.prod(kernel[axis] for axis in output.axes)
     if bias is not None and bias.shape != (channels,):
         return "has a bias of another length than its kernel"
-    channel_axis = layers.facts(site.layer).channels
-    axis = channel_axis.of(site.layer) if isinstance(channel_axis, layers.ChannelAxis) else None
+    axis = layers.channel_axis(site.layer)
     vectors = None if axis is None else affine.vectors(axis, channels)
     if vectors is None or axis is None:
         return OTHER_AXIS

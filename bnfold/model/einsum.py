@@ -39,6 +39,16 @@ class Equation:
             position = axis + len(letters)
         return letters[position] if 0 <= position < len(letters) else None
 
+    @property
+    def channels(self) -> str | None:
+        """The letter that the kernel alone brings in, if it is the last axis of the output.
+
+        Elsewhere it may be tokens that are mixed and not channels. None also where there are
+        several, as for heads.
+        """
+        new = [letter for letter in self.output if letter not in self.inputs]
+        return new[0] if self.ellipsis != "right" and new == [self.output[-1]] else None
+
     def trailing(self, rank: int | None) -> int | None:
         """How many axes the output has behind the named ones; None where the rank is unknown."""
         if self.ellipsis != "right":

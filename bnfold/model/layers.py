@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bnfold.model import shape_rules
+from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.shape_rules import ShapeRule
@@ -53,18 +54,8 @@ class LinearOutput:
     bias: str | None = "bias"
 
 
-@dataclass(frozen=True)
-class ChannelAxis:
-    """The axis, counted from the end, on which a layer makes its channels: the last one.
-
-    `first` is the axis with data_format="channels_first", of layers that have this setting.
-    """
-
-    first: int = -1
-
-    def of(self, layer: Layer) -> int:
-        """The axis by the settings of a layer."""
-        return self.first if layer.config.get("data_format") == "channels_first" else -1
+ChannelRule = Callable[[Layer], int | None]
+"""On which axis of its output, counted from the end, a layer makes channels, by its settings."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class Facts:
     output: LinearOutput | None = None
     rank: int | None = None
     shape: ShapeRule | None = None
-    channels: ChannelAxis | Literal["kept"] | None = None
+    channels: ChannelRule | Literal["kept"] | None = None
     training: Literal["same", "drops"] | None = None
     training_default: bool | None = None
     mask: Literal["passes", "drops", "reads", "makes"] | None = None
@@ -120,8 +111,6 @@ UNKNOWN = Facts()
 
 # --- families ------------------------------------------------------------------------------------
 
-LAST = ChannelAxis()
-
 
 def _row(names: str, row: Facts) -> dict[str, Facts]:
     """The same row for several classes."""
@@ -131,6 +120,20 @@ def _row(names: str, row: Facts) -> dict[str, Facts]:
 def _by_rank(names: str, row: Callable[[int], Facts], dimensions: str = "123") -> dict[str, Facts]:
     """Classes of one, two and three spatial dimensions, whose tensors have two axes more."""
     return {f"{name}{n}D": row(int(n) + 2) for name in names.split() for n in dimensions}
+
+
+def _last(layer: Layer) -> int | None:
+    return -1
+
+
+def _first_at(axis: int) -> ChannelRule:
+    """The last axis, or this one with data_format="channels_first"."""
+    return lambda layer: axis if layer.config.get("data_format") == "channels_first" else -1
+
+
+def _by_equation(layer: Layer) -> int | None:
+    equation = parse_equation(layer.config.get("equation"))
+    return None if equation is None or equation.channels is None else -1
 
 
 def _with_bias(*kernels: Slot) -> tuple[Slot, ...]:
@@ -153,7 +156,7 @@ def _convolution(
         output=LinearOutput(kernels[-1], axes),
         rank=rank,
         shape=shape_rules.in_space(rank, size, makes_channels=True),
-        channels=ChannelAxis(1 - rank),
+        channels=_first_at(1 - rank),
         mask="drops",
     )
 
@@ -185,7 +188,7 @@ def _recurrent(bias_rank: int | None = 1) -> Facts:
     )
 
 
-_CUDNN = Facts(shape=shape_rules.recurrent, channels=LAST, mask="reads", casts_integers=True)
+_CUDNN = Facts(shape=shape_rules.recurrent, channels=_last, mask="reads", casts_integers=True)
 
 _BATCHNORM = Facts(
     variables=(
@@ -247,7 +250,7 @@ ROWS: Mapping[str, Facts] = {
         variables=_with_bias(Slot("kernel", 2)),
         output=LinearOutput("kernel", (-1,)),
         shape=shape_rules.dense,
-        channels=LAST,
+        channels=_last,
         mask="passes",
         casts_integers=True,
     ),
@@ -255,11 +258,11 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("DepthwiseConv", _depthwise, "12"),
     **_by_rank("SeparableConv", _separable, "12"),
     **{f"Conv{n}DTranspose": _transposed(n + 2) for n in (1, 2, 3)},
-    # The channel axis of an EinsumDense is wherever its equation says: see bnfold.model.einsum.
     "EinsumDense": replace(
         _WEIGHTED,
         variables=(Slot("kernel", None), Slot("bias", None, "bias_axes")),
         shape=shape_rules.einsum,
+        channels=_by_equation,
         casts_integers=True,
     ),
     "Embedding": replace(
@@ -267,7 +270,7 @@ ROWS: Mapping[str, Facts] = {
         variables=(Slot("embeddings", 2),),
         output=LinearOutput("embeddings", (-1,), bias=None),
         shape=shape_rules.embedding,
-        channels=LAST,
+        channels=_last,
     ),
     # Normalization.
     **_row(
@@ -284,8 +287,8 @@ ROWS: Mapping[str, Facts] = {
     **_row("SimpleRNN LSTM", _recurrent()),
     "GRU": _recurrent(None),  # with reset_after the bias has a second row
     **_row("CuDNNGRU CuDNNLSTM", _CUDNN),
-    "Bidirectional": replace(_OPAQUE, channels=LAST, dtype="made", casts_integers=True),
-    **{f"ConvLSTM{n}D": replace(_INFERS, channels=ChannelAxis(-1 - n)) for n in (1, 2, 3)},
+    "Bidirectional": replace(_OPAQUE, channels=_last, dtype="made", casts_integers=True),
+    **{f"ConvLSTM{n}D": replace(_INFERS, channels=_first_at(-1 - n)) for n in (1, 2, 3)},
     # Nothing happens at inference.
     **_row("ActivityRegularization Identity", _IDENTITY),
     **_row("Dropout GaussianDropout", _DROPOUT),
@@ -332,8 +335,8 @@ ROWS: Mapping[str, Facts] = {
     "Pipeline": replace(_OPAQUE, training_default=True),  # of any layers
     # Attention.
     **_row("AdditiveAttention Attention", _INFERS),
-    "MultiHeadAttention": replace(_OPAQUE, channels=LAST, dtype="made"),
-    **_row("GroupQueryAttention GroupedQueryAttention", replace(_OPAQUE, channels=LAST)),
+    "MultiHeadAttention": replace(_OPAQUE, channels=_last, dtype="made"),
+    **_row("GroupQueryAttention GroupedQueryAttention", replace(_OPAQUE, channels=_last)),
     # Of these it is known only what training does to them, and that no mask begins there.
     **_row("CategoryEncoding Dot HashedCrossing Hashing RandomHeight RandomWidth", _WEIGHTLESS),
     **_row(
@@ -394,6 +397,15 @@ def facts(layer: Layer) -> Facts:
     if not layer.builtin:
         return UNKNOWN
     return (OPERATIONS if layer.is_operation else ROWS).get(layer.class_name, UNKNOWN)
+
+
+def channel_axis(layer: Layer) -> int | None:
+    """The axis of a layer's output, counted from the end, on which it makes its channels.
+
+    None where it makes none, or where that is not known.
+    """
+    channels = facts(layer).channels
+    return channels(layer) if callable(channels) else None
 
 
 def setting(layer: Layer, flag: str) -> Any:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bnfold.audit.axes import einsum_channels, normalized_axis, producer
+from bnfold.audit.axes import normalized_axis, producer
 from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.flow import Flow
 from bnfold.audit.neighbours import Place, stays_out_of_training
@@ -13,6 +13,7 @@ from bnfold.audit.rules.usage import axis_mismatch, batch_statistics_at_inferenc
 from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
 from bnfold.model import layers
+from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer, finite_number
 from bnfold.model.program import Call
 
@@ -58,7 +59,8 @@ def _biased(subject: Subject, place: Place, call: Call) -> Call | None:
 def _has_bias_of_channels(layer: Layer) -> bool:
     """Whether a layer adds one number to each channel."""
     if layer.class_name == "EinsumDense":
-        letter = einsum_channels(layer)
+        equation = parse_equation(layer.config.get("equation"))
+        letter = None if equation is None else equation.channels
         return letter is not None and layer.config.get("bias_axes") == letter
     output = layers.facts(layer).output
     has_slot = output is not None and output.bias is not None
