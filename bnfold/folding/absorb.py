@@ -58,8 +58,7 @@ OTHER_AXIS = AxisObstacle("not the channel axis of", AXIS)
 
 def takes_behind(layer: Layer) -> bool:
     """Whether a layer's class is one whose weights can take in a map behind it."""
-    linear = layers.facts(layer).output is not None
-    return linear or layer.class_name == "EinsumDense" or layers.is_batchnorm(layer)
+    return layers.facts(layer).output is not None or layers.is_batchnorm(layer)
 
 
 def behind(site: Site, affine: Affine) -> Effect | str:

@@ -154,7 +154,7 @@ def _gain_of_weights(layer: Layer) -> _Gain | None:
         affine = from_batchnorm(batchnorm)
         return None if isinstance(affine, str) else _gain_of(affine.scale, ())
     output, gain = layers.facts(layer).output, _SAME
-    if layer.class_name == "EinsumDense":
+    if output is not None and not output.axes:
         return None  # its output channels may be anywhere in the kernel
     kernels = _kernels(layer)
     for slot, kernel in kernels.items():

@@ -46,7 +46,7 @@ class LinearOutput:
     """How a class's output depends on its weights: linearly, channel by channel.
 
     `kernel` is the slot whose axes `axes` make up the output channels, the slowest first; the
-    output is linear in it, and `bias` is added to it.
+    output is linear in it, and `bias` is added to it. Where a setting decides, `axes` is ().
     """
 
     kernel: str
@@ -261,6 +261,7 @@ ROWS: Mapping[str, Facts] = {
     "EinsumDense": replace(
         _WEIGHTED,
         variables=(Slot("kernel", None), Slot("bias", None, "bias_axes")),
+        output=LinearOutput("kernel", ()),
         shape=shape_rules.einsum,
         channels=_by_equation,
         casts_integers=True,

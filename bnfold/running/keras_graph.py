@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-BATCHNORMS = {"BatchNormalization", "SyncBatchNormalization"}
+from bnfold.model.layers import BATCHNORM_CLASSES
+
 REARRANGING = {"Reshape", "Flatten", "Permute"}
 PASSED_OVER = {"Identity", "Dropout", "Activation"} | REARRANGING
 
@@ -196,5 +197,5 @@ def _in_training(graph: Any, around: str, *, inherited: bool) -> Iterator[str]:
         inner = graph_of(owner)
         if inner is not None:
             yield from _in_training(inner, f"{around}{owner.name}/", inherited=mode)
-        elif mode and type(owner).__name__ in BATCHNORMS and owner.trainable:
+        elif mode and type(owner).__name__ in BATCHNORM_CLASSES and owner.trainable:
             yield f"{around}{owner.name}"

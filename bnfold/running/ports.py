@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.model.order import snake_case
 from bnfold.running import keras_graph
-from bnfold.running.keras_graph import BATCHNORMS
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def port(tensor: Any) -> Port:
         tuple(tensor.shape),
         keras_graph.dtype_name(tensor),
         is_automatic=_is_automatic(owner),
-        is_normalized=type(owner).__name__ in BATCHNORMS,
+        is_normalized=type(owner).__name__ in BATCHNORM_CLASSES,
     )
 
 

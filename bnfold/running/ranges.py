@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
 from bnfold.running.operations import Operation, operation
@@ -238,7 +239,7 @@ def _ends(done: Operation, before: _Reached) -> Iterator[_Reached]:
             middle = float(bounds.min() + bounds.max()) / 2
             yield before.then(1 / span, -middle / span, measured=True)
             return
-    if type(owner).__name__ in keras_graph.BATCHNORMS and not isinstance(owner.axis, (list, tuple)):
+    if type(owner).__name__ in BATCHNORM_CLASSES and not isinstance(owner.axis, (list, tuple)):
         variance = np.asarray(owner.moving_variance.numpy(), np.float64)
         mean = np.asarray(owner.moving_mean.numpy(), np.float64)
         with np.errstate(all="ignore"):

@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.running.keras_graph import BATCHNORMS, graph_of
+from bnfold.model.layers import BATCHNORM_CLASSES, ROWS
+from bnfold.running.keras_graph import graph_of
 from bnfold.running.unrolled import FlatCall, Key, Unrolled, unroll
 from bnfold.verification.breakpoints import Breakpoint, Watched, watched
 
-_LINEAR = {
-    *("Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
-    *("Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"),
-    *("SeparableConv1D", "SeparableConv2D"),
-}
+_LINEAR = frozenset(name for name, row in ROWS.items() if row.output is not None)
 """Layers that can take in a BatchNormalization behind them, unless they have an activation."""
 
 
@@ -337,7 +334,7 @@ def _is_same(call: FlatCall, other: FlatCall) -> bool:
 
 def is_batchnorm(call: FlatCall) -> bool:
     """Whether a call is of a BatchNormalization, or of one in a TimeDistributed."""
-    return not BATCHNORMS.isdisjoint({call.class_name, call.inner_class_name})
+    return not BATCHNORM_CLASSES.isdisjoint({call.class_name, call.inner_class_name})
 
 
 def _takes_in_behind(call: FlatCall) -> bool:
