@@ -104,4 +104,4 @@ def stays_out_of_training(call: Call) -> bool:
 def _is_keras2(call: Call) -> bool:
     """Whether a call is of Keras 2; those of a Sequential leave that to their graph."""
     node = call.written.node
-    return is_keras2(call.region.graph) if node is None else not is_keras3(node)
+    return is_keras2(call.region) if node is None else not is_keras3(node)

@@ -116,7 +116,9 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     program = Program(graph)
     decisions = tuple(_Planner(program, keep).decide())
     gone = {decision.batchnorm.path for decision in decisions if isinstance(decision, Fold)}
-    path = first_changed_mode(graph, without(graph, gone)) if gone else None
+    path = (
+        first_changed_mode(program.region, Program(without(graph, gone)).region) if gone else None
+    )
     if path is None:
         return Plan(decisions, program)
     reason = (

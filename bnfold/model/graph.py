@@ -166,6 +166,13 @@ def chain(layer: Layer) -> list[Layer]:
     return [layer] if layer.inner is None else [layer, *chain(layer.inner)]
 
 
+def parts(layer: Layer, path: Path) -> Iterator[tuple[Layer, Path]]:
+    """A layer and everything it wraps, each with its path; `path` is that of the layer."""
+    yield layer, path
+    if layer.inner is not None:
+        yield from parts(layer.inner, (*path, layer.inner.name))
+
+
 def title(layer: Layer, path: Path) -> str:
     """A layer as sentences name it: `Conv2D 'block/conv'`."""
     return f"{layer.class_name} {show(path)!r}"

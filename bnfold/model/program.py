@@ -8,14 +8,14 @@ Everything is found when it is asked for, and once.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from bnfold.model import graph as tree
 from bnfold.model import inbound_nodes, layers
-from bnfold.model.graph import Graph, Layer, Path, Ref, chain, core_path, title, unwrapped
+from bnfold.model.graph import Graph, Layer, Path, Ref, chain, core_path, parts, title, unwrapped
 from bnfold.model.masks import masked_calls
 from bnfold.model.order import calls_in_order
 from bnfold.model.shape_rules import Shape
@@ -337,7 +337,7 @@ class Region:
     @cached_property
     def modes(self) -> Modes:
         """What the calls of the whole model do to the training mode of others."""
-        return Modes(self.graph) if self.parent is None else self.parent.modes
+        return Modes(self) if self.parent is None else self.parent.modes
 
     @cached_property
     def masked(self) -> frozenset[Call]:
@@ -359,7 +359,7 @@ class Region:
             stands = self.graph.obstacle
             return None if stands is None else f"the file was {stands}"
         found = self.parent.obstacle
-        for layer, path in self._walls():
+        for layer, path in self._walls:
             if self.repeats(layer):
                 found = f"{title(layer, path)} stands in several places of the model"
             if not layer.builtin:
@@ -370,17 +370,17 @@ class Region:
     def training(self) -> str | None:
         """The nested model around its layers that is called with training=True, if one is."""
         found = None if self.parent is None else self.parent.training
-        for layer, path in self._walls():
+        for layer, path in self._walls:
             if any(is_set(call.training) for call in layer.calls):
                 found = title(layer, path)
         return found
 
-    def _walls(self) -> Iterator[tuple[Layer, Path]]:
+    @property
+    def _walls(self) -> Iterable[tuple[Layer, Path]]:
         """The layers between its parent and it, wrappers first, each with its path."""
-        path = () if self.parent is None else self.parent.path
-        for layer in () if self.layer is None else chain(self.layer):
-            path = (*path, layer.name)
-            yield layer, path
+        if self.parent is None or self.layer is None:
+            return ()
+        return parts(self.layer, self.parent.layer_path(self.name))
 
     @cached_property
     def _boundary(self) -> str | None:

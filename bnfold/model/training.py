@@ -11,11 +11,15 @@ too. Keras 2 hands nothing on.
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from bnfold.model.graph import Call, Graph, Layer, Path, core_path, show, unwrapped
+from bnfold.model.graph import Layer, Path, parts
 from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.layers import facts, is_batchnorm, is_input
-from bnfold.model.order import Node, call_depths
+from bnfold.model.order import call_depths
+
+if TYPE_CHECKING:
+    from bnfold.model.program import Call, Region
 
 BY_DEFAULT = "takes training=True by default"
 """What is said of a layer that sets training mode without being told to."""
@@ -34,52 +38,42 @@ def is_off(argument: object) -> bool:
 class Modes:
     """What the calls of a whole model do to the training mode of others."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, region: "Region") -> None:
+        self._region = region
 
     @cached_property
     def exposed(self) -> Mapping[Path, str]:
-        """The layers that the training=True of another may reach, with a clause about that one."""
-        return exposed(self._graph)
+        """The layers that heed training mode and may run after another one's training=True.
+
+        The value is a clause about that other layer. Layers of the same depth count as later,
+        because their order hangs on that of the config.
+        """
+        return {} if is_keras2(self._region) else _Exposure(self._region).found
 
     @cached_property
     def reached(self) -> frozenset[Path]:
-        """Those of them that it does reach, if the model is called without `training`."""
-        return training_in_bare_call(self._graph) if self.exposed else frozenset()
+        """Those of them that it does reach, if the model is called without `training`.
+
+        Unlike `exposed` it takes into account that a class whose `call` has training=False for its
+        default, such as Dropout, ends what another one has begun.
+        """
+        runs = _Simulation(self._region).runs.values() if self.exposed else ()
+        return frozenset(path for run in runs for (path, _), mode in run.items() if mode is True)
 
 
-def exposed(graph: Graph) -> dict[Path, str]:
-    """The layers that heed training mode and may run after a call with training=True of another.
-
-    The value is a clause about that other layer. Layers of the same depth count as later, because
-    their order hangs on that of the config.
-    """
-    return {} if is_keras2(graph) else _Exposure(graph).found
-
-
-def training_in_bare_call(graph: Graph) -> frozenset[Path]:
-    """The layers that heed training mode and run in it when a model is called without `training`.
-
-    Unlike `exposed` it takes into account that a class whose `call` has training=False for its
-    default, such as Dropout, ends what another one has begun.
-    """
-    runs = _Simulation(graph).runs.values()
-    return frozenset(path for run in runs for (path, _), mode in run.items() if mode is True)
-
-
-def first_changed_mode(graph: Graph, changed: Graph) -> Path | None:
-    """A layer that runs in training mode in one of two graphs and not in the other.
+def first_changed_mode(region: "Region", changed: "Region") -> Path | None:
+    """A layer that runs in training mode in one of two models and not in the other.
 
     Layers that are gone change depths, and with them the order of what is left; and one that is
     gone hands nothing on.
     """
-    if is_keras2(graph) or not _sources(graph, ()):
+    if is_keras2(region) or not _sources(region):
         return None
-    return _Simulation(graph).first_difference(_Simulation(changed))
+    return _Simulation(region).first_difference(_Simulation(changed))
 
 
-_Run = tuple[Path, bool | None]
-"""One way a graph can run: its path, and the mode it is given, None for none."""
+_Run = tuple["Region", bool | None]
+"""One way a model can run: the model, and the mode it is given, None for none."""
 
 
 class _Simulation:
@@ -91,12 +85,12 @@ class _Simulation:
     of functional.py).
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, region: "Region") -> None:
         # What becomes of each call in a run: its mode, or the run of the model that it calls. A
         # model may be called by others again and again, but it has three runs at most.
         self.runs: dict[_Run, dict[tuple[Path, int], bool | _Run]] = {}
         self._ends: dict[_Run, object] = {}
-        self._first = self._run(graph, (), None)
+        self._first = self._run(region, None)
 
     def first_difference(self, changed: "_Simulation") -> Path | None:
         """A layer that runs in another mode in a changed graph than in this one."""
@@ -113,129 +107,118 @@ class _Simulation:
                     return call[0]
         return None
 
-    def _run(self, graph: Graph, path: Path, forced: object) -> _Run:
-        run = (path, None if forced is None else is_set(forced))
+    def _run(self, region: "Region", forced: object) -> _Run:
+        run = (region, None if forced is None else is_set(forced))
         if run in self.runs:
             return run
-        self.runs[run] = {}
+        modes = self.runs[run] = {}
         current = forced
-        for name, number in (node for nodes in _by_depth(graph) for node in nodes):
-            layer = graph.layers[name]
-            if layer.is_operation or is_input(layer):
+        for call in (call for calls in _by_depth(region) for call in calls):
+            if call.outer.is_operation or is_input(call.outer):
                 continue
             if forced is None:
-                said, value = _said(layer, layer.calls[number])
+                said, value = _said(call)
                 current = value if said else current
-            current = self._enter(run, layer, (*path, name), number, current)
+            for layer, path in parts(call.outer, call.path):
+                if not ignores_training(layer):
+                    modes[path, call.number] = is_set(current)
+            if call.body is not None:
+                inside = modes[call.core_path, call.number] = self._run(call.body, current)
+                current = self._ends[inside] if current is None else current
         self._ends[run] = current
         return run
 
-    def _enter(self, run: _Run, layer: Layer, path: Path, number: int, current: object) -> object:
-        """Call a layer; the running value behind it."""
-        if not ignores_training(layer):
-            self.runs[run][path, number] = is_set(current)
-        if layer.graph is not None:
-            inside = self._run(layer.graph, path, current)
-            self.runs[run][path, number] = inside
-            return self._ends[inside] if current is None else current
-        if layer.inner is not None:
-            inner = (*path, layer.inner.name)
-            return self._enter(run, layer.inner, inner, number, current)
-        return current
 
-
-def _said(layer: Layer, call: Call) -> tuple[bool, object]:
+def _said(call: "Call") -> tuple[bool, object]:
     """Whether a call says in which mode it is, and in which."""
-    keywords = call.node.get("kwargs") if isinstance(call.node, dict) else None
+    node = call.written.node
+    keywords = node.get("kwargs") if isinstance(node, dict) else None
     if isinstance(keywords, dict) and "training" in keywords:
         return True, keywords["training"]
-    default = facts(layer).training_default
+    default = facts(call.outer).training_default
     return default is not None, default
 
 
-def is_keras2(graph: Graph) -> bool:
-    """Whether any graph in the model writes its calls, or the shape of its input, as Keras 2 does.
+def is_keras2(region: "Region") -> bool:
+    """Whether a model, or any in it, writes its calls or the shape of its input as Keras 2 does.
 
     The latter is all that a Sequential tells.
     """
-    layers = graph.layers.values()
+    layers = [layer for one in region.with_nested() for layer in one.graph.layers.values()]
     nodes = (call.node for layer in layers for call in layer.calls)
-    if any("batch_input_shape" in layer.config for layer in layers):
-        return True
-    return any(node is not None and not is_keras3(node) for node in nodes) or any(
-        is_keras2(layer.nested) for layer in layers if layer.nested is not None
+    return any("batch_input_shape" in layer.config for layer in layers) or any(
+        node is not None and not is_keras3(node) for node in nodes
     )
 
 
-def _by_depth(graph: Graph) -> list[list[Node]]:
-    """The calls of a graph in the order in which Keras makes them, those of one depth together."""
-    by_depth: dict[int, list[Node]] = defaultdict(list)
-    for node, depth in call_depths(graph).items():
-        by_depth[depth].append(node)
+def _by_depth(region: "Region") -> list[list["Call"]]:
+    """The calls of a model in the order in which Keras makes them, those of one depth together."""
+    by_depth: dict[int, list[Call]] = defaultdict(list)
+    for node, depth in call_depths(region.graph).items():
+        by_depth[depth].append(region.call(*node))
     return [by_depth[depth] for depth in sorted(by_depth, reverse=True)]
 
 
-def _sources(graph: Graph, path: Path) -> dict[Path, str]:
-    """For each nested model, the first layer in it that sets training mode, if any does."""
-    found: dict[Path, str] = {}
-    for layer in graph.layers.values():
-        if layer.nested is not None:
-            found |= _sources(layer.nested, core_path(layer, (*path, layer.name)))
-    named = (_source(graph, node, path, found) for nodes in _by_depth(graph) for node in nodes)
-    first = next(filter(None, named), None)
-    return found if first is None else {**found, path: first}
+_Sources = dict["Region", str]
 
 
-def _source(graph: Graph, node: Node, path: Path, inside: Mapping[Path, str]) -> str | None:
+def _sources(region: "Region") -> _Sources:
+    """For each model, the first layer in it that sets training mode, if any does."""
+    found: _Sources = {}
+    for one in reversed([*region.with_nested()]):
+        named = (_source(call, found) for calls in _by_depth(one) for call in calls)
+        first = next(filter(None, named), None)
+        if first is not None:
+            found[one] = first
+    return found
+
+
+def _source(call: "Call", inside: _Sources) -> str | None:
     """The layer that sets training mode in this call: this one, or one inside it."""
-    layer = graph.layers[node[0]]
-    training, core = layer.calls[node[1]].training, unwrapped(layer)[0]
-    trains = facts(core).training_default is True
-    name = f"{core.class_name} {show((*path, layer.name))!r}"
+    training = call.written.training
+    trains = facts(call.layer).training_default is True
     if is_set(training) and not trains:
-        return f"{name} is called with training=True"
+        return f"{call.title} is called with training=True"
     if trains and (training is None or is_set(training)):
-        return f"{name} {BY_DEFAULT}"
-    return None if is_off(training) else inside.get(core_path(layer, (*path, layer.name)))
+        return f"{call.title} {BY_DEFAULT}"
+    return None if is_off(training) or call.body is None else inside.get(call.body)
 
 
 class _Exposure:
     """One run of a model, with what it hands on, to all layers of one depth too."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, region: "Region") -> None:
         self.found: dict[Path, str] = {}
         # A run that has a source has found all that another such run would find.
-        self._done: set[tuple[Path, bool]] = set()
-        self._inside = _sources(graph, ())
-        self._run(graph, (), None)
+        self._done: set[tuple[Region, bool]] = set()
+        self._inside = _sources(region)
+        self._run(region, None)
 
-    def _run(self, graph: Graph, path: Path, forced: str | None) -> None:
+    def _run(self, region: "Region", forced: str | None) -> None:
         """Walk the calls; `forced` is who has set training mode before.
 
         A model that is called in training mode, or with training=False, hands that to its layers
         whatever their calls say.
         """
-        if (path, forced is not None) in self._done:
+        if (region, forced is not None) in self._done:
             return
-        self._done.add((path, forced is not None))
+        self._done.add((region, forced is not None))
         leak = forced
-        for nodes in _by_depth(graph):
-            sources = [_source(graph, node, path, self._inside) for node in nodes]
-            for number, (name, call) in enumerate(nodes):
+        for calls in _by_depth(region):
+            sources = [_source(call, self._inside) for call in calls]
+            for number, call in enumerate(calls):
                 others = [*sources[:number], *sources[number + 1 :]]
                 who = leak or next(filter(None, others), None)
-                layer = graph.layers[name]
-                if forced is not None or not is_off(layer.calls[call].training):
-                    self._enter(layer, (*path, name), who)
+                if forced is not None or not is_off(call.written.training):
+                    self._enter(call, who)
             leak = leak or next(filter(None, sources), None)
 
-    def _enter(self, layer: Layer, path: Path, leak: str | None) -> None:
-        if leak is not None and not ignores_training(layer):
-            self.found.setdefault(path, leak)
-        if layer.graph is not None:
-            self._run(layer.graph, path, leak)
-        elif layer.inner is not None:
-            self._enter(layer.inner, (*path, layer.inner.name), leak)
+    def _enter(self, call: "Call", leak: str | None) -> None:
+        for layer, path in parts(call.outer, call.path):
+            if leak is not None and not ignores_training(layer):
+                self.found.setdefault(path, leak)
+        if call.body is not None:
+            self._run(call.body, leak)
 
 
 def ignores_training(layer: Layer) -> bool:
