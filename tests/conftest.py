@@ -8,11 +8,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiers
 
 # TensorFlow has kernels for channels first on some processors only, unless it is told to.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let helpers that see no fixture know which tier runs."""
+    tiers.EVERYTHING = tiers.thorough(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests out unless they are asked for, whatever else is chosen with `-m`."""
+    if tiers.thorough(config):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_collection_finish() -> None:
@@ -47,11 +62,13 @@ def double() -> None:
 
 @pytest.fixture
 def keras_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge has Keras alone, as for a model that ONNX cannot express.
+    """By default the judge has Keras alone, as for a model that ONNX cannot express.
 
-    An export takes half of the time of a judgement. This is for tests whose question Keras answers.
+    An export takes half of the time of a judgement. This is for tests whose question Keras answers;
+    in a run of all tests (`-m "slow or not slow"`) ONNX Runtime answers it too.
     """
-    monkeypatch.setattr("bnfold.running.onnx_runner.exports", lambda _: [])
+    if not tiers.EVERYTHING:
+        monkeypatch.setattr("bnfold.running.onnx_runner.exports", lambda _: [])
 
 
 @pytest.fixture(autouse=True)

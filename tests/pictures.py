@@ -2,12 +2,15 @@
 
 from support import keras  # isort: skip - it chooses the backend
 
+import io
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+from archives import entry, fill, functional, keras_file
 
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.reports import html
@@ -34,7 +37,7 @@ HOSTILE = (
 """Names that mean something to HTML, CSS, JavaScript, Jinja, a terminal or a careless encoder."""
 
 
-def residual(count: int, **statistics: Any) -> Any:
+def residual(count: int) -> Any:
     """A model of so many BatchNormalization layers, with a branch around every second one."""
     first = tensor = keras.Input((CHANNELS,), name="features")
     for number in range(count):
@@ -44,7 +47,43 @@ def residual(count: int, **statistics: Any) -> Any:
         tensor = L.ReLU(name=f"relu_{number}")(tensor)
         if number % 2:
             tensor = L.Add(name=f"add_{number}")([before, tensor])
-    return trained(keras.Model(first, L.Dense(2, name="scores")(tensor)), **statistics)
+    return trained(keras.Model(first, L.Dense(2, name="scores")(tensor)))
+
+
+def residual_file(path: Path, count: int) -> Path:
+    """The same as a file written by hand: Keras takes seconds to build so many layers."""
+    width = {"shape": [None, CHANNELS], "dtype": "float32"}
+
+    def reading(class_name: str, name: str, *sources: str, **settings: Any) -> Any:
+        tensors = [
+            {
+                "class_name": "__keras_tensor__",
+                "config": {**width, "keras_history": [source, 0, 0]},
+            }
+            for source in sources
+        ]
+        node = {"args": tensors if len(tensors) == 1 else [tensors], "kwargs": {}}
+        return {**entry(class_name, name, **settings), "inbound_nodes": [node]}
+
+    made, last, stream = [entry("InputLayer", "x", batch_shape=[None, CHANNELS])], "x", io.BytesIO()
+    generator = np.random.default_rng(0)
+    with h5py.File(stream, "w") as file:
+        for number in range(count):
+            before, end = last, f"_{number}" if number else ""
+            dense, norm, last = f"dense_{number}", f"norm_{number}", f"relu_{number}"
+            made += [
+                reading("Dense", dense, before, units=CHANNELS, activation="linear", use_bias=True),
+                reading("BatchNormalization", norm, dense, axis=-1, epsilon=0.001),
+                reading("ReLU", last, norm),
+            ]
+            kernel = generator.normal(0, 0.2, (CHANNELS, CHANNELS)).astype("f4")
+            fill(file.create_group(f"layers/dense{end}/vars"), [kernel, np.zeros(CHANNELS, "f4")])
+            vectors = [vector.astype("f4") for vector in statistics(generator)]
+            fill(file.create_group(f"layers/batch_normalization{end}/vars"), vectors)
+            if number % 2:
+                made.append(reading("Add", f"add_{number}", before, last))
+                last = f"add_{number}"
+    return keras_file(path, config=functional(made, last), h5=stream.getvalue())
 
 
 def five() -> Any:
@@ -75,13 +114,15 @@ def trained(model: Any, seed: int = 0) -> Any:
     generator = np.random.default_rng(seed)
     for layer in model.layers:
         if isinstance(layer, L.BatchNormalization):
-            count = layer.moving_mean.shape[0]
-            variance = 10 ** generator.normal(-0.5, 0.5) * generator.lognormal(0, 0.6, count)
-            layer.gamma.assign(generator.normal(1, 0.2, count))
-            layer.beta.assign(generator.normal(0.3, 0.4, count))
-            layer.moving_mean.assign(generator.normal(0, 1, count) * np.sqrt(variance))
-            layer.moving_variance.assign(variance)
+            layer.set_weights(statistics(generator, layer.moving_mean.shape[0]))
     return model
+
+
+def statistics(generator: np.random.Generator, count: int = CHANNELS) -> list[Any]:
+    """gamma, beta, mean and variance of a layer, as training leaves them."""
+    variance = 10 ** generator.normal(-0.5, 0.5) * generator.lognormal(0, 0.6, count)
+    gamma, beta = generator.normal(1, 0.2, count), generator.normal(0.3, 0.4, count)
+    return [gamma, beta, generator.normal(0, 1, count) * np.sqrt(variance), variance]
 
 
 def spoiled(model: Any) -> Any:

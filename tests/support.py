@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+from tiers import by_turns
 
 from bnfold.folding.apply import apply
 from bnfold.folding.plan import Plan, plan
@@ -154,7 +155,7 @@ def examine(
     *,
     left: Sequence[str] | int | None = 0,
     reason: str | Sequence[str] | None = None,
-    forms: Sequence[str] = (".keras", ".h5"),
+    forms: Sequence[str] | None = None,
     inputs: Any = None,
     customs: Customs | None = None,
     allowed: float | None = None,
@@ -164,9 +165,11 @@ def examine(
 
     `left` are the BatchNormalization layers that must stay, or how many, None where that does not
     matter; `reason` what the sentences must say of those. With `bare` the models are also called
-    without `training`, where Keras 3 lets a call's own training=True have its way. Returns the last
-    plan.
+    without `training`, where Keras 3 lets a call's own training=True have its way. `forms` are the
+    suffixes of the files; without it one of the two by default, and both in a run of all tests.
+    Returns the last plan.
     """
+    forms = by_turns((".keras", ".h5")) if forms is None else forms
     inputs = samples(model) if inputs is None else inputs
     for form in forms:
         model.save(folder / f"original{form}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import chain, examine, keras, randomize, samples
-from tiers import some
+from tiers import by_turns, some
 
 L = keras.layers
 BN = L.BatchNormalization
@@ -236,7 +236,7 @@ def test_a_map_crosses_backward(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in ROWS if ROWS[n][2]])
 def test_a_map_that_does_not_meet_the_condition_stays(name: str, tmp_path: Path) -> None:
     row, shape, _ = ROWS[name]
-    for build in (before, behind):
+    for build in by_turns((before, behind)):
         folder = tmp_path / build.__name__
         folder.mkdir()
         examine(randomize(build(row, shape)), folder, left=["bn"], reason="channels", forms=KERAS)
@@ -263,7 +263,7 @@ OPAQUE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", OPAQUE_OPERATIONS)
 def test_a_map_does_not_cross_other_operations(name: str, tmp_path: Path) -> None:
     operation = OPAQUE_OPERATIONS[name]
-    for build in (before, behind):
+    for build in by_turns((before, behind)):
         folder = tmp_path / build.__name__
         folder.mkdir()
         model = tamed(build(lambda: operation, SERIES), positive=True, shift=False)
@@ -690,7 +690,7 @@ STRUCTURE: dict[str, tuple[Build, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", STRUCTURE)
 def test_structure(name: str, tmp_path: Path) -> None:
     build, forms = STRUCTURE[name]
-    examine(randomize(build()), tmp_path, forms=forms)
+    examine(randomize(build()), tmp_path, forms=by_turns(forms))
 
 
 # --- what must stay ------------------------------------------------------------------------------

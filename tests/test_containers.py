@@ -258,7 +258,8 @@ def fresh_names() -> None:
     keras.backend.clear_session(free_memory=False)
 
 
-# All pairs take seconds. By default every second one, so that each model and each form is there.
+# By default every second pair. There are three forms, so that each model and each form is there,
+# and the forms that one test leaves out are those that the next one takes.
 @pytest.mark.parametrize(("name", "form"), some(product(MODELS, FORMS), 2, 0))
 def test_nothing_is_lost(name: str, form: str, tmp_path: Path) -> None:
     model, inputs = MODELS[name]()

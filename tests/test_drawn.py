@@ -132,9 +132,9 @@ SETTINGS = settings(
 
 
 # One batch by default: each takes as long as a whole file of other tests.
-@pytest.mark.parametrize("number", some(range(4), 4))
+@pytest.mark.parametrize("number", some(range(8), 8))
 def test_drawn_models(number: int) -> None:
-    check_many(number, 25)
+    check_many(number, 12)
 
 
 @pytest.mark.slow

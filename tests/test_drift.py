@@ -153,7 +153,7 @@ def trained(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("count", [8, 50, 1797])
+@pytest.mark.parametrize("count", [8, 1797, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_healthy_model_is_silent_on_its_training_data(
     count: int, trained: Path, digits: Any
 ) -> None:

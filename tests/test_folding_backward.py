@@ -27,6 +27,7 @@ from support import (
     randomize,
     samples,
 )
+from tiers import by_turns
 
 from bnfold.folding import effect
 from bnfold.folding.plan import plan
@@ -180,8 +181,15 @@ IN_BLOCKS: dict[str, tuple[Build, int]] = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 7])
-@pytest.mark.parametrize("name", IN_BLOCKS)
+# By default each with one of the two sizes: what a block is does not depend on the layer.
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=[pytest.mark.slow] * ((i + k) % 2))
+        for i, name in enumerate(IN_BLOCKS)
+        for k, size in enumerate((1, 7))
+    ],
+)
 def test_kernels_are_folded_in_blocks(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,8 +358,9 @@ def test_einsum_dense_keeps_a_narrow_bias_narrow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [True, False])
 def test_every_set_of_variables(use_bias: bool, center: bool, scale: bool, tmp_path: Path) -> None:
     model = chain((5,), L.Dense(4, use_bias=use_bias), BN(center=center, scale=scale))
-    examine(randomize(model), tmp_path)
-    assert load(tmp_path / "folded.keras").layers[1].use_bias
+    for form in by_turns(BOTH):
+        examine(randomize(model), tmp_path, forms=[form])
+        assert load(tmp_path / f"folded{form}").layers[1].use_bias
 
 
 @pytest.mark.parametrize("first", ["both", "center", "scale", "none"])
@@ -776,7 +785,7 @@ NESTED = [
 def test_models_inside_models(build: Build, left: int, tmp_path: Path) -> None:
     # Keras itself cannot save variables of the same name in a legacy file.
     forms = KERAS if build is same_names_at_every_depth else BOTH
-    examine(randomize(build()), tmp_path, left=left, forms=forms)
+    examine(randomize(build()), tmp_path, left=left, forms=by_turns(forms))
 
 
 # --- one layer object in several places ----------------------------------------------------------
@@ -1140,7 +1149,7 @@ DTYPES: dict[str, tuple[Build, int, str]] = {
 def test_dtypes(name: str, tmp_path: Path) -> None:
     build, left, reason = DTYPES[name]
     forms = KERAS if "bfloat16" in name or "brain" in name else BOTH  # Keras has no bfloat16 in .h5
-    examine(randomize(build()), tmp_path, left=left, reason=reason or None, forms=forms)
+    examine(randomize(build()), tmp_path, left=left, reason=reason or None, forms=by_turns(forms))
 
 
 def test_quantized_layers_stay(tmp_path: Path) -> None:

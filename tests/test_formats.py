@@ -15,10 +15,10 @@ import h5py
 import jsonschema
 import junitparser
 import pytest
+from archives import fill, keras_file, weights
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 from test_gate import configure, folder, model, run  # noqa: F401 - a fixture is among them
-from test_hostile import fill, keras_file, weights
 
 from bnfold.audit import RULES
 from bnfold.cli import main

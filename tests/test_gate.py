@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import jsonschema
 import pytest
+from archives import directory_model, entry, fill, functional, keras_file, legacy_file, weights
 from click.testing import CliRunner, Result
-from test_hostile import directory_model, entry, fill, functional, keras_file, legacy_file, weights
 
 import bnfold
 from bnfold.audit import RULES, TARGET_DTYPES

@@ -14,10 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from archives import keras_file, model_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import Element, keras, page, parsed, saved
-from test_hostile import keras_file, model_config
 
 from bnfold.audit import Thresholds
 from bnfold.audit.selection import Suppressed
@@ -290,7 +290,7 @@ def test_a_finding_that_does_not_count_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_two_hundred_layers_are_a_small_page_soon(tmp_path: Path) -> None:
-    model = saved(pictures.residual(200), tmp_path / "deep.keras")
+    model = inspect_file(pictures.residual_file(tmp_path / "deep.keras", 200))
     html.inspections([])
     start = time.process_time()
     text = html.inspections([model])

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import keras_file, model_config
 from pictures import saved
-from test_hostile import keras_file, model_config
 from tiers import some
 
 from bnfold.jobs.inspect import inspect_file
@@ -64,7 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = "\U0001f600 <b>", "wide" * 100
     models = {
         "five": saved(pictures.five(), folder / "five.keras"),
-        "deep": saved(pictures.residual(200), folder / "deep.keras"),
+        "deep": inspect_file(pictures.residual_file(folder / "deep.keras", 200)),
         "branches": inspect_file(fixtures / "digits_cnn_keras315.keras"),
         "spoiled": saved(pictures.spoiled(pictures.residual(8)), folder / "spoiled.keras"),
         "hostile": inspect_file(keras_file(folder / "h.keras", config=model_config(*names))),
@@ -97,7 +97,7 @@ def show(browser: Any, files: dict[str, Path]) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
-# By default a page of many layers, and the one whose names would run something.
+# By default a small page, and the one whose names would run something.
 @pytest.mark.parametrize("name", [*some(PAGES[:4], 4), *some(PAGES[4:])])
 def test_nothing_is_loaded_and_nothing_is_complained_about(
     name: str, browser: Any, files: dict[str, Path]

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
+from archives import keras_file, weights
 from click.testing import CliRunner
-from test_hostile import keras_file, weights
 
 from bnfold.cli import main
 from bnfold.jobs.fold import fold_file

@@ -115,7 +115,8 @@ def check_order(model: keras.Model, seed: int) -> None:
     assert tree_of_names(edited) == graphs.tree_of_names(rebuilt(edited))
 
 
-@seeds(180, by_default=20, count=320)
+# Each seed is a model that Keras builds, saves and loads again, which takes a quarter of a second.
+@seeds(180, by_default=10, count=320)
 def test_layers_stand_in_the_order_in_which_keras_rebuilds_them(seed: int) -> None:
     check_order(graphs.random_model(seed, legacy=seed % 3 == 2), seed)
 
@@ -251,7 +252,7 @@ def check_stored(loaded: keras.Model, file: Path) -> None:
     assert support.datasets(again) == support.datasets(file)
 
 
-@seeds(0, by_default=12, count=120)
+@seeds(0, by_default=6, count=120)
 def test_a_folded_file_computes_the_same(seed: int, tmp_path: Path) -> None:
     model = weighted_model(seed)
     source, target = (tmp_path / f"{name}{form_of(seed)}" for name in ("original", "folded"))
@@ -263,7 +264,7 @@ def test_a_folded_file_computes_the_same(seed: int, tmp_path: Path) -> None:
     check_edited(model, folded, target)
 
 
-@seeds(120, by_default=8, count=60)
+@seeds(120, by_default=4, count=60)
 def test_a_file_without_layers_that_do_nothing_computes_the_same(seed: int, tmp_path: Path) -> None:
     model = weighted_model(seed)
     neutralize(model, seed)

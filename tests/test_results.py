@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_hostile import keras_file
+from archives import keras_file
 
 import bnfold
 from bnfold.jobs.export import ExportReport

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import chain, directory_model, keras_file, legacy_file
 from click.testing import CliRunner
-from test_hostile import chain, directory_model, keras_file, legacy_file
 from tiers import some
 
 import bnfold

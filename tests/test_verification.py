@@ -298,7 +298,7 @@ def small_net(*tail, units=5, size=6):
 # --- right and wrong folds ------------------------------------------------------------------------
 
 # Means of a thousand deviations have a default test in test_judge.py.
-QUICK = ("conv2d", "conv2d grouped", "transpose2d dilated", "mixed_float16")
+QUICK = ("conv2d grouped", "transpose2d dilated", "mixed_float16")
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -826,6 +826,7 @@ def test_with_no_runtime_at_all_there_is_an_error(pair, monkeypatch):
 # --- files ----------------------------------------------------------------------------------------
 
 
+# The name decides nothing, so one that lies is enough by default.
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("name", some(["model.h5", "model.bin", "model.keras.backup"], 3))
 def test_the_container_is_told_by_its_bytes(tmp_path, name):
@@ -833,6 +834,7 @@ def test_the_container_is_told_by_its_bytes(tmp_path, name):
     assert verify(original.rename(tmp_path / name), folded).verdict is Verdict.EQUIVALENT
 
 
+# The other names are told apart by the same bytes: by default the one that lies most.
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("name", some(["model.keras", "model.h5", "model.hdf5", "model"], 4))
 def test_legacy_hdf5_under_any_name(tmp_path, name):
