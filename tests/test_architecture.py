@@ -17,12 +17,13 @@ FRAMEWORKS = {
 BELOW = {
     "errors": set(),
     "version": set(),
+    "serialize": set(),
     "model": {"errors"},
     "folding": {"model", "errors"},
     "running": {"model", "errors"},
-    "audit": {"folding", "model", "errors"},
-    "verification": {"running", "model", "errors"},
-    "observation": {"verification", "running", "model", "errors"},
+    "audit": {"folding", "model", "errors", "serialize"},
+    "verification": {"running", "model", "errors", "serialize"},
+    "observation": {"running", "model", "errors", "serialize"},
 }
 """Which rooms each room may import, beside itself. A judge does not use the accused's arithmetic:
 `verification` and `observation` know nothing of `folding`. What stands above these may import all

@@ -60,7 +60,7 @@ def of(starts: Sequence[tuple[Any, Any]]) -> benchmark.Result:
 def test_median_and_quartiles() -> None:
     found = times(np.array([5.0, 1.0, 2.0, 4.0, 3.0]))
     assert (found.lower_quartile, found.median, found.upper_quartile) == (2, 3, 4)
-    assert found.spread == 2
+    assert found.interquartile_range == 2
 
 
 @pytest.mark.parametrize(

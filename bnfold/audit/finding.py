@@ -1,7 +1,7 @@
 """What a rule says about a layer."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model.graph import Path, finite_number, show
+from bnfold.serialize import plain
 
 _FIRST_CHANNELS = 5
 
@@ -102,7 +103,7 @@ class Finding:
             "layer": show(self.layer),
             "message": self.message,
             "remedy": self.remedy,
-            "channels": None if self.channels is None else asdict(self.channels),
+            "channels": plain(self.channels),
             "figures": {name: finite_number(value) for name, value in self.figures.items()},
             "consequences": [
                 {

@@ -23,9 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +41,8 @@ from bnfold.running.options import SAFELY, Loading
 from bnfold.running.safety import FileFacts
 from bnfold.running.samples import InputSpec
 from bnfold.running.session import Opening
+from bnfold.serialize import Report, Serializable
 
-SCHEMA_VERSION = 1
 RUNTIMES = ("keras", "onnxruntime", "litert")
 CONFIDENCE = 0.95
 
@@ -63,21 +63,23 @@ Verdict: TypeAlias = Literal["faster", "slower", "no difference"]
 
 
 @dataclass(frozen=True)
-class Times:
+class Times(Serializable):
     """The median and the quartiles of what one inference took, in seconds."""
 
     median: float
     lower_quartile: float
     upper_quartile: float
 
+    json_keys: ClassVar = ("median", "lower_quartile", "upper_quartile", "interquartile_range")
+
     @property
-    def spread(self) -> float:
+    def interquartile_range(self) -> float:
         """The interquartile range, in seconds."""
         return self.upper_quartile - self.lower_quartile
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Serializable):
     """One runtime at one batch size.
 
     Attributes:
@@ -103,10 +105,17 @@ class Result:
     rounds: int
     calls: int
 
+    json_keys: ClassVar = (
+        *("runtime", "version", "batch", "ratio", "interval", "starts", "a", "b", "rounds"),
+        *("calls", "verdict", "steady"),
+    )
+
     @property
     def steady(self) -> bool:
         """Whether the times of both vary little; they do not where other work takes turns too."""
-        return all(found.spread <= _STEADY * found.median for found in (self.a, self.b))
+        return all(
+            found.interquartile_range <= _STEADY * found.median for found in (self.a, self.b)
+        )
 
     @property
     def verdict(self) -> Verdict:
@@ -115,15 +124,6 @@ class Result:
         if lower <= 1 + _RESOLUTION and upper >= 1 - _RESOLUTION:
             return "no difference"
         return "faster" if lower > 1 else "slower"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON report on it."""
-        times = {
-            name: {**asdict(found), "interquartile_range": found.spread}
-            for name, found in (("a", self.a), ("b", self.b))
-        }
-        found = {"interval": list(self.interval), "verdict": self.verdict, "steady": self.steady}
-        return {**asdict(self), **found, **times}
 
 
 def times(measured: Seconds) -> Times:
@@ -249,7 +249,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Report):
     """The times of two models side by side.
 
     Attributes:
@@ -274,6 +274,12 @@ class BenchReport:
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
 
+    confidence: ClassVar = CONFIDENCE
+    json_keys: ClassVar = (
+        *("a", "b", "folded", "threads", "seconds", "seed", "confidence"),
+        *("results", "skipped", "notes"),
+    )
+
     def __bool__(self) -> NoReturn:
         """Refuse: times have no yes or no.
 
@@ -284,21 +290,8 @@ class BenchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "a": str(self.a),
-            "b": None if self.b is None else str(self.b),
-            "folded": None
-            if self.folded is None
-            else {"layers": self.folded[0], "of": self.folded[1]},
-            "threads": self.threads,
-            "seconds": self.seconds,
-            "seed": self.seed,
-            "confidence": CONFIDENCE,
-            "results": [result.to_dict() for result in self.results],
-            "skipped": [asdict(one) for one in self.skipped],
-            "notes": list(self.notes),
-        }
+        folded = self.folded and dict(zip(("layers", "of"), self.folded, strict=True))
+        return {**super().to_dict(), "folded": folded}
 
 
 @borrowing.guest()

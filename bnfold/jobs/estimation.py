@@ -22,12 +22,13 @@ from bnfold.jobs.inspect import spread
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.graph import finite_number, show
+from bnfold.model.graph import show
 from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, times
 from bnfold.model.rounding import rounded
 from bnfold.observation import observer, steps
 from bnfold.observation.observe import Running, Ticker, in_one_line
 from bnfold.running import keras_runner
+from bnfold.serialize import plain
 
 STATISTICS = ("moving_mean", "moving_variance")
 
@@ -80,6 +81,10 @@ class Kept:
     batchnorm: BatchNorm
     reason: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `kept` in the JSON report, and in the record in the file."""
+        return {"name": show(self.batchnorm.path), "reason": self.reason}
+
 
 @dataclass(frozen=True)
 class ScaleCheck:
@@ -118,8 +123,8 @@ class ScaleCheck:
         return {
             "name": show(self.layer),
             "passed": None if found is None else self.passed,
-            "factor": None if found is None else finite_number(found.factor),
-            "shift": None if found is None else finite_number(found.shift),
+            "factor": None if found is None else plain(found.factor),
+            "shift": None if found is None else plain(found.shift),
             "problem": self.problem,
         }
 

@@ -46,12 +46,11 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Port
 from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
+from bnfold.serialize import SCHEMA_VERSION, plain
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.exported import Check, Expected, Trial, expect, named_ports
 from bnfold.verification.tolerance import Rule
 from bnfold.version import __version__
-
-SCHEMA_VERSION = 1
 
 _NONE: tuple[LayerPath, ...] = ()
 _ORT_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -106,13 +105,13 @@ class ExportReport:
             "opset": self.opset,
             "inputs": [_port(port) for port in self.inputs],
             "outputs": [_port(port) for port in self.outputs],
-            "folded": describe_folds(self.plan) if self.plan is not None else [],
-            "kept": describe_kept(self.plan) if self.plan is not None else [],
+            "folded": [] if self.plan is None else describe_folds(self.plan),
+            "kept": [] if self.plan is None else describe_kept(self.plan),
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
             **self.audit.to_dict(),
-            "verification": self.verification.to_dict() if self.verification is not None else None,
-            "check": self.check.to_dict() if self.check is not None else None,
+            "verification": plain(self.verification),
+            "check": plain(self.check),
         }
 
 

@@ -21,10 +21,9 @@ from bnfold.model.container.record import record
 from bnfold.model.graph import Json, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.running import options
+from bnfold.serialize import SCHEMA_VERSION, plain
 from bnfold.verification import Verification
 from bnfold.version import __version__
-
-SCHEMA_VERSION = 1
 
 Standalone = Literal["keep", "depthwise"]
 
@@ -78,7 +77,7 @@ class FoldReport:
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
             **self.audit.to_dict(),
-            "verification": self.verification.to_dict() if self.verification is not None else None,
+            "verification": plain(self.verification),
         }
 
 

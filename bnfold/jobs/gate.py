@@ -19,6 +19,7 @@ from bnfold.jobs.settings import NEVER, Settings
 from bnfold.jobs.staging import check_target, write_text
 from bnfold.model.container.guard import printable
 from bnfold.model.container.search import models_at
+from bnfold.serialize import plain
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ class InputFindings:
 
     def to_dict(self) -> dict[str, Any]:
         """What the JSON report of a command has of it."""
-        return {
-            "findings": [finding.to_dict() for finding in self.findings],
-            "fail_on": NEVER if self.fail_on is None else self.fail_on.value,
+        found = {
+            "findings": self.findings,
+            "fail_on": NEVER if self.fail_on is None else self.fail_on,
             "stopped_by_findings": self.stops,
             "not_audited": self.problem,
         }
+        return {name: plain(value) for name, value in found.items()}
 
 
 def of_input(path: Path, settings: Settings) -> InputFindings:

@@ -1,6 +1,5 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,17 +16,16 @@ from bnfold.jobs.planning import SUBCLASSED, planned
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import recalibration
-from bnfold.model.graph import Graph, finite_number, show
+from bnfold.model.graph import Graph, show
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.moments import Divergence, Observed, divergence
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 from bnfold.model.program import Program
+from bnfold.serialize import plain
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,9 @@ class Inspection:
             "container": self.container,
             "keras_version": self.keras_version,
             "note": self.note,
-            "batchnorms": [
-                describe(decision, self.observed_at(decision)) for decision in self.plan.decisions
-            ],
-            "findings": [finding.to_dict() for finding in self.findings],
-            "suppressed": [suppressed.to_dict() for suppressed in self.suppressed],
+            "batchnorms": [describe(one, self.observed_at(one)) for one in self.plan.decisions],
+            "findings": plain(self.findings),
+            "suppressed": plain(self.suppressed),
         }
 
     def observed_at(self, decision: Fold | Blocked) -> Observed | None:
@@ -258,16 +254,7 @@ def _object(value: Any) -> Any:
     arguments = value.get("config")
     if not arguments:
         return value["class_name"]
-    return {"class_name": value["class_name"], "config": _finite(arguments)}
-
-
-def _finite(value: Any) -> Any:
-    """A value from a config with None for each number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(inside) for key, inside in value.items()}
-    if isinstance(value, list):
-        return [_finite(inside) for inside in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {"class_name": value["class_name"], "config": plain(arguments)}
 
 
 def _statistics(batchnorm: BatchNorm) -> dict[str, Any] | None:
@@ -312,7 +299,7 @@ def spread(values: Vector) -> dict[str, float | None]:
     if not known.size:
         return dict.fromkeys(("min", "median", "max"))
     found = {"min": known.min(), "median": np.median(known), "max": known.max()}
-    return {name: finite_number(float(number)) for name, number in found.items()}
+    return {name: plain(float(number)) for name, number in found.items()}
 
 
 def summary(values: Vector) -> dict[str, float | int | None]:
@@ -369,7 +356,6 @@ def channel_values(
 def describe_layer(decision: Fold | Blocked, observed: Observed | None = None) -> dict[str, Any]:
     """`describe` and every channel, with the scale and shift that the layer amounts to."""
     channels = {
-        name: None if values is None else [float(v) if np.isfinite(v) else None for v in values]
-        for name, values in channel_values(decision.batchnorm, observed).items()
+        name: plain(values) for name, values in channel_values(decision.batchnorm, observed).items()
     }
     return {**describe(decision, observed), "channel_values": channels}

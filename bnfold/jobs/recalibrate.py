@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ from bnfold.jobs.staging import Staging, check_target
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import record
-from bnfold.model.graph import Json, finite_number, show
 from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import show
 from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
 from bnfold.observation import labels as labelled
@@ -38,9 +38,9 @@ from bnfold.observation import observer
 from bnfold.observation.observe import DataRun, Running, observe_running, start
 from bnfold.running import borrowing, keras_runner, options
 from bnfold.running.data import LABELS, Source
+from bnfold.serialize import Report, plain
 from bnfold.version import __version__
 
-SCHEMA_VERSION = 1
 MEMORY = 1 << 30
 
 # Of a standard deviation: far more than the order of sums can change, far less than matters.
@@ -74,12 +74,12 @@ class Check:
         return {
             "passed": self.passed,
             "layer": show(self.layer),
-            "distance": finite_number(self.distance),
+            "distance": plain(self.distance),
         }
 
 
 @dataclass(frozen=True)
-class RecalibrationReport:
+class RecalibrationReport(Report):
     """What a recalibration did.
 
     Attributes:
@@ -115,6 +115,11 @@ class RecalibrationReport:
     labels_problem: str | None = None
     notes: tuple[str, ...] = ()
 
+    json_keys: ClassVar = (
+        *("source", "target", "written", "container", "samples", "scale", "passes", "work"),
+        *("recalibrated", "kept", "scores", "labels_problem", "check", "notes"),
+    )
+
     def __bool__(self) -> bool:
         """Whether the file was written."""
         return self.written
@@ -137,26 +142,6 @@ class RecalibrationReport:
         if worse:
             return f"the new statistics make the model worse: {'; '.join(worse)}"
         return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON report."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "source": str(self.source),
-            "target": str(self.target),
-            "written": self.written,
-            "container": self.container,
-            "samples": self.samples,
-            "scale": [check.to_dict() for check in self.scale],
-            "passes": self.passes,
-            "work": self.work,
-            "recalibrated": [change.to_dict() for change in self.recalibrated],
-            "kept": _describe_kept(self.kept),
-            "scores": [score.to_dict() for score in self.scores],
-            "labels_problem": self.labels_problem,
-            "check": None if self.check is None else self.check.to_dict(),
-            "notes": list(self.notes),
-        }
 
 
 @borrowing.guest()
@@ -234,7 +219,7 @@ def recalibrate_file(
             recalibrated={
                 "samples": running.samples,
                 "layers": [show(change.batchnorm.path) for change in changes],
-                "kept": _describe_kept(kept),
+                "kept": plain(kept),
             },
         )
         with Staging(target, model.kind, force=force) as staging:
@@ -257,11 +242,6 @@ def recalibrate_file(
         kept=kept,
         check=check,
     )
-
-
-def _describe_kept(kept: Sequence[Kept]) -> list[Json]:
-    """What stayed as it was and why, for reports and records."""
-    return [{"name": show(one.batchnorm.path), "reason": one.reason} for one in kept]
 
 
 def _refuse_unused(patterns: Sequence[str], decisions: Sequence[Fold | Blocked]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from bnfold.running import ports, taps
 from bnfold.running.arrays import Array
 from bnfold.running.data import Source
 from bnfold.running.ports import Port
-from bnfold.verification.result import plain
+from bnfold.serialize import Serializable
 
 Measure = Literal["accuracy", "mean absolute error"]
 
@@ -200,7 +200,7 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Serializable):
     """How near one output comes before and after.
 
     Attributes:
@@ -226,10 +226,6 @@ class Score:
             f"{self.measure} of {printable(self.output)} on {self.samples} labelled samples: "
             f"{self.before:.4g} before, {self.after:.4g} after"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """One entry of `scores` in the JSON report."""
-        return {name: plain(value) for name, value in asdict(self).items()}
 
 
 def compare(before: Scorer, after: Scorer) -> tuple[Score, ...]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.jobs.inspect import SCHEMA_VERSION, Inspection, describe_layer
+from bnfold.jobs.inspect import Inspection, describe_layer
+from bnfold.serialize import SCHEMA_VERSION, plain
 
 if TYPE_CHECKING:
     from bnfold.jobs.bench import BenchReport
@@ -40,7 +41,7 @@ def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"]
         {
             "schema_version": SCHEMA_VERSION,
             "summary": {"found": len(models) + len(unreadable), "read": len(models)},
-            "models": [model.to_dict() for model in models],
+            "models": plain(models),
             "unreadable": [
                 {"path": str(one.path), "message": str(one.error)} for one in unreadable
             ],
@@ -55,8 +56,8 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
             "schema_version": SCHEMA_VERSION,
             "path": str(model.path),
             "layer": describe_layer(decision, model.observed_at(decision)),
-            "findings": [finding.to_dict() for finding in model.findings_on(decision)],
-            "suppressed": [one.to_dict() for one in model.suppressed_on(decision)],
+            "findings": plain(model.findings_on(decision)),
+            "suppressed": plain(model.suppressed_on(decision)),
         }
     )
 

@@ -29,7 +29,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -39,9 +39,10 @@ from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Interface, Port
 from bnfold.running.samples import SampleSet
+from bnfold.serialize import Serializable
 from bnfold.verification import pairing
 from bnfold.verification.case import Case
-from bnfold.verification.result import Comparison, Verdict, Verification, plain, record
+from bnfold.verification.result import Comparison, Verdict, Verification
 from bnfold.verification.runs import Evidence, Run
 from bnfold.verification.tolerance import UNIT, Rule, Truth, agrees
 from bnfold.verification.values import (
@@ -69,7 +70,7 @@ _FLOAT64 = "keras float64"
 
 
 @dataclass(frozen=True)
-class OutputCheck:
+class OutputCheck(Serializable):
     """One output of the ONNX file in one way to run it.
 
     `max_abs_error` is the largest error of all samples. `error` and `tolerance` are those of the
@@ -88,13 +89,9 @@ class OutputCheck:
     passed: bool
     exercised: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields for JSON; a number that is not finite becomes None."""
-        return record(self)
-
 
 @dataclass(frozen=True)
-class Check:
+class Check(Serializable):
     """What ONNX Runtime computes, compared with what Keras computes from MODEL.
 
     Attributes:
@@ -122,6 +119,11 @@ class Check:
     rule: str
     yardstick: str
 
+    json_keys: ClassVar = (
+        *("verdict", "passed", "library", "yardstick", "rule", "seed", "sample_count"),
+        *("sample_kinds", "max_abs_error", "differences", "warnings", "outputs"),
+    )
+
     def __bool__(self) -> bool:
         """Whether it passed."""
         return self.passed
@@ -144,23 +146,6 @@ class Check:
     def max_abs_error(self) -> float:
         """The largest error of all outputs."""
         return max((one.max_abs_error for one in self.outputs), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The check for JSON."""
-        return {
-            "verdict": self.verdict.value,
-            "passed": self.passed,
-            "library": self.library,
-            "yardstick": self.yardstick,
-            "rule": self.rule,
-            "seed": self.seed,
-            "sample_count": self.sample_count,
-            "sample_kinds": list(self.sample_kinds),
-            "max_abs_error": plain(self.max_abs_error),
-            "differences": list(self.differences),
-            "warnings": list(self.warnings),
-            "outputs": [one.to_dict() for one in self.outputs],
-        }
 
 
 def named_ports(interface: Interface) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

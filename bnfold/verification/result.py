@@ -10,11 +10,12 @@ refutation:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import ClassVar
+
+from bnfold.serialize import Serializable
 
 
 class Verdict(StrEnum):
@@ -49,7 +50,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Serializable):
     """One value in one runtime, at the kind of samples where the folded model came out worst.
 
     `name` is that of an output, or the nested path of the layer that makes the value in the
@@ -79,10 +80,6 @@ class Comparison:
         """Whether the samples made the value vary at all, beyond its tolerance."""
         return self.exercised > 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields for JSON; a number that is not finite becomes None."""
-        return record(self)
-
 
 class SiteStatus(StrEnum):
     """What was found out about one BatchNormalization that is gone."""
@@ -94,7 +91,7 @@ class SiteStatus(StrEnum):
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Serializable):
     """A BatchNormalization of the original that the folded model does not have.
 
     `name` is its nested path, `call` the number of the call from 0. `compared_at` names the values
@@ -111,13 +108,9 @@ class Site:
     channels: int = 0
     exercised: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields for JSON."""
-        return {**record(self), "status": self.status.value}
-
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Serializable):
     """Of a classifier's output: how many samples changed their largest entry, and by what margin.
 
     `smallest_margin` is the smallest distance between the largest entry and the next one in the
@@ -129,13 +122,9 @@ class Agreement:
     changed: int
     smallest_margin: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields for JSON."""
-        return record(self)
-
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Serializable):
     """The verdict, what it rests on, and every comparison behind it.
 
     `differences` says in sentences why the verdict is "different", `culprits` names the layers of
@@ -160,6 +149,12 @@ class Verification:
     merged_by_exporter: tuple[str, ...] | None = None
     sample_count: int = 0
     sample_kinds: tuple[str, ...] = ()
+
+    json_keys: ClassVar = (
+        *("verdict", "basis", "yardstick", "library", "rule", "seed", "sample_count"),
+        *("sample_kinds", "max_abs_error", "max_excess", "culprits", "differences", "warnings"),
+        *("merged_by_exporter", "sites", "agreements", "comparisons"),
+    )
 
     @property
     def worst(self) -> Comparison | None:
@@ -205,40 +200,3 @@ class Verification:
             judged = self.basis in {Basis.BOTH, Basis.FILES}
             return self.verdict is Verdict.EQUIVALENT and judged and seen
         return self.verdict is not Verdict.DIFFERENT
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the whole outcome for JSON, with None where a number is not finite."""
-        merged = self.merged_by_exporter
-        return {
-            "verdict": self.verdict.value,
-            "basis": self.basis.value,
-            "yardstick": self.yardstick,
-            "library": self.library,
-            "rule": self.rule,
-            "seed": self.seed,
-            "sample_count": self.sample_count,
-            "sample_kinds": list(self.sample_kinds),
-            "max_abs_error": plain(self.max_abs_error),
-            "max_excess": plain(self.max_excess),
-            "culprits": list(self.culprits),
-            "differences": list(self.differences),
-            "warnings": list(self.warnings),
-            "merged_by_exporter": None if merged is None else list(merged),
-            "sites": [one.to_dict() for one in self.sites],
-            "agreements": [one.to_dict() for one in self.agreements],
-            "comparisons": [one.to_dict() for one in self.comparisons],
-        }
-
-
-def record(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass for JSON."""
-    return {key: plain(inside) for key, inside in asdict(value).items()}
-
-
-def plain(value: Any) -> Any:
-    """The same for JSON, with None in the place of each number that is not finite."""
-    if isinstance(value, dict):
-        return {key: plain(inside) for key, inside in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inside) for inside in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

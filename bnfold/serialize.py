@@ -1,0 +1,65 @@
+"""Results as values that JSON can hold: the one place where that is decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, ClassVar
+
+SCHEMA_VERSION = 1
+"""That of all reports."""
+
+
+class Serializable:
+    """A result with a JSON form: the attributes that `json_keys` names, else its fields, in order.
+
+    A class whose form is another one has a `to_dict` of its own.
+    """
+
+    json_keys: ClassVar[tuple[str, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result for JSON; a number that is not finite becomes None."""
+        return _attributes(self, self.json_keys)
+
+
+class Report(Serializable):
+    """The result of a whole command, whose JSON form says of which version it is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {"schema_version": SCHEMA_VERSION, **super().to_dict()}
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON, with all that is in it.
+
+    Dataclasses and mappings become objects, sequences and arrays lists, enumerations their values,
+    files their paths, and numbers that are not finite None.
+    """
+    for kinds, form in _FORMS:
+        if isinstance(value, kinds):
+            return form(value)
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if is_dataclass(value):
+        return _attributes(value, ())
+    return plain(value.tolist())  # of an array of numpy's, or of one of its numbers
+
+
+_FORMS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (Enum, lambda value: value.value),  # before text, which some of them are
+    ((type(None), str, int), lambda value: value),
+    (float, lambda value: float(value) if math.isfinite(value) else None),
+    (Mapping, lambda value: {key: plain(inside) for key, inside in value.items()}),
+    ((list, tuple), lambda value: [plain(inside) for inside in value]),
+    (PurePath, str),
+)
+
+
+def _attributes(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    names = names or tuple(one.name for one in fields(value))
+    return {name: plain(getattr(value, name)) for name in names}
