@@ -108,6 +108,18 @@ def test_functions_of_tensorflow_tell_the_range_too():
     assert (found.center, found.spread) == (pytest.approx(127.5), pytest.approx(127.5))
 
 
+@pytest.mark.parametrize(("budget", "count"), [(1 << 20, 33), (1 << 10, 2)])
+def test_large_activations_get_few_samples(budget, count, tmp_path, monkeypatch):
+    """However small the input: the work goes by what the layers make of it, 3 kB for each here."""
+    monkeypatch.setattr("bnfold.verification.case._VALUES_BUDGET", budget)
+    given = keras.Input((4,))
+    x = layers.BatchNormalization()(layers.Dense(4)(given))
+    x = layers.UpSampling2D(8)(layers.Reshape((1, 1, 4))(x))
+    keras.Model(given, layers.GlobalAveragePooling2D()(layers.ReLU()(x))).save(tmp_path / "a.keras")
+    done = bnfold.fold(tmp_path / "a.keras", tmp_path / "b.keras").verification
+    assert (done.verdict, done.sample_count) == (Verdict.EQUIVALENT, count)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int32", "uint8"])
 def test_samples_cover_the_range(dtype):
     spec = InputSpec("x", (None, 50), dtype, ranges=(Range(np.array(128.0), np.array(128.0)),))

@@ -14,7 +14,7 @@ from bnfold.jobs.export import ExportReport
 from bnfold.jobs.recalibrate import Check, RecalibrationReport
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.exported import Check as ExportCheck
-from bnfold.verification.result import Basis, Site, SiteStatus
+from bnfold.verification.result import Accuracy, Basis, Comparison, Site, SiteStatus
 
 PROVED = Verification(Verdict.EQUIVALENT, Basis.BOTH, (), (), 0, "keras", "rule")
 
@@ -39,6 +39,23 @@ def test_a_strict_acceptance_asks_for_more_than_the_verdict() -> None:
     for result in (one_runtime, not_heard):
         assert bool(result) is result.accepted() is True
         assert not result.accepted(strict=True)
+
+
+def test_what_was_not_exercised_is_the_worst_of_nothing() -> None:
+    """Its tolerance is next to nothing, and so is the share of it that an error takes."""
+    near = Accuracy(1e-7, 1e-7, 140.0)
+    output = Comparison(
+        name="output", is_output=True, tapped_before=None, runtime="keras", samples="normal",
+        original=None, folded=near, error=1e-7, tolerance=1e-6, excess=0.1, passed=True,
+        channels=2, exercised=2,
+    )  # fmt: skip
+    still = replace(output, name="still", is_output=False, excess=0.9, exercised=0)
+    result = replace(PROVED, comparisons=(output, still))
+    assert result.worst is output
+    assert result.max_excess == 0.1
+    assert replace(PROVED, comparisons=(still,)).worst is None
+    off = replace(still, excess=3.0, passed=False)  # and that is told, whatever was exercised
+    assert replace(PROVED, comparisons=(output, off)).worst is off
 
 
 def test_a_report_on_a_file_is_true_where_the_file_was_written(tmp_path: Path) -> None:
