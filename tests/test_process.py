@@ -34,6 +34,7 @@ def state_of_the_process() -> dict[str, Any]:
 
     tf_keras = sys.modules.get("tf_keras")
     policies = sys.modules.get("tf_keras.src.mixed_precision.policy")
+    generator = getattr(context.context(), "_rng", None)  # which is made with the first seed
     numpy_state: Any = np.random.get_state()
     stderr = os.fstat(2)
     return {
@@ -41,7 +42,7 @@ def state_of_the_process() -> dict[str, Any]:
         "devices": tensorflow.config.get_visible_devices(),
         "device": context.context().device_name,
         "eager functions": tensorflow.config.functions_run_eagerly(),
-        "tensorflow seed": (context.context()._seed, context.context()._rng.getstate()),
+        "tensorflow seed": (context.context()._seed, generator and generator.getstate()),
         "threads": (
             tensorflow.config.threading.get_intra_op_parallelism_threads(),
             tensorflow.config.threading.get_inter_op_parallelism_threads(),
