@@ -106,8 +106,6 @@ def start(threads: int | None = None) -> None:
     `threads` are for TensorFlow, None for its default; one that has started already keeps its own.
     Raises VerificationImpossibleError.
     """
-    if process.is_own():
-        gc.set_threshold(700, 10, 10)  # reading models made no garbage, but graphs soon are
     try:
         tensorflow, keras = imported("tensorflow"), imported("keras")
     except ImportError as error:
@@ -119,6 +117,8 @@ def start(threads: int | None = None) -> None:
             f"Keras runs on {keras.config.backend()} in this process, and models are run on"
             f" {process.BACKEND}"
         )
+    if process.is_own():
+        gc.set_threshold(700, 10, 10)  # reading and importing make no garbage, but graphs soon are
     borrowing.borrow_tensorflow(tensorflow)
     borrowing.borrow_keras(keras)
     if threads is not None:
