@@ -113,6 +113,7 @@ PARTS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
     "float16": (lambda: plain(layers.Dense(4, dtype="mixed_float16")), WARNED),
     "frozen": (lambda: plain(trainable=False), {}),
     "on the input": (lambda: plain(layers.Rescaling(2.0)), {}),
+    "on the input, standardized": (lambda: plain(layers.Normalization()), {}),
     "behind what is frozen": (lambda: plain(layers.Dense(4, trainable=False)), {}),
     "no norm": (lambda: keras.Sequential([keras.Input((6,)), layers.Dense(2)]), {}),
 }

@@ -305,7 +305,7 @@ ROWS: Mapping[str, Facts] = {
     "Softmax": replace(_POINTWISE, mask="reads", gain=()),
     "Masking": replace(_POINTWISE, mask="makes"),
     # Several tensors. Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone
-    # where a mask is false; the others read masks only to hand them on (Keras 2 and 3.15).
+    # where a mask is false; the others only propagate masks (Keras 2 and 3.15).
     **_row("Add Average Subtract", _MERGE),
     **_row("Maximum Minimum", replace(_MERGE, mask="reads")),
     "Multiply": replace(_MERGE, mask="reads", gain=None),
@@ -461,7 +461,7 @@ def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None
     """A layer's variables by the names of their slots.
 
     None when the class is unknown or the file's variables are not the ones it has (a quantized
-    layer has more). The variables of `renorm` come behind those that matter for inference and are
+    layer has more). The variables of `renorm` come after those that matter for inference and are
     left out. With `any_rank` they may have other numbers of axes than their slots.
     """
     expected = slots(layer)
@@ -479,7 +479,7 @@ def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None
 
 
 def drops_mask(layer: Layer) -> bool:
-    """Whether there is no mask behind a layer or operation, whatever it reads.
+    """Whether the output of a layer or operation has no mask, whatever its inputs have.
 
     A Cast to the dtype that a tensor has already is that tensor, with its mask.
     """
@@ -489,7 +489,7 @@ def drops_mask(layer: Layer) -> bool:
 
 
 def may_make_mask(layer: Layer) -> bool:
-    """Whether there may be a mask behind a layer that reads none, by what its entry holds."""
+    """Whether a layer may add a mask to its output, by its class and what its entry holds."""
     if not layer.builtin or layer.is_operation:
         return not layer.builtin
     return _may_make_mask(layer.class_name, layer.config)
@@ -512,7 +512,7 @@ def _may_make_mask(class_name: object, config: Any) -> bool:
 
 
 def is_input(layer: Layer) -> bool:
-    """Whether a layer is Keras' own InputLayer, which only hands on what its model is given."""
+    """Whether a layer is Keras' own InputLayer, which passes on what its model is given."""
     return layer.builtin and layer.class_name == "InputLayer"
 
 

@@ -1,6 +1,6 @@
 """How the shape of what a layer makes follows from its settings and the shapes that it is given.
 
-A shape has the batch in front; a size that is open or unknown is None, and so is a shape of which
+A shape includes the batch; a size that is open or unknown is None, and so is a shape of which
 nothing is known. Each rule is a value of a row in `bnfold.model.layers`.
 """
 
@@ -85,10 +85,10 @@ def einsum(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape |
     letters = dict(zip(equation.inputs, named, strict=False))
     listed = layer.config.get("output_shape")
     listed = listed if isinstance(listed, list) else [listed]
-    behind = equation.output[-len(listed) :]
-    if elided < 0 or len(behind) != len(listed):
+    last = equation.output[-len(listed) :]
+    if elided < 0 or len(last) != len(listed):
         return None
-    sizes = tuple(_integer(n) or letters.get(a) for n, a in zip(listed, behind, strict=True))
+    sizes = tuple(_integer(n) or letters.get(a) for n, a in zip(listed, last, strict=True))
     if equation.ellipsis == "left":
         return (*known[:elided], *sizes)
     return (known[0], *sizes, *known[len(equation.inputs) :])
@@ -128,7 +128,7 @@ def permuted(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape
 
 
 def repeated(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | None:
-    """`n` times on a new axis behind the batch."""
+    """`n` times along a new axis after the batch."""
     shape = inputs[0]
     times = _integer(layer.config.get("n"))
     return (None, times, None) if shape is None else (shape[0], times, *shape[1:])
@@ -161,7 +161,7 @@ def without_space(rank: int) -> ShapeRule:
 
 
 Size = Callable[[Layer, int, int], int | None]
-"""The size of a spatial axis behind a layer, by the number of the axis and its size before it."""
+"""The size of a spatial axis of the output, by the number of the axis and its size in the input."""
 
 
 def in_space(rank: int, size_of: Size, *, makes_channels: bool = False) -> ShapeRule:
