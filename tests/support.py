@@ -20,8 +20,7 @@ import keras
 import numpy as np
 from tiers import by_turns
 
-from bnfold.folding.apply import apply
-from bnfold.folding.plan import Plan, plan
+from bnfold.folding.plan import Plan, apply, plan
 from bnfold.model.container.hdf5 import read_names
 from bnfold.model.container.model_file import open_model
 

@@ -29,7 +29,7 @@ from support import (
 )
 from tiers import by_turns
 
-from bnfold.folding import effect
+from bnfold.folding import weights as folded_weights
 from bnfold.folding.plan import plan
 from bnfold.model.container.model_file import open_model
 
@@ -193,7 +193,7 @@ IN_BLOCKS: dict[str, tuple[Build, int]] = {
 def test_kernels_are_folded_in_blocks(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(effect, "_BLOCK", size)
+    monkeypatch.setattr(folded_weights, "_BLOCK", size)
     build, left = IN_BLOCKS[name]
     examine(randomize(build()), tmp_path, left=left, forms=KERAS)
 

@@ -15,9 +15,8 @@ import pytest
 from support import chain, keras, outputs, randomize, samples
 
 from bnfold.folding import carry
-from bnfold.folding.apply import apply
 from bnfold.folding.crossing import single
-from bnfold.folding.plan import plan
+from bnfold.folding.plan import apply, plan
 from bnfold.model import layers, shape_rules
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Layer

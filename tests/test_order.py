@@ -16,9 +16,8 @@ import pytest
 import support
 from support import keras
 
-from bnfold.folding.apply import apply
-from bnfold.folding.plan import plan
-from bnfold.model import keras_json, order
+from bnfold.folding.plan import apply, plan
+from bnfold.model import edit, keras_json, order
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Graph, Layer
 from bnfold.model.graph import Path as LayerPath
@@ -74,7 +73,7 @@ def without_norms(graph: Graph, seed: int, path: LayerPath = ()) -> Graph:
         for name, layer in layers.items()
         if is_batchnorm(layer) and _is_removable(layer) and is_chosen((*path, name), seed)
     }
-    return keras_json.bypass(graph, chosen)
+    return edit.bypass(graph, chosen)
 
 
 def _without_norms_inside(layer: Layer, seed: int, path: LayerPath) -> Layer:
@@ -149,7 +148,7 @@ def test_removing_a_norm_makes_other_layers_change_places() -> None:
     names = ("entry", "first", "second", "norm", "active", "joined")
     assert order.keras_order(graph) == names
     names = ("entry", "second", "first", "active", "joined")
-    assert order.keras_order(keras_json.bypass(graph, {"norm"})) == names
+    assert order.keras_order(edit.bypass(graph, {"norm"})) == names
 
 
 def test_a_file_with_the_old_paths_loads_and_computes_garbage(
@@ -213,7 +212,7 @@ def test_keras_2_calls_a_nested_model_with_a_dictionary() -> None:
     ports = {"input_layers": [["entry", 0, 0]], "output_layers": [["joined", 0, 0]]}
     graph = keras_json.parse_model(keras2("Functional", "whole", layers=layers, **ports))
     assert order.keras_order(graph) == ("entry", "nested", "norm", "joined")
-    edited = keras_json.to_json(keras_json.bypass(graph, {"norm"}))
+    edited = keras_json.to_json(edit.bypass(graph, {"norm"}))
     nested = edited["config"]["layers"][1]["inbound_nodes"]
     assert nested == [first, {"port": ["nested", 1, 0, {}]}]
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from bnfold.errors import UnreadableModelError
-from bnfold.folding.apply import apply
-from bnfold.folding.plan import Plan, plan
+from bnfold.folding.plan import Plan, apply, plan
 from bnfold.jobs.fold import fold_file
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container.hdf5 import read_names, write_names

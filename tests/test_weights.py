@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tiers import some
 
 from bnfold.errors import UnreadableModelError
-from bnfold.folding.effect import BiasChange, Effect, take
-from bnfold.folding.limits import extents
+from bnfold.folding.weights import BiasChange, WeightEdit, magnitudes, take
 from bnfold.model.container import hdf5
 from bnfold.model.graph import Layer, Weight
 
@@ -78,15 +77,15 @@ def test_the_largest_numbers_are_those_of_the_whole_kernel(
         {},
         weights=(stored(tmp_path / "w.h5", values),),
     )
-    effect = Effect({"kernel": factor(shape)})
-    (extent,) = (one.along(effect) for one in extents(layer, [effect]))
+    effect = WeightEdit({"kernel": factor(shape)})
+    (magnitude,) = (one.along(effect) for one in magnitudes(layer, [effect]))
     folded = np.abs(values.astype(np.float64) * effect.factors["kernel"])
     wide = effect.factors["kernel"].reshape(
         (1,) * (len(shape) - effect.factors["kernel"].ndim) + effect.factors["kernel"].shape
     )
     others = tuple(axis for axis, size in enumerate(wide.shape) if size == 1)
-    assert np.allclose(extent.scaled, folded.max(axis=others), rtol=1e-15)
-    assert np.array_equal(extent.before, np.abs(values).max(axis=others))
+    assert np.allclose(magnitude.scaled, folded.max(axis=others), rtol=1e-15)
+    assert np.array_equal(magnitude.before, np.abs(values).max(axis=others))
 
 
 def test_a_large_kernel_takes_little_memory(tmp_path: Path) -> None:
@@ -104,8 +103,8 @@ def test_not_a_number_in_any_piece_is_seen(tmp_path: Path) -> None:
     values = np.ones((3, 3, 200, 300), "float32")
     values[2, 2, 199, 7] = np.nan
     layer = Layer("c", "Conv2D", {"use_bias": False}, {}, weights=(stored(tmp_path / "w", values),))
-    (extent,) = extents(layer, [Effect({"kernel": np.ones(300)})])
-    assert np.flatnonzero(np.isnan(extent.scaled.reshape(-1))).tolist() == [7]
+    (magnitude,) = magnitudes(layer, [WeightEdit({"kernel": np.ones(300)})])
+    assert np.flatnonzero(np.isnan(magnitude.scaled.reshape(-1))).tolist() == [7]
 
 
 def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
@@ -129,9 +128,9 @@ def test_a_folded_number_is_rounded_once(dtype: str, digits: int) -> None:
     weight = Weight(kernel.shape, kernel.dtype, lambda: kernel, "kernel")
     layer = Layer("dense", "Dense", {"use_bias": False}, {}, weights=(weight,))
     above = np.array([1 + 2.0**-digits + 2.0**-40])
-    (folded,) = take(layer, [Effect({"kernel": above})]).weights or ()
+    (folded,) = take(layer, [WeightEdit({"kernel": above})]).weights or ()
     assert float(folded.read()[0, 0]) == 1 + 2.0 ** (1 - digits)
     change = BiasChange((1,), np.ones(1), lambda _: above)
-    biased = Effect(biases={"bias": change}, settings={"use_bias": True})
+    biased = WeightEdit(biases={"bias": change}, settings={"use_bias": True})
     _, bias = take(layer, [biased]).weights or ()
     assert float(bias.read()[0]) == 1 + 2.0 ** (1 - digits)

@@ -40,9 +40,9 @@ import numpy as np
 
 from bnfold.folding import einsum_dense
 from bnfold.folding.affine import Affine, Array, channel_count
-from bnfold.folding.effect import BiasChange, Effect, Read
 from bnfold.folding.obstacle import AXIS, NO_TRAINING, OTHER_SIDE, AxisObstacle, Obstacle
 from bnfold.folding.site import Site
+from bnfold.folding.weights import BiasChange, Read, WeightEdit
 from bnfold.model import layers
 from bnfold.model.batchnorm import as_batchnorm
 from bnfold.model.graph import Json, Layer, Weight
@@ -61,7 +61,7 @@ def takes_behind(layer: Layer) -> bool:
     return layers.facts(layer).output is not None or layers.is_batchnorm(layer)
 
 
-def behind(site: Site, affine: Affine) -> Effect | str:
+def behind(site: Site, affine: Affine) -> WeightEdit | str:
     """What a map behind a layer does to it."""
     layer = site.layer
     activation = layer.config.get("activation")
@@ -82,7 +82,7 @@ def behind(site: Site, affine: Affine) -> Effect | str:
 
 def _behind_linear(
     site: Site, output: layers.LinearOutput, weights: dict[str, Weight], affine: Affine
-) -> Effect | str:
+) -> WeightEdit | str:
     kernel, bias = weights[output.kernel].shape, weights.get(output.bias or "")
     channels = math.prod(kernel[axis] for axis in output.axes)
     if bias is not None and bias.shape != (channels,):
@@ -97,20 +97,20 @@ def _behind_linear(
         shape[number] = kernel[number]
     factors = {output.kernel: scale.reshape(shape)}
     if output.bias is None:
-        return Effect(factors, {output.kernel: shift.reshape(shape)})
+        return WeightEdit(factors, {output.kernel: shift.reshape(shape)})
     if output.bias not in weights and not shift.any():
-        return Effect(factors)
+        return WeightEdit(factors)
     change = BiasChange((channels,), scale, lambda read: shift, -1 - axis)
-    return Effect(factors, {}, {output.bias: change}, {"use_bias": True})
+    return WeightEdit(factors, {}, {output.bias: change}, {"use_bias": True})
 
 
-def _behind_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _behind_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     vectors = _on_batchnorm_axis(site, weights, affine)
     if isinstance(vectors, str):
         return vectors
     scale, shift = vectors
     change = BiasChange(scale.shape, scale, lambda read: shift)
-    return Effect({"gamma": scale}, {}, {"beta": change}, {"scale": True, "center": True})
+    return WeightEdit({"gamma": scale}, {}, {"beta": change}, {"scale": True, "center": True})
 
 
 def _on_batchnorm_axis(
@@ -136,7 +136,7 @@ def takes_in_front(layer: Layer) -> bool:
     return layer.builtin and not layer.is_operation and layer.class_name in IN_FRONT
 
 
-def in_front(site: Site, affine: Affine) -> Effect | str:
+def in_front(site: Site, affine: Affine) -> WeightEdit | str:
     """What a map in front of a layer does to it."""
     weights = layers.weights(site.layer)
     if weights is None:
@@ -156,21 +156,21 @@ def _input_vectors(site: Site, affine: Affine, channels: int) -> tuple[Array, Ar
 
 def _input_change(
     site: Site, weights: Mapping[str, Weight], kernel: str, factor: Array, shift: "_Shift | None"
-) -> Effect:
+) -> WeightEdit:
     """The effect on a layer with one `bias`, which `shift` is added to."""
     if shift is None:
-        return Effect({kernel: factor})
+        return WeightEdit({kernel: factor})
     output = layers.facts(site.layer).output
     units = math.prod(weights[output.kernel].shape[a] for a in output.axes) if output else 0
     appended = len(weights[kernel].shape) - 2 if site.channels_first else 0
     change = BiasChange((units,), np.ones(()), shift, appended)
-    return Effect({kernel: factor}, {}, {"bias": change}, {"use_bias": True})
+    return WeightEdit({kernel: factor}, {}, {"bias": change}, {"use_bias": True})
 
 
 _Shift = Callable[[Read], Array]
 
 
-def _before_dense(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_dense(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     vectors = _input_vectors(site, affine, weights["kernel"].shape[0])
     if isinstance(vectors, str):
         return vectors
@@ -179,7 +179,7 @@ def _before_dense(site: Site, weights: dict[str, Weight], affine: Affine) -> Eff
     return _input_change(site, weights, "kernel", scale[:, None], added)
 
 
-def _before_conv(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_conv(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     kernel, groups = weights["kernel"].shape, site.setting("groups", 1)
     if type(groups) is not int or groups < 1 or kernel[-1] % groups:
         return "has a number of groups that is none"
@@ -203,7 +203,7 @@ def _per_group(vector: Array, groups: int, kernel: tuple[int, ...]) -> Array:
     return columns.T if groups > 1 else vector.reshape(-1, 1)
 
 
-def _before_depthwise(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_depthwise(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     kernel = weights["depthwise_kernel"].shape
     vectors = _unpadded_vectors(site, affine, kernel[-2])
     if isinstance(vectors, str):
@@ -220,7 +220,7 @@ def _depthwise_sum(shift: Array, read: Read) -> Array:
     return total
 
 
-def _before_separable(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_separable(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     vectors = _unpadded_vectors(site, affine, weights["depthwise_kernel"].shape[-2])
     if isinstance(vectors, str):
         return vectors
@@ -234,7 +234,7 @@ def _before_separable(site: Site, weights: dict[str, Weight], affine: Affine) ->
     return _input_change(site, weights, "depthwise_kernel", scale[:, None], change)
 
 
-def _before_transpose(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_transpose(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     kernel = weights["kernel"].shape
     vectors = _input_vectors(site, affine, kernel[-1])
     if isinstance(vectors, str):
@@ -296,14 +296,14 @@ def _pads_axis(padding: str, size: int | None, width: int, stride: int) -> bool:
     return (-(-size // stride) - 1) * stride + width > size
 
 
-def _before_recurrent(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_recurrent(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     vectors = affine.vectors(-1, weights["kernel"].shape[0])
     if vectors is None:
         return OTHER_AXIS
     if _drops(site.layer, site):
         return Obstacle("is called with training=True and drops some of its input", NO_TRAINING)
     factors, biases = _recurrent_change(site.layer, weights, vectors, "")
-    return Effect(factors, {}, biases, {"use_bias": True} if biases else {})
+    return WeightEdit(factors, {}, biases, {"use_bias": True} if biases else {})
 
 
 def _drops(layer: Layer, site: Site) -> bool:
@@ -333,7 +333,9 @@ def _recurrent_change(
     return factors, {f"{prefix}bias": BiasChange(shape, np.ones(()), added)}
 
 
-def _before_bidirectional(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_bidirectional(
+    site: Site, weights: dict[str, Weight], affine: Affine
+) -> WeightEdit | str:
     factors: dict[str, Array] = {}
     biases: dict[str, BiasChange] = {}
     settings: Json = {}
@@ -352,10 +354,10 @@ def _before_bidirectional(site: Site, weights: dict[str, Weight], affine: Affine
         if changed[1] and isinstance(site.setting(key), dict):
             entry = site.setting(key)
             settings[key] = {**entry, "config": {**entry["config"], "use_bias": True}}
-    return Effect(factors, {}, biases, settings)
+    return WeightEdit(factors, {}, biases, settings)
 
 
-def _before_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def _before_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     batchnorm = as_batchnorm(site.layer, ())
     epsilon = None if batchnorm is None else batchnorm.epsilon
     if batchnorm is None or epsilon is None:
@@ -377,10 +379,10 @@ def _before_batchnorm(site: Site, weights: dict[str, Weight], affine: Affine) ->
         return moved
 
     change = BiasChange(scale.shape, np.ones(()), added)
-    return Effect({"gamma": scale}, {}, {"beta": change}, {"scale": True, "center": True})
+    return WeightEdit({"gamma": scale}, {}, {"beta": change}, {"scale": True, "center": True})
 
 
-_InFront = Callable[[Site, dict[str, Weight], Affine], Effect | str]
+_InFront = Callable[[Site, dict[str, Weight], Affine], WeightEdit | str]
 
 IN_FRONT: Mapping[str, _InFront] = {
     "Dense": _before_dense,

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array, from_batchnorm
-from bnfold.folding.limits import smallest_of, unit_of
+from bnfold.folding.weights import smallest_of, unit_of
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Layer, Weight, finite_number

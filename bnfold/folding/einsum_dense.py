@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.effect import BiasChange, Effect, Read
 from bnfold.folding.obstacle import AXIS, AxisObstacle
 from bnfold.folding.site import Site
+from bnfold.folding.weights import BiasChange, Read, WeightEdit
 from bnfold.model.einsum import Equation, parse_equation
 from bnfold.model.graph import Weight
 from bnfold.model.shape_rules import Shape
@@ -20,7 +20,7 @@ from bnfold.model.shape_rules import Shape
 _NO_KERNEL_AXIS = AxisObstacle("no axis of the kernel of", AXIS)
 
 
-def behind(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def behind(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     """What a map behind the layer does to it."""
     equation = parse_equation(site.setting("equation"))
     if equation is None or len(equation.kernel) != len(weights["kernel"].shape):
@@ -32,7 +32,7 @@ def behind(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | s
     kernel_rank = len(equation.kernel)
     factors = {"kernel": _placed(affine.scale, places, kernel_rank)}
     if "bias" not in weights and not affine.has_shift:
-        return Effect(factors)
+        return WeightEdit(factors)
     layout = _bias_layout(site, weights, equation, "".join(sorted(filter(None, letters.values()))))
     if isinstance(layout, str):
         return layout
@@ -40,10 +40,10 @@ def behind(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | s
     spots = {axis: positions[letter] for axis, letter in letters.items() if letter is not None}
     scale, shift = (_placed(a, spots, len(shape)) for a in (affine.scale, affine.shift))
     change = BiasChange(shape, scale, lambda read: shift, 0)
-    return Effect(factors, {}, {"bias": change}, {"bias_axes": axes})
+    return WeightEdit(factors, {}, {"bias": change}, {"bias_axes": axes})
 
 
-def in_front(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect | str:
+def in_front(site: Site, weights: dict[str, Weight], affine: Affine) -> WeightEdit | str:
     """What a map in front of the layer does to it."""
     equation = parse_equation(site.setting("equation"))
     if equation is None or len(equation.kernel) != len(weights["kernel"].shape):
@@ -56,7 +56,7 @@ def in_front(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect |
         return _NO_KERNEL_AXIS
     scale, shift = (_placed(a, places, len(equation.kernel)) for a in (affine.scale, affine.shift))
     if not affine.has_shift:
-        return Effect({"kernel": scale})
+        return WeightEdit({"kernel": scale})
     # A letter that is summed out and not in the kernel repeats the shift as often as it is long.
     times = _summed_out(equation, shape)
     if times is None:
@@ -73,7 +73,7 @@ def in_front(site: Site, weights: dict[str, Weight], affine: Affine) -> Effect |
         return _placed(total, spots, len(bias_shape))
 
     change = BiasChange(bias_shape, np.ones(()), added, 0)
-    return Effect({"kernel": scale}, {}, {"bias": change}, {"bias_axes": axes}, times)
+    return WeightEdit({"kernel": scale}, {}, {"bias": change}, {"bias_axes": axes}, times)
 
 
 def _places(

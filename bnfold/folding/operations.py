@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding import joins, limits, moves
+from bnfold.folding import joins, moves, weights
 from bnfold.folding.affine import Affine, Array, compact
 from bnfold.folding.crossing import (
     Check,
@@ -61,7 +61,7 @@ def _is_taken_for_a_bias(site: Site) -> bool:
     arrays = (value for value in site.operands if isinstance(value, dict))
     values = ((array.get("config") or {}).get("value") for array in arrays)
     shapes = [np.asarray(value, object).shape for value in values]
-    return any(limits.is_misplaced(shape, site.output) for shape in shapes)
+    return any(weights.is_misplaced(shape, site.output) for shape in shapes)
 
 
 def _with_constant(

@@ -17,18 +17,17 @@ folded layer is none and may clear the way for others, until nothing changes. On
 BatchNormalization take in another one, again backward first, and everything is tried once more.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bnfold.folding.affine import from_batchnorm
-from bnfold.folding.apply import without
-from bnfold.folding.effect import Effect
 from bnfold.folding.keep import matches, unused_patterns
-from bnfold.folding.limits import Extent
 from bnfold.folding.obstacle import NO_SOURCE
-from bnfold.folding.walk import Refusal, Walk
+from bnfold.folding.walk import Edits, Refusal, Walk
+from bnfold.folding.weights import Magnitudes
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
+from bnfold.model.edit import edited
 from bnfold.model.graph import Graph, Layer, Path, show
 from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.model.masks import masks_are_named
@@ -43,16 +42,13 @@ Direction = Literal["backward", "forward"]
 
 @dataclass(frozen=True)
 class Edit:
-    """One layer takes an affine map in.
+    """One layer absorbs an affine map.
 
-    The edits of a layer are made in the order of their `turn`, which is not that of the layers.
-    `extents` tell how large its numbers get with all edits of the layer, by the map's channels.
+    `magnitudes` tell how large its numbers get with all edits of the layer, by the map's channels.
     """
 
     layer: Path
-    effect: Effect
-    turn: int
-    extents: tuple[Extent, ...] = ()
+    magnitudes: tuple[Magnitudes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Blocked:
     both directions. `remedies` are changes to the model each of which would clear one direction's
     first obstacle, if it is built and trained again. `batch_statistics` is true when the reason is
     that the layer runs in training mode. `named` are the layers that the reason names.
-    `may_be_replaced` is true when nothing but the layers around it is in the way. `extents` tell
+    `may_be_replaced` is true when nothing but the layers around it is in the way. `magnitudes` tell
     how large the weights would get, where they would not fit their dtype.
     """
 
@@ -83,23 +79,30 @@ class Blocked:
     named: tuple[Path, ...] = ()
     remedies: tuple[str, ...] = ()
     may_be_replaced: bool = False
-    extents: tuple[Extent, ...] = ()
+    magnitudes: tuple[Magnitudes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
     """One decision for each BatchNormalization of a model, in the order of its layers.
 
-    `program` is the model that was planned for.
+    `replaced` are the layers that absorb something, with their new weights, which are made when
+    they are read. `program` is the model that was planned for.
     """
 
     decisions: tuple[Fold | Blocked, ...]
+    replaced: Mapping[Path, Layer] = field(default_factory=dict, repr=False, compare=False)
     program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
     def folds(self) -> tuple[Fold, ...]:
         """What will be folded."""
         return tuple(d for d in self.decisions if isinstance(d, Fold))
+
+    @property
+    def removed(self) -> frozenset[Path]:
+        """The layers that go away."""
+        return frozenset(fold.batchnorm.path for fold in self.folds)
 
     @property
     def blocked(self) -> tuple[Blocked, ...]:
@@ -114,13 +117,14 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     as it is.
     """
     program = Program(graph)
-    decisions = tuple(_Planner(program, keep).decide())
-    gone = {decision.batchnorm.path for decision in decisions if isinstance(decision, Fold)}
-    path = (
-        first_changed_mode(program.region, Program(without(graph, gone)).region) if gone else None
-    )
+    planner = _Planner(program, keep)
+    found = Plan(tuple(planner.decide()), planner.replaced, program)
+    path = None
+    if found.folds:
+        without = Program(edited(graph, {}, found.removed))
+        path = first_changed_mode(program.region, without.region)
     if path is None:
-        return Plan(decisions, program)
+        return found
     reason = (
         f"without it and the others that could be folded, {show(path)!r} would run in another mode "
         "of training than now, because Keras 3 hands training=True on to what runs later"
@@ -130,9 +134,9 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
             Blocked(d.batchnorm, path, reason, named=(path,), remedies=(NO_SOURCE,))
             if isinstance(d, Fold)
             else d
-            for d in decisions
+            for d in found.decisions
         ),
-        program,
+        program=program,
     )
 
 
@@ -163,9 +167,13 @@ class _Planner:
     def __init__(self, program: Program, keep: Sequence[str]) -> None:
         self._candidates = list(_candidates(program.region, keep))
         self._walk = Walk(program, keep)
-        self._folds: dict[Path, Fold] = {}
+        self._folds: dict[Path, tuple[BatchNorm, Direction, Edits]] = {}
         self._blocked: dict[Path, Blocked] = {}
-        self._turn = 0
+
+    @property
+    def replaced(self) -> Mapping[Path, Layer]:
+        """The layers that absorb something, with all that they absorb."""
+        return self._walk.replaced
 
     def decide(self) -> Iterator[Fold | Blocked]:
         """One decision for each candidate."""
@@ -182,12 +190,9 @@ class _Planner:
 
     def _measured(self, path: Path) -> Fold:
         """A fold with how large the weights get now that all folds are known."""
-        fold = self._folds[path]
-        edits = (
-            replace(edit, extents=self._walk.extents(edit.layer, edit.effect))
-            for edit in fold.edits
-        )
-        return replace(fold, edits=tuple(edits))
+        batchnorm, direction, edits = self._folds[path]
+        measured = (Edit(layer, self._walk.magnitudes(layer, edit)) for layer, edit in edits)
+        return Fold(batchnorm, direction, tuple(measured))
 
     def _may_fold(self, one: _Candidate) -> bool:
         refusal = next(_problems(one), None)
@@ -233,9 +238,7 @@ class _Planner:
                 one.scope, one.layer, one.batchnorm, direction, into_batchnorms=into_batchnorms
             )
             if not isinstance(found, Refusal):
-                edits = tuple(Edit(path, effect, self._turn) for path, effect in found)
-                self._turn += 1
-                self._folds[one.batchnorm.path] = Fold(one.batchnorm, direction, edits)
+                self._folds[one.batchnorm.path] = (one.batchnorm, direction, found)
                 return True
             refusals.append((direction, found))
         self._blocked[one.batchnorm.path] = _blocked_both_ways(one, refusals)
@@ -263,7 +266,7 @@ def _blocked_both_ways(one: _Candidate, refusals: Sequence[tuple[Direction, Refu
         named=named,
         remedies=tuple(dict.fromkeys(refusal.remedy for _, refusal in refusals if refusal.remedy)),
         may_be_replaced=True,
-        extents=next((refusal.extents for _, refusal in refusals if refusal.extents), ()),
+        magnitudes=next((refusal.magnitudes for _, refusal in refusals if refusal.magnitudes), ()),
     )
 
 
@@ -343,3 +346,8 @@ _NO_TRAINING_BY_DEFAULT = (
 def _no_training(cause: str) -> str:
     """What clears the way where a layer is in training mode for this cause."""
     return _NO_TRAINING_BY_DEFAULT if cause.endswith(BY_DEFAULT) else _NO_TRAINING
+
+
+def apply(graph: Graph, plan: Plan) -> Graph:
+    """The graph that computes the same without the layers that `plan` folds."""
+    return edited(graph, plan.replaced, plan.removed)

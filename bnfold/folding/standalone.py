@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array, from_batchnorm
-from bnfold.folding.limits import Extent, loss_of
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.model import keras_json
+from bnfold.folding.weights import Magnitudes, loss_of
+from bnfold.model import edit
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Weight
 from bnfold.model.policy import policy
@@ -81,15 +81,15 @@ def _problem(batchnorm: BatchNorm, layer: Layer, scope: Region) -> str | None:
         scope.value(ref).may_be_masked for ref in refs
     ):
         return "its input may have a mask, which a convolution does not propagate"
-    return loss_of(_extents(affine, batchnorm))
+    return loss_of(_magnitudes(affine, batchnorm))
 
 
-def _extents(affine: Affine, batchnorm: BatchNorm) -> tuple[Extent, ...]:
+def _magnitudes(affine: Affine, batchnorm: BatchNorm) -> tuple[Magnitudes, ...]:
     """How large the numbers get; a channel whose gamma is as small already loses nothing."""
     gamma = np.abs((batchnorm.vectors or {})["gamma"])
     dtypes = (_dtype(batchnorm.layer),)
-    kernel = Extent("depthwise_kernel", gamma, np.abs(affine.scale), affine.scale, dtypes)
-    return kernel, Extent("bias", _NONE, _NONE, affine.shift, dtypes)
+    kernel = Magnitudes("depthwise_kernel", gamma, np.abs(affine.scale), affine.scale, dtypes)
+    return kernel, Magnitudes("bias", _NONE, _NONE, affine.shift, dtypes)
 
 
 _NONE: Array = np.zeros(0)
@@ -120,7 +120,7 @@ def _replaced(layer: Layer, graph: Graph, paths: Collection[Path], path: Path) -
     rank = next(iter(_ranks(layer, graph)))
     dtype = _dtype(layer)
     kernel = affine.scale.reshape((*(1,) * (rank - 2), -1, 1))
-    return keras_json.standing_in(
+    return edit.standing_in(
         layer,
         _CLASSES[rank],
         _settings(rank),

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnfold.folding import absorb, carry, limits
+from bnfold.folding import absorb, carry, weights
 from bnfold.folding.affine import IDENTITY, Affine
 from bnfold.folding.crossing import Rule
 from bnfold.folding.dead import without_dead_channels
-from bnfold.folding.effect import Effect, slots_of, take
 from bnfold.folding.keep import matches
 from bnfold.folding.obstacle import (
     FROM_THE_END,
@@ -32,6 +31,7 @@ from bnfold.folding.obstacle import (
     remedy_of,
 )
 from bnfold.folding.site import Site
+from bnfold.folding.weights import WeightEdit, slots_of, take
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.container.guard import printable
@@ -68,15 +68,15 @@ Tensor = tuple[Region, Ref]
 class Refusal:
     """Why a BatchNormalization stays: a sentence, and the layer in the way where there is one.
 
-    `remedy` is a change to the model that would clear the way, empty where none is known. `extents`
-    are those of the weights that would not fit their dtype, where that is in the way.
+    `remedy` is a change to the model that would clear the way, empty where none is known.
+    `magnitudes` are those of the weights that would not fit their dtype, where that is in the way.
     """
 
     reason: str
     at: Path | None = None
     remedy: str = ""
     batch_statistics: bool = False
-    extents: tuple[limits.Extent, ...] = ()
+    magnitudes: tuple[weights.Magnitudes, ...] = ()
     is_about_axis: bool = False
 
 
@@ -88,17 +88,17 @@ class _RefusalError(Exception):
         reason: str,
         at: Path | None = None,
         remedy: str = "",
-        extents: tuple[limits.Extent, ...] = (),
+        magnitudes: tuple[weights.Magnitudes, ...] = (),
         *,
         is_about_axis: bool = False,
     ) -> None:
         super().__init__(reason)
         self.refusal = Refusal(
-            reason, at, remedy, extents=extents, is_about_axis=is_about_axis and bool(remedy)
+            reason, at, remedy, magnitudes=magnitudes, is_about_axis=is_about_axis and bool(remedy)
         )
 
 
-Edits = list[tuple[Path, Effect]]
+Edits = list[tuple[Path, WeightEdit]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ class _Demand:
 
     call: _Call
     affine: Affine
-    effect: Effect
+    effect: WeightEdit
 
     @property
     def path(self) -> Path:
@@ -193,9 +193,9 @@ class Walk:
         self._maps: dict[Path, Affine] = {}
         self._folded: set[Path] = set()
         # What layers have taken in, and what they are with that.
-        self._effects: dict[Path, tuple[Effect, ...]] = {}
-        self._layers: dict[Path, Layer] = {}
-        self._extents: dict[Path, tuple[limits.Extent, ...]] = {}
+        self._effects: dict[Path, tuple[WeightEdit, ...]] = {}
+        self.replaced: dict[Path, Layer] = {}
+        self._magnitudes: dict[Path, tuple[weights.Magnitudes, ...]] = {}
         self._sites: dict[Position, Site] = {}
         slots = sum(len(scope.graph.layers[name].calls[call].inputs) for scope, name, call in order)
         self._work_left = _MAX_WORK + _WORK_FOR_EACH_SLOT * slots
@@ -230,7 +230,7 @@ class Walk:
         if isinstance(found, Refusal) and found.is_about_axis:
             advised = self._folds_on_another_axis(scope, layer, batchnorm, direction)
             return found if advised else replace(found, remedy="")
-        if not isinstance(found, Refusal) or not found.extents:
+        if not isinstance(found, Refusal) or not found.magnitudes:
             return found
         # The weights would not fit their dtype: for the sake of channels that do not matter?
         lighter = without_dead_channels(scope, layer, batchnorm, affine)
@@ -280,18 +280,18 @@ class Walk:
             effects = (*self._effects.get(path, ()), same[0].effect)
             if len(effects) > _MAX_EFFECTS:
                 raise same[0].call.refuse(f"has absorbed {_MAX_EFFECTS} others already")
-            measured = limits.extents(attempt.originals[path], effects)
-            along = tuple(extent.along(effects[-1]) for extent in measured)
-            problem = limits.out_of_range(attempt.originals[path], along)
+            measured = weights.magnitudes(attempt.originals[path], effects)
+            along = tuple(magnitude.along(effects[-1]) for magnitude in measured)
+            problem = weights.out_of_range(attempt.originals[path], along)
             if problem is not None:
                 call = same[0].call
-                raise _RefusalError(f"{call.name} {problem}", call.path, extents=along)
+                raise _RefusalError(f"{call.name} {problem}", call.path, magnitudes=along)
             found.append((path, effects, measured))
         for path, effects, measured in found:
             original = attempt.originals[path]
             self._effects[path] = effects
-            self._extents[path] = measured
-            self._layers[path] = take(original, effects)
+            self._magnitudes[path] = measured
+            self.replaced[path] = take(original, effects)
             self._note_batchnorm(by_layer[path][0], forward=attempt.is_forward)
         self._folded.add(attempt.batchnorm.path)
         return [(path, effects[-1]) for path, effects, _ in found]
@@ -318,12 +318,12 @@ class Walk:
 
     def current(self, path: Path, layer: Layer) -> Layer:
         """A layer with what it has taken in so far."""
-        return self._layers.get(path, layer)
+        return self.replaced.get(path, layer)
 
-    def extents(self, path: Path, effect: Effect) -> tuple[limits.Extent, ...]:
+    def magnitudes(self, path: Path, effect: WeightEdit) -> tuple[weights.Magnitudes, ...]:
         """How large the numbers of a layer get with all it takes in, by the channels of one map."""
         changed = slots_of([effect])
-        return tuple(e.along(effect) for e in self._extents[path] if e.slot in changed)
+        return tuple(e.along(effect) for e in self._magnitudes[path] if e.slot in changed)
 
     def map_of(self, path: Path) -> Affine | None:
         """The map that a BatchNormalization is by now."""
@@ -687,7 +687,7 @@ class _Attempt:
         if layers.is_batchnorm(core) and not self._into_batchnorms:
             raise at.refuse("stays")
 
-    def _demand(self, effect: Effect | str, site: Site, at: _Call, affine: Affine) -> _Demand:
+    def _demand(self, effect: WeightEdit | str, site: Site, at: _Call, affine: Affine) -> _Demand:
         if isinstance(effect, AxisObstacle):
             reason = f"it normalizes axis {self.batchnorm.axis}, which is {effect} {at.name}"
             if not at.touches(self._layer):
@@ -696,7 +696,7 @@ class _Attempt:
             raise _RefusalError(reason, at.path, remedy, is_about_axis=True)
         if isinstance(effect, str):
             raise at.refuse(effect, advise=not self.is_forward or self._could_stand_behind(at))
-        problem = limits.misplaced_bias(site, effect)
+        problem = weights.misplaced_bias(site, effect)
         if problem is not None:
             raise at.refuse(problem)
         self.originals[at.core_path] = unwrapped(at.layer)[0]

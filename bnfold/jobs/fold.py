@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossibleError
-from bnfold.folding.apply import apply
-from bnfold.folding.plan import Plan, unused_patterns
+from bnfold.folding.plan import Plan, apply, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
 from bnfold.jobs.gate import InputFindings, of_input
 from bnfold.jobs.planning import planned

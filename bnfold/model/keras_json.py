@@ -6,14 +6,14 @@ as known; a class is told by its module and registered name, because anybody may
 their own `BatchNormalization`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import inbound_nodes
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Call, Graph, Json, Layer, Ref, Weight
+from bnfold.model.graph import Call, Graph, Json, Layer, Ref
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.layers import BATCHNORM_CLASSES, is_input
 
@@ -234,82 +234,6 @@ def _bare_json(layer: Layer) -> Json:
     if layer.inner is not None:
         return {**layer.entry, "config": {**layer.config, "layer": _bare_json(layer.inner)}}
     return {**layer.entry, "config": layer.config}
-
-
-def rewire(graph: Graph, moved: Mapping[Ref, Ref]) -> Graph:
-    """The same graph, where every reader of a tensor in `moved`, outputs too, reads another."""
-    layers = {name: _rewire_layer(layer, graph, moved) for name, layer in graph.layers.items()}
-    outputs = tuple(moved.get(ref, ref) for ref in graph.outputs)
-    return replace(graph, layers=layers, outputs=outputs)
-
-
-def _rewire_layer(layer: Layer, graph: Graph, moved: Mapping[Ref, Ref]) -> Layer:
-    if not any(ref in moved for call in layer.calls for ref in call.inputs):
-        return layer
-    return replace(layer, calls=tuple(_rewire_call(call, graph, moved) for call in layer.calls))
-
-
-def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
-    inputs = tuple(moved.get(ref, ref) for ref in call.inputs)
-    if graph.numbering is None:
-        return replace(call, inputs=inputs)
-    count = graph.numbering
-
-    def visit(triple: list[Any]) -> list[Any]:
-        ref = count.decode(triple)
-        return count.encode(moved[ref]) if ref in moved else triple
-
-    return replace(
-        call, inputs=inputs, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
-    )
-
-
-def bypass(graph: Graph, names: Collection[str]) -> Graph:
-    """The same graph without some layers; their readers read the one input of each instead."""
-    moved = {
-        Ref(name, number): call.inputs[0]
-        for name in names
-        for number, call in enumerate(graph.layers[name].calls)
-    }
-    graph = rewire(graph, {ref: _that_stays(ref, moved) for ref in moved})
-    return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
-
-
-def _that_stays(ref: Ref, moved: Mapping[Ref, Ref]) -> Ref:
-    """Where a chain of moved tensors ends."""
-    while ref in moved:
-        ref = moved[ref]
-    return ref
-
-
-def stand_in(layer: Layer) -> Layer:
-    """A linear Activation of the same name, for a layer whose name is part of the interface."""
-    return standing_in(layer, "Activation", {"activation": "linear"})
-
-
-def standing_in(
-    layer: Layer, class_name: str, settings: Json, weights: tuple[Weight, ...] = ()
-) -> Layer:
-    """A layer of Keras' own of another class, with the same name, in the same place."""
-    config = {"name": layer.name, "trainable": layer.config.get("trainable", True)}
-    if "dtype" in layer.config:
-        config["dtype"] = layer.config["dtype"]
-    kept = ("build_config", "name")
-    entry: Json = {key: layer.entry[key] for key in kept if key in layer.entry}
-    if "module" in layer.entry:
-        entry |= {"module": "keras.layers", "registered_name": None}
-    return replace(
-        layer,
-        class_name=class_name,
-        config={**config, **settings},
-        entry={**entry, "class_name": class_name},
-        calls=tuple(
-            replace(call, node=inbound_nodes.without_arguments(call.node)) for call in layer.calls
-        ),
-        weights=weights,
-        inner=None,
-        location=layer.location if weights else None,
-    )
 
 
 def decompile(graph: Graph) -> Graph:

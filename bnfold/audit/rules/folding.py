@@ -13,23 +13,23 @@ import numpy as np
 from bnfold.audit.finding import Channels, Diagnosis, Severity
 from bnfold.audit.registry import rule
 from bnfold.audit.subject import Mask, Subject
-from bnfold.folding.limits import Extent, dtype_named, largest_of
 from bnfold.folding.plan import Fold
+from bnfold.folding.weights import Magnitudes, dtype_named, largest_of
 from bnfold.model.batchnorm import Vector
 from bnfold.model.graph import show
 
 DType = np.dtype[Any]
 
 
-def _measured(subject: Subject) -> Iterator[tuple[str, Extent]]:
+def _measured(subject: Subject) -> Iterator[tuple[str, Magnitudes]]:
     """What the plan measured of each weight that absorbs the layer, or would, and whose it is."""
     decision = subject.decision
     if isinstance(decision, Fold):
         for edit in decision.edits:
-            yield from ((f"{show(edit.layer)!r}", extent) for extent in edit.extents)
+            yield from ((f"{show(edit.layer)!r}", magnitude) for magnitude in edit.magnitudes)
     else:
         name = "the layer" if decision.at is None else f"{show(decision.at)!r}"
-        yield from ((name, extent) for extent in decision.extents)
+        yield from ((name, magnitude) for magnitude in decision.magnitudes)
 
 
 @rule("BN401", "fold-overflows", Severity.ERROR, Severity.WARNING)
@@ -39,56 +39,60 @@ def fold_overflows(subject: Subject) -> Diagnosis | None:
         return None  # the plan has looked at the layer's own dtypes
     found = [
         diagnosis
-        for name, extent in _measured(subject)
-        for dtype in _dtypes(subject, extent)
+        for name, magnitude in _measured(subject)
+        for dtype in _dtypes(subject, magnitude)
         for judge in (_too_large, _too_small)
-        if (diagnosis := judge(subject, name, extent, dtype)) is not None
+        if (diagnosis := judge(subject, name, magnitude, dtype)) is not None
     ]
     return min(found, key=lambda one: one.severity.rank, default=None)
 
 
-def _dtypes(subject: Subject, extent: Extent) -> tuple[DType, ...]:
+def _dtypes(subject: Subject, magnitude: Magnitudes) -> tuple[DType, ...]:
     target = subject.target_dtype
-    return extent.dtypes if target is None else (dtype_named(target),)
+    return magnitude.dtypes if target is None else (dtype_named(target),)
 
 
-def _too_large(subject: Subject, name: str, extent: Extent, dtype: DType) -> Diagnosis | None:
+def _too_large(
+    subject: Subject, name: str, magnitude: Magnitudes, dtype: DType
+) -> Diagnosis | None:
     # A fold is not to blame for what was NaN or infinite before it.
-    lost = extent.lost(dtype) & ~np.isnan(extent.exact)
-    if not lost.any() or not np.isfinite(extent.before).all():
+    lost = magnitude.overflows(dtype) & ~np.isnan(magnitude.exact)
+    if not lost.any() or not np.isfinite(magnitude.before).all():
         return None
-    largest, limit = float(np.abs(extent.exact[lost]).max()), largest_of(dtype.name)
+    largest, limit = float(np.abs(magnitude.exact[lost]).max()), largest_of(dtype.name)
     return Diagnosis(
         Severity.ERROR,
-        f"folded into {name}, its {extent.slot} would be up to {largest:.3g}, and {dtype.name} "
+        f"folded into {name}, its {magnitude.slot} would be up to {largest:.3g}, and {dtype.name} "
         f"ends at {limit:.5g}",
         "keep the layer in float32, or scale its input down before folding",
-        _channels(subject, extent, lost),
+        _channels(subject, magnitude, lost),
         {"largest": largest, "limit": limit},
     )
 
 
-def _too_small(subject: Subject, name: str, extent: Extent, dtype: DType) -> Diagnosis | None:
-    faint = extent.faint(dtype)
+def _too_small(
+    subject: Subject, name: str, magnitude: Magnitudes, dtype: DType
+) -> Diagnosis | None:
+    faint = magnitude.underflows(dtype)
     if faint.size == subject.dead.size:
         faint = faint & ~subject.dead.reshape(faint.shape)
     if not faint.any():
         return None
-    smallest = float(extent.scaled[faint].min())
+    smallest = float(magnitude.scaled[faint].min())
     return Diagnosis(
         Severity.WARNING,
-        f"folded into {name}, the {extent.slot} of {np.count_nonzero(faint)} channels would be "
+        f"folded into {name}, the {magnitude.slot} of {np.count_nonzero(faint)} channels would be "
         f"{smallest:.3g} or less at its largest, which {dtype.name} has not all digits for",
         "keep the layer in float32, or leave it unfolded",
-        _channels(subject, extent, faint),
+        _channels(subject, magnitude, faint),
         {"smallest": smallest},
     )
 
 
-def _channels(subject: Subject, extent: Extent, mask: Mask) -> Channels | None:
+def _channels(subject: Subject, magnitude: Magnitudes, mask: Mask) -> Channels | None:
     """The channels of a mask, if they are those of the layer."""
     backward = isinstance(subject.decision, Fold) and subject.decision.direction == "backward"
-    same = mask.size == subject.batchnorm.channels and (backward or extent.scaled.size)
+    same = mask.size == subject.batchnorm.channels and (backward or magnitude.scaled.size)
     return Channels.of(mask.reshape(-1)) if same else None
 
 
@@ -101,8 +105,8 @@ def per_tensor_quantization_hazard(subject: Subject) -> Diagnosis | None:
     measured = [(name, one) for name, one in _measured(subject) if one.slot != "gamma"]
     uneven = [
         (not _harms(subject, shares), float(shares.min()), name, shares)
-        for name, extent in measured
-        if (shares := _shares(subject, extent)).min(initial=1) < limit
+        for name, magnitude in measured
+        if (shares := _shares(subject, magnitude)).min(initial=1) < limit
     ]
     if not uneven:
         return None
@@ -115,7 +119,7 @@ def per_tensor_quantization_hazard(subject: Subject) -> Diagnosis | None:
         "quantize per channel, or equalize the channels before",
         Channels.of(few),
         {"share": share, "bits": bits},
-        None if any(_is_uneven(subject, extent) for _, extent in measured) else _VANISHING,
+        None if any(_is_uneven(subject, magnitude) for _, magnitude in measured) else _VANISHING,
     )
 
 
@@ -127,9 +131,9 @@ def _limit(subject: Subject) -> float:
     return max(subject.thresholds.quantization_info, subject.thresholds.quantization_warning)
 
 
-def _is_uneven(subject: Subject, extent: Extent) -> bool:
+def _is_uneven(subject: Subject, magnitude: Magnitudes) -> bool:
     """Whether the kernel would be uneven without the channels that vanished, too."""
-    shares = _shares(subject, extent, counting=~subject.vanishing)
+    shares = _shares(subject, magnitude, counting=~subject.vanishing)
     return bool(shares.min(initial=1) < _limit(subject))
 
 
@@ -139,7 +143,7 @@ def _harms(subject: Subject, shares: Vector) -> bool:
     return bool(lost.any()) and not subject.reads_model_input
 
 
-def _shares(subject: Subject, extent: Extent, counting: Mask | None = None) -> Vector:
+def _shares(subject: Subject, magnitude: Magnitudes, counting: Mask | None = None) -> Vector:
     """The part of the kernel's range that each channel uses, (channels,); 1 for a dead one.
 
     The range is that of the channels that are `counting`, of all without it.
@@ -149,7 +153,7 @@ def _shares(subject: Subject, extent: Extent, counting: Mask | None = None) -> V
     fade in models that are none the worse for it.
     Empty where the kernel absorbs other channels than those of the layer.
     """
-    size = extent.scaled.reshape(-1)
+    size = magnitude.scaled.reshape(-1)
     if size.size != subject.dead.size:
         return np.zeros(0)
     live = ~(subject.dead | subject.vanishing) & (size > 0)

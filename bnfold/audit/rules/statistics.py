@@ -9,7 +9,7 @@ from bnfold.audit.finding import Channels, Diagnosis, Severity
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Subject
 from bnfold.audit.updates import initial, is_initial, rounding, updates_needed
-from bnfold.folding.limits import largest_of
+from bnfold.folding.weights import largest_of
 from bnfold.model.optimizer import Averaging
 
 

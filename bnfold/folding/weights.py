@@ -1,0 +1,348 @@
+"""What absorbed affine maps do to a layer's weights, and whether the result fits its dtype.
+
+What several maps do to one layer is put together in float64 and rounded once, to the dtype of the
+variable. `magnitudes` measures the result without making it: what is exact in real arithmetic may
+still overflow or underflow where it is stored or computed with.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.folding.affine import NOTHING, Array
+from bnfold.folding.site import Site
+from bnfold.model import layers
+from bnfold.model.container import hdf5
+from bnfold.model.graph import Json, Layer, Weight
+from bnfold.model.policy import policy
+from bnfold.model.rounding import rounded
+from bnfold.model.shape_rules import Shape
+
+_BLOCK = 1 << 20
+"""How many numbers are held in float64 at once."""
+
+Read = Callable[[str], Array]
+"""The numbers of a slot in float64, as they are before an effect."""
+
+
+@dataclass(frozen=True, eq=False)
+class BiasChange:
+    """`scale * bias + shift`, of a bias that has `shape` afterwards.
+
+    `appended` is how many axes of size 1 Keras puts behind its own when it adds it to the output;
+    None where it adds it in a way that cannot go wrong.
+    """
+
+    shape: tuple[int, ...]
+    scale: Array
+    shift: Callable[[Read], Array]
+    appended: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEdit:
+    """What one affine map does to a layer.
+
+    The numbers of a slot are multiplied by `factors` and then `offsets` are added; `biases` change
+    likewise. `settings` are what the config must say afterwards. `times` is a size of the call's
+    input that the biases depend on.
+    """
+
+    factors: Mapping[str, Array] = field(default_factory=dict)
+    offsets: Mapping[str, Array] = field(default_factory=dict)
+    biases: Mapping[str, BiasChange] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
+    times: int = 1
+
+
+def take(layer: Layer, effects: Sequence[WeightEdit]) -> Layer:
+    """The layer with all effects, one after the other; new numbers are made when they are read."""
+    weights = layers.weights(layer) or {}
+    for effect in effects:
+        layer = layer.with_config(**effect.settings)
+    changed = {slot: _changed(weights, effects, slot) for slot in slots_of(effects)}
+    known = {**weights, **changed}
+    ordered = tuple(known[slot.name] for slot in layers.slots(layer) or ())
+    renorm = (layer.weights or ())[len(weights) :]
+    return replace(layer, weights=(*ordered, *renorm))
+
+
+def slots_of(effects: Iterable[WeightEdit]) -> dict[str, None]:
+    """The slots that effects change, in order."""
+    return dict.fromkeys(
+        slot for effect in effects for slot in (*effect.factors, *effect.offsets, *effect.biases)
+    )
+
+
+def _changed(weights: dict[str, Weight], effects: Sequence[WeightEdit], slot: str) -> Weight:
+    old = weights.get(slot)
+    changes = [effect.biases[slot] for effect in effects if slot in effect.biases]
+    if not changes and old is not None:
+        kernel = old
+        return replace(kernel, source=None, read=lambda: _fold_kernel(kernel, effects, slot))
+    dtype = old.dtype if old is not None else dtype_beside(weights)
+    shape = changes[-1].shape if changes else weights["moving_mean"].shape
+    name = old.name if old is not None else _new_name(weights, slot)
+    return Weight(shape, dtype, lambda: rounded(exact_numbers(weights, effects, slot), dtype), name)
+
+
+def _new_name(weights: dict[str, Weight], slot: str) -> str:
+    """A new bias of one of two directions is named like the kernel of that direction."""
+    beside = weights.get(slot.replace("bias", "kernel"))
+    if beside is None or "_" not in slot or "/" not in beside.name:
+        return slot
+    return re.sub(r"kernel(?=[^/]*$)", "bias", beside.name)
+
+
+def exact_numbers(weights: dict[str, Weight], effects: Sequence[WeightEdit], slot: str) -> Array:
+    """A slot's numbers in float64 behind some effects."""
+    old = weights.get(slot)
+    if old is None and slot == "gamma":  # without `scale` it is 1
+        value: Array = np.ones(weights["moving_mean"].shape)
+    else:
+        value = NOTHING if old is None else old.read().astype(np.float64)
+    for number, effect in enumerate(effects):
+        if slot in effect.factors:
+            value = value * effect.factors[slot]
+        if slot in effect.offsets:
+            value = value + effect.offsets[slot]
+        change = effect.biases.get(slot)
+        if change is not None:
+            shift = change.shift(partial(exact_numbers, weights, effects[:number]))
+            value = np.broadcast_to(value * change.scale + shift, change.shape)
+    return value
+
+
+def _fold_kernel(kernel: Weight, effects: Sequence[WeightEdit], slot: str) -> NDArray[Any]:
+    """A kernel's new numbers, rounded once, a block of them in float64 at a time."""
+    values = kernel.read()
+    folded = np.empty_like(values)
+    steps = list(steps_of(effects, slot, values.ndim))
+    rows = max(1, _BLOCK * values.shape[0] // max(1, values.size))
+    for start in range(0, values.shape[0], rows):
+        block = slice(start, start + rows)
+        folded[block] = rounded(stepped(values[block], steps, block), values.dtype)
+    return folded
+
+
+_Step = tuple[Array | None, Array | None]
+
+
+def steps_of(effects: Iterable[WeightEdit], slot: str, rank: int) -> Iterator[_Step]:
+    """What each effect multiplies a slot with and adds to it, with as many axes as the slot."""
+    for effect in effects:
+        factor, offset = effect.factors.get(slot), effect.offsets.get(slot)
+        if factor is not None or offset is not None:
+            yield with_rank(factor, rank), with_rank(offset, rank)
+
+
+def with_rank(array: Array | None, rank: int) -> Array | None:
+    """An array with axes of size 1 in front, up to this rank."""
+    return None if array is None else array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def stepped(values: NDArray[Any], steps: Iterable[_Step], rows: slice) -> Array:
+    """Some rows of a slot in float64 behind some steps."""
+    exact: Array = values.astype(np.float64)
+    for factor, offset in steps:
+        if factor is not None:
+            exact *= factor[rows] if factor.shape[0] > 1 else factor
+        if offset is not None:
+            exact += offset[rows] if offset.shape[0] > 1 else offset
+    return exact
+
+
+def dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:
+    """The dtype of a layer's variables."""
+    return next(iter(weights.values())).dtype
+
+
+# --- whether it fits ------------------------------------------------------------------------------
+
+
+def misplaced_bias(site: Site, effect: WeightEdit) -> str | None:
+    """A predicate when Keras adds the layer's old or new bias along another axis than its own.
+
+    On TensorFlow, `keras.ops.add` takes an array with one axis longer than 1 for a bias on the last
+    axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
+    src/backend/tensorflow/numpy.py).
+    """
+    weights = layers.weights(site.layer) or {}
+    for slot, change in effect.biases.items():
+        if change.appended is None:
+            continue
+        old = [weights[slot].shape] if slot in weights else []
+        for shape in (change.shape, *old):
+            if is_misplaced((*shape, *(1,) * change.appended), site.output):
+                return (
+                    "cannot take it in: TensorFlow adds a bias along the width when the output is, "
+                    "or may be, as wide as it has channels"
+                )
+    return None
+
+
+def is_misplaced(bias: tuple[int, ...], output: Shape | None) -> bool:
+    """Whether Keras adds an array of this shape along another axis than numpy would, or may."""
+    long = [axis - len(bias) for axis, size in enumerate(bias) if size > 1]
+    if len(long) != 1 or long[0] == -1:
+        return False
+    if output is None:
+        return True
+    rivals = {output[-1]} if long[0] % len(output) == 1 else {output[-1], output[1]}
+    return bool(rivals & {bias[long[0]], None})
+
+
+@dataclass(frozen=True, eq=False)
+class Magnitudes:
+    """How large the numbers of one slot get with some effects, in float64.
+
+    Attributes:
+        slot: the slot.
+        before, scaled: the largest magnitudes in the file, and with the factors of the effects,
+            along all axes on which factors vary; empty for a bias.
+        exact: numbers that must be finite, with all of the effects; of a bias all numbers.
+        dtypes: those in which the slot is stored and computed with.
+    """
+
+    slot: str
+    before: Array
+    scaled: Array
+    exact: Array
+    dtypes: tuple[np.dtype[Any], ...]
+
+    def along(self, effect: WeightEdit) -> "Magnitudes":
+        """The same by the channels of one of the effects, (channels,) or as its factor's axes."""
+        factor = with_rank(effect.factors.get(self.slot), self.scaled.ndim)
+        if factor is None or self.slot in effect.biases:
+            return replace(self, before=_NONE, scaled=_NONE)
+        others = tuple(axis for axis in range(self.scaled.ndim) if factor.shape[axis] == 1)
+        before, scaled, exact = (
+            np.abs(array).max(axis=others) if array.size else array
+            for array in (self.before, self.scaled, self.exact)
+        )
+        return replace(self, before=before, scaled=scaled, exact=exact)
+
+    def overflows(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+        """Which of the `exact` numbers are not finite in a dtype."""
+        return ~np.isfinite(rounded(self.exact, dtype).astype(np.float64))
+
+    def underflows(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+        """The channels that fall below the smallest normal number of a dtype, and were not before.
+
+        A channel that was as small before, as weight decay leaves dead ones, loses nothing.
+        """
+        tiny = smallest_of(dtype.name)
+        found: NDArray[np.bool_] = (self.scaled < tiny) & (self.scaled != 0) & (self.before >= tiny)
+        return found
+
+
+def magnitudes(layer: Layer, effects: Sequence[WeightEdit]) -> tuple[Magnitudes, ...]:
+    """How large each slot gets that effects change; reads each of them once."""
+    weights = layers.weights(layer) or {}
+    used = policy(layer)
+    dtypes = (dtype_beside(weights), *([] if used is None else [dtype_named(used.compute)]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tuple(
+            Magnitudes(slot, *_largest(weights, effects, slot), dtypes)
+            for slot in slots_of(effects)
+        )
+
+
+def out_of_range(layer: Layer, measured: Sequence[Magnitudes]) -> str | None:
+    """A predicate when a new number is lost in the dtype it is stored or computed in.
+
+    It is lost when it is not finite, and when all of a channel's kernel falls below the smallest
+    normal number, where digits go missing. Where that does no harm, `dead` leaves no such kernel.
+    """
+    if policy(layer) is None:
+        return "is quantized or has a dtype policy of its own"
+    loss = loss_of(measured, "folded ")
+    return None if loss is None else f"cannot take it in: {loss}"
+
+
+def loss_of(measured: Sequence[Magnitudes], kind: str = "") -> str | None:
+    """What new numbers would lose in the dtypes that they are stored or computed in."""
+    for one in measured:
+        for dtype in one.dtypes:
+            lost = int(np.count_nonzero(one.overflows(dtype)))
+            if lost:
+                return f"{lost} values of its {kind}{one.slot} would not be finite in {dtype.name}"
+            small = int(np.count_nonzero(one.underflows(dtype)))
+            if small:
+                return (
+                    f"{small} channels of its {kind}{one.slot} would be too small for {dtype.name}"
+                )
+    return None
+
+
+_NONE: Array = np.zeros(0)
+
+
+def _largest(
+    weights: dict[str, Weight], effects: Sequence[WeightEdit], slot: str
+) -> tuple[Array, Array, Array]:
+    """The largest numbers of a slot, before and after, and numbers that must be finite.
+
+    Scaling keeps order, so along an axis on which no factor varies the number of the largest
+    magnitude stays that; NaN spreads. A bias has no scaled numbers that could be too small.
+    """
+    kernel = weights.get(slot)
+    if any(slot in effect.biases for effect in effects):
+        return _NONE, _NONE, exact_numbers(weights, effects, slot)
+    if kernel is None or 0 in kernel.shape:
+        exact = exact_numbers(weights, effects, slot)
+        return exact, exact, exact
+    steps = list(steps_of(effects, slot, len(kernel.shape)))
+    arrays = [array for step in steps for array in step if array is not None]
+    others = tuple(
+        axis for axis in range(len(kernel.shape)) if all(array.shape[axis] == 1 for array in arrays)
+    )
+    bound = _largest_along(kernel, others)
+    scaled = stepped(bound, [(factor, None) for factor, _ in steps], slice(None))
+    return bound, scaled, stepped(bound, steps, slice(None))
+
+
+def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:
+    """The largest magnitudes along some axes, which keep size 1; read a part at a time."""
+    lead = next((n for n in range(len(kernel.shape)) if n not in axes), len(kernel.shape))
+    if lead == 0 or not isinstance(kernel.read, hdf5.Stored):
+        values = kernel.read()
+        return _magnitude(
+            values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)
+        )
+    within = (0, *(1 + axis - lead for axis in axes if axis >= lead))
+    pieces = (
+        (piece.min(axis=within), piece.max(axis=within)) for piece in kernel.read.pieces(lead)
+    )
+    low, high = reduce(lambda a, b: (np.minimum(a[0], b[0]), np.maximum(a[1], b[1])), pieces)
+    shape = [1 if axis in axes else size for axis, size in enumerate(kernel.shape)]
+    return _magnitude(low, high).reshape(shape)
+
+
+def _magnitude(low: NDArray[Any], high: NDArray[Any]) -> Array:
+    return np.maximum(-low.astype(np.float64), high.astype(np.float64))
+
+
+def smallest_of(name: str) -> float:
+    """The smallest normal number of a floating-point dtype."""
+    return 2.0**-126 if name == "bfloat16" else float(np.finfo(name).tiny)
+
+
+def unit_of(name: str) -> float:
+    """The largest relative error of rounding to a floating-point dtype."""
+    return 2.0**-8 if name == "bfloat16" else float(np.finfo(name).eps) / 2
+
+
+def largest_of(name: str) -> float:
+    """The largest finite number of a floating-point dtype."""
+    return 255.0 * 2.0**120 if name == "bfloat16" else float(np.finfo(name).max)
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """Numpy's dtype of this name, "bfloat16" among them."""
+    return hdf5.bfloat16() if name == "bfloat16" else np.dtype(name)

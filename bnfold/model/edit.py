@@ -1,0 +1,142 @@
+"""Edits of a graph: layers replaced or taken out, and readers that read something else instead."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bnfold.model import inbound_nodes, layers
+from bnfold.model.graph import Call, Graph, Json, Layer, Path, Ref, Weight
+from bnfold.model.order import keras_order
+
+
+def edited(graph: Graph, replaced: Mapping[Path, Layer], removed: Collection[Path]) -> Graph:
+    """The whole model with some layers replaced and others taken out, at any depth.
+
+    `replaced` are layers without wrappers, whose calls stay those of the graph. Layers stand in the
+    order in which Keras will rebuild them. A removed layer that is an output of the model leaves a
+    linear Activation of its name, because output names are part of the interface; so does one that
+    a nested model consists of.
+    """
+    return _edited(graph, (), replaced, set(removed))
+
+
+def _edited(
+    graph: Graph, path: Path, replaced: Mapping[Path, Layer], removed: Collection[Path]
+) -> Graph:
+    inside = {
+        name: _edited_layer(layer, (*path, name), replaced, removed)
+        for name, layer in graph.layers.items()
+    }
+    graph = replace(graph, layers=inside)
+    gone = {name for name in inside if (*path, name) in removed}
+    named = {
+        ref.layer
+        for ref in graph.outputs
+        if ref.layer in gone and (not path or _reaches_an_input(graph, ref, gone))
+    }
+    for name in named:
+        graph = graph.with_layer(stand_in(inside[name]))
+    return _in_keras_order(bypass(graph, gone - named))
+
+
+def _edited_layer(
+    layer: Layer, path: Path, replaced: Mapping[Path, Layer], removed: Collection[Path]
+) -> Layer:
+    if layer.graph is not None:
+        inside = _edited(layer.graph, path, replaced, removed)
+        return layer if inside is layer.graph else replace(layer, graph=inside)
+    if layer.inner is not None:
+        inner = _edited_layer(layer.inner, (*path, layer.inner.name), replaced, removed)
+        return layer if inner is layer.inner else replace(layer, inner=inner)
+    found = replaced.get(path)
+    return layer if found is None else replace(found, calls=layer.calls)
+
+
+def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:
+    """Whether an input would become an output, with nothing between."""
+    while ref.layer in gone:
+        ref = graph.layers[ref.layer].calls[ref.call].inputs[0]
+    return layers.is_input(graph.layers[ref.layer])
+
+
+def _in_keras_order(graph: Graph) -> Graph:
+    """The graph with its layers listed as Keras would list them, those it would leave out last."""
+    names = keras_order(graph)
+    rest = [name for name in graph.layers if name not in set(names)]
+    return replace(graph, layers={name: graph.layers[name] for name in (*names, *rest)})
+
+
+def rewire(graph: Graph, moved: Mapping[Ref, Ref]) -> Graph:
+    """The same graph, where every reader of a tensor in `moved`, outputs too, reads another."""
+    rewired = {name: _rewire_layer(layer, graph, moved) for name, layer in graph.layers.items()}
+    outputs = tuple(moved.get(ref, ref) for ref in graph.outputs)
+    return replace(graph, layers=rewired, outputs=outputs)
+
+
+def _rewire_layer(layer: Layer, graph: Graph, moved: Mapping[Ref, Ref]) -> Layer:
+    if not any(ref in moved for call in layer.calls for ref in call.inputs):
+        return layer
+    return replace(layer, calls=tuple(_rewire_call(call, graph, moved) for call in layer.calls))
+
+
+def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
+    inputs = tuple(moved.get(ref, ref) for ref in call.inputs)
+    if graph.numbering is None:
+        return replace(call, inputs=inputs)
+    count = graph.numbering
+
+    def visit(triple: list[Any]) -> list[Any]:
+        ref = count.decode(triple)
+        return count.encode(moved[ref]) if ref in moved else triple
+
+    return replace(
+        call, inputs=inputs, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
+    )
+
+
+def bypass(graph: Graph, names: Collection[str]) -> Graph:
+    """The same graph without some layers; their readers read the one input of each instead."""
+    moved = {
+        Ref(name, number): call.inputs[0]
+        for name in names
+        for number, call in enumerate(graph.layers[name].calls)
+    }
+    graph = rewire(graph, {ref: _that_stays(ref, moved) for ref in moved})
+    return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
+
+
+def _that_stays(ref: Ref, moved: Mapping[Ref, Ref]) -> Ref:
+    """Where a chain of moved tensors ends."""
+    while ref in moved:
+        ref = moved[ref]
+    return ref
+
+
+def stand_in(layer: Layer) -> Layer:
+    """A linear Activation of the same name, for a layer whose name is part of the interface."""
+    return standing_in(layer, "Activation", {"activation": "linear"})
+
+
+def standing_in(
+    layer: Layer, class_name: str, settings: Json, weights: tuple[Weight, ...] = ()
+) -> Layer:
+    """A layer of Keras' own of another class, with the same name, in the same place."""
+    config = {"name": layer.name, "trainable": layer.config.get("trainable", True)}
+    if "dtype" in layer.config:
+        config["dtype"] = layer.config["dtype"]
+    kept = ("build_config", "name")
+    entry: Json = {key: layer.entry[key] for key in kept if key in layer.entry}
+    if "module" in layer.entry:
+        entry |= {"module": "keras.layers", "registered_name": None}
+    return replace(
+        layer,
+        class_name=class_name,
+        config={**config, **settings},
+        entry={**entry, "class_name": class_name},
+        calls=tuple(
+            replace(call, node=inbound_nodes.without_arguments(call.node)) for call in layer.calls
+        ),
+        weights=weights,
+        inner=None,
+        location=layer.location if weights else None,
+    )
