@@ -19,14 +19,15 @@ from bnfold.verification import pairing as sites
 from bnfold.verification.pairing import Pairing, pair
 from bnfold.verification.values import Value
 
-_LARGE = 4_000_000  # weights; values in large models average over so many that one run is enough
-_LARGE_VALUES = 8_000_000  # bytes of all values of one sample; the same holds for large images
 _VALUES_BUDGET = 64_000_000  # bytes of all values of one kind of samples
 
 
 @dataclass(frozen=True)
 class Case:
-    """Two loaded models, what they are compared at, and the samples."""
+    """Two loaded models, what they are compared at, and the samples.
+
+    Where it `is_quick`, no more roundings are drawn than it takes for everything to pass.
+    """
 
     original: LoadedModel
     folded: LoadedModel
@@ -38,7 +39,7 @@ class Case:
     warnings: tuple[str, ...]
     as_called: tuple[LoadedModel, LoadedModel]
     specs: tuple[Any, ...]
-    is_quick: bool
+    is_quick: bool = True
 
     @property
     def outputs(self) -> tuple[Value, ...]:
@@ -80,7 +81,6 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
         warnings=tuple(warnings),
         as_called=prepared.as_called,
         specs=wanted,
-        is_quick=bool(original.model.count_params() > _LARGE) or values > _LARGE_VALUES,
     )
 
 
@@ -96,7 +96,7 @@ def _values(names: Sequence[str], prepared: _Prepared) -> Iterator[Value]:
 
 
 def closer(case: Case, data: Source | None) -> Case:
-    """The same with more samples and more roundings, of which few may happen to be small."""
+    """The same with more roundings, of which few may happen to be small, and more large samples."""
     if data is not None:
         return replace(case, is_quick=False)
     sets = samples.generate(*case.specs, few=False)

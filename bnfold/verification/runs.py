@@ -38,7 +38,7 @@ from bnfold.verification.values import (
 )
 
 _REPETITIONS = 4
-_REPETITIONS_LARGE = 2
+_REPETITIONS_QUICK = 2
 _ROUGH = 64  # how many roundings of 16 bits a runtime may be off and still count as the same
 
 
@@ -242,7 +242,7 @@ class _Gathering:
             loaded,
             case.sets,
             steps=steps,
-            repetitions=_REPETITIONS_LARGE if case.is_quick else _REPETITIONS,
+            repetitions=_REPETITIONS_QUICK if case.is_quick else _REPETITIONS,
             seed=case.seed,
             training=training,
         )
@@ -463,7 +463,7 @@ class _Gathering:
                     loaded,
                     case.sets,
                     steps=moves.computed,
-                    repetitions=_REPETITIONS_LARGE,
+                    repetitions=_REPETITIONS_QUICK,
                     seed=case.seed,
                 )
                 noise.append(list(movement(found, perturbed)))

@@ -242,8 +242,8 @@ def _either(one: Array | None, other: Array) -> Array:
 def _drowned(judged: _Judgement, told: Mapping[str, blame.Findings]) -> dict[str, str]:
     """The arithmetics that say nothing, and the sentence on each.
 
-    Where both models compute the same in float64, but rounding drowns a value of the original, what
-    comes behind that value is chance.
+    Where both models compute the same in float64, but rounding error dominates a value of the
+    original, what is computed from that value is chance.
     """
 
     def is_right(name: str) -> bool:
@@ -259,7 +259,9 @@ def _drowned(judged: _Judgement, told: Mapping[str, blame.Findings]) -> dict[str
         drowned.sort(key=lambda one: one.is_output)  # where it begins, if that was seen
         overflows = any(row.problem is not None for row in rows.values())
         if drowned and not overflows and not is_right(name):
-            found[name] = f"{name} cannot judge: rounding drowns the value of {drowned[0].name!r}"
+            found[name] = (
+                f"{name} cannot judge: rounding error dominates the value of {drowned[0].name!r}"
+            )
     return found
 
 
@@ -410,7 +412,7 @@ def _not_exercised(case: Case, exercised: Mapping[Value, Array]) -> list[str]:
     if sum(one.count for one in case.sets) == 1:
         return ["nothing was exercised: with one sample no value can be told from a constant"]
     return [
-        f"output {value.name!r} was not exercised: it never changed, or noise drowned it"
+        f"output {value.name!r} was not exercised: it never changed, or by less than rounding error"
         for value in case.outputs
         if not exercised.get(value, np.zeros(1, bool)).any()
     ]
