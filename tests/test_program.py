@@ -3,6 +3,7 @@
 from support import keras  # isort: skip - it chooses the backend
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from bnfold.jobs.inspect import inspect_file
-from bnfold.model.graph import show
+from bnfold.model.graph import Graph, show
 from bnfold.model.program import Call, Program, Value
 
 L = keras.layers
@@ -169,13 +170,39 @@ def test_operations_read_all_their_tensors(program: Any) -> None:
     assert [one is None or one.layer.class_name for one in maximum.uses()] == ["Multiply"]
 
 
+def without_input_layer(graph: Graph, name: str) -> Graph:
+    """The graph with a nested Sequential as Keras 2.2 writes it."""
+    stem = graph.layers[name]
+    assert stem.graph is not None
+    entry, first, *rest = stem.graph.layers.values()
+    assert entry.class_name == "InputLayer"
+    first = replace(first, calls=(replace(first.calls[0], inputs=()),))
+    layers = {one.name: one for one in (first, *rest)}
+    return graph.with_layer(replace(stem, graph=replace(stem.graph, layers=layers, inputs=())))
+
+
 def test_a_sequential_without_an_input_layer_reads_what_it_is_given(program: Any) -> None:
-    stem = keras.Sequential([L.Dense(4, name="d"), L.ReLU(name="r")], name="stem")
+    stem = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4, name="d"), L.ReLU(name="r")], name="stem"
+    )
     first = keras.Input((4,), name="in")
-    found = program(keras.Model(first, stem(first)))
+    found = Program(without_input_layer(program(keras.Model(first, stem(first))).graph, "stem"))
     assert names(call(found, "stem/d").producers()) == ["in"]
     assert names(call(found, "in").uses()) == ["stem/d"]
     assert names(call(found, "stem/r").uses()) == ["output"]
+
+
+def test_a_mask_reaches_a_model_that_begins_such_a_sequential(program: Any) -> None:
+    inside = keras.Input((5, 4), name="entry")
+    merged = L.Maximum(name="max")([inside, L.ReLU(name="r")(inside)])
+    stem = keras.Sequential(
+        [keras.Input((5, 4)), keras.Model(inside, merged, name="body")], name="stem"
+    )
+    first = keras.Input((5, 4), name="in")
+    graph = program(keras.Model(first, stem(L.Masking(name="masking")(first)))).graph
+    for found in (Program(graph), Program(without_input_layer(graph, "stem"))):
+        assert call(found, "stem/body/r").output().may_be_masked
+        assert not call(found, "in").output().may_be_masked
 
 
 def test_calls_are_as_many_as_keras_makes(program: Any) -> None:

@@ -55,12 +55,14 @@ def masked_calls(regions: Iterable["Region"]) -> frozenset["Call"]:
             or any(masking[nested] for nested in region.inside.values())
         )
         for call in own:
-            for value in call.reads or region.given(0):
+            # The first layer of a Sequential that lists no InputLayer reads what that is given.
+            reads = call.reads or region.given(0)
+            for value in reads:
                 following[value.call].append(call)
             body = call.body
             if body is not None:
                 entries = [one for one in body.all_calls if layers.is_input(one.layer)]
-                for value in call.reads:
+                for value in reads:
                     following[value.call] += entries
                 waiting += entries if call.written.mask is not None else ()
             makes = any(map(layers.may_make_mask, chain(call.outer)))

@@ -9,7 +9,7 @@ Everything is found when it is asked for, and once.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -115,7 +115,7 @@ class Call:
         number: of the call, from 0.
     """
 
-    region: "Region"
+    region: "Region" = field(repr=False)
     outer: Layer
     number: int
 
@@ -233,10 +233,10 @@ class Region:
         layer: the layer of the parent that it is, or that wraps it.
     """
 
-    graph: Graph
+    graph: Graph = field(repr=False)
     path: Path = ()
-    parent: "Region | None" = None
-    layer: Layer | None = None
+    parent: "Region | None" = field(default=None, repr=False)
+    layer: Layer | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
