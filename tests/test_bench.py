@@ -23,7 +23,7 @@ from bnfold.jobs import bench as benchmark
 from bnfold.jobs.bench import median_interval, order, result, take_turns, times
 from bnfold.reports import bench_text
 from bnfold.reports.bench_text import duration, summary
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 from bnfold.running import timing
 from bnfold.running.libraries import CannotRunError
 

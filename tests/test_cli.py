@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bnfold.cli import main
 from bnfold.reports import fold_text
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 from bnfold.running.options import Tolerance
 from bnfold.verification import Basis, Comparison, Verdict, Verification
 from bnfold.verification.result import Accuracy

@@ -30,7 +30,7 @@ from bnfold.audit import Thresholds
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
 from bnfold.observation import observe
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 from bnfold.running import keras_runner
 
 layers = keras.layers

@@ -24,7 +24,7 @@ import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export
 from bnfold.reports import export_text, terminal
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 from bnfold.running import onnx_file
 from bnfold.running.libraries import CannotRunError
 from bnfold.verification import Verdict, exported

@@ -14,7 +14,7 @@ from support import chain, keras, randomize
 
 import bnfold
 from bnfold.cli import main
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 from bnfold.running import onnx_file
 from bnfold.verification import Verdict, exported
 

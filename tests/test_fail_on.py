@@ -12,7 +12,7 @@ from support import chain, keras, randomize
 
 import bnfold
 from bnfold.cli import main
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 
 L = keras.layers
 OUT = {"fold": "out.keras", "export": "out.onnx"}

@@ -23,7 +23,7 @@ from test_gate import configure, folder, model, run  # noqa: F401 - a fixture is
 from bnfold.audit import RULES
 from bnfold.cli import main
 from bnfold.model.container.guard import printable
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 
 FORMATS = ["text", "json", "sarif", "github", "junit", "markdown", "html"]
 
@@ -276,6 +276,18 @@ def test_where_nothing_of_several_was_read_the_report_says_so(format_: str) -> N
 def test_a_schema_that_is_not_there_is_told_from_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"no schema is named 'fold\.py'; there are .*fold"):
         schema("fold.py")
+
+
+REPORTS = ("inspect", "layer", "rules", "fold", "export", "verify", "recalibrate", "bench")
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_schema_stands_for_itself(name: str) -> None:
+    found = schema(name)
+    jsonschema.Draft202012Validator.check_schema(found)
+    wanted = set(re.findall(r"#/\$defs/([^\"]+)", json.dumps(found)))
+    assert found["$defs"].keys() == wanted
+    assert found["$id"] == f"urn:bnfold:schema:{name}:1"
 
 
 def test_json_follows_its_schema(mixed: None) -> None:

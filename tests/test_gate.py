@@ -20,7 +20,7 @@ from bnfold.audit.selection import chosen
 from bnfold.cli import main
 from bnfold.errors import SettingsError
 from bnfold.jobs.settings import FAIL_ON
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 
 CHANNELS = 4
 

@@ -19,7 +19,7 @@ from test_recalibrate import norm
 import bnfold
 from bnfold.cli import main
 from bnfold.observation import labels
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(11)

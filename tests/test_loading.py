@@ -19,7 +19,7 @@ from bnfold.cli import main
 from bnfold.errors import UnreadableModelError
 from bnfold.model import declared
 from bnfold.model.container import hdf5
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 from bnfold.running import libraries, loading, safety
 from bnfold.running.loading import LoadedModel
 from bnfold.running.options import Loading

@@ -36,7 +36,7 @@ from bnfold.model.container.model_file import open_model
 from bnfold.model.container.record import Recalibration, recalibration
 from bnfold.model.rounding import rounded
 from bnfold.observation.observe import DataRun
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(7)

@@ -17,8 +17,8 @@ from bnfold.audit import RULES, Rule, Thresholds
 from bnfold.cli import main
 from bnfold.jobs.inspect import inspect_file
 from bnfold.observation.observe import DataRun
-from bnfold.reports.json import schema
 from bnfold.reports.rule_page import markdown, sections
+from bnfold.reports.schema import schema
 
 ROOT = Path(__file__).parent.parent
 INDEX = (ROOT / "docs" / "rules.md").read_text()

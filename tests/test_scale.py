@@ -20,7 +20,7 @@ from test_recalibrate import norm
 import bnfold
 from bnfold.cli import main
 from bnfold.model.moments import FACTOR_LIMIT, SHIFT_LIMIT, Scale, scale, times
-from bnfold.reports.json import schema
+from bnfold.reports.schema import schema
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(5)

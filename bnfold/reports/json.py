@@ -1,8 +1,7 @@
-"""Reports for programs: JSON with a version, described by the schemas beside this module."""
+"""Reports for programs: JSON with a version, described by `schema.json`."""
 
 import json
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from bnfold.audit import Rule
@@ -17,22 +16,6 @@ if TYPE_CHECKING:
     from bnfold.jobs.gate import Unreadable
     from bnfold.jobs.recalibrate import RecalibrationReport
     from bnfold.verification import Verification
-
-_SUFFIX = ".schema.json"
-
-
-def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a report, such as "inspect": see docs/json.md.
-
-    Raises:
-        ValueError: no report has this name.
-    """
-    every = files("bnfold.reports").joinpath("schemas")
-    names = sorted(one.name.removesuffix(_SUFFIX) for one in every.iterdir())
-    if name not in names:
-        raise ValueError(f"no schema is named {name!r}; there are {', '.join(names)}")
-    found: dict[str, Any] = json.loads(every.joinpath(name + _SUFFIX).read_text("utf-8"))
-    return found
 
 
 def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
