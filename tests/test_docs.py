@@ -43,7 +43,7 @@ def classes(cell: str) -> Iterator[str]:
             yield from (name.replace(numbers[0], one) for one in numbers[1].split(","))
 
 
-BACKWARD = {name for name, row in layers.ROWS.items() if row.output is not None}
+BACKWARD = layers.LINEAR_CLASSES
 TABLES = {
     0: BACKWARD,
     1: set(absorb.IN_FRONT) - layers.BATCHNORM_CLASSES,

@@ -386,6 +386,9 @@ None has variables, computes otherwise in training, or takes a mask: no row need
 BATCHNORM_CLASSES = frozenset(name for name, row in ROWS.items() if row is _BATCHNORM)
 """BatchNormalization, of whatever age: TensorFlow 1.13 to 1.15 wrote V1 and V2."""
 
+LINEAR_CLASSES = frozenset(name for name, row in ROWS.items() if row.output is not None)
+"""Layers whose output is linear in their weights, unless they have an activation."""
+
 _FLAG_DEFAULTS = {"use_bias": True, "scale": True, "center": True, "bias_axes": None}
 
 _MASKING_PARTS = ("layer", "layers", "backward_layer", "cell", "cells")

@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bnfold.model.layers import LINEAR_CLASSES
 from bnfold.running import keras_graph
 from bnfold.running.keras_graph import PASSED_OVER, REARRANGING, origin_of
 
 _HIDING = {"softmax", "sigmoid"}
-_FUSED = {
-    *("Activation", "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose"),
-    *("Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"),
-    *("SeparableConv1D", "SeparableConv2D"),
-}
+_FUSED = LINEAR_CLASSES | {"Activation"}
 _OWN_LAYER = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 

@@ -16,13 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.model.layers import BATCHNORM_CLASSES, ROWS
+from bnfold.model.layers import BATCHNORM_CLASSES, LINEAR_CLASSES
 from bnfold.running.keras_graph import graph_of
 from bnfold.running.unrolled import FlatCall, Key, Unrolled, unroll
 from bnfold.verification.breakpoints import Breakpoint, Watched, watched
-
-_LINEAR = frozenset(name for name, row in ROWS.items() if row.output is not None)
-"""Layers that can take in a BatchNormalization behind them, unless they have an activation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,7 +339,7 @@ def _takes_in_behind(call: FlatCall) -> bool:
     layer = getattr(call.layer, "layer", call.layer)
     activation = getattr(layer, "activation", None)
     is_linear = getattr(activation, "__name__", "linear") == "linear"
-    return type(layer).__name__ in _LINEAR and is_linear
+    return type(layer).__name__ in LINEAR_CLASSES and is_linear
 
 
 def _is_the_same(call: FlatCall, other: FlatCall | None) -> bool:
