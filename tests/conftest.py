@@ -9,20 +9,40 @@ from pathlib import Path
 
 import pytest
 import tiers
+from places import FIXTURES
 
 # TensorFlow has kernels for channels first on some processors only, unless it is told to.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let helpers that see no fixture know which tier runs."""
     tiers.EVERYTHING = tiers.thorough(config)
+    if tiers.without_keras(config):
+        sys.meta_path.insert(0, NoFrameworks())  # type: ignore[arg-type]
+
+
+class NoFrameworks:
+    """Refuses to import the frameworks, so that a test that lacks the mark `keras` says so."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Say what is wrong, before any other finder looks."""
+        if name in tiers.FRAMEWORKS:
+            pytest.fail(f"this test imports {name}: mark it with pytest.mark.keras")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the files that import Keras where their tests are not wanted."""
+    if tiers.without_keras(config) and collection_path.suffix == ".py":
+        return tiers.imports_keras(collection_path) or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests out unless they are asked for, whatever else is chosen with `-m`."""
+    """Mark what imports Keras; leave the slow tests out unless they are asked for."""
+    for item in items:
+        if tiers.imports_keras(item.path):
+            item.add_marker("keras")
     if tiers.thorough(config):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -49,6 +69,13 @@ def fixture_model(tmp_path: Path) -> Callable[[str], Path]:
         return unpacked
 
     return unpack
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The empty folder in which the test works."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import FIXTURES, ROOT
 
-PACKAGE = Path(__file__).parent.parent / "bnfold"
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "digits_cnn_keras315.keras"
+PACKAGE = ROOT / "bnfold"
+TESTS = ROOT / "tests"
+FIXTURE = FIXTURES / "digits_cnn_keras315.keras"
 
 FRAMEWORKS = {
     *("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"),
@@ -175,3 +177,20 @@ def test_inspect_loads_nothing_that_only_a_proof_needs() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-2:] == ["[]", "[]"]
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_file_is_imported(path: Path) -> None:
+    """What several tests need stands in tests/builders, so that a test file can change alone."""
+    names = {name for node in ast.walk(ast.parse(path.read_text())) for name in _modules(node)}
+    assert not [name for name in names if name.startswith(("test_", "conftest"))]
+
+
+def _modules(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import():
+            return [one.name for one in node.names]
+        case ast.ImportFrom(module=str(module)):
+            return [module]
+        case _:
+            return []

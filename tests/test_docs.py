@@ -3,10 +3,10 @@
 import re
 import runpy
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import pytest
+from places import ROOT
 
 from bnfold import errors
 from bnfold.cli import main
@@ -15,7 +15,6 @@ from bnfold.folding.carry import LAYERS
 from bnfold.folding.operations import OPERATIONS
 from bnfold.model import layers
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 

@@ -1,7 +1,7 @@
 """The settings that each class of Keras' layers knows, in any version from 2.0 to 3.15.
 
 Taken from the sources of those versions: what `get_config` of a class or of one that it is made of
-writes, and what their constructors name. `tests/test_identity.py` compares the table with the
+writes, and what their constructors name. `tests/model/test_identity.py` compares the table with the
 installed Keras and tf_keras.
 """
 

@@ -1,8 +1,8 @@
 """What bnfold knows of Keras' own layers: one row a class, one answer a question.
 
 A question that a row leaves open has the safe answer, and so has every question about a class
-without a row: such a layer is copied as it is, and it blocks every fold. `tests/test_layers.py`
-compares the rows with Keras.
+without a row: such a layer is copied as it is, and it blocks every fold.
+`tests/model/test_layers.py` compares the rows with Keras.
 
 Weight slots stand in the order in which the class creates its variables, which is the order in
 every file. Kernel layouts are those of the Keras documentation, with `in` and `out` for channels:

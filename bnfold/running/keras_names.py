@@ -3,8 +3,8 @@
 A config names what the loader is to call. Only what computes on tensors, or describes how, stands
 here: no class that runs code out of the file, reads another file or calls TensorFlow by name, and
 no function of `keras.utils`, `keras.config` or `keras.saving`. What is new in a later Keras is
-not known until it is added. `tests/test_keras_names.py` compares the lists with what the installed
-Keras and tf_keras offer, and names what is in neither.
+not known until it is added. `tests/running/test_keras_names.py` compares the lists with what the
+installed Keras and tf_keras offer, and names what is in neither.
 """
 
 _MODELS = """

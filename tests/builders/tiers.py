@@ -1,0 +1,71 @@
+"""Which tests run: which of a large family by default, and which without Keras."""
+
+import ast
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def thorough(config: pytest.Config) -> bool:
+    """Whether slow tests are asked for: `-m slow`, or `-m "slow or not slow"` for all there are."""
+    return "slow" in str(config.option.markexpr).replace("not slow", "")
+
+
+def without_keras(config: pytest.Config) -> bool:
+    """Whether tests are asked for that do without TensorFlow: `-m "not keras"`."""
+    return "not keras" in str(config.option.markexpr)
+
+
+FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "tf2onnx"}
+HELPERS = Path(__file__).parent
+
+
+@cache
+def imports_keras(path: Path) -> bool:
+    """Whether a file imports TensorFlow or Keras when it is imported, by way of a helper too."""
+    names = set(_imported(path))
+    inside = (folder / f"{name}.py" for name in names for folder in (path.parent, HELPERS))
+    return bool(names & FRAMEWORKS) or any(one.exists() and imports_keras(one) for one in inside)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The first names of the modules that a file imports outside of functions."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        match node:
+            case ast.Import():
+                yield from (one.name.partition(".")[0] for one in node.names)
+            case ast.ImportFrom(module=str(module)):
+                yield module.partition(".")[0]
+            case ast.Assign(
+                value=ast.Call(
+                    func=ast.Attribute(attr="importorskip"),
+                    args=[ast.Constant(value=str(module)), *_],
+                )
+            ):
+                yield module.partition(".")[0]
+
+
+def some(values: Iterable[Any], step: int = 2, first: int = 0) -> list[Any]:
+    """The parameters of a test: one in `step` from the `first` on by default, the others slow."""
+    every = (value if isinstance(value, tuple) else (value,) for value in values)
+    return [
+        pytest.param(*value, marks=[] if number % step == first else [pytest.mark.slow])
+        for number, value in enumerate(every)
+    ]
+
+
+def by_turns(values: Sequence[Any]) -> Sequence[Any]:
+    """All values in the slow tier; by default one, which the name of the running test chooses."""
+    if EVERYTHING:
+        return values
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0].rpartition("::")[2]
+    return [values[zlib.crc32(test.encode()) % len(values)]]
+
+
+EVERYTHING = False
+"""Whether this run is thorough, which `conftest` knows."""

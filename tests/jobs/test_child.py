@@ -1,0 +1,291 @@
+"""Jobs in a process of their own, where Keras runs on another backend than TensorFlow."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from places import ROOT
+from support import chain, keras, randomize
+
+import bnfold
+from bnfold.jobs import child
+from bnfold.jobs.verify import Proof
+from bnfold.jobs.wire import Receiver, Sender
+from bnfold.model.moments import Moments, Observed
+from bnfold.running import process
+from bnfold.running.options import Loading, Samples
+from bnfold.verification import Verdict
+from bnfold.verification import verify as verify_files
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    parts = (keras.layers.Dense(3), keras.layers.BatchNormalization(name="norm"))
+    randomize(chain((4,), *parts)).save(path)
+    return path
+
+
+def python(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, without what this process's environment says of Keras."""
+    kept = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    kept["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        env={**kept, **environment},
+        cwd=folder,
+        check=False,
+    )
+
+
+# --- what is sent ---------------------------------------------------------------------------------
+
+
+def sent(value: Any, folder: Path, **receiving: Any) -> Any:
+    text = json.dumps(Sender(folder, "value").encode(value))
+    return Receiver(folder, **receiving).decode(json.loads(text))
+
+
+def test_values_arrive_as_they_were_sent(tmp_path: Path) -> None:
+    moments = Moments(np.arange(3), np.array([0.1, np.nan, -np.inf]), np.ones(3))
+    value = {
+        ("backbone", "bn"): Observed(8, 2, moments, np.zeros(3, np.int64)),
+        "texts": [None, True, 3, 1e-300, "ü\n", Path("a/b"), ()],
+        "verdict": Verdict.UNDECIDED,
+        "proof": Proof(Loading(imports=("own",)), Samples(Path("data.npz"), 3)),
+        "samples": np.array([["a", "bc"]], dtype=object),
+    }
+    found = sent(value, tmp_path)
+    assert list(found) == list(value)
+    observed = found["backbone", "bn"]
+    assert (observed.samples, observed.calls, observed.problem) == (8, 2, None)
+    np.testing.assert_array_equal(observed.moments.mean, moments.mean)
+    assert observed.non_finite.dtype == np.int64
+    assert found["texts"] == value["texts"]
+    assert found["verdict"] is Verdict.UNDECIDED
+    assert found["proof"] == value["proof"]
+    assert found["samples"].tolist() == [["a", "bc"]]
+    assert math.isnan(sent(math.nan, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "sneaked",
+    [
+        {"kind": "record", "class": "subprocess:Popen", "fields": {"args": ["true"]}},
+        {"kind": "record", "class": "bnfold.jobs.child:Path", "fields": {}},
+        {"kind": "enum", "class": "bnfold.jobs.child:run", "value": 1},
+        {"kind": "class", "name": "os:system"},
+        {"kind": "object"},
+    ],
+)
+def test_no_other_class_is_made(sneaked: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected|no value"):
+        Receiver(tmp_path).decode(sneaked)
+
+
+def test_classes_that_no_other_process_can_import(tmp_path: Path) -> None:
+    class Local:
+        pass
+
+    assert sent({"norm": Observed}, tmp_path, imports=True) == {"norm": Observed}
+    with pytest.raises(bnfold.BnfoldError, match=r"'Local' is defined in a function.*put it into"):
+        Sender(tmp_path, "value").encode({"Local": Local})
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go; nothing may be left there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_errors_come_back_as_what_they_are(temporary: Path) -> None:
+    path = temporary / "nothing.keras"
+    with pytest.raises(bnfold.UnreadableModelError, match=r"nothing\.keras: .*no such file"):
+        child.run_apart(verify_files, path, path)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_process_that_dies_is_one_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, sys; print('out of luck', file=sys.stderr, flush=True); os.abort()"
+    monkeypatch.setattr(child, "_START", script)
+    message = "ended early, with signal 6: out of luck"
+    with pytest.raises(bnfold.VerificationImpossibleError, match=message):
+        child.run_apart(verify_files, temporary, temporary)
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_interrupt_ends_the_process_and_leaves_nothing(
+    saved: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    honest = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        started.append(honest(*arguments, **options))
+        return started[0]
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(child, "_PATIENCE", 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        child.run_apart(verify_files, saved, saved, progress=interrupt)
+    assert started[0].returncode is not None
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_process_ends_with_the_one_that_started_it(saved: Path, tmp_path: Path) -> None:
+    """Also where that one is killed, and can end nothing itself."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from bnfold import verification\n"
+        "from bnfold.jobs import child\n"
+        "die = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"child.run_apart(verification.verify, Path({str(saved)!r}), Path({str(saved)!r}),"
+        " progress=die)\n"
+    )
+    done = python("-c", script, folder=tmp_path)  # waits until nobody holds its output any more
+    assert done.returncode == -9
+
+
+# --- the backends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "backend"),
+    [
+        ({}, None, "tensorflow"),
+        ({}, '{"backend": "jax"}', "jax"),
+        ({}, "[]", "tensorflow"),
+        ({}, "{", "tensorflow"),
+        ({"KERAS_BACKEND": "torch"}, '{"backend": "jax"}', "torch"),
+        ({"KERAS_BACKEND": ""}, '{"backend": "jax"}', "jax"),
+        ({"KERAS_BACKEND": "tensorflow"}, '{"backend": "jax"}', "tensorflow"),
+    ],
+)
+def test_the_backend_is_foreseen(
+    environment: dict[str, str],
+    settings: str | None,
+    backend: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if settings is not None:
+        (tmp_path / "keras.json").write_text(settings)
+    assert process.keras_backend() == backend
+
+
+def test_the_command_line_chooses_the_backend_itself(saved: Path, tmp_path: Path) -> None:
+    """Whatever the environment and the settings in the user's home say of it."""
+    (tmp_path / "keras.json").write_text('{"backend": "jax", "floatx": "float16"}')
+    done = python(
+        *("-m", "bnfold", "verify", str(saved), str(saved), "--format", "json"),
+        folder=tmp_path,
+        KERAS_BACKEND="torch",
+        KERAS_HOME=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "equivalent"
+
+
+def test_another_backend_in_the_environment_is_no_hindrance(saved: Path, tmp_path: Path) -> None:
+    """It need not even be installed, as nothing of it is imported."""
+    script = (
+        "import json, sys, bnfold\n"
+        "stages = []\n"
+        f"report = bnfold.fold({str(saved)!r}, 'folded.keras', progress=stages.append)\n"
+        "assert report.written and report.verification.verdict is bnfold.Verdict.EQUIVALENT\n"
+        "assert stages[0] == 'loading TensorFlow', stages\n"
+        "assert not {'keras', 'tensorflow', 'jax'} & set(sys.modules)\n"
+    )
+    done = python("-c", script, folder=tmp_path, KERAS_BACKEND="jax")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "folded.keras").exists()
+
+
+LIVE = """
+import sys
+import keras, numpy as np
+import bnfold, bnfold.running.process
+from own_layers import Doubling
+
+assert keras.config.backend() == sys.argv[1]
+if sys.argv[1] == "tensorflow":  # as if it were another one, of which none need be installed
+    bnfold.running.process.keras_backend = lambda: "jax"
+layers = keras.layers
+inputs = keras.Input((4,), name="features")
+norm = layers.BatchNormalization(name="norm")(layers.Dense(3, name="dense")(inputs))
+model = keras.Model(inputs, Doubling(name="own")(norm), name="live")
+generator = np.random.default_rng(0)
+for variable in model.weights:
+    variable.assign(generator.uniform(0.5, 2, variable.shape))
+data = generator.normal(3, 1, (64, 4)).astype("float32")
+run = lambda one: np.asarray(keras.ops.convert_to_numpy(one(data, training=False)))
+
+folded = bnfold.fold(model)
+assert isinstance(folded, keras.Model), folded
+assert [type(one).__name__ for one in folded.layers] == ["InputLayer", "Dense", "Doubling"]
+np.testing.assert_allclose(run(folded), run(model), rtol=1e-5)
+
+report = bnfold.export(model, "model.onnx")
+assert report.written and [fold.batchnorm.path for fold in report.plan.folds] == [("norm",)]
+
+observed = bnfold.inspect(model, data={"features": data}).to_dict()["batchnorms"][0]["observed"]
+better = bnfold.recalibrate(model, data=data)
+mean = keras.ops.convert_to_numpy(better.get_layer("norm").moving_mean)
+np.testing.assert_allclose(np.median(mean), observed["mean"]["median"], rtol=1e-5)
+
+model.save("model.keras")
+report = bnfold.recalibrate("model.keras", "better.keras", data=data, imports=["own_layers"])
+assert report and report.to_dict()["recalibrated"][0]["name"] == "norm"
+assert ("tensorflow" in sys.modules) == (sys.argv[1] == "tensorflow")
+
+class Here(Doubling):
+    pass
+
+here = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.BatchNormalization(), Here()])
+try:
+    bnfold.fold(here)
+except bnfold.BnfoldError as error:
+    assert "'Here' is defined in the running script" in str(error), error
+else:
+    raise AssertionError("a class of the script was sent")
+bnfold.fold(here, verify=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_live_models_of_another_backend(backend: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    (tmp_path / "own_layers.py").write_text(
+        "import keras\n\n\n"
+        "class Doubling(keras.layers.Layer):\n"
+        "    def call(self, inputs):\n"
+        "        return 2 * inputs\n"
+    )
+    (tmp_path / "script.py").write_text(LIVE)
+    done = python("script.py", backend, folder=tmp_path, KERAS_BACKEND=backend)
+    assert done.returncode == 0, done.stderr
