@@ -5,13 +5,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bnfold.model.channels import Channels
 from bnfold.model.graph import Path, finite_number, show
 from bnfold.serialize import plain
-
-_FIRST_CHANNELS = 5
 
 RECALIBRATE = "estimate the statistics again from the training data ('bnfold recalibrate')"
 """What helps where statistics are bad and weights are good; see `Subject.estimate_again`."""
@@ -28,27 +24,6 @@ class Severity(StrEnum):
     def rank(self) -> int:
         """0 for the worst."""
         return list(Severity).index(self)
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Which channels a finding concerns: `count` of `total`, the `first` few by index."""
-
-    count: int
-    total: int
-    first: tuple[int, ...]
-
-    @classmethod
-    def of(cls, mask: NDArray[np.bool_]) -> "Channels":
-        """The channels where a mask, (channels,), is true."""
-        indices = np.flatnonzero(mask)
-        return cls(len(indices), len(mask), tuple(int(i) for i in indices[:_FIRST_CHANNELS]))
-
-    def __str__(self) -> str:
-        """`3 of 64 channels (2, 5, 9)`."""
-        first = ", ".join(str(i) for i in self.first)
-        more = ", ..." if self.count > len(self.first) else ""
-        return f"{self.count} of {self.total} channels ({first}{more})"
 
 
 @dataclass(frozen=True)

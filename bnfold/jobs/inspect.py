@@ -18,7 +18,7 @@ from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import recalibration
 from bnfold.model.graph import Graph, show
 from bnfold.model.graph import Path as LayerPath
-from bnfold.model.moments import Divergence, Observed, divergence
+from bnfold.model.moments import Divergence, Observed, divergence, spread
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 from bnfold.model.program import Program
@@ -291,15 +291,6 @@ def apart_from_recorded(batchnorm: BatchNorm, observed: Observed) -> Divergence 
         return None
     recorded = vectors["moving_mean"], vectors["moving_variance"]
     return divergence(recorded, (moments.mean, moments.variance), batchnorm.epsilon)
-
-
-def spread(values: Vector) -> dict[str, float | None]:
-    """The smallest, middle and largest of a vector's numbers, None where there is none."""
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return dict.fromkeys(("min", "median", "max"))
-    found = {"min": known.min(), "median": np.median(known), "max": known.max()}
-    return {name: plain(float(number)) for name, number in found.items()}
 
 
 def summary(values: Vector) -> dict[str, float | int | None]:

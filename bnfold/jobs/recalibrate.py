@@ -10,7 +10,7 @@ the record in its metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from bnfold.audit.subject import first_layers
 from bnfold.errors import BnfoldError
 from bnfold.folding.keep import matches
-from bnfold.folding.plan import Blocked, Fold
-from bnfold.jobs.estimation import Change, Estimation, Kept, OtherScaleError, ScaleCheck
+from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.jobs.fold import refuse_inside
 from bnfold.jobs.planning import planned
 from bnfold.jobs.staging import Staging, check_target
@@ -35,6 +34,14 @@ from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
 from bnfold.observation import labels as labelled
 from bnfold.observation import observer
+from bnfold.observation.estimate import (
+    Candidate,
+    Change,
+    Estimation,
+    Kept,
+    OtherScaleError,
+    ScaleCheck,
+)
 from bnfold.observation.observe import DataRun, Running, observe_running, start
 from bnfold.running import borrowing, keras_runner, options
 from bnfold.running.data import LABELS, Source
@@ -187,13 +194,8 @@ def recalibrate_file(
         before = labelled.Scorer(wanted)
         if before.wanted:
             observe_running(running, {}, run.progress, before.note)
-        job = Estimation(
-            running,
-            decisions,
-            first_layers(decided),
-            run.progress,
-            allow_other_scale=allow_other_scale,
-        )
+        candidates = list(_candidates(decided, layers))
+        job = Estimation(running, candidates, run.progress, allow_other_scale=allow_other_scale)
         report = RecalibrationReport(
             source=Path(source),
             target=target,
@@ -204,7 +206,7 @@ def recalibrate_file(
             notes=running.loaded.notes,
         )
         try:
-            estimates, changes, kept = job.run(layers, memory)
+            estimates, changes, kept = job.run(memory)
         except OtherScaleError:
             return replace(report, scale=job.scale_checks)
         if not changes:
@@ -242,6 +244,18 @@ def recalibrate_file(
         kept=kept,
         check=check,
     )
+
+
+def _candidates(decided: Plan, patterns: Sequence[str]) -> Iterator[Candidate]:
+    first = set(first_layers(decided))
+    for decision in decided.decisions:
+        path = decision.batchnorm.path
+        yield Candidate(
+            decision.batchnorm,
+            is_first=path in first,
+            is_named=matches(path, *patterns) if patterns else None,
+            is_in_training=isinstance(decision, Blocked) and decision.batch_statistics,
+        )
 
 
 def _refuse_unused(patterns: Sequence[str], decisions: Sequence[Fold | Blocked]) -> None:

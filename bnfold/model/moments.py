@@ -278,3 +278,12 @@ def _shifts(old: tuple[Vector, Vector], now: tuple[Vector, Vector]) -> Vector:
     """How far the means are apart, in deviations of the larger of the two."""
     shifts: Vector = np.abs(now[0] - old[0]) / np.sqrt(np.maximum(now[1], old[1]))
     return shifts
+
+
+def spread(values: Vector) -> dict[str, float | None]:
+    """The smallest, middle and largest of a vector's numbers, None where there is none."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return dict.fromkeys(("min", "median", "max"))
+    found = {"min": known.min(), "median": np.median(known), "max": known.max()}
+    return {name: float(one) if np.isfinite(one) else None for name, one in found.items()}

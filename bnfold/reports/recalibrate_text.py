@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.jobs.estimation import Change, Kept, ScaleCheck
-from bnfold.jobs.inspect import spread
 from bnfold.jobs.recalibrate import RecalibrationReport
 from bnfold.model.batchnorm import Vector
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
+from bnfold.model.moments import spread
+from bnfold.observation.estimate import Change, Kept, ScaleCheck
 from bnfold.reports import terminal
 
 _FEW_SAMPLES = 1000

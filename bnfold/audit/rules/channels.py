@@ -9,9 +9,10 @@ import math
 import numpy as np
 
 from bnfold.audit.activation import relus_behind
-from bnfold.audit.finding import Channels, Diagnosis, Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.registry import rule
 from bnfold.audit.subject import SILENT_GAMMA, Subject
+from bnfold.model.channels import Channels
 
 DEVIATIONS = 3
 """The range that counts as all of a channel, to either side: 99.73 % of a Gaussian."""

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from bnfold.audit.finding import Channels, Diagnosis, Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.inputs import is_first
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Mask, Subject
+from bnfold.model.channels import Channels
 from bnfold.model.moments import Divergence, Observed, divergence, scale, times
 
 # What few samples add to the distance: about 1 / samples in a channel, more in some of many, and

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.audit.finding import Channels, Diagnosis, Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.registry import rule
 from bnfold.audit.subject import Mask, Subject
 from bnfold.folding.plan import Fold
 from bnfold.folding.weights import Magnitudes, dtype_named, largest_of
 from bnfold.model.batchnorm import Vector
+from bnfold.model.channels import Channels
 from bnfold.model.graph import show
 
 DType = np.dtype[Any]

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from bnfold.audit.finding import Channels, Diagnosis, Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Subject
+from bnfold.model.channels import Channels
 
 CUDNN_EPSILON = 1.001e-5
 """A little more than CUDNN_BN_MIN_EPSILON, 1e-5, which the fused kernel clamps to."""

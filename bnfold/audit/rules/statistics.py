@@ -5,11 +5,12 @@ import math
 import numpy as np
 
 from bnfold.audit.averages import Standing, follows_training
-from bnfold.audit.finding import Channels, Diagnosis, Severity
+from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Subject
 from bnfold.audit.updates import initial, is_initial, rounding, updates_needed
 from bnfold.folding.weights import largest_of
+from bnfold.model.channels import Channels
 from bnfold.model.optimizer import Averaging
 
 

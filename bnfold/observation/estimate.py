@@ -14,16 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.audit import Channels
 from bnfold.errors import BnfoldError
-from bnfold.folding.keep import matches
-from bnfold.folding.plan import Blocked, Fold
-from bnfold.jobs.inspect import spread
 from bnfold.model.batchnorm import BatchNorm, Vector
+from bnfold.model.channels import Channels
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Path as LayerPath
 from bnfold.model.graph import show
-from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, times
+from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, spread, times
 from bnfold.model.rounding import rounded
 from bnfold.observation import observer, steps
 from bnfold.observation.observe import Running, Ticker, in_one_line
@@ -31,6 +28,23 @@ from bnfold.running import keras_runner
 from bnfold.serialize import plain
 
 STATISTICS = ("moving_mean", "moving_variance")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A BatchNormalization of a file that may get new statistics.
+
+    Attributes:
+        batchnorm: the layer with what is recorded.
+        is_first: whether it sees the data as weights alone make them.
+        is_named: whether the user named it; None where the user named no layers.
+        is_in_training: whether it is called with training=True.
+    """
+
+    batchnorm: BatchNorm
+    is_first: bool
+    is_named: bool | None
+    is_in_training: bool
 
 
 @dataclass(frozen=True)
@@ -136,15 +150,14 @@ class OtherScaleError(Exception):
 class Estimation:
     """Which layers of a file get new statistics, and what they get.
 
-    `first` are the layers that see the data as weights alone make them; unless any scale is
-    allowed, one that sees data of another scale ends it all with `OtherScaleError`.
+    Unless any scale is allowed, a first layer that sees data of another scale ends it all with
+    `OtherScaleError`.
     """
 
     def __init__(
         self,
         running: Running,
-        decisions: Sequence[Fold | Blocked],
-        first: Sequence[LayerPath],
+        candidates: Sequence[Candidate],
         report: Callable[[str], None],
         *,
         allow_other_scale: bool,
@@ -154,22 +167,20 @@ class Estimation:
         self._checks: dict[LayerPath, ScaleCheck] = {}
         self._chosen: Mapping[LayerPath, observer.Normalization] = {}
         self._problems: Mapping[LayerPath, str] = {}
-        self._decisions = {decision.batchnorm.path: decision for decision in decisions}
+        self._candidates = {one.batchnorm.path: one for one in candidates}
         self._found = observer.normalizations(running.loaded)
         # What one object sees in several places is taken together, so all of them must be first.
-        self._first = [p for p in self._decisions if set(self._places(p)) <= set(first)]
+        self._first = [p for p in self._candidates if self._all_first(self._places(p))]
         self._reasons: dict[LayerPath, str] = {}
         # By object, of which one may stand in several places.
         self._settled: dict[int, tuple[Vector, Vector]] = {}
         self._unsettled: dict[int, str] = {}
         self._ticker: tuple[str, Ticker] = ("", Ticker(report, 0))
 
-    def run(
-        self, patterns: Sequence[str], memory: int
-    ) -> tuple[steps.Estimates, tuple[Change, ...], tuple[Kept, ...]]:
+    def run(self, memory: int) -> tuple[steps.Estimates, tuple[Change, ...], tuple[Kept, ...]]:
         """All passes over the data: what they cost, the new statistics, and what stays."""
-        self._reasons = self._all_reasons(patterns)
-        chosen = {p: self._found[p] for p in self._decisions if p not in self._reasons}
+        self._reasons = self._all_reasons()
+        chosen = {p: self._found[p] for p in self._candidates if p not in self._reasons}
         self._chosen = chosen
         estimates = self._estimate(memory) if chosen else steps.Estimates()
         self._problems = estimates.refused
@@ -185,8 +196,8 @@ class Estimation:
             if path not in self._reasons
         )
         kept = (
-            Kept(decision.batchnorm, self._reasons[path])
-            for path, decision in self._decisions.items()
+            Kept(one.batchnorm, self._reasons[path])
+            for path, one in self._candidates.items()
             if path in self._reasons
         )
         return estimates, changes, tuple(kept)
@@ -201,11 +212,11 @@ class Estimation:
 
     def _watched(self) -> dict[LayerPath, observer.Normalization]:
         """The first layers that can be looked at, whether they get new statistics or not."""
-        readable = (p for p in self._first if self._decisions[p].batchnorm.vectors is not None)
+        readable = (p for p in self._first if self._candidates[p].batchnorm.vectors is not None)
         return {path: self._found[path] for path in readable if path in self._found}
 
     def _check_scale(self, path: LayerPath, observed: Observed) -> None:
-        vectors = self._decisions[path].batchnorm.vectors or {}
+        vectors = self._candidates[path].batchnorm.vectors or {}
         recorded = vectors["moving_mean"], vectors["moving_variance"]
         moments, found = observed.moments, None
         problem = observed.problem or "its input never changes over the data"
@@ -217,26 +228,30 @@ class Estimation:
         if not (check.passed or self._allowed):
             raise OtherScaleError
 
-    def _all_reasons(self, patterns: Sequence[str]) -> dict[LayerPath, str]:
+    def _all_reasons(self) -> dict[LayerPath, str]:
         """Why layers stay; what holds in one place of a layer holds in all."""
-        own = {path: next(self._reasons_to_keep(path, patterns), None) for path in self._decisions}
+        own = {path: next(self._reasons_to_keep(path), None) for path in self._candidates}
         found = {}
-        for path in self._decisions:
+        for path in self._candidates:
             reason = next(filter(None, (own[p] for p in (path, *self._places(path)))), None)
             if reason is not None:
                 found[path] = reason
         return found
 
+    def _all_first(self, places: Sequence[LayerPath]) -> bool:
+        return all(self._candidates[place].is_first for place in places)
+
     def _places(self, path: LayerPath) -> list[LayerPath]:
         """All places of the file where the layer object of this one stands."""
         layer = self._found[path].layer if path in self._found else None
-        same = (p for p, one in self._found.items() if one.layer is layer and p in self._decisions)
+        same = (p for p, one in self._found.items() if one.layer is layer and p in self._candidates)
         return list(same) or [path]
 
-    def _reasons_to_keep(self, path: LayerPath, patterns: Sequence[str]) -> Iterator[str]:
-        batchnorm, places = self._decisions[path].batchnorm, self._places(path)
-        one = self._found.get(path)
-        if patterns and not any(matches(place, p) for place in places for p in patterns):
+    def _reasons_to_keep(self, path: LayerPath) -> Iterator[str]:
+        candidate, one = self._candidates[path], self._found.get(path)
+        batchnorm = candidate.batchnorm
+        named = [self._candidates[place].is_named for place in self._places(path)]
+        if candidate.is_named is not None and not any(named):
             yield "no pattern of --layers matches it"
         if not batchnorm.is_configured:
             yield "it is inside a layer that is not Keras' own"
@@ -245,11 +260,11 @@ class Estimation:
             return
         if batchnorm.vectors is None:
             yield "the file does not tell its variables apart"
-        if not patterns and not one.layer.trainable:
+        if candidate.is_named is None and not one.layer.trainable:
             yield "it is frozen: what follows was trained with these statistics (--layers insists)"
         if not all(weight.dtype.kind in "fV" for weight in (batchnorm.weights or {}).values()):
             yield "its variables are no floating-point numbers"
-        if _trains(self._decisions[path]) and self._running.loaded.library == "tf_keras":
+        if candidate.is_in_training and self._running.loaded.library == "tf_keras":
             yield "it is called with training=True, where Keras 2 never reads its statistics"
         if not _is_loaded(batchnorm, one.layer):
             yield "Keras loads other statistics for it than the file shows"
@@ -292,7 +307,7 @@ class Estimation:
         if moments is None or not moments.squares.any():
             self._unsettled[layer] = observed.problem or "its input never changes over the data"
             return None
-        weights = self._decisions[path].batchnorm.weights or {}
+        weights = self._candidates[path].batchnorm.weights or {}
         found = (moments.mean, moments.variance)
         pairs = zip(found, (weights[one] for one in STATISTICS), strict=True)
         mean, variance = (rounded(values, weight.dtype) for values, weight in pairs)
@@ -306,17 +321,13 @@ class Estimation:
 
     def _change(self, path: LayerPath, observed: Observed) -> Change:
         mean, variance = self._settled[id(self._found[path].layer)]
-        decision = self._decisions[path]
-        return Change(decision.batchnorm, observed, mean, variance, _note(decision, observed))
+        candidate = self._candidates[path]
+        return Change(candidate.batchnorm, observed, mean, variance, _note(candidate, observed))
 
 
-def _trains(decision: Fold | Blocked) -> bool:
-    return isinstance(decision, Blocked) and decision.batch_statistics
-
-
-def _note(decision: Fold | Blocked, observed: Observed) -> str | None:
+def _note(candidate: Candidate, observed: Observed) -> str | None:
     notes = []
-    if _trains(decision):
+    if candidate.is_in_training:
         notes.append("called with training=True: only predict reads its statistics")
     if observed.calls > 1:
         notes.append(f"the inputs of its {observed.calls} calls are taken together")
