@@ -7,8 +7,8 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from bnfold.folding.absorb import takes_behind, takes_in_front
-from bnfold.folding.carry import rule_for
+from bnfold.folding.rule import Rule
+from bnfold.folding.rules import rule_of
 from bnfold.model.graph import Layer
 from bnfold.model.layers import ROWS, Facts
 
@@ -39,8 +39,8 @@ def table() -> str:
 
 
 def _answers(name: str, row: Facts) -> tuple[str, ...]:
-    layer = Layer(name, name, {}, {})
-    asked = (takes_behind(layer), takes_in_front(layer), rule_for(layer) is not None)
+    rule = rule_of(Layer(name, name, {}, {})) or Rule()
+    asked = (rule.absorb_after, rule.absorb_before, rule.backward)
     default = {True: "on by default", False: "off by default", None: ""}[row.training_default]
     training = "the same" if row.training == "same" else default or "other"
     return (*("yes" if one else "" for one in asked), _MASKS.get(row.mask or "", ""), training)

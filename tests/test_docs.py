@@ -10,9 +10,7 @@ from places import ROOT
 
 from bnfold import errors
 from bnfold.cli import main
-from bnfold.folding import absorb
-from bnfold.folding.carry import LAYERS
-from bnfold.folding.operations import OPERATIONS
+from bnfold.folding.rules import LAYERS, OPERATIONS
 from bnfold.model import layers
 
 DOCS = ROOT / "docs"
@@ -45,8 +43,8 @@ def classes(cell: str) -> Iterator[str]:
 BACKWARD = layers.LINEAR_CLASSES
 TABLES = {
     0: BACKWARD,
-    1: set(absorb.IN_FRONT) - layers.BATCHNORM_CLASSES,
-    2: set(LAYERS),
+    1: {name for name, rule in LAYERS.items() if rule.absorb_before} - layers.BATCHNORM_CLASSES,
+    2: {name for name, rule in LAYERS.items() if rule.backward},
     3: set(OPERATIONS),
 }
 

@@ -15,19 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.folding.affine import NOTHING, Array
-from bnfold.folding.site import Site
 from bnfold.model import layers
 from bnfold.model.container import hdf5
 from bnfold.model.graph import Json, Layer, Weight
 from bnfold.model.policy import policy
 from bnfold.model.rounding import rounded
-from bnfold.model.shape_rules import Shape
 
 _BLOCK = 1 << 20
 """How many numbers are held in float64 at once."""
 
 Read = Callable[[str], Array]
-"""The numbers of a slot in float64, as they are before an effect."""
+"""The numbers of a slot in float64, as they are before an edit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,35 +58,35 @@ class WeightEdit:
     times: int = 1
 
 
-def take(layer: Layer, effects: Sequence[WeightEdit]) -> Layer:
-    """The layer with all effects, one after the other; new numbers are made when they are read."""
+def edited(layer: Layer, edits: Sequence[WeightEdit]) -> Layer:
+    """The layer with all edits, one after the other; new numbers are made when they are read."""
     weights = layers.weights(layer) or {}
-    for effect in effects:
-        layer = layer.with_config(**effect.settings)
-    changed = {slot: _changed(weights, effects, slot) for slot in slots_of(effects)}
+    for edit in edits:
+        layer = layer.with_config(**edit.settings)
+    changed = {slot: _changed(weights, edits, slot) for slot in slots_of(edits)}
     known = {**weights, **changed}
     ordered = tuple(known[slot.name] for slot in layers.slots(layer) or ())
     renorm = (layer.weights or ())[len(weights) :]
     return replace(layer, weights=(*ordered, *renorm))
 
 
-def slots_of(effects: Iterable[WeightEdit]) -> dict[str, None]:
-    """The slots that effects change, in order."""
+def slots_of(edits: Iterable[WeightEdit]) -> dict[str, None]:
+    """The slots that edits change, in order."""
     return dict.fromkeys(
-        slot for effect in effects for slot in (*effect.factors, *effect.offsets, *effect.biases)
+        slot for edit in edits for slot in (*edit.factors, *edit.offsets, *edit.biases)
     )
 
 
-def _changed(weights: dict[str, Weight], effects: Sequence[WeightEdit], slot: str) -> Weight:
+def _changed(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot: str) -> Weight:
     old = weights.get(slot)
-    changes = [effect.biases[slot] for effect in effects if slot in effect.biases]
+    changes = [edit.biases[slot] for edit in edits if slot in edit.biases]
     if not changes and old is not None:
         kernel = old
-        return replace(kernel, source=None, read=lambda: _fold_kernel(kernel, effects, slot))
+        return replace(kernel, source=None, read=lambda: _fold_kernel(kernel, edits, slot))
     dtype = old.dtype if old is not None else dtype_beside(weights)
     shape = changes[-1].shape if changes else weights["moving_mean"].shape
     name = old.name if old is not None else _new_name(weights, slot)
-    return Weight(shape, dtype, lambda: rounded(exact_numbers(weights, effects, slot), dtype), name)
+    return Weight(shape, dtype, lambda: rounded(exact_numbers(weights, edits, slot), dtype), name)
 
 
 def _new_name(weights: dict[str, Weight], slot: str) -> str:
@@ -99,30 +97,30 @@ def _new_name(weights: dict[str, Weight], slot: str) -> str:
     return re.sub(r"kernel(?=[^/]*$)", "bias", beside.name)
 
 
-def exact_numbers(weights: dict[str, Weight], effects: Sequence[WeightEdit], slot: str) -> Array:
-    """A slot's numbers in float64 behind some effects."""
+def exact_numbers(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot: str) -> Array:
+    """A slot's numbers in float64 behind some edits."""
     old = weights.get(slot)
     if old is None and slot == "gamma":  # without `scale` it is 1
         value: Array = np.ones(weights["moving_mean"].shape)
     else:
         value = NOTHING if old is None else old.read().astype(np.float64)
-    for number, effect in enumerate(effects):
-        if slot in effect.factors:
-            value = value * effect.factors[slot]
-        if slot in effect.offsets:
-            value = value + effect.offsets[slot]
-        change = effect.biases.get(slot)
+    for number, edit in enumerate(edits):
+        if slot in edit.factors:
+            value = value * edit.factors[slot]
+        if slot in edit.offsets:
+            value = value + edit.offsets[slot]
+        change = edit.biases.get(slot)
         if change is not None:
-            shift = change.shift(partial(exact_numbers, weights, effects[:number]))
+            shift = change.shift(partial(exact_numbers, weights, edits[:number]))
             value = np.broadcast_to(value * change.scale + shift, change.shape)
     return value
 
 
-def _fold_kernel(kernel: Weight, effects: Sequence[WeightEdit], slot: str) -> NDArray[Any]:
+def _fold_kernel(kernel: Weight, edits: Sequence[WeightEdit], slot: str) -> NDArray[Any]:
     """A kernel's new numbers, rounded once, a block of them in float64 at a time."""
     values = kernel.read()
     folded = np.empty_like(values)
-    steps = list(steps_of(effects, slot, values.ndim))
+    steps = list(steps_of(edits, slot, values.ndim))
     rows = max(1, _BLOCK * values.shape[0] // max(1, values.size))
     for start in range(0, values.shape[0], rows):
         block = slice(start, start + rows)
@@ -133,10 +131,10 @@ def _fold_kernel(kernel: Weight, effects: Sequence[WeightEdit], slot: str) -> ND
 _Step = tuple[Array | None, Array | None]
 
 
-def steps_of(effects: Iterable[WeightEdit], slot: str, rank: int) -> Iterator[_Step]:
-    """What each effect multiplies a slot with and adds to it, with as many axes as the slot."""
-    for effect in effects:
-        factor, offset = effect.factors.get(slot), effect.offsets.get(slot)
+def steps_of(edits: Iterable[WeightEdit], slot: str, rank: int) -> Iterator[_Step]:
+    """What each edit multiplies a slot with and adds to it, with as many axes as the slot."""
+    for edit in edits:
+        factor, offset = edit.factors.get(slot), edit.offsets.get(slot)
         if factor is not None or offset is not None:
             yield with_rank(factor, rank), with_rank(offset, rank)
 
@@ -165,47 +163,15 @@ def dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:
 # --- whether it fits ------------------------------------------------------------------------------
 
 
-def misplaced_bias(site: Site, effect: WeightEdit) -> str | None:
-    """A predicate when Keras adds the layer's old or new bias along another axis than its own.
-
-    On TensorFlow, `keras.ops.add` takes an array with one axis longer than 1 for a bias on the last
-    axis if that is as long, else for one on axis 1 if that is (Keras 3.15,
-    src/backend/tensorflow/numpy.py).
-    """
-    weights = layers.weights(site.layer) or {}
-    for slot, change in effect.biases.items():
-        if change.appended is None:
-            continue
-        old = [weights[slot].shape] if slot in weights else []
-        for shape in (change.shape, *old):
-            if is_misplaced((*shape, *(1,) * change.appended), site.output):
-                return (
-                    "cannot take it in: TensorFlow adds a bias along the width when the output is, "
-                    "or may be, as wide as it has channels"
-                )
-    return None
-
-
-def is_misplaced(bias: tuple[int, ...], output: Shape | None) -> bool:
-    """Whether Keras adds an array of this shape along another axis than numpy would, or may."""
-    long = [axis - len(bias) for axis, size in enumerate(bias) if size > 1]
-    if len(long) != 1 or long[0] == -1:
-        return False
-    if output is None:
-        return True
-    rivals = {output[-1]} if long[0] % len(output) == 1 else {output[-1], output[1]}
-    return bool(rivals & {bias[long[0]], None})
-
-
 @dataclass(frozen=True, eq=False)
 class Magnitudes:
-    """How large the numbers of one slot get with some effects, in float64.
+    """How large the numbers of one slot get with some edits, in float64.
 
     Attributes:
         slot: the slot.
-        before, scaled: the largest magnitudes in the file, and with the factors of the effects,
+        before, scaled: the largest magnitudes in the file, and with the factors of the edits,
             along all axes on which factors vary; empty for a bias.
-        exact: numbers that must be finite, with all of the effects; of a bias all numbers.
+        exact: numbers that must be finite, with all of the edits; of a bias all numbers.
         dtypes: those in which the slot is stored and computed with.
     """
 
@@ -215,10 +181,10 @@ class Magnitudes:
     exact: Array
     dtypes: tuple[np.dtype[Any], ...]
 
-    def along(self, effect: WeightEdit) -> "Magnitudes":
-        """The same by the channels of one of the effects, (channels,) or as its factor's axes."""
-        factor = with_rank(effect.factors.get(self.slot), self.scaled.ndim)
-        if factor is None or self.slot in effect.biases:
+    def along(self, edit: WeightEdit) -> "Magnitudes":
+        """The same by the channels of one of the edits, (channels,) or as its factor's axes."""
+        factor = with_rank(edit.factors.get(self.slot), self.scaled.ndim)
+        if factor is None or self.slot in edit.biases:
             return replace(self, before=_NONE, scaled=_NONE)
         others = tuple(axis for axis in range(self.scaled.ndim) if factor.shape[axis] == 1)
         before, scaled, exact = (
@@ -241,15 +207,14 @@ class Magnitudes:
         return found
 
 
-def magnitudes(layer: Layer, effects: Sequence[WeightEdit]) -> tuple[Magnitudes, ...]:
-    """How large each slot gets that effects change; reads each of them once."""
+def magnitudes(layer: Layer, edits: Sequence[WeightEdit]) -> tuple[Magnitudes, ...]:
+    """How large each slot gets that edits change; reads each of them once."""
     weights = layers.weights(layer) or {}
     used = policy(layer)
     dtypes = (dtype_beside(weights), *([] if used is None else [dtype_named(used.compute)]))
     with np.errstate(over="ignore", invalid="ignore"):
         return tuple(
-            Magnitudes(slot, *_largest(weights, effects, slot), dtypes)
-            for slot in slots_of(effects)
+            Magnitudes(slot, *_largest(weights, edits, slot), dtypes) for slot in slots_of(edits)
         )
 
 
@@ -284,7 +249,7 @@ _NONE: Array = np.zeros(0)
 
 
 def _largest(
-    weights: dict[str, Weight], effects: Sequence[WeightEdit], slot: str
+    weights: dict[str, Weight], edits: Sequence[WeightEdit], slot: str
 ) -> tuple[Array, Array, Array]:
     """The largest numbers of a slot, before and after, and numbers that must be finite.
 
@@ -292,12 +257,12 @@ def _largest(
     magnitude stays that; NaN spreads. A bias has no scaled numbers that could be too small.
     """
     kernel = weights.get(slot)
-    if any(slot in effect.biases for effect in effects):
-        return _NONE, _NONE, exact_numbers(weights, effects, slot)
+    if any(slot in edit.biases for edit in edits):
+        return _NONE, _NONE, exact_numbers(weights, edits, slot)
     if kernel is None or 0 in kernel.shape:
-        exact = exact_numbers(weights, effects, slot)
+        exact = exact_numbers(weights, edits, slot)
         return exact, exact, exact
-    steps = list(steps_of(effects, slot, len(kernel.shape)))
+    steps = list(steps_of(edits, slot, len(kernel.shape)))
     arrays = [array for step in steps for array in step if array is not None]
     others = tuple(
         axis for axis in range(len(kernel.shape)) if all(array.shape[axis] == 1 for array in arrays)

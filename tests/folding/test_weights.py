@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tiers import some
 
 from bnfold.errors import UnreadableModelError
-from bnfold.folding.weights import BiasChange, WeightEdit, magnitudes, take
+from bnfold.folding.weights import BiasChange, WeightEdit, edited, magnitudes
 from bnfold.model.container import hdf5
 from bnfold.model.graph import Layer, Weight
 
@@ -128,9 +128,9 @@ def test_a_folded_number_is_rounded_once(dtype: str, digits: int) -> None:
     weight = Weight(kernel.shape, kernel.dtype, lambda: kernel, "kernel")
     layer = Layer("dense", "Dense", {"use_bias": False}, {}, weights=(weight,))
     above = np.array([1 + 2.0**-digits + 2.0**-40])
-    (folded,) = take(layer, [WeightEdit({"kernel": above})]).weights or ()
+    (folded,) = edited(layer, [WeightEdit({"kernel": above})]).weights or ()
     assert float(folded.read()[0, 0]) == 1 + 2.0 ** (1 - digits)
     change = BiasChange((1,), np.ones(1), lambda _: above)
     biased = WeightEdit(biases={"bias": change}, settings={"use_bias": True})
-    _, bias = take(layer, [biased]).weights or ()
+    _, bias = edited(layer, [biased]).weights or ()
     assert float(bias.read()[0]) == 1 + 2.0 ** (1 - digits)

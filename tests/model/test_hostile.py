@@ -51,7 +51,7 @@ from tiers import some
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import UnsafeModelError
-from bnfold.folding import walk
+from bnfold.folding import state
 from bnfold.folding.plan import plan
 from bnfold.model import keras_json as config_module
 from bnfold.model.container import guard, hdf5
@@ -1013,8 +1013,8 @@ def test_a_plan_takes_no_square_of_the_width(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_has_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "_MAX_WORK", 0)
-    monkeypatch.setattr(walk, "_WORK_FOR_EACH_SLOT", 2)
+    monkeypatch.setattr(state, "_MAX_WORK", 0)
+    monkeypatch.setattr(state, "_WORK_FOR_EACH_SLOT", 2)
     layers, last = wide("norms before Add", 20)
     config = functional([entry("InputLayer", "x", batch_shape=[None, CHANNELS]), *layers], last)
     graph = parse_model(config)

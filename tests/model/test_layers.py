@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from support import chain, keras, outputs, randomize, samples
 
-from bnfold.folding import carry
-from bnfold.folding.crossing import single
 from bnfold.folding.plan import apply, plan
+from bnfold.folding.rule import single
+from bnfold.folding.rules import LAYERS
 from bnfold.model import layers, shape_rules
 from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Layer
@@ -284,7 +284,7 @@ def test_a_layer_that_a_map_crosses_needs_one_row_and_its_rule(
     assert fold(source, target) == 1
     monkeypatch.setitem(ROWS, "Unheard", ROW)  # type: ignore[arg-type]
     assert fold(source, target) == 1
-    monkeypatch.setitem(carry.LAYERS, "Unheard", single())  # type: ignore[arg-type]
+    monkeypatch.setitem(LAYERS, "Unheard", single())
     assert fold(source, target) == 0
     agrees(renamed(target, tmp_path / "known.keras", "Unheard", "Identity"), model)
     for row in (replace(ROW, mask="reads"), replace(ROW, training_default=True)):

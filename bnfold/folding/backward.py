@@ -1,0 +1,218 @@
+"""The search against the data: the layers that make what a BatchNormalization reads absorb its map.
+
+The tensor that the layer reads becomes what it makes. So everything else that reads it, or that
+reads a tensor on the path, would change: each must be read exactly once, counted by slot.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bnfold.folding.affine import Affine
+from bnfold.folding.refusal import NO_OUTPUT, Refusal
+from bnfold.folding.rule import Backward, Maps
+from bnfold.folding.rules import rule_of
+from bnfold.folding.search import Search, title_of, typical_map
+from bnfold.folding.state import Demand, Place
+from bnfold.model import layers
+from bnfold.model.program import Region, Value
+
+_MAX_JOINS = 100
+"""How many joins in a row a map is moved past."""
+
+
+class _Wanted(NamedTuple):
+    """A map to be put on a tensor that fills so many slots of the call that reads it."""
+
+    value: Value
+    affine: Affine
+    slots: int = 1
+
+
+class _Paths:
+    """The paths of one branch, each looked for once, and only when it is asked for."""
+
+    def __init__(self, paths: Iterator[list[Demand]]) -> None:
+        self._rest = paths
+        self._found: list[list[Demand]] = []
+
+    def path(self, number: int) -> list[Demand] | None:
+        """One path by its number from 0; None after the last."""
+        while len(self._found) <= number:
+            found = next(self._rest, None)
+            if found is None:
+                return None
+            self._found.append(found)
+        return self._found[number]
+
+
+class BackwardSearch(Search):
+    """One BatchNormalization, against the data."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        """As of any `Search`."""
+        super().__init__(*given, **options)
+        self._left_out: set[Value] = set()  # outputs that are taken for none meanwhile
+
+    def paths(self) -> Iterator[list[Demand]]:
+        """The demands of each way to absorb the map in what makes the layer's input."""
+        for call in self.calls:
+            if call.reads[0].dtype not in (self.dtype, None):
+                raise Refusal("it reads numbers of another dtype than it computes in")
+        wanted = [_Wanted(call.reads[0], self.affine) for call in self.calls]
+        return self._all_of(wanted, self.layer.name)
+
+    def _all_of(
+        self, tensors: Sequence[_Wanted], reader: str, depth: int = 0
+    ) -> Iterator[list[Demand]]:
+        """Every way to put a map on each of several tensors; none if one of them has none."""
+        if depth > _MAX_JOINS:
+            raise Refusal("there are too many joins in a row before it")
+        branches = [
+            _Paths(self._up_to_an_obstacle(self._put_on(wanted, reader, depth)))
+            for wanted in tensors
+        ]
+        if any(branch.path(0) is None for branch in branches):
+            return
+        turn = [0] * len(branches)
+        while True:
+            chosen = [branch.path(n) or [] for branch, n in zip(branches, turn, strict=True)]
+            yield [demand for path in chosen for demand in path]
+            for place in reversed(range(len(branches))):  # the last branch turns fastest
+                turn[place] += 1
+                if branches[place].path(turn[place]) is not None:
+                    break
+                turn[place] = 0
+            else:
+                return
+
+    def _up_to_an_obstacle(self, paths: Iterator[list[Demand]]) -> Iterator[list[Demand]]:
+        """The paths until one meets an obstacle, of which the first is noted."""
+        try:
+            yield from paths
+        except Refusal as refusal:
+            self.first = self.first or refusal
+
+    def _put_on(self, wanted: _Wanted, reader: str, depth: int) -> Iterator[list[Demand]]:
+        """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
+        while True:
+            value, affine, _ = wanted
+            place = Place(value.call, "before it")
+            self.count_step(len(value.call.reads))
+            self._check_read_once(place, wanted, reader, depth)
+            following = self._around(place, value, affine)
+            if following is not None:
+                wanted, reader = _Wanted(following, affine), _reader_of(value, following)
+                continue
+            rule = rule_of(value.call.layer)
+            if rule is None or rule.backward is None:
+                yield [self.demand_after(place, affine)]
+                return
+            ways = self._propagated(rule.backward, place, affine)
+            first, second = next(ways, None), next(ways, None)
+            if first is None:
+                raise place.refuse("reads one tensor twice, which would have to change in two ways")
+            if second is None and len(first) == 1:
+                (wanted,), reader = first, value.call.name
+                continue
+            for way in itertools.chain([first], [second] if second else [], ways):
+                self.count_step(len(way))
+                yield from self._all_of(way, value.call.name, depth + 1)
+            return
+
+    def _check_read_once(self, place: Place, wanted: _Wanted, reader: str, depth: int) -> None:
+        """Whatever else reads the tensor would see the map too."""
+        value, region = wanted.value, wanted.value.call.region
+        if region.reads(value.ref) == wanted.slots or value in self._left_out:
+            return
+        what, at = f"the output of {place.title} before it", value.call.path
+        if value.is_output and not (region.parent and len(set(region.graph.outputs)) == 1):
+            of = "the model" if region.parent is None else title_of(region)
+            remedy = NO_OUTPUT.replace("{layer}", place.title)
+            works = self._works_without_output(wanted, reader, depth)
+            raise Refusal(f"{what} is also an output of {of}", remedy if works else "", at)
+        others = [name for name, _ in region.graph.readers.get(value.ref, ()) if name != reader]
+        if others:
+            raise Refusal(f"{what} is also read by {others[0]!r}", at=at)
+        raise Refusal(f"{what} is read more than once by {reader!r}", at=at)
+
+    def _around(self, place: Place, value: Value, affine: Affine) -> Value | None:
+        """The same tensor before a folded layer, or across the boundary of a nested model."""
+        call = value.call
+        if self.state.is_folded(call.path):
+            return call.reads[0]
+        if call.body is not None:
+            self.check_boundary(call.body, affine, "it is behind", value)
+            return call.body.outputs[value.output]
+        if not layers.is_input(call.outer):
+            return None
+        region = call.region
+        if region.parent is None:
+            raise Refusal(
+                "it is the first layer, so there is none before it that could take it in",
+                at=call.path,
+            )
+        outer = region.callers[0].reads[region.graph.inputs.index(call.name)]
+        self.check_boundary(region, affine, "it is inside", outer)
+        self.check_dtype(place)
+        return outer
+
+    def _propagated(
+        self, backward: Backward, place: Place, affine: Affine
+    ) -> Iterator[list[_Wanted]]:
+        """Each way to split a map of what a call makes into maps of what it reads."""
+        site = self.site(place)
+        self.check_sees(place, affine, site.output)
+        try:
+            if not site.inputs:
+                raise Refusal("is called in an unusual way")
+            maps = backward(site, affine)
+        except Refusal as refusal:
+            raise place.refuse(refusal, advise=self._could_stand_before(place, affine)) from None
+        ways = (self._by_tensor(place, way) for way in maps)
+        return (way for way in ways if way is not None)
+
+    def _by_tensor(self, place: Place, maps: Maps) -> list[_Wanted] | None:
+        """The map for each tensor that a call reads; None if one would need two of them."""
+        found: dict[Value, Affine] = {}
+        reads = place.call.reads[: len(maps)]
+        for value, affine in zip(reads, maps, strict=False):
+            if not found.setdefault(value, affine).same_as(affine):
+                return None
+        slots = Counter(reads)
+        return [
+            _Wanted(value, affine, slots[value])
+            for value, affine in found.items()
+            if not affine.is_identity
+        ]
+
+    # --- advice -----------------------------------------------------------------------------------
+
+    def _could_stand_before(self, place: Place, affine: Affine) -> bool:
+        """Whether a BatchNormalization before a layer would fold backward from there."""
+        value = place.call.reads[0]
+        shape, read = affine.scale.shape, value.shape or ()
+        if any(
+            min(len(read), len(shape)) < -axis or read[axis] != shape[axis]
+            for axis in affine.varies_on
+        ):
+            return False
+        wanted = _Wanted(value, typical_map(affine.scale.size, shape))
+        return self.works(lambda: next(self._put_on(wanted, place.call.name, 0), None))
+
+    def _works_without_output(self, wanted: _Wanted, reader: str, depth: int) -> bool:
+        """Whether a map could be put on a tensor that is an output if it were none."""
+        value = wanted.value
+        if len(value.call.region.graph.readers.get(value.ref, ())) != wanted.slots:
+            return False
+        self._left_out.add(value)
+        found = self.works(lambda: next(self._put_on(wanted, reader, depth), None))
+        self._left_out.discard(value)
+        return found
+
+
+def _reader_of(value: Value, following: Value) -> str:
+    """Who reads the tensor that a call only hands on, as the region of that tensor names it."""
+    region: Region = value.call.region
+    return region.name if following.call.region is region.parent else value.call.name

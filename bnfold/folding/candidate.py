@@ -1,0 +1,130 @@
+"""The BatchNormalization layers of a model, and why one stays whatever its neighbours are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bnfold.folding.affine import Affine, from_batchnorm
+from bnfold.folding.keep import matches
+from bnfold.folding.refusal import NO_SOURCE, Refusal
+from bnfold.model.batchnorm import BatchNorm, as_batchnorm
+from bnfold.model.graph import Layer, Path
+from bnfold.model.keras_json import PLAIN_MODEL
+from bnfold.model.masks import masks_are_named
+from bnfold.model.order import keras_order
+from bnfold.model.program import Region
+from bnfold.model.training import BY_DEFAULT, is_set
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A BatchNormalization, where it stands."""
+
+    batchnorm: BatchNorm
+    region: Region
+    layer: Layer
+    is_kept: bool
+
+    @property
+    def path(self) -> Path:
+        """That of the layer, or of its outermost wrapper."""
+        return self.batchnorm.path
+
+
+def candidates(region: Region, keep: Sequence[str]) -> Iterator[Candidate]:
+    """Every BatchNormalization in the order of the layers."""
+    for name in keras_order(region.graph):
+        layer = region.graph.layers[name]
+        batchnorm = as_batchnorm(layer, region.layer_path(name))
+        if batchnorm is not None:
+            yield Candidate(batchnorm, region, layer, matches(batchnorm.path, *keep))
+        elif name in region.inside:
+            yield from candidates(region.inside[name], keep)
+
+
+def own_map(one: Candidate) -> Affine:
+    """The map that a candidate is. Raises Refusal where it stays whatever is around it."""
+    refusal = next(_problems(one), None)
+    if refusal is not None:
+        raise refusal
+    affine = from_batchnorm(one.batchnorm)
+    if isinstance(affine, str):
+        raise Refusal(affine)
+    return affine
+
+
+def _problems(one: Candidate) -> Iterator[Refusal]:
+    """Why a layer stays whatever is around it in the graph."""
+    batchnorm, layer, region = one.batchnorm, one.layer, one.region
+    training = _training_problem(one)
+    if training is not None:
+        yield training
+    if one.is_kept:
+        yield Refusal("it is kept on request")
+    if not region.graph.builtin:
+        yield Refusal(
+            "the model's class is not Keras' own, and its code may use the layer freely",
+            remedy=PLAIN_MODEL if region.parent is None else "",
+        )
+    if region.obstacle is not None:
+        yield Refusal(region.obstacle)
+    if region.repeats(layer):
+        yield Refusal("it stands in several places of the model")
+    for call in region.calls_of(layer.name):
+        if call.written.mask is not None and not masks_are_named(call.output()):
+            yield Refusal("it is given a mask, which it passes on to the layers behind it")
+    if batchnorm.axis is None:
+        yield Refusal("it normalizes over several axes at once")
+    if batchnorm.is_ghost:
+        yield Refusal("it has a virtual_batch_size, which splits the batch at inference too")
+    if any(not 1 <= len(call.inputs) <= 2 for call in layer.calls):
+        yield Refusal("it is the first layer, and tells the shape of a Sequential without input")
+
+
+def _training_problem(one: Candidate) -> Refusal | None:
+    """Why a layer normalizes with the statistics of the batch, or makes others do so."""
+    region, path = one.region, one.batchnorm.path
+    modes = region.modes
+    called = any(is_set(call.training) for call in one.layer.calls)
+    if not one.batchnorm.trainable:
+        # A frozen layer uses its moving statistics whatever it is told; others may not.
+        if called and any(other != path for other in modes.exposed):
+            return Refusal(
+                "it is called with training=True, which other layers heed", remedy=NO_SOURCE
+            )
+        return None
+    if called:
+        cause = "it is called with training=True"
+    elif region.training is not None:
+        cause = f"{region.training} around it is called with training=True"
+    elif path in modes.reached:
+        cause = f"{modes.exposed[path]}, which Keras 3 hands on to the layers that run later"
+    elif path in modes.exposed:
+        return Refusal(
+            f"{modes.exposed[path]}, which Keras 3 hands on to layers that run later, if not to "
+            "this one as the model stands",
+            remedy=_no_training(modes.exposed[path]),
+        )
+    else:
+        return None
+    return Refusal(
+        f"{cause}, so it normalizes with the batch's statistics",
+        remedy=_no_training(modes.exposed.get(path, "")),
+        batch_statistics=True,
+    )
+
+
+_SAVED = "'bnfold rule BN007' has the lines"
+_NO_TRAINING = (
+    "no new training is needed: freeze the saved model (model.trainable = False), save it again "
+    f"({_SAVED}), or build it without training=True and call set_weights"
+)
+_NO_TRAINING_BY_DEFAULT = (
+    "no new training is needed: call the saved model with training=False in a new one, and save "
+    f"that ({_SAVED}), or build it with training=False in the calls of these layers and call "
+    "set_weights; fit of Keras 3 augments all the same"
+)
+
+
+def _no_training(cause: str) -> str:
+    """What clears the way where a layer is in training mode for this cause."""
+    return _NO_TRAINING_BY_DEFAULT if cause.endswith(BY_DEFAULT) else _NO_TRAINING

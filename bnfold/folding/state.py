@@ -1,0 +1,211 @@
+"""What has been folded so far in one model, and what its layers are with that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bnfold.folding import weights
+from bnfold.folding.affine import Affine
+from bnfold.folding.keep import matches
+from bnfold.folding.refusal import NO_SOURCE, NO_TRAINING, Refusal
+from bnfold.folding.rule import Site
+from bnfold.folding.weights import Magnitudes, WeightEdit
+from bnfold.model import inbound_nodes, layers
+from bnfold.model.graph import Layer, Path, title
+from bnfold.model.program import Call, Program
+from bnfold.model.shapes import without_axes
+from bnfold.model.training import is_set
+
+_MAX_WORK = 1_000_000
+_WORK_FOR_EACH_SLOT = 100
+"""For all layers together: so many inputs of calls are looked at, and so many more for each that
+the model has. The models of keras.applications need fewer than one for each, and one in which every
+layer reads all before it needs six."""
+_MAX_EDITS = 100
+"""How many maps one layer absorbs; all that it has absorbed is measured again with each of them."""
+
+Edits = list[tuple[Path, WeightEdit]]
+"""What one fold does to each layer that absorbs it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One call of a layer on a path; `where` is "before it" or "behind it", for sentences."""
+
+    call: Call
+    where: str
+
+    @property
+    def title(self) -> str:
+        """The layer as sentences name it, by its outermost wrapper."""
+        return title(self.call.outer, self.call.path)
+
+    @property
+    def name(self) -> str:
+        """The layer as sentences about another one name it."""
+        return f"{self.title} {self.where}"
+
+    def touches(self, layer: Layer) -> bool:
+        """Whether one reads what the other makes."""
+        pairs = ((self.call.outer, layer), (layer, self.call.outer))
+        return any(
+            ref.layer == maker.name
+            for reader, maker in pairs
+            for call in reader.calls
+            for ref in call.inputs
+        )
+
+    def refuse(self, why: Refusal | str, *, advise: bool = True) -> Refusal:
+        """What a predicate says, said of the layer; `advise` also names the remedy."""
+        why = Refusal(why) if isinstance(why, str) else why
+        remedy = self.remedy(why) if advise else ""
+        return Refusal(f"{self.name} {why.reason}", remedy, self.call.path)
+
+    def remedy(self, why: Refusal) -> str:
+        """What a user could do about it."""
+        found = why.remedy
+        if found == NO_TRAINING and not is_set(self.call.written.training):
+            found = NO_SOURCE  # another layer has set the mode
+        return found.replace("{layer}", self.title)
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """A map that one call of a layer has to absorb, and what that does to the layer."""
+
+    place: Place
+    affine: Affine
+    edit: WeightEdit
+
+
+class FoldState:
+    """The folds of one model so far. It changes by `commit` alone."""
+
+    def __init__(self, program: Program, keep: Sequence[str]) -> None:
+        """`keep` are patterns of layers that must not be changed."""
+        self.replaced: dict[Path, Layer] = {}
+        self.calls = program.calls
+        self._places = {call: number for number, call in enumerate(self.calls)}
+        self._keep = keep
+        # The map that each BatchNormalization is by now.
+        self._maps: dict[Path, Affine] = {}
+        self._folded: set[Path] = set()
+        # What layers have absorbed, and how large their numbers are with that.
+        self._edits: dict[Path, tuple[WeightEdit, ...]] = {}
+        self._magnitudes: dict[Path, tuple[Magnitudes, ...]] = {}
+        self._sites: dict[Call, Site] = {}
+        slots = sum(len(call.written.inputs) for call in self.calls)
+        self._work_left = _MAX_WORK + _WORK_FOR_EACH_SLOT * slots
+
+    def start(self, path: Path, affine: Affine) -> None:
+        """Make a BatchNormalization known that may be folded."""
+        self._maps[path] = affine
+
+    def map_of(self, path: Path) -> Affine:
+        """The map that a BatchNormalization is by now."""
+        return self._maps[path]
+
+    def is_folded(self, path: Path) -> bool:
+        """Whether a layer has been folded, so that it passes on what it reads."""
+        return path in self._folded
+
+    def keeps(self, path: Path) -> bool:
+        """Whether the user asked for a layer to be left alone."""
+        return matches(path, *self._keep)
+
+    def place_of(self, call: Call) -> int | None:
+        """The place of a call among all; None for one that no output depends on."""
+        return self._places.get(call)
+
+    def work(self, slots: int) -> bool:
+        """Whether a call with so many inputs may still be looked at."""
+        self._work_left -= slots
+        return not self.is_spent
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more may be looked at in this model."""
+        return self._work_left < 0
+
+    def site(self, call: Call) -> Site:
+        """What a rule is asked about a call; the layer is as it is by now."""
+        if call not in self._sites:
+            self._sites[call] = _site(call)
+        site = self._sites[call]
+        return replace(site, layer=self.replaced.get(call.core_path, site.layer))
+
+    def magnitudes(self, path: Path, edit: WeightEdit) -> tuple[Magnitudes, ...]:
+        """How large the numbers of a layer get with all edits, by the channels of one of them."""
+        changed = weights.slots_of([edit])
+        return tuple(one.along(edit) for one in self._magnitudes[path] if one.slot in changed)
+
+    def commit(self, path: Path, demands: Sequence[Demand], *, forward: bool) -> Edits:
+        """Fold the BatchNormalization of a path, by all of these demands or none.
+
+        Raises Refusal where a layer cannot do what is asked of it.
+        """
+        by_layer: dict[Path, list[Demand]] = {}
+        for demand in demands:
+            by_layer.setdefault(demand.place.call.core_path, []).append(demand)
+        found = [(layer, *self._absorbed(layer, same)) for layer, same in by_layer.items()]
+        for layer, edits, measured in found:
+            first = by_layer[layer][0]
+            self._edits[layer] = edits
+            self._magnitudes[layer] = measured
+            self.replaced[layer] = weights.edited(first.place.call.layer, edits)
+            self._note_batchnorm(first, forward=forward)
+        self._folded.add(path)
+        return [(layer, edits[-1]) for layer, edits, _ in found]
+
+    def _absorbed(
+        self, path: Path, demands: Sequence[Demand]
+    ) -> tuple[tuple[WeightEdit, ...], tuple[Magnitudes, ...]]:
+        """All edits of a layer with one more, and how large its numbers get."""
+        _check_agreement(demands)
+        place = demands[0].place
+        edits = (*self._edits.get(path, ()), demands[0].edit)
+        if len(edits) > _MAX_EDITS:
+            raise place.refuse(f"has absorbed {_MAX_EDITS} others already")
+        measured = weights.magnitudes(place.call.layer, edits)
+        along = tuple(one.along(edits[-1]) for one in measured)
+        problem = weights.out_of_range(place.call.layer, along)
+        if problem is not None:
+            raise Refusal(f"{place.name} {problem}", at=place.call.path, magnitudes=along)
+        return edits, measured
+
+    def _note_batchnorm(self, demand: Demand, *, forward: bool) -> None:
+        """A BatchNormalization that absorbs another one is another map from now on."""
+        path = demand.place.call.path  # that of the wrapper, if it is in one
+        old = self._maps.get(path)
+        if old is None or "gamma" not in demand.edit.factors:
+            return
+        new = Affine(demand.affine.scale.reshape(-1), demand.affine.shift.reshape(-1))
+        self._maps[path] = new.then(old) if forward else old.then(new)
+
+
+def _site(call: Call) -> Site:
+    """What is known of a call from the graph alone, inside all wrappers."""
+    is_operation, node = call.outer.is_operation, call.written.node
+    return Site(
+        layer=call.layer,
+        inputs=tuple(without_axes(value.shape, call.wrappers) for value in call.inputs),
+        output=without_axes(call.output().shape, call.wrappers),
+        training=call.may_train,
+        masked=layers.facts(call.layer).mask == "reads"
+        and any(value.may_be_masked for value in call.reads),
+        operands=inbound_nodes.operands(node) if is_operation else (),
+        keywords=inbound_nodes.keywords(node) if is_operation else {},
+    )
+
+
+def _check_agreement(demands: Sequence[Demand]) -> None:
+    """All calls of a layer must ask for the same, because they share the weights."""
+    first, place = demands[0], demands[0].place
+    count = len(place.call.outer.calls)
+    if len({demand.place.call.number for demand in demands}) != count:
+        raise place.refuse(f"is called {count} times, and not every call asks for the same")
+    alike = (
+        first.affine.same_as(other.affine) and first.edit.times == other.edit.times
+        for other in demands[1:]
+    )
+    if not all(alike):
+        raise place.refuse(f"is called {count} times, and its calls ask for different weights")
