@@ -23,10 +23,10 @@ from bnfold.model.layers import facts
 from bnfold.model.program import Call
 
 Caps = frozenset[float]
-"""Where the ReLUs behind a layer cut off, infinity for one without a cap."""
+"""Where the ReLUs after a layer cut off, infinity for one without a cap."""
 
 
-def relus_behind(place: Place) -> Caps | None:
+def relus_after(place: Place) -> Caps | None:
     """The ReLUs that all of a layer's output goes into; None where some goes elsewhere."""
     return _all_of([_RELUS.beside(call, place.memo) for call in place.calls])
 

@@ -30,7 +30,7 @@ def producer(call: Call, memo: Memo) -> Producer | None:
     """A layer whose channels a call reads.
 
     None where one of them is not known, where they have their channels on different axes, or where
-    there is something on the way that may move axes.
+    there is something between that may move axes.
     """
     return _CHANNELS.beside(call, memo)
 

@@ -1,7 +1,7 @@
-"""What follows from all that is before a call, or behind it, found once for each call.
+"""What follows from all that is upstream or downstream of a call, found once for each call.
 
-Many layers share what is before them, so a walk for each of them would take the square of their
-number.
+Many layers share what is upstream of them, so a walk for each of them would take the square of
+their number.
 """
 
 from collections.abc import Callable, Sequence

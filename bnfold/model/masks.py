@@ -1,7 +1,7 @@
 """Masks: who would miss one that goes with a tensor, and which tensors may have one.
 
 Keras 3 writes implicit masks into the calls that take one: those calls name their mask, and keep it
-when a layer on the way is gone. Layers that merge tensors look for masks without an argument for
+when a layer between is gone. Layers that merge tensors look for masks without an argument for
 them, and where one is false they put out the other tensor alone (`base_merge.py`).
 """
 

@@ -57,7 +57,7 @@ def keras_order(graph: Graph) -> tuple[str, ...]:
 
 
 def calls_in_order(graph: Graph) -> list[Node]:
-    """All calls that the outputs depend on, each behind those that make its inputs."""
+    """All calls that the outputs depend on, each after those that make its inputs."""
     return _depth_first(graph)[0]
 
 
@@ -124,7 +124,7 @@ def _depths(graph: Graph, calls: list[Node]) -> tuple[dict[Node, int], dict[str,
 
 
 def model_layers(graph: Graph) -> list[Layer]:
-    """What `model.layers` would be: no operations, and no input layer in front of a Sequential."""
+    """What `model.layers` would be: no operations, and no input layer before a Sequential."""
     layers = [graph.layers[name] for name in keras_order(graph)]
     if graph.kind == "sequential" and layers and is_input(layers[0]):
         return layers[1:]

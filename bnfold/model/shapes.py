@@ -42,7 +42,7 @@ class Shapes:
         self._noted_dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
         self._dtypes: dict[Ref, str | None] = {}
         self._shapes: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
-        self._misstated = _behind(graph, self._reverses_axes)
+        self._misstated = _downstream(graph, self._reverses_axes)
 
     def of(self, ref: Ref) -> Shape | None:
         """The shape of a tensor, batch included."""
@@ -188,7 +188,7 @@ def is_float(dtype: str | None) -> bool:
     return dtype is not None and "float" in dtype
 
 
-def _behind(graph: Graph, is_source: Callable[[Layer], bool]) -> frozenset[str]:
+def _downstream(graph: Graph, is_source: Callable[[Layer], bool]) -> frozenset[str]:
     """The layers that are a source, or that read what depends on one."""
     waiting = [name for name, layer in graph.layers.items() if is_source(layer)]
     following: dict[str, list[str]] = {}

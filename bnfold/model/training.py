@@ -2,7 +2,7 @@
 
 Keras 3 keeps an explicit `training=True` of one call for every layer that runs later in the same
 outer call, also on a parallel branch and also in what `model.export` traces; only a `training`
-given to the outermost call overrides it (measured with Keras 3.15, `Layer.__call__`). So behind a
+given to the outermost call overrides it (measured with Keras 3.15, `Layer.__call__`). So after a
 `Dropout(...)(x, training=True)` every BatchNormalization that is not frozen normalizes with the
 statistics of the batch. Layers of augmentation are called so by default, Resizing and CenterCrop
 too. Keras 2 hands nothing on.
@@ -73,7 +73,7 @@ def first_changed_mode(region: "Region", changed: "Region") -> Path | None:
 
 
 _Run = tuple["Region", bool | None]
-"""One way a model can run: the model, and the mode it is given, None for none."""
+"""One run of a model: the model, and the mode it is given, None for none."""
 
 
 class _Simulation:
@@ -185,7 +185,7 @@ def _source(call: "Call", inside: _Sources) -> str | None:
 
 
 class _Exposure:
-    """One run of a model, with what it hands on, to all layers of one depth too."""
+    """One run of a model, with what it passes on, to all layers of one depth too."""
 
     def __init__(self, region: "Region") -> None:
         self.found: dict[Path, str] = {}

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from bnfold.audit.activation import relus_behind
+from bnfold.audit.activation import relus_after
 from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.registry import rule
 from bnfold.audit.subject import SILENT_GAMMA, Subject
@@ -43,7 +43,7 @@ def dead_after_relu(subject: Subject) -> Diagnosis | None:
     gamma, beta = np.abs(subject.gamma), subject.beta
     certain = (gamma == 0) & (beta <= 0)
     dead = certain | (beta + DEVIATIONS * gamma < 0)
-    if not dead.any() or subject.place is None or relus_behind(subject.place) is None:
+    if not dead.any() or subject.place is None or relus_after(subject.place) is None:
         return None
     channels, likely = Channels.of(dead), dead & ~certain
     bounds = np.where(gamma > 0, gamma**2 / (gamma**2 + beta**2), 0)
@@ -77,7 +77,7 @@ def linear_or_saturated(subject: Subject) -> Diagnosis | None:
     speaking = gamma >= SILENT_GAMMA
     if not (speaking & (low > 0)).any():
         return None
-    caps = relus_behind(subject.place)
+    caps = relus_after(subject.place)
     if caps is None:
         return None
     linear = speaking & (low > 0) & (high < min(caps))
