@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bnfold.cli.options import CONTEXT, MODEL, Finite, debug, execution, progress, report_format
-
-if TYPE_CHECKING:
-    from bnfold.jobs.bench import BenchReport
+from bnfold.cli.show import show
 
 
 @click.command(context_settings=CONTEXT)
@@ -70,13 +68,4 @@ def bench(
     from bnfold.running.options import Loading
 
     loading = Loading(trust, imports)
-    _show_bench(bench_files(a, b, loading=loading, progress=progress, **options), format_)
-
-
-def _show_bench(report: "BenchReport", format_: str) -> None:
-    from bnfold.reports import bench_text, json, terminal
-
-    if format_ == "json":
-        click.echo(json.bench(report))
-    else:
-        terminal.console().print(bench_text.bench(report))
+    show(bench_files(a, b, loading=loading, progress=progress, **options), format_)

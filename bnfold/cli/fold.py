@@ -20,10 +20,10 @@ from bnfold.cli.options import (
     proving,
     report_format,
 )
+from bnfold.cli.show import show
 
 if TYPE_CHECKING:
-    from bnfold.jobs.export import ExportReport
-    from bnfold.jobs.fold import FoldReport, Standalone
+    from bnfold.jobs.fold import Standalone
     from bnfold.jobs.verify import Proof
 
 
@@ -89,23 +89,12 @@ def fold(
     settings: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
     settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
     if target.suffix.lower() == ".onnx":
-        _export(ctx, source, target, asked, format_, prove=not no_verify, **settings)
+        _export(source, target, asked, format_, prove=not no_verify, **settings)
         return
     report = fold_file(
         source, target, proof=None if no_verify else asked, progress=progress, **settings
     )
-    _show_fold(report, format_)
-    if not report.written:
-        ctx.exit(1)
-
-
-def _show_fold(report: "FoldReport", format_: str) -> None:
-    from bnfold.reports import fold_text, json, terminal
-
-    if format_ == "json":
-        click.echo(json.fold(report))
-    else:
-        terminal.console().print(fold_text.fold(report))
+    show(report, format_, good=report.written)
 
 
 @click.command(context_settings=CONTEXT)
@@ -124,10 +113,7 @@ def _show_fold(report: "FoldReport", format_: str) -> None:
 @comparison
 @report_format
 @debug
-@click.pass_context
 def export(
-    ctx: click.Context,
-    /,
     source: Path,
     target: Path,
     force: bool,
@@ -157,24 +143,11 @@ def export(
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
     settings: dict[str, Any] = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
     settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
-    _export(ctx, source, target, options.proof(**running), format_, **settings)
+    _export(source, target, options.proof(**running), format_, **settings)
 
 
-def _export(
-    ctx: click.Context, source: Path, target: Path, running: "Proof", format_: str, **settings: Any
-) -> None:
+def _export(source: Path, target: Path, running: "Proof", format_: str, **settings: Any) -> None:
     from bnfold.jobs.export import export_file
 
     report = export_file(source, target, running=running, progress=progress, **settings)
-    _show_export(report, format_)
-    if not report.written:
-        ctx.exit(1)
-
-
-def _show_export(report: "ExportReport", format_: str) -> None:
-    from bnfold.reports import export_text, json, terminal
-
-    if format_ == "json":
-        click.echo(json.export(report))
-    else:
-        terminal.console().print(export_text.export(report))
+    show(report, format_, good=report.written)

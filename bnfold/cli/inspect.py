@@ -40,6 +40,8 @@ _BY_ENDING = {
     ".xml": "junit",
 }
 """What a report is that is written to a file whose name ends so; the first one counts."""
+_PAGES = {"html": "bnfold.reports.html"}
+"""Formats that are not a module of `reports.formats`, but a package of their own."""
 _OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
 """The options that go before the settings of a file as they are, each by itself."""
 _RUNNING = ("data", "batch", "trust", "imports")
@@ -271,7 +273,7 @@ def _show_models(
 ) -> None:
     unreadable = outcome.unreadable
     if format_ == "text":
-        from bnfold.reports import inspect_text
+        from bnfold.reports.text import inspect as inspect_text
 
         _print(lambda width: inspect_text.inspections(outcome.models, width, unreadable), output)
     else:
@@ -288,7 +290,7 @@ def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> s
     if format_ == "junit":
         arguments["fail_on"] = fail_on
     try:
-        renderer = import_module(f"bnfold.reports.{format_}")
+        renderer = import_module(_PAGES.get(format_, f"bnfold.reports.formats.{format_}"))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "bnfold":
@@ -331,7 +333,8 @@ def _show_layer(
     models: "Sequence[Inspection]", name: str, format_: str, output: Path | None
 ) -> "list[Finding]":
     """Show one layer; its findings."""
-    from bnfold.reports import inspect_text, json
+    from bnfold.reports.formats import json
+    from bnfold.reports.text import inspect as inspect_text
 
     if len(models) != 1:
         raise click.UsageError("--layer takes exactly one MODEL")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,9 +15,7 @@ from bnfold.cli.options import (
     report_format,
     running_over,
 )
-
-if TYPE_CHECKING:
-    from bnfold.jobs.recalibrate import RecalibrationReport
+from bnfold.cli.show import show
 
 
 @click.command(context_settings=CONTEXT)
@@ -59,10 +57,7 @@ if TYPE_CHECKING:
 )
 @report_format
 @debug
-@click.pass_context
 def recalibrate(
-    ctx: click.Context,
-    /,
     source: Path,
     target: Path,
     layers: Sequence[str],
@@ -102,15 +97,4 @@ def recalibrate(
         labels=labels,
         allow_worse=allow_worse,
     )
-    _show(report, format_)
-    if not report.written:
-        ctx.exit(1)
-
-
-def _show(report: "RecalibrationReport", format_: str) -> None:
-    from bnfold.reports import json, recalibrate_text, terminal
-
-    if format_ == "json":
-        click.echo(json.recalibration(report))
-    else:
-        terminal.console().print(recalibrate_text.recalibration(report))
+    show(report, format_, good=report.written)

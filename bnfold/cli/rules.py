@@ -17,7 +17,9 @@ def rules(format_: str) -> None:
       bnfold rules --format json
     """
     from bnfold.audit import RULES
-    from bnfold.reports import json, rules_text, terminal
+    from bnfold.reports import terminal
+    from bnfold.reports.formats import json
+    from bnfold.reports.text import rules as rules_text
 
     if format_ == "json":
         click.echo(json.rules(RULES))

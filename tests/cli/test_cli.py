@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from bnfold.cli import main
-from bnfold.reports import fold_text
 from bnfold.reports.schema import schema
+from bnfold.reports.text import fold as fold_text
 from bnfold.running.options import Tolerance
 from bnfold.verification import Basis, Comparison, Verdict, Verification
 from bnfold.verification.result import Accuracy

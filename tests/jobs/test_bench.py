@@ -21,9 +21,9 @@ import bnfold
 from bnfold.cli import main
 from bnfold.jobs import bench as benchmark
 from bnfold.jobs.bench import median_interval, order, result, take_turns, times
-from bnfold.reports import bench_text
-from bnfold.reports.bench_text import duration, summary
 from bnfold.reports.schema import schema
+from bnfold.reports.text import bench as bench_text
+from bnfold.reports.text.bench import duration, summary
 from bnfold.running import timing
 from bnfold.running.libraries import CannotRunError
 

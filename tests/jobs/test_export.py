@@ -22,8 +22,9 @@ from tiers import some
 import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export
-from bnfold.reports import export_text, terminal
+from bnfold.reports import terminal
 from bnfold.reports.schema import schema
+from bnfold.reports.text import export as export_text
 from bnfold.running import onnx_file
 from bnfold.running.libraries import CannotRunError
 from bnfold.verification import Basis, Verdict, Verification, exported

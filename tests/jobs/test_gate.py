@@ -707,8 +707,8 @@ def test_nothing_is_imported_that_was_not_asked_for(broken: Path) -> None:
         f"try: main(['inspect', {str(broken)!r}, '--fail-on', 'never'])\n"
         "except SystemExit as error: assert not error.code\n"
         "print('LOADED', sorted(set(sys.modules) & {'tomllib', 'xml', 'jinja2',\n"
-        "  *(f'bnfold.reports.{name}' for name in\n"
-        "    ('json', 'sarif', 'github', 'junit', 'markdown', 'html'))}))\n"
+        "  'bnfold.reports.html', *(f'bnfold.reports.formats.{name}' for name in\n"
+        "    ('json', 'sarif', 'github', 'junit', 'markdown'))}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(bnfold.__file__).parent.parent)}
     done = subprocess.run(

@@ -11,9 +11,9 @@ from places import FIXTURES
 from rich.console import Console
 
 from bnfold.jobs.inspect import inspect_file
-from bnfold.reports import inspect_text
 from bnfold.reports.distribution import Axis
 from bnfold.reports.sparkline import Sparkline
+from bnfold.reports.text import inspect
 
 FIXTURE = FIXTURES / "digits_cnn_keras315.keras"
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -22,7 +22,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 def shown(width: int) -> list[str]:
     console = Console(width=width, color_system=None, highlight=False, force_terminal=True)
     with console.capture() as capture:
-        console.print(inspect_text.inspection(inspect_file(FIXTURE), width))
+        console.print(inspect.inspection(inspect_file(FIXTURE), width))
     return capture.get().splitlines()
 
 
@@ -55,7 +55,7 @@ def test_each_layer_shows_how_its_variances_spread() -> None:
 def test_a_narrow_terminal_shows_less_and_every_name(width: int, columns: list[str]) -> None:
     lines = shown(width)
     heading = next(line for line in lines if "folds into" in line)
-    assert [name for name in inspect_text._HEADINGS[1:] if name in heading] == columns
+    assert [name for name in inspect._HEADINGS[1:] if name in heading] == columns
     assert any("spread:" in line for line in lines) == ("spread" in columns)
     assert sum(line.startswith(" batch_normalization_") for line in lines) == 4
 
@@ -74,7 +74,7 @@ def test_a_terminal_can_be_as_narrow_as_it_likes(width: int) -> None:
 
 def test_variances_that_are_all_alike_have_no_range() -> None:
     axis = Axis.of([np.full(3, 0.7), np.full(2, 0.7001)], logarithmic=True)
-    assert inspect_text._extent(axis) == "all about 0.7"
+    assert inspect._extent(axis) == "all about 0.7"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8"])

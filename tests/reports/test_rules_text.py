@@ -8,13 +8,13 @@ from rich.console import Console
 
 from bnfold.audit import RULES
 from bnfold.cli import main
-from bnfold.reports import rules_text
+from bnfold.reports.text import rules
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_no_line_is_wider_than_the_terminal_and_none_is_a_sliver(width: int) -> None:
     text = io.StringIO()
-    Console(file=text, width=width).print(rules_text.rules(RULES, width))
+    Console(file=text, width=width).print(rules.rules(RULES, width))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) < 4 * len(RULES)

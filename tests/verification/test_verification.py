@@ -34,7 +34,7 @@ from bnfold.errors import (
     UnsafeModelError,
     VerificationImpossibleError,
 )
-from bnfold.reports import fold_text
+from bnfold.reports.text import fold as fold_text
 from bnfold.running import keras_runner, libraries, loading, onnx_runner, safety
 from bnfold.running.data import load
 from bnfold.running.options import Loading

@@ -14,9 +14,9 @@ from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.reports import inspect_text
 from bnfold.reports.html import page, plots, profile, wires
 from bnfold.reports.terminal import plural
+from bnfold.reports.text import inspect
 from bnfold.version import __version__
 
 
@@ -43,7 +43,7 @@ def _environment() -> Environment:
     found.filters |= {"show": show, "plural": plural}
     found.globals |= {
         "version": __version__,
-        "containers": inspect_text.CONTAINERS,
+        "containers": inspect.CONTAINERS,
         "plot_box": {"width": plots.WIDTH, "height": plots.HEIGHT},
         "column": profile.COLUMN,
         "profile_height": profile.HEIGHT,

@@ -14,13 +14,14 @@ from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import Inspection, settings
 from bnfold.model.graph import Path
-from bnfold.reports import inspect_text, terminal
+from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis
 from bnfold.reports.html.plots import LOGARITHMIC, NAMES, LayerVectors, Plot, number
 from bnfold.reports.html.profile import Profile, profile
 from bnfold.reports.html.rows import Row, rows
 from bnfold.reports.html.wires import Wire, wires
 from bnfold.reports.terminal import plural
+from bnfold.reports.text import inspect
 
 COMPARED = ("moving_mean", "moving_variance", "scale", "shift")
 """The vectors that are shown of all layers on one axis."""
@@ -153,7 +154,7 @@ class Norm:
         """How it is configured, but for what says nothing."""
         batchnorm = self.decision.batchnorm
         found: dict[str, Any] = {"axis": batchnorm.axis, **settings(batchnorm)}
-        shown = {name: inspect_text.value(value) for name, value in found.items()}
+        shown = {name: inspect.value(value) for name, value in found.items()}
         return " · ".join(
             f"{name.replace('_', ' ')} {said}"
             for name, said in shown.items()

@@ -14,7 +14,7 @@ from bnfold.jobs.gate import InputFindings
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Path, show
 from bnfold.reports import terminal
-from bnfold.reports.inspect_text import COLOURS
+from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
 from bnfold.verification.exported import Check
 from bnfold.verification.tolerance import Rule

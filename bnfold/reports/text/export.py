@@ -7,7 +7,8 @@ from rich.text import Text
 
 from bnfold.jobs.export import ExportReport
 from bnfold.model.container.guard import printable
-from bnfold.reports import fold_text, terminal
+from bnfold.reports import terminal
+from bnfold.reports.text import fold
 from bnfold.running.ports import Port
 from bnfold.verification import Verdict
 from bnfold.verification.exported import STANDARD_RULE, Check
@@ -18,13 +19,13 @@ def export(report: ExportReport) -> RenderableType:
     parts: list[RenderableType] = []
     if not report.written:
         proof = report.verification if report.check is None else report.check
-        parts.append(fold_text.not_written(report.target, report.audit, proof))
-    parts += fold_text.findings(report.audit)
+        parts.append(fold.not_written(report.target, report.audit, proof))
+    parts += fold.findings(report.audit)
     if report.plan is not None:
         kept, written = report.unused_keep, report.written
-        parts += fold_text.decisions(report.plan, report.replaced, kept, done=written)
+        parts += fold.decisions(report.plan, report.replaced, kept, done=written)
     if report.verification is not None:
-        parts += fold_text.verdict(report.verification)
+        parts += fold.verdict(report.verification)
     if report.check is not None:
         parts += _check(report.check)
         parts += _ports("input", report.inputs) + _ports("output", report.outputs)

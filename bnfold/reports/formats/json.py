@@ -10,12 +10,7 @@ from bnfold.jobs.inspect import Inspection, describe_layer
 from bnfold.serialize import SCHEMA_VERSION, plain
 
 if TYPE_CHECKING:
-    from bnfold.jobs.bench import BenchReport
-    from bnfold.jobs.export import ExportReport
-    from bnfold.jobs.fold import FoldReport
     from bnfold.jobs.gate import Unreadable
-    from bnfold.jobs.recalibrate import RecalibrationReport
-    from bnfold.verification import Verification
 
 
 def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
@@ -59,29 +54,9 @@ def rules(every: Iterable[Rule]) -> str:
     return dump({"schema_version": SCHEMA_VERSION, "rules": rows})
 
 
-def fold(report: "FoldReport") -> str:
-    """The report of `bnfold fold`."""
-    return dump(report.to_dict())
-
-
-def export(report: "ExportReport") -> str:
-    """The report of `bnfold export`."""
-    return dump(report.to_dict())
-
-
-def verification(result: "Verification") -> str:
-    """The report of `bnfold verify`."""
+def report(result: Any) -> str:
+    """The report of a command that is about one result."""
     return dump({"schema_version": SCHEMA_VERSION, **result.to_dict()})
-
-
-def recalibration(report: "RecalibrationReport") -> str:
-    """The report of `bnfold recalibrate`."""
-    return dump(report.to_dict())
-
-
-def bench(report: "BenchReport") -> str:
-    """The report of `bnfold bench`."""
-    return dump(report.to_dict())
 
 
 def dump(value: Any) -> str:

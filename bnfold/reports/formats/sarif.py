@@ -19,7 +19,7 @@ from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.reports import rule_page
-from bnfold.reports.json import dump
+from bnfold.reports.formats.json import dump
 from bnfold.version import __version__
 
 _SCHEMA = (

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from bnfold.audit import Rule
 from bnfold.reports import terminal
-from bnfold.reports.inspect_text import COLOURS
+from bnfold.reports.text.inspect import COLOURS
 
 _ROOM_FOR_A_TABLE = 120
 

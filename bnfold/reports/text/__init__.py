@@ -1,0 +1,1 @@
+"""Results for people, a module for each command."""
