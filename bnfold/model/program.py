@@ -176,9 +176,10 @@ class Call:
 
     @property
     def _leading(self) -> int:
-        if self.outer.is_operation:
+        node, numbering = self.written.node, self.region.graph.numbering
+        if self.outer.is_operation or node is None or numbering is None:
             return len(self.written.inputs)
-        return self.region.leading(self.written)
+        return inbound_nodes.leading(node, numbering.in_calls)
 
     def output(self, number: int = 0) -> Value:
         """One of the tensors that it makes."""
@@ -323,16 +324,6 @@ class Region:
     def reads(self, ref: Ref) -> int:
         """How often a tensor is read: by slots of calls, and as an output."""
         return len(self.graph.readers.get(ref, ())) + self.graph.outputs.count(ref)
-
-    def leading(self, call: tree.Call) -> int:
-        """How many of a call's inputs are in its first argument."""
-        if self.graph.numbering is None or call.node is None:
-            return len(call.inputs)
-        return inbound_nodes.leading(call.node, self.graph.numbering.in_calls)
-
-    def outer_call(self) -> tree.Call | None:
-        """The one call of the nested model that this is."""
-        return None if self.layer is None else self.layer.calls[0]
 
     @cached_property
     def modes(self) -> Modes:
