@@ -7,7 +7,7 @@
 
 `scale` and `shift` broadcast against a tensor from the right, as numpy does, and have size 1 on
 every axis along which they do not vary: (C,) for channels last, (C, 1, 1) for channels first in an
-image. So a map keeps its meaning while it is carried through layers that move, add or drop axes.
+image. So a map keeps its meaning while it is propagated through layers that move, add or drop axes.
 
 All sums are in float64; the variables' dtypes are for whoever stores a result. Source of the
 formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2.

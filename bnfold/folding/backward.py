@@ -7,7 +7,8 @@ reads a tensor on the path, would change: each must be read exactly once, counte
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bnfold.folding.affine import Affine
 from bnfold.folding.refusal import NO_OUTPUT, Refusal
@@ -47,13 +48,12 @@ class _Paths:
         return self._found[number]
 
 
+@dataclass(eq=False)
 class BackwardSearch(Search):
     """One BatchNormalization, against the data."""
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        """As of any `Search`."""
-        super().__init__(*given, **options)
-        self._left_out: set[Value] = set()  # outputs that are taken for none meanwhile
+    # Outputs that are taken for none meanwhile.
+    _left_out: set[Value] = field(default_factory=set, init=False)
 
     def paths(self) -> Iterator[list[Demand]]:
         """The demands of each way to absorb the map in what makes the layer's input."""
@@ -61,7 +61,7 @@ class BackwardSearch(Search):
             if call.reads[0].dtype not in (self.dtype, None):
                 raise Refusal("it reads numbers of another dtype than it computes in")
         wanted = [_Wanted(call.reads[0], self.affine) for call in self.calls]
-        return self._all_of(wanted, self.layer.name)
+        return self._all_of(wanted, self.one.layer.name)
 
     def _all_of(
         self, tensors: Sequence[_Wanted], reader: str, depth: int = 0

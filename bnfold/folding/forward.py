@@ -6,7 +6,8 @@ difference or pass it on, and no output of the model may see it.
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,19 +23,17 @@ from bnfold.model.program import Call, Region, Value
 from bnfold.model.shapes import is_float
 
 
+@dataclass(eq=False)
 class ForwardSearch(Search):
     """One BatchNormalization, with the data."""
 
-    advises_axis = False
+    advises_axis: ClassVar[bool] = False
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        """As of any `Search`."""
-        super().__init__(*given, **options)
-        # What a tensor was a map of, and the calls that have to know, by their place among all.
-        self._changed: dict[Value, Affine] = {}
-        self._waiting: list[int] = []
-        # The dtype that the layer casts to its own.
-        self._uncast: str | None = None
+    # What a tensor was a map of, and the calls that have to know, by their place among all.
+    _changed: dict[Value, Affine] = field(default_factory=dict, init=False)
+    _waiting: list[int] = field(default_factory=list, init=False)
+    # The dtype that the layer casts to its own.
+    _uncast: str | None = field(default=None, init=False)
 
     def paths(self) -> Iterator[list[Demand]]:
         """The demands of the one way to absorb the map in all that reads what the layer makes."""
@@ -86,7 +85,7 @@ class ForwardSearch(Search):
         """A tensor is an output of its region."""
         call, region = value.call, value.call.region
         if region.parent is None:
-            own = region is self.region and call.name == self.layer.name
+            own = region is self.one.region and call.name == self.one.layer.name
             what = "it" if own else f"what {title(call.outer, call.path)} makes of it"
             raise Refusal(f"{what} is an output of the model", at=call.path)
         for number, output in enumerate(region.outputs):

@@ -4,6 +4,8 @@ Nothing is changed here: a search only says which layers would have to absorb wh
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from bnfold.model.container.guard import printable
 from bnfold.model.graph import Layer, Path, chain, show
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
-from bnfold.model.program import Region, Value
+from bnfold.model.program import Call, Region, Value
 from bnfold.model.shape_rules import Shape
 
 _MAX_STEPS = 20_000
@@ -26,30 +28,46 @@ _MAX_STEPS = 20_000
 _TOO_MANY = "there are too many ways to look at"
 
 
+@dataclass(eq=False)
 class Search:
     """One BatchNormalization in one direction: `paths` are the ways to absorb its map.
 
     All methods raise Refusal where something is in the way.
+
+    Attributes:
+        state: what has been folded so far.
+        one: the BatchNormalization.
+        vectors: the map that it is by now, as vectors.
+        into_batchnorms: whether another BatchNormalization may absorb it.
+        dtype: the one that it computes in.
+        affine: the map on its axis.
+        first: the first obstacle that the search met and went around.
     """
 
-    def __init__(
-        self,
-        state: FoldState,
-        one: Candidate,
-        affine: Affine,
-        *,
-        into_batchnorms: bool,
-    ) -> None:
-        """`affine` is the map as vectors."""
-        self.state = state
-        self.region, self.layer, self.batchnorm = one.region, one.layer, one.batchnorm
-        self.calls = one.region.calls_of(one.layer.name)
+    state: FoldState
+    one: Candidate
+    vectors: Affine
+    into_batchnorms: bool
+    dtype: str = field(init=False)
+    affine: Affine = field(init=False)
+    first: Refusal | None = field(default=None, init=False)
+    _steps: int = field(default=0, init=False)
+    _is_asking: bool = field(default=False, init=False)  # what a remedy would do
+
+    def __post_init__(self) -> None:
+        """Find out what the map is where the layer stands."""
         self.dtype = self._compute_dtype()
-        self.affine = self._on_its_axis(affine)
-        self.first: Refusal | None = None  # that the search met and went around
-        self._into_batchnorms = into_batchnorms
-        self._steps = 0
-        self._is_asking = False  # what a remedy would do
+        self.affine = self._on_its_axis(self.vectors)
+
+    @property
+    def axis(self) -> int | None:
+        """The axis that the layer normalizes, as its config has it."""
+        return self.one.batchnorm.axis
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of the layer."""
+        return self.one.region.calls_of(self.one.layer.name)
 
     def paths(self) -> Iterator[list[Demand]]:
         """The demands of each way to absorb the map."""
@@ -60,14 +78,14 @@ class Search:
         return self.first or Refusal(_TOO_MANY)
 
     def _compute_dtype(self) -> str:
-        found = {policy(part) for part in chain(self.layer)}
+        found = {policy(part) for part in chain(self.one.layer)}
         known = {one.compute for one in found if one is not None}
         if None in found or len(known) != 1:
             raise Refusal(f"it {QUANTIZED}")
         return known.pop()
 
     def _on_its_axis(self, affine: Affine) -> Affine:
-        axis = self.batchnorm.axis
+        axis = self.axis
         if axis is None:
             raise Refusal("it is no map that is known")
         shapes = (call.reads[0].shape for call in self.calls)
@@ -83,7 +101,7 @@ class Search:
         if rank is not None:
             axis = axis - rank if axis >= 0 else axis
             if not -rank < axis < 0:
-                raise Refusal(f"it normalizes axis {self.batchnorm.axis}, the batch")
+                raise Refusal(f"it normalizes axis {self.axis}, the batch")
         return affine.along(axis)
 
     def count_step(self, slots: int) -> None:
@@ -121,7 +139,7 @@ class Search:
             return
         if rank is None or min(axes) <= -rank:
             raise Refusal(
-                f"it normalizes axis {self.batchnorm.axis}, which is not the channel axis of "
+                f"it normalizes axis {self.axis}, which is not the channel axis of "
                 f"{name}, nor one that it sees",
                 at=path,
             )
@@ -169,9 +187,9 @@ class Search:
             raise place.refuse("stands in several places of the model")
         if absorb is None:
             raise place.refuse(NO_LAYER)
-        if layers.is_batchnorm(call.layer) and call.path == self.batchnorm.path:
+        if layers.is_batchnorm(call.layer) and call.path == self.one.path:
             raise Refusal("it feeds itself", at=call.path)
-        if layers.is_batchnorm(call.layer) and not self._into_batchnorms:
+        if layers.is_batchnorm(call.layer) and not self.into_batchnorms:
             raise place.refuse("stays")
         return absorb
 
@@ -187,8 +205,8 @@ class Search:
     def _said_of(self, place: Place, refusal: Refusal) -> Refusal:
         if not refusal.about_axis:
             return place.refuse(refusal, advise=self.advises(place))
-        what = f"it normalizes axis {self.batchnorm.axis}, which"
-        if not place.touches(self.layer):
+        what = f"it normalizes axis {self.axis}, which"
+        if not place.touches(self.one.layer):
             what = "what it normalizes"
         remedy = place.remedy(refusal) if self.advises_axis else ""
         reason = f"{what} is {refusal.reason} {place.name}"
@@ -196,7 +214,7 @@ class Search:
 
     # --- advice -----------------------------------------------------------------------------------
 
-    advises_axis = True
+    advises_axis: ClassVar[bool] = True
     """Whether another axis may be a remedy."""
 
     def advises(self, place: Place) -> bool:

@@ -32,7 +32,7 @@ Read = Callable[[str], Array]
 class BiasChange:
     """`scale * bias + shift`, of a bias that has `shape` afterwards.
 
-    `appended` is how many axes of size 1 Keras puts behind its own when it adds it to the output;
+    `appended` is how many axes of size 1 Keras puts after its own when it adds it to the output;
     None where it adds it in a way that cannot go wrong.
     """
 
@@ -98,7 +98,7 @@ def _new_name(weights: dict[str, Weight], slot: str) -> str:
 
 
 def exact_numbers(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot: str) -> Array:
-    """A slot's numbers in float64 behind some edits."""
+    """A slot's numbers in float64 after some edits."""
     old = weights.get(slot)
     if old is None and slot == "gamma":  # without `scale` it is 1
         value: Array = np.ones(weights["moving_mean"].shape)
@@ -140,12 +140,12 @@ def steps_of(edits: Iterable[WeightEdit], slot: str, rank: int) -> Iterator[_Ste
 
 
 def with_rank(array: Array | None, rank: int) -> Array | None:
-    """An array with axes of size 1 in front, up to this rank."""
+    """An array with axes of size 1 before its own, up to this rank."""
     return None if array is None else array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
 def stepped(values: NDArray[Any], steps: Iterable[_Step], rows: slice) -> Array:
-    """Some rows of a slot in float64 behind some steps."""
+    """Some rows of a slot in float64 after some steps."""
     exact: Array = values.astype(np.float64)
     for factor, offset in steps:
         if factor is not None:
