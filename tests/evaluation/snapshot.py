@@ -37,6 +37,7 @@ SHOWN = 20
 
 def draw(folder: Path) -> None:
     """Write the drawn models and eight of keras.applications, with statistics of all kinds."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
     from networks import network
 
     folder.mkdir(parents=True, exist_ok=True)
