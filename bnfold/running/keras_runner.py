@@ -1,4 +1,4 @@
-"""Running a loaded model with Keras, also with its weights moved by rounding errors."""
+"""Running a loaded model with Keras, also with its weights perturbed by rounding errors."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Moves:
-    """How far rounding moves each weight, relative to its size; zero for what is not a float."""
+class Steps:
+    """How far rounding perturbs each weight, relative to its size; zero for what is not a float."""
 
     stored: tuple[float, ...]
     computed: tuple[float, ...]
 
 
-def moves(loaded: LoadedModel) -> Moves:
+def rounding_steps(loaded: LoadedModel) -> Steps:
     """Return half a unit of the stored dtype, and one unit of the dtype computed in."""
     computed_in: dict[int, str] = {}
     for layer in keras_graph.layers_of(loaded.model):  # the innermost one's dtype counts
@@ -147,7 +147,7 @@ def moves(loaded: LoadedModel) -> Moves:
         stored.append(half)
         coarser = max(half, ROUNDINGS.get(computed_in.get(id(weight), ""), half))
         computed.append(2 * coarser if half else 0.0)
-    return Moves(tuple(stored), tuple(computed))
+    return Steps(tuple(stored), tuple(computed))
 
 
 def _compute_dtype(layer: Any) -> str:
@@ -168,7 +168,7 @@ def evaluate(
     def call(inputs: Sequence[Array]) -> list[Array]:
         found = run(loaded, inputs, training=training)
         if weights is not None:
-            weights.move(0)
+            weights.perturb(0)
         return found
 
     return run_all(call, sets)
@@ -185,7 +185,7 @@ def perturbed(
 ) -> Generator[list[list[Array]]]:
     """All values of a model, by sample set, each time that its weights are perturbed.
 
-    Every weight is moved by its step, relative to its size, up or down at random. Raises
+    Every weight is perturbed by its step, relative to its size, up or down at random. Raises
     CannotRunError.
     """
     evaluated = functools.partial(evaluate, loaded, sets, training=training)
@@ -248,10 +248,10 @@ def is_repeatable(
     weights = Weights(loaded, steps, seed)
     runs, draws = [], []
     for _ in range(2):
-        weights.move(0)
+        weights.perturb(0)
         runs.append(run(loaded, samples.inputs, training=None))
         draws.append(_draws(loaded))
-    weights.move(0)
+    weights.perturb(0)
     same = all(_nearly_equal(one, other) for one, other in zip(*runs, strict=True))
     return same and draws[0] == draws[1]
 
@@ -274,7 +274,7 @@ def _nearly_equal(one: Array, other: Array) -> bool:
 
 
 class Weights:
-    """The floating weights of a model, to be moved by rounding errors and put back."""
+    """The floating weights of a model, to be perturbed by rounding errors and put back."""
 
     def __init__(self, loaded: LoadedModel, steps: Sequence[float], seed: int) -> None:
         steps = steps or [0.0] * len(loaded.runner.weights)
@@ -289,16 +289,16 @@ class Weights:
     def perturbed(
         self, evaluated: Callable[[], list[list[Array]]], repetitions: int
     ) -> Generator[list[list[Array]]]:
-        """What is evaluated each time that the weights are moved; then they are put back."""
+        """What is evaluated each time that the weights are perturbed; then they are put back."""
         try:
             for repetition in range(1, repetitions + 1):
-                self.move(repetition)
+                self.perturb(repetition)
                 yield evaluated()
         finally:
-            self.move(0)
+            self.perturb(0)
 
-    def move(self, repetition: int) -> None:
-        """Move every weight by one step up or down; repetition 0 puts them back as they were."""
+    def perturb(self, repetition: int) -> None:
+        """Perturb every weight by one step up or down; repetition 0 puts them back as they were."""
         import tensorflow  # noqa: PLC0415
 
         generator = np.random.default_rng([self._seed, repetition])

@@ -9,7 +9,7 @@ from typing import Any
 from bnfold.running import data as user_data
 from bnfold.running import inputs, keras_graph, keras_runner, ports, samples, taps
 from bnfold.running.data import Source
-from bnfold.running.keras_runner import Moves
+from bnfold.running.keras_runner import Steps
 from bnfold.running.libraries import one_line, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet
@@ -34,7 +34,7 @@ class Case:
     values: tuple[Value, ...]
     pairing: sites.Pairing | None
     sets: list[SampleSet]
-    steps: tuple[Moves, Moves]
+    steps: tuple[Steps, Steps]
     seed: int
     warnings: tuple[str, ...]
     as_called: tuple[LoadedModel, LoadedModel]
@@ -69,7 +69,7 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
     wanted = (specs, seed, sizes, max(1, _VALUES_BUDGET // max(1, values)))
     if data is None:
         sets = samples.generate(*wanted)
-    steps = (keras_runner.moves(original), keras_runner.moves(folded))
+    steps = (keras_runner.rounding_steps(original), keras_runner.rounding_steps(folded))
     return Case(
         original=original,
         folded=folded,

@@ -193,7 +193,7 @@ def expect(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Expecte
     """
     values = _values(loaded)
     native = by_value(values, keras_runner.evaluate(loaded, sets, training=False))
-    steps = keras_runner.moves(loaded).computed
+    steps = keras_runner.rounding_steps(loaded).computed
     units = keras_runner.output_units(loaded, steps)
     try:
         double = float64.float64_copy(loaded)
@@ -306,7 +306,7 @@ class Trial:
         if self.expected.name == _FLOAT64:
             subject = float64.float64_copy(subject)
         rows = keras_runner.evaluate(subject, self.sets, training=False)
-        steps = keras_runner.moves(self.folded).computed
+        steps = keras_runner.rounding_steps(self.folded).computed
         return _noise(subject, by_value(self.expected.values, rows), self.sets, steps, self.seed)
 
     def _conclude(
@@ -321,7 +321,10 @@ class Trial:
             values=known.values,
             pairing=None,
             sets=self.sets,
-            steps=(keras_runner.moves(self.original), keras_runner.moves(self.folded)),
+            steps=(
+                keras_runner.rounding_steps(self.original),
+                keras_runner.rounding_steps(self.folded),
+            ),
             seed=self.seed,
             warnings=(),
             as_called=(self.original, self.folded),

@@ -282,24 +282,24 @@ class _Gathering:
         In 32 bits that is the noise measured already, twice as far; 16 bits round otherwise.
         """
         case = self.case
-        if all(moves.computed == tuple(2 * step for step in moves.stored) for moves in case.steps):
+        if all(one.computed == tuple(2 * step for step in one.stored) for one in case.steps):
             return {
                 value: [one.twice_as_noisy() for one in column]
                 for value, column in measures.items()
             }
         noise = []
-        for loaded, moves in zip((case.original, case.folded), case.steps, strict=True):
+        for loaded, steps in zip((case.original, case.folded), case.steps, strict=True):
             double = float64.float64_copy(loaded)
             values = self._evaluate(double)
-            noise.append(list(self._perturbed(double, values, moves.computed)))
+            noise.append(list(self._perturbed(double, values, steps.computed)))
         units = keras_runner.output_units(case.original, case.steps[0].computed)
         return references(exact_of(measures), units, *noise)
 
     def _as_it_is(self, original: Arrays, folded: Arrays) -> References:
         case = self.case
         noise = [
-            list(self._perturbed(loaded, values, moves.computed))
-            for loaded, moves, values in zip(
+            list(self._perturbed(loaded, values, steps.computed))
+            for loaded, steps, values in zip(
                 (case.original, case.folded), case.steps, (original, folded), strict=True
             )
         ]
@@ -339,24 +339,24 @@ class _Gathering:
         if not any(keras_graph.sets_training(loaded.model) for loaded in pair):
             return
         self.found.lost = self._lost_in_training()
-        moves = [keras_runner.moves(loaded).computed for loaded in pair]
+        steps = [keras_runner.rounding_steps(loaded).computed for loaded in pair]
         try:
             if not any(map(self._modes_differ, pair)):
                 return
-            if not keras_runner.is_repeatable(pair[0], case.sets[0], moves[0], 0):
+            if not keras_runner.is_repeatable(pair[0], case.sets[0], steps[0], 0):
                 self.found.warnings.append(
                     "random layers that are on in model(x) were switched off"
                 )
                 return
             values = [self._evaluate(loaded, training=None) for loaded in pair]
             noise = [
-                list(self._perturbed(loaded, found, steps, training=None))
-                for loaded, found, steps in zip(pair, values, moves, strict=True)
+                list(self._perturbed(loaded, found, own, training=None))
+                for loaded, found, own in zip(pair, values, steps, strict=True)
             ]
         except CannotRunError as error:
             self.found.doubts.append(f"Keras cannot run both models as model(x): {error}")
             return
-        units = keras_runner.output_units(pair[0], moves[0])
+        units = keras_runner.output_units(pair[0], steps[0])
         measures = references(values[0], units, *noise)
         self.found.runs.append(
             Run(
@@ -456,13 +456,13 @@ class _Gathering:
         case = self.case
         self.report("exporting both models")
         values, noise = [], []
-        for loaded, moves in zip((case.original, case.folded), case.steps, strict=True):
+        for loaded, steps in zip((case.original, case.folded), case.steps, strict=True):
             try:
                 found = by_value(case.values, onnx_runner.evaluate_onnx(loaded, case.sets))
                 perturbed = onnx_runner.perturbed_onnx(
                     loaded,
                     case.sets,
-                    steps=moves.computed,
+                    steps=steps.computed,
                     repetitions=_REPETITIONS_QUICK,
                     seed=case.seed,
                 )

@@ -12,7 +12,7 @@ the error of the folded model. For each channel j of a value (over all samples a
 where scale_j is the largest magnitude of the reference, u half a unit in the last place of the
 stored weights or of the value, and usual the upper quartile of rounding_j / scale_j. original_j and
 folded_j tell what the rounding of *weights* does: how far the value moves, in float64, when every
-weight of that model is moved by half a unit in its last place, up or down at random. A folded
+weight of that model is perturbed by half a unit in its last place, up or down at random. A folded
 weight is the exact number rounded once, so this is the error that a right fold may have where the
 original has none. In float64 itself own_j is 0, and the noise alone decides: that is the sharpest
 comparison.
@@ -37,7 +37,7 @@ Why these numbers:
   a sixteenth of their deviation once in four hundred times, and the fold would have to be off by
   four deviations just there. Without that bound a few channels with means of many deviations would
   buy tolerance for all others.
-- In other arithmetics than float64 weights are moved by a unit of the dtype computed in.
+- In other arithmetics than float64 weights are perturbed by a unit of the dtype computed in.
 
 Channels are counted along axis 1 and again along the last axis, since either may be the channel
 axis, and along every other axis, or several together, that the place of the value names; a value
@@ -424,7 +424,7 @@ def agrees(
         return False
     exact = _cleared(value, known)
     distance = np.abs(_cleared(found, known) - exact).max(initial=0.0)
-    noise = max((float(moved.max(initial=0.0)) for moved in reference.original.values()), default=0)
+    noise = max((float(one.max(initial=0.0)) for one in reference.original.values()), default=0)
     return bool(distance <= max(rough * np.abs(exact).max(initial=0.0), 64 * noise))
 
 

@@ -75,7 +75,7 @@ def references(
     """What is compared with. `units` are those of the values, in their order.
 
     `original` and `folded` tell how far the values of each model moved with its weights, each time
-    that these were moved.
+    that these were perturbed.
     """
     found = {}
     for (value, column), unit in zip(exact.items(), units, strict=True):
