@@ -99,13 +99,13 @@ _SETTINGS = (
         "--baseline",
         metavar="FILE",
         type=MODEL,
-        help="Findings that this file knows do not count.",
+        help="Ignore findings listed in this baseline.",
     ),
     click.option(
         "--write-baseline",
         metavar="FILE",
         type=MODEL,
-        help="Let all that is found be known from now on.",
+        help="Write the current findings to FILE as the new baseline.",
     ),
     *SETTINGS_FILE,
 )

@@ -47,7 +47,7 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
         raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
     if wanted is None and target.suffix.lower() in SUFFIXES:
         raise OutputError(
-            f"{name}: is the name of a model, and this is none"
+            f"{name}: a report or baseline cannot have a model file's suffix"
             if kind == "text"
             else f"{name}: must have no suffix, because the model it is made of is a directory"
         )

@@ -513,7 +513,7 @@ def test_a_file_that_is_no_baseline_is_neither_used_nor_replaced(
 
 def test_no_baseline_takes_the_place_of_a_model(broken: Path) -> None:
     before = broken.read_bytes()
-    refused(broken, "--write-baseline", broken, says=["is the name of a model"])
+    refused(broken, "--write-baseline", broken, says=["cannot have a model file's suffix"])
     refused(broken, "--write-baseline", ".", says=["directory"])
     assert broken.read_bytes() == before
     refused(broken, "--write-baseline", "a", "--baseline", "b", says=["contradicts"])

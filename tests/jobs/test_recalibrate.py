@@ -708,7 +708,7 @@ def test_the_reports(small: Path, tmp_path: Path) -> None:
     text = cli(*arguments)
     assert text.exit_code == 0
     assert "estimated 1 of 1 BatchNormalization layer from 64 samples" in text.stdout
-    assert "checked: what the file records is what its layers see" in text.stdout
+    assert "checked: the stored statistics match the observed inputs" in text.stdout
     found = json.loads(cli(*arguments, "--format", "json").stdout, parse_constant=pytest.fail)
     jsonschema.validate(found, schema("recalibrate"))
     assert found["written"] is True

@@ -166,7 +166,7 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(mixed: None) -> None:
     assert json.loads(Path("report.sarif").read_text())["version"] == "2.1.0"
     before = Path("models/a.keras").read_bytes()
     for target, says in (
-        ("models/a.keras", "is the name of a model"),
+        ("models/a.keras", "cannot have a model file's suffix"),
         ("models", "is a directory"),
         ("none/report", "does not exist"),
     ):

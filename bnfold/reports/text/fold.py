@@ -160,7 +160,10 @@ def _comparison(comparison: Comparison) -> list[Text]:
 
 _VERDICTS = {
     Verdict.EQUIVALENT: ("verified: the two models compute the same", "green"),
-    Verdict.UNDECIDED: ("not fully proved: nothing differs, but not all could be seen", "yellow"),
+    Verdict.UNDECIDED: (
+        "inconclusive: no difference found, but some values were not exercised",
+        "yellow",
+    ),
     Verdict.DIFFERENT: ("the two models do not compute the same", "red"),
 }
 
@@ -216,7 +219,7 @@ def _notes(result: Verification) -> Iterator[str]:
     alone = result.sites_that_are(SiteStatus.UNPAIRED)
     if alone:
         names = terminal.names([site.name for site in alone])
-        yield f"judged by the outputs alone, for want of the same layers behind: {names}"
+        yield f"compared at the outputs only (no matching downstream layer): {names}"
     silent = sum(site.channels - site.exercised for site in result.sites)
     if silent:
         total = sum(site.channels for site in result.sites)

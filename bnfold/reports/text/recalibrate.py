@@ -17,6 +17,7 @@ from bnfold.model.moments import spread
 from bnfold.observation.estimate import Change, Kept, ScaleCheck
 from bnfold.reports import terminal
 
+_CHECKED = "checked: the stored statistics match the observed inputs"
 _FEW_SAMPLES = 1000
 _WORSE = "; --allow-worse writes it all the same"
 _REMEDY = "; prepare them as for training, or go on with --allow-other-scale"
@@ -31,7 +32,7 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
         said = f"not taken for labels: {report.labels_problem}"
         parts.append(terminal.indented(said, "dim"))
     if report.written:
-        parts.append(Text("checked: what the file records is what its layers see", style="green"))
+        parts.append(Text(_CHECKED, style="green"))
         parts.append(Text(f"wrote {target}"))
     else:
         worse = any(score.worse for score in report.scores)
