@@ -150,7 +150,7 @@ class BackwardSearch(Search):
         region = call.region
         if region.parent is None:
             raise Refusal(
-                "it is the first layer, so there is none before it that could take it in",
+                "it is the first layer, so there is none before it that could absorb it",
                 at=call.path,
             )
         outer = region.callers[0].reads[region.graph.inputs.index(call.name)]

@@ -71,7 +71,7 @@ def _problems(one: Candidate) -> Iterator[Refusal]:
         yield Refusal("it stands in several places of the model")
     for call in region.calls_of(layer.name):
         if call.written.mask is not None and not masks_are_named(call.output()):
-            yield Refusal("it is given a mask, which it passes on to the layers behind it")
+            yield Refusal("it is given a mask, which it passes on to the layers after it")
     if batchnorm.axis is None:
         yield Refusal("it normalizes over several axes at once")
     if batchnorm.is_ghost:

@@ -16,8 +16,8 @@ NO_SOURCE = (
 
 OTHER_VARIABLES = "has other variables in the file than those of its class"
 QUANTIZED = "is quantized or has a dtype policy of its own"
-NO_LAYER = "is no layer that a scale and a shift can cross, or that takes them in"
-NO_OPERATION = "is no operation that a scale and a shift can cross"
+NO_LAYER = "can neither absorb a per-channel scale and shift nor be moved past one"
+NO_OPERATION = "is an operation that cannot be moved past a per-channel scale and shift"
 
 
 class Refusal(Exception):  # noqa: N818 (an answer, not an error)

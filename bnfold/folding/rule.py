@@ -218,7 +218,7 @@ def check_bias_axis(site: Site, edit: WeightEdit) -> None:
         for shape in (change.shape, *old):
             if is_misplaced((*shape, *(1,) * change.appended), site.output):
                 raise Refusal(
-                    "cannot take it in: TensorFlow adds a bias along the width when the output is, "
+                    "cannot absorb it: TensorFlow adds a bias along the width when the output is, "
                     "or may be, as wide as it has channels"
                 )
 

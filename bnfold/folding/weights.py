@@ -227,21 +227,21 @@ def out_of_range(layer: Layer, measured: Sequence[Magnitudes]) -> str | None:
     if policy(layer) is None:
         return "is quantized or has a dtype policy of its own"
     loss = loss_of(measured, "folded ")
-    return None if loss is None else f"cannot take it in: {loss}"
+    return None if loss is None else f"cannot absorb it: {loss}"
 
 
 def loss_of(measured: Sequence[Magnitudes], kind: str = "") -> str | None:
     """What new numbers would lose in the dtypes that they are stored or computed in."""
     for one in measured:
         for dtype in one.dtypes:
-            lost = int(np.count_nonzero(one.overflows(dtype)))
-            if lost:
-                return f"{lost} values of its {kind}{one.slot} would not be finite in {dtype.name}"
-            small = int(np.count_nonzero(one.underflows(dtype)))
-            if small:
-                return (
-                    f"{small} channels of its {kind}{one.slot} would be too small for {dtype.name}"
-                )
+            many = int(np.count_nonzero(one.overflows(dtype)))
+            if many:
+                values = "1 value" if many == 1 else f"{many} values"
+                return f"{values} of its {kind}{one.slot} would not be finite in {dtype.name}"
+            many = int(np.count_nonzero(one.underflows(dtype)))
+            if many:
+                channels = "1 channel" if many == 1 else f"{many} channels"
+                return f"{channels} of its {kind}{one.slot} would underflow {dtype.name}"
     return None
 
 

@@ -662,7 +662,7 @@ def _input_axes(step: Step, affine: Affine) -> set[int]:
     if step.forced and getattr(inner, "dropout", 0) and _shifts(affine):
         raise WrongError("drops out some of its input")
     if _is(layer, "Bidirectional") and type(inner).__name__ not in RECURRENT:
-        raise WrongError("is not known to take it in")
+        raise WrongError("is not known to absorb it")
     if name in CONV | TRANSPOSED | CONV_RECURRENT:
         if _shifts(affine) and _spreads_unevenly(step):
             raise WrongError("pads with zeros or spreads over strides, and the shift is not zero")
@@ -670,7 +670,7 @@ def _input_axes(step: Step, affine: Affine) -> set[int]:
     if name == "EinsumDense":
         return _einsum_axes(step, affine, 0)
     if name not in LAST_IN and name != "BatchNormalization":
-        raise WrongError("is not known to take it in")
+        raise WrongError("is not known to absorb it")
     return {rank - 1} if name in LAST_IN else {_behind_batch(layer.axis, rank)}
 
 
@@ -687,7 +687,7 @@ def _output_axes(step: Step, affine: Affine) -> set[int]:
     if name == "EinsumDense":
         return _einsum_axes(step, affine, 1)
     if name not in LAST_OUT | NORMALIZATION:
-        raise WrongError("is not known to take it in")
+        raise WrongError("is not known to absorb it")
     if name in LAST_OUT:
         return {rank - 1}
     return {_behind_batch(axis, rank) for axis in np.atleast_1d(layer.axis)}

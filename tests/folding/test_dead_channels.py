@@ -180,7 +180,7 @@ class Louder(layers.Layer):  # type: ignore[misc]
 
 def test_a_reader_that_is_not_known_keeps_the_layer(tmp_path: Path) -> None:
     model = faded(chain((6,), layers.Dense(5), norm(), Louder()), 1e-39, 0.0)
-    examine(model, tmp_path, left=1, forms=[".keras"], reason="too small for float32")
+    examine(model, tmp_path, left=1, forms=[".keras"], reason="would underflow float32")
     model = faded(chain((6,), layers.Dense(5), norm(), Louder()), 1e-39, 0.5)
     examine(model, tmp_path, left=0, forms=[".keras"])
 
@@ -188,7 +188,7 @@ def test_a_reader_that_is_not_known_keeps_the_layer(tmp_path: Path) -> None:
 def test_a_mask_depends_on_whether_a_number_is_zero(tmp_path: Path) -> None:
     parts = [layers.Dense(5), norm(), layers.ReLU(), layers.Masking(), layers.LSTM(2)]
     model = faded(keras.Sequential([keras.Input((4, 6)), *parts]), 1e-39, 0.0)
-    examine(model, tmp_path, left=1, forms=[".keras"], reason="too small for float32")
+    examine(model, tmp_path, left=1, forms=[".keras"], reason="would underflow float32")
 
 
 def louder(tensor: Any) -> Any:
@@ -201,7 +201,7 @@ def louder(tensor: Any) -> Any:
 def test_an_operation_may_blow_a_channel_up(operation: Build, tmp_path: Path) -> None:
     parts = [layers.Dense(5), norm(), layers.ReLU(), operation, layers.Dense(3)]
     model = faded(chain((6,), *parts), 1e-39, 0.0)
-    examine(model, tmp_path, left=1, forms=[".keras"], reason="too small for float32")
+    examine(model, tmp_path, left=1, forms=[".keras"], reason="would underflow float32")
 
 
 @pytest.mark.parametrize("steep", [True, False])
@@ -242,4 +242,4 @@ def test_a_faint_channel_in_float16_is_not_dead(tmp_path: Path) -> None:
         (6,), *(one(dtype="float16") for one in (lambda **o: layers.Dense(5, **o), norm)),
         layers.Dense(3, dtype="float16"),
     )  # fmt: skip
-    examine(faded(model, 2e-5, 0.0), tmp_path, left=1, forms=[".keras"], reason="too small")
+    examine(faded(model, 2e-5, 0.0), tmp_path, left=1, forms=[".keras"], reason="underflow")

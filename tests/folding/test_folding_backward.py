@@ -1212,7 +1212,7 @@ NUMBERS: dict[str, tuple[Build, int, str]] = {
     "overflow-mixed-kernel": (
         lambda: changed("mixed_float16", kernel=6e4, moving_variance=1e-4),
         1,
-        "1 values of its folded kernel would not be finite in float16",
+        "1 value of its folded kernel would not be finite in float16",
     ),
     "overflow-mixed-bias": (
         lambda: changed("mixed_float16", moving_mean=6e4, moving_variance=1e-4),

@@ -99,7 +99,7 @@ LOST: dict[str, tuple[str, dict[str, float], str]] = {
     # An infinite kernel where the original is finite: 8 / sqrt(0 + 1e-10) is 8e5.
     "kernel": ("float16", {"gamma": 8, "moving_variance": 0}, "depthwise_kernel would not be"),
     "bias": ("float16", {"gamma": 4, "moving_mean": 6e4}, "bias would not be finite in float16"),
-    "too-small": ("float16", {"gamma": 1e-4, "moving_variance": 4e4}, "too small for float16"),
+    "too-small": ("float16", {"gamma": 1e-4, "moving_variance": 4e4}, "would underflow float16"),
     "float32": ("float32", {"gamma": 3e38, "moving_variance": 0}, "finite in float32"),
     "bfloat16": ("bfloat16", {"gamma": 3e38, "moving_variance": 0}, "finite in bfloat16"),
 }

@@ -44,7 +44,7 @@ def _absorb_after(site: Site, affine: Affine) -> WeightEdit:
     no_activation(site)
     weights, output = site.weights, layers.facts(site.layer).output
     if output is None:
-        raise Refusal("has no weights that could take it in")
+        raise Refusal("has no weights that could absorb it")
     kernel, bias = weights[output.kernel].shape, weights.get(output.bias or "")
     channels = math.prod(kernel[axis] for axis in output.axes)
     if bias is not None and bias.shape != (channels,):
@@ -98,7 +98,7 @@ def _before_dense(site: Site, affine: Affine) -> WeightEdit:
 def _before_conv(site: Site, affine: Affine) -> WeightEdit:
     kernel, groups = site.weights["kernel"].shape, site.setting("groups", 1)
     if type(groups) is not int or groups < 1 or kernel[-1] % groups:
-        raise Refusal("has a number of groups that is none")
+        raise Refusal("has an invalid `groups` setting")
     vectors = _unpadded_vectors(site, affine, kernel[-2] * groups)
     # Output channel o reads input channels group(o) * in_per_group + i.
     scale, shift = (_per_group(vector, groups, kernel) for vector in vectors)
