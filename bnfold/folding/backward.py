@@ -1,7 +1,8 @@
 """The search against the data: the layers that make what a BatchNormalization reads absorb its map.
 
 The tensor that the layer reads becomes what it makes. So everything else that reads it, or that
-reads a tensor on the path, would change: each must be read exactly once, counted by slot.
+reads a tensor on the path, would change: nothing may read one but the call that the map came from,
+which may do so by several slots, as in `Add()([h, h])`.
 """
 
 import itertools

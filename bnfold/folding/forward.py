@@ -29,7 +29,7 @@ class ForwardSearch(Search):
 
     advises_axis: ClassVar[bool] = False
 
-    # What a tensor was a map of, and the calls that have to know, by their place among all.
+    # The map that each tensor will be without, and the calls that have to know, by their number.
     _changed: dict[Value, Affine] = field(default_factory=dict, init=False)
     _waiting: list[int] = field(default_factory=list, init=False)
     # The dtype that the layer casts to its own.

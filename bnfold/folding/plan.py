@@ -73,8 +73,9 @@ class Blocked:
     both directions. `remedies` are changes to the model each of which would clear one direction's
     first obstacle, if it is built and trained again. `batch_statistics` is true when the reason is
     that the layer runs in training mode. `named` are the layers that the reason names.
-    `may_be_replaced` is true when nothing but the layers around it is in the way. `magnitudes` tell
-    how large the weights would get, where they would not fit their dtype.
+    `may_be_replaced` is true when nothing but the layers around it is in the way, so that a
+    depthwise convolution could stand in its place (`standalone`). `magnitudes` tell how large the
+    weights would get, where they would not fit their dtype.
     """
 
     batchnorm: BatchNorm
@@ -208,7 +209,7 @@ class _Planner:
         into_batchnorms: bool,
         directions: tuple[Direction, ...] = ("backward", "forward"),
     ) -> bool:
-        """Fold a candidate if it can be; note why it cannot."""
+        """Fold a candidate, and say whether that could be done; note why where it could not."""
         if self._state.is_spent and one.path in self._blocked:
             return False
         refusals: list[tuple[Direction, Refusal]] = []
@@ -251,6 +252,7 @@ class _Planner:
                 raise refusal from None
 
     def _first_that_fits(self, search: Search, path: Path, *, forward: bool) -> Edits:
+        """Commit the first way that can be done. Raises Refusal where there is none."""
         first: Refusal | None = None
         for number, demands in enumerate(search.paths()):
             try:

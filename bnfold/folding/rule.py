@@ -35,10 +35,11 @@ class Site:
 
     Attributes:
         layer: the layer.
-        inputs: the shape of each tensor that goes in, None where it is unknown.
+        inputs: the shape of each tensor in the first argument, None where it is unknown.
         output: the shape of what comes out.
-        training: whether the call, or one around it, may run the layer in training mode.
-        masked: whether the layer merges tensors of which one may carry a mask.
+        training: whether the call, one around it, or an earlier one may run the layer in training
+            mode.
+        masked: whether what the layer computes may depend on masks, and it may be given one.
         operands: what an operation is given by position, None in the place of each tensor.
         keywords: what an operation is given by name.
     """
@@ -100,7 +101,7 @@ class Rule:
 
 
 Check = Callable[[Site, Affine], None]
-"""A condition: raises Refusal where it does not hold."""
+"""A condition: raises Refusal where it does not hold, which is where a crossing would be wrong."""
 Move = Callable[[Site, Affine], Affine]
 
 
@@ -175,7 +176,7 @@ def no_shift(site: Site, affine: Affine) -> None:
 
 
 def no_activation(site: Site) -> None:
-    """Wrong if a map after the layer comes after a function, too."""
+    """Wrong if the layer applies a function between its weights and the map."""
     activation = site.setting("activation")
     if activation not in (None, "linear"):  # a dict can be anybody's function of that name
         applied = activation if isinstance(activation, str) else "an activation"

@@ -113,7 +113,7 @@ class FoldState:
         return matches(path, *self._keep)
 
     def place_of(self, call: Call) -> int | None:
-        """The place of a call among all; None for one that no output depends on."""
+        """The number of a call among all, in order; None for one that no output depends on."""
         return self._places.get(call)
 
     def work(self, slots: int) -> bool:

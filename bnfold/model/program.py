@@ -55,7 +55,7 @@ class Value(NamedTuple):
         return self.ref in self.call.region.graph.outputs
 
     def readers(self) -> tuple["Call", ...]:
-        """The calls beside its own that read it, nested models among them, each once."""
+        """The calls in its own region that read it, nested models among them, each once."""
         region = self.call.region
         found = dict.fromkeys(region.graph.readers.get(self.ref, ()))
         return tuple(region.call(*node) for node in found)
@@ -108,6 +108,8 @@ class Value(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Call:
     """One call of a layer, or of a nested model.
+
+    What the graph's own `Call` has as `inputs` are its `reads`; its `inputs` may be fewer.
 
     Attributes:
         region: the model that it is a part of.
@@ -229,7 +231,7 @@ class Region:
 
     Attributes:
         graph: what the file says of it.
-        path: that of the layer it is, or is inside of; () for the whole model.
+        path: that of the nested model, inside all wrappers; () for the whole model.
         parent: the model around it, None for the whole one.
         layer: the layer of the parent that it is, or that wraps it.
     """

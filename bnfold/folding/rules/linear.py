@@ -160,7 +160,7 @@ def _is_all(value: object, wanted: int) -> bool:
 
 
 def _unpadded_vectors(site: Site, affine: Affine, size: int) -> tuple[Array, Array]:
-    """`_input_vectors` of a convolution, which must not have to move the zeros it pads with."""
+    """`_input_vectors` of a convolution, which must not pad with zeros where there is a shift."""
     vectors = _input_vectors(site, affine, size)
     if affine.has_shift and _pads(site):
         moved = channel_count(affine, affine.shift)
