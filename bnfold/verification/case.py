@@ -22,24 +22,19 @@ from bnfold.verification.values import Value
 _VALUES_BUDGET = 64_000_000  # bytes of all values of one kind of samples
 
 
-@dataclass(frozen=True)
-class Case:
-    """Two loaded models, what they are compared at, and the samples.
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What a verdict is about: two models, what they are compared at, and the samples.
 
-    Where it `is_quick`, no more roundings are drawn than it takes for everything to pass.
+    `pairing` is None where nothing inside the models can be compared.
     """
 
     original: LoadedModel
     folded: LoadedModel
     values: tuple[Value, ...]
-    pairing: sites.Pairing | None
     sets: list[SampleSet]
-    steps: tuple[Steps, Steps]
     seed: int
-    warnings: tuple[str, ...]
-    as_called: tuple[LoadedModel, LoadedModel]
-    specs: tuple[Any, ...]
-    is_quick: bool = True
+    pairing: Pairing | None = None
 
     @property
     def outputs(self) -> tuple[Value, ...]:
@@ -50,6 +45,20 @@ class Case:
     def inside(self) -> tuple[Value, ...]:
         """The values inside the models, one for each place of the pairing."""
         return tuple(value for value in self.values if not value.is_output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(Compared):
+    """The same with all that the runs of two Keras models need.
+
+    Where it `is_quick`, no more roundings are drawn than it takes for everything to pass.
+    """
+
+    steps: tuple[Steps, Steps]
+    warnings: tuple[str, ...]
+    as_called: tuple[LoadedModel, LoadedModel]
+    specs: tuple[Any, ...]
+    is_quick: bool = True
 
 
 def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, seed: int) -> Case:

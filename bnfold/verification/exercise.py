@@ -26,7 +26,7 @@ from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet
 from bnfold.verification.breakpoints import Watched
-from bnfold.verification.case import Case
+from bnfold.verification.case import Case, Compared
 from bnfold.verification.pairing import Crossing
 
 _TIMES = (8.0, 64.0, 512.0, 4096.0, 1 / 8, 1 / 64)
@@ -47,7 +47,7 @@ class Gap:
     text: str
 
 
-def gaps(case: Case, crossings: Sequence[Crossing]) -> list[Gap]:
+def gaps(case: Compared, crossings: Sequence[Crossing]) -> list[Gap]:
     """What the samples of a case did not reach."""
     if not crossings:
         return []
@@ -81,7 +81,7 @@ def further(case: Case, crossings: Sequence[Crossing]) -> Case:
 class _Watch:
     """Both models with what they read and put out at the crossings."""
 
-    def __init__(self, case: Case, crossings: Sequence[Crossing]) -> None:
+    def __init__(self, case: Compared, crossings: Sequence[Crossing]) -> None:
         self._models: list[tuple[int, LoadedModel, list[tuple[int, Watched]]]] = []
         for model, loaded in enumerate((case.original, case.folded)):
             every = [(at, _watched(one, model)) for at, one in enumerate(crossings)]

@@ -41,10 +41,10 @@ from bnfold.running.ports import Interface, Port
 from bnfold.running.samples import SampleSet
 from bnfold.serialize import Serializable
 from bnfold.verification import pairing
-from bnfold.verification.case import Case
+from bnfold.verification.case import Compared
 from bnfold.verification.result import Comparison, Verdict, Verification
 from bnfold.verification.runs import Evidence, Run
-from bnfold.verification.tolerance import UNIT, Rule, Truth, agrees
+from bnfold.verification.tolerance import UNIT, Rule, Truth, agrees, rough
 from bnfold.verification.values import (
     Arrays,
     Masks,
@@ -61,7 +61,6 @@ from bnfold.verification.verdict import conclude
 _SLACK = 8.0
 _SIGMOID = UNIT / 4
 _REPETITIONS = 2
-_ROUGH = 64 / 2  # of the largest rounding step: a copy in float64 that is further off is another
 RUNTIMES = {"onnxruntime": True, "onnxruntime without optimisations": False}
 """The ways in which ONNX Runtime runs the file, and whether it optimises the graph."""
 STANDARD_RULE = Rule(slack=_SLACK).text()
@@ -199,10 +198,9 @@ def expect(loaded: LoadedModel, sets: Sequence[SampleSet], seed: int) -> Expecte
         double = float64.float64_copy(loaded)
         exact = by_value(values, keras_runner.evaluate(double, sets, training=False))
         noise = _noise(double, exact, sets, steps, seed)
-        rough = max(1e-3, _ROUGH * max(steps, default=0.0))
         for value, column in references(exact, units, noise, noise).items():
             pairs = zip(column, native[value], strict=True)
-            if not all(agrees(one, two, rough) for one, two in pairs):
+            if not all(agrees(one, two, rough(steps)) for one, two in pairs):
                 raise CannotRunError("the copy in float64 computes something else")
     except CannotRunError as error:
         warning = f"no float64, a weaker claim: {error}"
@@ -315,21 +313,12 @@ class Trial:
         known = self.expected
         measures = references(known.exact, known.units, known.noise, noise_of_fold)
         own = None if known.exact is known.native else table(known.exact, known.native)
-        case = Case(
+        compared = Compared(
             original=self.original,
             folded=self.folded,
             values=known.values,
-            pairing=None,
             sets=self.sets,
-            steps=(
-                keras_runner.rounding_steps(self.original),
-                keras_runner.rounding_steps(self.folded),
-            ),
             seed=self.seed,
-            warnings=(),
-            as_called=(self.original, self.folded),
-            specs=(),
-            is_quick=False,
         )
         evidence = Evidence(
             runs=[self._run(name, measures, own, found) for name, found in files.items()],
@@ -338,7 +327,7 @@ class Trial:
             warnings=[*self.warnings, *known.warnings],
             doubts=self._doubts,
         )
-        return conclude(case, replace(self.rule, slack=_SLACK), evidence)
+        return conclude(compared, replace(self.rule, slack=_SLACK), evidence)
 
     def _run(self, name: str, measures: References, own: Table | None, found: Arrays) -> Run:
         known, problems = self.expected, {}

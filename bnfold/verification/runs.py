@@ -23,7 +23,7 @@ from bnfold.verification.case import Case
 from bnfold.verification.exercise import Gap
 from bnfold.verification.pairing import Site
 from bnfold.verification.result import Agreement
-from bnfold.verification.tolerance import Reference, Rule, Truth, agrees, compare, not_finite
+from bnfold.verification.tolerance import Reference, Rule, Truth, agrees, compare, not_finite, rough
 from bnfold.verification.values import (
     Arrays,
     Masks,
@@ -39,7 +39,6 @@ from bnfold.verification.values import (
 
 _REPETITIONS = 4
 _REPETITIONS_QUICK = 2
-_ROUGH = 64  # how many roundings of 16 bits a runtime may be off and still count as the same
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ class _Gathering:
 
     @property
     def _rough(self) -> float:
-        return max(1e-3, _ROUGH * max(self.case.steps[0].computed, default=0.0) / 2)
+        return rough(self.case.steps[0].computed)
 
     def _perturbed(
         self,
@@ -597,9 +596,9 @@ def _same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def _all_agree(expected: References, found: Arrays, rough: float, where: Masks) -> bool:
+def _all_agree(expected: References, found: Arrays, allowed: float, where: Masks) -> bool:
     return expected.keys() == found.keys() and all(
-        agrees(one, other, rough, where=mask)
+        agrees(one, other, allowed, where=mask)
         for value, column in expected.items()
         for one, other, mask in zip(column, found[value], where[value], strict=True)
     )

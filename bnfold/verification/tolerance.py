@@ -405,13 +405,25 @@ def _times(side: ByAxis, factor: float) -> ByAxis:
     return {axis: factor * one for axis, one in side.items()}
 
 
+def rough(steps: Sequence[float]) -> float:
+    """What `agrees` allows of a runtime, where rounding moves each weight by these steps.
+
+    A few roundings of 16 bits, and a thousandth where all is computed in 32 bits or more.
+    """
+    return max(1e-3, _ROUGH * max(steps, default=0.0))
+
+
+_ROUGH = 32
+"""How many rounding steps a runtime may be off and still count as computing the same."""
+
+
 def agrees(
-    reference: Reference, found: Array, rough: float = 1e-3, *, where: Array | None = None
+    reference: Reference, found: Array, allowed: float = 1e-3, *, where: Array | None = None
 ) -> bool:
     """Tell whether an evaluation is one of this value at all, far more widely than the rule.
 
-    `rough` is what is allowed of the largest magnitude. What overflowed says nothing, nor does what
-    comes of it, where `where` is false.
+    `allowed` is the error, relative to the largest magnitude. What overflowed says nothing, nor
+    does what comes of it, where `where` is false.
     """
     value = reference.value
     if value.shape != found.shape:
@@ -425,7 +437,7 @@ def agrees(
     exact = _cleared(value, known)
     distance = np.abs(_cleared(found, known) - exact).max(initial=0.0)
     noise = max((float(one.max(initial=0.0)) for one in reference.original.values()), default=0)
-    return bool(distance <= max(rough * np.abs(exact).max(initial=0.0), 64 * noise))
+    return bool(distance <= max(allowed * np.abs(exact).max(initial=0.0), 64 * noise))
 
 
 def keys(rank: int, axes: Axes) -> list[Axis]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bnfold.running.arrays import Array
 from bnfold.verification import blame, exercise, pairing
-from bnfold.verification.case import Case
+from bnfold.verification.case import Compared
 from bnfold.verification.result import (
     Accuracy,
     Basis,
@@ -58,7 +58,7 @@ _Judgement = dict[str, dict[Value, _Judged]]
 """By arithmetic, the sharpest first, then by value."""
 
 
-def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
+def conclude(case: Compared, rule: Rule, evidence: Evidence) -> Verification:
     """The verdict over everything that was found; what was not exercised is noted there."""
     judged = _judge(case, rule, evidence.runs)
     found = {name: _findings(case, rows, evidence.absorbed) for name, rows in judged.items()}
@@ -106,7 +106,7 @@ def conclude(case: Case, rule: Rule, evidence: Evidence) -> Verification:
     )
 
 
-def _crossed(case: Case, judged: _Judgement) -> list[pairing.Crossing]:
+def _crossed(case: Compared, judged: _Judgement) -> list[pairing.Crossing]:
     """The crossings at which the two models do not read the same, or nothing tells."""
     if case.pairing is None:
         return []
@@ -138,7 +138,7 @@ def _verdict(differences: Sequence[str], doubts: Sequence[str]) -> Verdict:
 # --- values --------------------------------------------------------------------------------------
 
 
-def _judge(case: Case, rule: Rule, runs: Sequence[Run]) -> _Judgement:
+def _judge(case: Compared, rule: Rule, runs: Sequence[Run]) -> _Judgement:
     owns = {id(run): _own(run, runs) for run in runs}
     return {run.name: _judge_run(case, rule, run, owns[id(run)]) for run in runs}
 
@@ -160,7 +160,7 @@ def _alike(one: Run, other: Run) -> bool:
     return first.truth is second.truth
 
 
-def _judge_run(case: Case, rule: Rule, run: Run, own: Table | None) -> dict[Value, _Judged]:
+def _judge_run(case: Compared, rule: Rule, run: Run, own: Table | None) -> dict[Value, _Judged]:
     found = {}
     for value, theirs in run.folded.items():
         column = run.references[value]
@@ -175,7 +175,7 @@ def _judge_run(case: Case, rule: Rule, run: Run, own: Table | None) -> dict[Valu
     return found
 
 
-def _worst(case: Case, run: Run, value: Value, outcomes: Sequence[Outcome]) -> _Judged:
+def _worst(case: Compared, run: Run, value: Value, outcomes: Sequence[Outcome]) -> _Judged:
     """Keep the worst kind of samples of one value."""
     truths = [one.truth for one in run.references[value]]
     own = [None] * len(truths) if run.original is None else run.original[value]
@@ -269,7 +269,7 @@ def _drowned(judged: _Judgement, told: Mapping[str, blame.Findings]) -> dict[str
 
 
 def _findings(
-    case: Case, rows: Mapping[Value, _Judged], absorbed: Collection[Value]
+    case: Compared, rows: Mapping[Value, _Judged], absorbed: Collection[Value]
 ) -> blame.Findings:
     """What one arithmetic says of the sites; nothing where it saw outputs only."""
     inside = case.inside
@@ -283,7 +283,7 @@ def _findings(
 
 
 def _culprits(
-    case: Case, judged: _Judgement, found: Mapping[str, blame.Findings]
+    case: Compared, judged: _Judgement, found: Mapping[str, blame.Findings]
 ) -> tuple[str, ...]:
     """Those of the sharpest arithmetic that finds any; a wrong output alone may have none."""
     rows = [row.comparison for rows in judged.values() for row in rows.values()]
@@ -295,7 +295,7 @@ def _culprits(
     return ()
 
 
-def _used(case: Case, told: blame.Findings, culprits: Sequence[str]) -> set[Value]:
+def _used(case: Compared, told: blame.Findings, culprits: Sequence[str]) -> set[Value]:
     """The values that tell something of a site, or of another layer that is to blame."""
     places = [one.places for one in told.sites]
     places += [one.places for one in told.changed if one.name in culprits]
@@ -303,7 +303,7 @@ def _used(case: Case, told: blame.Findings, culprits: Sequence[str]) -> set[Valu
 
 
 def _sites(
-    case: Case,
+    case: Compared,
     judged: _Judgement,
     found: Mapping[str, blame.Findings],
     exercised: Mapping[Value, Array],
@@ -325,7 +325,7 @@ def _sites(
 
 
 def _site(
-    case: Case,
+    case: Compared,
     judged: _Judgement,
     site: pairing.Site,
     found: Mapping[str, blame.Finding],
@@ -365,7 +365,7 @@ def _site(
 
 
 def _sentences(
-    case: Case,
+    case: Compared,
     judged: _Judgement,
     culprits: Sequence[str],
     used: Mapping[str, Collection[Value]],
@@ -407,7 +407,7 @@ def _sentence(judged: _Judged) -> str:
     return f"{row.runtime}: {place} {said} ({row.samples})"
 
 
-def _not_exercised(case: Case, exercised: Mapping[Value, Array]) -> list[str]:
+def _not_exercised(case: Compared, exercised: Mapping[Value, Array]) -> list[str]:
     """The outputs that passed without having been put to the test."""
     if sum(one.count for one in case.sets) == 1:
         return ["nothing was exercised: with one sample no value can be told from a constant"]
