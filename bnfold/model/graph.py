@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from bnfold.model.inbound_nodes import Numbering
 
+T = TypeVar("T")
 Json = dict[str, Any]
 Path = tuple[str, ...]
 """The names of the layers around, outermost first, then its own: `("backbone", "bn1")`."""
@@ -184,6 +185,16 @@ def core_path(layer: Layer, path: Path) -> Path:
         layer = layer.inner
         path = (*path, layer.name)
     return path
+
+
+def each_once(waiting: list[T]) -> Iterator[T]:
+    """What is in a list that its reader adds to meanwhile, the last first, and each once."""
+    seen: set[T] = set()
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            yield one
 
 
 def walk_all(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Layer]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bnfold.model import layers
-from bnfold.model.graph import chain
+from bnfold.model.graph import chain, each_once
 
 if TYPE_CHECKING:
     from bnfold.model.program import Call, Region, Value
@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 def masks_are_named(value: "Value") -> bool:
     """Whether no reader of a tensor, near or far, would miss the mask that comes with it."""
     waiting = [value]
-    seen: set[Value] = set()
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if value.is_output and value.call.region.parent is not None:
+    for one in each_once(waiting):
+        if one.is_output and one.call.region.parent is not None:
             return False
-        for reader in value.readers():
+        for reader in one.readers():
             if reader.written.mask is not None or layers.drops_mask(reader.outer):
                 continue
             if not reader.outer.is_operation and layers.facts(reader.outer).mask != "passes":

@@ -15,7 +15,18 @@ from typing import NamedTuple
 
 from bnfold.model import graph as tree
 from bnfold.model import inbound_nodes, layers
-from bnfold.model.graph import Graph, Layer, Path, Ref, chain, core_path, parts, title, unwrapped
+from bnfold.model.graph import (
+    Graph,
+    Layer,
+    Path,
+    Ref,
+    chain,
+    core_path,
+    each_once,
+    parts,
+    title,
+    unwrapped,
+)
 from bnfold.model.masks import masked_calls
 from bnfold.model.order import calls_in_order
 from bnfold.model.shape_rules import Shape
@@ -65,12 +76,8 @@ class Value(NamedTuple):
 
         There are several for the input of a nested model that is called several times.
         """
-        waiting, seen = [self], set[Value]()
-        while waiting:
-            value = waiting.pop()
-            if value in seen:
-                continue
-            seen.add(value)
+        waiting = [self]
+        for value in each_once(waiting):
             (call, output), slot = value, value.call.input_slot
             if call.body is not None and output < len(call.body.outputs):
                 waiting.append(call.body.outputs[output])
@@ -84,12 +91,8 @@ class Value(NamedTuple):
 
         A nested Sequential without an InputLayer is read by its first layer.
         """
-        waiting, seen = [self], set[Value]()
-        while waiting:
-            value = waiting.pop()
-            if value in seen:
-                continue
-            seen.add(value)
+        waiting = [self]
+        for value in each_once(waiting):
             for reader in value.readers():
                 body = reader.body
                 slots = [slot for slot, read in enumerate(reader.reads) if read == value]
