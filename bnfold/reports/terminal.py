@@ -93,6 +93,18 @@ def totals(models: Sequence["Inspection"], unreadable: Sequence[Unreadable] = ()
     return "; ".join([said, *([aside] if aside else []), *shares])
 
 
+def verdict(
+    said: Text, differences: Iterable[str], notes: Iterable[str], warnings: Iterable[str]
+) -> list[RenderableType]:
+    """A sentence on a comparison, with what contradicts and what limits it, a line each."""
+    return [
+        said,
+        *(indented(printable(text), "red") for text in differences),
+        *(indented(printable(text), "dim") for text in notes),
+        *(indented(f"warning: {printable(text)}", "yellow") for text in warnings),
+    ]
+
+
 def set_aside(suppressed: "Iterable[Suppressed]") -> str:
     """How many findings do not count, and why; nothing where there are none."""
     counts = Counter(one.by for one in suppressed)

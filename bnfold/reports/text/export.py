@@ -47,12 +47,7 @@ def _check(check: Check) -> list[RenderableType]:
     if check.verdict is not Verdict.DIFFERENT:
         first.append(f" ({_what_was_compared(check)})", style="default")
     notes = [] if check.rule == STANDARD_RULE else [f"as --rtol and --atol allow: {check.rule}"]
-    return [
-        first,
-        *(terminal.indented(printable(text), "red") for text in check.differences),
-        *(terminal.indented(text, "dim") for text in notes),
-        *(terminal.indented(f"warning: {printable(text)}", "yellow") for text in check.warnings),
-    ]
+    return terminal.verdict(first, check.differences, notes, check.warnings)
 
 
 def _what_was_compared(check: Check) -> str:

@@ -174,12 +174,7 @@ def verdict(result: Verification) -> list[RenderableType]:
     first = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
         first.append(f" ({_what_was_compared(result)})", style="default")
-    return [
-        first,
-        *(terminal.indented(printable(text), "red") for text in _first(result.differences)),
-        *(terminal.indented(printable(text), "dim") for text in _notes(result)),
-        *(terminal.indented(f"warning: {printable(text)}", "yellow") for text in result.warnings),
-    ]
+    return terminal.verdict(first, _first(result.differences), _notes(result), result.warnings)
 
 
 _SENTENCES = 8
