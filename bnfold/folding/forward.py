@@ -76,7 +76,7 @@ class ForwardSearch(Search):
             self._leave(value, affine)
         region = value.call.region
         for name, number in region.graph.readers.get(value.ref, ()):
-            place = self.state.place_of(region.call(name, number))
+            place = self.state.number_of(region.call(name, number))
             if place is None:
                 raise Refusal(f"it feeds {name!r}, which no output depends on")
             heapq.heappush(self._waiting, place)

@@ -215,7 +215,7 @@ class _Planner:
         refusals: list[tuple[Direction, Refusal]] = []
         for direction in directions:
             try:
-                edits = self._edits(one, direction, into_batchnorms=into_batchnorms)
+                edits = self._fold_one_way(one, direction, into_batchnorms=into_batchnorms)
             except Refusal as refusal:
                 refusals.append((direction, refusal))
             else:
@@ -224,14 +224,16 @@ class _Planner:
         self._blocked[one.path] = _blocked_both_ways(one, refusals)
         return False
 
-    def _edits(self, one: Candidate, direction: Direction, *, into_batchnorms: bool) -> Edits:
+    def _fold_one_way(
+        self, one: Candidate, direction: Direction, *, into_batchnorms: bool
+    ) -> Edits:
         """Fold a candidate in one direction. Raises Refusal where it cannot be."""
         affine = self._state.map_of(one.path)
 
         def attempt(affine: Affine) -> Edits:
             kind = _SEARCHES[direction]
             search = kind(self._state, one, affine, into_batchnorms=into_batchnorms)
-            return self._first_that_fits(search, one.path, forward=direction == "forward")
+            return self._commit_first(search, one.path, forward=direction == "forward")
 
         try:
             return attempt(affine)
@@ -251,7 +253,7 @@ class _Planner:
             except Refusal:
                 raise refusal from None
 
-    def _first_that_fits(self, search: Search, path: Path, *, forward: bool) -> Edits:
+    def _commit_first(self, search: Search, path: Path, *, forward: bool) -> Edits:
         """Commit the first way that can be done. Raises Refusal where there is none."""
         first: Refusal | None = None
         for number, demands in enumerate(search.paths()):

@@ -112,7 +112,7 @@ class FoldState:
         """Whether the user asked for a layer to be left alone."""
         return matches(path, *self._keep)
 
-    def place_of(self, call: Call) -> int | None:
+    def number_of(self, call: Call) -> int | None:
         """The number of a call among all, in order; None for one that no output depends on."""
         return self._places.get(call)
 

@@ -191,7 +191,7 @@ def _pads_axis(padding: str, size: int | None, width: int, stride: int) -> bool:
     return (-(-size // stride) - 1) * stride + width > size
 
 
-def _row(absorb_before: Absorb) -> Rule:
+def _linear(absorb_before: Absorb) -> Rule:
     return Rule(absorb_after=_absorb_after, absorb_before=absorb_before)
 
 
@@ -199,9 +199,9 @@ OUTPUT_ALONE = Rule(absorb_after=_absorb_after)
 """A class of which no more is known than how its output depends on its weights."""
 
 LAYERS: dict[str, Rule] = {
-    "Dense": _row(_before_dense),
-    **dict.fromkeys(each_rank("Conv"), _row(_before_conv)),
-    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _row(_before_depthwise)),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _row(_before_separable)),
-    **{f"Conv{rank}DTranspose": _row(_before_conv_transpose) for rank in (1, 2, 3)},
+    "Dense": _linear(_before_dense),
+    **dict.fromkeys(each_rank("Conv"), _linear(_before_conv)),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _linear(_before_depthwise)),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _linear(_before_separable)),
+    **{f"Conv{rank}DTranspose": _linear(_before_conv_transpose) for rank in (1, 2, 3)},
 }
