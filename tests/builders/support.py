@@ -29,6 +29,11 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-
 
 Customs = Mapping[str, Any]
 
+KERAS = (".keras",)
+LEGACY = (".h5",)
+BOTH = (".keras", ".h5")
+"""Formats in which a model is saved and folded."""
+
 
 def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
     """A model of layers one behind the other."""

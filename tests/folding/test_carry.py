@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import chain, examine, keras, randomize, samples
+from support import BOTH, KERAS, LEGACY, chain, examine, keras, randomize, samples
 from tiers import by_turns, some
 
 L = keras.layers
@@ -18,11 +18,6 @@ BN = L.BatchNormalization
 TD = L.TimeDistributed
 ops = keras.ops
 Build = Callable[[], Any]
-
-KERAS = (".keras",)
-LEGACY = (".h5",)
-BOTH = (".keras", ".h5")
-
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -33,16 +28,6 @@ def inner(*layers: Any, shape: tuple[int | None, ...] = (4,), name: str = "inner
     for layer in layers:
         tensor = layer(tensor)
     return keras.Model(first, tensor, name=name)
-
-
-def single(build: Build) -> Build:
-    """For layers without a float64 kernel."""
-
-    def built() -> Any:
-        keras.config.set_floatx("float32")
-        return build()
-
-    return built
 
 
 def tamed(model: Any, *, positive: bool = False, shift: bool = True) -> Any:

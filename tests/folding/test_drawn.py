@@ -14,7 +14,7 @@ import pytest
 from drawing import Drawn, build, models
 from hypothesis import HealthCheck, Phase, assume, given, reject, seed, settings
 from hypothesis.errors import UnsatisfiedAssumption
-from oracle import violations
+from oracle import LAYER_KINDS, violations
 from support import (
     assert_same,
     difference,
@@ -29,6 +29,7 @@ from support import (
 from tiers import some
 
 from bnfold.folding.plan import Plan, plan
+from bnfold.folding.rules import LAYERS
 from bnfold.jobs.fold import describe_folds
 from bnfold.model.container.model_file import open_model
 
@@ -135,6 +136,12 @@ SETTINGS = settings(
 @pytest.mark.parametrize("number", some(range(8), 8))
 def test_drawn_models(number: int) -> None:
     check_many(number, 12)
+
+
+def test_the_oracle_knows_every_layer_that_a_map_crosses() -> None:
+    """By name alone: what it does with a map, the oracle has from elsewhere."""
+    crossed = {name for name, rule in LAYERS.items() if rule.backward or rule.forward}
+    assert crossed <= LAYER_KINDS.keys()
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support import (
+    BOTH,
+    KERAS,
+    LEGACY,
     batchnorms,
     chain,
     difference,
@@ -37,11 +40,6 @@ L = keras.layers
 BN = L.BatchNormalization
 TD = L.TimeDistributed
 Build = Callable[[], Any]
-
-KERAS = (".keras",)
-LEGACY = (".h5",)
-BOTH = (".keras", ".h5")
-
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import chain, examine, fold_file, keras, randomize, samples
+from support import KERAS, chain, examine, fold_file, keras, randomize, samples
 
 from bnfold.model.layers import ROWS
 
@@ -22,7 +22,6 @@ TD = L.TimeDistributed
 Input = keras.Input
 Sequential = keras.Sequential
 Build = Callable[[], Any]
-KERAS = (".keras",)
 
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -6,6 +6,7 @@ import pkgutil
 
 import pytest
 
+from bnfold.folding import rules
 from bnfold.running import safety
 from bnfold.running.keras_names import CLASSES, FUNCTIONS, OPERATIONS
 
@@ -70,6 +71,12 @@ def test_every_operation_is_known_or_refused():
     }
     assert found - OPERATIONS <= TAKE_FUNCTIONS
     assert not OPERATIONS & TAKE_FUNCTIONS
+
+
+def test_what_a_fold_deals_with_may_be_loaded():
+    """A layer that folds and that the judge then refuses to load would be of no use."""
+    assert rules.LAYERS.keys() <= CLASSES
+    assert rules.OPERATIONS.keys() <= OPERATIONS
 
 
 def reason(entry):
