@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,11 +51,13 @@ class Compared:
 class Case(Compared):
     """The same with all that the runs of two Keras models need.
 
-    Where it `is_quick`, no more roundings are drawn than it takes for everything to pass.
+    `warnings` say what limits a claim about them, `doubts` what forbids one already. Where it
+    `is_quick`, no more roundings are drawn than it takes for everything to pass.
     """
 
     steps: tuple[Steps, Steps]
     warnings: tuple[str, ...]
+    doubts: tuple[str, ...]
     as_called: tuple[LoadedModel, LoadedModel]
     specs: tuple[Any, ...]
     is_quick: bool = True
@@ -64,15 +66,12 @@ class Case(Compared):
 def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, seed: int) -> Case:
     """Pair the values of two models, and draw or load samples. Raises BnfoldError for bad data."""
     interfaces = ports.interface(original.model), ports.interface(folded.model)
-    names = [port.name for port in interfaces[0].outputs]
     specs = inputs.input_specs(original.model)
     warnings, sets = [*original.notes, *ports.renamed(*interfaces)], []
     if data is not None:
         user_set, warning = user_data.load(data, specs)
         sets, warnings = [user_set], [*warnings, *([warning] if warning else [])]
     prepared = _prepare_pair(original, folded)
-    if prepared.problem is not None:
-        warnings.append(f"only outputs are compared: {prepared.problem}")
     sizes = keras_runner.free_sizes(original, specs)
     values = keras_graph.bytes_per_sample(original.model, sizes[0])
     wanted = (specs, seed, sizes, max(1, _VALUES_BUDGET // max(1, values)))
@@ -82,24 +81,29 @@ def prepare(original: LoadedModel, folded: LoadedModel, data: Source | None, see
     return Case(
         original=original,
         folded=folded,
-        values=tuple(_values(names, prepared)),
+        values=tuple(_values(interfaces[0], prepared)),
         pairing=prepared.pairing,
         sets=sets,
         steps=steps,
         seed=seed,
         warnings=tuple(warnings),
+        doubts=prepared.doubts,
         as_called=prepared.as_called,
         specs=wanted,
     )
 
 
-def _values(names: Sequence[str], prepared: _Prepared) -> Iterator[Value]:
+def _values(interface: ports.Interface, prepared: _Prepared) -> Iterator[Value]:
     pairing = prepared.pairing
-    graph = Unrolled() if pairing is None else pairing.original
-    tensors_out = graph.outputs or [None] * len(names)
-    for name, tap, tensor in zip(names, prepared.taps, tensors_out, strict=True):
-        axes = () if tensor is None else sites.channel_axes(graph, tensor)
-        yield Value(name, True, tap.activation if tap else None, axes, tensor)
+    for number, (port, tap) in enumerate(zip(interface.outputs, prepared.taps, strict=True)):
+        activation = tap.activation if tap else None
+        if pairing is None:
+            axes = sites.every_axis(len(port.shape))
+            yield Value(port.name, True, activation, axes)
+        else:
+            tensor = pairing.original.outputs[number]
+            axes = sites.channel_axes(pairing.original, tensor)
+            yield Value(port.name, True, activation, axes, tensor)
     for place in pairing.places if pairing is not None else ():
         yield Value(place.name, False, axes=place.axes, tensor=place.original)
 
@@ -124,8 +128,8 @@ class _Prepared:
 
     taps: list[Tap | None]
     pairing: Pairing | None
-    problem: str | None
     as_called: tuple[LoadedModel, LoadedModel]
+    doubts: tuple[str, ...] = ()
 
 
 def _prepare_pair(original: LoadedModel, folded: LoadedModel) -> _Prepared:
@@ -141,7 +145,8 @@ def _prepare_pair(original: LoadedModel, folded: LoadedModel) -> _Prepared:
     ]
     for loaded, own in zip(models, kept, strict=True):
         taps.switch_off(own, loaded.keras.activations.linear)
-    pairing, problem = None, None
+    pairing: Pairing | None = None
+    doubts: tuple[str, ...] = ()
     try:
         with quiet():
             flats = [unroll(loaded.model) for loaded in models]
@@ -149,7 +154,8 @@ def _prepare_pair(original: LoadedModel, folded: LoadedModel) -> _Prepared:
                 name_apart(flat)
         pairing = pair(*flats)
     except Exception as error:
-        flats, problem = [Unrolled(), Unrolled()], one_line(error)
+        flats = [Unrolled(), Unrolled()]
+        doubts = (f"only outputs are compared: {one_line(error)}",)
     sides = (
         [[], []]
         if pairing is None
@@ -164,4 +170,4 @@ def _prepare_pair(original: LoadedModel, folded: LoadedModel) -> _Prepared:
         replace(loaded, runner=keras_runner.runner(loaded, own, Unrolled(), []))
         for loaded, own in zip(models, kept, strict=True)
     ]
-    return _Prepared(kept[0], pairing, problem, (plain[0], plain[1]))
+    return _Prepared(kept[0], pairing, (plain[0], plain[1]), doubts)

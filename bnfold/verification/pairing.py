@@ -294,7 +294,7 @@ def channel_axes(graph: Unrolled, tensor: Any) -> tuple[tuple[int, ...], ...]:
         if is_batchnorm(maker):
             return (*((axis,) for axis in sorted(joined)), _own_axes(maker))
         if maker.inner_class_name.startswith(_REARRANGING):
-            return tuple((axis,) for axis in range(1, rank))
+            return every_axis(rank)
         if maker.may_absorb:
             break
         axis = getattr(maker.layer, "axis", None)
@@ -305,12 +305,17 @@ def channel_axes(graph: Unrolled, tensor: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def output_axes(model: Any) -> list[tuple[tuple[int, ...], ...]]:
-    """The same of every output of a loaded model, () where its graph cannot be walked."""
+    """The same of every output of a loaded model; any axis where its graph cannot be walked."""
     try:
         graph = unroll(model)
         return [channel_axes(graph, tensor) for tensor in graph.outputs]
     except Exception:  # a layer of the user's may raise anything
-        return [() for _ in model.outputs]
+        return [every_axis(len(output.shape)) for output in model.outputs]
+
+
+def every_axis(rank: int) -> tuple[tuple[int, ...], ...]:
+    """The axes of a tensor of which any may have the channels, but not the batch."""
+    return tuple((axis,) for axis in range(1, rank))
 
 
 _REARRANGING = ("Permute", "Transpose", "Moveaxis", "Swapaxes", "Reshape", "Einsum", "TFOpLambda")

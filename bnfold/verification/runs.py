@@ -146,7 +146,7 @@ class _Gathering:
         self.rule = rule
         self.report = report
         self.exports = exports
-        self.found = Evidence(warnings=list(case.warnings))
+        self.found = Evidence(warnings=list(case.warnings), doubts=list(case.doubts))
 
     def run(self) -> Evidence:
         # Exports take the most memory: they come while little else is there.

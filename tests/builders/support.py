@@ -43,6 +43,22 @@ def chain(shape: tuple[int | None, ...], *layers: Any, **options: Any) -> Any:
     return keras.Model(first, tensor)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Settled(keras.layers.Layer):  # type: ignore[misc]
+    """A layer that refuses any graph beside those in which Keras puts it while it loads."""
+
+    graphs, allowed = 0, 2
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        self.graphs += 1
+        if self.graphs > self.allowed:
+            raise ValueError("this layer is settled")
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * 2
+
+
 def randomize(model: Any, seed: int = 0) -> Any:
     """Give every variable numbers under which no mistake of a fold cancels out; returns the model.
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from support import chain, keras, randomize
+from support import Settled, chain, keras, randomize
 
 import bnfold
 from bnfold.cli import main
@@ -109,9 +109,9 @@ def test_a_wrong_conversion_is_seen_behind_a_sigmoid(
     assert (found.written, found.check.verdict) == (False, Verdict.DIFFERENT)
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", ["", "nested", "unknown"])
 def test_channels_on_a_middle_axis_are_told_apart(
-    nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nested: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A channel of small numbers is nothing beside the others that share its positions."""
 
@@ -120,7 +120,9 @@ def test_channels_on_a_middle_axis_are_told_apart(
 
     parts: list[Any] = [L.Reshape((3, 4, 5)), L.Conv2D(4, 1, name="last"), L.Permute((1, 3, 2))]
     if nested:
-        parts = [keras.Sequential([keras.Input((60,)), *parts])]
+        monkeypatch.setattr(Settled, "allowed", 1)  # it is in the nested model alone
+        unknown = [Settled()] if nested == "unknown" else []
+        parts = [keras.Sequential([keras.Input((60,)), *parts, *unknown])]
     model = randomize(chain((60,), *parts))
     last = next(one for one in model._flatten_layers() if one.name == "last")
     kernel, bias = last.get_weights()

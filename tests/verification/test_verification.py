@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from rich.console import Console
+from support import Settled
 from tiers import some
 
 from bnfold import verify
@@ -973,6 +974,21 @@ def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
     for name in ("custom_module_of_tests.py", "./custom_module_of_tests.py"):
         with pytest.raises(BnfoldError, match="say custom_module_of_tests: a module goes by its"):
             verify(path, path, imports=[name])
+
+
+def test_what_cannot_be_paired_is_not_called_verified(tmp_path):
+    """Nothing inside the models was compared, so all that is known is said of the outputs."""
+
+    def nested():
+        inner = keras.Sequential([keras.Input((5,)), Settled(), layers.Dense(4)])
+        inputs = keras.Input((6,))
+        hidden = layers.BatchNormalization()(layers.Dense(5)(inputs))
+        return keras.Model(inputs, inner(hidden))
+
+    found = verify(*save_pair(tmp_path, nested))
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.differences == ()
+    assert any("only outputs are compared: this layer is settled" in one for one in found.warnings)
 
 
 SCRIPT = """
