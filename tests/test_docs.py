@@ -3,6 +3,7 @@
 import re
 import runpy
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import pytest
@@ -12,6 +13,8 @@ from bnfold import errors
 from bnfold.cli import main
 from bnfold.folding.rules import LAYERS, OPERATIONS
 from bnfold.model import layers
+from bnfold.reports.schema import schema
+from bnfold.running.timing import RUNTIMES
 
 DOCS = ROOT / "docs"
 
@@ -52,7 +55,10 @@ TABLES = {
 @pytest.mark.parametrize("number", TABLES)
 def test_the_page_on_folding_lists_what_the_code_does(number: int) -> None:
     listed = [name for cell in tables("folding.md")[number] for name in classes(cell)]
-    assert sorted(set(listed) - {"BatchNormalization"}) == sorted(TABLES[number])
+    named, known = set(listed) - {"BatchNormalization"}, set(TABLES[number])
+    where = f"table {number + 1} of docs/folding.md"
+    assert sorted(known - named) == [], f"not in {where}"
+    assert sorted(named - known) == [], f"in {where}, and not in the code"
     assert len(listed) == len(set(listed))
 
 
@@ -61,19 +67,65 @@ def test_the_table_of_all_layers_is_what_the_rows_say() -> None:
     assert written["page"]() == (DOCS / "folding.md").read_text(), "run docs/layer_table.py"
 
 
-def test_the_map_for_developers_has_every_module_and_no_other() -> None:
-    named = set()
-    for cell in tables("development.md")[0]:
-        names = re.findall(r"`([^`]+)`", cell)
-        folder = names[0].rpartition("/")[0]  # the first one says it for those behind it
-        named |= {name if "/" in name else f"{folder}/{name}".lstrip("/") for name in names}
-    modules = {
-        path.relative_to(ROOT / "bnfold").as_posix()
-        for path in (ROOT / "bnfold").rglob("*.py")
-        if not path.name.startswith("__")
-    }
-    whole = tuple(name for name in named if name.endswith("/"))
-    assert {name for name in modules if not name.startswith(whole)} == named - set(whole)
+def test_the_map_for_developers_is_what_the_modules_say() -> None:
+    written = runpy.run_path(str(DOCS / "module_map.py"))
+    assert written["page"]() == (DOCS / "development.md").read_text(), "run docs/module_map.py"
+
+
+def test_the_map_for_developers_has_every_module_once_after_what_it_imports() -> None:
+    listed = [f"bnfold/{cell.strip('`')}" for cell in tables("development.md")[1]]
+    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "bnfold").rglob("*.py")]
+    assert sorted(listed) == sorted(name for name in modules if "/__" not in name)
+    place = {name: number for number, name in enumerate(listed)}
+    for name in listed:
+        room = name.split("/")[1]
+        text = (ROOT / name).read_text()
+        imported = re.findall(rf"^from (bnfold\.{room}(?:\.\w+)*) import", text, re.MULTILINE)
+        files = {f"{one.replace('.', '/')}.py" for one in imported} & place.keys()
+        assert [one for one in files if place[one] > place[name]] == [], name
+
+
+def test_the_core_is_as_long_as_the_page_says() -> None:
+    page = (DOCS / "development.md").read_text()
+    stated = dict(re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", page, re.MULTILINE))
+    assert len(stated) == 7
+    for name, lines in stated.items():
+        real = len((ROOT / "bnfold" / name).read_text().splitlines())
+        assert abs(int(lines) - real) <= real / 5, f"{name} has {real} lines by now"
+
+
+def test_the_pages_have_every_format_of_inspect() -> None:
+    formats = choices("inspect", "format_")
+    assert [cell.strip("`") for cell in tables("ci.md")[1]] == formats
+    usage = (DOCS / "usage.md").read_text()
+    (row,) = re.findall(r"^\| `--format` \| (.*`markdown`.*) \|$", usage, re.MULTILINE)
+    assert [name for name in formats if f"`{name}`" not in row] == []
+
+
+def test_runtimes_are_the_same_wherever_they_are_listed() -> None:
+    assert choices("bench", "runtimes") == list(RUNTIMES)
+    usage = (DOCS / "usage.md").read_text()
+    (row,) = re.findall(r"^\| `--runtime NAME` \| (.*) \|$", usage, re.MULTILINE)
+    assert [name for name in RUNTIMES if f"`{name}`" not in row] == []
+    listed = [one["enum"] for one in parts(schema("bench"), "runtime")]
+    assert listed == [list(RUNTIMES)] * 2, "reports/schema.json"
+
+
+def choices(command: str, parameter: str) -> list[str]:
+    """The values that an option of a command may have."""
+    found = main.get_command(click.Context(main), command)
+    (kind,) = (one.type for one in found.params if one.name == parameter) if found else ()
+    assert isinstance(kind, click.Choice)
+    return list(kind.choices)
+
+
+def parts(value: Any, key: str) -> Iterator[Any]:
+    """What stands under a key, wherever it is in a value of JSON."""
+    if isinstance(value, dict):
+        yield from (one for name, one in value.items() if name == key and "enum" in one)
+    for one in value.values() if isinstance(value, dict) else value:
+        if isinstance(one, (dict, list)):
+            yield from parts(one, key)
 
 
 def test_the_page_on_use_has_every_option_and_every_error() -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bnfold.jobs.settings import Settings
 
 _LAYER_FORMATS = ("text", "json")
-_FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
+FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
 _BY_ENDING = {
     ".html": "html",
     ".sarif.json": "sarif",
@@ -114,7 +114,7 @@ _REPORT = (
     click.option(
         "--format",
         "format_",
-        type=click.Choice(_FORMATS),
+        type=click.Choice(FORMATS),
         help="How to report.  [default: what the ending of --output says, else text]",
     ),
     click.option(

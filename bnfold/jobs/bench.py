@@ -43,7 +43,7 @@ from bnfold.running.samples import InputSpec
 from bnfold.running.session import Opening
 from bnfold.serialize import Report, Serializable
 
-RUNTIMES = ("keras", "onnxruntime", "litert")
+RUNTIMES = tuple(timing.RUNTIMES)
 CONFIDENCE = 0.95
 
 _STARTS = 12  # a quarter of them may be disturbed before the interval is

@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -38,7 +38,7 @@ _ALIKE = 0.02  # of an output's largest number; runtimes may compute with other 
 def prepare(name: str, loaded: LoadedModel, threads: int | None) -> Start:
     """Return what starts the model in a runtime of `RUNTIMES`. Raises CannotRunError."""
     with _one_line_on_failure():
-        return RUNTIMES[name](loaded, threads)
+        return RUNTIMES[name].prepare(loaded, threads)
 
 
 def started(prepared: Start, inputs: Sequence[Array]) -> Call:
@@ -229,23 +229,25 @@ def _position(name: str) -> int:
 # --- all of them ---------------------------------------------------------------------------------
 
 
-RUNTIMES: dict[str, Callable[[LoadedModel, int | None], Start]] = {
-    "keras": _keras,
-    "onnxruntime": _onnxruntime,
-    "litert": _litert,
+class Runtime(NamedTuple):
+    """How a model is made ready for a runtime and a number of threads, and by which packages."""
+
+    prepare: Callable[[LoadedModel, int | None], Start]
+    packages: tuple[str, ...]
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "keras": Runtime(_keras, ("keras", "tensorflow")),
+    "onnxruntime": Runtime(_onnxruntime, ("onnxruntime", "tf2onnx")),
+    "litert": Runtime(_litert, ("ai-edge-litert", "tensorflow")),
 }
 
 
 def version(name: str, library: str) -> str:
     """Which runtime of which version it is; `library` is keras or tf_keras."""
-    packages = {
-        "keras": (library.replace("_", "-"), "tensorflow"),
-        "onnxruntime": ("onnxruntime", "tf2onnx"),
-        "litert": ("ai-edge-litert", "tensorflow"),
-    }
-    return ", ".join(
-        f"{package} {number}" for package in packages[name] if (number := _of(package))
-    )
+    names = [library if one == "keras" else one for one in RUNTIMES[name].packages]
+    packages = [one.replace("_", "-") for one in names]
+    return ", ".join(f"{package} {number}" for package in packages if (number := _of(package)))
 
 
 def _of(package: str) -> str | None:

@@ -39,6 +39,7 @@ _BASES = {
     frozenset({"keras", "onnxruntime"}): Basis.BOTH,
     frozenset({"keras"}): Basis.KERAS,
     frozenset({"onnxruntime"}): Basis.ONNXRUNTIME,
+    frozenset(): Basis.INTERFACE,
 }
 
 
@@ -84,7 +85,7 @@ def conclude(case: Compared, rule: Rule, evidence: Evidence) -> Verification:
     warnings = [*evidence.warnings, *_overflows(judged), *doubts]
     return Verification(
         verdict=_verdict(differences, doubts),
-        basis=_BASES.get(frozenset(evidence.runtimes), Basis.INTERFACE),
+        basis=_BASES[frozenset(evidence.runtimes)],
         differences=tuple(differences),
         warnings=tuple(dict.fromkeys(warnings)),
         seed=case.seed,

@@ -358,7 +358,8 @@ def test_every_rule_has_a_case_or_needs_more_than_one_layer() -> None:
     seen = {code for _, expected in CASES.values() for code in expected}
     elsewhere = {"BN006", "BN007", "BN009", "BN103", "BN109", "BN110", "BN301", "BN302"}
     elsewhere |= {rule.code for rule in RULES if rule.needs_data}
-    assert seen | elsewhere == {rule.code for rule in RULES}
+    without = sorted({rule.code for rule in RULES} - seen - elsewhere)
+    assert without == [], "no case here; name it in `elsewhere` if test_audit_models.py has some"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)

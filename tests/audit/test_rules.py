@@ -204,12 +204,13 @@ def test_the_index_lists_the_rules() -> None:
             rule.summary,
         ]
         for rule in RULES
-    ]
+    ], "the first table of docs/rules.md"
 
 
 def test_the_index_lists_the_thresholds() -> None:
     defaults = {row[0]: row[1] for row in rows(1)}
-    assert list(defaults) == [field.name for field in fields(Thresholds)]
+    known = [field.name for field in fields(Thresholds)]
+    assert list(defaults) == known, "the second table of docs/rules.md"
     for name, text in defaults.items():
         whole, _, part = text.partition("/")
         assert float(whole) / float(part or 1) == getattr(Thresholds(), name)

@@ -292,7 +292,7 @@ def test_a_runtime_that_cannot_run_a_model_is_left_out(
     def refuse(*_: Any) -> Any:
         raise CannotRunError("it has no such operation")
 
-    monkeypatch.setitem(timing.RUNTIMES, "litert", refuse)
+    monkeypatch.setitem(timing.RUNTIMES, "litert", timing.Runtime(refuse, ()))
     options = ("--runtime", "keras", "--runtime", "litert")
     done = bench(fixture_model(DIGITS), *options)
     assert done.exit_code == 0
@@ -315,10 +315,10 @@ def test_a_runtime_that_computes_something_else_is_left_out(
     keras_alone = timing.RUNTIMES["keras"]
 
     def doubled(*arguments: Any) -> Any:
-        start = keras_alone(*arguments)
+        start = keras_alone.prepare(*arguments)
         return lambda inputs: lambda: [2 * np.asarray(one) for one in start(inputs)()]
 
-    monkeypatch.setitem(timing.RUNTIMES, "onnxruntime", doubled)
+    monkeypatch.setitem(timing.RUNTIMES, "onnxruntime", timing.Runtime(doubled, ()))
     found = report(bench(fixture_model(DIGITS), *BOTH, "--format=json"))
     assert [one["runtime"] for one in found["results"]] == ["keras"]
     assert "computes something else than Keras" in found["skipped"][0]["reason"]

@@ -134,7 +134,10 @@ def build(name: str) -> Any:
     if arguments is None:
         found = [given for start, given in FAMILIES.items() if name.startswith(start)]
         arguments = found[0] if found else {"rate": 0.5} if "Dropout" in name else {}
-    return getattr(L, name)(**arguments)
+    try:
+        return getattr(L, name)(**arguments)
+    except TypeError as error:
+        raise AssertionError(f"name in ARGUMENTS what {name} is made with: {error}") from error
 
 
 def sample(name: str, rows: int = 2) -> Any:

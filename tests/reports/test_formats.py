@@ -22,12 +22,11 @@ from projects import configure, model, run
 
 from bnfold.audit import RULES
 from bnfold.cli import main
+from bnfold.cli.inspect import FORMATS
 from bnfold.model.container.guard import printable
 from bnfold.reports.schema import schema
 
 pytestmark = pytest.mark.usefixtures("folder")
-
-FORMATS = ["text", "json", "sarif", "github", "junit", "markdown", "html"]
 
 HOSTILE = [
     "::error::x",

@@ -46,7 +46,8 @@ def members(library, parts, kind):
 def test_every_class_of_keras_is_known_or_refused(library):
     pytest.importorskip(library)
     found = members(library, CLASS_PARTS, inspect.isclass)
-    assert found - CLASSES <= BASES | RUN_CODE
+    new = sorted(found - CLASSES - BASES - RUN_CODE)
+    assert new == [], "they belong into running/keras_names.py, or here if they run code"
     assert not CLASSES & (BASES | RUN_CODE)
 
 
@@ -54,7 +55,8 @@ def test_every_class_of_keras_is_known_or_refused(library):
 def test_every_function_that_configs_name_is_known(library):
     pytest.importorskip(library)
     found = members(library, FUNCTION_PARTS, inspect.isfunction)
-    assert found - FUNCTIONS == {"deserialize", "get", "serialize"}
+    new = sorted(found - FUNCTIONS - {"deserialize", "get", "serialize"})
+    assert new == [], "they belong into running/keras_names.py"
 
 
 def test_every_operation_is_known_or_refused():
@@ -69,14 +71,15 @@ def test_every_operation_is_known_or_refused():
         for name, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, Operation)
     }
-    assert found - OPERATIONS <= TAKE_FUNCTIONS
+    new = sorted(found - OPERATIONS - TAKE_FUNCTIONS)
+    assert new == [], "they belong into running/keras_names.py, or here if they take functions"
     assert not OPERATIONS & TAKE_FUNCTIONS
 
 
 def test_what_a_fold_deals_with_may_be_loaded():
     """A layer that folds and that the judge then refuses to load would be of no use."""
-    assert rules.LAYERS.keys() <= CLASSES
-    assert rules.OPERATIONS.keys() <= OPERATIONS
+    unloadable = {*(rules.LAYERS.keys() - CLASSES), *(rules.OPERATIONS.keys() - OPERATIONS)}
+    assert sorted(unloadable) == [], "not in running/keras_names.py"
 
 
 def reason(entry):
