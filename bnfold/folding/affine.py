@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.refusal import Refusal
 
 Array = NDArray[np.float64]
 
@@ -114,24 +115,26 @@ def channel_count(affine: Affine, numbers: NDArray[Any]) -> str:
     return f"{count} of {total} channels"
 
 
-def from_batchnorm(batchnorm: BatchNorm) -> Affine | str:
+def from_batchnorm(batchnorm: BatchNorm) -> Affine:
     """The affine map that a BatchNormalization is at inference, as two vectors of its channels.
 
-    Returns a sentence, why it is none, where it is none.
+    Raises Refusal where it is none.
     """
     if batchnorm.problem is not None:
-        return batchnorm.problem
+        raise batchnorm.problem
     vectors, epsilon = batchnorm.vectors or {}, batchnorm.epsilon
     if epsilon is None:
-        return "its epsilon is not a finite number"
+        raise Refusal("its epsilon is not a finite number")
     broken = [name for name, values in vectors.items() if not np.isfinite(values).all()]
     if broken:
-        return f"its {' and '.join(broken)} {_have(broken)} values that are not finite"
+        raise Refusal(f"its {' and '.join(broken)} {_have(broken)} values that are not finite")
     denominator = vectors["moving_variance"] + epsilon
     negative = int(np.count_nonzero(denominator <= 0))
     if negative:
         total = len(denominator)
-        return f"moving_variance + epsilon is not positive in {negative} of {total} channels"
+        raise Refusal(
+            f"moving_variance + epsilon is not positive in {negative} of {total} channels"
+        )
     scale = vectors["gamma"] / np.sqrt(denominator)
     return Affine(scale, vectors["beta"] - vectors["moving_mean"] * scale)
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bnfold.folding.affine import Affine
-from bnfold.folding.refusal import NO_OUTPUT, Refusal
 from bnfold.folding.rule import Backward, Maps
 from bnfold.folding.rules import rule_of
 from bnfold.folding.search import Search, title_of, typical_map
+from bnfold.folding.sentences import NO_OUTPUT
 from bnfold.folding.state import Demand, Place
 from bnfold.model import layers
 from bnfold.model.program import Region, Value
+from bnfold.model.refusal import Refusal
 
 _MAX_JOINS = 100
 """How many joins in a row a map is moved past."""

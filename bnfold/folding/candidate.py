@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.keep import matches
-from bnfold.folding.refusal import NO_SOURCE, Refusal
+from bnfold.folding.sentences import NO_SOURCE
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Layer, Path
 from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.model.masks import masks_are_named
 from bnfold.model.order import keras_order
 from bnfold.model.program import Region
+from bnfold.model.refusal import Refusal
 from bnfold.model.training import BY_DEFAULT, is_set
 
 
@@ -46,10 +47,7 @@ def own_map(one: Candidate) -> Affine:
     refusal = next(_problems(one), None)
     if refusal is not None:
         raise refusal
-    affine = from_batchnorm(one.batchnorm)
-    if isinstance(affine, str):
-        raise Refusal(affine)
-    return affine
+    return from_batchnorm(one.batchnorm)
 
 
 def _problems(one: Candidate) -> Iterator[Refusal]:
@@ -66,7 +64,7 @@ def _problems(one: Candidate) -> Iterator[Refusal]:
             remedy=PLAIN_MODEL if region.parent is None else "",
         )
     if region.obstacle is not None:
-        yield Refusal(region.obstacle)
+        yield Refusal(region.obstacle.reason)
     if region.repeats(layer):
         yield Refusal("it stands in several places of the model")
     for call in region.calls_of(layer.name):

@@ -35,6 +35,7 @@ from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Layer, Weight, finite_number
 from bnfold.model.policy import policy
 from bnfold.model.program import Region, Value
+from bnfold.model.refusal import Refusal
 
 _FAR = 100.0
 """Standard deviations beyond which nothing needs to be told apart."""
@@ -151,8 +152,10 @@ def _gain_of_weights(layer: Layer) -> _Gain | None:
     """That of a layer with weights, at the worst of its outputs."""
     batchnorm = as_batchnorm(layer, ())
     if batchnorm is not None:
-        affine = from_batchnorm(batchnorm)
-        return None if isinstance(affine, str) else _gain_of(affine.scale, ())
+        try:
+            return _gain_of(from_batchnorm(batchnorm).scale, ())
+        except Refusal:
+            return None
     output, gain = layers.facts(layer).output, _SAME
     if output is not None and not output.axes:
         return None  # its output channels may be anywhere in the kernel

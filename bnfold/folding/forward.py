@@ -12,7 +12,6 @@ from typing import ClassVar
 import numpy as np
 
 from bnfold.folding.affine import IDENTITY, Affine
-from bnfold.folding.refusal import Refusal
 from bnfold.folding.rule import Site
 from bnfold.folding.rules import rule_of
 from bnfold.folding.search import Search
@@ -20,6 +19,7 @@ from bnfold.folding.state import Demand, Place
 from bnfold.model import layers
 from bnfold.model.graph import title
 from bnfold.model.program import Call, Region, Value
+from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import is_float
 
 

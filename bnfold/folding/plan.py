@@ -27,14 +27,15 @@ from bnfold.folding.candidate import Candidate, candidates, own_map
 from bnfold.folding.dead import without_dead_channels
 from bnfold.folding.forward import ForwardSearch
 from bnfold.folding.keep import unused_patterns
-from bnfold.folding.refusal import NO_SOURCE, Refusal
 from bnfold.folding.search import Search, typical_map
+from bnfold.folding.sentences import NO_SOURCE
 from bnfold.folding.state import Edits, FoldState
-from bnfold.folding.weights import Magnitudes
+from bnfold.folding.weights import Magnitudes, OutOfRange
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.edit import edited
 from bnfold.model.graph import Graph, Layer, Path, show
 from bnfold.model.program import Program
+from bnfold.model.refusal import Refusal
 from bnfold.model.training import first_changed_mode
 
 __all__ = ["Blocked", "Edit", "Fold", "Plan", "apply", "plan", "unused_patterns"]
@@ -237,21 +238,18 @@ class _Planner:
 
         try:
             return attempt(affine)
-        except Refusal as refusal:
-            if refusal.about_axis:
-                if not self._folds_on_another_axis(one, direction):
-                    refusal.remedy = ""
-                raise
-            # Would the weights fit their dtype but for channels that do not matter?
-            lighter = refusal.magnitudes and without_dead_channels(
-                one.region, one.layer, one.batchnorm, affine
-            )
-            if not lighter:
+        except OutOfRange as refusal:  # would they fit but for channels that do not matter?
+            lighter = without_dead_channels(one.region, one.layer, one.batchnorm, affine)
+            if lighter is None:
                 raise
             try:
                 return attempt(lighter)
             except Refusal:
                 raise refusal from None
+        except Refusal as refusal:
+            if refusal.about_axis and not self._folds_on_another_axis(one, direction):
+                refusal.remedy = ""
+            raise
 
     def _commit_first(self, search: Search, path: Path, *, forward: bool) -> Edits:
         """Commit the first way that can be done. Raises Refusal where there is none."""
@@ -312,7 +310,7 @@ def _blocked_both_ways(one: Candidate, refusals: Sequence[tuple[Direction, Refus
         named=named,
         remedies=tuple(dict.fromkeys(refusal.remedy for _, refusal in refusals if refusal.remedy)),
         may_be_replaced=True,
-        magnitudes=next((refusal.magnitudes for _, refusal in refusals if refusal.magnitudes), ()),
+        magnitudes=next((r.magnitudes for _, r in refusals if isinstance(r, OutOfRange)), ()),
     )
 
 

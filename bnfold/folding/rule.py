@@ -16,16 +16,11 @@ from typing import Any
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array, channel_count
-from bnfold.folding.refusal import (
-    BEFORE_ACTIVATION,
-    NO_TRAINING,
-    OTHER_SIDE,
-    OTHER_VARIABLES,
-    Refusal,
-)
+from bnfold.folding.sentences import BEFORE_ACTIVATION, NO_TRAINING, OTHER_SIDE, OTHER_VARIABLES
 from bnfold.folding.weights import WeightEdit
 from bnfold.model import layers
 from bnfold.model.graph import Layer, Weight
+from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
 

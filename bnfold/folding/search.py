@@ -11,9 +11,9 @@ import numpy as np
 
 from bnfold.folding.affine import Affine
 from bnfold.folding.candidate import Candidate
-from bnfold.folding.refusal import FROM_THE_END, NO_LAYER, NO_OPERATION, QUANTIZED, Refusal
 from bnfold.folding.rule import Absorb, Site, check_bias_axis
 from bnfold.folding.rules import rule_of
+from bnfold.folding.sentences import FROM_THE_END, NO_LAYER, NO_OPERATION, QUANTIZED
 from bnfold.folding.state import Demand, FoldState, Place
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.container.guard import printable
@@ -21,6 +21,7 @@ from bnfold.model.graph import Layer, Path, chain, show
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
 from bnfold.model.program import Call, Region, Value
+from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
 _MAX_STEPS = 20_000
@@ -118,8 +119,7 @@ class Search:
         """Whether a map can cross a nested model's boundary; `outer` is its tensor outside."""
         if region.closed is not None:
             raise Refusal(
-                f"{where} {title_of(region)}, which {region.closed}",
-                at=region.path,
+                f"{where} {title_of(region)}, which {region.closed.reason}", at=region.path
             )
         if region.wrappers:
             rank = None if outer.shape is None else len(outer.shape) - region.wrappers

@@ -15,12 +15,13 @@ import numpy as np
 
 from bnfold.folding.affine import Affine, Array, from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.folding.weights import Magnitudes, loss_of
+from bnfold.folding.weights import Magnitudes, check_range
 from bnfold.model import edit
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, Path, Weight
 from bnfold.model.policy import policy
 from bnfold.model.program import Program, Region
+from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
 from bnfold.model.shapes import Shapes
 
@@ -40,20 +41,20 @@ def replaceable(graph: Graph, plan: Plan) -> tuple[tuple[Path, ...], Plan]:
     return tuple(path for path in found if path in paths), replace(plan, decisions=decisions)
 
 
-def _decided(decision: Fold | Blocked, found: Mapping[Path, str | None]) -> Fold | Blocked:
+def _decided(decision: Fold | Blocked, found: Mapping[Path, Refusal | None]) -> Fold | Blocked:
     if not isinstance(decision, Blocked) or not decision.may_be_replaced:
         return decision
-    problem = found.get(decision.batchnorm.path, _WRAPPED)
-    if problem is None:
+    refusal = found.get(decision.batchnorm.path, _WRAPPED)
+    if refusal is None:
         return decision
-    reason = f"{decision.reason}; as a depthwise convolution: {problem}"
+    reason = f"{decision.reason}; as a depthwise convolution: {refusal.reason}"
     return replace(decision, reason=reason, may_be_replaced=False)
 
 
-_WRAPPED = "it is inside a TimeDistributed"
+_WRAPPED = Refusal("it is inside a TimeDistributed")
 
 
-def _leftovers(scope: Region) -> Iterator[tuple[Path, str | None]]:
+def _leftovers(scope: Region) -> Iterator[tuple[Path, Refusal | None]]:
     """Each BatchNormalization, and why no depthwise convolution can stand for it, if none can."""
     for name, layer in scope.graph.layers.items():
         if name in scope.inside:
@@ -61,27 +62,34 @@ def _leftovers(scope: Region) -> Iterator[tuple[Path, str | None]]:
         elif layer.inner is None:
             batchnorm = as_batchnorm(layer, scope.layer_path(name))
             if batchnorm is not None:
-                yield batchnorm.path, _problem(batchnorm, layer, scope)
+                yield batchnorm.path, _refusal(batchnorm, layer, scope)
 
 
-def _problem(batchnorm: BatchNorm, layer: Layer, scope: Region) -> str | None:
+def _refusal(batchnorm: BatchNorm, layer: Layer, scope: Region) -> Refusal | None:
+    try:
+        _check(batchnorm, layer, scope)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+def _check(batchnorm: BatchNorm, layer: Layer, scope: Region) -> None:
+    """Raise Refusal where a convolution would not do the same."""
     affine, used, shapes = from_batchnorm(batchnorm), policy(layer), scope.shapes
-    if isinstance(affine, str):
-        return affine
     if used is None or used.compute != used.variable:
-        return "it computes in another dtype than its variables have"
+        raise Refusal("it computes in another dtype than its variables have")
     refs = [call.inputs[0] for call in layer.calls if call.inputs]
     ranks = {None if shape is None else len(shape) for shape in map(shapes.of, refs)}
     rank = ranks.pop() if len(ranks) == 1 else None
     if rank not in _CLASSES or batchnorm.axis not in (-1, rank - 1):
-        return "it does not normalize the last axis of a tensor of rank 3 or 4"
+        raise Refusal("it does not normalize the last axis of a tensor of rank 3 or 4")
     if {shapes.dtype(ref) for ref in refs} != {used.compute}:
-        return "it reads numbers of another dtype than it computes in"
+        raise Refusal("it reads numbers of another dtype than it computes in")
     if any(call.mask is not None for call in layer.calls) or any(
         scope.value(ref).may_be_masked for ref in refs
     ):
-        return "its input may have a mask, which a convolution does not propagate"
-    return loss_of(_magnitudes(affine, batchnorm))
+        raise Refusal("its input may have a mask, which a convolution does not propagate")
+    check_range(_magnitudes(affine, batchnorm))
 
 
 def _magnitudes(affine: Affine, batchnorm: BatchNorm) -> tuple[Magnitudes, ...]:
@@ -114,9 +122,9 @@ def _replaced(layer: Layer, graph: Graph, paths: Collection[Path], path: Path) -
         inner = _replaced(layer.inner, graph, paths, (*path, layer.inner.name))
         return replace(layer, inner=inner)
     batchnorm = as_batchnorm(layer, path)
-    affine = None if batchnorm is None or path not in paths else from_batchnorm(batchnorm)
-    if batchnorm is None or not isinstance(affine, Affine):
+    if batchnorm is None or path not in paths:
         return layer
+    affine = from_batchnorm(batchnorm)
     rank = next(iter(_ranks(layer, graph)))
     dtype = _dtype(layer)
     kernel = affine.scale.reshape((*(1,) * (rank - 2), -1, 1))

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from bnfold.folding import weights
 from bnfold.folding.affine import Affine
 from bnfold.folding.keep import matches
-from bnfold.folding.refusal import NO_SOURCE, NO_TRAINING, Refusal
 from bnfold.folding.rule import Site
-from bnfold.folding.weights import Magnitudes, WeightEdit
+from bnfold.folding.sentences import NO_SOURCE, NO_TRAINING
+from bnfold.folding.weights import Magnitudes, OutOfRange, WeightEdit
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.graph import Layer, Path, title
 from bnfold.model.program import Call, Program
+from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import without_axes
 from bnfold.model.training import is_set
 
@@ -167,9 +168,11 @@ class FoldState:
             raise place.refuse(f"has absorbed {_MAX_EDITS} others already")
         measured = weights.magnitudes(place.call.layer, edits)
         along = tuple(one.along(edits[-1]) for one in measured)
-        problem = weights.out_of_range(place.call.layer, along)
-        if problem is not None:
-            raise Refusal(f"{place.name} {problem}", at=place.call.path, magnitudes=along)
+        try:
+            weights.check_range(along, "folded ")
+        except Refusal as refusal:
+            reason = f"{place.name} cannot absorb it: {refusal.reason}"
+            raise OutOfRange(reason, along, place.call.path) from None
         return edits, measured
 
     def _note_batchnorm(self, demand: Demand, *, forward: bool) -> None:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import NOTHING, Array
 from bnfold.model import layers
 from bnfold.model.container import hdf5
-from bnfold.model.graph import Json, Layer, Weight
+from bnfold.model.graph import Json, Layer, Path, Weight
 from bnfold.model.policy import policy
+from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
 
 _BLOCK = 1 << 20
@@ -218,31 +219,36 @@ def magnitudes(layer: Layer, edits: Sequence[WeightEdit]) -> tuple[Magnitudes, .
         )
 
 
-def out_of_range(layer: Layer, measured: Sequence[Magnitudes]) -> str | None:
-    """A predicate when a new number is lost in the dtype it is stored or computed in.
+class OutOfRange(Refusal):
+    """New numbers do not fit the dtypes that they are stored or computed in.
 
-    It is lost when it is not finite, and when all of a channel's kernel falls below the smallest
-    normal number, where digits go missing. Where that does no harm, `dead` leaves no such kernel.
+    Attributes:
+        magnitudes: those of all slots that the edit in question changes.
     """
-    if policy(layer) is None:
-        return "is quantized or has a dtype policy of its own"
-    loss = loss_of(measured, "folded ")
-    return None if loss is None else f"cannot absorb it: {loss}"
+
+    def __init__(self, reason: str, magnitudes: tuple[Magnitudes, ...], at: Path) -> None:
+        super().__init__(reason, at=at)
+        self.magnitudes = magnitudes
 
 
-def loss_of(measured: Sequence[Magnitudes], kind: str = "") -> str | None:
-    """What new numbers would lose in the dtypes that they are stored or computed in."""
+def check_range(measured: Sequence[Magnitudes], kind: str = "") -> None:
+    """Raise Refusal where new numbers overflow or underflow the dtypes that they are held in.
+
+    They underflow when all of a channel's kernel falls below the smallest normal number, where
+    digits go missing. Where that does no harm, `dead` leaves no such kernel.
+    """
     for one in measured:
         for dtype in one.dtypes:
             many = int(np.count_nonzero(one.overflows(dtype)))
             if many:
                 values = "1 value" if many == 1 else f"{many} values"
-                return f"{values} of its {kind}{one.slot} would not be finite in {dtype.name}"
+                raise Refusal(
+                    f"{values} of its {kind}{one.slot} would not be finite in {dtype.name}"
+                )
             many = int(np.count_nonzero(one.underflows(dtype)))
             if many:
                 channels = "1 channel" if many == 1 else f"{many} channels"
-                return f"{channels} of its {kind}{one.slot} would underflow {dtype.name}"
-    return None
+                raise Refusal(f"{channels} of its {kind}{one.slot} would underflow {dtype.name}")
 
 
 _NONE: Array = np.zeros(0)

@@ -174,7 +174,7 @@ def refuse_inside(target: Path, model: ModelFile) -> None:
 def refuse_obstacle(model: ModelFile) -> None:
     """Raise UnreadableModelError for a file of which nothing can be folded, whatever is in it."""
     if model.graph.obstacle is not None:
-        raise UnreadableModelError(f"{printable(str(model.path))}: {model.graph.obstacle}")
+        raise UnreadableModelError(f"{printable(str(model.path))}: {model.graph.obstacle.reason}")
 
 
 def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:

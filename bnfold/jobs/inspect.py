@@ -1,6 +1,7 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from bnfold.audit import RULES, Finding, Rule, Thresholds, audit, joined
 from bnfold.audit.selection import Suppressed
-from bnfold.folding.affine import Affine, from_batchnorm
+from bnfold.folding.affine import from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.jobs.planning import SUBCLASSED, planned
 from bnfold.model.batchnorm import BatchNorm, Vector
@@ -22,6 +23,7 @@ from bnfold.model.moments import Divergence, Observed, divergence, spread
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 from bnfold.model.program import Program
+from bnfold.model.refusal import Refusal
 from bnfold.serialize import plain
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ def _notes(graph: Graph) -> Iterator[str]:
     if graph.kind == "subclassed":
         yield SUBCLASSED
     if graph.obstacle is not None:
-        yield f"the file was {graph.obstacle}"
+        yield graph.obstacle.reason
 
 
 def _observe(path: Path, run: "DataRun") -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
@@ -335,8 +337,8 @@ def channel_values(
         name: values if name in stored else None
         for name, values in (batchnorm.vectors or {}).items()
     }
-    affine = from_batchnorm(batchnorm)
-    if isinstance(affine, Affine):
+    with suppress(Refusal):  # it is no map
+        affine = from_batchnorm(batchnorm)
         found |= {"scale": affine.scale, "shift": affine.shift}
     if observed is not None and observed.moments is not None:
         moments = observed.moments

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bnfold.model import layers
 from bnfold.model.graph import Layer, Path, Weight, finite_number
+from bnfold.model.refusal import Refusal
 
 Vector = NDArray[np.float64]
 
@@ -30,17 +31,19 @@ class BatchNorm:
     wrappers: int = 0
 
     @property
-    def problem(self) -> str | None:
-        """Why its statistics cannot be read, a sentence; None where they can."""
+    def problem(self) -> Refusal | None:
+        """Why its statistics cannot be read; None where they can."""
         if self.weights is not None:
             return None
         if self._mode_of_keras1:
-            return f"Keras 1 does not use them in mode {self._mode_of_keras1!r}"
+            return Refusal(f"Keras 1 does not use them in mode {self._mode_of_keras1!r}")
         if self.layer.weights is None:
-            return "its variables cannot be told from those of other layers in the file"
+            return Refusal("its variables cannot be told from those of other layers in the file")
         if not self.layer.weights:
-            return "the file holds no variables for it"
-        return "the variables that the file holds for it are not those of a BatchNormalization"
+            return Refusal("the file holds no variables for it")
+        return Refusal(
+            "the variables that the file holds for it are not those of a BatchNormalization"
+        )
 
     @property
     def is_configured(self) -> bool:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.model.refusal import Refusal
+
 if TYPE_CHECKING:
     from bnfold.model.inbound_nodes import Numbering
 
@@ -126,7 +128,7 @@ class Graph:
     entry: Json = field(repr=False)
     builtin: bool = True
     numbering: "Numbering | None" = field(default=None, repr=False)
-    obstacle: str | None = None
+    obstacle: Refusal | None = None
 
     @cached_property
     def readers(self) -> Mapping[Ref, tuple[tuple[str, int], ...]]:

@@ -13,11 +13,12 @@ from typing import Any
 from bnfold.model.graph import Graph, Layer
 from bnfold.model.identity import foreign_settings
 from bnfold.model.layers import BATCHNORM_CLASSES
+from bnfold.model.refusal import Refusal
 
-OBSTACLE = (
-    "written by Keras 1, where layers of the same names compute otherwise (a BatchNormalization "
-    "with mode=2 uses the statistics of the batch always), so nothing in it can be folded; Keras "
-    "2.0 to 2.3 load most such files: save it there again"
+OBSTACLE = Refusal(
+    "the file was written by Keras 1, where layers of the same names compute otherwise (a "
+    "BatchNormalization with mode=2 uses the statistics of the batch always), so nothing in it can "
+    "be folded; Keras 2.0 to 2.3 load most such files: save it there again"
 )
 
 _SETTINGS = frozenset(

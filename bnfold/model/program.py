@@ -29,6 +29,7 @@ from bnfold.model.graph import (
 )
 from bnfold.model.masks import masked_calls
 from bnfold.model.order import calls_in_order
+from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 from bnfold.model.shapes import Shapes, input_shape, without_axes
 from bnfold.model.training import Modes, is_set
@@ -349,17 +350,18 @@ class Region:
         return any(part.shared_object_id in self._repeated for part in chain(layer))
 
     @cached_property
-    def obstacle(self) -> str | None:
-        """A sentence, why nothing in it can be changed; None where it can."""
+    def obstacle(self) -> Refusal | None:
+        """Why nothing in it can be changed; None where it can."""
         if self.parent is None:
-            stands = self.graph.obstacle
-            return None if stands is None else f"the file was {stands}"
+            return self.graph.obstacle
         found = self.parent.obstacle
         for layer, path in self._walls:
             if self.repeats(layer):
-                found = f"{title(layer, path)} stands in several places of the model"
+                found = Refusal(f"{title(layer, path)} stands in several places of the model")
             if not layer.builtin:
-                found = f"it is inside {title(layer, path)}, a class that is not Keras' own"
+                found = Refusal(
+                    f"it is inside {title(layer, path)}, a class that is not Keras' own"
+                )
         return found
 
     @cached_property
@@ -379,15 +381,16 @@ class Region:
         return parts(self.layer, self.parent.layer_path(self.name))
 
     @cached_property
-    def _boundary(self) -> str | None:
-        return next(_boundary_problems(self), None)
+    def _boundary(self) -> Refusal | None:
+        problem = next(_boundary_problems(self), None)
+        return None if problem is None else Refusal(problem)
 
     @cached_property
-    def closed(self) -> str | None:
-        """A sentence, why nothing can cross its boundary; None where it can, and for the whole."""
-        if self.parent is None or self._boundary is not None:
+    def closed(self) -> Refusal | None:
+        """A predicate, why nothing can cross its boundary; None where it can, and for the whole."""
+        if self.parent is None or self._boundary is not None or self.obstacle is None:
             return self._boundary
-        return None if self.obstacle is None else f"stays as it is: {self.obstacle}"
+        return Refusal(f"stays as it is: {self.obstacle.reason}")
 
     @cached_property
     def shapes(self) -> Shapes:

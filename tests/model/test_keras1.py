@@ -95,7 +95,7 @@ def test_statistics_that_are_not_used_are_not_judged(mode: int, tmp_path: Path) 
     found = inspect_file(saved(tmp_path / "m.h5", "1.2.2", mode=mode))
     (blocked,) = found.plan.blocked
     assert blocked.batchnorm.vectors is None
-    assert blocked.batchnorm.problem == f"Keras 1 does not use them in mode {mode}"
+    assert blocked.batchnorm.problem.reason == f"Keras 1 does not use them in mode {mode}"
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "2.2.4", "3.15.1", None])

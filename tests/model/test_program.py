@@ -69,7 +69,7 @@ def test_a_model_that_is_called_twice_stands_there_once(program: Any) -> None:
     assert names(call(found, "block/d").uses()) == ["sum", "sum"]  # once for each caller
     region = found.regions[1]
     assert [one.number for one in region.callers] == [0, 1]
-    assert region.closed == "is a nested model that is called 2 times"
+    assert region.closed.reason == "is a nested model that is called 2 times"
 
 
 def test_a_model_that_is_called_on_what_it_makes_ends(program: Any) -> None:

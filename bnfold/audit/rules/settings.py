@@ -141,7 +141,7 @@ def not_audited(subject: Subject) -> Diagnosis | None:
     """It is a BatchNormalization, but its settings or its statistics could not be read."""
     batchnorm = subject.batchnorm
     problem, odd = batchnorm.problem, batchnorm.unreadable
-    said = [f"its statistics could not be read: {problem}"] if problem is not None else []
+    said = [f"its statistics could not be read: {problem.reason}"] if problem is not None else []
     if not batchnorm.is_configured:
         reason = getattr(subject.decision, "reason", "the file does not show them")
         said.append(f"its settings could not be read: {reason}")

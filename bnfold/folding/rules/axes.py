@@ -1,8 +1,8 @@
 """The axes that an operation of keras.ops works along, by the setting that names them."""
 
 from bnfold.folding.affine import Affine
-from bnfold.folding.refusal import Refusal
 from bnfold.folding.rule import Site
+from bnfold.model.refusal import Refusal
 
 
 def axes_of(site: Site) -> list[int]:

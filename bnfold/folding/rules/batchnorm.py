@@ -7,11 +7,12 @@ before    gamma[c] * s[c],  beta[c] + gamma / sqrt(v + e) * (t - m + s * m)
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.refusal import NO_TRAINING, Refusal, other_axis
 from bnfold.folding.rule import Rule, Site
+from bnfold.folding.sentences import NO_TRAINING, other_axis
 from bnfold.folding.weights import BiasChange, Read, WeightEdit
 from bnfold.model import layers
 from bnfold.model.batchnorm import as_batchnorm
+from bnfold.model.refusal import Refusal
 
 
 def _absorb_after(site: Site, affine: Affine) -> WeightEdit:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.refusal import Refusal, other_axis
 from bnfold.folding.rule import Rule, Site, no_activation
+from bnfold.folding.sentences import other_axis
 from bnfold.folding.weights import BiasChange, Read, WeightEdit
 from bnfold.model.einsum import Equation, parse_equation
+from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
 _NO_KERNEL_AXIS = "no axis of the kernel of"

@@ -33,10 +33,11 @@ from functools import partial
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array, channel_count
-from bnfold.folding.refusal import OTHER_SIDE, Refusal, other_axis
 from bnfold.folding.rule import Absorb, Rule, Site, each_rank, no_activation
+from bnfold.folding.sentences import OTHER_SIDE, other_axis
 from bnfold.folding.weights import BiasChange, Read, WeightEdit
 from bnfold.model import layers
+from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape, window_of
 
 

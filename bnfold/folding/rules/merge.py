@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from bnfold.folding.affine import IDENTITY, NOTHING, Affine, Array, compact
-from bnfold.folding.refusal import NO_OPERATION, Refusal
 from bnfold.folding.rule import (
     Backward,
     Check,
@@ -28,7 +27,9 @@ from bnfold.folding.rule import (
     keeps_order,
     no_shift,
 )
+from bnfold.folding.sentences import NO_OPERATION
 from bnfold.model.graph import finite_number
+from bnfold.model.refusal import Refusal
 
 
 def _check_shapes(site: Site, affines: Iterable[Affine]) -> None:

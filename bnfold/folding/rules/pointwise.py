@@ -3,7 +3,6 @@
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.refusal import OTHER_SIDE, Refusal
 from bnfold.folding.rule import (
     Rule,
     Site,
@@ -14,7 +13,9 @@ from bnfold.folding.rule import (
     not_in_training,
     single,
 )
+from bnfold.folding.sentences import OTHER_SIDE
 from bnfold.model.graph import finite_number
+from bnfold.model.refusal import Refusal
 
 
 def _homogeneous(site: Site, affine: Affine) -> None:

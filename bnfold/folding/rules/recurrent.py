@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.refusal import NO_TRAINING, Refusal, other_axis
 from bnfold.folding.rule import Rule, Site
+from bnfold.folding.sentences import NO_TRAINING, other_axis
 from bnfold.folding.weights import BiasChange, Read, WeightEdit
 from bnfold.model import layers
 from bnfold.model.graph import Json, Layer, Weight
 from bnfold.model.policy import policy
+from bnfold.model.refusal import Refusal
 
 
 def _before_recurrent(site: Site, affine: Affine) -> WeightEdit:

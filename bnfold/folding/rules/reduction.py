@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.refusal import Refusal
 from bnfold.folding.rule import Check, Rule, Site, keeps_order, single
 from bnfold.folding.rules.axes import axes_of, constant_along
+from bnfold.model.refusal import Refusal
 
 
 def _wide(array: Array, rank: int) -> Array:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.refusal import Refusal
 from bnfold.folding.rule import Rule, Site, no_shift, single
 from bnfold.folding.rules.axes import constant_along
+from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
 # An order of axes: output axis n is input axis order[n], from 0 without the batch.

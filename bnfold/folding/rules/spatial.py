@@ -5,7 +5,6 @@ scale must be positive; where zeros are put at the edges, there must be no shift
 """
 
 from bnfold.folding.affine import Affine
-from bnfold.folding.refusal import OTHER_SIDE, Refusal
 from bnfold.folding.rule import (
     Rule,
     Site,
@@ -16,6 +15,8 @@ from bnfold.folding.rule import (
     rank_of_class,
     single,
 )
+from bnfold.folding.sentences import OTHER_SIDE
+from bnfold.model.refusal import Refusal
 
 
 def _no_padding(site: Site, affine: Affine) -> None:
