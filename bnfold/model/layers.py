@@ -87,8 +87,6 @@ class Facts:
             them.
         at_inference: "nothing" happens to the numbers; it "moves" them, or puts zeros beside them;
             it "normalizes" them. None: it computes something else.
-        gain: The settings, by their names in Keras 2 and 3, of which the largest, or 1, says by how
-            much a difference in one input can grow in the output. None: it may grow more.
     """
 
     variables: tuple[Slot, ...] | None = None
@@ -103,7 +101,6 @@ class Facts:
     dtype: Literal["made", "floats"] | None = None
     casts_integers: bool = False
     at_inference: Literal["nothing", "moves", "normalizes"] | None = None
-    gain: tuple[str, ...] | None = None
 
 
 UNKNOWN = Facts()
@@ -208,13 +205,11 @@ _BATCHNORM = Facts(
 _WEIGHTLESS = Facts(variables=(), trained=False, mask="reads")
 _KEEPS_FLOATS = replace(_WEIGHTLESS, training="same", dtype="floats")
 _POINTWISE = replace(_KEEPS_FLOATS, shape=shape_rules.same, channels="kept", mask="passes")
-_IDENTITY = replace(_POINTWISE, at_inference="nothing", gain=())
+_IDENTITY = replace(_POINTWISE, at_inference="nothing")
 _NOISE = replace(_IDENTITY, training=None, training_default=False)
 _DROPOUT = replace(_NOISE, training="drops")
-_MERGE = replace(
-    _KEEPS_FLOATS, shape=shape_rules.broadcast, channels="kept", mask="passes", gain=()
-)
-_MOVES = replace(_KEEPS_FLOATS, at_inference="moves", gain=())
+_MERGE = replace(_KEEPS_FLOATS, shape=shape_rules.broadcast, channels="kept", mask="passes")
+_MOVES = replace(_KEEPS_FLOATS, at_inference="moves")
 
 
 def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
@@ -222,7 +217,7 @@ def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
 
     def row(rank: int) -> Facts:
         rule = shape_rules.in_space(rank, size)
-        return replace(_KEEPS_FLOATS, rank=rank, shape=rule, channels="kept", gain=())
+        return replace(_KEEPS_FLOATS, rank=rank, shape=rule, channels="kept")
 
     return row
 
@@ -232,7 +227,7 @@ def _at_edges(size: shape_rules.Size) -> Callable[[int], Facts]:
 
 
 def _global_pooling(rank: int) -> Facts:
-    return replace(_KEEPS_FLOATS, rank=rank, shape=shape_rules.without_space(rank), gain=())
+    return replace(_KEEPS_FLOATS, rank=rank, shape=shape_rules.without_space(rank))
 
 
 _AUGMENTATION = replace(_WEIGHTLESS, training_default=True)
@@ -296,19 +291,15 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("SpatialDropout", lambda rank: _DROPOUT),
     **_row("AlphaDropout GaussianNoise", _NOISE),
     # Each number by itself.
-    **_row("Activation ThresholdedReLU", _POINTWISE),
-    "ELU": replace(_POINTWISE, gain=("alpha",)),
-    "LeakyReLU": replace(_POINTWISE, gain=("alpha", "negative_slope")),
-    "ReLU": replace(_POINTWISE, gain=("negative_slope",)),
+    **_row("Activation ELU LeakyReLU ReLU ThresholdedReLU", _POINTWISE),
     "PReLU": replace(_POINTWISE, variables=None, trained=True),
-    "Rescaling": replace(_POINTWISE, dtype="made", gain=("scale",)),
-    "Softmax": replace(_POINTWISE, mask="reads", gain=()),
+    "Rescaling": replace(_POINTWISE, dtype="made"),
+    "Softmax": replace(_POINTWISE, mask="reads"),
     "Masking": replace(_POINTWISE, mask="makes"),
     # Several tensors. Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone
     # where a mask is false; the others only propagate masks (Keras 2 and 3.15).
     **_row("Add Average Subtract", _MERGE),
-    **_row("Maximum Minimum", replace(_MERGE, mask="reads")),
-    "Multiply": replace(_MERGE, mask="reads", gain=None),
+    **_row("Maximum Minimum Multiply", replace(_MERGE, mask="reads")),
     "Concatenate": replace(_MERGE, shape=shape_rules.concatenated, at_inference="moves"),
     # Spatial axes.
     **_by_rank("AveragePooling MaxPooling", _in_space(shape_rules.slid)),
@@ -317,7 +308,6 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("ZeroPadding", _at_edges(shape_rules.padded)),
     **_by_rank("Cropping", _at_edges(shape_rules.cropped)),
     **_by_rank("GlobalAveragePooling GlobalMaxPooling", _global_pooling),
-    **_row("CenterCrop Resizing", replace(_AUGMENTATION, gain=())),
     # Numbers change their places.
     "Flatten": replace(_MOVES, shape=shape_rules.flattened),
     "Permute": replace(_MOVES, shape=shape_rules.permuted, mask="passes"),
@@ -325,12 +315,12 @@ ROWS: Mapping[str, Facts] = {
     "Reshape": replace(_MOVES, shape=shape_rules.reshaped),
     # Augmentation.
     **_row(
-        """AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization
-        MaxNumBoundingBoxes MixUp RandAugment RandomBrightness RandomColorDegeneration
+        """AugMix AutoContrast CenterCrop ContrastLimitedAdaptiveHistogramEqualization CutMix
+        Equalization MaxNumBoundingBoxes MixUp RandAugment RandomBrightness RandomColorDegeneration
         RandomColorJitter RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
         RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective
         RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
-        RandomTranslation RandomZoom Solarization""",
+        RandomTranslation RandomZoom Resizing Solarization""",
         _AUGMENTATION,
     ),
     "Pipeline": replace(_OPAQUE, training_default=True),  # of any layers
@@ -362,21 +352,11 @@ ROWS: Mapping[str, Facts] = {
 }
 """Keras' own layers, of every version that `bnfold.model.identity` knows."""
 
-_STILL = Facts(gain=())  # an operation that makes no difference larger
-_KEEPS_AXES = Facts(channels="kept", gain=())
-_MOVES_NUMBERS = Facts(at_inference="moves", gain=())
-
 OPERATIONS: Mapping[str, Facts] = {
-    **_row("Copy StopGradient", Facts(at_inference="nothing", gain=())),
-    **_row("Add Maximum Minimum Relu Relu6 Subtract", _KEEPS_AXES),
-    **_row("Multiply Softmax", Facts(channels="kept")),
-    "Concatenate": Facts(channels="kept", at_inference="moves", gain=()),
-    **_row("ExpandDims Reshape Squeeze Transpose", _MOVES_NUMBERS),
-    **_row(
-        """Amax Amin AveragePool Flip GetItem Max MaxPool Mean Min Moveaxis Pad Repeat Roll Sigmoid
-        Swapaxes Tanh""",
-        _STILL,
-    ),
+    **_row("Copy StopGradient", Facts(at_inference="nothing")),
+    **_row("Add Maximum Minimum Multiply Relu Relu6 Softmax Subtract", Facts(channels="kept")),
+    "Concatenate": Facts(channels="kept", at_inference="moves"),
+    **_row("ExpandDims Reshape Squeeze Transpose", Facts(at_inference="moves")),
 }
 """The same of the operations of keras.ops, by the class names that Keras writes.
 
