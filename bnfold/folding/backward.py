@@ -23,6 +23,8 @@ from bnfold.model.refusal import Refusal
 
 _MAX_JOINS = 100
 """How many joins in a row a map is moved past."""
+_MAX_CHOICES = 4
+"""How many paths through one branch of a join are tried with those through the others."""
 
 
 class _Wanted(NamedTuple):
@@ -31,23 +33,6 @@ class _Wanted(NamedTuple):
     value: Value
     affine: Affine
     slots: int = 1
-
-
-class _Paths:
-    """The paths of one branch, each looked for once, and only when it is asked for."""
-
-    def __init__(self, paths: Iterator[list[Demand]]) -> None:
-        self._rest = paths
-        self._found: list[list[Demand]] = []
-
-    def path(self, number: int) -> list[Demand] | None:
-        """One path by its number from 0; None after the last."""
-        while len(self._found) <= number:
-            found = next(self._rest, None)
-            if found is None:
-                return None
-            self._found.append(found)
-        return self._found[number]
 
 
 @dataclass(eq=False)
@@ -68,26 +53,20 @@ class BackwardSearch(Search):
     def _all_of(
         self, tensors: Sequence[_Wanted], reader: str, depth: int = 0
     ) -> Iterator[list[Demand]]:
-        """Every way to put a map on each of several tensors; none if one of them has none."""
+        """Ways to put a map on each of several tensors; none if one of them has none."""
         if depth > _MAX_JOINS:
             raise Refusal("there are too many joins in a row before it")
-        branches = [
-            _Paths(self._up_to_an_obstacle(self._put_on(wanted, reader, depth)))
-            for wanted in tensors
-        ]
-        if any(branch.path(0) is None for branch in branches):
-            return
-        turn = [0] * len(branches)
-        while True:
-            chosen = [branch.path(n) or [] for branch, n in zip(branches, turn, strict=True)]
-            yield [demand for path in chosen for demand in path]
-            for place in reversed(range(len(branches))):  # the last branch turns fastest
-                turn[place] += 1
-                if branches[place].path(turn[place]) is not None:
-                    break
-                turn[place] = 0
-            else:
+        branches: list[list[list[Demand]]] = []
+        for wanted in tensors:
+            paths = self._up_to_an_obstacle(self._put_on(wanted, reader, depth))
+            if len(tensors) == 1:
+                yield from paths
                 return
+            branches.append(list(itertools.islice(paths, _MAX_CHOICES)))
+            if not branches[-1]:
+                return
+        for chosen in itertools.product(*branches):
+            yield [demand for path in chosen for demand in path]
 
     def _up_to_an_obstacle(self, paths: Iterator[list[Demand]]) -> Iterator[list[Demand]]:
         """The paths until one meets an obstacle, of which the first is noted."""
