@@ -8,14 +8,13 @@ which may do so by several slots, as in `Add()([h, h])`.
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from bnfold.folding.affine import Affine
 from bnfold.folding.rule import Backward, Maps
 from bnfold.folding.rules import rule_of
 from bnfold.folding.search import Search, title_of, typical_map
-from bnfold.folding.sentences import NO_OUTPUT
 from bnfold.folding.state import Demand, Place
 from bnfold.model import layers
 from bnfold.model.program import Region, Value
@@ -38,9 +37,6 @@ class _Wanted(NamedTuple):
 @dataclass(eq=False)
 class BackwardSearch(Search):
     """One BatchNormalization, against the data."""
-
-    # Outputs that are taken for none meanwhile.
-    _left_out: set[Value] = field(default_factory=set, init=False)
 
     def paths(self) -> Iterator[list[Demand]]:
         """The demands of each way to absorb the map in what makes the layer's input."""
@@ -81,7 +77,7 @@ class BackwardSearch(Search):
             value, affine, _ = wanted
             place = Place(value.call, "before it")
             self.count_step(len(value.call.reads))
-            self._check_read_once(place, wanted, reader, depth)
+            self._check_read_once(place, wanted, reader)
             following = self._around(place, value, affine)
             if following is not None:
                 wanted, reader = _Wanted(following, affine), _reader_of(value, following)
@@ -102,17 +98,15 @@ class BackwardSearch(Search):
                 yield from self._all_of(way, value.call.name, depth + 1)
             return
 
-    def _check_read_once(self, place: Place, wanted: _Wanted, reader: str, depth: int) -> None:
+    def _check_read_once(self, place: Place, wanted: _Wanted, reader: str) -> None:
         """Whatever else reads the tensor would see the map too."""
         value, region = wanted.value, wanted.value.call.region
-        if region.reads(value.ref) == wanted.slots or value in self._left_out:
+        if region.reads(value.ref) == wanted.slots:
             return
         what, at = f"the output of {place.title} before it", value.call.path
         if value.is_output and not (region.parent and len(set(region.graph.outputs)) == 1):
             of = "the model" if region.parent is None else title_of(region)
-            remedy = NO_OUTPUT.replace("{layer}", place.title)
-            works = self._works_without_output(wanted, reader, depth)
-            raise Refusal(f"{what} is also an output of {of}", remedy if works else "", at)
+            raise Refusal(f"{what} is also an output of {of}", at=at)
         others = [name for name, _ in region.graph.readers.get(value.ref, ()) if name != reader]
         if others:
             raise Refusal(f"{what} is also read by {others[0]!r}", at=at)
@@ -181,16 +175,6 @@ class BackwardSearch(Search):
             return False
         wanted = _Wanted(value, typical_map(affine.scale.size, shape))
         return self.works(lambda: next(self._put_on(wanted, place.call.name, 0), None))
-
-    def _works_without_output(self, wanted: _Wanted, reader: str, depth: int) -> bool:
-        """Whether a map could be put on a tensor that is an output if it were none."""
-        value = wanted.value
-        if len(value.call.region.graph.readers.get(value.ref, ())) != wanted.slots:
-            return False
-        self._left_out.add(value)
-        found = self.works(lambda: next(self._put_on(wanted, reader, depth), None))
-        self._left_out.discard(value)
-        return found
 
 
 def _reader_of(value: Value, following: Value) -> str:

@@ -7,7 +7,6 @@ difference or pass it on, and no output of the model may see it.
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -26,8 +25,6 @@ from bnfold.model.shapes import is_float
 @dataclass(eq=False)
 class ForwardSearch(Search):
     """One BatchNormalization, with the data."""
-
-    advises_axis: ClassVar[bool] = False
 
     # The map that each tensor will be without, and the calls that have to know, by their number.
     _changed: dict[Value, Affine] = field(default_factory=dict, init=False)

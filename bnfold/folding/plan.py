@@ -18,7 +18,7 @@ BatchNormalization absorb another one, again backward first, and everything is t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bnfold.folding.affine import Affine
@@ -27,7 +27,7 @@ from bnfold.folding.candidate import Candidate, candidates, own_map
 from bnfold.folding.dead import without_dead_channels
 from bnfold.folding.forward import ForwardSearch
 from bnfold.folding.keep import unused_patterns
-from bnfold.folding.search import Search, typical_map
+from bnfold.folding.search import Search
 from bnfold.folding.sentences import NO_SOURCE
 from bnfold.folding.state import Edits, FoldState
 from bnfold.folding.weights import Magnitudes, OutOfRange
@@ -246,10 +246,6 @@ class _Planner:
                 return attempt(lighter)
             except Refusal:
                 raise refusal from None
-        except Refusal as refusal:
-            if refusal.about_axis and not self._folds_on_another_axis(one, direction):
-                refusal.remedy = ""
-            raise
 
     def _commit_first(self, search: Search, path: Path, *, forward: bool) -> Edits:
         """Commit the first way that can be done. Raises Refusal where there is none."""
@@ -262,25 +258,6 @@ class _Planner:
             if number >= _MAX_PATHS:
                 break
         raise first or search.obstacle()
-
-    def _folds_on_another_axis(self, one: Candidate, direction: Direction) -> bool:
-        """Whether the layer, trained along some other axis, would fold in this direction."""
-        batchnorm, shape = one.batchnorm, one.region.calls_of(one.layer.name)[0].reads[0].shape
-        sizes = {-1: batchnorm.channels} if shape is None else dict(enumerate(shape[1:], 1))
-        for axis, size in sizes.items():
-            if size is None or axis == batchnorm.axis:
-                continue
-            core = replace(batchnorm.layer, config={**batchnorm.layer.config, "axis": axis})
-            # A wrapper's layer does not count the axes that the wrapper adds.
-            other = replace(one, batchnorm=replace(batchnorm, layer=core, wrappers=0))
-            some = typical_map(size, (size,))
-            try:
-                search = _SEARCHES[direction](self._state, other, some, into_batchnorms=False)
-                if next(search.paths(), None) is not None:
-                    return True
-            except Refusal:
-                continue
-        return False
 
 
 _SEARCHES: Mapping[Direction, type[Search]] = {

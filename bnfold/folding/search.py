@@ -5,7 +5,6 @@ Nothing is changed here: a search only says which layers would have to absorb wh
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from bnfold.folding.affine import Affine
 from bnfold.folding.candidate import Candidate
 from bnfold.folding.rule import Absorb, Site, check_bias_axis
 from bnfold.folding.rules import rule_of
-from bnfold.folding.sentences import FROM_THE_END, NO_LAYER, NO_OPERATION, QUANTIZED
+from bnfold.folding.sentences import NO_LAYER, NO_OPERATION, QUANTIZED
 from bnfold.folding.state import Demand, FoldState, Place
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.container.guard import printable
@@ -95,9 +94,7 @@ class Search:
         if rank is None and axis >= 0:
             raise Refusal(
                 f"it normalizes axis {axis}, which may not be the channel axis (the rank is "
-                "unknown)",
-                FROM_THE_END,
-                about_axis=True,
+                "unknown)"
             )
         if rank is not None:
             axis = axis - rank if axis >= 0 else axis
@@ -208,14 +205,9 @@ class Search:
         what = f"it normalizes axis {self.axis}, which"
         if not place.touches(self.one.layer):
             what = "what it normalizes"
-        remedy = place.remedy(refusal) if self.advises_axis else ""
-        reason = f"{what} is {refusal.reason} {place.name}"
-        return Refusal(reason, remedy, place.call.path, about_axis=bool(remedy))
+        return Refusal(f"{what} is {refusal.reason} {place.name}", at=place.call.path)
 
     # --- advice -----------------------------------------------------------------------------------
-
-    advises_axis: ClassVar[bool] = True
-    """Whether another axis may be a remedy."""
 
     def advises(self, place: Place) -> bool:
         """Whether the remedy of a layer that cannot absorb the map would help."""

@@ -4,10 +4,7 @@ from bnfold.model.refusal import Refusal
 
 OTHER_SIDE = "put BatchNormalization on the other side of {layer}"
 BEFORE_ACTIVATION = "put BatchNormalization between {layer} and its activation"
-AXIS = "let it normalize the channel axis of {layer}"
 NO_TRAINING = "call {layer} without training=True"
-NO_OUTPUT = "leave what {layer} makes out of the outputs"
-FROM_THE_END = "count its axis from the end, as in axis=-1"
 NO_SOURCE = (
     "build the model without training=True, and with training=False in the calls of layers that "
     "take it by default, such as those of augmentation, and call set_weights"
@@ -21,4 +18,4 @@ NO_OPERATION = "is an operation that cannot be moved past a per-channel scale an
 
 def other_axis(relation: str = "not the channel axis of") -> Refusal:
     """The map varies along an axis that is this to the layer."""
-    return Refusal(relation, AXIS, about_axis=True)
+    return Refusal(relation, about_axis=True)

@@ -13,8 +13,8 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an error)
         remedy: a change to the model that clears the way, if the model is built and trained again;
             empty where none is known. `{layer}` stands in it for the layer.
         at: the path of the layer in the way, where there is one.
-        about_axis: whether the axis that the map varies along is in the way. The reason of a rule
-            is what that axis is to the layer then: "not the channel axis of".
+        about_axis: whether a rule says what the axis that the map varies along is to its layer:
+            "not the channel axis of".
         batch_statistics: whether the layer normalizes with the statistics of the batch.
     """
 
