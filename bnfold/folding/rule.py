@@ -8,8 +8,8 @@ layer that reads several tensors one map for each, and where there is a choice s
 Forward, f is applied to A(x), and the rule finds B with f(A(x)) = B(f(x)).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,6 @@ class Site:
             mode.
         masked: whether what the layer computes may depend on masks, and it may be given one.
         operands: what an operation is given by position, None in the place of each tensor.
-        keywords: what an operation is given by name.
     """
 
     layer: Layer
@@ -45,7 +44,6 @@ class Site:
     training: bool = False
     masked: bool = False
     operands: tuple[Any, ...] = ()
-    keywords: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """What the layer's config says."""

@@ -196,7 +196,6 @@ def _site(call: Call) -> Site:
         masked=layers.facts(call.layer).mask == "reads"
         and any(value.may_be_masked for value in call.reads),
         operands=inbound_nodes.operands(node) if is_operation else (),
-        keywords=inbound_nodes.keywords(node) if is_operation else {},
     )
 
 

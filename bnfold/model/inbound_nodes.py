@@ -330,11 +330,5 @@ def operands(node: Any) -> tuple[Any, ...]:
     return tuple(None if _is_keras3_tensor(value) else value for value in node["args"])
 
 
-def keywords(node: Any) -> Json:
-    """What an operation is given by name, as the config has it."""
-    found = node.get("kwargs") if isinstance(node, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
 def _is_keras3_tensor(value: Any) -> bool:
     return isinstance(value, dict) and value.get("class_name") == "__keras_tensor__"

@@ -75,7 +75,6 @@ OPERATION_KINDS = _by_class(
         "max": "MaxPool",
         "global": "Mean",
         "global max": "Max Amax Min Amin",
-        "along": "Flip Roll Repeat",
         "permute": "Transpose",
         "reshape": "Reshape ExpandDims Squeeze",
         "linear": "Negative Divide TrueDivide",
@@ -532,14 +531,6 @@ def _global(step: Step, affine: Affine, backward: bool) -> Affine:
     return affine if backward or step.layer.keepdims else _drop(affine, axes)
 
 
-def _along(step: Step, affine: Affine, backward: bool) -> Affine:
-    """Positions change their places along an axis: the affine must be the same at all of them."""
-    axes = np.atleast_1d(step.layer.axis)
-    if _spread(affine) & {_behind_batch(axis, affine.ndim - 1) for axis in axes}:
-        raise WrongError("moves the positions that the affine differs on")
-    return affine
-
-
 def _permute(step: Step, affine: Affine, backward: bool) -> Affine:
     if isinstance(step.layer, keras.Layer):
         order = [0, *step.layer.dims]
@@ -605,7 +596,6 @@ ONE_INPUT: dict[str, Callable[[Step, Affine, bool], Affine]] = {
     **dict.fromkeys(["copy", "relu"], _copy),
     **dict.fromkeys(["mix", "max", "pad"], _mix),
     **dict.fromkeys(["global", "global max"], _global),
-    "along": _along,
     "permute": _permute,
     "repeat": _repeat,
     "reshape": _reshape,

@@ -48,34 +48,18 @@ def tamed(model: Any, *, positive: bool = False, shift: bool = True) -> Any:
 
 IMAGE, SERIES, VOLUME = (6, 8, 3), (8, 3), (4, 4, 4, 2)
 NONE = ""
-VECTOR = np.array([0.5, -2.0, 3.0])
 OPERATIONS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...], str]] = {
-    "times-vector": (lambda x: x * VECTOR, SERIES, NONE),
-    "plus-vector": (lambda x: ops.add(VECTOR, x), SERIES, NONE),
-    "minus-column": (lambda x: x - np.arange(8.0).reshape(1, 8, 1), SERIES, NONE),
-    "vector-minus": (lambda x: ops.subtract(VECTOR, x), SERIES, NONE),
-    "over-vector": (lambda x: x / VECTOR, SERIES, NONE),
     "mean": (lambda x: ops.mean(x, axis=(1, 2)), IMAGE, NONE),
     "mean-keepdims": (lambda x: ops.mean(x, axis=[-2], keepdims=True), IMAGE, NONE),
-    "sum": (lambda x: ops.sum(x, axis=1), IMAGE, NONE),
     "max": (lambda x: ops.max(x, axis=(1, 2)), IMAGE, "positive"),
     "amin": (lambda x: ops.amin(x, axis=2, keepdims=True), IMAGE, "positive"),
     "average-pool": (lambda x: ops.average_pool(x, 2, 1, "same"), IMAGE, NONE),
     "max-pool": (lambda x: ops.max_pool(x, 2, 1, "same"), IMAGE, "positive"),
     "transpose": (lambda x: ops.transpose(x, (0, 3, 1, 2)), IMAGE, NONE),
-    "swapaxes": (lambda x: ops.swapaxes(x, 1, -1), IMAGE, NONE),
-    "moveaxis": (lambda x: ops.moveaxis(x, -1, 1), IMAGE, NONE),
     "reshape": (lambda x: ops.reshape(x, (-1, 4, 6)), SERIES, NONE),
     "expand-dims": (lambda x: ops.expand_dims(x, -1), SERIES, NONE),
     "squeeze": (lambda x: ops.squeeze(ops.expand_dims(x, 1), 1), SERIES, NONE),
-    "flip": (lambda x: ops.flip(x, axis=1), SERIES, NONE),
-    "roll": (lambda x: ops.roll(x, 2, axis=1), SERIES, NONE),
-    "repeat": (lambda x: ops.repeat(x, 2, axis=1), SERIES, NONE),
-    "slice": (lambda x: x[:, 1:6:2], SERIES, NONE),
-    "slice-ellipsis": (lambda x: x[:, ::-1, ..., :], IMAGE, NONE),
     "leaky-relu": (lambda x: ops.leaky_relu(x, 0.1), SERIES, "positive, no shift"),
-    "pad": (lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0))), SERIES, "no shift"),
-    "pad-reflect": (lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0)), "reflect"), SERIES, NONE),
     "stop-gradient": (ops.stop_gradient, SERIES, NONE),
     "copy": (ops.copy, SERIES, NONE),
 }
@@ -228,18 +212,14 @@ def test_a_map_that_does_not_meet_the_condition_stays(name: str, tmp_path: Path)
 
 
 OPAQUE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
-    "times-zero": lambda x: x * np.array([0.5, 0.0, 3.0]),
+    "times-zero": lambda x: x * 0.0,
+    "times-vector": lambda x: x * np.array([0.5, -2.0, 3.0]),
+    "flip": lambda x: ops.flip(x, axis=1),
     "larger": lambda x: ops.mean(x, axis=1, keepdims=True) * np.arange(1.0, 9).reshape(8, 1),
     "number-over": lambda x: 2.0 / x,
     "max-initial": lambda x: ops.max(x, axis=1, initial=0.5),
-    "pad-number": lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0)), constant_values=0.3),
-    "pad-channels": lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 1)), "reflect"),
-    "flip-channels": lambda x: ops.flip(x, axis=-1),
-    "flip-all": lambda x: ops.flip(x),
-    "flip-batch": lambda x: ops.flip(x, axis=0),
     "slice-channels": lambda x: x[..., :2],
     "index": lambda x: x[:, 2],
-    "new-axis": lambda x: x[:, None],
     "clip": lambda x: ops.clip(x, -1.0, 1.0),
     "maximum-number": lambda x: ops.maximum(x, 0.1),
 }

@@ -1,16 +1,17 @@
 """Layers and operations that put several tensors together, and arithmetic with constants.
 
 What broadcasts by numpy's rules is refused. Arithmetic with constants is an affine map of its own,
-c * x + d, with numbers or arrays for c and d that follow from the operation:
+c * x + d, with numbers for c and d that follow from the operation:
 
     x + n    c = 1      d = n           n - x    c = -1     d = n
     x - n    c = 1      d = -n          x * n    c = n      d = 0
     x / n    c = 1 / n  d = 0
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from bnfold.folding.rule import (
     Rule,
     Site,
     affine_layer,
-    is_misplaced,
     keeps_order,
     no_shift,
 )
@@ -215,64 +215,31 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 # --- arithmetic with constants -------------------------------------------------------------------
 
-_Constants = tuple[Array, Array]
-
-
-def _constant(site: Site, value: Any) -> Array | None:
-    """A number, or an array that broadcasts against the tensor without making it larger."""
-    if not isinstance(value, dict):
-        number = finite_number(value)
-        return None if number is None else np.asarray(number)
-    if value.get("class_name") not in ("__numpy__", "__tensor__"):
-        return None
-    try:
-        found: Array = np.asarray((value.get("config") or {}).get("value"), np.float64)
-    except (OverflowError, TypeError, ValueError):
-        return None
-    shape = site.output
-    if shape is not None and found.ndim == len(shape) and found.shape[0] == 1:
-        found = found[0]  # the same for the whole batch
-    fits = shape is not None and shape == site.inputs[0] and found.ndim < len(shape)
-    return compact(found) if fits and np.isfinite(found).all() else None
-
-
-def _is_taken_for_a_bias(site: Site) -> bool:
-    """Whether Keras may add a constant along another axis than numpy would."""
-    arrays = (value for value in site.operands if isinstance(value, dict))
-    values = ((array.get("config") or {}).get("value") for array in arrays)
-    shapes = [np.asarray(value, object).shape for value in values]
-    return any(is_misplaced(shape, site.output) for shape in shapes)
-
 
 def _with_constant(
-    combine: Callable[[Array], tuple[Any, Any]],
-    reverse: Callable[[Array], tuple[Any, Any]] | None,
-    *,
-    adds: bool = False,
+    combine: Callable[[float], tuple[float, float]],
+    reverse: Callable[[float], tuple[float, float]] | None,
 ) -> Rule:
-    """An operation of a tensor and a constant, or, by `reverse`, of a constant and a tensor."""
+    """An operation of a tensor and a number, or, by `reverse`, of a number and a tensor."""
 
-    def constants(site: Site) -> _Constants | None:
+    def constants(site: Site) -> tuple[Array, Array] | None:
         if len(site.operands) != 2 or site.operands.count(None) != 1:
             return None
-        if adds and _is_taken_for_a_bias(site):
-            return None
         first = site.operands[0] is None
-        value = _constant(site, site.operands[1 if first else 0])
+        number = finite_number(site.operands[1 if first else 0])
         chosen = combine if first else reverse
-        if value is None or chosen is None:
+        if number is None or chosen is None:
             return None
-        with np.errstate(divide="ignore"):
-            c, d = (np.asarray(one, np.float64) for one in chosen(value))
-        return (c, d) if np.isfinite(c).all() and (c != 0).all() else None
+        c, d = chosen(number)
+        return (np.asarray(c), np.asarray(d)) if c and math.isfinite(c) else None
 
     return affine_layer(constants)
 
 
-_SUM_WITH = _with_constant(lambda n: (1, n), lambda n: (1, n), adds=True)
-_DIFFERENCE_WITH = _with_constant(lambda n: (1, -n), lambda n: (-1, n))
-_PRODUCT_WITH = _with_constant(lambda n: (n, 0), lambda n: (n, 0))
-_QUOTIENT = _with_constant(lambda n: (1 / n, 0), None)
+_SUM_WITH = _with_constant(lambda n: (1.0, n), lambda n: (1.0, n))
+_DIFFERENCE_WITH = _with_constant(lambda n: (1.0, -n), lambda n: (-1.0, n))
+_PRODUCT_WITH = _with_constant(lambda n: (n, 0.0), lambda n: (n, 0.0))
+_QUOTIENT = _with_constant(lambda n: (1 / n if n else 0.0, 0.0), None)
 _NO_CONSTANT = affine_layer(lambda site: None)
 
 

@@ -4,14 +4,29 @@ The map must not vary along these axes. Where the largest or smallest number win
 be positive, and no number from elsewhere may take part.
 """
 
-import math
-
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
 from bnfold.folding.rule import Check, Rule, Site, keeps_order, single
-from bnfold.folding.rules.axes import axes_of, constant_along
 from bnfold.model.refusal import Refusal
+
+
+def _axes_of(site: Site) -> list[int]:
+    """The axes of the input, counted from the end. Raises Refusal if the batch is one."""
+    shape, value = site.inputs[0], site.setting("axis")
+    listed = value if isinstance(value, list) else [value]
+    rank = 0 if shape is None else len(shape)
+    if shape is None or any(
+        type(axis) is not int or not -rank <= axis < rank or axis % rank == 0 for axis in listed
+    ):
+        raise Refusal("works along axes that are not known, or along the batch")
+    return sorted(axis % rank - rank for axis in listed)
+
+
+def _constant_along(site: Site, affine: Affine) -> None:
+    """Wrong if the map differs between the places that the operation mixes or moves."""
+    if affine.varies_on & set(_axes_of(site)):
+        raise Refusal("mixes what is normalized along its axis")
 
 
 def _wide(array: Array, rank: int) -> Array:
@@ -23,7 +38,7 @@ def _wide(array: Array, rank: int) -> Array:
 
 
 def _to_input(site: Site, affine: Affine) -> Affine:
-    axes, rank = axes_of(site), len(site.inputs[0] or ())
+    axes, rank = _axes_of(site), len(site.inputs[0] or ())
     if site.setting("keepdims"):
         return affine
     places = [axis + rank - 1 for axis in axes]
@@ -31,8 +46,8 @@ def _to_input(site: Site, affine: Affine) -> Affine:
 
 
 def _to_output(site: Site, affine: Affine) -> Affine:
-    axes, rank = axes_of(site), len(site.inputs[0] or ())
-    constant_along(site, affine)
+    axes, rank = _axes_of(site), len(site.inputs[0] or ())
+    _constant_along(site, affine)
     if site.setting("keepdims"):
         return affine
     return affine.each(lambda array: _wide(array, rank).squeeze(tuple(axes)))
@@ -48,34 +63,9 @@ def _reduction(*checks: Check) -> Rule:
     return single(*checks, to_input=_to_input, to_output=_to_output)
 
 
-def _terms(site: Site) -> int:
-    """How many numbers a sum adds up."""
-    unknown = Refusal("adds up a number of values that is not known")
-    try:
-        axes = axes_of(site)
-    except Refusal:
-        raise unknown from None
-    sizes = [size for axis in axes if (size := (site.inputs[0] or ())[axis])]
-    if not axes or len(sizes) < len(axes):
-        raise unknown
-    return math.prod(sizes)
-
-
-# A sum of n numbers: backward s' = s, t' = t / n; forward s' = s, t' = n t.
-
-
-def _sum_to_input(site: Site, affine: Affine) -> Affine:
-    return _to_input(site, Affine(affine.scale, affine.shift / _terms(site)))
-
-
-def _sum_to_output(site: Site, affine: Affine) -> Affine:
-    return _to_output(site, Affine(affine.scale, _terms(site) * affine.shift))
-
-
 _EXTREME = _reduction(keeps_order, _from_the_tensor_alone)
 
 OPERATIONS: dict[str, Rule] = {
     "Mean": _reduction(),
-    "Sum": single(to_input=_sum_to_input, to_output=_sum_to_output),  # of a known number
     **dict.fromkeys(("Max", "Amax", "Min", "Amin"), _EXTREME),
 }

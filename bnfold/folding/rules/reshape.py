@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.rule import Rule, Site, no_shift, single
-from bnfold.folding.rules.axes import constant_along
+from bnfold.folding.rule import Rule, Site, single
 from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
@@ -54,28 +52,6 @@ def _dims(site: Site) -> list[int] | None:
 def _transposed(site: Site) -> Sequence[int] | None:
     axes, rank = site.setting("axes"), len(site.inputs[0] or ())
     return axes if isinstance(axes, list) and sorted(axes) == [*range(rank)] else None
-
-
-def _swapped(site: Site) -> Sequence[int] | None:
-    rank = len(site.inputs[0] or ())
-    pair = [site.setting("axis1"), site.setting("axis2")]
-    if any(type(axis) is not int or not -rank <= axis < rank for axis in pair):
-        return None
-    order = [*range(rank)]
-    one, two = (axis % rank for axis in pair)
-    order[one], order[two] = order[two], order[one]
-    return order
-
-
-def _moved(site: Site) -> Sequence[int] | None:
-    rank = len(site.inputs[0] or ())
-    pair = [site.setting("source"), site.setting("destination")]
-    if any(type(axis) is not int or not -rank <= axis < rank for axis in pair):
-        return None
-    source, destination = (axis % rank for axis in pair)
-    order = [axis for axis in range(rank) if axis != source]
-    order.insert(destination, source)
-    return order
 
 
 # RepeatVector: (batch, channels) to (batch, n, channels).
@@ -151,65 +127,7 @@ def _flatten_to_output(site: Site, affine: Affine) -> Affine:
     return _reshaped(_permuted(affine, order), shape, site.output)
 
 
-# Padding and slices.
-
-
-def _padding(site: Site, affine: Affine) -> None:
-    """Wrong if the map varies along a padded axis, or moves the zeros that are put there."""
-    widths, shape = site.setting("pad_width"), site.inputs[0]
-    pairs = isinstance(widths, list) and all(
-        isinstance(pair, list) and len(pair) == 2 for pair in widths
-    )
-    if not pairs or shape is None or len(widths) != len(shape):
-        raise Refusal("pads in an unusual way")
-    padded = {axis - len(shape) for axis, pair in enumerate(widths) if any(pair)}
-    if -len(shape) in padded:
-        raise Refusal("pads the batch")
-    if affine.varies_on & padded:
-        raise Refusal("pads along the normalized axis")
-    if site.setting("mode") != "constant":
-        return  # copies of what is there
-    if site.keywords.get("constant_values") not in (None, 0):
-        raise Refusal("pads with a number that is not zero")
-    no_shift(site, affine)
-
-
-def _slices(site: Site, affine: Affine) -> None:
-    """Wrong if the map varies along an axis from which something is cut."""
-    cut = _cut_axes(site)
-    if cut is None:
-        raise Refusal("takes a part in an unusual way")
-    if affine.varies_on & cut:
-        raise Refusal("takes a part of the normalized axis")
-
-
-def _cut_axes(site: Site) -> set[int] | None:
-    """The axes, from the end, of which a slice may leave something out or turn it round."""
-    shape, index = site.inputs[0], site.operands[1] if len(site.operands) == 2 else None
-    index = index if isinstance(index, list) else [index]
-    kinds = [part.get("class_name") if isinstance(part, dict) else None for part in index]
-    if shape is None or not set(kinds) <= {"__slice__", "__ellipsis__"}:
-        return None
-    if "__ellipsis__" in kinds:
-        place = kinds.index("__ellipsis__")
-        fill = len(shape) - len(index) + 1
-        index = [*index[:place], *[_WHOLE] * fill, *index[place + 1 :]]
-    if len(index) > len(shape) or any(part["class_name"] != "__slice__" for part in index):
-        return None
-    cut = {
-        axis - len(shape)
-        for axis, part in enumerate(index)
-        if any(bound is not None for bound in part["config"].values())
-    }
-    return None if -len(shape) in cut else cut
-
-
-_WHOLE: dict[str, Any] = {"class_name": "__slice__", "config": {}}
-
-
 _RESHAPED = single(to_input=_reshape_to_input, to_output=_reshape_to_output)
-_ODD_ORDER = "has no known order of axes, or moves the batch"
-
 LAYERS: dict[str, Rule] = {
     "Permute": _permutation(_dims, "has no known order of axes"),
     "RepeatVector": single(to_input=_repeat_to_input),  # the same in all repetitions
@@ -218,12 +136,6 @@ LAYERS: dict[str, Rule] = {
 }
 
 OPERATIONS: dict[str, Rule] = {
-    "Transpose": _permutation(_transposed, _ODD_ORDER),
-    "Swapaxes": _permutation(_swapped, _ODD_ORDER),
-    "Moveaxis": _permutation(_moved, _ODD_ORDER),
+    "Transpose": _permutation(_transposed, "has no known order of axes, or moves the batch"),
     **dict.fromkeys(("Reshape", "ExpandDims", "Squeeze"), _RESHAPED),
-    # The same along the axes along which numbers are moved.
-    **dict.fromkeys(("Flip", "Roll", "Repeat"), single(constant_along)),
-    "GetItem": single(_slices),
-    "Pad": single(_padding),  # with zeros: no shift
 }
