@@ -21,7 +21,7 @@ from bnfold.folding.plan import Plan
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.container.hdf5 import Stored
-from bnfold.model.graph import Layer, Path, Weight, walk_all
+from bnfold.model.graph import Layer, LayerPath, Weight, walk_all
 from bnfold.model.optimizer import Averaging, Optimizer
 from bnfold.model.program import Call
 
@@ -42,7 +42,7 @@ class Averages:
     standing: Standing
 
 
-def averages(plan: Plan, optimizers: Mapping[Path, Optimizer]) -> dict[Path, Averages]:
+def averages(plan: Plan, optimizers: Mapping[LayerPath, Optimizer]) -> dict[LayerPath, Averages]:
     """What the files' optimizers tell of averages, by the path of the compiled model.
 
     Without those that have made no step that could tell an average from a weight, and of nested
@@ -63,7 +63,7 @@ def averages(plan: Plan, optimizers: Mapping[Path, Optimizer]) -> dict[Path, Ave
 _DIFFERENT = 2  # the first step begins the average with the weights
 
 
-def averages_of(batchnorm: BatchNorm, known: Mapping[Path, Averages]) -> Averages | None:
+def averages_of(batchnorm: BatchNorm, known: Mapping[LayerPath, Averages]) -> Averages | None:
     """Those of the innermost compiled model around a layer that keeps some."""
     around = (batchnorm.path[:length] for length in range(len(batchnorm.path) - 1, -1, -1))
     return next((known[path] for path in around if path in known), None)
@@ -106,7 +106,7 @@ def _trained(layer: Layer) -> Iterator[Weight]:
                 yield weight
 
 
-def _vectors(plan: Plan, path: Path) -> Iterator[Weight]:
+def _vectors(plan: Plan, path: LayerPath) -> Iterator[Weight]:
     """The gamma and beta of all layers of a compiled model that are trained."""
     for decision in plan.decisions:
         one = decision.batchnorm
@@ -119,7 +119,7 @@ def _vectors(plan: Plan, path: Path) -> Iterator[Weight]:
 _LEARNT = ("gamma", "beta")
 
 
-def _others(plan: Plan, path: Path) -> Iterator[Weight]:
+def _others(plan: Plan, path: LayerPath) -> Iterator[Weight]:
     """The trained weights of all other layers."""
     if plan.program is not None:
         for where, layer in walk_all(plan.program.graph):
@@ -127,7 +127,7 @@ def _others(plan: Plan, path: Path) -> Iterator[Weight]:
                 yield from _trained(layer)
 
 
-def _standing(plan: Plan, path: Path, variables: Sequence[Weight]) -> Standing:
+def _standing(plan: Plan, path: LayerPath, variables: Sequence[Weight]) -> Standing:
     """What the weights of a compiled model are.
 
     gamma and beta tell it alone, and are short; where no layer has them, the kernels do.

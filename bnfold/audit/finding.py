@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from bnfold.model.channels import Channels
-from bnfold.model.graph import Path, finite_number, show
+from bnfold.model.graph import LayerPath, finite_number, show
 from bnfold.serialize import plain
 
 RECALIBRATE = "estimate the statistics again from the training data ('bnfold recalibrate')"
@@ -61,7 +61,7 @@ class Finding:
     code: str
     name: str
     severity: Severity
-    layer: Path
+    layer: LayerPath
     message: str
     remedy: str
     channels: Channels | None = None
@@ -99,7 +99,7 @@ def joined(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """
     listed = tuple(findings)
     causes = {(one.layer, one.code) for one in listed if one.cause is None}
-    following: dict[tuple[Path, str | None], list[Finding]] = {}
+    following: dict[tuple[LayerPath, str | None], list[Finding]] = {}
     for one in listed:
         if (one.layer, one.cause) in causes:
             following.setdefault((one.layer, one.cause), []).append(one)

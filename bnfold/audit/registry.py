@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 
@@ -19,14 +19,14 @@ from bnfold.audit.thresholds import Thresholds
 from bnfold.errors import SettingsError
 from bnfold.folding.plan import Plan
 from bnfold.model.container.record import Recalibration
-from bnfold.model.graph import Path
+from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.model.optimizer import Optimizer
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
 """The dtypes that a user may say the model will be run in."""
 
-PAGES = FilePath(__file__).parent / "pages"
+PAGES = Path(__file__).parent / "pages"
 
 
 class Needs(Enum):
@@ -116,8 +116,8 @@ def audit(
     *,
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
-    optimizers: Mapping[Path, Optimizer] | None = None,
-    observed: Mapping[Path, Observed] | None = None,
+    optimizers: Mapping[LayerPath, Optimizer] | None = None,
+    observed: Mapping[LayerPath, Observed] | None = None,
     recalibration: Recalibration | None = None,
 ) -> tuple[Finding, ...]:
     """The findings on every layer of a plan, in the order of the layers, then of the rules.

@@ -17,7 +17,7 @@ from bnfold.audit.updates import untrained_backbones, updates
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.model.batchnorm import BatchNorm, Vector, as_batchnorm
 from bnfold.model.container.record import Recalibration
-from bnfold.model.graph import Path, show
+from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import NOT_SEEN, Observed
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.policy import policy
@@ -187,8 +187,8 @@ def subjects(
     *,
     thresholds: Thresholds,
     target_dtype: str | None,
-    optimizers: Mapping[Path, Optimizer],
-    observed: Mapping[Path, Observed] | None,
+    optimizers: Mapping[LayerPath, Optimizer],
+    observed: Mapping[LayerPath, Observed] | None,
     recalibration: Recalibration | None,
 ) -> tuple[Subject, ...]:
     """Every BatchNormalization of a plan; the arguments are those of `bnfold.audit.audit`."""
@@ -221,12 +221,12 @@ def subjects(
     )
 
 
-def first_layers(plan: Plan) -> tuple[Path, ...]:
+def first_layers(plan: Plan) -> tuple[LayerPath, ...]:
     """The layers that no other BatchNormalization is upstream of, as far as that is known."""
     return tuple(path for path, place in _places(plan).items() if is_first(place))
 
 
-def _places(plan: Plan) -> dict[Path, Place]:
+def _places(plan: Plan) -> dict[LayerPath, Place]:
     """Where each BatchNormalization stands, without those inside a custom class."""
     memo: Memo = {}
     return {

@@ -22,16 +22,16 @@ import numpy as np
 
 from bnfold.audit.neighbours import Place
 from bnfold.model.batchnorm import BatchNorm
-from bnfold.model.graph import Path
+from bnfold.model.graph import LayerPath
 from bnfold.model.identity import is_keras_class
 
 
 def updates(
     layers: Iterable[tuple[BatchNorm, Place]],
-    steps: Mapping[Path, int],
+    steps: Mapping[LayerPath, int],
     stride: float | None = None,
-    estimated: Collection[Path] = (),
-) -> dict[Path, int]:
+    estimated: Collection[LayerPath] = (),
+) -> dict[LayerPath, int]:
     """The number of updates by the path of the layer, without those of which nothing is known.
 
     `steps` are the steps of each compiled model's optimizer, the outermost one's at (), and
@@ -40,7 +40,7 @@ def updates(
     """
     if not steps.get(()):
         return {}
-    known: dict[Path, int] = {}
+    known: dict[LayerPath, int] = {}
     for batchnorm, place in layers:
         per_step = place.updates_per_step
         if not per_step:
@@ -66,13 +66,13 @@ def is_initial(batchnorm: BatchNorm) -> bool:
     return not np.any(vectors["moving_mean"]) and bool(np.all(vectors["moving_variance"] == 1))
 
 
-def untrained_backbones(layers: Sequence[BatchNorm]) -> set[Path]:
+def untrained_backbones(layers: Sequence[BatchNorm]) -> set[LayerPath]:
     """The models, by their paths, whose frozen layers all have the statistics of their creation.
 
     A model with a single such layer beside others that are trained is not among them: those have
     learnt to live with it.
     """
-    beside: dict[Path, list[BatchNorm]] = {}
+    beside: dict[LayerPath, list[BatchNorm]] = {}
     for batchnorm in layers:
         beside.setdefault(batchnorm.path[:-1], []).append(batchnorm)
     found = set()

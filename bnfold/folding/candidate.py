@@ -7,7 +7,7 @@ from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.keep import matches
 from bnfold.folding.sentences import NO_SOURCE
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Layer, Path
+from bnfold.model.graph import Layer, LayerPath
 from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.model.masks import masks_are_named
 from bnfold.model.order import keras_order
@@ -26,7 +26,7 @@ class Candidate:
     is_kept: bool
 
     @property
-    def path(self) -> Path:
+    def path(self) -> LayerPath:
         """That of the layer, or of its outermost wrapper."""
         return self.batchnorm.path
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from bnfold.model.graph import Graph, Path, show, walk_all
+from bnfold.model.graph import Graph, LayerPath, show, walk_all
 
 
-def matches(path: Path, *patterns: str) -> bool:
+def matches(path: LayerPath, *patterns: str) -> bool:
     """Whether a pattern matches the name or nested path of a layer, or of one around it."""
     around = (path[:length] for length in range(1, len(path) + 1))
     names = [name for p in around for name in (p[-1], show(p))]

@@ -33,7 +33,7 @@ from bnfold.folding.state import Edits, FoldState
 from bnfold.folding.weights import Magnitudes, OutOfRange
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.edit import edited
-from bnfold.model.graph import Graph, Layer, Path, show
+from bnfold.model.graph import Graph, Layer, LayerPath, show
 from bnfold.model.program import Program
 from bnfold.model.refusal import Refusal
 from bnfold.model.training import first_changed_mode
@@ -53,7 +53,7 @@ class Edit:
     `magnitudes` tell how large its numbers get with all edits of the layer, by the map's channels.
     """
 
-    layer: Path
+    layer: LayerPath
     magnitudes: tuple[Magnitudes, ...] = ()
 
 
@@ -80,10 +80,10 @@ class Blocked:
     """
 
     batchnorm: BatchNorm
-    at: Path | None
+    at: LayerPath | None
     reason: str
     batch_statistics: bool = False
-    named: tuple[Path, ...] = ()
+    named: tuple[LayerPath, ...] = ()
     remedies: tuple[str, ...] = ()
     may_be_replaced: bool = False
     magnitudes: tuple[Magnitudes, ...] = ()
@@ -98,7 +98,7 @@ class Plan:
     """
 
     decisions: tuple[Fold | Blocked, ...]
-    replaced: Mapping[Path, Layer] = field(default_factory=dict, repr=False, compare=False)
+    replaced: Mapping[LayerPath, Layer] = field(default_factory=dict, repr=False, compare=False)
     program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -107,7 +107,7 @@ class Plan:
         return tuple(d for d in self.decisions if isinstance(d, Fold))
 
     @property
-    def removed(self) -> frozenset[Path]:
+    def removed(self) -> frozenset[LayerPath]:
         """The layers that go away."""
         return frozenset(fold.batchnorm.path for fold in self.folds)
 
@@ -153,11 +153,11 @@ class _Planner:
     def __init__(self, program: Program, keep: Sequence[str]) -> None:
         self._candidates = list(candidates(program.region, keep))
         self._state = FoldState(program, keep)
-        self._folds: dict[Path, tuple[BatchNorm, Direction, Edits]] = {}
-        self._blocked: dict[Path, Blocked] = {}
+        self._folds: dict[LayerPath, tuple[BatchNorm, Direction, Edits]] = {}
+        self._blocked: dict[LayerPath, Blocked] = {}
 
     @property
-    def replaced(self) -> Mapping[Path, Layer]:
+    def replaced(self) -> Mapping[LayerPath, Layer]:
         """The layers that absorb something, with all that they absorb."""
         return self._state.replaced
 
@@ -173,7 +173,7 @@ class _Planner:
         for one in self._candidates:
             yield self._measured(one.path) if one.path in self._folds else self._blocked[one.path]
 
-    def _measured(self, path: Path) -> Fold:
+    def _measured(self, path: LayerPath) -> Fold:
         """A fold with how large the weights get now that all folds are known."""
         batchnorm, direction, edits = self._folds[path]
         measured = (Edit(layer, self._state.magnitudes(layer, edit)) for layer, edit in edits)
@@ -247,7 +247,7 @@ class _Planner:
             except Refusal:
                 raise refusal from None
 
-    def _commit_first(self, search: Search, path: Path, *, forward: bool) -> Edits:
+    def _commit_first(self, search: Search, path: LayerPath, *, forward: bool) -> Edits:
         """Commit the first way that can be done. Raises Refusal where there is none."""
         first: Refusal | None = None
         for number, demands in enumerate(search.paths()):

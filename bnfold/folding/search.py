@@ -16,7 +16,7 @@ from bnfold.folding.sentences import NO_LAYER, NO_OPERATION, QUANTIZED
 from bnfold.folding.state import Demand, FoldState, Place
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Layer, Path, chain, show
+from bnfold.model.graph import Layer, LayerPath, chain, show
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy
 from bnfold.model.program import Call, Region, Value
@@ -128,7 +128,7 @@ class Search:
         self._check_axes(affine, rank, place.call.wrappers, place.title, place.call.path)
 
     def _check_axes(
-        self, affine: Affine, rank: int | None, wrappers: int, name: str, path: Path
+        self, affine: Affine, rank: int | None, wrappers: int, name: str, path: LayerPath
     ) -> None:
         """A layer in a TimeDistributed does not see the axes that the wrapper adds."""
         axes = affine.varies_on

@@ -18,7 +18,7 @@ from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.folding.weights import Magnitudes, check_range
 from bnfold.model import edit
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
-from bnfold.model.graph import Graph, Layer, Path, Weight
+from bnfold.model.graph import Graph, Layer, LayerPath, Weight
 from bnfold.model.policy import policy
 from bnfold.model.program import Program, Region
 from bnfold.model.refusal import Refusal
@@ -28,7 +28,7 @@ from bnfold.model.shapes import Shapes
 _CLASSES = {3: "DepthwiseConv1D", 4: "DepthwiseConv2D"}
 
 
-def replaceable(graph: Graph, plan: Plan) -> tuple[tuple[Path, ...], Plan]:
+def replaceable(graph: Graph, plan: Plan) -> tuple[tuple[LayerPath, ...], Plan]:
     """The leftovers of a plan that a depthwise convolution can stand for.
 
     `graph` is what is left after `apply`. The plan that is returned says of each of the others why
@@ -41,7 +41,7 @@ def replaceable(graph: Graph, plan: Plan) -> tuple[tuple[Path, ...], Plan]:
     return tuple(path for path in found if path in paths), replace(plan, decisions=decisions)
 
 
-def _decided(decision: Fold | Blocked, found: Mapping[Path, Refusal | None]) -> Fold | Blocked:
+def _decided(decision: Fold | Blocked, found: Mapping[LayerPath, Refusal | None]) -> Fold | Blocked:
     if not isinstance(decision, Blocked) or not decision.may_be_replaced:
         return decision
     refusal = found.get(decision.batchnorm.path, _WRAPPED)
@@ -54,7 +54,7 @@ def _decided(decision: Fold | Blocked, found: Mapping[Path, Refusal | None]) -> 
 _WRAPPED = Refusal("it is inside a TimeDistributed")
 
 
-def _leftovers(scope: Region) -> Iterator[tuple[Path, Refusal | None]]:
+def _leftovers(scope: Region) -> Iterator[tuple[LayerPath, Refusal | None]]:
     """Each BatchNormalization, and why no depthwise convolution can stand for it, if none can."""
     for name, layer in scope.graph.layers.items():
         if name in scope.inside:
@@ -107,7 +107,7 @@ def _dtype(layer: Layer) -> np.dtype[Any]:
     return next(iter(layer.weights or ())).dtype
 
 
-def replace_leftovers(graph: Graph, paths: Collection[Path], path: Path = ()) -> Graph:
+def replace_leftovers(graph: Graph, paths: Collection[LayerPath], path: LayerPath = ()) -> Graph:
     """The graph with each of these layers as a depthwise convolution; call it after `apply`."""
     layers = {
         name: _replaced(layer, graph, paths, (*path, name)) for name, layer in graph.layers.items()
@@ -115,7 +115,7 @@ def replace_leftovers(graph: Graph, paths: Collection[Path], path: Path = ()) ->
     return replace(graph, layers=layers)
 
 
-def _replaced(layer: Layer, graph: Graph, paths: Collection[Path], path: Path) -> Layer:
+def _replaced(layer: Layer, graph: Graph, paths: Collection[LayerPath], path: LayerPath) -> Layer:
     if layer.graph is not None:
         return replace(layer, graph=replace_leftovers(layer.graph, paths, path))
     if layer.inner is not None:

@@ -10,7 +10,7 @@ from bnfold.folding.rule import Site
 from bnfold.folding.sentences import NO_SOURCE, NO_TRAINING
 from bnfold.folding.weights import Magnitudes, OutOfRange, WeightEdit
 from bnfold.model import inbound_nodes, layers
-from bnfold.model.graph import Layer, Path, title
+from bnfold.model.graph import Layer, LayerPath, title
 from bnfold.model.program import Call, Program
 from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import without_axes
@@ -24,7 +24,7 @@ layer reads all before it needs six."""
 _MAX_EDITS = 100
 """How many maps one layer absorbs; all that it has absorbed is measured again with each of them."""
 
-Edits = list[tuple[Path, WeightEdit]]
+Edits = list[tuple[LayerPath, WeightEdit]]
 """What one fold does to each layer that absorbs it."""
 
 
@@ -83,33 +83,33 @@ class FoldState:
 
     def __init__(self, program: Program, keep: Sequence[str]) -> None:
         """`keep` are patterns of layers that must not be changed."""
-        self.replaced: dict[Path, Layer] = {}
+        self.replaced: dict[LayerPath, Layer] = {}
         self.calls = program.calls
         self._places = {call: number for number, call in enumerate(self.calls)}
         self._keep = keep
         # The map that each BatchNormalization is by now.
-        self._maps: dict[Path, Affine] = {}
-        self._folded: set[Path] = set()
+        self._maps: dict[LayerPath, Affine] = {}
+        self._folded: set[LayerPath] = set()
         # What layers have absorbed, and how large their numbers are with that.
-        self._edits: dict[Path, tuple[WeightEdit, ...]] = {}
-        self._magnitudes: dict[Path, tuple[Magnitudes, ...]] = {}
+        self._edits: dict[LayerPath, tuple[WeightEdit, ...]] = {}
+        self._magnitudes: dict[LayerPath, tuple[Magnitudes, ...]] = {}
         self._sites: dict[Call, Site] = {}
         slots = sum(len(call.written.inputs) for call in self.calls)
         self._work_left = _MAX_WORK + _WORK_FOR_EACH_SLOT * slots
 
-    def start(self, path: Path, affine: Affine) -> None:
+    def start(self, path: LayerPath, affine: Affine) -> None:
         """Make a BatchNormalization known that may be folded."""
         self._maps[path] = affine
 
-    def map_of(self, path: Path) -> Affine:
+    def map_of(self, path: LayerPath) -> Affine:
         """The map that a BatchNormalization is by now."""
         return self._maps[path]
 
-    def is_folded(self, path: Path) -> bool:
+    def is_folded(self, path: LayerPath) -> bool:
         """Whether a layer has been folded, so that it passes on what it reads."""
         return path in self._folded
 
-    def keeps(self, path: Path) -> bool:
+    def keeps(self, path: LayerPath) -> bool:
         """Whether the user asked for a layer to be left alone."""
         return matches(path, *self._keep)
 
@@ -134,17 +134,17 @@ class FoldState:
         site = self._sites[call]
         return replace(site, layer=self.replaced.get(call.core_path, site.layer))
 
-    def magnitudes(self, path: Path, edit: WeightEdit) -> tuple[Magnitudes, ...]:
+    def magnitudes(self, path: LayerPath, edit: WeightEdit) -> tuple[Magnitudes, ...]:
         """How large the numbers of a layer get with all edits, by the channels of one of them."""
         changed = weights.slots_of([edit])
         return tuple(one.along(edit) for one in self._magnitudes[path] if one.slot in changed)
 
-    def commit(self, path: Path, demands: Sequence[Demand], *, forward: bool) -> Edits:
+    def commit(self, path: LayerPath, demands: Sequence[Demand], *, forward: bool) -> Edits:
         """Fold the BatchNormalization of a path, by all of these demands or none.
 
         Raises Refusal where a layer cannot do what is asked of it.
         """
-        by_layer: dict[Path, list[Demand]] = {}
+        by_layer: dict[LayerPath, list[Demand]] = {}
         for demand in demands:
             by_layer.setdefault(demand.place.call.core_path, []).append(demand)
         found = [(layer, *self._absorbed(layer, same)) for layer, same in by_layer.items()]
@@ -158,7 +158,7 @@ class FoldState:
         return [(layer, edits[-1]) for layer, edits, _ in found]
 
     def _absorbed(
-        self, path: Path, demands: Sequence[Demand]
+        self, path: LayerPath, demands: Sequence[Demand]
     ) -> tuple[tuple[WeightEdit, ...], tuple[Magnitudes, ...]]:
         """All edits of a layer with one more, and how large its numbers get."""
         _check_agreement(demands)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import NOTHING, Array
 from bnfold.model import layers
 from bnfold.model.container import hdf5
-from bnfold.model.graph import Json, Layer, Path, Weight
+from bnfold.model.graph import Json, Layer, LayerPath, Weight
 from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
@@ -226,7 +226,7 @@ class OutOfRange(Refusal):
         magnitudes: those of all slots that the edit in question changes.
     """
 
-    def __init__(self, reason: str, magnitudes: tuple[Magnitudes, ...], at: Path) -> None:
+    def __init__(self, reason: str, magnitudes: tuple[Magnitudes, ...], at: LayerPath) -> None:
         super().__init__(reason, at=at)
         self.magnitudes = magnitudes
 

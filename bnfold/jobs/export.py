@@ -28,8 +28,7 @@ from bnfold.jobs.staging import Staging, check_target
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import ModelFile, open_model
-from bnfold.model.graph import Json, show
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import (
     borrowing,
     data,

@@ -17,8 +17,7 @@ from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import record
-from bnfold.model.graph import Json, show
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
 from bnfold.serialize import SCHEMA_VERSION, plain
 from bnfold.verification import Verification

@@ -17,8 +17,7 @@ from bnfold.jobs.planning import SUBCLASSED, planned
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import recalibration
-from bnfold.model.graph import Graph, show
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Graph, LayerPath, show
 from bnfold.model.moments import Divergence, Observed, divergence, spread
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name

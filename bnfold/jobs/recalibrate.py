@@ -28,8 +28,7 @@ from bnfold.jobs.staging import Staging, check_target
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import record
-from bnfold.model.graph import Path as LayerPath
-from bnfold.model.graph import show
+from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
 from bnfold.observation import labels as labelled

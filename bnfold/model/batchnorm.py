@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model import layers
-from bnfold.model.graph import Layer, Path, Weight, finite_number
+from bnfold.model.graph import Layer, LayerPath, Weight, finite_number
 from bnfold.model.refusal import Refusal
 
 Vector = NDArray[np.float64]
@@ -26,7 +26,7 @@ class BatchNorm:
         wrappers: how many TimeDistributed stand around it.
     """
 
-    path: Path
+    path: LayerPath
     layer: Layer
     wrappers: int = 0
 
@@ -166,7 +166,7 @@ def _is_axis(value: object) -> bool:
     return type(value) is int
 
 
-def as_batchnorm(layer: Layer, path: Path) -> BatchNorm | None:
+def as_batchnorm(layer: Layer, path: LayerPath) -> BatchNorm | None:
     """The BatchNormalization that a layer is, or that its wrappers hold; None when it is none."""
     wrappers = 0
     while layer.inner is not None:

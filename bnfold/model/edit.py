@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from bnfold.model import inbound_nodes, layers
-from bnfold.model.graph import Call, Graph, Json, Layer, Path, Ref, Weight
+from bnfold.model.graph import Call, Graph, Json, Layer, LayerPath, Ref, Weight
 from bnfold.model.order import keras_order
 
 
-def edited(graph: Graph, replaced: Mapping[Path, Layer], removed: Collection[Path]) -> Graph:
+def edited(
+    graph: Graph, replaced: Mapping[LayerPath, Layer], removed: Collection[LayerPath]
+) -> Graph:
     """The whole model with some layers replaced and others taken out, at any depth.
 
     `replaced` are layers without wrappers, whose calls stay those of the graph. Layers stand in the
@@ -21,7 +23,10 @@ def edited(graph: Graph, replaced: Mapping[Path, Layer], removed: Collection[Pat
 
 
 def _edited(
-    graph: Graph, path: Path, replaced: Mapping[Path, Layer], removed: Collection[Path]
+    graph: Graph,
+    path: LayerPath,
+    replaced: Mapping[LayerPath, Layer],
+    removed: Collection[LayerPath],
 ) -> Graph:
     inside = {
         name: _edited_layer(layer, (*path, name), replaced, removed)
@@ -40,7 +45,10 @@ def _edited(
 
 
 def _edited_layer(
-    layer: Layer, path: Path, replaced: Mapping[Path, Layer], removed: Collection[Path]
+    layer: Layer,
+    path: LayerPath,
+    replaced: Mapping[LayerPath, Layer],
+    removed: Collection[LayerPath],
 ) -> Layer:
     if layer.graph is not None:
         inside = _edited(layer.graph, path, replaced, removed)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Json = dict[str, Any]
-Path = tuple[str, ...]
+LayerPath = tuple[str, ...]
 """The names of the layers around, outermost first, then its own: `("backbone", "bn1")`."""
 
 
-def show(path: Path) -> str:
+def show(path: LayerPath) -> str:
     """A layer's path as users write it: `backbone/bn1`."""
     return "/".join(path)
 
@@ -169,19 +169,19 @@ def chain(layer: Layer) -> list[Layer]:
     return [layer] if layer.inner is None else [layer, *chain(layer.inner)]
 
 
-def parts(layer: Layer, path: Path) -> Iterator[tuple[Layer, Path]]:
+def parts(layer: Layer, path: LayerPath) -> Iterator[tuple[Layer, LayerPath]]:
     """A layer and everything it wraps, each with its path; `path` is that of the layer."""
     yield layer, path
     if layer.inner is not None:
         yield from parts(layer.inner, (*path, layer.inner.name))
 
 
-def title(layer: Layer, path: Path) -> str:
+def title(layer: Layer, path: LayerPath) -> str:
     """A layer as sentences name it: `Conv2D 'block/conv'`."""
     return f"{layer.class_name} {show(path)!r}"
 
 
-def core_path(layer: Layer, path: Path) -> Path:
+def core_path(layer: Layer, path: LayerPath) -> LayerPath:
     """The path of the layer inside all wrappers, from that of the outermost one."""
     while layer.inner is not None:
         layer = layer.inner
@@ -199,13 +199,13 @@ def each_once(waiting: list[T]) -> Iterator[T]:
             yield one
 
 
-def walk_all(graph: Graph, path: Path = ()) -> Iterator[tuple[Path, Layer]]:
+def walk_all(graph: Graph, path: LayerPath = ()) -> Iterator[tuple[LayerPath, Layer]]:
     """Every layer of a model at any depth with its path, also those inside wrappers."""
     for layer in graph.layers.values():
         yield from _walk_layer(layer, (*path, layer.name))
 
 
-def _walk_layer(layer: Layer, path: Path) -> Iterator[tuple[Path, Layer]]:
+def _walk_layer(layer: Layer, path: LayerPath) -> Iterator[tuple[LayerPath, Layer]]:
     yield path, layer
     if layer.graph is not None:
         yield from walk_all(layer.graph, path)

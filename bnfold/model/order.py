@@ -23,7 +23,7 @@ from enum import Enum
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Graph, Layer, Path
+from bnfold.model.graph import Graph, Layer, LayerPath
 from bnfold.model.layers import is_input
 
 Node = tuple[str, int]
@@ -142,18 +142,23 @@ class GroupNames:
     container: Container
     has_weights: Callable[[Layer, str], bool] = lambda layer, group: False
 
-    def assign(self, graph: Graph) -> dict[Path, str]:
+    def assign(self, graph: Graph) -> dict[LayerPath, str]:
         """The group of each layer's weights, by the layer's path.
 
         A layer object that stands in several places of the model is stored where Keras meets it
         first, and has that group everywhere.
         """
-        found: dict[Path, str] = {}
+        found: dict[LayerPath, str] = {}
         self._assign_graph(graph, "", (), found, {})
         return found
 
     def _assign_graph(
-        self, graph: Graph, prefix: str, path: Path, found: dict[Path, str], shared: dict[int, str]
+        self,
+        graph: Graph,
+        prefix: str,
+        path: LayerPath,
+        found: dict[LayerPath, str],
+        shared: dict[int, str],
     ) -> None:
         used: Counter[str] = Counter()
         for layer in model_layers(graph):
@@ -169,7 +174,12 @@ class GroupNames:
         )
 
     def _assign_layer(
-        self, layer: Layer, group: str, path: Path, found: dict[Path, str], shared: dict[int, str]
+        self,
+        layer: Layer,
+        group: str,
+        path: LayerPath,
+        found: dict[LayerPath, str],
+        shared: dict[int, str],
     ) -> None:
         if layer.shared_object_id is not None:
             group = shared.setdefault(layer.shared_object_id, group)

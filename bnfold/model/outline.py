@@ -6,7 +6,7 @@ branch is followed to its end before the next one begins.
 
 from dataclasses import dataclass, replace
 
-from bnfold.model.graph import Layer, Path
+from bnfold.model.graph import Layer, LayerPath
 from bnfold.model.program import Call, Program, Region, Value
 
 
@@ -23,7 +23,7 @@ class Step:
         is_output: the model puts out what it makes.
     """
 
-    path: Path
+    path: LayerPath
     class_name: str
     reads: tuple[int, ...]
     number: int = 0

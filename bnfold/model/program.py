@@ -18,7 +18,7 @@ from bnfold.model import inbound_nodes, layers
 from bnfold.model.graph import (
     Graph,
     Layer,
-    Path,
+    LayerPath,
     Ref,
     chain,
     core_path,
@@ -146,12 +146,12 @@ class Call:
         return unwrapped(self.outer)[1]
 
     @property
-    def path(self) -> Path:
+    def path(self) -> LayerPath:
         """The path of the layer, or of its outermost wrapper."""
         return (*self.region.path, self.name)
 
     @property
-    def core_path(self) -> Path:
+    def core_path(self) -> LayerPath:
         """The path of the layer inside all wrappers."""
         return core_path(self.outer, self.path)
 
@@ -241,7 +241,7 @@ class Region:
     """
 
     graph: Graph = field(repr=False)
-    path: Path = ()
+    path: LayerPath = ()
     parent: "Region | None" = field(default=None, repr=False)
     layer: Layer | None = field(default=None, repr=False)
 
@@ -323,7 +323,7 @@ class Region:
         for nested in self.inside.values():
             yield from nested.with_nested()
 
-    def layer_path(self, name: str) -> Path:
+    def layer_path(self, name: str) -> LayerPath:
         """The path of one of its layers."""
         return (*self.path, name)
 
@@ -374,7 +374,7 @@ class Region:
         return found
 
     @property
-    def _walls(self) -> Iterable[tuple[Layer, Path]]:
+    def _walls(self) -> Iterable[tuple[Layer, LayerPath]]:
         """The layers between its parent and it, wrappers first, each with its path."""
         if self.parent is None or self.layer is None:
             return ()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bnfold.model.graph import Layer, Path, parts
+from bnfold.model.graph import Layer, LayerPath, parts
 from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.layers import facts, is_batchnorm, is_input
 from bnfold.model.order import call_depths
@@ -42,7 +42,7 @@ class Modes:
         self._region = region
 
     @cached_property
-    def exposed(self) -> Mapping[Path, str]:
+    def exposed(self) -> Mapping[LayerPath, str]:
         """The layers that heed training mode and may run after another one's training=True.
 
         The value is a clause about that other layer. Layers of the same depth count as later,
@@ -51,7 +51,7 @@ class Modes:
         return {} if is_keras2(self._region) else _Exposure(self._region).found
 
     @cached_property
-    def reached(self) -> frozenset[Path]:
+    def reached(self) -> frozenset[LayerPath]:
         """Those of them that it does reach, if the model is called without `training`.
 
         Unlike `exposed` it takes into account that a class whose `call` has training=False for its
@@ -61,7 +61,7 @@ class Modes:
         return frozenset(path for run in runs for (path, _), mode in run.items() if mode is True)
 
 
-def first_changed_mode(region: "Region", changed: "Region") -> Path | None:
+def first_changed_mode(region: "Region", changed: "Region") -> LayerPath | None:
     """A layer that runs in training mode in one of two models and not in the other.
 
     Layers that are gone change depths, and with them the order of what is left; and one that is
@@ -88,11 +88,11 @@ class _Simulation:
     def __init__(self, region: "Region") -> None:
         # What becomes of each call in a run: its mode, or the run of the model that it calls. A
         # model may be called by others again and again, but it has three runs at most.
-        self.runs: dict[_Run, dict[tuple[Path, int], bool | _Run]] = {}
+        self.runs: dict[_Run, dict[tuple[LayerPath, int], bool | _Run]] = {}
         self._ends: dict[_Run, object] = {}
         self._first = self._run(region, None)
 
-    def first_difference(self, changed: "_Simulation") -> Path | None:
+    def first_difference(self, changed: "_Simulation") -> LayerPath | None:
         """A layer that runs in another mode in a changed graph than in this one."""
         waiting = [(self._first, changed._first)]
         seen = set(waiting)
@@ -188,7 +188,7 @@ class _Exposure:
     """One run of a model, with what it passes on, to all layers of one depth too."""
 
     def __init__(self, region: "Region") -> None:
-        self.found: dict[Path, str] = {}
+        self.found: dict[LayerPath, str] = {}
         # A run that has a source has found all that another such run would find.
         self._done: set[tuple[Region, bool]] = set()
         self._inside = _sources(region)

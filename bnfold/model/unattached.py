@@ -31,7 +31,7 @@ from bnfold.model.container.archive import KerasArchive
 from bnfold.model.container.legacy import LegacyHdf5
 from bnfold.model.container.model_file import ModelFile
 from bnfold.model.container.ownership import slot_name
-from bnfold.model.graph import Graph, Json, Layer, Path, Weight, walk_all
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
 
 _UNKNOWN_SETTINGS = {"axis": None, "epsilon": None, "momentum": None}
 _CONTAINERS = {"layers", "_layer_checkpoint_dependencies", "_layers"}
@@ -50,7 +50,7 @@ _ROLES = {
 """What the variables are called, here and in ports of other frameworks' layers."""
 
 
-def loose_batchnorms(model: ModelFile) -> Iterator[tuple[BatchNorm, Path | None]]:
+def loose_batchnorms(model: ModelFile) -> Iterator[tuple[BatchNorm, LayerPath | None]]:
     """The BatchNormalization layers that are not in the graph of a file; settings are unknown.
 
     With each the path of the layer that it is, or is inside of; None in a subclassed model.
@@ -85,7 +85,7 @@ def loose_batchnorms(model: ModelFile) -> Iterator[tuple[BatchNorm, Path | None]
                 yield from _of_layer(path, layer, tuple(_among(layer.weights or (), listed)))
 
 
-def _closed(graph: Graph) -> Iterator[tuple[Path, Layer]]:
+def _closed(graph: Graph) -> Iterator[tuple[LayerPath, Layer]]:
     """The layers that may hold others, or be more than is known."""
     for path, layer in walk_all(graph):
         inside = layer.graph is not None or layer.inner is not None or layer.is_operation
@@ -93,7 +93,7 @@ def _closed(graph: Graph) -> Iterator[tuple[Path, Layer]]:
             yield path, layer
 
 
-def _operations(graph: Graph) -> Iterator[tuple[BatchNorm, Path]]:
+def _operations(graph: Graph) -> Iterator[tuple[BatchNorm, LayerPath]]:
     """Calls of a function that normalizes a batch, by the function's name."""
     for path, layer in walk_all(graph):
         called = [layer.class_name] if layer.is_operation else []
@@ -108,8 +108,8 @@ _FUNCTION = {"TFOpLambda": "function", "TensorFlowOpLayer": "node_def"}
 
 
 def _of_layer(
-    path: Path, layer: Layer, inside: tuple[BatchNorm, ...]
-) -> Iterator[tuple[BatchNorm, Path]]:
+    path: LayerPath, layer: Layer, inside: tuple[BatchNorm, ...]
+) -> Iterator[tuple[BatchNorm, LayerPath]]:
     """What was found inside a layer, or the layer itself where its class tells what it is."""
     frozen = layer.config.get("trainable", True) is False
     for found in inside:
@@ -149,7 +149,7 @@ def _frozen(batchnorm: BatchNorm) -> BatchNorm:
     return replace(batchnorm, layer=batchnorm.layer.with_config(trainable=False))
 
 
-def _among(weights: tuple[Weight, ...], path: Path) -> Iterator[BatchNorm]:
+def _among(weights: tuple[Weight, ...], path: LayerPath) -> Iterator[BatchNorm]:
     """Those among the variables of one layer in a legacy file, by the variables' names."""
     scopes: dict[tuple[str, str], dict[str, Weight]] = {}
     for weight in weights:
@@ -187,7 +187,7 @@ def _by_role(variables: dict[str, Weight]) -> dict[str, Weight]:
 _STATISTICS = {"moving_mean", "moving_variance"}
 
 
-def _inside(scope: str, path: Path) -> Path:
+def _inside(scope: str, path: LayerPath) -> LayerPath:
     """What the scope of a variable's name says beyond the layer at a path, as a part of a path."""
     for name in reversed(path):
         _, found, rest = f"/{scope}/".rpartition(f"/{name}/")
@@ -196,7 +196,9 @@ def _inside(scope: str, path: Path) -> Path:
     return (scope,) if scope else ()
 
 
-def _in_group(group: h5py.Group, path: Path, config: Json, depth: int = 0) -> Iterator[BatchNorm]:
+def _in_group(
+    group: h5py.Group, path: LayerPath, config: Json, depth: int = 0
+) -> Iterator[BatchNorm]:
     """Those inside a group of weights of a `.keras` file; `config` is its layer's, if known."""
     if depth > guard.MAX_HDF5_DEPTH:
         return
@@ -213,7 +215,7 @@ def _in_group(group: h5py.Group, path: Path, config: Json, depth: int = 0) -> It
             yield from _in_group(node, inside, known, depth + 1)
 
 
-def _in_variables(variables: h5py.Group, path: Path, config: Json) -> Iterator[BatchNorm]:
+def _in_variables(variables: h5py.Group, path: LayerPath, config: Json) -> Iterator[BatchNorm]:
     """The one that the variables of a group are, if they are one's."""
     vectors = _vectors(variables)
     if _OWN_SETTING in config:
@@ -251,12 +253,12 @@ def _are_alike(weights: tuple[Weight, ...]) -> bool:
     return floats and len(shapes) == 1 and len(next(iter(shapes))) == 1
 
 
-def _is_named_so(path: Path, variables: h5py.Group) -> bool:
+def _is_named_so(path: LayerPath, variables: h5py.Group) -> bool:
     names = (path[-1] if path else "", hdf5.read_text(variables, "name") or "")
     return any(_CALLED_SO.search(name) or _SHORT.search(name) for name in names)
 
 
-def _layer(path: Path, weights: tuple[Weight, ...] | None, **config: bool) -> Layer:
+def _layer(path: LayerPath, weights: tuple[Weight, ...] | None, **config: bool) -> Layer:
     name = path[-1] if path else "batch_normalization"
     settings = {**_UNKNOWN_SETTINGS, **config}
     return Layer(name, "BatchNormalization", settings, {}, weights=weights)

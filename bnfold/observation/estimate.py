@@ -18,8 +18,7 @@ from bnfold.errors import BnfoldError
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.channels import Channels
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Path as LayerPath
-from bnfold.model.graph import show
+from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, spread, times
 from bnfold.model.rounding import rounded
 from bnfold.observation import observer, steps

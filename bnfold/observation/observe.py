@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bnfold.errors import BnfoldError
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.observation.observer import Normalization, Observer, normalizations
 from bnfold.running import borrowing, inputs, keras_graph, keras_runner, options, session

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.model.graph import Path
+from bnfold.model.graph import LayerPath
 from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.model.moments import Observed, Tally
 from bnfold.running import keras_graph
@@ -45,13 +45,13 @@ class Normalization:
         return int(axes[0]) if len(axes) == 1 else None
 
 
-def normalizations(loaded: LoadedModel) -> dict[Path, Normalization]:
+def normalizations(loaded: LoadedModel) -> dict[LayerPath, Normalization]:
     """The BatchNormalization layers that a model calls, by nested path.
 
     A wrapped one has its wrapper's path. Those inside layers that are not Keras' own are left out.
     One object in several places of the model counts all calls in each.
     """
-    found: dict[Path, Any] = {}
+    found: dict[LayerPath, Any] = {}
     calls: dict[int, int] = {}
     for path, layer in _calls_in(keras_graph.graph_of(loaded.model), ()):
         kind = type(layer)
@@ -62,12 +62,12 @@ def normalizations(loaded: LoadedModel) -> dict[Path, Normalization]:
     return {path: Normalization(layer, calls[id(layer)]) for path, layer in found.items()}
 
 
-def _calls_in(graph: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+def _calls_in(graph: Any, path: LayerPath) -> Iterator[tuple[LayerPath, Any]]:
     for node in keras_graph.nodes_of(graph) if graph is not None else ():
         yield from called_by(keras_graph.owner_of(node), path)
 
 
-def called_by(layer: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+def called_by(layer: Any, path: LayerPath) -> Iterator[tuple[LayerPath, Any]]:
     """Every call that one call of a layer makes, as far as graphs tell, with the layer's path.
 
     A nested model calls its layers, a wrapper what it wraps, any other layer itself.
@@ -116,7 +116,7 @@ def _watched(
 class Observer:
     """The tallies of some layers."""
 
-    def __init__(self, found: Mapping[Path, Normalization]) -> None:
+    def __init__(self, found: Mapping[LayerPath, Normalization]) -> None:
         self._found = found
         self._by_layer = {id(one.layer): one for one in found.values() if one.axis is not None}
         self._tallies: dict[int, Tally] = {}
@@ -134,7 +134,7 @@ class Observer:
         if axis is not None:
             self._tallies.setdefault(id(layer), Tally()).add(values, axis, mask)
 
-    def observed(self, samples: int) -> dict[Path, Observed]:
+    def observed(self, samples: int) -> dict[LayerPath, Observed]:
         """What went into each layer, while a model ran over so many samples."""
         return {path: self._of(one, samples) for path, one in self._found.items()}
 

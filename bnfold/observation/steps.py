@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Path
+from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.observation.observer import Normalization, Observer, called_by, watching
 from bnfold.observation.schedule import Schedule, Step, dependences, levels
@@ -25,7 +25,7 @@ from bnfold.running.arrays import Array
 from bnfold.running.loading import LoadedModel
 from bnfold.running.program import PlacedCall, Program, Values
 
-Settle: TypeAlias = Callable[[Path, Observed], "tuple[Array, Array] | None"]
+Settle: TypeAlias = Callable[[LayerPath, Observed], "tuple[Array, Array] | None"]
 """The mean and variance that a layer gets for what was observed; None to leave it as it is."""
 
 
@@ -54,8 +54,8 @@ class Estimates:
         calls_of_model: how many the model makes for one batch as far as its last layer of these.
     """
 
-    observed: dict[Path, Observed] = field(default_factory=dict)
-    refused: dict[Path, str] = field(default_factory=dict)
+    observed: dict[LayerPath, Observed] = field(default_factory=dict)
+    refused: dict[LayerPath, str] = field(default_factory=dict)
     passes: int = 0
     calls: float = 0.0
     calls_of_model: int = 0
@@ -64,7 +64,7 @@ class Estimates:
 def estimate(
     loaded: LoadedModel,
     batches: Batches,
-    chosen: Mapping[Path, Normalization],
+    chosen: Mapping[LayerPath, Normalization],
     settle: Settle,
     *,
     memory: int,
@@ -76,7 +76,7 @@ def estimate(
     with what is being done and for how many samples it was. Raises CannotRunError.
     """
     # One object may stand in several places; it has one set of statistics.
-    paths: dict[int, list[Path]] = {}
+    paths: dict[int, list[LayerPath]] = {}
     for path, one in chosen.items():
         paths.setdefault(id(one.layer), []).append(path)
     units = {id(one.layer): one for one in chosen.values()}
@@ -91,7 +91,7 @@ class _Estimation:
     program: Program
     batches: Batches
     units: dict[int, Normalization]
-    paths: Mapping[int, list[Path]]
+    paths: Mapping[int, list[LayerPath]]
     kept: _Kept
     settle: Settle
     report: Callable[[str, int], None]

@@ -13,7 +13,7 @@ import pytest
 
 from bnfold.audit import RULES, Finding, Rule, Severity, Thresholds, audit, joined
 from bnfold.folding.plan import plan
-from bnfold.model.graph import Graph, Path, Weight
+from bnfold.model.graph import Graph, LayerPath, Weight
 from bnfold.model.keras_json import parse_model
 from bnfold.model.optimizer import Optimizer
 
@@ -74,7 +74,7 @@ def model(
 
 
 def findings(
-    graph: Graph, *, steps: Mapping[Path, int] | None = None, **options: Any
+    graph: Graph, *, steps: Mapping[LayerPath, int] | None = None, **options: Any
 ) -> dict[str, Finding]:
     """The findings by their codes, on a model whose optimizers made so many steps."""
     optimizers = None if steps is None else {p: optimizer(made) for p, made in steps.items()}

@@ -19,8 +19,7 @@ from support import keras
 from bnfold.folding.plan import apply, plan
 from bnfold.model import edit, keras_json, order
 from bnfold.model.container.model_file import open_model
-from bnfold.model.graph import Graph, Layer
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Graph, Layer, LayerPath
 from bnfold.model.layers import is_batchnorm
 
 SWEEP = range(1000, 4000, 250)

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
 from bnfold.model.container import foreign, guard, hdf5
-from bnfold.model.graph import Graph, Json, Layer, Weight, walk_all
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import Container, GroupNames

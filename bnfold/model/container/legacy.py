@@ -21,8 +21,7 @@ from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model import keras1, keras_json
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.ownership import Owned, leaves, owners
-from bnfold.model.graph import Graph, Json, Layer, Weight
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import model_layers
 

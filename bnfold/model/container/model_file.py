@@ -15,8 +15,7 @@ from bnfold.model.container import foreign
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.container.guard import printable
 from bnfold.model.container.legacy import LegacyHdf5
-from bnfold.model.graph import Graph, Json
-from bnfold.model.graph import Path as LayerPath
+from bnfold.model.graph import Graph, Json, LayerPath
 from bnfold.model.optimizer import Optimizer
 
 Kind = Literal["keras", "keras-directory", "h5"]

@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from bnfold.model.graph import Layer, Path, Weight
+from bnfold.model.graph import Layer, LayerPath, Weight
 from bnfold.model.layers import Slot, slots
 from bnfold.model.order import model_layers
 
-Owned = dict[Path, tuple[Weight, ...]]
+Owned = dict[LayerPath, tuple[Weight, ...]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Leaf:
     first, then the layer itself.
     """
 
-    path: Path
+    path: LayerPath
     identity: tuple[str | int, ...]
     layer: Layer
     trainable: tuple[bool, ...]
@@ -61,7 +61,7 @@ class _Leaf:
         """The variables of its class, None where that is unknown."""
         return slots(self.layer)
 
-    def aliases(self) -> Iterator[Path]:
+    def aliases(self) -> Iterator[LayerPath]:
         """Its name, and what its variables may be named after instead, each with what is around.
 
         That is a wrapper around it, or the layer that a wrapper of an unknown class wraps.
@@ -77,12 +77,12 @@ class _Leaf:
             entry = entry["config"].get("layer")
 
 
-def leaves(layer: Layer, path: Path) -> Iterator[tuple[Path, Layer]]:
+def leaves(layer: Layer, path: LayerPath) -> Iterator[tuple[LayerPath, Layer]]:
     """The layers inside a nested model that may own variables, in the order of the file."""
     return ((leaf.path, leaf.layer) for leaf in _leaves(layer, path))
 
 
-def _leaves(layer: Layer, path: Path, around: tuple[bool, ...] = ()) -> Iterator[_Leaf]:
+def _leaves(layer: Layer, path: LayerPath, around: tuple[bool, ...] = ()) -> Iterator[_Leaf]:
     return _walk(layer, _Leaf(path, path, layer, around))
 
 
@@ -126,14 +126,14 @@ class _Named:
     """What the names tell: the owners that are of an unknown class, and whom each may name."""
 
     unknown: Owned
-    candidates: Mapping[str, frozenset[Path]]
+    candidates: Mapping[str, frozenset[LayerPath]]
 
 
 def _by_name(every: Sequence[_Leaf], listed: Sequence[Weight]) -> _Named | None:
     """What the names of the variables tell; None where they leave an unknown layer's open."""
     names = _Names(every)
-    unknown: dict[Path, list[Weight]] = {leaf.path: [] for leaf in every if leaf.slots is None}
-    candidates: dict[str, frozenset[Path]] = {}
+    unknown: dict[LayerPath, list[Weight]] = {leaf.path: [] for leaf in every if leaf.slots is None}
+    candidates: dict[str, frozenset[LayerPath]] = {}
     for weight in listed:
         found = names.find(weight.name)
         candidates[weight.name] = found
@@ -148,7 +148,7 @@ class _Names:
     """The layers by what their variables may be named after."""
 
     def __init__(self, every: Sequence[_Leaf]) -> None:
-        found: dict[str, set[Path]] = {}
+        found: dict[str, set[LayerPath]] = {}
         for leaf in every:
             if leaf.slots == ():
                 continue
@@ -157,7 +157,7 @@ class _Names:
                     found.setdefault("/".join(alias[start:]), set()).add(leaf.path)
         self._leaves = {name: frozenset(paths) for name, paths in found.items()}
 
-    def find(self, name: str) -> frozenset[Path]:
+    def find(self, name: str) -> frozenset[LayerPath]:
         """The layers that a variable's name can name, empty where it names none."""
         parts = name.split("/")[:-1]
         for end in range(len(parts), 0, -1):
@@ -179,7 +179,7 @@ def _in_order(
     """
     of_unknown = {id(weight) for weights in named.unknown.values() for weight in weights}
     remaining = [weight for weight in reversed(listed) if id(weight) not in of_unknown]
-    owned: dict[Path, list[Weight]] = {leaf.path: [] for leaf in every}
+    owned: dict[LayerPath, list[Weight]] = {leaf.path: [] for leaf in every}
     parts: tuple[list[Weight], list[Weight]] = ([], [])
     for number, leaf, slot in _expected(every, heeded):
         if not remaining or not _fits(remaining[-1], leaf, slot, named):

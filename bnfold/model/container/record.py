@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnfold.model.graph import Json, Path, show
+from bnfold.model.graph import Json, LayerPath, show
 
 KEY = "bnfold"
 
@@ -32,7 +32,7 @@ class Recalibration:
     samples: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
 
-    def samples_of(self, layer: Path) -> int | None:
+    def samples_of(self, layer: LayerPath) -> int | None:
         """From how many samples the statistics of a layer are; None for one that was not done."""
         return self.samples.get(show(layer))
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from bnfold.audit import Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import Inspection, settings
-from bnfold.model.graph import Path
+from bnfold.model.graph import LayerPath
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis
 from bnfold.reports.html.plots import LOGARITHMIC, NAMES, LayerVectors, Plot, number
@@ -30,7 +30,7 @@ _LISTED_CHANNELS = 8
 _KINDS = {"broken": "broken", "dead": "dead", "far": "far out"}
 _UNUSED = {"renorm": "no", "synchronized": "no", "regularizers": "none", "constraints": "none"}
 """Settings that are not worth a word where they say this."""
-_HERE = FilePath()
+_HERE = Path()
 
 Fate = Literal["backward", "forward", "stays"]
 
@@ -52,12 +52,12 @@ class Norm:
     decision: Fold | Blocked
     findings: tuple[Finding, ...]
     suppressed: tuple[Suppressed, ...]
-    targets: tuple[tuple[Path, int], ...]
+    targets: tuple[tuple[LayerPath, int], ...]
     channels: LayerVectors
     axes: Mapping[str, Axis]
 
     @property
-    def path(self) -> Path:
+    def path(self) -> LayerPath:
         """Where it stands."""
         return self.decision.batchnorm.path
 
@@ -361,9 +361,9 @@ class _Said:
     """What is said of each layer of a model."""
 
     def __init__(self, model: Inspection) -> None:
-        self.findings: dict[Path, list[Finding]] = {}
+        self.findings: dict[LayerPath, list[Finding]] = {}
         for finding in model.findings:
             self.findings.setdefault(finding.layer, []).append(finding)
-        self.suppressed: dict[Path, list[Suppressed]] = {}
+        self.suppressed: dict[LayerPath, list[Suppressed]] = {}
         for one in model.suppressed:
             self.suppressed.setdefault(one.finding.layer, []).append(one)

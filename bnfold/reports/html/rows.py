@@ -12,7 +12,7 @@ from itertools import groupby
 
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import Inspection
-from bnfold.model.graph import Path
+from bnfold.model.graph import LayerPath
 from bnfold.model.outline import Step
 
 _FOLLOWERS = 5
@@ -41,7 +41,7 @@ class Row:
     decision: Fold | Blocked | None = None
     number: int | None = None
     takes: tuple[int, ...] = ()
-    into: tuple[tuple[Path, int], ...] = ()
+    into: tuple[tuple[LayerPath, int], ...] = ()
     is_run: bool = False
 
 
@@ -57,27 +57,29 @@ class _Draft:
 
 def rows(model: Inspection) -> tuple[Row, ...]:
     """The lines of a model from top to bottom, with every decision of its plan on one."""
-    first: dict[Path, int] = {}
+    first: dict[LayerPath, int] = {}
     for place, step in enumerate(model.steps):
         first.setdefault(step.path, place)
     drafts = _merge_followers(list(_drafts(model, first)), model.steps)
     return tuple(_finished(_merge_runs(drafts), model.steps, first))
 
 
-def _owner(path: Path, first: Mapping[Path, int]) -> int | None:
+def _owner(path: LayerPath, first: Mapping[LayerPath, int]) -> int | None:
     """The place of a layer; of one inside a wrapper or a custom layer, that of what is around."""
     around = (path[:length] for length in range(len(path), 0, -1))
     return next((first[one] for one in around if one in first), None)
 
 
-def _targets(decision: Fold | Blocked | None, first: Mapping[Path, int]) -> dict[Path, int]:
+def _targets(
+    decision: Fold | Blocked | None, first: Mapping[LayerPath, int]
+) -> dict[LayerPath, int]:
     """The layers that take a BatchNormalization in, with their places."""
     edits = decision.edits if isinstance(decision, Fold) else ()
     found = {edit.layer: _owner(edit.layer, first) for edit in edits}
     return {path: place for path, place in found.items() if place is not None}
 
 
-def _drafts(model: Inspection, first: Mapping[Path, int]) -> Iterator[_Draft]:
+def _drafts(model: Inspection, first: Mapping[LayerPath, int]) -> Iterator[_Draft]:
     """A line for each step, and for each decision on what is no step of its own."""
     decisions = {one.batchnorm.path: one for one in model.plan.decisions}
     takers = {
@@ -133,7 +135,7 @@ def _merge_runs(drafts: list[_Draft]) -> list[_Draft]:
 
 
 def _finished(
-    drafts: list[_Draft], steps: tuple[Step, ...], first: Mapping[Path, int]
+    drafts: list[_Draft], steps: tuple[Step, ...], first: Mapping[LayerPath, int]
 ) -> Iterator[Row]:
     line = {place: number for number, draft in enumerate(drafts) for place in draft.places}
     decided = [draft.decision for draft in drafts if draft.decision is not None]
@@ -156,6 +158,6 @@ def _finished(
         )
 
 
-def _number(draft: _Draft, steps: tuple[Step, ...], numbers: Mapping[Path, int]) -> int | None:
+def _number(draft: _Draft, steps: tuple[Step, ...], numbers: Mapping[LayerPath, int]) -> int | None:
     path = draft.decision.batchnorm.path if draft.decision else steps[draft.places[0]].path
     return numbers.get(path)

@@ -1,7 +1,7 @@
 """Folds and verifications for people."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from bnfold.folding.plan import Plan
 from bnfold.jobs.fold import FoldReport
 from bnfold.jobs.gate import InputFindings
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import Path, show
+from bnfold.model.graph import LayerPath, show
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
@@ -52,7 +52,7 @@ def findings(audit: InputFindings) -> list[RenderableType]:
     return lines
 
 
-def not_written(target: FilePath, audit: InputFindings, proof: Verification | Check | None) -> Text:
+def not_written(target: Path, audit: InputFindings, proof: Verification | Check | None) -> Text:
     """That the result was refused, and why."""
     if audit.stops:
         reason = f"--fail-on {audit.fail_on} stops at what was found in the model"
@@ -72,7 +72,7 @@ _HINT = "'bnfold inspect' says what change would let them fold"
 
 
 def decisions(
-    plan: Plan, replaced: Sequence[Path], unused_keep: Sequence[str], *, done: bool
+    plan: Plan, replaced: Sequence[LayerPath], unused_keep: Sequence[str], *, done: bool
 ) -> list[RenderableType]:
     """What was folded, what was not and why, and which patterns of --keep said nothing.
 
