@@ -29,7 +29,7 @@ from bnfold.folding.forward import ForwardSearch
 from bnfold.folding.keep import unused_patterns
 from bnfold.folding.search import Search
 from bnfold.folding.sentences import NO_SOURCE
-from bnfold.folding.state import Edits, FoldState
+from bnfold.folding.state import FoldState, WeightEdits
 from bnfold.folding.weights import Magnitudes, OutOfRange
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.edit import edited
@@ -38,7 +38,7 @@ from bnfold.model.program import Program
 from bnfold.model.refusal import Refusal
 from bnfold.model.training import first_changed_mode
 
-__all__ = ["Blocked", "Edit", "Fold", "Plan", "apply", "plan", "unused_patterns"]
+__all__ = ["Absorber", "Blocked", "Fold", "Plan", "apply", "plan", "unused_patterns"]
 
 Direction = Literal["backward", "forward"]
 
@@ -47,10 +47,10 @@ _MAX_PATHS = 64
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One layer absorbs an affine map.
+class Absorber:
+    """A layer that absorbs an affine map.
 
-    `magnitudes` tell how large its numbers get with all edits of the layer, by the map's channels.
+    `magnitudes` tell how large its numbers get with all that it absorbs, by the map's channels.
     """
 
     layer: LayerPath
@@ -59,11 +59,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class Fold:
-    """A BatchNormalization that goes away, and the edits that keep what the model computes."""
+    """A BatchNormalization that goes away, and the layers that absorb it."""
 
     batchnorm: BatchNorm
     direction: Direction
-    edits: tuple[Edit, ...]
+    absorbers: tuple[Absorber, ...]
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ class Blocked:
 class Plan:
     """One decision for each BatchNormalization of a model, in the order of its layers.
 
-    `replaced` are the layers that absorb something, with their new weights, which are made when
+    `edited` are the layers that absorb something, with their new weights, which are made when
     they are read. `program` is the model that was planned for.
     """
 
     decisions: tuple[Fold | Blocked, ...]
-    replaced: Mapping[LayerPath, Layer] = field(default_factory=dict, repr=False, compare=False)
+    edited: Mapping[LayerPath, Layer] = field(default_factory=dict, repr=False, compare=False)
     program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -125,7 +125,7 @@ def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
     """
     program = Program(graph)
     planner = _Planner(program, keep)
-    found = Plan(tuple(planner.decide()), planner.replaced, program)
+    found = Plan(tuple(planner.decide()), planner.edited, program)
     path = None
     if found.folds:
         without = Program(edited(graph, {}, found.removed))
@@ -153,13 +153,13 @@ class _Planner:
     def __init__(self, program: Program, keep: Sequence[str]) -> None:
         self._candidates = list(candidates(program.region, keep))
         self._state = FoldState(program, keep)
-        self._folds: dict[LayerPath, tuple[BatchNorm, Direction, Edits]] = {}
+        self._folds: dict[LayerPath, tuple[BatchNorm, Direction, WeightEdits]] = {}
         self._blocked: dict[LayerPath, Blocked] = {}
 
     @property
-    def replaced(self) -> Mapping[LayerPath, Layer]:
+    def edited(self) -> Mapping[LayerPath, Layer]:
         """The layers that absorb something, with all that they absorb."""
-        return self._state.replaced
+        return self._state.edited
 
     def decide(self) -> Iterator[Fold | Blocked]:
         """One decision for each candidate."""
@@ -176,8 +176,8 @@ class _Planner:
     def _measured(self, path: LayerPath) -> Fold:
         """A fold with how large the weights get now that all folds are known."""
         batchnorm, direction, edits = self._folds[path]
-        measured = (Edit(layer, self._state.magnitudes(layer, edit)) for layer, edit in edits)
-        return Fold(batchnorm, direction, tuple(measured))
+        absorbers = (Absorber(layer, self._state.magnitudes(layer, edit)) for layer, edit in edits)
+        return Fold(batchnorm, direction, tuple(absorbers))
 
     def _may_fold(self, one: Candidate) -> bool:
         try:
@@ -227,11 +227,11 @@ class _Planner:
 
     def _fold_one_way(
         self, one: Candidate, direction: Direction, *, into_batchnorms: bool
-    ) -> Edits:
+    ) -> WeightEdits:
         """Fold a candidate in one direction. Raises Refusal where it cannot be."""
         affine = self._state.map_of(one.path)
 
-        def attempt(affine: Affine) -> Edits:
+        def attempt(affine: Affine) -> WeightEdits:
             kind = _SEARCHES[direction]
             search = kind(self._state, one, affine, into_batchnorms=into_batchnorms)
             return self._commit_first(search, one.path, forward=direction == "forward")
@@ -247,7 +247,7 @@ class _Planner:
             except Refusal:
                 raise refusal from None
 
-    def _commit_first(self, search: Search, path: LayerPath, *, forward: bool) -> Edits:
+    def _commit_first(self, search: Search, path: LayerPath, *, forward: bool) -> WeightEdits:
         """Commit the first way that can be done. Raises Refusal where there is none."""
         first: Refusal | None = None
         for number, demands in enumerate(search.paths()):
@@ -293,4 +293,4 @@ def _blocked_both_ways(one: Candidate, refusals: Sequence[tuple[Direction, Refus
 
 def apply(graph: Graph, plan: Plan) -> Graph:
     """The graph that computes the same without the layers that `plan` folds."""
-    return edited(graph, plan.replaced, plan.removed)
+    return edited(graph, plan.edited, plan.removed)

@@ -24,7 +24,7 @@ layer reads all before it needs six."""
 _MAX_EDITS = 100
 """How many maps one layer absorbs; all that it has absorbed is measured again with each of them."""
 
-Edits = list[tuple[LayerPath, WeightEdit]]
+WeightEdits = list[tuple[LayerPath, WeightEdit]]
 """What one fold does to each layer that absorbs it."""
 
 
@@ -83,7 +83,7 @@ class FoldState:
 
     def __init__(self, program: Program, keep: Sequence[str]) -> None:
         """`keep` are patterns of layers that must not be changed."""
-        self.replaced: dict[LayerPath, Layer] = {}
+        self.edited: dict[LayerPath, Layer] = {}
         self.calls = program.calls
         self._places = {call: number for number, call in enumerate(self.calls)}
         self._keep = keep
@@ -132,14 +132,14 @@ class FoldState:
         if call not in self._sites:
             self._sites[call] = _site(call)
         site = self._sites[call]
-        return replace(site, layer=self.replaced.get(call.core_path, site.layer))
+        return replace(site, layer=self.edited.get(call.core_path, site.layer))
 
     def magnitudes(self, path: LayerPath, edit: WeightEdit) -> tuple[Magnitudes, ...]:
         """How large the numbers of a layer get with all edits, by the channels of one of them."""
         changed = weights.slots_of([edit])
         return tuple(one.along(edit) for one in self._magnitudes[path] if one.slot in changed)
 
-    def commit(self, path: LayerPath, demands: Sequence[Demand], *, forward: bool) -> Edits:
+    def commit(self, path: LayerPath, demands: Sequence[Demand], *, forward: bool) -> WeightEdits:
         """Fold the BatchNormalization of a path, by all of these demands or none.
 
         Raises Refusal where a layer cannot do what is asked of it.
@@ -152,7 +152,7 @@ class FoldState:
             first = by_layer[layer][0]
             self._edits[layer] = edits
             self._magnitudes[layer] = measured
-            self.replaced[layer] = weights.edited(first.place.call.layer, edits)
+            self.edited[layer] = weights.edited(first.place.call.layer, edits)
             self._note_batchnorm(first, forward=forward)
         self._folded.add(path)
         return [(layer, edits[-1]) for layer, edits, _ in found]

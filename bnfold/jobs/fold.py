@@ -85,7 +85,7 @@ def describe_folds(decided: Plan) -> list[Json]:
         {
             "name": show(fold.batchnorm.path),
             "direction": fold.direction,
-            "into": [show(edit.layer) for edit in fold.edits],
+            "into": [show(absorber.layer) for absorber in fold.absorbers],
         }
         for fold in decided.folds
     ]

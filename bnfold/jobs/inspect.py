@@ -311,7 +311,7 @@ def _fold(decision: Fold | Blocked) -> dict[str, Any]:
         return {
             "status": "foldable",
             "direction": decision.direction,
-            "into": [show(edit.layer) for edit in decision.edits],
+            "into": [show(absorber.layer) for absorber in decision.absorbers],
             "reason": None,
             "remedies": [],
         }

@@ -567,7 +567,7 @@ def test_a_fold_into_another_norm_makes_no_kernel() -> None:
     variables = tuple(weight(name, value, "float32") for name, value in values.items())
     given = given.with_layer(replace(given.layers["layer_0"], weights=variables))
     (fold,) = plan(given).folds
-    assert [edit.layer for edit in fold.edits] == [("bn",)]
+    assert [absorber.layer for absorber in fold.absorbers] == [("bn",)]
     assert "BN402" not in codes(given)
 
 

@@ -759,7 +759,7 @@ def test_the_largest_number_of_the_file_that_fold_writes(tmp_path: Path) -> None
     with open_weights(tmp_path / "folded.keras") as file:
         kernel = file["layers/conv2d/vars/0"][()]
         bias = file["layers/conv2d/vars/1"][()]
-    magnitudes = {magnitude.slot: magnitude for magnitude in fold.edits[0].magnitudes}
+    magnitudes = {magnitude.slot: magnitude for magnitude in fold.absorbers[0].magnitudes}
     assert magnitudes["kernel"].scaled == pytest.approx(
         np.abs(kernel).max(axis=(0, 1, 2)), rel=1e-6
     )

@@ -89,7 +89,7 @@ def test_the_judge_finds_one_channel_off_by_a_thousandth(
     folds = [fold for fold in planned.folds if fold.direction == "backward"]
     fold = folds[int(depth * len(folds))]
     wrong = load(tmp_path / "folded.keras")
-    kernel = wrong.get_layer(fold.edits[0].layer[-1]).weights[0]
+    kernel = wrong.get_layer(fold.absorbers[0].layer[-1]).weights[0]
     values = np.array(kernel)
     values[:, :, 0 if "depthwise" in kernel.path else slice(None), 0] *= 1.001
     kernel.assign(values)

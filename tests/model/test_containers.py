@@ -148,7 +148,7 @@ def check_untouched(source: Path, target: Path) -> Plan:
     with open_model(source) as before, open_model(target) as after:
         planned = plan(before.graph)
         gone = {fold.batchnorm.path for fold in planned.folds}
-        changed = {edit.layer for fold in planned.folds for edit in fold.edits}
+        changed = {absorber.layer for fold in planned.folds for absorber in fold.absorbers}
         old, new = by_layer(before), by_layer(after)
     stand_ins = {path for path in gone if path in new}
     assert not any(new[path] for path in stand_ins)

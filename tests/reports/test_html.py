@@ -112,10 +112,10 @@ def test_each_fold_leads_to_what_takes_it_in_and_back(inspected: Inspection) -> 
             assert f"stays: {decision.reason}" in fate.text
             continue
         assert f"folds {decision.direction} into" in fate.text
-        for edit in decision.edits:
-            (link,) = (a for a in fate.tags("a") if a.text == show(edit.layer))
+        for absorber in decision.absorbers:
+            (link,) = (a for a in fate.tags("a") if a.text == show(absorber.layer))
             taker = found.find(id=str(link.attributes["href"])[1:])
-            assert edit.layer[0] in taker.text
+            assert absorber.layer[0] in taker.text
             assert f"#m1-n{number}" in {a.attributes.get("href") for a in taker.tags("a")}
 
 

@@ -26,8 +26,9 @@ def _measured(subject: Subject) -> Iterator[tuple[str, Magnitudes]]:
     """What the plan measured of each weight that absorbs the layer, or would, and whose it is."""
     decision = subject.decision
     if isinstance(decision, Fold):
-        for edit in decision.edits:
-            yield from ((f"{show(edit.layer)!r}", magnitude) for magnitude in edit.magnitudes)
+        for absorber in decision.absorbers:
+            name = f"{show(absorber.layer)!r}"
+            yield from ((name, magnitude) for magnitude in absorber.magnitudes)
     else:
         name = "the layer" if decision.at is None else f"{show(decision.at)!r}"
         yield from ((name, magnitude) for magnitude in decision.magnitudes)

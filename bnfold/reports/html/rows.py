@@ -73,9 +73,9 @@ def _owner(path: LayerPath, first: Mapping[LayerPath, int]) -> int | None:
 def _targets(
     decision: Fold | Blocked | None, first: Mapping[LayerPath, int]
 ) -> dict[LayerPath, int]:
-    """The layers that take a BatchNormalization in, with their places."""
-    edits = decision.edits if isinstance(decision, Fold) else ()
-    found = {edit.layer: _owner(edit.layer, first) for edit in edits}
+    """The layers that absorb a BatchNormalization, with their places."""
+    layers = [one.layer for one in decision.absorbers] if isinstance(decision, Fold) else []
+    found = {layer: _owner(layer, first) for layer in layers}
     return {path: place for path, place in found.items() if place is not None}
 
 

@@ -203,7 +203,7 @@ def _spread(values: Vector | None, axis: Axis) -> Sparkline:
 
 def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
     if isinstance(decision, Fold):
-        into = ", ".join(show(edit.layer) for edit in decision.edits)
+        into = ", ".join(show(absorber.layer) for absorber in decision.absorbers)
         return Text(printable(into), style="green")
     return Text(f"stays [{numbers[terminal.pattern(decision)]}]", style="yellow")
 
@@ -274,7 +274,7 @@ def value(setting: Any) -> str:
 
 def _verdict(decision: Fold | Blocked) -> str:
     if isinstance(decision, Fold):
-        into = ", ".join(show(edit.layer) for edit in decision.edits)
+        into = ", ".join(show(absorber.layer) for absorber in decision.absorbers)
         return printable(f"{decision.direction} into {into}")
     return printable(f"stays: {decision.reason}")
 
