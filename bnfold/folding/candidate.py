@@ -74,7 +74,7 @@ def _problems(one: Candidate) -> Iterator[Refusal]:
         yield Refusal("it normalizes over several axes at once")
     if batchnorm.is_ghost:
         yield Refusal("it has a virtual_batch_size, which splits the batch at inference too")
-    if any(not 1 <= len(call.inputs) <= 2 for call in layer.calls):
+    if any(not 1 <= len(call.reads) <= 2 for call in layer.calls):
         yield Refusal("it is the first layer, and tells the shape of a Sequential without input")
 
 

@@ -78,7 +78,7 @@ def _check(batchnorm: BatchNorm, layer: Layer, scope: Region) -> None:
     affine, used, shapes = from_batchnorm(batchnorm), policy(layer), scope.shapes
     if used is None or used.compute != used.variable:
         raise Refusal("it computes in another dtype than its variables have")
-    refs = [call.inputs[0] for call in layer.calls if call.inputs]
+    refs = [call.reads[0] for call in layer.calls if call.reads]
     ranks = {None if shape is None else len(shape) for shape in map(shapes.of, refs)}
     rank = ranks.pop() if len(ranks) == 1 else None
     if rank not in _CLASSES or batchnorm.axis not in (-1, rank - 1):
@@ -141,7 +141,7 @@ def _replaced(layer: Layer, graph: Graph, paths: Collection[LayerPath], path: La
 
 def _ranks(layer: Layer, graph: Graph) -> set[int]:
     shapes = Shapes(graph)
-    found = [shapes.of(call.inputs[0]) for call in layer.calls]
+    found = [shapes.of(call.reads[0]) for call in layer.calls]
     return {len(shape) for shape in found if shape is not None}
 
 

@@ -52,7 +52,7 @@ class Place:
             ref.layer == maker.name
             for reader, maker in pairs
             for call in reader.calls
-            for ref in call.inputs
+            for ref in call.reads
         )
 
     def refuse(self, why: Refusal | str, *, advise: bool = True) -> Refusal:
@@ -94,7 +94,7 @@ class FoldState:
         self._edits: dict[LayerPath, tuple[WeightEdit, ...]] = {}
         self._magnitudes: dict[LayerPath, tuple[Magnitudes, ...]] = {}
         self._sites: dict[Call, Site] = {}
-        slots = sum(len(call.written.inputs) for call in self.calls)
+        slots = sum(len(call.written.reads) for call in self.calls)
         self._work_left = _MAX_WORK + _WORK_FOR_EACH_SLOT * slots
 
     def start(self, path: LayerPath, affine: Affine) -> None:

@@ -63,7 +63,7 @@ def _edited_layer(
 def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:
     """Whether an input would become an output, with nothing between."""
     while ref.layer in gone:
-        ref = graph.layers[ref.layer].calls[ref.call].inputs[0]
+        ref = graph.layers[ref.layer].calls[ref.call].reads[0]
     return layers.is_input(graph.layers[ref.layer])
 
 
@@ -82,15 +82,15 @@ def rewire(graph: Graph, moved: Mapping[Ref, Ref]) -> Graph:
 
 
 def _rewire_layer(layer: Layer, graph: Graph, moved: Mapping[Ref, Ref]) -> Layer:
-    if not any(ref in moved for call in layer.calls for ref in call.inputs):
+    if not any(ref in moved for call in layer.calls for ref in call.reads):
         return layer
     return replace(layer, calls=tuple(_rewire_call(call, graph, moved) for call in layer.calls))
 
 
 def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
-    inputs = tuple(moved.get(ref, ref) for ref in call.inputs)
+    reads = tuple(moved.get(ref, ref) for ref in call.reads)
     if graph.numbering is None:
-        return replace(call, inputs=inputs)
+        return replace(call, reads=reads)
     count = graph.numbering
 
     def visit(triple: list[Any]) -> list[Any]:
@@ -98,14 +98,14 @@ def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
         return count.encode(moved[ref]) if ref in moved else triple
 
     return replace(
-        call, inputs=inputs, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
+        call, reads=reads, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
     )
 
 
 def bypass(graph: Graph, names: Collection[str]) -> Graph:
     """The same graph without some layers; their readers read the one input of each instead."""
     moved = {
-        Ref(name, number): call.inputs[0]
+        Ref(name, number): call.reads[0]
         for name in names
         for number, call in enumerate(graph.layers[name].calls)
     }

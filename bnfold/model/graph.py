@@ -59,12 +59,12 @@ class Weight:
 class Call:
     """One call of a layer.
 
-    `inputs` are the tensors that go in, in the order in which Keras flattens the arguments. `node`
+    `reads` are the tensors that go in, in the order in which Keras flattens the arguments. `node`
     is the call as the file has it. `training` and `mask` are what the call passes explicitly under
     these names, None where it passes nothing.
     """
 
-    inputs: tuple[Ref, ...]
+    reads: tuple[Ref, ...]
     node: Any = None
     training: Any = None
     mask: Any = None
@@ -136,7 +136,7 @@ class Graph:
         found: dict[Ref, list[tuple[str, int]]] = {}
         for layer in self.layers.values():
             for number, call in enumerate(layer.calls):
-                for ref in call.inputs:
+                for ref in call.reads:
                     found.setdefault(ref, []).append((layer.name, number))
         return {ref: tuple(calls) for ref, calls in found.items()}
 

@@ -139,7 +139,7 @@ def _is_operation(entry: Json) -> bool:
 
 
 def _check_references(graph: Graph) -> None:
-    wanted = [ref for layer in graph.layers.values() for call in layer.calls for ref in call.inputs]
+    wanted = [ref for layer in graph.layers.values() for call in layer.calls for ref in call.reads]
     for ref in (*wanted, *graph.outputs):
         if ref.call >= len(graph.layers[ref.layer].calls):
             raise UnreadableModelError(

@@ -99,7 +99,7 @@ def _enter(
 
 
 def _inputs(graph: Graph, name: str, number: int) -> Iterator[Node]:
-    return ((ref.layer, ref.call) for ref in graph.layers[name].calls[number].inputs)
+    return ((ref.layer, ref.call) for ref in graph.layers[name].calls[number].reads)
 
 
 def call_depths(graph: Graph) -> dict[Node, int]:

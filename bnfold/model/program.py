@@ -113,7 +113,7 @@ class Value(NamedTuple):
 class Call:
     """One call of a layer, or of a nested model.
 
-    What the graph's own `Call` has as `inputs` are its `reads`; its `inputs` may be fewer.
+    It reads what the graph's own `Call` does; its `inputs` may be fewer.
 
     Attributes:
         region: the model that it is a part of.
@@ -168,7 +168,7 @@ class Call:
     @cached_property
     def reads(self) -> tuple[Value, ...]:
         """All tensors that go in, in the order in which Keras flattens the arguments."""
-        return tuple(map(self.region.value, self.written.inputs))
+        return tuple(map(self.region.value, self.written.reads))
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -184,7 +184,7 @@ class Call:
     def _leading(self) -> int:
         node, numbering = self.written.node, self.region.graph.numbering
         if self.outer.is_operation or node is None or numbering is None:
-            return len(self.written.inputs)
+            return len(self.written.reads)
         return inbound_nodes.leading(node, numbering.in_calls)
 
     def output(self, number: int = 0) -> Value:
@@ -468,7 +468,7 @@ def _boundary_problems(region: Region) -> Iterator[str]:
     call = caller.written
     if call.mask is not None:
         yield "is a nested model that is given a mask"
-    if len(call.inputs) != len(graph.inputs) or caller.others:
+    if len(call.reads) != len(graph.inputs) or caller.others:
         yield "is a nested model that is called in an unusual way"
         return
     given_keys = () if call.node is None else inbound_nodes.keys_of_first(call.node)

@@ -90,7 +90,7 @@ class Shapes:
         return known[ref]
 
     def _sources(self, ref: Ref) -> tuple[Ref, ...]:
-        return self._graph.layers[ref.layer].calls[ref.call].inputs
+        return self._graph.layers[ref.layer].calls[ref.call].reads
 
     def _find_dtype(self, ref: Ref) -> str | None:
         layer, _ = unwrapped(self._graph.layers[ref.layer])
@@ -171,7 +171,7 @@ class Shapes:
         equation = parse_equation(core.config.get("equation")) if core.builtin else None
         if core.class_name != "EinsumDense" or equation is None or equation.ellipsis != "left":
             return False
-        shapes = [without_axes(self._shapes.get(call.inputs[0]), wrappers) for call in layer.calls]
+        shapes = [without_axes(self._shapes.get(call.reads[0]), wrappers) for call in layer.calls]
         elided = [shape and shape[1 : len(shape) - len(equation.inputs)] for shape in shapes]
         return not all(
             axes is not None and (len(axes) < 2 or (axes == axes[::-1] and None not in axes))

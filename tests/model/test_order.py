@@ -86,7 +86,7 @@ def _without_norms_inside(layer: Layer, seed: int, path: LayerPath) -> Layer:
 
 def _is_removable(layer: Layer) -> bool:
     """A mask would be lost, and the first layer of a Sequential without an input reads nothing."""
-    return all(len(call.inputs) == 1 for call in layer.calls)
+    return all(len(call.reads) == 1 for call in layer.calls)
 
 
 def neutralize(model: keras.Model, seed: int, path: LayerPath = ()) -> None:
