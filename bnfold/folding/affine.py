@@ -7,7 +7,7 @@
 
 `scale` and `shift` broadcast against a tensor from the right, as numpy does, and have size 1 on
 every axis along which they do not vary: (C,) for channels last, (C, 1, 1) for channels first in an
-image. So a map keeps its meaning while it is propagated through layers that move, add or drop axes.
+image. So a map keeps its meaning through layers that permute, add or drop axes.
 
 All sums are in float64; the variables' dtypes are for whoever stores a result. Source of the
 formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2.
@@ -59,7 +59,7 @@ class Affine:
 
     @cached_property
     def has_shift(self) -> bool:
-        """Whether the map moves 0."""
+        """Whether the map adds something."""
         return bool(np.any(self.shift != 0))
 
     @cached_property
@@ -118,7 +118,7 @@ def channel_count(affine: Affine, numbers: NDArray[Any]) -> str:
 def from_batchnorm(batchnorm: BatchNorm) -> Affine:
     """The affine map that a BatchNormalization is at inference, as two vectors of its channels.
 
-    Raises Refusal where it is none.
+    Raises Refusal where it has none.
     """
     if batchnorm.problem is not None:
         raise batchnorm.problem

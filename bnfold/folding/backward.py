@@ -1,8 +1,8 @@
-"""The search against the data: the layers that make what a BatchNormalization reads absorb its map.
+"""The search against the data: the producers of a BatchNormalization's input absorb its map.
 
-The tensor that the layer reads becomes what it makes. So everything else that reads it, or that
-reads a tensor on the path, would change: nothing may read one but the call that the map came from,
-which may do so by several slots, as in `Add()([h, h])`.
+The input of the layer gets the values of its output. So every other consumer of it, or of a tensor
+on the path, would see others: a tensor may have no consumer but the call that the map came from,
+which may read it by several slots, as in `Add()([h, h])`.
 """
 
 import itertools
@@ -39,7 +39,7 @@ class BackwardSearch(Search):
     """One BatchNormalization, against the data."""
 
     def paths(self) -> Iterator[list[Demand]]:
-        """The demands of each way to absorb the map in what makes the layer's input."""
+        """The demands along each path to layers that absorb the map before the layer."""
         for call in self.calls:
             if call.reads[0].dtype not in (self.dtype, None):
                 raise Refusal("it reads numbers of another dtype than it computes in")
@@ -49,7 +49,7 @@ class BackwardSearch(Search):
     def _all_of(
         self, tensors: Sequence[_Wanted], reader: str, depth: int = 0
     ) -> Iterator[list[Demand]]:
-        """Ways to put a map on each of several tensors; none if one of them has none."""
+        """Paths for a map on each of several tensors; none if one of them has none."""
         if depth > _MAX_JOINS:
             raise Refusal("there are too many joins in a row before it")
         branches: list[list[list[Demand]]] = []
@@ -72,7 +72,7 @@ class BackwardSearch(Search):
             self.first = self.first or refusal
 
     def _put_on(self, wanted: _Wanted, reader: str, depth: int) -> Iterator[list[Demand]]:
-        """Every way to put a map on a tensor that `reader` reads, by editing what makes it."""
+        """Every path by which a map gets onto a tensor that `reader` reads."""
         while True:
             value, affine, _ = wanted
             place = Place(value.call, "before it")
@@ -86,16 +86,16 @@ class BackwardSearch(Search):
             if rule is None or rule.backward is None:
                 yield [self.demand_after(place, affine)]
                 return
-            ways = self._propagated(rule.backward, place, affine)
-            first, second = next(ways, None), next(ways, None)
+            splits = self._propagated(rule.backward, place, affine)
+            first, second = next(splits, None), next(splits, None)
             if first is None:
-                raise place.refuse("reads one tensor twice, which would have to change in two ways")
+                raise place.refuse("reads one tensor twice, and would need two maps on it")
             if second is None and len(first) == 1:
                 (wanted,), reader = first, value.call.name
                 continue
-            for way in itertools.chain([first], [second] if second else [], ways):
-                self.count_step(len(way))
-                yield from self._all_of(way, value.call.name, depth + 1)
+            for split in itertools.chain([first], [second] if second else [], splits):
+                self.count_step(len(split))
+                yield from self._all_of(split, value.call.name, depth + 1)
             return
 
     def _check_read_once(self, place: Place, wanted: _Wanted, reader: str) -> None:
@@ -118,7 +118,7 @@ class BackwardSearch(Search):
         if self.state.is_folded(call.path):
             return call.reads[0]
         if call.body is not None:
-            self.check_boundary(call.body, affine, "it is behind", value)
+            self.check_boundary(call.body, affine, "it is after", value)
             return call.body.outputs[value.output]
         if not layers.is_input(call.outer):
             return None
@@ -136,7 +136,7 @@ class BackwardSearch(Search):
     def _propagated(
         self, backward: Backward, place: Place, affine: Affine
     ) -> Iterator[list[_Wanted]]:
-        """Each way to split a map of what a call makes into maps of what it reads."""
+        """Each split of a map of a call's output into maps of its inputs."""
         site = self.site(place)
         self.check_sees(place, affine, site.output)
         try:
@@ -145,8 +145,8 @@ class BackwardSearch(Search):
             maps = backward(site, affine)
         except Refusal as refusal:
             raise place.refuse(refusal, advise=self._could_stand_before(place, affine)) from None
-        ways = (self._by_tensor(place, way) for way in maps)
-        return (way for way in ways if way is not None)
+        splits = (self._by_tensor(place, split) for split in maps)
+        return (split for split in splits if split is not None)
 
     def _by_tensor(self, place: Place, maps: Maps) -> list[_Wanted] | None:
         """The map for each tensor that a call reads; None if one would need two of them."""

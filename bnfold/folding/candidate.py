@@ -124,5 +124,5 @@ _NO_TRAINING_BY_DEFAULT = (
 
 
 def _no_training(cause: str) -> str:
-    """What clears the way where a layer is in training mode for this cause."""
+    """The remedy where a layer is in training mode for this cause."""
     return _NO_TRAINING_BY_DEFAULT if cause.endswith(BY_DEFAULT) else _NO_TRAINING

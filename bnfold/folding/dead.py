@@ -5,8 +5,8 @@ With z for the normalized input, a channel puts out
     y = beta + gamma * z        |gamma * z| <= 100 |gamma|
 
 where gamma is so small, as decay leaves it in a channel that nothing needs any more, a folded
-kernel of that channel would be below the smallest normal number of its dtype: its digits are lost,
-and runtimes that flush such numbers to zero lose it whole. That does no harm where 100 |gamma| is
+kernel of that channel would be below the smallest normal number of its dtype: it underflows,
+and runtimes that flush such numbers to zero drop it whole. That does no harm where 100 |gamma| is
 not above the rounding of beta, because the unfolded layer computes beta too. Then the channel is
 folded as the constant beta, with a kernel of zeros, which all runtimes agree on.
 """

@@ -1,7 +1,7 @@
-"""The search with the data: the layers that read what a BatchNormalization makes absorb its map.
+"""The search with the data: the consumers of a BatchNormalization's output absorb its map.
 
-The tensor that the layer makes becomes what it reads. So each of its readers must absorb the
-difference or pass it on, and no output of the model may see it.
+The output of the layer gets the values of its input. So each consumer must absorb the difference
+or pass it on, and no output of the model may see it.
 """
 
 import heapq
@@ -33,7 +33,7 @@ class ForwardSearch(Search):
     _uncast: str | None = field(default=None, init=False)
 
     def paths(self) -> Iterator[list[Demand]]:
-        """The demands of the one way to absorb the map in all that reads what the layer makes."""
+        """The demands of the one path there is: into every consumer of the layer's output."""
         self._note_input_dtypes()
         demands: list[Demand] = []
         for call in self.calls:
@@ -93,7 +93,7 @@ class ForwardSearch(Search):
 
     def _enter(self, call: Call) -> list[Demand]:
         """Let one call absorb, or pass on, what has changed in its inputs."""
-        place = Place(call, "behind it")
+        place = Place(call, "after it")
         affines = [self._changed.get(value) for value in call.reads]
         first = next(affine for affine in affines if affine is not None)
         if self.state.is_folded(call.path):
@@ -126,9 +126,9 @@ class ForwardSearch(Search):
         for slot, affine in enumerate(affines):
             if affine is None:
                 continue
-            self.check_boundary(nested, affine, "it is in front of", outer[slot])
+            self.check_boundary(nested, affine, "it is before", outer[slot])
             inner = nested.inputs[slot]
-            self.check_dtype(Place(inner, "behind it"))
+            self.check_dtype(Place(inner, "after it"))
             self._change(inner.output(), affine)
 
     def _demand_before(self, place: Place, site: Site, affine: Affine) -> Demand:

@@ -1,19 +1,19 @@
 """What will be done with each BatchNormalization, or why nothing can be.
 
 A plan is a value: it reads the graph, and the numbers that decide, and changes nothing. `apply`
-carries it out, and `inspect` shows the same plan, so the two cannot disagree.
+makes it so, and `inspect` shows the same plan, so the two cannot disagree.
 
 A BatchNormalization is an affine map, and folding is propagating it along the graph until something
-absorbs it. Backward it goes against the data, past layers that it crosses, into all layers that
-make what it reads; every tensor on the path must be read by nothing else. Forward it goes with the
-data into everything that reads it, all of that or none. `rules` knows which layers a map crosses,
+absorbs it. Backward it goes upstream, past layers that it crosses, into all producers of its
+input; every tensor on the path must be read by nothing else. Forward it goes downstream into every
+consumer, all of them or none. `rules` knows which layers a map crosses,
 and which absorb one.
 
 A fold is a transaction: the edits of a path that ends somewhere at an obstacle are not made. A
 layer called several times is edited if all its calls ask for the same.
 
 Who wins: for all layers in the order of Keras, backward before forward; then again, because a
-folded layer is none and may clear the way for others, until nothing changes. Only then may a
+folded layer is gone and may clear the path for others, until nothing changes. Only then may a
 BatchNormalization absorb another one, again backward first, and everything is tried once more.
 """
 
@@ -43,7 +43,7 @@ __all__ = ["Absorber", "Blocked", "Fold", "Plan", "apply", "plan", "unused_patte
 Direction = Literal["backward", "forward"]
 
 _MAX_PATHS = 64
-"""How many ways through joins are looked at before a layer counts as blocked."""
+"""How many paths through joins are looked at before a layer counts as blocked."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Fold:
 class Blocked:
     """A BatchNormalization that stays.
 
-    `at` is the first layer in the way, where there is one, `reason` says why in a sentence, for
+    `at` is the first obstacle, where that is a layer, `reason` says why in a sentence, for
     both directions. `remedies` are changes to the model each of which would clear one direction's
     first obstacle, if it is built and trained again. `batch_statistics` is true when the reason is
     that the layer runs in training mode. `named` are the layers that the reason names.
-    `may_be_replaced` is true when nothing but the layers around it is in the way, so that a
+    `may_be_replaced` is true when nothing but its neighbours prevents a fold, so that a
     depthwise convolution could stand in its place (`standalone`). `magnitudes` tell how large the
     weights would get, where they would not fit their dtype.
     """
@@ -216,16 +216,16 @@ class _Planner:
         refusals: list[tuple[Direction, Refusal]] = []
         for direction in directions:
             try:
-                edits = self._fold_one_way(one, direction, into_batchnorms=into_batchnorms)
+                edits = self._fold_in(one, direction, into_batchnorms=into_batchnorms)
             except Refusal as refusal:
                 refusals.append((direction, refusal))
             else:
                 self._folds[one.path] = (one.batchnorm, direction, edits)
                 return True
-        self._blocked[one.path] = _blocked_both_ways(one, refusals)
+        self._blocked[one.path] = _blocked(one, refusals)
         return False
 
-    def _fold_one_way(
+    def _fold_in(
         self, one: Candidate, direction: Direction, *, into_batchnorms: bool
     ) -> WeightEdits:
         """Fold a candidate in one direction. Raises Refusal where it cannot be."""
@@ -248,7 +248,7 @@ class _Planner:
                 raise refusal from None
 
     def _commit_first(self, search: Search, path: LayerPath, *, forward: bool) -> WeightEdits:
-        """Commit the first way that can be done. Raises Refusal where there is none."""
+        """Commit the first path that can be. Raises Refusal where there is none."""
         first: Refusal | None = None
         for number, demands in enumerate(search.paths()):
             try:
@@ -277,7 +277,7 @@ def _stays(one: Candidate, refusal: Refusal) -> Blocked:
     )
 
 
-def _blocked_both_ways(one: Candidate, refusals: Sequence[tuple[Direction, Refusal]]) -> Blocked:
+def _blocked(one: Candidate, refusals: Sequence[tuple[Direction, Refusal]]) -> Blocked:
     reason = "; ".join(f"{direction}: {refusal.reason}" for direction, refusal in refusals)
     named = tuple(refusal.at for _, refusal in refusals if refusal.at is not None)
     return Blocked(

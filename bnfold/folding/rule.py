@@ -105,7 +105,7 @@ def _stay(site: Site, affine: Affine) -> Affine:
 def single(*checks: Check, to_input: Move = _stay, to_output: Move = _stay) -> Rule:
     """A layer of one input: the map moves as its tensor does, if the checks allow it."""
 
-    def moved(site: Site, affine: Affine, move: Move) -> Affine:
+    def crossed(site: Site, affine: Affine, move: Move) -> Affine:
         if len(site.inputs) != 1:
             raise Refusal(f"reads {len(site.inputs)} tensors")
         for check in checks:
@@ -113,8 +113,8 @@ def single(*checks: Check, to_input: Move = _stay, to_output: Move = _stay) -> R
         return move(site, affine)
 
     return Rule(
-        backward=lambda site, affine: [(moved(site, affine, to_input),)],
-        forward=lambda site, affines: moved(site, affines[0], to_output),
+        backward=lambda site, affine: [(crossed(site, affine, to_input),)],
+        forward=lambda site, affines: crossed(site, affines[0], to_output),
     )
 
 

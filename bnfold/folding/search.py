@@ -25,14 +25,14 @@ from bnfold.model.shape_rules import Shape
 
 _MAX_STEPS = 20_000
 """For one layer, in one direction."""
-_TOO_MANY = "there are too many ways to look at"
+_TOO_MANY = "there are too many paths to search"
 
 
 @dataclass(eq=False)
 class Search:
-    """One BatchNormalization in one direction: `paths` are the ways to absorb its map.
+    """One BatchNormalization in one direction: `paths` lead to layers that absorb its map.
 
-    All methods raise Refusal where something is in the way.
+    All methods raise Refusal where something prevents that.
 
     Attributes:
         state: what has been folded so far.
@@ -70,7 +70,7 @@ class Search:
         return self.one.region.calls_of(self.one.layer.name)
 
     def paths(self) -> Iterator[list[Demand]]:
-        """The demands of each way to absorb the map."""
+        """The demands along each path."""
         raise NotImplementedError
 
     def obstacle(self) -> Refusal:

@@ -30,7 +30,7 @@ WeightEdits = list[tuple[LayerPath, WeightEdit]]
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """One call of a layer on a path; `where` is "before it" or "behind it", for sentences."""
+    """One call of a layer on a path; `where` is "before it" or "after it", for sentences."""
 
     call: Call
     where: str

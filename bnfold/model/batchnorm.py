@@ -95,7 +95,7 @@ class BatchNorm:
     def axis(self) -> int | None:
         """The axis it normalizes, as its tensor counts; None for several at once.
 
-        Old versions write a list; a wrapper adds axes, behind the batch's, that its layer does not
+        Old versions write a list; a wrapper adds axes, after the batch's, that its layer does not
         see.
         """
         axes = self._axes
@@ -117,7 +117,7 @@ class BatchNorm:
     def _axis_of_ghost(self, named: int) -> int:
         """The axis that it normalizes, as its tensor counts.
 
-        Its variables have an axis of size 1 more, for the parts of the batch, behind the first one.
+        Its variables have an axis of size 1 more, for the parts of the batch, after the first one.
         Keras 2 counts that in the axis that it saves.
         """
         weights = self.layer.weights or ()
@@ -167,7 +167,7 @@ def _is_axis(value: object) -> bool:
 
 
 def as_batchnorm(layer: Layer, path: LayerPath) -> BatchNorm | None:
-    """The BatchNormalization that a layer is, or that its wrappers hold; None when it is none."""
+    """The BatchNormalization that a layer is, or that its wrappers hold; None for another."""
     wrappers = 0
     while layer.inner is not None:
         layer, wrappers = layer.inner, wrappers + 1

@@ -74,28 +74,28 @@ def _in_keras_order(graph: Graph) -> Graph:
     return replace(graph, layers={name: graph.layers[name] for name in (*names, *rest)})
 
 
-def rewire(graph: Graph, moved: Mapping[Ref, Ref]) -> Graph:
-    """The same graph, where every reader of a tensor in `moved`, outputs too, reads another."""
-    rewired = {name: _rewire_layer(layer, graph, moved) for name, layer in graph.layers.items()}
-    outputs = tuple(moved.get(ref, ref) for ref in graph.outputs)
+def rewire(graph: Graph, instead: Mapping[Ref, Ref]) -> Graph:
+    """The same graph, where every reader of some tensors, outputs too, reads others `instead`."""
+    rewired = {name: _rewire_layer(layer, graph, instead) for name, layer in graph.layers.items()}
+    outputs = tuple(instead.get(ref, ref) for ref in graph.outputs)
     return replace(graph, layers=rewired, outputs=outputs)
 
 
-def _rewire_layer(layer: Layer, graph: Graph, moved: Mapping[Ref, Ref]) -> Layer:
-    if not any(ref in moved for call in layer.calls for ref in call.reads):
+def _rewire_layer(layer: Layer, graph: Graph, instead: Mapping[Ref, Ref]) -> Layer:
+    if not any(ref in instead for call in layer.calls for ref in call.reads):
         return layer
-    return replace(layer, calls=tuple(_rewire_call(call, graph, moved) for call in layer.calls))
+    return replace(layer, calls=tuple(_rewire_call(call, graph, instead) for call in layer.calls))
 
 
-def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
-    reads = tuple(moved.get(ref, ref) for ref in call.reads)
+def _rewire_call(call: Call, graph: Graph, instead: Mapping[Ref, Ref]) -> Call:
+    reads = tuple(instead.get(ref, ref) for ref in call.reads)
     if graph.numbering is None:
         return replace(call, reads=reads)
     count = graph.numbering
 
     def visit(triple: list[Any]) -> list[Any]:
         ref = count.decode(triple)
-        return count.encode(moved[ref]) if ref in moved else triple
+        return count.encode(instead[ref]) if ref in instead else triple
 
     return replace(
         call, reads=reads, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
@@ -104,19 +104,19 @@ def _rewire_call(call: Call, graph: Graph, moved: Mapping[Ref, Ref]) -> Call:
 
 def bypass(graph: Graph, names: Collection[str]) -> Graph:
     """The same graph without some layers; their readers read the one input of each instead."""
-    moved = {
+    instead = {
         Ref(name, number): call.reads[0]
         for name in names
         for number, call in enumerate(graph.layers[name].calls)
     }
-    graph = rewire(graph, {ref: _that_stays(ref, moved) for ref in moved})
+    graph = rewire(graph, {ref: _that_stays(ref, instead) for ref in instead})
     return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
 
 
-def _that_stays(ref: Ref, moved: Mapping[Ref, Ref]) -> Ref:
-    """Where a chain of moved tensors ends."""
-    while ref in moved:
-        ref = moved[ref]
+def _that_stays(ref: Ref, instead: Mapping[Ref, Ref]) -> Ref:
+    """Where a chain of tensors read instead of others ends."""
+    while ref in instead:
+        ref = instead[ref]
     return ref
 
 

@@ -50,7 +50,7 @@ class Equation:
         return new[0] if self.ellipsis != "right" and new == [self.output[-1]] else None
 
     def trailing(self, rank: int | None) -> int | None:
-        """How many axes the output has behind the named ones; None where the rank is unknown."""
+        """How many axes the output has after the named ones; None where the rank is unknown."""
         if self.ellipsis != "right":
             return 0
         return rank - len(self.output) if rank is not None else None

@@ -216,7 +216,7 @@ def parse_call(node: Any, count: Numbering, *, positional: bool) -> Call:
         for leaf in leaves:
             if leaf[0] != CONSTANT:
                 note(_triple(leaf[:3]))
-        # Keras 2 repeats the call's kwargs behind each tensor of the first argument; they count
+        # Keras 2 repeats the call's kwargs after each tensor of the first argument; they count
         # once.
         arguments = next((leaf[3] for leaf in leaves if len(leaf) == 4), {})
         _map_keras2(arguments, note, count.in_calls)
@@ -297,7 +297,7 @@ def leading(node: Any, names: Iterable[str]) -> int:
 
 
 def keys_of_first(node: Any) -> tuple[str, ...] | None:
-    """The keys of the first argument of a call, where that is a dictionary; () where it is none.
+    """The keys of the first argument of a call, where that is a dictionary; () where it is not.
 
     None for a dictionary of anything but tensors.
     """

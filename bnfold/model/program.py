@@ -58,7 +58,7 @@ class Value(NamedTuple):
 
     @property
     def may_be_masked(self) -> bool:
-        """Whether it may carry a mask, from however far upstream."""
+        """Whether it may have a mask, from however far upstream."""
         return self.call in self.call.region.masked
 
     @property
@@ -198,7 +198,7 @@ class Call:
 
     @property
     def input_slot(self) -> int | None:
-        """Which input of its region it is; None where it is none."""
+        """Which input of its region it is; None for any other call."""
         inputs = self.region.graph.inputs
         if not layers.is_input(self.layer) or self.name not in inputs:
             return None

@@ -10,9 +10,9 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an error)
 
     Attributes:
         reason: the predicate, or the whole sentence.
-        remedy: a change to the model that clears the way, if the model is built and trained again;
+        remedy: a change to the model that would help, if the model is built and trained again;
             empty where none is known. `{layer}` stands in it for the layer.
-        at: the path of the layer in the way, where there is one.
+        at: the path of the layer that prevents it, where there is one.
         about_axis: whether a rule says what the axis that the map varies along is to its layer:
             "not the channel axis of".
         batch_statistics: whether the layer normalizes with the statistics of the batch.

@@ -170,7 +170,7 @@ def _among(weights: tuple[Weight, ...], path: LayerPath) -> Iterator[BatchNorm]:
 
 
 def _by_role(variables: dict[str, Weight]) -> dict[str, Weight]:
-    """Variables of one scope by what they are to a BatchNormalization; none if it is none."""
+    """Variables of one scope by what they are to a BatchNormalization; none for other variables."""
     found: dict[str, Weight] = {}
     for role, pattern in _ROLES.items():
         exact = variables.get(role)

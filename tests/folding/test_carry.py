@@ -800,7 +800,7 @@ def maximum_with_a_number() -> Any:
 STAY: dict[str, tuple[Build, str]] = {
     build.__name__: (build, reason)
     for build, reason in [
-        (added_twice, "would have to change in two ways"),
+        (added_twice, "would need two maps"),
         (siamese_subtract, "called 2 times"),
         (one_of_two_calls, "called 2 times"),
         (one_consumer_of_two, "is an operation that cannot"),
@@ -868,7 +868,7 @@ def test_both_directions_name_their_obstacle(tmp_path: Path) -> None:
     model = chain((8, 8, 3), *layers, L.Conv2D(2, 3, padding="same", name="c2"))
     plan = examine(randomize(model), tmp_path, left=1, forms=KERAS)
     assert plan.blocked[0].reason == (
-        "backward: Conv2D 'c1' before it applies relu; forward: Conv2D 'c2' behind it pads with "
+        "backward: Conv2D 'c1' before it applies relu; forward: Conv2D 'c2' after it pads with "
         "zeros and the shift of 4 of 4 channels is not zero"
     )
     assert plan.blocked[0].named == (("c1",), ("c2",))

@@ -235,7 +235,7 @@ def test_a_tensor_that_fills_both_slots_counts_once_for_each(join: str, tmp_path
 
 def test_a_shift_cannot_be_put_on_a_tensor_that_fills_both_slots(tmp_path: Path) -> None:
     found = randomize(chain((6, 5), L.Dense(4), lambda x: L.Add()([x, x]), BN()))
-    examine(found, tmp_path, left=1, reason="would have to change in two ways")
+    examine(found, tmp_path, left=1, reason="would need two maps")
 
 
 def merge_of_masked(join: str) -> Any:

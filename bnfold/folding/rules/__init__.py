@@ -1,4 +1,4 @@
-"""The rules, one family of layers a file: a row says what a class does with a map, both ways.
+"""The rules, one family of layers a file: a row says what a class does with a map.
 
 A class that is linear in its weights, as its row in `model/layers.py` says, absorbs a map after it
 without a row here. Any other class without a row is unknown and blocks.

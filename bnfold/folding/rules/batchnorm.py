@@ -52,8 +52,8 @@ def _absorb_before(site: Site, affine: Affine) -> WeightEdit:
     def added(read: Read) -> Array:
         mean = read("moving_mean")
         slope = read("gamma") / np.sqrt(read("moving_variance") + epsilon)
-        moved: Array = slope * (shift - mean + scale * mean)
-        return moved
+        total: Array = slope * (shift - mean + scale * mean)
+        return total
 
     change = BiasChange(scale.shape, np.ones(()), added)
     return WeightEdit({"gamma": scale}, {}, {"beta": change}, {"scale": True, "center": True})

@@ -90,8 +90,8 @@ def _placed(array: Array, places: Mapping[int, int], rank: int) -> Array:
     axes = sorted((place, axis) for axis, place in places.items() if array.ndim >= -axis)
     order = [axis % array.ndim for _, axis in axes]
     rest = [axis for axis in range(array.ndim) if axis not in order]
-    moved: Array = array.transpose([*rest, *order])
-    return moved.reshape([sizes.get(place, 1) for place in range(rank)])
+    ordered: Array = array.transpose([*rest, *order])
+    return ordered.reshape([sizes.get(place, 1) for place in range(rank)])
 
 
 def _summed_out(equation: Equation, shape: Shape | None) -> int | None:

@@ -80,7 +80,7 @@ def _input_vectors(site: Site, affine: Affine, channels: int) -> tuple[Array, Ar
 def _input_change(
     site: Site, kernel: str, factor: Array, shift: "Callable[[Read], Array] | None"
 ) -> WeightEdit:
-    """The effect on a layer with one `bias`, which `shift` is added to."""
+    """The edit of a layer with one `bias`, which `shift` is added to."""
     if shift is None:
         return WeightEdit({kernel: factor})
     output = layers.facts(site.layer).output
@@ -147,8 +147,8 @@ def _before_conv_transpose(site: Site, affine: Affine) -> WeightEdit:
     scale, shift = _input_vectors(site, affine, kernel[-1])
     plain = set(kernel[:-2]) == {1} and _is_all(site.setting("strides", 1), 1)
     if shift.any() and not (plain and site.setting("output_padding") is None):
-        moved = channel_count(affine, affine.shift)
-        raise Refusal(f"spreads a shift unevenly, and the shift of {moved} is not zero", OTHER_SIDE)
+        count = channel_count(affine, affine.shift)
+        raise Refusal(f"spreads a shift unevenly, and the shift of {count} is not zero", OTHER_SIDE)
 
     def added(read: Read) -> Array:
         return read("kernel").reshape(kernel[-2:]) @ shift
@@ -164,8 +164,8 @@ def _unpadded_vectors(site: Site, affine: Affine, size: int) -> tuple[Array, Arr
     """`_input_vectors` of a convolution, which must not pad with zeros where there is a shift."""
     vectors = _input_vectors(site, affine, size)
     if affine.has_shift and _pads(site):
-        moved = channel_count(affine, affine.shift)
-        raise Refusal(f"pads with zeros and the shift of {moved} is not zero", OTHER_SIDE)
+        count = channel_count(affine, affine.shift)
+        raise Refusal(f"pads with zeros and the shift of {count} is not zero", OTHER_SIDE)
     return vectors
 
 

@@ -35,7 +35,7 @@ def _check_dropout(layer: Layer, site: Site) -> None:
 def _input_change(
     layer: Layer, weights: Mapping[str, Weight], vectors: tuple[Array, Array], prefix: str
 ) -> tuple[dict[str, Array], dict[str, BiasChange]]:
-    """The effect on the input kernel and bias of a recurrent layer, whose slots have a prefix."""
+    """What happens to the input kernel and bias of a recurrent layer, whose slots have a prefix."""
     scale, shift = vectors
     slot = f"{prefix}kernel"
     units = weights[slot].shape[1]

@@ -102,7 +102,7 @@ def _reshape_to_output(site: Site, affine: Affine) -> Affine:
     return _reshaped(affine, site.inputs[0], site.output)
 
 
-def _channels_moved(site: Site) -> tuple[Shape, list[int]] | None:
+def _channels_last(site: Site) -> tuple[Shape, list[int]] | None:
     """The input of Flatten(channels_first), which first moves the channels to the end."""
     shape = site.inputs[0]
     if shape is None or len(shape) < 3:
@@ -112,18 +112,18 @@ def _channels_moved(site: Site) -> tuple[Shape, list[int]] | None:
 
 
 def _flatten_to_input(site: Site, affine: Affine) -> Affine:
-    moved = _channels_moved(site) if site.channels_first else None
-    if moved is None:
+    last = _channels_last(site) if site.channels_first else None
+    if last is None:
         return _reshape_to_input(site, affine)
-    shape, order = moved
+    shape, order = last
     return _permuted(_reshaped(affine, site.output, shape), _inverse(order))
 
 
 def _flatten_to_output(site: Site, affine: Affine) -> Affine:
-    moved = _channels_moved(site) if site.channels_first else None
-    if moved is None:
+    last = _channels_last(site) if site.channels_first else None
+    if last is None:
         return _reshape_to_output(site, affine)
-    shape, order = moved
+    shape, order = last
     return _reshaped(_permuted(affine, order), shape, site.output)
 
 
