@@ -1450,7 +1450,9 @@ def test_progress_is_told_and_the_libraries_are_silent(pair, capfd):
 # --- the conclusion -------------------------------------------------------------------------------
 
 
-def concluded(*, sharp: float | None, off: float, drowned: bool) -> Verification:
+def concluded(
+    *, sharp: float | None, off: float, drowned: bool, runtimes: tuple[str, ...] = ("keras",)
+) -> Verification:
     """The verdict on two outputs, of which rounding may drown one and the other is off by `off`.
 
     `sharp` is how far it is off in float64; without it there is no float64.
@@ -1477,7 +1479,7 @@ def concluded(*, sharp: float | None, off: float, drowned: bool) -> Verification
         seed=0,
         original=SimpleNamespace(library="keras"),
     )
-    evidence = Evidence([*runs, run("keras", right, off)], "keras float64", {"keras"})
+    evidence = Evidence([*runs, run("keras", right, off)], "keras float64", set(runtimes))
     return conclude(case, Rule(), evidence)
 
 
@@ -1498,6 +1500,11 @@ def test_what_rounding_dominates_is_no_difference():
 )
 def test_any_other_error_is_a_difference(given):
     assert concluded(**given).verdict is Verdict.DIFFERENT
+
+
+def test_a_runtime_that_no_basis_names_is_not_taken_for_none():
+    with pytest.raises(KeyError, match="litert"):
+        concluded(sharp=0.0, off=0.0, drowned=False, runtimes=("keras", "litert"))
 
 
 # --- a backbone that is called for inference ------------------------------------------------------
