@@ -1,4 +1,4 @@
-"""What a file says that a model takes and gives, and configs that say it as Keras 3 reads it.
+"""The inputs and outputs that a file states, and configs that state them as Keras 3 reads them.
 
 A Sequential model of Keras 2.3 and older has no InputLayer: its first layer says what it reads, as
 `batch_input_shape`. Keras 3 takes that for a shape without the batch and adds one axis: a model of

@@ -1,4 +1,4 @@
-"""Masks: who would miss one that goes with a tensor, and which tensors may have one.
+"""Which tensors may carry a mask, and which layers would miss it.
 
 Keras 3 writes implicit masks into the calls that take one: those calls name their mask, and keep it
 when a layer between is gone. Layers that merge tensors look for masks without an argument for

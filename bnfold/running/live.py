@@ -1,4 +1,4 @@
-"""Live models in and out."""
+"""Saving a live model as a file, and loading a file made from one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making of a loaded model something that can be timed, in each runtime.
+"""Turning a loaded model into something that can be timed, in each runtime.
 
     keras           a tf.function of the call with training=False: graph mode, not eager
     onnxruntime     the tf2onnx export on the CPU, with ONNX Runtime's default optimisations

@@ -1,4 +1,4 @@
-"""Whose each variable in a nested model's list is, in a legacy HDF5 file.
+"""Which layer each variable of a nested model belongs to, in a legacy HDF5 file.
 
 Keras hands the list out by its order alone: first all trainable variables, then all others, each
 part by the order of the layers. That fixes the owners where the class of every layer tells which
