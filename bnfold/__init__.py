@@ -13,12 +13,12 @@ Importing bnfold, `inspect` without data, and `fold(..., verify=False)` on files
 deep-learning framework.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from bnfold.version import __version__
 
+TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
+    from typing import Any
+
     from bnfold.api import bench, export, fold, inspect, recalibrate, verify
     from bnfold.audit import Finding, Severity, Thresholds
     from bnfold.errors import (
@@ -92,8 +92,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public name when it is first asked for: the command line starts faster without."""
+    from importlib import import_module  # noqa: PLC0415
+
     if name not in _HOME_OF:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

@@ -25,7 +25,7 @@ from bnfold.jobs.export import ExportReport, export_file
 from bnfold.jobs.fold import SILENT, FoldReport, Standalone, fold_file
 from bnfold.jobs.gate import InputFindings
 from bnfold.jobs.inspect import Inspection, inspect_file
-from bnfold.jobs.recalibrate import MEMORY, RecalibrationReport, recalibrate_file
+from bnfold.jobs.recalibrate import CACHE, RecalibrationReport, recalibrate_file
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
@@ -403,7 +403,7 @@ def recalibrate(
     data: Data,
     layers: Sequence[str] = (),
     batch: int | None = None,
-    memory: int = MEMORY,
+    cache: int = CACHE,
     force: bool = False,
     allow_other_scale: bool = False,
     labels: Data | None = None,
@@ -422,7 +422,7 @@ def recalibrate(
     data: Data,
     layers: Sequence[str] = (),
     batch: int | None = None,
-    memory: int = MEMORY,
+    cache: int = CACHE,
     allow_other_scale: bool = False,
     labels: Data | None = None,
     allow_worse: bool = False,
@@ -439,7 +439,7 @@ def recalibrate(
     data: Data,
     layers: Sequence[str] = (),
     batch: int | None = None,
-    memory: int = MEMORY,
+    cache: int = CACHE,
     force: bool = False,
     allow_other_scale: bool = False,
     labels: Data | None = None,
@@ -457,7 +457,7 @@ def recalibrate(
         layers: shell patterns of names or nested paths of the layers to estimate, frozen ones too;
             without them all that are not frozen.
         batch: how many samples go in at a time; None for as many as have room.
-        memory: bytes for what saves running the model again for every layer.
+        cache: bytes for what saves running the model again for every layer.
         force: replace `out` if it exists.
         allow_other_scale: go on even if the data are of another scale than those that the model
             was trained on.
@@ -484,7 +484,7 @@ def recalibrate(
     """
     target = _target("recalibrate", model, out)
     run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
-    settings: dict[str, Any] = {"run": run, "layers": layers, "memory": memory}
+    settings: dict[str, Any] = {"run": run, "layers": layers, "cache": cache}
     settings["allow_other_scale"] = options.flag("allow_other_scale", allow_other_scale)
     settings["labels"] = user_data.given(labels)
     settings["allow_worse"] = options.flag("allow_worse", allow_worse)

@@ -15,7 +15,16 @@ PACKAGE = Path(__file__).parents[1] / "bnfold"
 BEGIN, END = "<!-- written by docs/module_map.py -->\n\n", "\n<!-- end -->\n"
 
 ROOMS = (
-    *("errors.py", "version.py", "serialize.py", "model", "folding", "audit", "running"),
+    *(
+        "errors.py",
+        "version.py",
+        "serialize.py",
+        "supervision",
+        "model",
+        "folding",
+        "audit",
+        "running",
+    ),
     *("verification", "observation", "jobs", "reports", "api.py", "cli"),
 )
 

@@ -202,7 +202,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("inspect", {"data": np.ones((4, 6, 6, 3)), "batch": 0}, bnfold.SettingsError, "batch must"),
     ("inspect", {"thresholds": {}}, TypeError, "thresholds must be bnfold.Thresholds, not dict"),
     ("recalibrate", {"data": None}, TypeError, "data is missing"),
-    ("recalibrate", {"data": np.ones(3), "memory": -1}, bnfold.SettingsError, "memory must be at"),
+    ("recalibrate", {"data": np.ones(3), "cache": -1}, bnfold.SettingsError, "cache must be at"),
     ("recalibrate", {"data": np.ones(3), "layers": [2]}, TypeError, "layers must be names"),
     ("bench", {"seconds": 0}, bnfold.SettingsError, "seconds must be finite and more than 0"),
     ("bench", {"seconds": float("nan")}, bnfold.SettingsError, "seconds must be finite"),

@@ -20,12 +20,13 @@ BELOW = {
     "errors": set(),
     "version": set(),
     "serialize": set(),
-    "model": {"errors"},
+    "supervision": {"errors"},
+    "model": {"supervision", "errors"},
     "folding": {"model", "errors"},
-    "running": {"model", "errors"},
+    "running": {"model", "supervision", "errors"},
     "audit": {"folding", "model", "errors", "serialize"},
-    "verification": {"running", "model", "errors", "serialize"},
-    "observation": {"running", "model", "errors", "serialize"},
+    "verification": {"running", "model", "supervision", "errors", "serialize"},
+    "observation": {"running", "model", "supervision", "errors", "serialize"},
 }
 """Which rooms each room may import, beside itself. A judge does not use the accused's arithmetic:
 `verification` and `observation` know nothing of `folding`. What stands above these may import all

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, Finite, debug, execution, progress, report_format
+from bnfold.cli.options import CONTEXT, MODEL, Finite, execution, limited, progress, report_format
 from bnfold.cli.show import show
 
 
@@ -44,7 +44,7 @@ from bnfold.cli.show import show
 )
 @execution
 @report_format
-@debug
+@limited
 def bench(
     a: Path,
     b: Path | None,

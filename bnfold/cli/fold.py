@@ -12,10 +12,10 @@ from bnfold.cli.options import (
     CONTEXT,
     MODEL,
     comparison,
-    debug,
     gate_settings,
     gating,
     keep_option,
+    limited,
     progress,
     proving,
     report_format,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @gating
 @proving
 @report_format
-@debug
+@limited
 @click.pass_context
 def fold(
     ctx: click.Context,
@@ -112,7 +112,7 @@ def fold(
 @gating
 @comparison
 @report_format
-@debug
+@limited
 def export(
     source: Path,
     target: Path,

@@ -1,11 +1,13 @@
 """The command group: what all commands have in common, and what becomes of their errors."""
 
+import contextlib
 import gc
 import io
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -16,6 +18,8 @@ from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.errors import BnfoldError
 from bnfold.model.container.guard import printable
 from bnfold.running import process
+from bnfold.supervision import link
+from bnfold.supervision.watch import ASKING
 from bnfold.version import __version__
 
 _SENTENCE = 400  # characters, more than any
@@ -37,7 +41,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and answer for what it raises."""
         try:
-            return super().invoke(ctx)
+            with _interrupts():
+                return super().invoke(ctx)
         except click.UsageError as error:
             _propose_no_code(error)
             help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
@@ -54,6 +59,10 @@ class Commands(click.Group):
             ctx.exit(0)
         except OSError as error:
             _fail(ctx, f"{error.filename or 'output'}: {error.strerror or error}")
+        except MemoryError:
+            _fail(ctx, link.out_of_memory())
+        except RecursionError:
+            _fail(ctx, link.said("is nested too deeply"))
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")
@@ -88,7 +97,10 @@ def main() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
-    # As an exception, so that what was being written is cleaned up.
+    """End by an exception, so that what was being written is cleaned up; nothing disturbs that."""
+    signal.signal(number, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(128 + number)
 
 
@@ -97,20 +109,37 @@ def _stop_all_the_same(lost: "sys.UnraisableHookArgs") -> None:
     if isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
         interrupted = isinstance(lost.exc_value, KeyboardInterrupt)
         number = signal.SIGINT if interrupted else signal.SIGTERM
+        signal.signal(number, _stop)
         threading.Timer(_SOON, os.kill, [os.getpid(), number]).start()
     else:
         sys.__unraisablehook__(lost)
 
 
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Make an exception of Ctrl-C where it would end this process at once.
+
+    So it does in a process that is supervised, as long as there is nothing to clean up.
+    """
+    is_deadly = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if is_deadly:
+        signal.signal(signal.SIGINT, _stop)
+    try:
+        yield
+    finally:
+        if is_deadly and signal.getsignal(signal.SIGINT) is _stop:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run() -> None:
-    """The console script."""
+    """Run the command of `sys.argv` in this process, which is bnfold's own."""
     process.take_over()
     if os.name == "posix":
         sys.unraisablehook = _stop_all_the_same
     garbage.search_rarely()
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), _stop)
+    for number in ASKING:
+        if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:  # by nohup
+            signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -119,6 +148,8 @@ def run() -> None:
     except SystemExit as end:
         # Or the interpreter looks through everything once more before it ends. It must where a
         # traceback holds on to what HDF5 reads from, which crashes if it dies before its file.
-        if end.code in (0, 1):
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        link.finished(code)
+        if code in (0, 1):
             gc.freeze()
         raise

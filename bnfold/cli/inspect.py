@@ -14,12 +14,13 @@ from bnfold.cli.options import (
     MODEL,
     SETTINGS_FILE,
     data_run,
-    debug,
+    limited,
     over_data,
     settings_file,
 )
 from bnfold.jobs.staging import check_target, write_text
 from bnfold.model.container.guard import printable
+from bnfold.supervision import link
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -141,7 +142,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_options
 @over_data(required=False)
-@debug
+@limited
 @click.pass_context
 def inspect(
     ctx: click.Context,
@@ -186,6 +187,7 @@ def inspect(
         outcome = gate.check(models, settings)
     else:
         outcome = gate.write_baseline(models, settings, write_baseline)
+    link.reporting()
     if not outcome.models and len(outcome.unreadable) == 1:
         raise outcome.unreadable[0].error
     _warn(outcome)

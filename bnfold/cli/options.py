@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bnfold.cli import garbage
+from bnfold.supervision import limits, link
 
 if TYPE_CHECKING:
     from bnfold.jobs.settings import Settings
@@ -45,9 +46,63 @@ def debug(command: Callable[..., Any]) -> Callable[..., Any]:
         "--debug",
         is_flag=True,
         expose_value=False,
+        is_eager=True,
         callback=_remember_debug,
-        help="Show the traceback of an error.",
+        help="Show the traceback of an error; work in one process, without limits.",
     )(command)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """An amount of memory: 512M, 8G, or a number of MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes, or a usage error."""
+        found = value if isinstance(value, int) else limits.memory_of(value)
+        if found is None:
+            self.fail(f"{value!r} is not an amount of memory, such as 512M or 8G.", param, ctx)
+        return found
+
+
+def _limit(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value is None:
+        return
+    if ctx.meta.get("bnfold.debug"):
+        raise click.BadParameter("no limit holds with --debug.", ctx, param)
+    link.allow(**{"seconds" if param.name == "timeout" else "memory": value})
+
+
+_LIMITS = (
+    click.option(
+        "--timeout",
+        type=Finite(min=0, min_open=True),
+        metavar="SECONDS",
+        expose_value=False,
+        callback=_limit,
+        help="Stop when the command takes longer.  [default: "
+        f"{limits.READING_SECONDS:g}, and {limits.READING_SECONDS_PER_MIB:g} more for each MiB, "
+        f"for reading a file; {limits.RUNNING_SECONDS:g} for running models]",
+    ),
+    click.option(
+        "--memory",
+        type=Size(),
+        metavar="SIZE",
+        expose_value=False,
+        callback=_limit,
+        help="Stop when the command takes more memory than this, such as 512M or 8G.  [default: "
+        f"{limits.READING_MEMORY // limits.MIB}M, or {limits.READING_MEMORY_PER_BYTE} times the "
+        f"file if that is more, for reading it; {limits.RUNNING_SHARE:.0%} of the machine's for "
+        "running models]",
+    ),
+)
+
+
+def limited(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that opens models: what it may take, and `debug`."""
+    for option in reversed(_LIMITS):
+        command = option(command)
+    return debug(command)
 
 
 def report_format(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from bnfold.cli.options import (
     CONTEXT,
     MODEL,
     SAMPLES,
-    debug,
+    limited,
     over_data,
     report_format,
     running_over,
@@ -30,7 +30,7 @@ from bnfold.cli.show import show
     "Repeatable.  [default: all that are not frozen]",
 )
 @click.option(
-    "--memory",
+    "--cache",
     metavar="MIB",
     type=click.IntRange(min=0),
     default=1024,
@@ -56,12 +56,12 @@ from bnfold.cli.show import show
     help="Go on even if the data are of another scale than those that MODEL was trained on.",
 )
 @report_format
-@debug
+@limited
 def recalibrate(
     source: Path,
     target: Path,
     layers: Sequence[str],
-    memory: int,
+    cache: int,
     force: bool,
     labels: Path | None,
     allow_worse: bool,
@@ -91,7 +91,7 @@ def recalibrate(
         target,
         run=running_over(**running),
         layers=layers,
-        memory=memory << 20,
+        cache=cache << 20,
         force=force,
         allow_other_scale=allow_other_scale,
         labels=labels,

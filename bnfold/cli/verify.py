@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from bnfold.cli import options
-from bnfold.cli.options import CONTEXT, MODEL, debug, progress, proving, report_format
+from bnfold.cli.options import CONTEXT, MODEL, limited, progress, proving, report_format
 from bnfold.cli.show import show
 
 
@@ -15,7 +15,7 @@ from bnfold.cli.show import show
 @click.argument("folded", metavar="OTHER", type=MODEL)
 @proving
 @report_format
-@debug
+@limited
 def verify(original: Path, folded: Path, format_: str, **proof: Any) -> None:
     """Prove that OTHER computes the same as MODEL, whoever made it.
 

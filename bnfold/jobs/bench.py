@@ -19,7 +19,6 @@ import functools
 import gc
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from bnfold.running.safety import FileFacts
 from bnfold.running.samples import InputSpec
 from bnfold.running.session import Opening
 from bnfold.serialize import Report, Serializable
+from bnfold.supervision import link
 
 RUNTIMES = tuple(timing.RUNTIMES)
 CONFIDENCE = 0.95
@@ -326,12 +326,12 @@ def bench_files(
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
         raise SettingsError(f"{threads} threads are more than the {processors} processors here")
-    report = progress or _silent
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
+    report = link.told(progress)
+    with link.temporary_folder() as folder:
         opening, folded, second = session.look([a], loading, None), None, b
         if second is None:
             report("folding A")
-            second, folded = _folded(opening.files[0], Path(directory))
+            second, folded = _folded(opening.files[0], folder)
         opening = opening.beside(second)
         if all(one.specs for one in opening.files):
             _agreed([one.specs for one in opening.files], opening.files, batches)
@@ -346,10 +346,6 @@ def bench_files(
     notes = tuple(dict.fromkeys(note for loaded in pair for note in loaded.notes))
     found = tuple(results), tuple(skipped)
     return BenchReport(a, b, folded, threads, seconds, seed, *found, notes)
-
-
-def _silent(_: str) -> None:
-    """Report progress to nobody."""
 
 
 def _folded(facts: FileFacts, directory: Path) -> tuple[Path, tuple[int, int]]:

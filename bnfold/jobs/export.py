@@ -46,6 +46,7 @@ from bnfold.running.ports import Port
 from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
 from bnfold.serialize import SCHEMA_VERSION, plain
+from bnfold.supervision import link
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.exported import Check, Expected, Trial, expect, named_ports
 from bnfold.verification.tolerance import Rule
@@ -155,7 +156,7 @@ def export_file(
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
         refuse_obstacle(model)
-        job = _Job(model, running, name, progress or _silent)
+        job = _Job(model, running, name, link.told(progress))
         audit = of_input(model.path, settings)
         opening = None
         if not audit.stops:
@@ -199,10 +200,6 @@ def _beside(path: Path, model: ModelFile) -> Path:
 def _is_proved(report: ExportReport, running: Proof) -> bool:
     found = report.verification
     return found is None or found.accepted(strict=running.strict)
-
-
-def _silent(_: str) -> None:
-    """Report progress to nobody."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from bnfold.running.data import LABELS, Source
 from bnfold.serialize import Report, plain
 from bnfold.version import __version__
 
-MEMORY = 1 << 30
+CACHE = 1 << 30
 
 # Of a standard deviation: far more than the order of sums can change, far less than matters.
 _TOLERANCE = 1e-3
@@ -157,7 +157,7 @@ def recalibrate_file(
     *,
     run: DataRun,
     layers: Sequence[str] = (),
-    memory: int = MEMORY,
+    cache: int = CACHE,
     force: bool = False,
     allow_other_scale: bool = False,
     labels: Source | None = None,
@@ -166,7 +166,7 @@ def recalibrate_file(
     """Write the model in `source` to `target` with statistics estimated from the data of `run`.
 
     `layers` are shell patterns of names or nested paths; without them all layers are meant that are
-    not frozen. `memory` is how many bytes of values may be kept to save work. Data of another scale
+    not frozen. `cache` is how many bytes of values may be kept to save work. Data of another scale
     than those that the model was trained on, as its first layers show, end it with nothing written,
     unless `allow_other_scale`; so does a model that fits `labels` worse than before, unless
     `allow_worse`. An array y beside the data is taken for labels.
@@ -179,7 +179,7 @@ def recalibrate_file(
             not finite, no layer can be recalibrated, or statistics do not fit into their dtype.
     """
     layers = options.names("layers", layers)
-    memory = options.whole("memory", memory)
+    cache = options.whole("cache", cache)
     target = Path(target)
     with open_model(source) as model:
         check_target(target, model.kind, force=force)
@@ -192,9 +192,9 @@ def recalibrate_file(
         wanted, problem = _targets(given, running, run)
         before = labelled.Scorer(wanted)
         if before.wanted:
-            observe_running(running, {}, run.progress, before.note)
+            observe_running(running, {}, run.report, before.note)
         candidates = list(_candidates(decided, layers))
-        job = Estimation(running, candidates, run.progress, allow_other_scale=allow_other_scale)
+        job = Estimation(running, candidates, run.report, allow_other_scale=allow_other_scale)
         report = RecalibrationReport(
             source=Path(source),
             target=target,
@@ -205,7 +205,7 @@ def recalibrate_file(
             notes=running.loaded.notes,
         )
         try:
-            estimates, changes, kept = job.run(memory)
+            estimates, changes, kept = job.run(cache)
         except OtherScaleError:
             return replace(report, scale=job.scale_checks)
         if not changes:
@@ -225,7 +225,7 @@ def recalibrate_file(
         )
         with Staging(target, model.kind, force=force) as staging:
             model.rewrite(_variables(changes), staging.path, made)
-            run.progress("checking the new file")
+            run.report("checking the new file")
             after = labelled.Scorer(before.wanted)
             check = check_written(staging.path, run, changes, after.note)
             scores = labelled.compare(before, after) if before.wanted else ()
@@ -305,7 +305,7 @@ def check_written(
     """
     running = start(path, run)
     found = observer.normalizations(running.loaded)
-    seen = observe_running(running, found, run.progress, see)
+    seen = observe_running(running, found, run.report, see)
     paths = [change.batchnorm.path for change in changes]
     distances = {
         path: _distance(change, found[path].layer, seen[path].moments)

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import SUFFIXES, Kind, is_model_directory
+from bnfold.supervision import link
 
 TargetKind: TypeAlias = Kind | Literal["onnx", "text"]
 
@@ -97,6 +98,7 @@ class Staging:
         self.path = self._directory / target.name
 
     def __enter__(self) -> "Staging":
+        link.made(self._directory, self._target)
         try:
             self._directory.mkdir(mode=0o700)
         except OSError as error:
@@ -113,6 +115,8 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
+        if not self._directory.exists():
+            link.gone(self._directory)
         if isinstance(error, BnfoldError):
             error.args = tuple(self.said(str(text)) for text in error.args)
         if isinstance(error, OSError):

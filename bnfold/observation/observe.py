@@ -23,6 +23,7 @@ from bnfold.running.data import Source, UserData, open_data, refuse_few
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.options import SAFELY, Loading, Samples
+from bnfold.supervision import link
 
 _MOST = 128  # samples in a batch: more save hardly any time
 _ROOM = 1 << 30  # bytes for what a model makes of a batch
@@ -50,6 +51,11 @@ class DataRun:
         """See that every value means something. Raises SettingsError and TypeError."""
         batch = options.optional(options.whole, "batch", self.batch, least=1)
         options.checked(self, batch=batch)
+
+    @property
+    def report(self) -> Callable[[str], None]:
+        """What to call with the name of each stage."""
+        return link.told(self.progress)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def start(path: Path, run: DataRun) -> Running:
     (facts,), given = opening.files, opening.data or run.data
     if facts.specs:
         _refuse_useless(open_data(given, facts.specs))
-    (loaded,) = session.open_models(opening, run.progress)
+    (loaded,) = session.open_models(opening, run.report)
     data = open_data(given, inputs.input_specs(loaded.model))
     refuse_few(data, _FEWEST)
     return Running(loaded, data, data.fixed_batch or run.batch or _batch_with_room(loaded, data))
@@ -126,7 +132,7 @@ def observe(path: Path, run: DataRun) -> tuple[dict[LayerPath, Observed], tuple[
     Raises what `start` raises, and BnfoldError when the model cannot run on the data.
     """
     running = start(path, run)
-    found = observe_running(running, normalizations(running.loaded), run.progress)
+    found = observe_running(running, normalizations(running.loaded), run.report)
     return found, running.loaded.notes
 
 

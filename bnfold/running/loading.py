@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from bnfold.model.container.guard import printable
 from bnfold.running import keras_graph, safety
 from bnfold.running.libraries import CannotRunError, import_module, library, one_line, quiet
 from bnfold.running.options import Loading
+from bnfold.supervision import link
 
 _UNKNOWN = re.compile(r"(?:Could not locate class|Unknown layer:) '([^']*)'")
 """What Keras says of a class that nobody registered, at length and with advice for programs."""
@@ -194,8 +194,8 @@ def _as_understood(
     if is_well_named and not firsts:
         yield facts.path, ()
         return
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
-        path = Path(directory) / f"model{suffixes[0]}"
+    with link.temporary_folder() as folder:
+        path = folder / f"model{suffixes[0]}"
         if firsts:
             shutil.copyfile(facts.path, path)
             hdf5.replace_text(path, "model_config", json.dumps(entry))

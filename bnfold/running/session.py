@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bnfold.model.container.guard import printable
 from bnfold.running import data as user_data
 from bnfold.running import libraries, loading, safety, samples
 from bnfold.running.data import Given
@@ -17,6 +18,7 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.options import Loading, Samples
 from bnfold.running.safety import FileFacts
 from bnfold.running.samples import InputSpec
+from bnfold.supervision import link
 
 Report = Callable[[str], None]
 """Is told the name of each stage."""
@@ -53,6 +55,7 @@ class Opening:
         another one.
         """
         report("loading the models" if len(self.files) > 1 else "loading the model")
+        link.loading({facts.path: printable(str(facts.path)) for facts in self.files})
         return loading.load_all(self.files, self.loading)
 
 

@@ -10,6 +10,7 @@ from bnfold.running import borrowing, ports, session
 from bnfold.running.data import Given
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
+from bnfold.supervision import link
 from bnfold.verification.case import Case, closer, prepare
 from bnfold.verification.exercise import Gap, further
 from bnfold.verification.result import Basis, Verdict, Verification
@@ -36,7 +37,7 @@ def verify(
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError when neither Keras
     nor ONNX Runtime can run the models, and BnfoldError for data that does not fit.
     """
-    report = progress or _silent
+    report = link.told(progress)
     opening = session.look([Path(original), Path(folded)], loading, samples)
     rule, data, seed = Rule(tolerance), opening.data, samples.seed
     try:
@@ -83,10 +84,6 @@ class _Judge:
     def _once(self, case: Case) -> tuple[Verification, list[Gap]]:
         evidence = gather(case, self.rule, self.report, self.exports)
         return conclude(case, self.rule, evidence), evidence.gaps
-
-
-def _silent(_: str) -> None:
-    """Report progress to nobody."""
 
 
 def _without_runs(differences: Sequence[str], seed: int, rule: Rule, library: str) -> Verification:

@@ -134,10 +134,10 @@ def test_the_page_shows_every_setting() -> None:
 
 
 def test_the_page_names_every_format() -> None:
-    from bnfold.cli.inspect import _FORMATS
+    from bnfold.cli.inspect import FORMATS
 
     table = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert table == list(_FORMATS)
+    assert table == list(FORMATS)
 
 
 def _is_github(content: Any) -> bool:

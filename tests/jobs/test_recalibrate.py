@@ -102,22 +102,22 @@ def test_every_layer_gets_the_statistics_of_its_corrected_input(
 
 # By default both sizes of batches, and the least and the most that is kept.
 @pytest.mark.parametrize(
-    ("batch", "memory"), some(product([7, 50], [0, 20_000, 60_000, 1 << 30]), 3)
+    ("batch", "cache"), some(product([7, 50], [0, 20_000, 60_000, 1 << 30]), 3)
 )
 def test_what_is_kept_in_memory_changes_the_work_and_not_the_result(
-    memory: int, batch: int, tmp_path: Path
+    cache: int, batch: int, tmp_path: Path
 ) -> None:
     case = branches()
     randomize(case.model)
     source, data = save(case, tmp_path)
     target = tmp_path / "out.keras"
     report = bnfold.recalibrate(
-        source, target, data=data, batch=batch, memory=memory, allow_other_scale=True
+        source, target, data=data, batch=batch, cache=cache, allow_other_scale=True
     )
     assert report.passes == 3  # b and c share one
     for name, wanted in expected(case).items():
         close(statistics(target)[name], wanted)
-    assert (report.work > 1.5) == (memory < 1 << 30)
+    assert (report.work > 1.5) == (cache < 1 << 30)
 
 
 @pytest.mark.parametrize("form", [".keras", ".h5", ""], ids=["keras", "h5", "directory"])

@@ -28,6 +28,7 @@ from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import Container, GroupNames
+from bnfold.supervision import link
 
 CONFIG = "config.json"
 METADATA = "metadata.json"
@@ -183,9 +184,7 @@ class KerasArchive:
         self._was_saved_on_windows = hdf5.joined_by_backslashes(weights)
         if not self._was_saved_on_windows:
             return weights
-        import tempfile  # noqa: PLC0415 - a rare file
-
-        path = Path(resources.enter_context(tempfile.TemporaryDirectory())) / WEIGHTS
+        path = resources.enter_context(link.temporary_folder()) / WEIGHTS
         with hdf5.new_file(path) as new:
             hdf5.copy_with_slashes(weights, new)
         stream = resources.enter_context(path.open("rb", buffering=0))

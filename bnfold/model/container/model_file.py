@@ -17,6 +17,7 @@ from bnfold.model.container.guard import printable
 from bnfold.model.container.legacy import LegacyHdf5
 from bnfold.model.graph import Graph, Json, LayerPath
 from bnfold.model.optimizer import Optimizer
+from bnfold.supervision import link
 
 Kind = Literal["keras", "keras-directory", "h5"]
 
@@ -144,6 +145,7 @@ def open_model(path: str | Path) -> Iterator[ModelFile]:
         UnsafeModelError: it asks for what a model file must not ask for.
     """
     path = Path(path)
+    link.reading(path, printable(str(path)))
     with ExitStack() as resources:
         try:
             kind = sniff(path)

@@ -1,0 +1,58 @@
+"""How much time and memory a command may take where the user does not say it."""
+
+import os
+import re
+from pathlib import Path
+
+from bnfold.supervision import platforms
+
+MIB = 1 << 20
+
+READING_SECONDS, READING_SECONDS_PER_MIB = 10.0, 2.0
+READING_MEMORY, READING_MEMORY_PER_BYTE = 512 * MIB, 3
+"""For reading a file, planning and writing, which take a small part of that: 0.6 s for each MiB of
+a file that is nothing but small layers."""
+LOADING_FACTOR = 10
+"""Keras may take so many times as long to load a file as bnfold may take to read it."""
+RUNNING_SECONDS = 3600.0
+RUNNING_SHARE = 0.75
+"""For running models, of the machine's memory, or of what its container may have."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
+
+
+def size(path: Path) -> int:
+    """The bytes of a model file, or of the files in a folder; 0 where there is nothing."""
+    try:
+        if path.is_dir():
+            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def reading_seconds(size: int) -> float:
+    """How long a file of so many bytes may be read."""
+    return READING_SECONDS + READING_SECONDS_PER_MIB * size / MIB
+
+
+def reading_memory(size: int) -> int | None:
+    """The bytes that reading a file of so many bytes may take; None for no limit."""
+    wanted = max(READING_MEMORY, READING_MEMORY_PER_BYTE * size)
+    most = running_memory()
+    return wanted if most is None else min(wanted, most)
+
+
+def running_memory() -> int | None:
+    """The bytes that running models may take; None where the machine does not say what it has."""
+    there = platforms.memory()
+    return None if there is None else int(there * RUNNING_SHARE)
+
+
+def memory_of(text: str) -> int | None:
+    """The bytes that "512M", "8G" or "1.5 GiB" say, or a number of MiB; None where it is none."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    exponent = " KMGT".index((found[2] or "M").upper())
+    return int(float(found[1]) * 1024**exponent) or None

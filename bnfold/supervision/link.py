@@ -1,0 +1,212 @@
+"""What a supervised process tells its supervisor, in lines through a pipe.
+
+A line is a word and its values, with tabs between them. It says what is done with which file, how
+long that may take, how much memory it may take, and which folders are to be removed if the process
+is killed. In a process without a supervisor, such as a user's, nothing is told and no limit holds.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock, Thread
+
+from bnfold.supervision import limits, platforms
+
+_HEARTBEAT = 1.0  # seconds
+
+
+class _Link:
+    """The pipe, and what was told last."""
+
+    def __init__(self) -> None:
+        self.pipe: int | None = None
+        self.lock = Lock()
+        self.seconds: float | None = None  # that the user gave
+        self.memory: int | None = None
+        self.at_most: int | None = None  # bytes that may be taken now
+        self.file = self.stage = ""
+        self.folders: set[Path] = set()  # what is in them has no name for the user
+        self.is_narrow = False  # whether the stage has a limit of its own
+        self.read = 0.0  # seconds that all files so far were given
+
+    def say(self, word: str, *values: object) -> None:
+        if self.pipe is None:
+            return
+        line = "\t".join([word, *(_escaped(str(value)) for value in values)])
+        with self.lock, suppress(BrokenPipeError):
+            os.write(self.pipe, f"{line}\n".encode("ascii"))
+
+
+_link = _Link()
+
+
+def _escaped(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def connect(pipe: int, seconds: float | None = None, memory: int | None = None) -> None:
+    """Let this process be supervised through a pipe, and end with its supervisor.
+
+    `seconds` and `memory` (bytes) are the limits of the whole job; None for those of its stages.
+    """
+    _link.pipe = pipe
+    if not platforms.dies_with_parent():
+        Thread(target=_end_with_the_supervisor, args=[pipe], daemon=True).start()
+    platforms.leave_no_core()
+    allow(seconds, memory)
+
+
+def _end_with_the_supervisor(pipe: int) -> None:
+    """Notice that nobody reads the pipe any more, as `say` may never do."""
+    with suppress(OSError):
+        while True:
+            time.sleep(_HEARTBEAT)
+            with _link.lock:
+                os.write(pipe, b"\n")
+    os._exit(2)
+
+
+def allow(seconds: float | None = None, memory: int | None = None) -> None:
+    """Limit the whole command, where it is supervised; None leaves a limit to its stages."""
+    if seconds is not None:
+        _link.seconds = seconds
+        _link.say("whole", seconds)
+    if memory is not None:
+        _link.memory = memory
+        _limit_memory(memory)
+
+
+def reading(path: Path, shown: str) -> None:
+    """A model file is read from now on; `shown` is its name for messages."""
+    if path.parent not in _link.folders:
+        _name_file(shown)
+    _begin("reading it")
+    size = limits.size(path)
+    _link.read += limits.reading_seconds(size)
+    _narrow(limits.reading_seconds(size), limits.reading_memory(size))
+
+
+def loading(files: Mapping[Path, str]) -> None:
+    """Keras loads these files from now on, each with its name for messages."""
+    shown = [name for path, name in files.items() if path.parent not in _link.folders]
+    _name_file(" and ".join(shown))
+    seconds = sum(limits.reading_seconds(limits.size(path)) for path in files)
+    _narrow(limits.LOADING_FACTOR * seconds, limits.running_memory())
+
+
+def stage(name: str) -> None:
+    """Something else is done from now on that runs models, such as "loading TensorFlow"."""
+    _begin(name)
+    if _link.is_narrow:
+        _link.is_narrow = False
+        _within(limits.RUNNING_SECONDS)
+        _remember(limits.running_memory())
+
+
+def told(progress: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Tell the supervisor of each stage before it is told to somebody else, if anybody."""
+
+    def report(name: str) -> None:
+        stage(name)
+        if progress is not None:
+            progress(name)
+
+    return report
+
+
+def _name_file(shown: str) -> None:
+    _link.file = shown
+    _link.say("file", shown)
+
+
+def _begin(name: str) -> None:
+    _link.stage = name
+    _link.say("stage", name)
+
+
+def _narrow(seconds: float, memory: int | None) -> None:
+    """Limit what has begun; the next stage has the usual limits again."""
+    _link.is_narrow = True
+    _within(seconds)
+    _remember(memory)
+
+
+def _within(seconds: float) -> None:
+    if _link.seconds is None:
+        _link.say("within", seconds)
+
+
+def _remember(memory: int | None) -> None:
+    if _link.memory is None and memory is not None:
+        _limit_memory(memory)
+
+
+def _limit_memory(memory: int) -> None:
+    if _link.pipe is not None:
+        _link.at_most = memory
+        _link.say("memory", memory)
+        platforms.refuse_allocations(memory)
+
+
+def reporting() -> None:
+    """All files are read and their report is made; that may take as long as reading them did."""
+    _begin("making the report")
+    _within(_link.read)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A temporary folder, which the supervisor removes where this process cannot."""
+    import tempfile  # noqa: PLC0415 - most commands need none of it
+
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
+        made(Path(name))
+        yield Path(name)
+    gone(Path(name))
+
+
+def made(folder: Path, target: Path | None = None) -> None:
+    """A folder is there, or will be at once, that must not stay.
+
+    Where its `replaced` is what stood at `target` and nothing stands there, that is put back first.
+    """
+    _link.folders.add(folder)
+    _link.say("made", folder.absolute(), "" if target is None else target.absolute())
+
+
+def gone(folder: Path) -> None:
+    """Such a folder is not there any more."""
+    _link.folders.discard(folder)
+    _link.say("gone", folder.absolute())
+
+
+def finished(code: int) -> None:
+    """The command has come to an end, and all that it had to say is written."""
+    if _link.pipe is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # nobody reads it, or it is closed
+        except OSError:
+            return
+    _link.say("finished", code)
+
+
+def out_of_memory() -> str:
+    """A sentence on what a MemoryError means here."""
+    if _link.at_most is None:
+        return said("needs more memory than there is")
+    what = said(f"needs more than {_link.at_most // limits.MIB} MiB of memory")
+    return f"{what}; --memory sets another limit"
+
+
+def said(what: str) -> str:
+    """A sentence on what went wrong, with the file at hand and what was done with it."""
+    where = f"{_link.file}: " if _link.file else ""
+    stage = f" while {_link.stage}" if _link.stage else ""
+    return f"{where}{what}{stage}"

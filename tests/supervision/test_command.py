@@ -1,0 +1,301 @@
+"""The command line under supervision: whatever a file does to it, one line, exit code 2, no litter.
+
+What a damaged file could do is done by a patched function in the middle of the command.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from places import FIXTURES, ROOT
+
+MODEL = FIXTURES / "digits_cnn_keras315.keras"
+SPIN = "sum(itertools.repeat(0))"
+"""Never comes back from C, never looks for signals, and lets no other thread run."""
+
+CODE = """
+import ctypes, itertools, os, signal, sys, time
+from pathlib import Path
+import bnfold.__main__ as entry
+from bnfold.supervision import limits, link, platforms
+
+def does(_):
+    {does}
+
+def patch(name, attribute, function):
+    import importlib
+    setattr(importlib.import_module(name), attribute, function)
+
+{before}
+sys.argv = ["bnfold", *{words!r}]
+entry.{route}()
+"""
+READING = "patch('bnfold.jobs.inspect', 'planned', does)"
+WRITING = "patch('bnfold.jobs.fold', 'write_folded', lambda *given: does(given[-1]))"
+
+
+def started(
+    *words: object, does: str = "pass", before: str = "", route: str = "run"
+) -> "subprocess.Popen[str]":
+    code = CODE.format(does=does, before=before, route=route, words=list(map(str, words)))
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=120)
+    return process.returncode, out, error
+
+
+@pytest.mark.parametrize(
+    ("does", "words", "says"),
+    [
+        (SPIN, ["--timeout", "1"], "took more than 1 s while reading it; --timeout sets another"),
+        (
+            "ctypes.PyDLL(None).sleep(100)",
+            ["--timeout", "1.5"],
+            "took more than 1.5 s while reading it; --timeout sets another limit",
+        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", [], "crashed with SIGSEGV while reading it"),
+        ("os.abort()", [], "crashed with SIGABRT while reading it"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            [],
+            "was killed, most likely because the machine ran out of memory, while reading it",
+        ),
+        ("os._exit(0)", [], "ended early, with exit code 0 while reading it"),
+        (
+            "[(bytearray(1 << 25), time.sleep(0.1)) for _ in range(100)]",
+            ["--memory", "150M"],
+            "took more than 150 MiB of memory while reading it; --memory sets another limit",
+        ),
+        (
+            "bytearray(1 << 40)",
+            ["--memory", "1G"],
+            "needs more than 1024 MiB of memory while reading it; --memory sets another limit",
+        ),
+        ("does(_)", [], "is nested too deeply while reading it"),
+    ],
+)
+def test_whatever_happens_is_one_line(does: str, words: list[str], says: str) -> None:
+    code, out, error = ended(started("inspect", MODEL, *words, does=does, before=READING))
+    assert (code, out) == (2, "")
+    assert error.startswith(f"bnfold: {MODEL}: {says}")
+    assert error.count("\n") == 1
+
+
+def test_reading_has_a_limit_of_its_own() -> None:
+    before = f"limits.READING_SECONDS = 1\n{READING}"
+    code, _, error = ended(started("inspect", MODEL, does=SPIN, before=before))
+    assert code == 2
+    assert "took more than 1 s while reading it; --timeout" in error
+
+
+def test_the_report_has_a_limit_of_its_own() -> None:
+    before = (
+        "limits.READING_SECONDS = 1\n"
+        "patch('bnfold.cli.inspect', '_show_models', lambda *_: does(_))"
+    )
+    _, _, error = ended(started("inspect", MODEL, does=SPIN, before=before))
+    assert "took more than 1 s while making the report" in error
+
+
+def test_each_stage_that_runs_models_is_named() -> None:
+    before = (
+        "limits.RUNNING_SECONDS = 1\npatch('bnfold.running.libraries', 'start', lambda *_: does(_))"
+    )
+    _, _, error = ended(started("verify", MODEL, MODEL, does=SPIN, before=before))
+    told, problem = error.splitlines()
+    assert told == "bnfold: loading TensorFlow ..."
+    assert problem.startswith(f"bnfold: {MODEL}: took more than 1 s while loading TensorFlow; ")
+
+
+def test_keras_may_not_load_for_ever_either() -> None:
+    before = (
+        "limits.LOADING_FACTOR = 0.05\n"
+        "patch('bnfold.running.libraries', 'start', lambda *_: None)\n"
+        "patch('bnfold.running.loading', 'load_all', lambda *_: does(_))"
+    )
+    _, _, error = ended(started("verify", MODEL, MODEL, does=SPIN, before=before))
+    assert f"{MODEL}: took more than 1 s while loading the models; --timeout" in error
+
+
+# --- what is left behind --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("does", "words"), [(SPIN, ["--timeout", "1"]), ("os.kill(os.getpid(), signal.SIGSEGV)", [])]
+)
+def test_nothing_is_left_behind(does: str, words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.keras"
+    out.write_bytes(b"old")
+    command = ["fold", MODEL, out, "--no-verify", "--force", *words]
+    half = "_.write_bytes(b'half')"
+    code, _, error = ended(started(*command, does=f"{half}; {does}", before=WRITING))
+    assert (code, error.count("\n")) == (2, 1)
+    assert out.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out.keras"]
+
+
+def test_a_directory_that_was_about_to_be_replaced_is_put_back(tmp_path: Path) -> None:
+    """Between the two renames the old one stands in the folder that is removed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    does = (
+        "from bnfold.jobs.staging import Staging\n"
+        f"    with Staging(Path({str(out)!r}), 'keras-directory', force=True) as staging:\n"
+        "        staging._target.rename(staging._directory / 'replaced'); os.abort()"
+    )
+    code, *_ = ended(started("inspect", MODEL, does=does, before=READING))
+    assert code == 2
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [
+        Path("out"),
+        Path("out/old"),
+    ]
+
+
+def test_temporary_folders_are_removed(tmp_path: Path) -> None:
+    does = f"""
+    import tempfile
+    tempfile.tempdir = {str(tmp_path)!r}
+    with link.temporary_folder() as folder: os.abort()
+    """
+    code, *_ = ended(started("inspect", MODEL, does=does, before=READING))
+    assert (code, os.listdir(tmp_path)) == (2, [])
+
+
+def test_a_crash_after_the_end_changes_nothing() -> None:
+    before = (
+        "import atexit\n"
+        "atexit.register(lambda: __import__('bnfold').supervision.link._link.pipe"
+        " and os.kill(os.getpid(), signal.SIGSEGV))"
+    )
+    code, out, error = ended(started("inspect", MODEL, "--format", "json", before=before))
+    assert (code, error) == (0, "")
+    assert len(json.loads(out)["models"]) == 1
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGINT, "bnfold: interrupted\n"), (signal.SIGTERM, ""), (signal.SIGHUP, "")],
+)
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_signal_ends_what_runs_in_c(
+    number: int, says: str, to_group: bool, tmp_path: Path
+) -> None:
+    words = ["fold", MODEL, tmp_path / "out.keras", "--no-verify"]
+    process = started(*words, does=f"_.touch(); {SPIN}", before=WRITING)
+    wait_for(lambda: list(tmp_path.glob("*/out.keras")))
+    before = time.monotonic()
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    code, out, error = ended(process)
+    assert time.monotonic() - before < 5  # under a second where nobody else has work to do
+    assert (code, out, error) == (128 + number, "", says)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_end_cleans_up_itself(number: int, tmp_path: Path) -> None:
+    does = "_.touch()\n    try: time.sleep(60)\n    finally: print('cleaned up', flush=True)"
+    words = ["fold", MODEL, tmp_path / "out.keras", "--no-verify"]
+    process = started(*words, does=does, before=WRITING)
+    wait_for(lambda: list(tmp_path.glob("*/out.keras")))
+    os.killpg(process.pid, number)
+    code, out, error = ended(process)
+    assert (code, out) == (128 + number, "cleaned up\n")
+    assert error == ("bnfold: interrupted\n" if number == signal.SIGINT else "")
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "bnfold.cli.show"])
+def test_an_interrupt_while_modules_are_imported(module: str) -> None:
+    """As Ctrl-C does it: the signal goes to both processes."""
+    before = f"""
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.killpg(0, signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+"""
+    code, out, error = ended(started("inspect", MODEL, before=before))
+    assert (code, out, error) == (130, "", "bnfold: interrupted\n")
+
+
+@pytest.mark.parametrize("prctl", [True, False])
+def test_a_killed_supervisor_takes_its_child_with_it(prctl: bool, tmp_path: Path) -> None:
+    """In C only where the system knows how; elsewhere the child notices it by itself."""
+    does = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); "
+    does += SPIN if prctl else "time.sleep(60)"
+    before = READING if prctl else f"platforms.dies_with_parent = lambda: False\n{READING}"
+    process = started("inspect", MODEL, does=does, before=before)
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    process.kill()
+    process.communicate(timeout=60)  # the child holds the other ends of these pipes
+
+
+# --- an honest command ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["run", "_spawn"])
+def test_an_honest_command_is_as_without_a_supervisor(route: str, tmp_path: Path) -> None:
+    code, out, error = ended(started("inspect", MODEL, "--format", "json", route=route))
+    assert (code, error) == (0, "")
+    assert [model["container"] for model in json.loads(out)["models"]] == ["keras"]
+    code, out, error = ended(started("inspect", MODEL, "--fail-on", "info", route=route))
+    assert (code, error) == (1, "")
+    code, out, error = ended(started("inspect", tmp_path / "no\tfile\n.h5", route=route))
+    assert (code, out) == (2, "")
+    assert error == f"bnfold: {tmp_path}/no\\tfile\\n.h5: no such file\n"
+
+
+def test_a_spawned_command_is_stopped_too() -> None:
+    code, _, error = ended(started("inspect", MODEL, "--timeout", "0.001", route="_spawn"))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "took more than 0.001 s" in error
+
+
+def test_debugging_takes_one_process_and_has_no_limit() -> None:
+    does = "raise ValueError(link._link.pipe)"
+    code, _, error = ended(started("inspect", MODEL, "--debug", does=does, before=READING))
+    assert code == 1
+    assert error.endswith("ValueError: None\n")
+    code, _, error = ended(started("inspect", MODEL, "--debug", "--memory", "8G"))
+    assert code == 2
+    assert "no limit holds with --debug" in error
+
+
+@pytest.mark.parametrize("words", [["--memory", "much"], ["--memory", "0"], ["--timeout", "0"]])
+def test_a_limit_is_an_amount(words: list[str]) -> None:
+    code, _, error = ended(started("inspect", MODEL, *words))
+    assert (code, error.count("\n")) == (2, 1)
+    assert words[0] in error
+
+
+def test_nobody_reads_the_result() -> None:
+    process = started("inspect", MODEL, "--format", "json")
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
