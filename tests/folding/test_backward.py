@@ -13,392 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from maps import BN, TD, Build, L
 from support import (
     BOTH,
     KERAS,
     LEGACY,
     batchnorms,
     chain,
-    difference,
     examine,
     fold_file,
-    interface,
     keras,
     load,
     numbers,
-    outputs,
     randomize,
     samples,
 )
 from tiers import by_turns
 
-from bnfold.folding import weights as folded_weights
 from bnfold.folding.plan import plan
 from bnfold.model.container.model_file import open_model
-
-L = keras.layers
-BN = L.BatchNormalization
-TD = L.TimeDistributed
-Build = Callable[[], Any]
 
 pytestmark = pytest.mark.usefixtures("double")
 
 
-def single_precision(build: Build) -> Build:
-    """For layers without a float64 kernel."""
-
-    def built() -> Any:
-        keras.config.set_floatx("float32")
-        return build()
-
-    return built
-
-
-# --- every layer that can take an affine map in --------------------------------------------------
-
-FOLDED: dict[str, Build] = {
-    "dense": lambda: chain((5,), L.Dense(4), BN()),
-    "dense-one-unit": lambda: chain((5,), L.Dense(1), BN()),
-    "dense-no-bias": lambda: chain((5,), L.Dense(4, use_bias=False), BN()),
-    "dense-3d": lambda: chain((3, 5), L.Dense(4), BN()),
-    "dense-3d-positive-axis": lambda: chain((4, 5), L.Dense(4), BN(axis=2)),
-    "dense-4d": lambda: chain((2, 3, 5), L.Dense(4), BN()),
-    "dense-4d-positive-axis": lambda: chain((2, 4, 5), L.Dense(4, use_bias=False), BN(axis=3)),
-    "dense-linear-by-name": lambda: chain((5,), L.Dense(4, activation="linear"), BN()),
-    "dense-unknown-length": lambda: chain((None, 5), L.Dense(4), BN(axis=2)),
-    "conv1d": lambda: chain((8, 3), L.Conv1D(4, 3), BN()),
-    "conv1d-same": lambda: chain((8, 3), L.Conv1D(4, 3, padding="same"), BN(axis=2)),
-    "conv1d-causal": lambda: chain((8, 3), L.Conv1D(4, 3, padding="causal"), BN()),
-    "conv1d-causal-dilated": lambda: chain(
-        (9, 3), L.Conv1D(4, 3, padding="causal", dilation_rate=2, use_bias=False), BN()
-    ),
-    "conv1d-stride": lambda: chain((9, 3), L.Conv1D(4, 3, strides=2, padding="same"), BN()),
-    "conv1d-dilated": lambda: chain((9, 3), L.Conv1D(4, 3, dilation_rate=2), BN(axis=-1)),
-    "conv1d-groups": lambda: chain((8, 4), L.Conv1D(6, 3, groups=2), BN()),
-    "conv2d": lambda: chain((6, 5, 3), L.Conv2D(4, (3, 2)), BN()),
-    "conv2d-no-bias": lambda: chain((6, 5, 3), L.Conv2D(4, 3, use_bias=False), BN(axis=3)),
-    "conv2d-same-stride": lambda: chain(
-        (6, 5, 3), L.Conv2D(4, 3, strides=(2, 1), padding="same"), BN()
-    ),
-    "conv2d-dilated": lambda: chain((7, 6, 3), L.Conv2D(4, 2, dilation_rate=(2, 3)), BN()),
-    "conv2d-groups": lambda: chain((6, 5, 4), L.Conv2D(6, 3, groups=2, use_bias=False), BN()),
-    "conv2d-groups-as-depthwise": lambda: chain((6, 5, 4), L.Conv2D(8, 3, groups=4), BN()),
-    "conv3d": lambda: chain((4, 5, 3, 2), L.Conv3D(3, (2, 3, 1)), BN()),
-    "conv3d-same-stride": lambda: chain(
-        (4, 5, 3, 2), L.Conv3D(3, 2, strides=2, padding="same", use_bias=False), BN(axis=4)
-    ),
-    "conv3d-dilated": lambda: chain((5, 5, 4, 2), L.Conv3D(3, 2, dilation_rate=2), BN()),
-    "conv3d-groups": lambda: chain((4, 5, 3, 4), L.Conv3D(6, 2, groups=2), BN()),
-    "depthwise1d-1": lambda: chain((8, 3), L.DepthwiseConv1D(3), BN()),
-    "depthwise1d-2": lambda: chain(
-        (8, 3), L.DepthwiseConv1D(3, depth_multiplier=2, padding="same", use_bias=False), BN()
-    ),
-    "depthwise1d-3": lambda: chain(
-        (9, 3), L.DepthwiseConv1D(2, depth_multiplier=3, dilation_rate=2), BN(axis=2)
-    ),
-    "depthwise2d-1": lambda: chain((6, 5, 3), L.DepthwiseConv2D(3, padding="same"), BN()),
-    "depthwise2d-2": lambda: chain((6, 5, 3), L.DepthwiseConv2D((3, 2), depth_multiplier=2), BN()),
-    "depthwise2d-2-stride": lambda: chain(
-        (6, 6, 3), L.DepthwiseConv2D(3, strides=2, depth_multiplier=2, use_bias=False), BN()
-    ),
-    "depthwise2d-3": lambda: chain(
-        (6, 5, 2), L.DepthwiseConv2D(2, depth_multiplier=3, dilation_rate=2), BN()
-    ),
-    "separable1d": lambda: chain((8, 3), L.SeparableConv1D(4, 3), BN()),
-    "separable1d-2": lambda: chain(
-        (8, 3), L.SeparableConv1D(4, 3, depth_multiplier=2, padding="same", use_bias=False), BN()
-    ),
-    "separable2d": lambda: chain((6, 5, 3), L.SeparableConv2D(4, 3), BN()),
-    "separable2d-3": lambda: chain(
-        (6, 5, 3), L.SeparableConv2D(4, 3, depth_multiplier=3, strides=2, padding="same"), BN()
-    ),
-    "transpose1d": lambda: chain((5, 3), L.Conv1DTranspose(4, 3), BN()),
-    "transpose1d-stride": lambda: chain(
-        (5, 3), L.Conv1DTranspose(4, 3, strides=2, output_padding=1, use_bias=False), BN()
-    ),
-    "transpose1d-same-square": lambda: chain(
-        (5, 4), L.Conv1DTranspose(4, 3, strides=3, padding="same"), BN()
-    ),
-    "transpose2d": lambda: chain((4, 3, 3), L.Conv2DTranspose(4, (3, 2)), BN()),
-    "transpose2d-stride": lambda: chain(
-        (4, 3, 4),
-        L.Conv2DTranspose(4, 3, strides=2, padding="same", output_padding=1, use_bias=False),
-        BN(axis=3),
-    ),
-    "transpose2d-dilated": single_precision(
-        lambda: chain((4, 3, 3), L.Conv2DTranspose(4, 2, dilation_rate=2), BN())
-    ),
-    "transpose3d": lambda: chain((3, 2, 3, 2), L.Conv3DTranspose(4, 2), BN()),
-    "transpose3d-stride": lambda: chain(
-        (3, 2, 3, 4), L.Conv3DTranspose(4, 2, strides=2, padding="same", use_bias=False), BN()
-    ),
-    "embedding": lambda: chain((6,), L.Embedding(5, 4), BN(), dtype="int32"),
-    "embedding-4d": lambda: chain((3, 2), L.Embedding(5, 4), BN(axis=3), dtype="int64"),
-    "time-distributed-dense": lambda: chain((3, 5), TD(L.Dense(4)), BN()),
-    "time-distributed-dense-positive-axis": lambda: chain((4, 5), TD(L.Dense(4)), BN(axis=2)),
-    "dense-time-distributed": lambda: chain((3, 5), L.Dense(4), TD(BN())),
-    "dense-time-distributed-positive-axis": lambda: chain((4, 5), L.Dense(4), TD(BN(axis=1))),
-    "time-distributed-both": lambda: chain((3, 5), TD(L.Dense(4, use_bias=False)), TD(BN())),
-    "time-distributed-conv2d": lambda: chain((2, 5, 6, 3), TD(L.Conv2D(4, 3)), TD(BN(axis=3))),
-    "time-distributed-conv2d-outer": lambda: chain(
-        (2, 5, 6, 3), TD(L.Conv2D(4, 3, use_bias=False)), BN(axis=4)
-    ),
-    "time-distributed-depthwise": lambda: chain(
-        (2, 6, 3), TD(L.DepthwiseConv1D(2, depth_multiplier=2)), TD(BN())
-    ),
-    "time-distributed-twice": lambda: chain((2, 3, 5), TD(TD(L.Dense(4))), TD(BN(axis=2))),
-    "time-distributed-twice-both": lambda: chain((2, 3, 5), TD(TD(L.Dense(4))), TD(TD(BN(axis=1)))),
-    "time-distributed-embedding": lambda: chain(
-        (3, 4), TD(L.Embedding(5, 4)), TD(BN()), dtype="int32"
-    ),
-    "time-distributed-einsum": lambda: chain(
-        (2, 3, 5), TD(L.EinsumDense("abc,cd->adb", (4, 3))), BN(axis=2)
-    ),
-    "time-distributed-batchnorms": lambda: chain(
-        (3, 5), L.Dense(4), TD(BN()), BN(), TD(BN(axis=1))
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FOLDED)
-def test_layer_takes_the_affine_map_in(name: str, tmp_path: Path) -> None:
-    forms = LEGACY if list(FOLDED).index(name) % 2 else KERAS
-    examine(randomize(FOLDED[name]()), tmp_path, forms=forms)
-
-
-IN_BLOCKS: dict[str, tuple[Build, int]] = {
-    **{
-        name: (FOLDED[name], 0)
-        for name in ("dense", "conv2d", "depthwise2d-3", "transpose2d-stride", "embedding")
-    },
-    "channels-first-in-the-kernel": (
-        lambda: chain((4,), L.EinsumDense("ab,cb->ac", 5, bias_axes="c"), BN()),
-        0,
-    ),
-    "batchnorm": (lambda: chain((5,), BN(), BN()), 1),
-}
-
-
-# By default each with one of the two sizes: what a block is does not depend on the layer.
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        pytest.param(name, size, marks=[pytest.mark.slow] * ((i + k) % 2))
-        for i, name in enumerate(IN_BLOCKS)
-        for k, size in enumerate((1, 7))
-    ],
-)
-def test_kernels_are_folded_in_blocks(
-    name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folded_weights, "_BLOCK", size)
-    build, left = IN_BLOCKS[name]
-    examine(randomize(build()), tmp_path, left=left, forms=KERAS)
-
-
-CHANNELS_FIRST: dict[str, Build] = {
-    "conv1d": lambda: chain((4, 8), L.Conv1D(4, 3), BN(axis=1)),
-    "conv1d-negative-axis": lambda: chain((4, 8), L.Conv1D(4, 3, padding="same"), BN(axis=-2)),
-    "conv2d": lambda: chain((3, 6, 5), L.Conv2D(4, 3, use_bias=False), BN(axis=1)),
-    "conv2d-same-stride": lambda: chain(
-        (3, 6, 5), L.Conv2D(4, 3, strides=2, padding="same"), BN(axis=-3)
-    ),
-    "conv3d": lambda: chain((2, 4, 5, 3), L.Conv3D(3, 2), BN(axis=1)),
-    "depthwise1d": lambda: chain((3, 9), L.DepthwiseConv1D(3, depth_multiplier=2), BN(axis=1)),
-    "depthwise2d": lambda: chain((3, 6, 5), L.DepthwiseConv2D(3, depth_multiplier=3), BN(axis=1)),
-    "separable1d": lambda: chain((3, 8), L.SeparableConv1D(4, 3), BN(axis=1)),
-    "separable2d": lambda: chain((3, 6, 5), L.SeparableConv2D(4, 3), BN(axis=1)),
-    "transpose1d": lambda: chain((3, 5), L.Conv1DTranspose(4, 3, strides=2), BN(axis=1)),
-    "transpose2d": lambda: chain(
-        (3, 4, 3), L.Conv2DTranspose(4, 3, strides=2, use_bias=False), BN(axis=1)
-    ),
-    "transpose3d": lambda: chain((2, 3, 2, 4), L.Conv3DTranspose(4, 2), BN(axis=1)),
-    "time-distributed": lambda: chain((2, 3, 8), TD(L.Conv1D(4, 3)), BN(axis=2)),
-}
-
-
-@pytest.mark.parametrize("name", CHANNELS_FIRST)
-def test_channels_first(name: str, tmp_path: Path) -> None:
-    """TensorFlow runs few of these on a CPU: the weights go into a channels-last twin instead."""
-    keras.config.set_image_data_format("channels_first")
-    try:
-        model = randomize(CHANNELS_FIRST[name]())
-        model.save(tmp_path / "original.keras")
-        fold_file(tmp_path / "original.keras", tmp_path / "folded.keras")
-        folded = load(tmp_path / "folded.keras")
-    finally:
-        keras.config.set_image_data_format("channels_last")
-    assert interface(folded) == interface(model)
-    assert batchnorms(folded) == []
-    original, after = _channels_last(model), _channels_last(folded)
-    inputs = samples(original)
-    assert difference(outputs(original, inputs), outputs(after, inputs)) < 1e-12
-
-
-def _channels_last(model: Any) -> Any:
-    """The same layers with the same weights on inputs whose channels are last."""
-    wrapped = int(any(isinstance(layer, TD) for layer in model.layers))
-    shape = model.inputs[0].shape[1:]
-    layers = [_channels_last_layer(layer) for layer in model.layers[1:]]
-    twin = chain((*shape[:wrapped], *shape[wrapped + 1 :], shape[wrapped]), *layers)
-    twin.set_weights(model.get_weights())
-    return twin
-
-
-def _channels_last_layer(layer: Any) -> Any:
-    if isinstance(layer, TD):
-        return TD(_channels_last_layer(layer.layer))
-    settings = layer.get_config()
-    changes = {"data_format": "channels_last", "axis": -1}
-    return type(layer).from_config(
-        {**settings, **{k: v for k, v in changes.items() if k in settings}}
-    )
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d", "depthwise", "transpose", "einsum"])
-def test_axes_of_one_size_confuse_keras(name: str, use_bias: bool, tmp_path: Path) -> None:
-    """The bias of a channels-first layer as wide as it has channels lands on the wrong axis."""
-    keras.config.set_floatx("float32")
-    first: Any = {"use_bias": use_bias, "data_format": "channels_first"}
-    build: dict[str, Build] = {
-        "conv1d": lambda: chain((3, 6), L.Conv1D(4, 3, **first), BN(axis=1)),
-        "conv2d": lambda: chain((3, 5, 6), L.Conv2D(4, 3, **first), BN(axis=1)),
-        "conv3d": lambda: chain((3, 5, 4, 6), L.Conv3D(4, 3, **first), BN(axis=1)),
-        "depthwise": lambda: chain((3, 5), L.DepthwiseConv1D(3, **first), BN(axis=1)),
-        "transpose": lambda: chain((3, 6), L.Conv1DTranspose(8, 3, **first), BN(axis=1)),
-        "einsum": lambda: chain(
-            (3, 4),
-            L.EinsumDense("abc,cde->abde", (3, 5, 5), bias_axes="d" if use_bias else None),
-            BN(axis=2),
-        ),
-    }
-    examine(randomize(build[name]()), tmp_path, left=1, reason="along the width", forms=KERAS)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: chain((3, 4), L.EinsumDense("abc,cde->abde", (3, 5, 5), bias_axes="d"), BN()),
-        lambda: chain((5, 4), L.EinsumDense("abc,cd->abd", (5, 5), bias_axes="b"), BN()),
-    ],
-    ids=["heads", "time"],
-)
-def test_a_bias_that_keras_puts_elsewhere_cannot_grow(build: Build, tmp_path: Path) -> None:
-    """It lands on the wrong axis before the fold, and would land on the right one after it."""
-    examine(randomize(build()), tmp_path, left=1, forms=KERAS)
-
-
-@pytest.mark.parametrize("name", ["conv1d", "conv2d", "depthwise1d", "transpose1d"])
-def test_channels_first_on_a_cpu(name: str, tmp_path: Path) -> None:
-    keras.config.set_floatx("float32")
-    keras.config.set_image_data_format("channels_first")
-    try:
-        examine(randomize(CHANNELS_FIRST[name]()), tmp_path)
-    finally:
-        keras.config.set_image_data_format("channels_last")
-
-
-EINSUM: dict[str, tuple[Any, ...]] = {
-    # equation, input shape, output shape, bias axes, axis of the BatchNormalization
-    "matrix": ("ab,bc->ac", (4,), 5, "c", -1),
-    "matrix-no-bias": ("ab,bc->ac", (4,), 5, None, 1),
-    "matrix-transposed-kernel": ("ab,cb->ac", (4,), 5, "c", -1),
-    "left": ("...b,bc->...c", (2, 3, 4), 5, "c", -1),
-    "left-positive": ("...b,bc->...c", (2, 5, 4), 5, None, 3),
-    "left-two-labels": ("...b,bcd->...cd", (2, 3), (4, 5), "cd", -2),
-    "left-two-labels-positive": ("...b,bcd->...cd", (4, 3), (4, 5), "d", 2),
-    "right": ("ab...,bd->ad...", (3, 4, 5), (6,), "d", 1),
-    "right-no-bias": ("ab...,bd->ad...", (3, 4), (6,), None, 1),
-    "right-negative": ("ab...,bd->ad...", (3, 6, 5), (6,), "d", -3),
-    "right-negative-two-labels": ("ab...,bcd->acd...", (3, 2), (4, 5), "c", -2),
-    "right-two-labels": ("ab...,bcd->acd...", (3, 2), (4, 5), "c", 2),
-    "right-two-labels-other-bias": ("ab...,bcd->acd...", (3, 2), (4, 5), "d", 1),
-    "heads-both": ("abc,cde->abde", (3, 4), (3, 5, 2), "de", -1),
-    "heads-outer": ("abc,cde->abde", (3, 4), (3, 5, 2), "de", -2),
-    "heads-partial": ("abc,cde->abde", (3, 4), (3, 5, 2), "e", -2),
-    "heads-partial-other": ("abc,cde->abde", (3, 4), (3, 5, 2), "d", 3),
-    "heads-none": ("abc,cde->abde", (3, 4), (3, 5, 2), None, 2),
-    "heads-bias-on-time": ("abc,cde->abde", (3, 4), (3, 5, 2), "b", -1),
-    "heads-bias-on-time-and-out": ("abc,cde->abde", (3, 4), (3, 5, 2), "be", 2),
-    "heads-bias-shuffled": ("abc,cde->abde", (3, 4), (3, 5, 2), "edb", 2),
-    "merge-heads": ("abcd,cde->abe", (3, 4, 2), (3, 5), "e", -1),
-    "label-in-all": ("abc,bcd->abd", (3, 4), (3, 5), None, 1),
-    "label-in-all-bias-there": ("abc,bcd->abd", (3, 4), (3, 5), "b", 1),
-    "label-in-all-bias-elsewhere": ("abc,bcd->abd", (3, 4), (3, 5), "d", 1),
-    "label-in-all-other-axis": ("abc,bcd->abd", (3, 4), (3, 5), "b", -1),
-    "per-channel": ("abc,c->abc", (3, 4), (3, 4), None, -1),
-    "permuted": ("abc,dc->adb", (3, 4), (5, 3), "d", 1),
-    "permuted-bias-behind": ("abc,dc->adb", (3, 4), (5, 3), "b", -2),
-    "permuted-no-bias": ("abc,dc->adb", (3, 4), (5, 3), None, 1),
-    "over-time": ("abc,bd->adc", (3, 4), (5, 4), "d", 1),
-    "square": ("abc,cb->ab", (4, 4), (4,), "b", 1),
-    "capitals": ("aBC,CD->aBD", (3, 4), (3, 5), "D", -1),
-}
-
-
-@pytest.mark.parametrize("name", EINSUM)
-def test_einsum_dense(name: str, tmp_path: Path) -> None:
-    equation, shape, output, bias, axis = EINSUM[name]
-    layer = L.EinsumDense(equation, output, bias_axes=bias)
-    forms = LEGACY if list(EINSUM).index(name) % 4 == 0 else KERAS
-    examine(randomize(chain(shape, layer, BN(axis=axis))), tmp_path, forms=forms)
-
-
-def test_einsum_dense_keeps_a_narrow_bias_narrow(tmp_path: Path) -> None:
-    model = chain((3, 4), L.EinsumDense("abc,cde->abde", (3, 5, 2), bias_axes="d"), BN(axis=2))
-    examine(randomize(model), tmp_path, forms=KERAS)
-    assert load(tmp_path / "folded.keras").layers[1].bias.shape == (5, 1)
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("scale", [True, False])
-def test_every_set_of_variables(use_bias: bool, center: bool, scale: bool, tmp_path: Path) -> None:
-    model = chain((5,), L.Dense(4, use_bias=use_bias), BN(center=center, scale=scale))
-    for form in by_turns(BOTH):
-        examine(randomize(model), tmp_path, forms=[form])
-        assert load(tmp_path / f"folded{form}").layers[1].use_bias
-
-
-@pytest.mark.parametrize("first", ["both", "center", "scale", "none"])
-@pytest.mark.parametrize("second", ["both", "center", "scale", "none"])
-def test_batchnorm_takes_a_batchnorm_in(first: str, second: str, tmp_path: Path) -> None:
-    options = {
-        name: {"center": name in ("both", "center"), "scale": name in ("both", "scale")}
-        for name in (first, second)
-    }
-    model = chain((3, 4), BN(name="stays", **options[first]), BN(axis=2, **options[second]))
-    examine(randomize(model), tmp_path, left=["stays"], reason="first layer", forms=KERAS)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "epsilon-tiny": {"epsilon": 1e-12},
-    "epsilon-zero": {"epsilon": 0.0},
-    "epsilon-huge": {"epsilon": 3.7},
-    "epsilon-integer": {"epsilon": 1},
-    "epsilon-negative": {"epsilon": -1e-3},
-    "momentum": {"momentum": 0.1},
-    "renorm": {"renorm": True},
-    "renorm-clipped": {"renorm": True, "renorm_clipping": {"rmax": 2.0, "rmin": 0.5, "dmax": 1.0}},
-    "synchronized": {"synchronized": True},
-    "frozen": {"trainable": False},
-    "regularized": {"gamma_regularizer": "l2", "beta_constraint": "non_neg"},
-}
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_settings_of_the_batchnorm(name: str, tmp_path: Path) -> None:
-    examine(randomize(chain((5,), L.Dense(4), BN(**OPTIONS[name]))), tmp_path)
-
-
-@pytest.mark.parametrize("scale", [True, False])
-def test_renorm_variables_stay_behind_those_of_the_fold(scale: bool, tmp_path: Path) -> None:
-    model = chain((5,), BN(renorm=True, scale=scale, center=False), BN())
-    examine(randomize(model), tmp_path, left=1)
-
-
-# --- one layer behind another, and who else reads it ---------------------------------------------
+# --- one layer after another, and who else reads it ---------------------------------------------
 
 
 def sequential(shape: tuple[int, ...], *layers: Any, **options: Any) -> Any:
@@ -829,11 +467,11 @@ def dense_wrapped_twice() -> Any:
         pytest.param(dense_wrapped_and_called, id="wrapped-and-called"),
     ],
 )
-def test_a_shared_layer_object_takes_nothing_in(build: Build, tmp_path: Path) -> None:
+def test_a_shared_layer_object_absorbs_nothing(build: Build, tmp_path: Path) -> None:
     examine(randomize(build()), tmp_path, left=1, reason="several places", forms=KERAS)
 
 
-def test_a_dense_of_both_models_takes_nothing_in(tmp_path: Path) -> None:
+def test_a_dense_of_both_models_absorbs_nothing(tmp_path: Path) -> None:
     """Keras 3.15 cannot load what it writes for such a model, so the file is put together here."""
     inner = functional(L.Dense(4, name="d"), BN())
     chain((4,), L.Dense(4, name="d"), inner).save(tmp_path / "model.keras")
@@ -1100,7 +738,7 @@ def mask_into_a_nested_join() -> Any:
         (mask_dropped_before, 0),
     ],
 )
-def test_masks_reach_those_behind(build: Build, left: int, tmp_path: Path) -> None:
+def test_masks_reach_those_downstream(build: Build, left: int, tmp_path: Path) -> None:
     """Keras cannot load a legacy file with a mask: it has no operation NotEqual there."""
     model = randomize(build())
     inputs = samples(model)
