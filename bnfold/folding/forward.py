@@ -45,7 +45,7 @@ class ForwardSearch(Search):
                 self.count_step(len(call.reads))
                 demands += self._enter(call)
         if not demands:
-            raise Refusal("nothing that has weights reads it")
+            raise Refusal("no layer with weights depends on it")
         yield demands
 
     def _note_input_dtypes(self) -> None:

@@ -87,7 +87,7 @@ class Search:
     def _on_its_axis(self, affine: Affine) -> Affine:
         axis = self.axis
         if axis is None:
-            raise Refusal("it is no map that is known")
+            raise Refusal("it normalizes over several axes at once")
         shapes = (call.reads[0].shape for call in self.calls)
         ranks = {None if shape is None else len(shape) for shape in shapes}
         rank = ranks.pop() if len(ranks) == 1 else None

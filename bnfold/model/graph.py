@@ -166,7 +166,7 @@ def unwrapped(layer: Layer) -> tuple[Layer, int]:
 
 def chain(layer: Layer) -> list[Layer]:
     """A layer and everything it wraps."""
-    return [layer] if layer.inner is None else [layer, *chain(layer.inner)]
+    return [part for part, _ in parts(layer, ())]
 
 
 def parts(layer: Layer, path: LayerPath) -> Iterator[tuple[Layer, LayerPath]]:
@@ -183,10 +183,7 @@ def title(layer: Layer, path: LayerPath) -> str:
 
 def core_path(layer: Layer, path: LayerPath) -> LayerPath:
     """The path of the layer inside all wrappers, from that of the outermost one."""
-    while layer.inner is not None:
-        layer = layer.inner
-        path = (*path, layer.name)
-    return path
+    return [where for _, where in parts(layer, path)][-1]
 
 
 def each_once(waiting: list[T]) -> Iterator[T]:
@@ -202,12 +199,7 @@ def each_once(waiting: list[T]) -> Iterator[T]:
 def walk_all(graph: Graph, path: LayerPath = ()) -> Iterator[tuple[LayerPath, Layer]]:
     """Every layer of a model at any depth with its path, also those inside wrappers."""
     for layer in graph.layers.values():
-        yield from _walk_layer(layer, (*path, layer.name))
-
-
-def _walk_layer(layer: Layer, path: LayerPath) -> Iterator[tuple[LayerPath, Layer]]:
-    yield path, layer
-    if layer.graph is not None:
-        yield from walk_all(layer.graph, path)
-    elif layer.inner is not None:
-        yield from _walk_layer(layer.inner, (*path, layer.inner.name))
+        for part, where in parts(layer, (*path, layer.name)):
+            yield where, part
+            if part.graph is not None:
+                yield from walk_all(part.graph, where)

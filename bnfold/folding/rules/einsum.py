@@ -23,7 +23,7 @@ _NO_KERNEL_AXIS = "no axis of the kernel of"
 def _equation(site: Site) -> Equation:
     equation = parse_equation(site.setting("equation"))
     if equation is None or len(equation.kernel) != len(site.weights["kernel"].shape):
-        raise Refusal("has an equation in no known form, or not that of its kernel")
+        raise Refusal("has an equation of an unknown form, or not that of its kernel")
     return equation
 
 

@@ -157,7 +157,7 @@ def _concatenated_axis(site: Site) -> int:
         raise Refusal("joins tensors of unknown shape")
     axis, rank = site.setting("axis", -1), len(shapes[0])
     if type(axis) is not int or not -rank <= axis < rank or axis % rank == 0:
-        raise Refusal("joins along no axis that is known")
+        raise Refusal("joins along an unknown axis")
     return axis if axis < 0 else axis - rank
 
 

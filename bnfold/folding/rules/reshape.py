@@ -129,13 +129,13 @@ def _flatten_to_output(site: Site, affine: Affine) -> Affine:
 
 _RESHAPED = single(to_input=_reshape_to_input, to_output=_reshape_to_output)
 LAYERS: dict[str, Rule] = {
-    "Permute": _permutation(_dims, "has no known order of axes"),
+    "Permute": _permutation(_dims, "has an unknown order of axes"),
     "RepeatVector": single(to_input=_repeat_to_input),  # the same in all repetitions
     "Reshape": _RESHAPED,  # static sizes
     "Flatten": single(to_input=_flatten_to_input, to_output=_flatten_to_output),  # static sizes
 }
 
 OPERATIONS: dict[str, Rule] = {
-    "Transpose": _permutation(_transposed, "has no known order of axes, or moves the batch"),
+    "Transpose": _permutation(_transposed, "has an unknown order of axes, or moves the batch"),
     **dict.fromkeys(("Reshape", "ExpandDims", "Squeeze"), _RESHAPED),
 }
