@@ -1,13 +1,74 @@
 """Files that are damaged at random, and what may come of reading them."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
+from click.testing import CliRunner, Result
+
 import bnfold
+from bnfold.cli import main
 from bnfold.errors import BnfoldError
+
+MEMORY = 1536 << 20
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(path: Path, *, says: str = "", only_fold: bool = False) -> None:
+    """Both commands refuse a file with one line and leave nothing behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / f"out{path.suffix}"
+        commands: list[tuple[object, ...]] = [("fold", "--no-verify", path, target)]
+        if not only_fold:
+            commands.insert(0, ("inspect", path))
+        for command in commands:
+            result = invoke(*command)
+            assert result.exit_code == 2, (command, result.output, result.exception)
+            assert result.stdout == ""
+            assert result.stderr.startswith("bnfold: ")
+            assert result.stderr.count("\n") == 1
+            assert "internal error" not in result.stderr
+            assert says in result.stderr
+            assert result.stderr.strip().isprintable()
+            assert len(result.stderr) < 2000 + len(str(path))
+        assert not list(Path(folder).iterdir())
+
+
+_LIMITED = """
+import resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+from bnfold.cli import main
+main(sys.argv[1:], prog_name="bnfold")
+"""
+
+
+def refused_in_little_memory(path: Path, *, says: str = "", seconds: float = 20) -> None:
+    """As `refused`, in a process that may not grow."""
+    code = _LIMITED.format(memory=MEMORY)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert time.monotonic() - started < seconds
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("bnfold: ")
+    assert done.stderr.count("\n") == 1
+    assert "internal error" not in done.stderr
+    assert says in done.stderr
 
 
 def harmless(path: Path) -> list[BnfoldError]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
 from bnfold.model.container import foreign, guard, hdf5
+from bnfold.model.container.budget import Costs
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
@@ -49,12 +50,13 @@ class _ZipParts:
         self._file = resources.enter_context(guard.ArchiveFile(path))
         self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
+        self.costs = Costs(self._size())
 
     def names(self) -> list[str]:
         return [info.filename for info in self._archive.infolist() if not info.is_dir()]
 
     def read(self, name: str) -> bytes:
-        return guard.read_member(self._archive, name)
+        return guard.read_text(self.chunks(name), self.costs)
 
     def size(self, name: str) -> int:
         return self._archive.getinfo(name).file_size
@@ -90,14 +92,14 @@ class _ZipParts:
         # first.
         if info.compress_type == zipfile.ZIP_STORED:
             start = self._data_offset(info)
-            found = hdf5.open_hdf5(self._file, WEIGHTS, start, info.file_size)
+            found = hdf5.open_hdf5(self._file, WEIGHTS, self.costs, start, info.file_size)
         else:
             import tempfile  # noqa: PLC0415 - Keras stores the weights uncompressed
 
             unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._resources.enter_context(unpacked)
             unpacked.writelines(self.chunks(WEIGHTS))
-            found = hdf5.open_hdf5(unpacked, WEIGHTS)
+            found = hdf5.open_hdf5(unpacked, WEIGHTS, self.costs)
         return self._resources.enter_context(found)
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
@@ -123,13 +125,13 @@ class _DirectoryParts:
         self._path = path
         self._resources = resources
         self._names = sorted(guard.files_in(path))
+        self.costs = Costs(sum(map(self.size, self._names)))
 
     def names(self) -> list[str]:
         return self._names
 
     def read(self, name: str) -> bytes:
-        with (self._path / name).open("rb") as stream:
-            return stream.read(guard.MAX_JSON_BYTES + 1)
+        return guard.read_text(self.chunks(name), self.costs)
 
     def size(self, name: str) -> int:
         return (self._path / name).stat().st_size
@@ -151,7 +153,7 @@ class _DirectoryParts:
 
     def weights(self) -> h5py.File:
         stream = self._resources.enter_context((self._path / WEIGHTS).open("rb", buffering=0))
-        return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
+        return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS, self.costs))
 
 
 class KerasArchive:
@@ -172,12 +174,16 @@ class KerasArchive:
         self.metadata = self._read_metadata(names)
         version = self.metadata.get("keras_version")
         self.keras_version = version if isinstance(version, str) else None
-        parsed = keras_json.parse_model(guard.parse_json(self._parts.read(CONFIG), CONFIG))
+        parsed = keras_json.parse_model(self._read_json(CONFIG))
         self._weights = self._with_slashes(self._parts.weights(), resources)
         self._container = _container(self._weights)
         self._groups = hdf5.Groups(self._weights)
         self.graph = self._attach(parsed)
         self.dropped = self._training_state()
+        self._parts.costs.check_storage()
+
+    def _read_json(self, name: str) -> Any:
+        return guard.parse_json(self._parts.read(name), name, self._parts.costs)
 
     def _with_slashes(self, weights: h5py.File, resources: ExitStack) -> h5py.File:
         """The weights, or a copy under slashes where Keras 2 saved them on Windows."""
@@ -188,7 +194,9 @@ class KerasArchive:
         with hdf5.new_file(path) as new:
             hdf5.copy_with_slashes(weights, new)
         stream = resources.enter_context(path.open("rb", buffering=0))
-        return resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS))
+        return resources.enter_context(
+            hdf5.open_hdf5(stream, WEIGHTS, Costs(self._parts.costs.size))
+        )
 
     @property
     def weights_root(self) -> h5py.Group:
@@ -238,7 +246,7 @@ class KerasArchive:
     def _read_metadata(self, names: set[str]) -> Json:
         if METADATA not in names:
             return {}
-        metadata = guard.parse_json(self._parts.read(METADATA), METADATA)
+        metadata = self._read_json(METADATA)
         return metadata if isinstance(metadata, dict) else {}
 
     def _training_state(self) -> tuple[str, ...]:
@@ -339,6 +347,7 @@ class KerasArchive:
                 if group is not None and group not in written:
                     written.add(group)
                     self._write_layer(layer, hdf5.group_for(new, group))
+        self._parts.costs.check_storage()
 
     def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
         source = self._groups.at(layer.location) if layer.location else None

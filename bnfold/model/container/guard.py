@@ -14,7 +14,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,29 @@ from typing import Any
 import h5py
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
+from bnfold.model.container import budget, headers
+from bnfold.model.container.budget import Costs
 
-MAX_JSON_BYTES = 64 << 20
-MAX_JSON_VALUES = 2_000_000  # in memory a value can take a hundred times its text
+# Depths, which have no reason to grow with a file: each nested model adds some four levels of JSON
+# and two of groups, and 32 nested models are the most that are read.
 MAX_JSON_DEPTH = 200
 MAX_HDF5_DEPTH = 128
+
+# A model has three members, and those of its assets: a few for each vocabulary.
 MAX_MEMBERS = 20_000
-MAX_ATTRIBUTE_ITEMS = 8192
 MAX_LISTING_BYTES = 4 << 20
 
-# DEFLATE cannot do better than about 1032:1; trained weights do not even reach 2:1. A member or
-# dataset that claims more than this many bytes per stored byte holds no weights.
-MAX_EXPANSION = 200
+# Attributes, and links of a small group, that stand in the header of one object, where looking for
+# one means looking at all. Keras writes five, and parts of 63 KiB of a list of names: 500 parts
+# are the names of a million variables.
+MAX_MESSAGES = 512
+
+# DEFLATE makes at most 1,032 bytes of one. It makes 2 of trained weights, 10 of those of which 19
+# in 20 are zero, and 15 of a config. What claims more than this holds no model.
+MAX_EXPANSION = 20
 EXPANSION_FLOOR_BYTES = 16 << 20
+
+_LOCAL_HEADER_BYTES = 30  # and the name
 
 _CHUNK = 1 << 20
 _CHUNK_SLACK = 4096  # what checksums and incompressible bytes may add to a chunk
@@ -88,17 +98,14 @@ def shortened(text: str, limit: int = 200) -> str:
     return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
 
 
-def parse_json(text: bytes | str, what: str) -> Any:
-    """The value of a JSON text that stays within size and depth limits and repeats no key.
+def parse_json(text: bytes | str, what: str, costs: Costs | None = None) -> Any:
+    """The value of a JSON text that stays within its budget, is not deep, and repeats no key.
 
     Raises:
         UnreadableModelError: the text is not JSON.
         UnsafeModelError: it is too large, nested too deeply, repeats a key or holds a NaN literal.
     """
-    if len(text) > MAX_JSON_BYTES:
-        raise UnsafeModelError(f"{what} is larger than {MAX_JSON_BYTES >> 20} MiB; refused")
-    if _most_values(text) > MAX_JSON_VALUES:
-        raise UnsafeModelError(f"{what} holds more than {MAX_JSON_VALUES} values; refused")
+    (costs or Costs()).spend(budget.JSON, _memory_for(text))
     try:
         value = json.loads(
             text,
@@ -114,11 +121,16 @@ def parse_json(text: bytes | str, what: str) -> Any:
     return value
 
 
-def _most_values(text: bytes | str) -> int:
-    """How many values a JSON text can hold at most: each but the first is behind one of these."""
-    if isinstance(text, bytes):
-        return sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    return sum(text.count(mark) for mark in (",", "[", "{"))
+def _memory_for(text: bytes | str) -> int:
+    """The bytes that the values of a JSON text take at most, about, while it is parsed.
+
+    A dictionary takes up to 200, a list 72, any other value or key 64. Of a dictionary with more
+    than a few keys a list of pairs is made first.
+    """
+    marks = (b"{", b"[", b",", b":") if isinstance(text, bytes) else ("{", "[", ",", ":")
+    objects, lists, commas, colons = (text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    pairs = max(0, colons - 8 * objects)
+    return len(text) + 200 * objects + 72 * lists + 64 * commas + 130 * pairs
 
 
 def _unique_keys(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
@@ -166,6 +178,27 @@ def check_archive(archive: zipfile.ZipFile) -> None:
     for member in members:
         _check_member(member, seen)
         seen.add(member.filename)
+    _check_overlaps(members)
+    claimed, stored = (sum(sizes) for sizes in zip(*map(_sizes, members), strict=True))
+    if _expands_too_much(claimed, stored):
+        raise UnsafeModelError(
+            f"the archive's members claim {claimed} bytes but store {stored}; refused as a"
+            " decompression bomb"
+        )
+
+
+def _sizes(member: zipfile.ZipInfo) -> tuple[int, int]:
+    return member.file_size, member.compress_size
+
+
+def _check_overlaps(members: list[zipfile.ZipInfo]) -> None:
+    """Refuse members that have bytes of the archive in common."""
+    end = 0
+    for member in sorted(members, key=lambda one: one.header_offset):
+        if member.header_offset < end:
+            name = shortened(member.filename)
+            raise UnsafeModelError(f"the archive member {name!r} overlaps another one; refused")
+        end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
 
 
 def _check_member(member: zipfile.ZipInfo, seen: set[str]) -> None:
@@ -268,20 +301,17 @@ def check_member(archive: zipfile.ZipFile, name: str) -> None:
         next(chunks, None)
 
 
-def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_JSON_BYTES) -> bytes:
-    """The bytes of one member, of which never many more than `limit` are read.
+def read_text(pieces: Iterable[bytes], costs: Costs) -> bytes:
+    """The bytes of a text, of which not many more are read than its budget.
 
     Raises:
-        UnreadableModelError: there is no such member, or it is damaged.
-        UnsafeModelError: it holds more than `limit` bytes.
+        UnreadableModelError: it is damaged.
+        UnsafeModelError: it is longer.
     """
     content = bytearray()
-    for piece in member_chunks(archive, name):
+    for piece in pieces:
         content += piece
-        if len(content) > limit:
-            raise UnsafeModelError(
-                f"{name} in the archive is larger than {limit >> 20} MiB; refused"
-            )
+        costs.spend(budget.TEXT, len(piece))
     return bytes(content)
 
 
@@ -300,18 +330,21 @@ def hdf5_damage(what: str) -> Iterator[None]:
         raise UnreadableModelError(f"{what} is damaged: {reason(error)}") from None
 
 
+def heap_size(start: memoryview) -> int:
+    """How long a global heap is, where HDF5 keeps texts of any length; 0 where none begins."""
+    return int.from_bytes(start[8:16], "little") if bytes(start[:8]) == _HEAP_MAGIC else 0
+
+
 def check_heap(content: memoryview) -> None:
-    """Refuse bytes that are a damaged global heap, where HDF5 keeps texts of any length.
+    """Refuse a global heap that is damaged.
 
     The library goes round in circles at an empty entry in one (seen in HDF5 1.14.6).
 
     Raises:
         UnreadableModelError: an entry is empty or longer than the heap.
     """
-    if bytes(content[:8]) != _HEAP_MAGIC:
-        return
-    total, at = int.from_bytes(content[8:16], "little"), 16
-    while at + 16 <= min(total, len(content)):
+    total, at = len(content), 16
+    while at + 16 <= total:
         number = int.from_bytes(content[at : at + 2], "little")
         size = int.from_bytes(content[at + 8 : at + 16], "little")
         length = 16 + (size + 7) // 8 * 8 if number else size  # free space counts its own header
@@ -355,19 +388,16 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
     Raises:
         UnsafeModelError: the link is soft, external, of a user's kind or one of several, or the
-            dataset is not plain.
+            dataset is not plain, or there is more to open than an honest file has.
         UnreadableModelError: it is damaged.
     """
     try:
         found = _open_child(group, link_name(name))
-        problem = _dataset_problem(found) if isinstance(found, h5py.Dataset) else None
     except _NotPlainError as error:
-        problem = str(error)
+        raise UnsafeModelError(f"{_hdf5_name(group, name)} {error}; refused") from None
     except _HDF5_DAMAGE as error:
         where = _hdf5_name(group, name)
         raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
-    if problem is not None:
-        raise UnsafeModelError(f"{_hdf5_name(group, name)} {problem}; refused")
     return found
 
 
@@ -377,17 +407,66 @@ def _open_child(group: h5py.Group, key: bytes) -> h5py.Group | h5py.Dataset | No
     if group.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
         raise _NotPlainError("is a link, which weights never need")
     found = h5py.h5o.open(group.id, key)
-    if h5py.h5o.get_info(found).rc != 1:
+    info = h5py.h5o.get_info(found)
+    costs = budget.by_number(info.fileno)
+    costs.spend(budget.OBJECTS)
+    if info.rc != 1:
         raise _NotPlainError("stands in several places of the file")
+    if _is_crowded(info):
+        raise _NotPlainError(f"has more than {MAX_MESSAGES} attributes")
     if isinstance(found, h5py.h5g.GroupID):
         return h5py.Group(found)
     if isinstance(found, h5py.h5d.DatasetID):
-        return h5py.Dataset(found)
+        dataset = h5py.Dataset(found)
+        problem = _dataset_problem(dataset, info.addr, costs)
+        if problem is not None:
+            raise _NotPlainError(problem)
+        return dataset
     raise _NotPlainError("is neither a group nor a dataset")
+
+
+def check_root(file: h5py.File) -> int:
+    """See that the root of a file is no odder than what `child` opens; the number of the file.
+
+    Raises:
+        UnsafeModelError: it has very many attributes.
+    """
+    info = h5py.h5o.get_info(file.id)
+    if _is_crowded(info):
+        raise UnsafeModelError(f"the weights have more than {MAX_MESSAGES} attributes; refused")
+    number: int = info.fileno
+    return number
+
+
+def _is_crowded(info: h5py.h5o.ObjInfo) -> bool:
+    return bool(max(info.num_attrs, info.hdr.nmesgs) > MAX_MESSAGES)
 
 
 class _NotPlainError(Exception):
     """What is wrong with an HDF5 object; never leaves this module."""
+
+
+def listed(iterate: Callable[..., object], costs: Costs) -> list[bytes]:
+    """The names that h5py's `iterate` goes through, sorted, as far as their budget goes.
+
+    In the order of the file, because for another one HDF5 makes a table of them first, in any
+    length, and crashes when it cannot read an entry (seen in HDF5 1.14.6).
+    """
+    found: list[bytes] = []
+    left = costs.left(budget.NAMES)
+
+    def note(name: bytes) -> bool | None:
+        nonlocal left
+        left -= len(name) + _NAME_BYTES
+        found.append(name)
+        return True if left < 0 else None  # an exception would not get through
+
+    iterate(note, order=h5py.h5.ITER_NATIVE)
+    costs.spend(budget.NAMES, costs.left(budget.NAMES) - left)
+    return sorted(found)
+
+
+_NAME_BYTES = 64  # what Python takes beside the name
 
 
 def address(group: h5py.Group) -> int:
@@ -422,7 +501,10 @@ def attribute(group: h5py.Group | h5py.Dataset, name: str) -> Any:
     try:
         if not h5py.h5a.exists(group.id, key):
             return None
-        problem = _attribute_problem(h5py.h5a.open(group.id, key))
+        found = h5py.h5a.open(group.id, key)
+        problem = _attribute_problem(found)
+        if problem is None:
+            problem = _count(found, group, key)
         if problem is None:
             return group.attrs[name]
     except _HDF5_DAMAGE as error:
@@ -436,8 +518,22 @@ def _attribute_problem(found: h5py.h5a.AttrID) -> str | None:
     kind = found.get_type()
     if not (_is_plain_type(kind) or isinstance(kind, h5py.h5t.TypeStringID)):
         return "is neither numbers nor text"
-    if found.get_space().get_simple_extent_npoints() > MAX_ATTRIBUTE_ITEMS:
-        return "holds more items than Keras writes"
+    return None
+
+
+def _count(found: h5py.h5a.AttrID, group: h5py.Group | h5py.Dataset, name: bytes) -> str | None:
+    """Count what an attribute is about to take; what is wrong where that cannot be told."""
+    info = h5py.h5o.get_info(group.id)
+    costs = budget.by_number(info.fileno)
+    kind, count = found.get_type(), found.get_space().get_simple_extent_npoints()
+    if not (isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()):
+        costs.spend(budget.ATTRIBUTES, count * kind.get_size())
+        return None
+    lengths = headers.text_lengths(costs.read_at, info.addr, name)
+    if lengths is not None:
+        costs.spend(budget.ATTRIBUTES, sum(lengths[:count]))
+    elif count > 1:
+        return "is a list of texts that is kept apart, which Keras' never are"
     return None
 
 
@@ -449,8 +545,8 @@ def _hdf5_name(group: h5py.Group, name: str) -> str:
     return f"{shortened(group.name or '').rstrip('/')}/{shortened(name)} in the weights"
 
 
-def _dataset_problem(dataset: h5py.Dataset) -> str | None:
-    """What is wrong with a dataset, without a look at its data."""
+def _dataset_problem(dataset: h5py.Dataset, address: int, costs: Costs) -> str | None:
+    """What is wrong with a dataset, without a look at its data; where these are is noted."""
     plist = dataset.id.get_create_plist()
     layout = plist.get_layout()
     if layout == h5py.h5d.VIRTUAL or plist.get_external_count() > 0:
@@ -467,7 +563,19 @@ def _dataset_problem(dataset: h5py.Dataset) -> str | None:
         return f"claims {claimed} bytes but stores {stored}"
     if layout == h5py.h5d.CHUNKED and _chunk_bytes(dataset) > max(claimed, EXPANSION_FLOOR_BYTES):
         return "is cut into chunks larger than itself"
+    if layout == h5py.h5d.CONTIGUOUS and stored:
+        costs.stored(address, [(dataset.id.get_offset(), dataset.id.get_storage_size())])
+    if layout == h5py.h5d.CHUNKED and costs.stored(address, _chunks(dataset, costs)) and filters:
+        costs.spend(budget.UNPACKED, claimed)
     return None
+
+
+def _chunks(dataset: h5py.Dataset, costs: Costs) -> list[tuple[int, int]]:
+    """Where the chunks of a dataset are, and how long."""
+    costs.spend(budget.OBJECTS, dataset.id.get_num_chunks())
+    found: list[tuple[int, int]] = []
+    dataset.id.chunk_iter(lambda chunk: found.append((chunk.byte_offset, chunk.size)))
+    return found
 
 
 def _is_plain(dataset: h5py.Dataset) -> bool:
@@ -511,11 +619,12 @@ def check_chunks(dataset: h5py.Dataset, name: str) -> None:
     if not filters:
         return
     limit = _chunk_bytes(dataset) + _CHUNK_SLACK
-    for number in range(dataset.id.get_num_chunks()):
-        info = dataset.id.get_chunk_info(number)
-        if info.size > limit:
+    places: list[tuple[int, ...]] = []
+    dataset.id.chunk_iter(lambda chunk: places.append(chunk.chunk_offset))
+    for place in places:
+        if dataset.id.get_chunk_info_by_coord(place).size > limit:
             raise UnsafeModelError(f"{name} has a chunk that is too long; refused")
-        _, stored = dataset.id.read_direct_chunk(info.chunk_offset)
+        _, stored = dataset.id.read_direct_chunk(place)
         if h5py.h5z.FILTER_DEFLATE in filters and _unpacks_beyond(stored, limit):
             raise UnsafeModelError(f"{name} unpacks to more than it claims; refused")
 

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container import guard
+from bnfold.model.container import budget, guard
+from bnfold.model.container.budget import Costs
 from bnfold.model.graph import Weight
 
 HEADER_LIMIT = 64512
@@ -22,8 +24,9 @@ HEADER_LIMIT = 64512
 class _Window(io.RawIOBase):
     """A part of a file as a file of its own, which has a look at what HDF5 is about to parse."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+    def __init__(self, file: BinaryIO, start: int, size: int, costs: Costs) -> None:
         self._file, self._start, self._size, self._position = file, start, size, 0
+        self._costs, self._transferred = costs, 0
 
     def readable(self) -> bool:
         return True
@@ -41,17 +44,36 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._file.seek(self._start + self._position)
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
-        if count < len(view):  # HDF5 would take zeros for the rest
+        self._transferred += len(view)
+        if self._transferred > budget.TRANSFER.limit(self._size):
+            raise budget.TRANSFER.refusal(self._size)
+        self._fill(view, self._position)
+        heap = guard.heap_size(view)
+        if heap:  # HDF5 asks for a part first, and for the rest before it looks into it
+            guard.check_heap(memoryview(self.read_at(self._position, heap)))
+        self._position += len(view)
+        return len(view)
+
+    def read_at(self, position: int, size: int) -> bytes:
+        """Bytes from a position on, as many as there are; HDF5's own position stays."""
+        found = bytearray(max(0, min(size, self._size - position)))
+        self._fill(memoryview(found), position)
+        return bytes(found)
+
+    def _fill(self, view: memoryview, position: int) -> None:
+        self._file.seek(self._start + position)
+        if self._file.readinto(view) < len(view):  # type: ignore[attr-defined]
+            # HDF5 would take zeros for the rest.
             raise OSError("the file became shorter while it was read")
-        guard.check_heap(view)
-        self._position += count
-        return int(count)
 
 
-def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None) -> h5py.File:
+@contextmanager
+def open_hdf5(
+    file: BinaryIO, what: str, costs: Costs, start: int = 0, size: int | None = None
+) -> Iterator[h5py.File]:
     """An HDF5 file opened for reading: `file`, or `size` bytes of it from `start` on.
+
+    What is read from it counts in `costs`.
 
     Raises:
         UnreadableModelError: it is no HDF5 file, or a damaged one.
@@ -59,7 +81,15 @@ def open_hdf5(file: BinaryIO, what: str, start: int = 0, size: int | None = None
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
     with guard.hdf5_damage(what):
-        return h5py.File(_Window(file, start, size), "r")
+        window = _Window(file, start, size, costs)
+        opened = h5py.File(window, "r")
+    with opened:
+        with guard.hdf5_damage(what):
+            number = guard.check_root(opened)
+            before = opened.userblock_size  # addresses count from behind it
+        costs.read_at = lambda address, size: window.read_at(before + address, size)
+        with budget.counting(number, costs):
+            yield opened
 
 
 class _Recorder(io.FileIO):
@@ -169,6 +199,9 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
         return None
     what = guard.shortened(source or path)
     with guard.hdf5_damage(what):
+        if source:
+            info = h5py.h5o.get_info(found.id)
+            budget.by_number(info.fileno).named(info.addr, what)
         dtype = _numeric_dtype(found)
         shape = found.shape
     if shape is None:
@@ -245,19 +278,28 @@ _PIECE_BYTES = 1 << 20
 
 
 def names(group: h5py.Group) -> list[str]:
-    """The names of what stands directly in a group.
+    """The names of what stands directly in a group, sorted.
 
     Raises:
         UnreadableModelError: the group is damaged, or a name is no UTF-8, for which h5py gives
             bytes and writes nothing.
+        UnsafeModelError: they are longer than their budget.
     """
     whose = guard.shortened(group.name or "")
     with guard.hdf5_damage(whose):
-        found = list(group)
-    odd = next((name for name in found if isinstance(name, bytes)), None)
+        found = guard.listed(group.id.links.iterate, budget.of(group))
+    odd = next((name for name in found if not _is_utf8(name)), None)
     if odd is not None:
         raise UnreadableModelError(f"the name {guard.shortened(repr(odd))} in {whose} is no UTF-8")
-    return found
+    return [name.decode() for name in found]
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
@@ -424,7 +466,8 @@ def copy_attributes(
 def attribute_names(source: h5py.Group | h5py.Dataset) -> list[str]:
     """The names of all attributes, sorted."""
     with guard.hdf5_damage(guard.shortened(source.name or "")):
-        return sorted(_text(name) for name in source.attrs)  # h5py gives bytes that are no UTF-8
+        every = partial(h5py.h5a.iterate, source.id)
+        return [_text(name) for name in guard.listed(every, budget.of(source))]
 
 
 def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: str) -> None:
@@ -436,6 +479,7 @@ def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: st
     plain.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # attributes are looked at first
     key = path.encode("utf-8", "surrogateescape")
     with guard.hdf5_damage(guard.shortened(path)):
+        budget.of(source).spend(budget.WRITTEN, source[path].id.get_storage_size())
         h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), plain)
     copy_attributes(source[path], group[name])
 

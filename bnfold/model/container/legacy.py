@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model import keras1, keras_json
 from bnfold.model.container import guard, hdf5
+from bnfold.model.container.budget import Costs
 from bnfold.model.container.ownership import Owned, leaves, owners
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight
 from bnfold.model.optimizer import Optimizer
@@ -42,7 +43,9 @@ class LegacyHdf5:
         """Read the graph and the places of its weights; `resources` closes what stays open."""
         self._path = path
         stream = resources.enter_context(path.open("rb", buffering=0))
-        self._file = resources.enter_context(hdf5.open_hdf5(stream, "the HDF5 file"))
+        self._costs = Costs(path.stat().st_size)
+        opened = hdf5.open_hdf5(stream, "the HDF5 file", self._costs)
+        self._file = resources.enter_context(opened)
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
             raise UnreadableModelError(_without_model(self._file))
@@ -55,12 +58,13 @@ class LegacyHdf5:
         # In a nested model's list: 0 for the trainable part, 1 for the rest, by both names.
         self._part: dict[tuple[str, str], int] = {}
         self._unattached: dict[str, tuple[Weight, ...]] = {}
-        root = guard.parse_json(text, "model_config")
+        root = guard.parse_json(text, "model_config", self._costs)
         graph = keras_json.parse_model(root)
         if keras1.is_keras1(self.keras_version, root):
             graph = keras1.as_keras1(graph)
         self.graph = self._attach(graph)
         self.dropped = self._training_state()
+        self._costs.check_storage()
 
     def _read_version(self) -> str | None:
         version = hdf5.read_text(self._file, "keras_version")
@@ -68,7 +72,7 @@ class LegacyHdf5:
 
     def _read_record(self) -> Json:
         text = hdf5.read_text(self._file, RECORD)
-        return {"bnfold": guard.parse_json(text, RECORD)} if text is not None else {}
+        return {"bnfold": guard.parse_json(text, RECORD, self._costs)} if text is not None else {}
 
     def _training_state(self) -> tuple[str, ...]:
         found = []
@@ -103,7 +107,8 @@ class LegacyHdf5:
     def _optimizer_config(self) -> Any:
         try:
             text = hdf5.read_text(self._file, TRAINING_CONFIG)
-            compiled = None if text is None else guard.parse_json(text, TRAINING_CONFIG)
+            costs = self._costs
+            compiled = None if text is None else guard.parse_json(text, TRAINING_CONFIG, costs)
         except BnfoldError:
             return None  # what was for training may be damaged
         return compiled.get("optimizer_config") if isinstance(compiled, dict) else None
@@ -177,6 +182,7 @@ class LegacyHdf5:
                 if name not in (MODEL_WEIGHTS, OPTIMIZER_WEIGHTS) and isinstance(node, h5py.Group):
                     hdf5.copy_children(node, new.create_group(name))
             self._write_weights(graph, new.create_group(MODEL_WEIGHTS))
+        self._costs.check_storage()
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy to `target`, in which some variables have other numbers."""
