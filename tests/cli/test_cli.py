@@ -418,6 +418,13 @@ def test_what_became_nan_is_neither_near_nor_quiet() -> None:
     assert "keras inf none inf" in " ".join(verified(result, 80).split())
 
 
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command line runs: jobs stay in its process, whatever backend this one's Keras has."""
+    monkeypatch.setattr("bnfold.running.process.is_own", lambda: True)
+
+
+@pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize(
     ("verdict", "basis", "strict", "code"),
     [
@@ -447,6 +454,7 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
     assert not list(tmp_path.glob(".bnfold-*"))
 
 
+@pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize("words", [["--strict"], []])
 def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnfold.jobs.verify.verify", lambda *_, **__: outcome(Verdict.UNDECIDED))
