@@ -1,11 +1,14 @@
 """The boundaries between the packages, read from their imports, and what a command may load."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
-import pytest
 from places import FIXTURES, ROOT
 
 PACKAGE = ROOT / "bnfold"
@@ -32,37 +35,48 @@ BELOW = {
 `verification` and `observation` know nothing of `folding`. What stands above these may import all
 that is not above itself, as `ABOVE` has it."""
 ABOVE = ("jobs", "reports", "api", "cli")
+ALLOWED = BELOW | {own: {*BELOW, *ABOVE[: ABOVE.index(own)]} for own in ABOVE}
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
     """The modules that a file imports anywhere, except for type checking only."""
     found: set[str] = set()
-    for node in ast.walk(_without_type_checking(ast.parse(path.read_text()))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            files = {name for name in whole if is_module(name)}
-            found |= files if files == whole else {*files, node.module}
-    return found
+    for statement in filter(_runs, parsed(path).body):
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                files = {name for name in whole if is_module(name)}
+                found |= files if files == whole else {*files, node.module}
+    return frozenset(found)
 
 
+def _runs(node: ast.stmt) -> bool:
+    return not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+
+
+@cache
 def is_module(name: str) -> bool:
     path = PACKAGE.parent.joinpath(*name.split("."))
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
-def _without_type_checking(tree: ast.Module) -> ast.Module:
-    tree.body = [
-        node
-        for node in tree.body
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    ]
-    return tree
+def faults(
+    find: Callable[[Path], Iterable[str]], paths: Iterable[Path] = MODULES
+) -> dict[str, list[str]]:
+    """What is wrong with each file, of those in which `find` finds anything."""
+    found = {str(path.relative_to(ROOT)): sorted(find(path)) for path in paths}
+    return {path: wrong for path, wrong in found.items() if wrong}
 
 
 def room(name: str) -> str:
@@ -70,18 +84,19 @@ def room(name: str) -> str:
     return name.split(".")[1]
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    found = {room(name) for name in imported(path) if name.startswith("bnfold.")} - {own}
-    if own in BELOW:
-        assert found <= BELOW[own]
-    elif own in ABOVE:
-        assert found <= {*BELOW, *ABOVE[: ABOVE.index(own)]}
+def test_imports_point_one_way() -> None:
+    def uphill(path: Path) -> set[str]:
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own not in ALLOWED:
+            return set()
+        found = {room(name) for name in imported(path) if name.startswith("bnfold.")}
+        return found - {own} - ALLOWED[own]
+
+    assert faults(uphill) == {}
 
 
 def test_no_file_imports_itself_in_a_circle() -> None:
-    names = {dotted(path): path for path in modules()}
+    names = {dotted(path): path for path in MODULES}
     left = {name: imported(path) & names.keys() - {name} for name, path in names.items()}
     while left:
         free = {name for name, needs in left.items() if not needs & left.keys()}
@@ -95,23 +110,19 @@ def dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_one_room_imports_frameworks(path: Path) -> None:
-    if path.parent == PACKAGE / "running":
-        return
-    assert not {name.split(".")[0] for name in imported(path)} & FRAMEWORKS
+def test_only_one_room_imports_frameworks() -> None:
+    others = [path for path in MODULES if path.parent != PACKAGE / "running"]
+    assert faults(lambda path: {n.split(".")[0] for n in imported(path)} & FRAMEWORKS, others) == {}
 
 
 NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng"}
 """Names with an underscore that are public (of named tuples, of `os`), or TensorFlow's."""
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_one_file_names_what_is_private_to_keras(path: Path) -> None:
+def test_one_file_names_what_is_private_to_keras() -> None:
     """Another version of Keras may call it otherwise; then that file is changed, and no other."""
-    if path == PACKAGE / "running" / "keras_graph.py":
-        return
-    assert not private(ast.parse(path.read_text())) - NOT_OF_KERAS
+    others = [path for path in MODULES if path != PACKAGE / "running" / "keras_graph.py"]
+    assert faults(lambda path: private(parsed(path)) - NOT_OF_KERAS, others) == {}
 
 
 def private(tree: ast.Module) -> set[str]:
@@ -141,50 +152,64 @@ def private(tree: ast.Module) -> set[str]:
     return hidden - own
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["inspect", str(FIXTURE)], ["fold", str(FIXTURE), "OUT", "--no-verify"]],
-    ids=["help", "inspect", "fold --no-verify"],
-)
-def test_a_command_that_runs_no_model_loads_no_framework(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    arguments = [str(tmp_path / "out.keras") if word == "OUT" else word for word in arguments]
+def loaded_by(*commands: list[str], folder: Path) -> list[set[str]]:
+    """What a process has imported after each of some commands, one after the other in a folder."""
     script = (
-        "import sys\n"
+        "import json, sys\n"
         "from bnfold.cli import main\n"
-        f"try: main({arguments!r})\n"
-        "except SystemExit as error: assert error.code in (0, None), error.code\n"
-        f"print('LOADED', sorted(set(sys.modules) & {FRAMEWORKS!r}))\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as error: assert not error.code, words\n"
+        "    print('LOADED', *sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout.splitlines()[-1] == "LOADED []"
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return [set(names) for first, *names in filter(None, lines) if first == "LOADED"]
 
 
-def test_inspect_loads_nothing_that_only_a_proof_needs() -> None:
+def test_a_command_that_runs_no_model_loads_no_framework(tmp_path: Path) -> None:
+    commands = [
+        ["--help"],
+        ["inspect", str(FIXTURE)],
+        ["fold", str(FIXTURE), "out.keras", "--no-verify"],
+        ["rules"],
+        ["rule", "BN103"],
+    ]
+    found = loaded_by(*commands, folder=tmp_path)
+    loaded = zip(commands, found, strict=True)
+    assert [(words, names & FRAMEWORKS) for words, names in loaded if names & FRAMEWORKS] == []
+
+
+NEEDLESS = {
+    *("difflib", "hashlib", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
+    *("bnfold.verification", "bnfold.reports.html", "numpy.random"),
+    *(f"bnfold.running.{one}" for one in ("safety", "samples", "session")),
+    *(f"bnfold.reports.formats.{one}" for one in ("json", "sarif", "github", "junit", "markdown")),
+}
+"""What an inspection needs only for a proof, for a file of settings or for another format."""
+
+
+def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
     """What is not needed takes a noticeable part of the time that an inspection takes."""
-    script = (
-        "import sys\n"
-        "from bnfold.cli import main\n"
-        f"try: main(['inspect', {str(FIXTURE)!r}, '--no-config'])\n"
-        "except SystemExit as error: assert not error.code\n"
-        "needless = ('bnfold.verification', 'bnfold.running.s', 'numpy.random')\n"
-        "print([m for m in sys.modules if m.startswith(needless)])\n"
-        "print(sorted(set(sys.modules) & {'difflib', 'hashlib', 'secrets', 'tempfile'}))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-2:] == ["[]", "[]"]
+    (found,) = loaded_by(["inspect", str(FIXTURE), "--fail-on", "never"], folder=tmp_path)
+    assert found & NEEDLESS == set()
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.name)
-def test_no_test_file_is_imported(path: Path) -> None:
+def test_no_test_file_is_imported() -> None:
     """What several tests need stands in tests/builders, so that a test file can change alone."""
-    names = {name for node in ast.walk(ast.parse(path.read_text())) for name in _modules(node)}
-    assert not [name for name in names if name.startswith(("test_", "conftest"))]
+
+    def tests(path: Path) -> set[str]:
+        names = {name for node in ast.walk(parsed(path)) for name in _modules(node)}
+        return {name for name in names if name.startswith(("test_", "conftest"))}
+
+    assert faults(tests, TESTS.rglob("*.py")) == {}
 
 
 def _modules(node: ast.AST) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -34,8 +35,9 @@ def imports_keras(path: Path) -> bool:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The first names of the modules that a file imports outside of functions."""
-    for node in ast.parse(path.read_text("utf-8")).body:
+    """The first names of the modules that a file imports before its first function or class."""
+    head = re.split(r"^(?:def|class|@)", path.read_text("utf-8"), maxsplit=1, flags=re.MULTILINE)[0]
+    for node in ast.parse(head).body:
         match node:
             case ast.Import():
                 yield from (one.name.partition(".")[0] for one in node.names)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -695,23 +693,3 @@ def test_an_impossible_name_among_several_is_a_line(name: str, broken: Path) -> 
     assert "broken.keras" in result.stdout
     assert result.stderr.count("\n") == 1
     assert "internal error" not in result.stderr
-
-
-# --- what it costs ---
-
-
-def test_nothing_is_imported_that_was_not_asked_for(broken: Path) -> None:
-    script = (
-        "import sys\n"
-        "from bnfold.cli import main\n"
-        f"try: main(['inspect', {str(broken)!r}, '--fail-on', 'never'])\n"
-        "except SystemExit as error: assert not error.code\n"
-        "print('LOADED', sorted(set(sys.modules) & {'tomllib', 'xml', 'jinja2',\n"
-        "  'bnfold.reports.html', *(f'bnfold.reports.formats.{name}' for name in\n"
-        "    ('json', 'sarif', 'github', 'junit', 'markdown'))}))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(bnfold.__file__).parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.splitlines()[-1] == "LOADED []"
