@@ -1,12 +1,13 @@
 """Small models with BatchNormalization, folded by hand in plain numpy, and one mistake planted.
 
-A `Net` is a list of steps and their weights in float64; `save` makes a Keras model file of it and
-`values` runs it layer by layer in any precision. With
+A `Net` is a list of steps and their weights in float64, and `line` makes a simple one; `save` makes
+a Keras model file of it and `values` runs it layer by layer in any precision. With
 
     scale = gamma / sqrt(variance + epsilon)        shift = beta - mean * scale
 
 a fold multiplies `scale` into a kernel and adds `shift` to a bias. It goes backward, into the layer
-before, or forward, into the layer behind. Nothing here uses bnfold.
+before, or forward, into the layer behind; `folded` does that to a net, and with the wrong `affine`
+or `absorb` of a `Fold` it plants a mistake. Nothing here uses bnfold.
 
 `planted(kind, number)` gives the original, its right fold, the fold with the mistake of that kind,
 and the layers at which the mistake stands. A mistake that changes the value there by less than
@@ -58,7 +59,8 @@ class Step:
     def layer(self, policy: str, **changes: Any) -> Any:
         """A new layer, named by the last part of the path."""
         make = getattr(keras.layers, self.kind)
-        return make(**{**self.options, **changes}, name=self.path.split("/")[-1], dtype=policy)
+        name = self.path.split("/")[-1]
+        return make(**{"dtype": policy, **self.options, **changes}, name=name)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Net:
         return next(one for one in self.steps if one.path == path)
 
 
+def line(
+    shape: tuple[int, ...], *rows: tuple[str, str, Mapping[str, Any]], policy: str = "float32"
+) -> Net:
+    """A net of layers one behind the other, of path, class and options each, without weights."""
+    sources = ("input", *(path for path, *_ in rows))
+    steps = tuple(Step(*row, (source,)) for row, source in zip(rows, sources, strict=False))
+    return Net(shape, steps, policy=policy)
+
+
 def model(net: Net) -> Any:
     """The Keras model, with nested models where the paths say so."""
     first = keras.Input(net.shape, name="input")
@@ -82,6 +93,17 @@ def model(net: Net) -> Any:
     for path, weights in net.weights.items():
         _assign(_layer_at(made, path), weights)
     return made
+
+
+def with_weights(net: Net, made: Any) -> Net:
+    """The net with the weights that its Keras model has."""
+    layers = {step.path: _layer_at(made, step.path) for step in net.steps}
+    weights = {
+        path: {one.name: np.asarray(one.numpy(), "float64") for one in layer.weights}
+        for path, layer in layers.items()
+        if layer.weights
+    }
+    return replace(net, weights=weights)
 
 
 def _wire(net: Net, steps: Iterable[Step], tensors: dict[str, Any], level: int) -> Any:
@@ -1072,6 +1094,11 @@ def renamed(net: Net) -> Net:
         whole = ["/".join(parts[: end + 1]) for end in range(len(parts))]
         return "/".join(names.setdefault(one, f"node_{len(names)}") for one in whole)
 
+    return with_paths(net, new)
+
+
+def with_paths(net: Net, new: Callable[[str], str]) -> Net:
+    """The net with other paths; "input" is one of those that `new` is asked for."""
     steps = tuple(
         replace(step, path=new(step.path), sources=tuple(map(new, step.sources)))
         for step in net.steps

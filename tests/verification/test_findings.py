@@ -1,121 +1,92 @@
 """Which layer the judge blames, and that it blames none where a fold is right.
 
-The folds are made by hand, layer by layer: `fold(build, folds)` builds a model with and without its
-BatchNormalizations, copies the weights and moves each of them into the layer that is named.
+The folds are those of `wrong_folds`; what is wrong with one is changed here, weight by weight.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from wrong_folds import Fold, folded, forward, line, model, save, with_paths, with_weights
 
 from bnfold.verification import Verdict, verify
 
 
-def norms(model):
-    return [one for one in model.layers if isinstance(one, layers.BatchNormalization)]
-
-
-def randomize(model):
-    generator = np.random.default_rng(7)
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            size = layer.moving_mean.shape[0]
-            layer.gamma.assign(generator.uniform(0.5, 1.5, size))
-            layer.beta.assign(generator.normal(size=size))
-            layer.moving_mean.assign(generator.normal(size=size))
-            layer.moving_variance.assign(generator.uniform(0.5, 2, size))
-        elif getattr(layer, "bias", None) is not None:
-            layer.bias.assign(0.3 * generator.normal(size=layer.bias.shape))
-
-
-def affine(norm):
-    gamma, beta, mean, variance = (value.astype("float64") for value in norm.get_weights())
-    scale = gamma / np.sqrt(variance + norm.epsilon)
-    return scale, beta - mean * scale
-
-
-def backward(layer, scale, shift):
-    kernel, bias = layer.get_weights()
-    layer.set_weights([kernel * scale, bias * scale + shift])
-
-
-def forward(layer, scale, shift):
-    kernel, *others = layer.get_weights()
-    added = np.tensordot(shift, kernel.reshape(-1, *kernel.shape[-2:]).sum(0), 1)
-    layer.set_weights([kernel * scale[:, None], *others[:-1], others[-1] + added])
-
-
-def fold(build, folds, prepare=None):
-    """The original and its fold; `folds` are (name of the norm, name of the layer, how)."""
+def drawn(net):
+    """The net with random weights."""
     keras.utils.set_random_seed(3)
-    original, folded = build(normalized=True), build(normalized=False)
-    randomize(original)
-    if prepare is not None:
-        prepare(original)
-    for layer in folded.layers:
-        if layer.weights:
-            layer.set_weights(original.get_layer(layer.name).get_weights())
-    for norm, name, how in folds:
-        how(folded.get_layer(name), *affine(original.get_layer(norm)))
-    return original, folded
+    net = with_weights(net, model(net))
+    generator = np.random.default_rng(7)
+    return replace(net, weights={path: random(w, generator) for path, w in net.weights.items()})
 
 
-def judge(folder, original, folded):
-    original.save(folder / "original.keras")
-    folded.save(folder / "folded.keras")
-    return verify(folder / "original.keras", folder / "folded.keras")
+def random(weights, generator):
+    if "gamma" not in weights:
+        biases = {name: one for name, one in weights.items() if name == "bias"}
+        return weights | {
+            name: 0.3 * generator.normal(size=one.shape) for name, one in biases.items()
+        }
+    size = weights["gamma"].size
+    return {
+        "gamma": generator.uniform(0.5, 1.5, size),
+        "beta": generator.normal(size=size),
+        "moving_mean": generator.normal(size=size),
+        "moving_variance": generator.uniform(0.5, 2, size),
+    }
 
 
-def change(model, name, by=0.01, *, at=-1, channel=2):
-    """Change one channel of one weight of a layer."""
-    weights = model.get_layer(name).get_weights()
-    weights[at][..., channel] += by
-    model.get_layer(name).set_weights(weights)
+def judge(folder, original, other):
+    one, two = save(original, folder / "original.keras"), save(other, folder / "folded.keras")
+    return verify(one, two)
+
+
+def assign(net, path, **variables):
+    """The net with other values in some variables of a layer."""
+    return replace(net, weights={**net.weights, path: {**net.weights[path], **variables}})
+
+
+def change(net, path, by=0.01, *, of="bias", channel=2):
+    """The net with another number in one channel of one variable of a layer."""
+    value = net.weights[path][of]
+    return assign(net, path, **{of: value + by * (np.arange(value.shape[-1]) == channel)})
 
 
 def statuses(found):
     return {site.name: site.status.value for site in found.sites}
 
 
-def chain(*steps, shape=(6,)):
-    """A builder of a chain of layers; each step is a name and how to make the layer."""
-
-    def build(*, normalized):
-        inputs = hidden = keras.Input(shape, name="inputs")
-        for name, make in steps:
-            if normalized or make is not layers.BatchNormalization:
-                hidden = make(name=name)(hidden)
-        return keras.Model(inputs, hidden)
-
-    return build
+def row(name, kind, **options):
+    return name, kind, options
 
 
-def step(kind, *arguments, **options):
-    return lambda name: getattr(layers, kind)(*arguments, name=name, **options)
+def dense(name, units, **options):
+    return row(name, "Dense", units=units, **options)
 
 
-NORM = layers.BatchNormalization
-RELU = step("ReLU")
+def norm(name):
+    return row(name, "BatchNormalization", epsilon=1e-3)
+
+
+def relu(name):
+    return row(name, "ReLU")
+
 
 # --- forward folds one after the other ------------------------------------------------------------
 
 FORWARD = {
-    "dense": (step("Dense", 8, activation="relu"), (6,)),
-    "convolution": (step("Conv1D", 8, 2, activation="tanh"), (9, 6)),
-    "recurrent": (step("LSTM", 8, return_sequences=True), (3, 6)),
+    "dense": ("Dense", {"units": 8, "activation": "relu"}, (6,)),
+    "convolution": ("Conv1D", {"filters": 8, "kernel_size": 2, "activation": "tanh"}, (9, 6)),
+    "recurrent": ("LSTM", {"units": 8, "return_sequences": True}, (3, 6)),
 }
 
 
 def two_forward(kind):
-    make, shape = FORWARD[kind]
-    steps = [("one", make), ("norm1", NORM), ("two", make), ("norm2", NORM), ("out", make)]
-    folds = [("norm1", "two", forward), ("norm2", "out", forward)]
-    return fold(chain(*steps, shape=shape), folds)
+    *layer, shape = FORWARD[kind]
+    rows = [("one", *layer), norm("norm1"), ("two", *layer), norm("norm2"), ("out", *layer)]
+    original = drawn(line(shape, *rows))
+    folds = [Fold("norm1", ("two",), forward), Fold("norm2", ("out",), forward)]
+    return original, folded(original, folds)
 
 
 @pytest.mark.usefixtures("keras_alone")
@@ -130,64 +101,53 @@ def test_a_fold_forward_may_follow_another(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
 @pytest.mark.parametrize(("layer", "culprit"), [("two", "norm1"), ("out", "norm2")])
 def test_the_wrong_one_of_two_forward_folds_is_named(tmp_path, kind, layer, culprit):
-    original, folded = two_forward(kind)
-    change(folded, layer, at=0)
-    found = judge(tmp_path, original, folded)
+    original, right = two_forward(kind)
+    found = judge(tmp_path, original, change(right, layer, of="kernel"))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == (culprit,)
 
 
 def test_a_fold_may_be_carried_back_across_another_and_a_prelu(tmp_path):
-    slopes = step("PReLU", alpha_initializer=keras.initializers.Constant(0.3))
-    steps = [("linear", step("Dense", 8)), ("norm1", NORM), ("slopes", slopes), ("norm2", NORM)]
-    build = chain(*steps, ("out", step("Dense", 3)))
-
-    def without_shift(model):
-        model.get_layer("norm2").beta.assign(np.zeros(8))
-        model.get_layer("norm2").moving_mean.assign(np.zeros(8))
-
-    folds = [("norm1", "linear", backward), ("norm2", "linear", backward)]
-    found = judge(tmp_path, *fold(build, folds, without_shift))
+    slopes = row("slopes", "PReLU", alpha_initializer=keras.initializers.Constant(0.3))
+    rows = [dense("linear", 8), norm("norm1"), slopes, norm("norm2"), dense("out", 3)]
+    original = drawn(line((6,), *rows))
+    original = assign(original, "norm2", beta=np.zeros(8), moving_mean=np.zeros(8))
+    right = folded(original, [Fold("norm1", ("linear",)), Fold("norm2", ("linear",))])
+    found = judge(tmp_path, original, right)
     assert found.verdict is Verdict.EQUIVALENT, found.differences
     assert statuses(found) == {"norm1": "matched", "norm2": "matched"}
 
 
 # --- what layers behind hide ----------------------------------------------------------------------
 
-TWO = chain(
-    *(("one", step("Dense", 8)), ("norm1", NORM), ("relu1", RELU)),
-    *(("two", step("Dense", 7)), ("norm2", NORM), ("relu2", RELU), ("out", step("Dense", 3))),
+TWO = line(
+    (6,),
+    *(dense("one", 8), norm("norm1"), relu("relu1")),
+    *(dense("two", 7), norm("norm2"), relu("relu2"), dense("out", 3)),
 )
-BACKWARD = [("norm1", "one", backward), ("norm2", "two", backward)]
+BACKWARD = [Fold("norm1", ("one",)), Fold("norm2", ("two",))]
 
 
 def test_an_error_in_a_channel_that_a_relu_closes_is_seen(tmp_path):
-    def closed(model):
-        beta = model.get_layer("norm1").beta
-        beta.assign(np.where(np.arange(8) == 2, -100, beta))
-
-    original, folded = fold(TWO, BACKWARD, closed)
-    assert judge(tmp_path, original, folded).verdict is Verdict.EQUIVALENT
-    change(folded, "one", 5)
-    found = judge(tmp_path, original, folded)
+    original = change(drawn(TWO), "norm1", -100, of="beta")
+    right = folded(original, BACKWARD)
+    assert judge(tmp_path, original, right).verdict is Verdict.EQUIVALENT
+    found = judge(tmp_path, original, change(right, "one", 5))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("norm1",)
 
 
-def ill_conditioned(model):
-    """Half of the channels have means of a hundred thousand deviations, which make them noisy."""
-    mean = model.get_layer("norm1").moving_mean
-    mean.assign(np.where(np.arange(8) < 4, 1e5, mean))
-    model.get_layer("one").bias.assign(np.where(np.arange(8) < 4, 1e5, 0))
-
-
 def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
-    original, folded = fold(TWO, BACKWARD, ill_conditioned)
-    found = judge(tmp_path, original, folded)
+    """Half of the channels have means of a hundred thousand deviations, which make them noisy."""
+    original, noisy = drawn(TWO), np.arange(8) < 4
+    mean = np.where(noisy, 1e5, original.weights["norm1"]["moving_mean"])
+    original = assign(original, "norm1", moving_mean=mean)
+    original = assign(original, "one", bias=np.where(noisy, 1e5, 0))
+    right = folded(original, BACKWARD)
+    found = judge(tmp_path, original, right)
     assert found.verdict is Verdict.EQUIVALENT, found.differences
     assert found.yardstick == "keras float64"
-    change(folded, "one", 0.001, channel=6)
-    found = judge(tmp_path, original, folded)
+    found = judge(tmp_path, original, change(right, "one", 0.001, channel=6))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("norm1",)
 
@@ -196,32 +156,29 @@ def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
 
 
 @pytest.mark.usefixtures("keras_alone")
-@pytest.mark.parametrize("layer", ["one", "norm1", "out"])
-def test_a_layer_that_was_kept_but_changed_is_named(tmp_path, layer):
-    def kept(*, normalized):
-        steps = (("one", step("Dense", 8)), ("norm1", lambda name: NORM(name=name)))
-        rest = (("relu", RELU), ("two", step("Dense", 7)), ("norm2", NORM), ("relu2", RELU))
-        return chain(*steps, *rest, ("out", step("Dense", 3)))(normalized=normalized)
-
-    original, folded = fold(kept, [("norm2", "two", backward)])
-    assert judge(tmp_path, original, folded).verdict is Verdict.EQUIVALENT
-    change(folded, layer, at=0)
-    found = judge(tmp_path, original, folded)
+@pytest.mark.parametrize(
+    ("layer", "of"), [("one", "kernel"), ("norm1", "gamma"), ("out", "kernel")]
+)
+def test_a_layer_that_was_kept_but_changed_is_named(tmp_path, layer, of):
+    original = drawn(TWO)
+    right = folded(original, BACKWARD[1:])
+    assert judge(tmp_path, original, right).verdict is Verdict.EQUIVALENT
+    found = judge(tmp_path, original, change(right, layer, of=of))
     assert found.culprits == (layer,)
     sentence = f"layer {layer!r} does not compute what it computes in the original"
     assert found.differences[0] == sentence
 
 
-KEPT = chain(
-    *(("one", step("Dense", 8)), ("norm1", step("BatchNormalization")), ("relu", RELU)),
-    *(("two", step("Dense", 7)), ("norm2", step("BatchNormalization")), ("out", step("Dense", 3))),
+KEPT = line(
+    (6,),
+    *(dense("one", 8), norm("norm1"), relu("relu")),
+    *(dense("two", 7), norm("norm2"), dense("out", 3)),
 )
 
 
 def test_a_layer_that_was_changed_is_named_where_no_norm_is_gone(tmp_path):
-    original, other = fold(KEPT, [])
-    change(other, "norm2", at=0)
-    found = judge(tmp_path, original, other)
+    original = drawn(KEPT)
+    found = judge(tmp_path, original, change(original, "norm2", of="gamma"))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("norm2",)
 
@@ -229,12 +186,14 @@ def test_a_layer_that_was_changed_is_named_where_no_norm_is_gone(tmp_path):
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [None, "two"])
 def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
-    original, other = fold(KEPT, [("norm1", "one", backward), ("norm2", "two", backward)])
-    for norm in norms(other):
-        nothing = np.zeros(norm.moving_mean.shape)
-        norm.set_weights([nothing + 1, nothing, nothing, nothing + 1 - norm.epsilon])
+    original = drawn(KEPT)
+    other = replace(original, weights=original.weights | folded(original, BACKWARD).weights)
+    for name, size in (("norm1", 8), ("norm2", 7)):
+        zeros, ones = np.zeros(size), np.ones(size)
+        nothing = {"gamma": ones, "beta": zeros, "moving_mean": zeros}
+        other = assign(other, name, **nothing, moving_variance=ones - 1e-3)
     if wrong is not None:
-        change(other, wrong)
+        other = change(other, wrong)
     found = judge(tmp_path, original, other)
     assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
     assert found.culprits == (() if wrong is None else (wrong,))
@@ -243,13 +202,14 @@ def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
 def test_an_activation_that_was_changed_is_named(tmp_path):
     """And not the BatchNormalization behind it, whose fold is right."""
 
-    def build(*, normalized):
-        activation = step("Activation", "relu" if normalized else "linear")
-        steps = [("one", step("Dense", 8)), ("norm1", NORM), ("activation", activation)]
-        steps += [("two", step("Dense", 7)), ("norm2", NORM), ("out", step("Dense", 3))]
-        return chain(*steps)(normalized=normalized)
+    def rows(activation):
+        first = dense("one", 8), norm("norm1"), row("activation", "Activation", **activation)
+        return *first, dense("two", 7), norm("norm2"), dense("out", 3)
 
-    found = judge(tmp_path, *fold(build, BACKWARD))
+    original = drawn(line((6,), *rows({"activation": "relu"})))
+    linear = line((6,), *rows({"activation": "linear"}))
+    wrong = folded(replace(linear, weights=original.weights), BACKWARD)
+    found = judge(tmp_path, original, wrong)
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("activation",)
     assert statuses(found)["norm1"] == "matched"
@@ -259,19 +219,20 @@ def test_an_activation_that_was_changed_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("keras_alone")
-@pytest.mark.parametrize("names", [("relu1", "relu2"), ("other1", "other2")])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("wrong", [None, "one", "two"])
-def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
-    original, folded = fold(TWO, BACKWARD)
-    inputs = hidden = keras.Input((6,), name="inputs")
-    for name, units, relu in (("one", 8, names[0]), ("two", 7, names[1])):
-        fused = relu.startswith("relu")
-        hidden = layers.Dense(units, "relu" if fused else None, name=name)(hidden)
-        hidden = hidden if fused else layers.ReLU(name=relu)(hidden)
-    other = keras.Model(inputs, layers.Dense(3, name="out")(hidden))
-    other.set_weights(folded.get_weights())
+def test_activations_may_be_fused_or_called_otherwise(tmp_path, fused, wrong):
+    original = drawn(TWO)
+    rows = []
+    for name, units, other in (("one", 8, "other1"), ("two", 7, "other2")):
+        if fused:
+            rows += [dense(name, units, activation="relu")]
+        else:
+            rows += [dense(name, units), relu(other)]
+    other = line((6,), *rows, dense("out", 3))
+    other = replace(other, weights=folded(original, BACKWARD).weights)
     if wrong is not None:
-        change(other, wrong)
+        other = change(other, wrong)
     found = judge(tmp_path, original, other)
     assert found.culprits == (() if wrong is None else ({"one": "norm1", "two": "norm2"}[wrong],))
     assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
@@ -280,19 +241,14 @@ def test_activations_may_be_fused_or_called_otherwise(tmp_path, names, wrong):
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
-    def build(*, normalized):
-        flat = "flat" if normalized else "flat_1"
-        steps = [("one", step("Conv1D", 8, 2, activation="relu")), ("norm1", NORM)]
-        steps += [(flat, step("Flatten")), ("two", step("Dense", 7)), ("out", step("Dense", 3))]
-        return chain(*steps, shape=(5, 6))(normalized=normalized)
-
-    def into_all_steps(layer, scale, shift):
-        forward(layer, np.tile(scale, 4), np.tile(shift, 4))
-
-    original, folded = fold(build, [("norm1", "two", into_all_steps)])
+    rows = [row("one", "Conv1D", filters=8, kernel_size=2, activation="relu"), norm("norm1")]
+    rows += [row("flat", "Flatten"), dense("two", 7), dense("out", 3)]
+    original = drawn(line((5, 6), *rows))
+    other = folded(original, [Fold("norm1", ("two",), forward)])
+    other = with_paths(other, lambda path: {"flat": "flat_1"}.get(path, path))
     if wrong:
-        change(folded, "two", at=0)
-    found = judge(tmp_path, original, folded)
+        other = change(other, "two", of="kernel")
+    found = judge(tmp_path, original, other)
     assert found.verdict is (Verdict.DIFFERENT if wrong else Verdict.EQUIVALENT)
     assert found.culprits == (("norm1",) if wrong else ())
 
@@ -300,11 +256,14 @@ def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wrong):
-    steps = [("one", step("Dense", 8)), ("norm1", NORM), ("two", step("Dense", 7)), ("norm2", NORM)]
-    original, folded = fold(chain(*steps), BACKWARD)
+    rows = dense("one", 8), norm("norm1"), dense("two", 7), norm("norm2")
+    original = drawn(line((6,), *rows))
+    other = folded(original, BACKWARD)
+    assert other.steps[-1].path == "norm2"  # an Activation that keeps the name
+    other = replace(other, steps=other.steps[:-1])
     if wrong:
-        change(folded, "two")
-    found = judge(tmp_path, original, folded)
+        other = change(other, "two")
+    found = judge(tmp_path, original, other)
     assert found.verdict is (Verdict.DIFFERENT if wrong else Verdict.EQUIVALENT)
     assert found.culprits == (("norm2",) if wrong else ())
     sentence = "is called 'two' instead of 'norm2', the name of a BatchNormalization that is gone"
@@ -314,30 +273,24 @@ def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wr
 # --- names that mislead ---------------------------------------------------------------------------
 
 
-def counted(first):
-    """A builder whose layers are numbered from `first`, as Keras numbers them."""
-
-    def build(*, normalized):
-        steps = []
-        for number in range(3):
-            steps += [
-                (f"dense_{first + number}", step("Dense", 6)),
-                (f"norm_{number}", NORM),
-                (f"re_lu_{first + number}", RELU),
-            ]
-        return chain(*steps, ("out", step("Dense", 3)))(normalized=normalized)
-
-    return build
-
-
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("shift", [1, 2])
 def test_names_that_stand_for_other_layers_are_not_believed(tmp_path, shift):
-    folds = [(f"norm_{number}", f"dense_{number}", backward) for number in range(3)]
-    original, folded = fold(counted(0), folds)
-    other = counted(shift)(normalized=False)
-    other.set_weights(folded.get_weights())
+    """The layers of the other model are numbered from `shift`, as Keras may number them."""
+    rows = [
+        one
+        for n in range(3)
+        for one in (dense(f"dense_{n}", 6), norm(f"norm_{n}"), relu(f"re_lu_{n}"))
+    ]
+    original = drawn(line((6,), *rows, dense("out", 3)))
+
+    def later(path):
+        name, _, number = path.rpartition("_")
+        return f"{name}_{int(number) + shift}" if name else path
+
+    other = folded(original, [Fold(f"norm_{n}", (f"dense_{n}",)) for n in range(3)])
+    other = with_paths(other, later)
     found = judge(tmp_path, original, other)
     assert found.verdict is Verdict.EQUIVALENT, found.differences
-    change(other, f"dense_{shift}")
-    assert judge(tmp_path, original, other).verdict is Verdict.DIFFERENT
+    wrong = change(other, f"dense_{shift}")
+    assert judge(tmp_path, original, wrong).verdict is Verdict.DIFFERENT

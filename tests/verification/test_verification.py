@@ -1,6 +1,6 @@
 """The judge is judged: right folds must pass, planted mistakes must be caught, doubts be admitted.
 
-The folds here are written out in plain numpy float64, apart from the code that bnfold folds with.
+The folds are those of `wrong_folds`, apart from the code that bnfold folds with.
 All models have unequal sizes in every direction, so that no mix-up of axes goes unseen.
 """
 
@@ -27,6 +27,22 @@ from keras import layers, ops
 from rich.console import Console
 from support import Settled
 from tiers import some
+from wrong_folds import (
+    Fold,
+    affine,
+    default_epsilon,
+    exchange,
+    folded,
+    line,
+    mean_added,
+    model,
+    no_epsilon,
+    one_scale_off,
+    save,
+    swapped_gamma_and_beta,
+    variance_for_deviation,
+    with_weights,
+)
 
 from bnfold import verify
 from bnfold.errors import (
@@ -147,35 +163,37 @@ CASES = {
     "float64": dense(policy="float64"),
 }
 
-MISTAKES = (
-    "epsilon forgotten",
-    "epsilon 1e-3 for 1e-5",
-    "variance for deviation",
-    "gamma and beta swapped",
-    "one channel off by 1e-3",
-    "wrong bias",
-    "two layers swapped",
-)
+IN_ALL = {
+    "epsilon forgotten": no_epsilon,
+    "epsilon 1e-3 for 1e-5": default_epsilon,
+    "variance for deviation": variance_for_deviation,
+    "gamma and beta swapped": swapped_gamma_and_beta,
+}
+IN_THE_FIRST = {"one channel off by 1e-3": one_scale_off, "wrong bias": mean_added}
+MISTAKES = (*IN_ALL, *IN_THE_FIRST, "two layers swapped")
 
 
-def build(case, *, folded):
+def chain(case):
+    """The net of a case, still without weights."""
+    rows = []
+    for index in range(case.depth):
+        norm = {"axis": case.axis, "epsilon": case.epsilon}
+        rows += [
+            (f"linear{index}", case.layer, case.arguments),
+            (f"norm{index}", "BatchNormalization", norm),
+            (f"act{index}", "Activation", {"activation": case.activation}),
+        ]
+    head = {"units": 100, "activation": "softmax", "dtype": "float32"}
+    rows += [("flatten", "Flatten", {}), ("head", "Dense", head)]
+    return line(case.shape, *rows, policy=case.policy)
+
+
+def drawn(case):
+    """The net of a case with its weights."""
     keras.utils.set_random_seed(4)
-    keras.config.set_dtype_policy(case.policy)
-    try:
-        inputs = hidden = keras.Input(case.shape, name="inputs")
-        for index in range(case.depth):
-            make = getattr(layers, case.layer)
-            hidden = make(name=f"linear{index}", **case.arguments)(hidden)
-            if not folded:
-                hidden = layers.BatchNormalization(
-                    axis=case.axis, epsilon=case.epsilon, name=f"norm{index}"
-                )(hidden)
-            hidden = layers.Activation(case.activation, name=f"act{index}")(hidden)
-        hidden = layers.Flatten(name="flatten")(hidden)
-        outputs = layers.Dense(100, activation="softmax", name="head", dtype="float32")(hidden)
-        return keras.Model(inputs, outputs, name="net")
-    finally:
-        keras.config.set_dtype_policy("float32")
+    made = model(chain(case))
+    randomize(made, case)
+    return with_weights(chain(case), made)
 
 
 def randomize(model, case):
@@ -203,48 +221,15 @@ def randomize(model, case):
         model(generator.normal(size=(64, *case.shape)), training=True)
 
 
-def affine(norm, mistake=None, *, first=True):
-    gamma, beta, mean, variance = (
-        np.asarray(value).astype(np.float64) for value in norm.get_weights()
-    )
-    epsilon = {"epsilon forgotten": 0.0, "epsilon 1e-3 for 1e-5": 1e-3}.get(mistake, norm.epsilon)
-    deviation = np.sqrt(variance + epsilon)
-    if mistake == "variance for deviation":
-        deviation = variance + epsilon
-    if mistake == "gamma and beta swapped":
-        gamma, beta = beta, gamma
-    scale = gamma / deviation
-    shift = beta - mean * scale
-    if mistake == "one channel off by 1e-3" and first:
-        scale = scale * np.where(np.arange(scale.size) == 1, 1.001, 1)
-    if mistake == "wrong bias" and first:
-        shift = beta + mean * scale
-    return scale, shift
-
-
-def absorbed(layer_name, weights, scale, shift):
-    *kernels, bias = (np.asarray(value).astype(np.float64) for value in weights)
-    last = kernels[-1]
-    if "Transpose" in layer_name:
-        kernels[-1] = last * scale[:, None]
-    elif "Depthwise" in layer_name:
-        kernels[-1] = last * scale.reshape(last.shape[-2:])
-    else:
-        kernels[-1] = last * scale
-    return [*kernels, bias * scale + shift]
-
-
-def fold(case, original, folded, mistake=None):
-    for index in range(case.depth):
-        scale, shift = affine(original.get_layer(f"norm{index}"), mistake, first=index == 0)
-        weights = original.get_layer(f"linear{index}").get_weights()
-        folded.get_layer(f"linear{index}").set_weights(absorbed(case.layer, weights, scale, shift))
-    folded.get_layer("head").set_weights(original.get_layer("head").get_weights())
-    if mistake == "two layers swapped":
-        one, other = folded.get_layer("linear0"), folded.get_layer("linear1")
-        kept = one.get_weights()
-        one.set_weights(other.get_weights())
-        other.set_weights(kept)
+def fold(case, original, mistake=None):
+    """The net without its BatchNormalizations, and with a mistake."""
+    wrong = dict.fromkeys(range(case.depth), IN_ALL.get(mistake, affine))
+    wrong[0] = IN_THE_FIRST.get(mistake, wrong[0])
+    folds = [Fold(f"norm{index}", (f"linear{index}",), affine=how) for index, how in wrong.items()]
+    net = folded(original, folds)
+    if mistake != "two layers swapped":
+        return net
+    return replace(net, weights=exchange("linear0", "linear1")(net.weights))
 
 
 def is_possible(case, mistake):
@@ -258,21 +243,17 @@ def is_possible(case, mistake):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Files of a case, with a right or a wrong fold; every model is built once."""
+    """Files of a case, with a right or a wrong fold; every original is made once."""
     directory = tmp_path_factory.mktemp("pairs")
-    built = {}
+    made = {}
 
     def files(name, mistake=None):
-        case = CASES[name]
-        if name not in built:
-            built[name] = build(case, folded=False), build(case, folded=True)
-            randomize(built[name][0], case)
-            built[name][0].save(directory / f"{name}.keras")
-        original, folded = built[name]
-        fold(case, original, folded, mistake)
-        path = directory / f"{name} {mistake}.keras"
-        folded.save(path)
-        return directory / f"{name}.keras", path
+        case, original = CASES[name], directory / f"{name}.keras"
+        if name not in made:
+            made[name] = drawn(case)
+            save(made[name], original)
+        other = directory / f"{name} {mistake}.keras"
+        return original, save(fold(case, made[name], mistake), other)
 
     return files
 
@@ -311,7 +292,7 @@ def test_right_folds_are_equivalent(pair, name):
 
 
 @pytest.mark.parametrize(
-    "mistake", ["epsilon forgotten", "one channel off by 1e-3", "two layers swapped"]
+    "mistake", some(["one channel off by 1e-3", "epsilon forgotten", "two layers swapped"], 3)
 )
 def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     found = verify(*pair("epsilon 1e-5", mistake))
@@ -326,6 +307,7 @@ def test_mistakes_are_caught_behind_a_softmax_of_a_hundred(pair, mistake):
     }
 
 
+@pytest.mark.usefixtures("keras_alone")
 def test_float64_is_as_sharp_for_a_model_that_computes_in_16_bits(pair):
     found = verify(*pair("mixed_float16", "one channel off by 1e-3"))
     assert found.culprits == ("norm0",)
@@ -721,6 +703,7 @@ def test_texts_are_compared_too(tmp_path):
     assert "output 'words' differs in" in found.differences[1]
 
 
+@pytest.mark.usefixtures("keras_alone")
 def test_whole_numbers_that_never_change_prove_nothing(tmp_path):
     def make():
         inputs = keras.Input((6,), name="inputs")
@@ -731,6 +714,7 @@ def test_whole_numbers_that_never_change_prove_nothing(tmp_path):
     assert found.verdict is Verdict.UNDECIDED
 
 
+@pytest.mark.usefixtures("keras_alone")
 def test_what_must_be_exact_is_not_said_to_be_a_multiple_of_nothing(tmp_path):
     def make():
         off = layers.Dense(5, "relu", bias_initializer=keras.initializers.Constant(-1e5))
@@ -954,17 +938,43 @@ class Doubled(keras.layers.Layer):
 """
 
 
-@pytest.mark.usefixtures("keras_alone")
-def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
-    (tmp_path / "custom_module_of_tests.py").write_text(CUSTOM)
-    monkeypatch.syspath_prepend(tmp_path)
-    script = (
-        "import sys; sys.path.insert(0, '.'); import keras, custom_module_of_tests as m;"
-        "x = keras.Input((6,));"
-        "keras.Model(x, keras.layers.Dense(3)(m.Doubled()(x))).save('m.keras')"
+SCRIPT = """
+import keras
+
+class Tripled(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 3
+
+if __name__ == "__main__":
+    from custom_module_of_tests import Doubled
+
+    x = keras.Input((6,))
+    model = keras.Model(x, Tripled()(keras.layers.Dense(3)(x)))
+    model.save("m.keras")
+    model.save("m.h5")
+    keras.Model(x, keras.layers.Dense(3)(Doubled()(x))).save("custom.keras")
+"""
+
+
+@pytest.fixture(scope="module")
+def saved_by_a_script(tmp_path_factory):
+    """Models of classes that this process does not know, and the modules that have them.
+
+    One class is registered; for the other, which the script defines itself, Keras notes no module.
+    """
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "custom_module_of_tests.py").write_text(CUSTOM)
+    (folder / "script_of_tests.py").write_text(SCRIPT)
+    subprocess.run(
+        [sys.executable, "script_of_tests.py"], cwd=folder, check=True, capture_output=True
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
-    path = tmp_path / "m.keras"
+    return folder
+
+
+@pytest.mark.usefixtures("keras_alone")
+def test_a_custom_layer_needs_its_module(saved_by_a_script, monkeypatch):
+    monkeypatch.syspath_prepend(saved_by_a_script)
+    path = saved_by_a_script / "custom.keras"
     with pytest.raises(UnsafeModelError, match=r"verification_tests>Doubled.*imports MODULE"):
         verify(path, path)
     found = verify(path, path, imports=["custom_module_of_tests"])
@@ -976,6 +986,7 @@ def test_a_custom_layer_needs_its_module(tmp_path, monkeypatch):
             verify(path, path, imports=[name])
 
 
+@pytest.mark.usefixtures("keras_alone")
 def test_what_cannot_be_paired_is_not_called_verified(tmp_path):
     """Nothing inside the models was compared, so all that is known is said of the outputs."""
 
@@ -989,32 +1000,6 @@ def test_what_cannot_be_paired_is_not_called_verified(tmp_path):
     assert found.verdict is Verdict.UNDECIDED
     assert found.differences == ()
     assert any("only outputs are compared: this layer is settled" in one for one in found.warnings)
-
-
-SCRIPT = """
-import keras
-
-class Tripled(keras.layers.Layer):
-    def call(self, inputs):
-        return inputs * 3
-
-if __name__ == "__main__":
-    x = keras.Input((6,))
-    model = keras.Model(x, Tripled()(keras.layers.Dense(3)(x)))
-    model.save("m.keras")
-    model.save("m.h5")
-"""
-
-
-@pytest.fixture(scope="module")
-def saved_by_a_script(tmp_path_factory):
-    """Models with a layer that is not registered, of a class for which Keras notes no module."""
-    folder = tmp_path_factory.mktemp("script")
-    (folder / "script_of_tests.py").write_text(SCRIPT)
-    subprocess.run(
-        [sys.executable, "script_of_tests.py"], cwd=folder, check=True, capture_output=True
-    )
-    return folder
 
 
 @pytest.mark.parametrize("trust", [False, True])
@@ -1416,6 +1401,7 @@ def test_integers_must_agree():
     assert judged([[1, 2]], [[1, 2]]).passed
 
 
+@pytest.mark.usefixtures("keras_alone")
 def test_the_report_is_plain_json(pair):
     found = verify(*pair("conv2d"))
     broken = replace(found, comparisons=(replace(found.comparisons[0], error=float("nan")),))
@@ -1536,9 +1522,9 @@ def transfer_pair(folder, *, off):
     inside, others = original.get_layer("base"), folded.get_layer("base")
     inside.get_layer("norm").set_weights(NORM)
     kernel, bias = (np.array(one, dtype=np.float64) for one in inside.get_layer("dense").weights)
-    gamma, beta, mean, variance = NORM
-    scale = gamma / np.sqrt(variance + 1e-3)
-    others.get_layer("dense").set_weights([kernel * scale + off, (bias - mean) * scale + beta])
+    named = zip(("gamma", "beta", "moving_mean", "moving_variance"), NORM, strict=True)
+    scale, shift = affine(dict(named), 1e-3)
+    others.get_layer("dense").set_weights([kernel * scale + off, bias * scale + shift])
     others.get_layer("top").set_weights(inside.get_layer("top").get_weights())
     folded.get_layer("head").set_weights(original.get_layer("head").get_weights())
     original.save(folder / "original.keras")
