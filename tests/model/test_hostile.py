@@ -528,22 +528,6 @@ def deep(file: h5py.File) -> None:
         group = group.create_group("a")
 
 
-def lying_circle(path: Path) -> None:
-    """A group that is inside itself, where the count of links to it says one."""
-    stream = io.BytesIO()
-    with h5py.File(stream, "w", libver="latest") as file:
-        fill(file.create_group("layers/dense/vars"), dense_arrays())
-        group = file.create_group("more")
-        at = h5py.h5o.get_info(group.id).addr
-        group.create_group("inner")
-        stand_in = h5py.h5o.get_info(group["inner"].id).addr
-    data = stream.getvalue()
-    link = b"inner" + struct.pack("<Q", stand_in)
-    assert data.count(link) == 1
-    data = data.replace(link, b"inner" + struct.pack("<Q", at))
-    keras_file(path, h5=data)
-
-
 @pytest.mark.parametrize("edit", [many_links(100), circle, deep])
 def test_groups_without_end(edit: Edit, tmp_path: Path) -> None:
     refused(keras_file(tmp_path / "m.keras", h5=weights(edit)), only_fold=True)

@@ -29,7 +29,7 @@ Nested = Callable[[], Any]
 
 @pytest.fixture(autouse=True)
 def fresh_names() -> None:
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
 
 
 def block(tensor: Any, name: str, filters: int = 4) -> Any:
