@@ -566,14 +566,14 @@ def test_no_option_that_lets_code_run_is_proposed(command: str, mistyped: str) -
         return  # it has that one
     assert result.exit_code == 2
     assert mistyped in result.stderr
-    assert "--trust'" not in result.stderr
-    assert "--import'" not in result.stderr
+    proposed = result.stderr.replace(mistyped, "")
+    assert "--trust" not in proposed
+    assert "--import" not in proposed
 
 
 def test_a_harmless_option_is_proposed() -> None:
     result = CliRunner().invoke(main, ["fold", "model.keras", "out.keras", "--forse"])
-    assert "Did you mean" in result.stderr
-    assert "'--force'" in result.stderr
+    assert "--force" in result.stderr  # in words that are click's, and differ between versions
 
 
 @pytest.mark.parametrize(
