@@ -1,6 +1,6 @@
 """The Python API: what the command line does, for paths and for live models.
 
-A live model goes through a temporary `.keras` file, so that there is one way to read a model.
+A live model is saved to a temporary `.keras` file, so that models are only ever read from files.
 """
 
 import os
@@ -106,11 +106,12 @@ def inspect(
             model, whose name then stands for the path in the result.
         select: codes of the rules to ask, what their codes begin with, or names; all by default.
         ignore: likewise, those not to ask; where both name a rule, the longer one counts.
-        thresholds: where the rules begin to speak, instead of the defaults.
+        thresholds: limits of the rules, instead of the defaults.
         target_dtype: "float16", "bfloat16" or "float32", in which the model will run; without it
             what each layer computes in.
-        data: samples to run the model over, to compare what goes into its layers with what they
-            record: an .npz or .npy file, an array, or an array for each input, by name or in order.
+        data: samples to run the model over, to compare the inputs of its layers with their moving
+            statistics: an .npz or .npy file, an array, or an array for each input, by name or in
+            order.
         batch: how many samples go in at a time; None for as many as have room.
         trust: let the model's file run code of its own then; a live model is trusted.
         imports: modules to import first, because they register custom layers.
@@ -118,7 +119,7 @@ def inspect(
 
     Raises:
         UnreadableModelError: the file is no Keras model, or a damaged one.
-        UnsafeModelError: it asks for what a model file must not ask for.
+        UnsafeModelError: it contains something that a model file must not contain.
         SettingsError: no rule has such a code, or there is no such target.
         VerificationImpossibleError: the model cannot be loaded to run it.
         BnfoldError: the data do not fit, or Keras cannot save the live model.
@@ -210,22 +211,22 @@ def fold(
         out: where the folded model goes, in the same kind of file; none for a live model.
         keep: shell patterns of names or nested paths of layers to leave alone.
         standalone: "depthwise" makes depthwise convolutions of what cannot be folded.
-        verify: prove the result; without it nothing is run.
+        verify: verify the result; without it nothing is run.
         force: replace `out` if it exists.
-        data: samples to prove with, instead of random ones, as for `inspect`.
+        data: samples to run, instead of random ones, as for `inspect`.
         seed: the seed of the random samples.
-        trust: let the model's file run code of its own for the proof; a live model is trusted.
+        trust: let the model's file run its own code in the verification; a live model is trusted.
         imports: modules to import first, because they register custom layers.
-        strict: take nothing less than a proof by Keras and ONNX Runtime both.
+        strict: accept only a verdict that rests on both Keras and ONNX Runtime.
         rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
         atol: allowed absolute error likewise.
-        fail_on: make nothing of a model with a finding this bad, or worse: "error", "warning" or
-            "info"; without it findings stop nothing. Errors are in the report's `audit` anyway.
-        progress: called with the name of each stage of the proof.
+        fail_on: write nothing for a model with a finding this bad or worse: "error", "warning" or
+            "info"; without it findings stop nothing. The report's `audit` has the errors anyway.
+        progress: called with the name of each stage of the verification.
 
     Returns:
-        For a path, what was done; its `written` is False when the proof failed, or when findings
-        stopped it, as `audit` says. For a live model, the folded model, uncompiled.
+        For a path, what was done; its `written` is False when the verification failed, or when
+        findings stopped it, as `audit` says. For a live model, the folded model, uncompiled.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read.
@@ -293,7 +294,7 @@ def verify(
     atol: float | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Judge whether two models compute the same, with Keras and with ONNX Runtime.
+    """Verify with Keras and ONNX Runtime whether two models compute the same.
 
     Args:
         original: a path or a live model.
@@ -459,7 +460,7 @@ def recalibrate(
         batch: how many samples go in at a time; None for as many as have room.
         cache: bytes for what saves running the model again for every layer.
         force: replace `out` if it exists.
-        allow_other_scale: go on even if the data are of another scale than those that the model
+        allow_other_scale: continue even if the data are of another scale than those that the model
             was trained on.
         labels: what the outputs should be, to measure the accuracy before and after: class numbers,
             vectors with a single 1, or numbers; by the names of several outputs. Without it an
@@ -565,7 +566,7 @@ def bench(
 
     Args:
         a: a path or a live model.
-        b: the other one; without it A, folded without proof.
+        b: the other one; without it A, folded and not verified.
         threads: for every runtime, without it the runtime's default. A TensorFlow that has started
             already, as it has where there is a live model, cannot change its threads: unless it
             has that many, Keras is left out.

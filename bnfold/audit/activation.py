@@ -1,14 +1,14 @@
-"""Whether what a BatchNormalization makes goes into a ReLU, in each of its forms.
+"""Whether the output of a BatchNormalization goes into a ReLU, in any of its forms.
 
 A ReLU is max(x, 0), or min(max(x, 0), cap). It is written as the layer ReLU, as an Activation of
 "relu" or "relu6" or of a ReLU layer, as an operation of keras.ops, or as maximum(x, 0) or
-clip(x, 0, cap). Forms with a slope or a threshold other than 0 are none, and neither is a function
-that the config holds as an object, which can be anybody's.
+clip(x, 0, cap). Forms with a slope or a threshold other than 0 do not count, and neither does a
+function that the config holds as an object, which may be custom.
 
-Between the two may stand what does nothing at inference (the Dropout family and noise, unless
-called in training mode; Identity, a linear Activation) and what only moves numbers or puts zeros
-beside them: a ReLU makes of each number the same, wherever it stands. Pooling is not looked
-through, because it changes the distribution of the numbers.
+Between the two may be layers that do nothing at inference (the Dropout family and noise, unless
+called in training mode; Identity, a linear Activation) and layers that only rearrange numbers or
+pad with zeros, because a ReLU is elementwise. Pooling is not looked through, because it changes the
+distribution of the numbers.
 """
 
 import math
@@ -27,7 +27,7 @@ Caps = frozenset[float]
 
 
 def relus_after(place: Place) -> Caps | None:
-    """The ReLUs that all of a layer's output goes into; None where some goes elsewhere."""
+    """The ReLUs that a layer's output goes into; None where some of it goes elsewhere."""
     return _all_of([_RELUS.beside(call, place.memo) for call in place.calls])
 
 

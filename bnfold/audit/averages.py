@@ -1,10 +1,11 @@
 """Whether the weights in a file are moving averages of those that training ran with.
 
-With `use_ema` an optimizer keeps an average of every trainable weight, and `fit` ends by putting
-the averages in the weights' place. The moving statistics are not averaged so: they were seen by the
-raw weights. A file shows it where its weights stand among the optimizer's variables bit for bit,
-which no other variable of an optimizer does. A number that never changed in training is equal to
-its average anyway, so constants are left out, and half of what is compared has to agree.
+With `use_ema` an optimizer keeps an average of every trainable weight, and `fit` ends by replacing
+the weights with the averages. The moving statistics are not replaced: they belong to the raw
+weights. A file shows that it happened if its weights are equal, bit for bit, to variables of the
+optimizer, because no other kind of optimizer variable equals a weight. Vectors of one repeated
+number are not compared: they may never have changed, and then equal their average in any case. At
+least half of the others must be equal, because a single weight that never changed is equal too.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from bnfold.model.program import Call
 
 
 class Standing(Enum):
-    """What the weights in the file are, beside the averages of the optimizer."""
+    """How the weights in the file relate to the averages of the optimizer."""
 
     AVERAGES = "averages"
     OTHERS = "others"
@@ -36,17 +37,17 @@ class Standing(Enum):
 
 @dataclass(frozen=True)
 class Averages:
-    """The averages that the optimizer of one compiled model keeps, and what its weights are."""
+    """The averages that the optimizer of one compiled model keeps, and what the weights are."""
 
     averaging: Averaging
     standing: Standing
 
 
 def averages(plan: Plan, optimizers: Mapping[LayerPath, Optimizer]) -> dict[LayerPath, Averages]:
-    """What the files' optimizers tell of averages, by the path of the compiled model.
+    """The averages that the file's optimizers keep, by the path of the compiled model.
 
-    Without those that have made no step that could tell an average from a weight, and of nested
-    models without those whose weights are no averages: another optimizer trained them on.
+    Optimizers whose averages cannot differ from the weights yet are left out. So are nested models
+    whose weights are not their averages: the outer model's optimizer trained them on.
     """
     found = {}
     for path, optimizer in optimizers.items():
@@ -60,17 +61,17 @@ def averages(plan: Plan, optimizers: Mapping[LayerPath, Optimizer]) -> dict[Laye
     return found
 
 
-_DIFFERENT = 2  # the first step begins the average with the weights
+_DIFFERENT = 2  # in the first step the average is set to the weights
 
 
 def averages_of(batchnorm: BatchNorm, known: Mapping[LayerPath, Averages]) -> Averages | None:
-    """Those of the innermost compiled model around a layer that keeps some."""
+    """The averages of the innermost compiled model around a layer that keeps any."""
     around = (batchnorm.path[:length] for length in range(len(batchnorm.path) - 1, -1, -1))
     return next((known[path] for path in around if path in known), None)
 
 
 def follows_training(place: Place | None) -> bool:
-    """Whether what a layer sees depends on weights that are trained; so it does if unknown."""
+    """Whether a layer's input depends on trained weights; True where that is not known."""
     return place is None or any(_TRAINED.beside(call, place.memo) for call in place.calls)
 
 
@@ -96,7 +97,7 @@ def _is_trained(layer: Layer) -> bool:
 
 
 def _trained(layer: Layer) -> Iterator[Weight]:
-    """The variables of a layer that training moves; all, where the file does not tell which."""
+    """The variables of a layer that training changes; all, if the file does not tell which."""
     if _is_trained(layer):
         slots = layers.slots(layer)
         weights = layer.weights or ()
@@ -130,7 +131,7 @@ def _others(plan: Plan, path: LayerPath) -> Iterator[Weight]:
 def _standing(plan: Plan, path: LayerPath, variables: Sequence[Weight]) -> Standing:
     """What the weights of a compiled model are.
 
-    gamma and beta tell it alone, and are short; where no layer has them, the kernels do.
+    gamma and beta are short and decide alone. Only where no layer has them are kernels compared.
     """
     for weights in (_vectors(plan, path), _others(plan, path)):
         found = list(_verbatim(weights, variables))
@@ -140,9 +141,10 @@ def _standing(plan: Plan, path: LayerPath, variables: Sequence[Weight]) -> Stand
 
 
 def _verbatim(weights: Iterable[Weight], variables: Sequence[Weight]) -> Iterator[bool]:
-    """For each weight that can be compared whether it stands among the variables."""
+    """For each weight that can be compared, whether it is equal to one of the variables."""
     wanted = [weight for weight in weights if weight.shape and _is_telling(weight)]
     kinds = {(weight.shape, weight.dtype) for weight in wanted}
+    # By shape, dtype and first piece, so that few kernels have to be read to their end.
     beginnings: dict[Any, list[Weight]] = {}
     for one in variables:
         if (one.shape, one.dtype) in kinds:
@@ -153,7 +155,7 @@ def _verbatim(weights: Iterable[Weight], variables: Sequence[Weight]) -> Iterato
 
 
 def _is_telling(weight: Weight) -> bool:
-    """Whether its numbers differ; one number for all may never have changed."""
+    """Whether its numbers differ from each other; a constant may never have been trained."""
     first = next(_pieces(weight), None)
     return first is not None and any(
         bool(np.any(part != first.flat[0])) for part in _pieces(weight)
@@ -170,5 +172,5 @@ def _is_same(one: Weight, other: Weight) -> bool:
 
 
 def _pieces(weight: Weight) -> Iterator[NDArray[Any]]:
-    """Its numbers a part at a time."""
+    """Its numbers, a piece at a time: a kernel may be larger than memory."""
     return weight.read.pieces(1) if isinstance(weight.read, Stored) else iter((weight.read(),))

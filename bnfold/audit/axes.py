@@ -27,10 +27,10 @@ class Producer:
 
 
 def producer(call: Call, memo: Memo) -> Producer | None:
-    """A layer whose channels a call reads.
+    """A layer that produces the channels of a call's input.
 
-    None where one of them is not known, where they have their channels on different axes, or where
-    there is something between that may move axes.
+    None where a producer is not known, where producers have their channels on different axes, or
+    where something between may permute axes.
     """
     return _CHANNELS.beside(call, memo)
 

@@ -1,7 +1,7 @@
-"""What follows from all that is upstream or downstream of a call, found once for each call.
+"""Facts that follow from everything upstream or downstream of a call, computed once per call.
 
-Many layers share what is upstream of them, so a walk for each of them would take the square of
-their number.
+Layers share most of what is upstream of them, so a separate walk for each would take quadratic
+time.
 """
 
 from collections.abc import Callable, Sequence

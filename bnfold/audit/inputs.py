@@ -1,7 +1,7 @@
 """Whether a layer reads the model's input, as it is or as untrained layers make it.
 
-A number that never changes in the data, as the border of an image, stays constant wherever a layer
-moves, crops, pools, rescales or encodes it: nothing was learnt in between that could have died.
+A feature that is constant in the data, such as the border of an image, stays constant through
+layers that rearrange, crop, pool, rescale or encode it. No filter in between can have died.
 """
 
 from bnfold.audit.flow import Flow
@@ -29,9 +29,9 @@ _NEAR = Flow[bool](
 
 
 def is_first(place: Place) -> bool:
-    """Whether no BatchNormalization stands upstream of a layer, as far as all there is known.
+    """Whether no BatchNormalization is upstream of a layer, and everything upstream is known.
 
-    What goes into it follows from the data and from weights, and from no statistics.
+    Then its input depends on the data and on weights, but on no moving statistics.
     """
     return all(_BEFORE_ALL.beside(call, place.memo) for call in place.calls)
 

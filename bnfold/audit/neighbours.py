@@ -54,7 +54,7 @@ class Place:
 
     @property
     def feeds_only_sums(self) -> bool:
-        """Whether all that reads what it makes adds other tensors to it."""
+        """Whether every consumer of its output adds other tensors to it."""
         found = [use for call in self.calls for use in call.uses()]
         return bool(found) and all(use is not None and _is_sum(use) for use in found)
 
@@ -93,9 +93,9 @@ class Place:
 def stays_out_of_training(call: Call) -> bool:
     """Whether a call is in inference mode also when the model is trained.
 
-    Keras 2 heeds the training=False of a call. In Keras 3 the training=True that `fit` hands down
-    overrides it (measured with 3.15, `operation_fn` of functional.py), and a Dropout has it noted
-    by default.
+    Keras 2 obeys the training=False of a call. In Keras 3 the training=True that `fit` passes down
+    overrides it (measured with 3.15, `operation_fn` of functional.py), and calls of Dropout have a
+    training=False in the file by default.
     """
     node = call.written.node
     return is_off(call.written.training) and node is not None and not is_keras3(node)

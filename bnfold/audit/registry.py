@@ -98,7 +98,7 @@ def named(word: str) -> Rule | None:
 
 
 def alike(word: str) -> list[str]:
-    """The codes and names that a word that is neither may have been meant for."""
+    """The codes and names that a word that is neither may be a typing error for."""
     import difflib  # noqa: PLC0415 - for a mistake only
 
     known = [key for one in RULES for key in (one.code, one.name)]

@@ -98,7 +98,7 @@ class Subject:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that the layer is judged by; None where it is not known."""
+        """The dtype that the rules assume for the layer; None where it is not known."""
         if self.target_dtype is not None:
             return self.target_dtype
         used = policy(self.batchnorm.layer)
@@ -112,22 +112,22 @@ class Subject:
 
     @property
     def estimate_again(self) -> str:
-        """What would give the layer good statistics if the weights are good; part of a remedy.
+        """How to get good statistics for the layer if the weights are good; part of a remedy.
 
-        Not `recalibrate` where that was done already, or where it leaves the layer alone.
+        It does not name `recalibrate` where that was done already, or leaves the layer alone.
         """
         name = show(self.batchnorm.path)
         if self.estimated_from is not None:
             return (
-                f"train on, or take more or other data than the {self.estimated_from} samples that "
-                "its statistics were estimated from: of every kind that the model is to see"
+                "train on, or estimate its statistics from more or other data than those "
+                f"{self.estimated_from} samples: of every kind that the model is to see"
             )
         if self.recalibration is not None:
             reason = self.recalibration.kept.get(name)
             because = "" if reason is None else f", because {reason}"
-            return f"train on, or estimate its statistics too: they stayed as they were{because}"
+            return f"train on, or estimate its statistics too: they were left unchanged{because}"
         if not self.batchnorm.is_configured:
-            return "train on: its statistics cannot be estimated again outside of its class"
+            return "train on: its statistics cannot be estimated outside of its own class"
         return RECALIBRATE + (f", with --layers {name!r}" if self.is_frozen else "")
 
     @cached_property
@@ -151,7 +151,7 @@ class Subject:
 
     @cached_property
     def vanishing(self) -> Mask:
-        """The channels whose variance is almost 0 beside epsilon, (channels,)."""
+        """The channels whose variance is negligible next to epsilon, (channels,)."""
         if self.epsilon is None:
             return np.zeros(len(self.variance), bool)
         limit = self.thresholds.vanishing_variance * self.epsilon

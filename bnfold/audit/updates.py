@@ -1,17 +1,21 @@
-"""How often training updated the statistics, and how much of their initial values that leaves.
+"""How often training updated the statistics, and how much of their initial values remains.
 
-The optimizer counts its steps, and each step updates the statistics once for each call of the
-layer. The counter starts over when a model is compiled again, so it can be younger than the
-statistics. The variance tells: it started at 1 and nothing negative was added, so that after n
-updates it is m^n at least. A smaller one has seen more updates, and then the counter says nothing
-of any layer of the file: a network that is trained on with a new head has a new counter for both.
-So do gamma and beta, where the optimizer moves a weight by so much at most: from 1 and 0, as they
-were created, they cannot be farther than n such steps. Frozen layers do not tell, because a head
-may have been trained from the start on top of them.
+The optimizer counts its steps, and each step updates the statistics once per call of the layer. But
+the counter restarts when a model is compiled again, so it can be too low. Two bounds reveal that:
 
-A moving variance starts at 1 and a mean at 0. After n updates at momentum m these keep the weight
-r = m^n, and of a variance v that was recorded, r / (v + e) is the initial 1: nearly all of it where
-the data's own variance is small. The larger of the two is the part of the layer that is initial.
+- A variance starts at 1, and updates add nothing negative. After n updates it is at least m^n; a
+  smaller one has seen more of them.
+- Some optimizers change a weight by a bounded amount per step. gamma and beta start at 1 and 0 and
+  cannot be farther from there than n such steps.
+
+If either is violated, the counter is not used for any layer of the file: a network that is trained
+on with a new head has one new counter for both. Frozen layers are no evidence, because a head may
+have been trained from scratch on top of them.
+
+A moving variance starts at 1 and a moving mean at 0. After n updates at momentum m the initial
+values keep the weight r = m^n. In a recorded variance v, the share r / (v + e) is the initial 1:
+nearly all of it where the variance of the data is small. The larger of weight and share is the part
+of the layer's statistics that is initial.
 """
 
 import math
@@ -32,11 +36,11 @@ def updates(
     stride: float | None = None,
     estimated: Collection[LayerPath] = (),
 ) -> dict[LayerPath, int]:
-    """The number of updates by the path of the layer, without those of which nothing is known.
+    """The number of updates by the path of the layer; layers where it is not known are left out.
 
     `steps` are the steps of each compiled model's optimizer, the outermost one's at (), and
-    `stride` is the most that one of them moves a weight, if that is known. The statistics of
-    `estimated` layers are not from training: its steps tell nothing of them, nor they of its steps.
+    `stride` is the most that one step can change a weight, if that is known. The statistics of
+    `estimated` layers do not come from training, so they and the counter say nothing of each other.
     """
     if not steps.get(()):
         return {}
@@ -59,7 +63,7 @@ def updates(
 
 
 def is_initial(batchnorm: BatchNorm) -> bool:
-    """Whether its moving statistics are 0 and 1, exactly as they are created."""
+    """Whether its moving statistics are exactly 0 and 1, the initial values."""
     vectors = batchnorm.vectors
     if vectors is None:
         return False
@@ -67,10 +71,10 @@ def is_initial(batchnorm: BatchNorm) -> bool:
 
 
 def untrained_backbones(layers: Sequence[BatchNorm]) -> set[LayerPath]:
-    """The models, by their paths, whose frozen layers all have the statistics of their creation.
+    """The models, by their paths, whose frozen layers all have the initial statistics.
 
-    A model with a single such layer beside others that are trained is not among them: those have
-    learnt to live with it.
+    A model with a single frozen layer beside trained ones is not among them: the trained layers
+    have adapted to it.
     """
     beside: dict[LayerPath, list[BatchNorm]] = {}
     for batchnorm in layers:
@@ -84,12 +88,12 @@ def untrained_backbones(layers: Sequence[BatchNorm]) -> set[LayerPath]:
     return found
 
 
-_LONGER = 3.0  # times the stride, for the learning rate may have been larger before
-_MOST = 2**53  # more of them weigh nothing, and a float holds no more
+_LONGER = 3.0  # times the stride, because the learning rate may have been larger earlier
+_MOST = 2**53  # updates; beyond, a float is not exact, and the initial weight is 0 anyway
 
 
 def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
-    """Whether a variance is smaller than so many updates can leave it, or changed at m = 1."""
+    """Whether a variance is below m^count, or changed although the momentum is 1."""
     vectors, momentum = batchnorm.vectors, batchnorm.momentum
     if vectors is None or momentum is None or not 0 < momentum <= 1:
         return False
@@ -100,9 +104,9 @@ def _saw_more(batchnorm: BatchNorm, count: int) -> bool:
 
 
 def _went_farther(batchnorm: BatchNorm, reach: float) -> bool:
-    """Whether gamma or beta is farther from its initial value than training can have taken it.
+    """Whether gamma or beta is farther from its initial value than training can reach.
 
-    Only where that is the usual one, 1 and 0.
+    Only initial values of 1 for gamma and 0 for beta are known; others say nothing.
     """
     vectors, config = batchnorm.vectors, batchnorm.layer.config
     if vectors is None:
@@ -121,7 +125,7 @@ def _is_initializer(entry: object, name: str) -> bool:
 
 
 def rounding(batchnorm: BatchNorm, count: int) -> float:
-    """The relative error that so many updates can make in the dtype of the variable."""
+    """The relative rounding error of so many updates in the dtype of the variable."""
     weights = batchnorm.weights or {}
     dtype = weights["moving_variance"].dtype
     digits = {"float16": 11, "bfloat16": 8, "float64": 53}.get(dtype.name, 24)
@@ -130,13 +134,13 @@ def rounding(batchnorm: BatchNorm, count: int) -> float:
 
 @dataclass(frozen=True)
 class Initial:
-    """What of one layer's statistics is initial.
+    """How much of one layer's statistics is initial.
 
     Attributes:
-        weight: r, the weight that the initial values have left.
-        share: the share of variance + epsilon that is the initial 1, the median of the channels
-            whose input varies; 0 without any.
-        own: variance + epsilon of the data as far as the file tells, the median likewise.
+        weight: r, the weight that the initial values still have.
+        share: the share of variance + epsilon that is the initial 1, in the median of the channels
+            whose input varies; 0 if none does.
+        own: variance + epsilon of the data, (v - r) / (1 - r) + e, in the same median.
     """
 
     weight: float
@@ -150,10 +154,11 @@ class Initial:
 
 
 def initial(batchnorm: BatchNorm, updates: int, vanishing: float) -> Initial | None:
-    """What of a layer's statistics is initial after so many updates; None where that is not known.
+    """How much of a layer's statistics is initial after so many updates; None if unknown.
 
-    The statistics are finite. Channels whose own variance is below `vanishing` times epsilon are
-    constant, and are left out.
+    The statistics must be finite. Channels where the data's own variance, without the initial 1, is
+    below `vanishing` times epsilon are constant: the initial 1 decays there without harm, so they
+    are left out.
     """
     vectors, momentum = batchnorm.vectors, batchnorm.momentum
     if vectors is None or momentum is None or not 0 < momentum < 1 or not updates:
@@ -169,9 +174,9 @@ def initial(batchnorm: BatchNorm, updates: int, vanishing: float) -> Initial | N
 
 
 def updates_needed(layer: Initial, momentum: float, weight: float, share: float) -> int:
-    """After how many updates the initial values keep no more than this weight and this share.
+    """After how many updates the initial values keep at most this weight and this share.
 
-    Solves r / (r + (1 - r) v + e) = share for r.
+    Solves r / (r + (1 - r) own) = share for r, then m^n = r for n.
     """
     weight, share = min(weight, _ALMOST_ALL), min(share, _ALMOST_ALL)
     weight = min(weight, layer.own * share / (1 - share + share * layer.own))

@@ -1,8 +1,8 @@
 """Which layers of a file get statistics that are estimated from data, and what they get.
 
-A layer that is frozen stays unless it is named: what follows it was trained with the statistics
-that it has. So does one whose statistics the model never reads, one that cannot be told from what
-the file says, and one whose input does not change over the data.
+A frozen layer keeps its statistics unless it is named, because the layers after it were trained
+with them. A layer also keeps them if the model never reads them, if the file does not tell its
+variables apart, or if its input does not change over the data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Candidate:
 
     Attributes:
         batchnorm: the layer with what is recorded.
-        is_first: whether it sees the data as weights alone make them.
+        is_first: whether no other BatchNormalization is upstream of it.
         is_named: whether the user named it; None where the user named no layers.
         is_in_training: whether it is called with training=True.
     """
@@ -54,7 +54,7 @@ class Change:
         batchnorm: the layer with what was recorded.
         observed: what went into it.
         mean, variance: what it has now, as stored, (channels,) in float64.
-        note: what else a user should know of it, a sentence; None for nothing.
+        note: what else a user should know about it, a sentence; None for nothing.
     """
 
     batchnorm: BatchNorm
@@ -101,12 +101,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class ScaleCheck:
-    """Whether the data are as large as those that a first layer's statistics are of.
+    """Whether the data have the scale that the statistics of a first layer were learnt from.
 
     Attributes:
-        layer: one that no other BatchNormalization stands upstream of.
-        scale: how large the data are beside those; None where that cannot be told.
-        problem: why it cannot, a clause.
+        layer: one without another BatchNormalization upstream.
+        scale: how large the data are relative to the recorded ones; None where that is unknown.
+        problem: why it is unknown, a clause.
     """
 
     layer: LayerPath
@@ -115,19 +115,19 @@ class ScaleCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was seen that honest data would not show."""
+        """Whether the data may be of the scale that the model was trained on."""
         return self.scale is None or self.scale.excess <= 1
 
     @property
     def sentence(self) -> str | None:
-        """What was seen that honest data would not show; None where there is no such thing."""
+        """How the scale of the data is off; None where it is not."""
         if self.scale is None or self.passed:
             return None
         return (
             "the data are not of the scale that the model was trained on: the standard deviation "
-            f"of what goes into {printable(show(self.layer))} is {times(self.scale.factor)} as "
-            f"large as it records, and the mean is {self.scale.shift:.2g} deviations off (median "
-            "of the channels)"
+            f"of the input of {printable(show(self.layer))} is {times(self.scale.factor)} as "
+            f"large as recorded, and the mean is {self.scale.shift:.2g} standard deviations off "
+            "(median of the channels)"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Estimation:
         self._problems: Mapping[LayerPath, str] = {}
         self._candidates = {one.batchnorm.path: one for one in candidates}
         self._found = observer.normalizations(running.loaded)
-        # What one object sees in several places is taken together, so all of them must be first.
+        # One object in several places has one set of statistics, so all its places must be first.
         self._first = [p for p in self._candidates if self._all_first(self._places(p))]
         self._reasons: dict[LayerPath, str] = {}
         # By object, of which one may stand in several places.
@@ -221,7 +221,7 @@ class Estimation:
         problem = observed.problem or "its input never changes over the data"
         if moments is not None and moments.squares.any():
             found = scale(recorded, (moments.mean, moments.variance))
-            problem = "what it records tells nothing of the data that it was trained on"
+            problem = "its recorded statistics say nothing about the data that it was trained on"
         check = ScaleCheck(path, found, problem if found is None else None)
         self._checks[path] = check
         if not (check.passed or self._allowed):
@@ -253,16 +253,16 @@ class Estimation:
         if candidate.is_named is not None and not any(named):
             yield "no pattern of --layers matches it"
         if not batchnorm.is_configured:
-            yield "it is inside a layer that is not Keras' own"
+            yield "it is inside a custom layer"
         if one is None:
             yield "the model does not call it"
             return
         if batchnorm.vectors is None:
             yield "the file does not tell its variables apart"
         if candidate.is_named is None and not one.layer.trainable:
-            yield "it is frozen: what follows was trained with these statistics (--layers insists)"
+            yield "it is frozen: later layers were trained with its statistics (--layers overrides)"
         if not all(weight.dtype.kind in "fV" for weight in (batchnorm.weights or {}).values()):
-            yield "its variables are no floating-point numbers"
+            yield "its variables are not floating-point numbers"
         if candidate.is_in_training and self._running.loaded.library == "tf_keras":
             yield "it is called with training=True, where Keras 2 never reads its statistics"
         if not _is_loaded(batchnorm, one.layer):
@@ -329,7 +329,7 @@ def _note(candidate: Candidate, observed: Observed) -> str | None:
     if candidate.is_in_training:
         notes.append("called with training=True: only predict reads its statistics")
     if observed.calls > 1:
-        notes.append(f"the inputs of its {observed.calls} calls are taken together")
+        notes.append(f"the inputs of its {observed.calls} calls are pooled")
     return "; ".join(notes) or None
 
 
@@ -338,7 +338,7 @@ def _is_finite(values: NDArray[Any]) -> bool:
 
 
 def _is_loaded(batchnorm: BatchNorm, layer: Any) -> bool:
-    """Whether Keras has put the statistics of the file into this layer, and no other ones."""
+    """Whether the loaded layer has the statistics of the file."""
     vectors = batchnorm.vectors or {}
     loaded = {name: np.ravel(keras_runner.numbers(getattr(layer, name))) for name in STATISTICS}
     return all(

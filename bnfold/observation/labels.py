@@ -1,9 +1,9 @@
-"""What a model should put out for the user's data, and how near it comes.
+"""How well the outputs of a model fit the user's labels.
 
-Of classes the share that is right, of other numbers the mean absolute error. Classes are whole
-numbers from 0, or vectors with a single 1; an output of one number, or of several that are right or
-wrong each for itself, is a 1 above 0.5 where it is a probability (behind a sigmoid, or all of the
-first batch in 0 to 1), and above 0 elsewhere (logits).
+The measure is the accuracy for classes and the mean absolute error for other numbers. Classes are
+whole numbers from 0, or vectors with a single 1. An output of one number, or of several independent
+ones, counts as 1 above 0.5 if it is a probability (after a sigmoid, or all of the first batch in 0
+to 1), and above 0 otherwise (logits).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read(source: Source) -> Labels:
 
 
 def beside(data: Source) -> Labels | None:
-    """The labels that stand beside the data as an array y; None where there are none."""
+    """The labels in the data's own array y; None where there is no such array."""
     if not isinstance(data, (Mapping, Path)):
         return None
     given = user_data.read(data)
@@ -179,7 +179,7 @@ def _classes(labels: Array, classes: int | None, title: str) -> Array:
 
 
 class Scorer:
-    """How near a model comes while it runs over the data."""
+    """Measures the outputs of a model while it runs over the data."""
 
     def __init__(self, wanted: Sequence[Target]) -> None:
         self.wanted: Sequence[Target] = wanted
@@ -187,7 +187,7 @@ class Scorer:
         self._done = 0
 
     def note(self, outputs: Sequence[Array]) -> None:
-        """Take in the outputs for the next samples."""
+        """Add the outputs for the next samples."""
         if not self._done:
             self.wanted = [one.settled(np.asarray(outputs[one.output])) for one in self.wanted]
         for target, scores in zip(self.wanted, self._scores, strict=True):
@@ -201,7 +201,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Score(Serializable):
-    """How near one output comes before and after.
+    """How well one output fits its labels before and after.
 
     Attributes:
         output: its name.
@@ -229,7 +229,7 @@ class Score(Serializable):
 
 
 def compare(before: Scorer, after: Scorer) -> tuple[Score, ...]:
-    """How near each output comes before and after."""
+    """How well each output fits its labels before and after."""
     found = []
     for target, old, new in zip(before.wanted, before.scores(), after.scores(), strict=True):
         is_accuracy = target.measure == "accuracy"

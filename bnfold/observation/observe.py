@@ -48,7 +48,7 @@ class DataRun:
     progress: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        """See that every value means something. Raises SettingsError and TypeError."""
+        """Check every value. Raises SettingsError and TypeError."""
         batch = options.optional(options.whole, "batch", self.batch, least=1)
         options.checked(self, batch=batch)
 
@@ -124,11 +124,9 @@ def _batch_with_room(loaded: LoadedModel, data: UserData) -> int:
 
 @borrowing.guest()
 def observe(path: Path, run: DataRun) -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
-    """What goes into each BatchNormalization of a model while it runs over data.
+    """The input of each BatchNormalization of a model while it runs over data, and loading notes.
 
-    And sentences on what had to be done to load it.
-
-    Layers that the model does not call, or that are inside layers not Keras' own, are left out.
+    Layers that the model does not call, or that are inside custom layers, are left out.
     Raises what `start` raises, and BnfoldError when the model cannot run on the data.
     """
     running = start(path, run)
@@ -159,7 +157,7 @@ def observe_running(
 
 @contextmanager
 def in_one_line(path: Path) -> Iterator[None]:
-    """Say in one line that a model cannot run on the data."""
+    """Report in one line that a model cannot run on the data."""
     try:
         yield
     except CannotRunError as error:

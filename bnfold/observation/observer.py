@@ -1,7 +1,7 @@
-"""What goes into BatchNormalization layers while a model runs as `predict` runs it.
+"""The inputs of BatchNormalization layers while a model runs as `predict` runs it.
 
-The layers' own `call` is watched, so that every value counts as its layer sees it, wherever the
-layer stands: inside nested models and TimeDistributed, after a cast to float16, with its mask.
+The layers' own `call` is wrapped, so values are seen exactly as the layer gets them, wherever it
+is: inside nested models and TimeDistributed, after a cast to float16, with its mask.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Normalization:
 def normalizations(loaded: LoadedModel) -> dict[LayerPath, Normalization]:
     """The BatchNormalization layers that a model calls, by nested path.
 
-    A wrapped one has its wrapper's path. Those inside layers that are not Keras' own are left out.
+    A wrapped one has its wrapper's path. Those inside custom layers are left out.
     One object in several places of the model counts all calls in each.
     """
     found: dict[LayerPath, Any] = {}
@@ -124,7 +124,7 @@ class Observer:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Take in what goes into the layers meanwhile."""
+        """Tally the inputs of the layers meanwhile."""
         layers = [one.layer for one in self._by_layer.values()]
         with watching(layers, self._note, lambda layer: self._hidden.add(id(layer))):
             yield

@@ -1,12 +1,12 @@
 """In which order statistics can be estimated, and what must be run for it.
 
-A model is a list of steps, each of which reads and writes numbered values. Inside a step stand
-units, the BatchNormalization layers, in the order in which it calls them. What a unit reads depends
-on the statistics of every unit in front of it, so those come first. The level of a unit is the
-length of the longest way to it: units of one level need nothing of each other and share one pass
-over the data, in which every value that goes into them is final.
+A model is a list of steps, each of which reads and writes numbered values. A step runs units, the
+BatchNormalization layers, in the order in which it calls them. The input of a unit depends on the
+statistics of every unit upstream, so those come first. The level of a unit is the length of the
+longest path of units to it. Units of one level do not depend on each other. They share one pass
+over the data, in which all their inputs are final.
 
-A unit that is called several times and reads, in one call, what depends on another call of it has
+A unit that is called several times, with one call downstream of another, depends on itself and has
 no place in that order.
 """
 
@@ -26,21 +26,21 @@ class Step:
 
 
 def dependences(steps: Sequence[Step], targets: Collection[int]) -> dict[int, set[int]]:
-    """The targets whose statistics each target's own depend on, near or far."""
-    behind: dict[int, frozenset[int]] = {}
+    """The targets that the statistics of each target depend on, directly or not."""
+    upstream: dict[int, frozenset[int]] = {}
     direct: dict[int, set[int]] = {target: set() for target in targets}
     for step in steps:
-        before = frozenset[int]().union(*(behind.get(value, frozenset()) for value in step.reads))
+        before = frozenset[int]().union(*(upstream.get(value, frozenset()) for value in step.reads))
         for unit in step.units:
             if unit in direct:
                 direct[unit] |= before
                 before |= {unit}
-        behind.update(dict.fromkeys(step.writes, before))
+        upstream.update(dict.fromkeys(step.writes, before))
     return _closed(direct)
 
 
 def _closed(direct: Mapping[int, set[int]]) -> dict[int, set[int]]:
-    """The same with what is depended on through others."""
+    """The transitive closure."""
     found = {unit: set(needs) for unit, needs in direct.items()}
     changed = True
     while changed:
@@ -81,12 +81,12 @@ class Schedule:
         return self._leading_to(range(self.count), ())[0]
 
     def is_final(self, number: int, level: int) -> bool:
-        """Whether what a step makes does not change any more when the level has come."""
+        """Whether the output of a step no longer changes from this level on."""
         units = self._steps[number].units
         return all(self._level_of[unit] < level for unit in units if unit in self._level_of)
 
     def to_keep(self, level: int, values: Collection[int]) -> set[int]:
-        """Those of some values that the levels behind this one start from."""
+        """Those of some values that later levels start from."""
         return self._leading_to(range(level + 1, self.count), values)[1]
 
     def _leading_to(

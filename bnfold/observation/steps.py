@@ -1,10 +1,10 @@
 """Statistics estimated one after the other, so that each layer's input is already corrected.
 
 One pass over the data estimates all layers of a level (`bnfold.observation.schedule`), whose
-inputs are final: every BatchNormalization in front of them uses its new statistics. So the result
-is that of a pass for each layer, in order. What a pass has computed for good and the next ones need
-stays in memory, batch by batch, as long as there is room; such a batch goes on from there, any
-other starts from the data again. With room for all of them every call is made once.
+inputs are final: every BatchNormalization upstream of them uses its new statistics. So the result
+is that of one pass per layer, in order. Final values that later passes need stay in memory, batch
+by batch, as long as there is room. Such a batch continues from there; any other starts from the
+data again. With room for all of them, every call runs once.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Batches:
 
 @dataclass
 class Estimates:
-    """What came of it.
+    """What was estimated, and at what cost.
 
     Attributes:
-        observed: what went into each layer, by its path, with the layers in front of it corrected.
+        observed: the input of each layer, by its path, with the layers upstream corrected.
         refused: why a layer has no place in the order, a clause.
         passes: how many times the data went through parts of the model.
         calls: how many calls of layers were made for one batch, on average.
@@ -70,7 +70,7 @@ def estimate(
     memory: int,
     report: Callable[[str, int], None],
 ) -> Estimates:
-    """Estimate the statistics of some layers, front to back, and set them in the loaded model.
+    """Estimate the statistics of some layers, upstream ones first, and set them in the model.
 
     `memory` is how many bytes of values may be kept from one pass to the next. `report` is called
     with what is being done and for how many samples it was. Raises CannotRunError.
@@ -249,7 +249,7 @@ class _Kept:
 
 
 def _bytes(tensor: Any) -> int:
-    """What a tensor takes, with the mask that it carries."""
+    """The size of a tensor, with its mask."""
     mask = keras_graph.mask_of(tensor)
     own = int(math.prod(tensor.shape)) * int(getattr(tensor.dtype, "size", 8))
     return own + (0 if mask is None else int(math.prod(mask.shape)))

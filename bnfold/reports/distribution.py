@@ -1,7 +1,7 @@
-"""How the channels of a vector are spread: the axis they stand on, histograms, far-out channels.
+"""The distribution of a vector over its channels: axes, histograms, far-out channels.
 
-A variance and the size of a scale stand on a logarithmic axis. What has both signs stands on an
-arcsinh axis, which is linear around 0 and logarithmic far from it.
+A variance has a logarithmic axis. A vector with both signs has an arcsinh axis, which is linear
+around 0 and logarithmic far from it.
 """
 
 import math
@@ -100,7 +100,7 @@ def histogram(values: Vector, axis: Axis, bins: int) -> NDArray[np.int64]:
 def far_out(values: Vector) -> NDArray[np.bool_]:
     """The channels that stand far from the others, by Tukey's outer fence; not finite is not far.
 
-    A vector whose middle half is one number has no scale to judge by, and no channel far out.
+    A vector whose middle half is one number has no scale to compare with, and no channel far out.
     """
     finite = np.isfinite(values)
     found: NDArray[np.bool_] = np.zeros(values.shape, dtype=bool)

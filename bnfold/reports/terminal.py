@@ -96,7 +96,7 @@ def totals(models: Sequence["Inspection"], unreadable: Sequence[Unreadable] = ()
 def verdict(
     said: Text, differences: Iterable[str], notes: Iterable[str], warnings: Iterable[str]
 ) -> list[RenderableType]:
-    """A sentence on a comparison, with what contradicts and what limits it, a line each."""
+    """A sentence on a comparison, with its differences, notes and warnings, a line each."""
     return [
         said,
         *(indented(printable(text), "red") for text in differences),
@@ -106,7 +106,7 @@ def verdict(
 
 
 def set_aside(suppressed: "Iterable[Suppressed]") -> str:
-    """How many findings do not count, and why; nothing where there are none."""
+    """How many findings are ignored, and why; empty if none are."""
     counts = Counter(one.by for one in suppressed)
     said = []
     if counts["suppression"]:
@@ -129,9 +129,9 @@ def _without_names(sentence: str, blocked: Blocked) -> str:
 
 
 def reasons(plan: Plan) -> list[tuple[str, str]]:
-    """Why layers stay, each reason with the layers it holds for, and what could be done about it.
+    """Why layers stay: each reason with its layers, and the remedy.
 
-    What is said of several layers is said without names and counts.
+    A reason that several layers share has no names and counts.
     """
     found = []
     for blocked in by_reason(plan).values():
@@ -141,7 +141,7 @@ def reasons(plan: Plan) -> list[tuple[str, str]]:
 
 
 def reason_and_remedy(alike: Sequence[Blocked]) -> tuple[str, str]:
-    """What layers that stay for one reason have in common, without names where they are several."""
+    """The reason and the remedy of layers that stay alike, without names if they are several."""
     first = alike[0]
     if len(alike) == 1:
         return first.reason, "; or ".join(first.remedies)
@@ -153,7 +153,7 @@ _GOES_TO = re.compile(r"is also read by '[^']*'")
 
 
 def by_reason(plan: Plan) -> dict[str, list[Blocked]]:
-    """What stays, grouped by reasons that differ only in the names of layers and in counts."""
+    """The blocked layers, grouped by reasons that differ only in names of layers and in counts."""
     grouped: dict[str, list[Blocked]] = {}
     for blocked in plan.blocked:
         grouped.setdefault(pattern(blocked), []).append(blocked)

@@ -399,7 +399,7 @@ def test_the_bound_on_a_dead_channel_needs_no_gaussian() -> None:
     # Cantelli: g^2 / (g^2 + b^2) = 0.25 / (0.25 + 4)
     found = findings(model(beta=[0.0, -2.0, 0.0, 0.0], behind=RELU))["BN202"]
     assert found.figures["bound"] == pytest.approx(0.25 / 4.25)
-    assert "94% or more" in found.message
+    assert "at least 94%" in found.message
 
 
 def test_dead_channels_are_told_apart_from_those_that_are_likely_to_be() -> None:
@@ -407,7 +407,7 @@ def test_dead_channels_are_told_apart_from_those_that_are_likely_to_be() -> None
     found = findings(model(**given, behind=RELU))["BN202"]
     assert "beta not positive in 1 of 4 channels (0); beta + 3 abs(gamma) is" in found.message
     assert "negative in 1 of 4 channels (1)" in found.message
-    assert "99% or more" in found.message
+    assert "at least 99%" in found.message
 
 
 def test_the_share_of_the_range_is_that_of_the_folded_kernel() -> None:
@@ -622,7 +622,7 @@ def test_a_small_weight_is_much_beside_a_small_variance() -> None:
     found = findings(model(**given), steps={(): 345})["BN103"]
     assert found.severity.value == "warning"
     assert found.figures["share"] == pytest.approx(rest / (rest + 0.02 + 1e-3))
-    assert "still weigh 3% and make up 60% of the variance" in found.message
+    assert "still have a weight of 3% and make up 60% of the variance" in found.message
     assert found.figures["needed"] == 384  # 0.99^384 is as much as the data's 0.0206 and epsilon
     given["moving_variance"] = [rest + own for own in (0.01, 0.012, 0.03, 0.015)]
     assert codes(model(**given), steps={(): 345})["BN103"] == "error"

@@ -234,7 +234,7 @@ def test_averages_that_are_not_in_the_file(kept: int, tmp_path: Path) -> None:
                 del file[f"optimizer/vars/{name}"]
     assert said(tmp_path / "model") == WARNED
     (found,) = (f for f in inspect_file(tmp_path / "model").findings if f.code == "BN110")
-    assert "does not say whether it did" in found.message
+    assert "does not tell whether it did" in found.message
 
 
 # --- files of Keras 2 ----------------------------------------------------------------------------

@@ -124,8 +124,8 @@ def test_rules_as_json_follow_their_schema() -> None:
         "code": "BN103",
         "name": "statistics-not-converged",
         "severities": ["error", "warning"],
-        "summary": "Too few training steps: the values that the statistics started from still "
-        "weigh in them.",
+        "summary": "Too few training steps: the initial values still have a large weight in the "
+        "statistics.",
     }
 
 

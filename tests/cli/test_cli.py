@@ -450,7 +450,7 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
     result = bnfold("fold", fixture_model(DIGITS), target, *(["--strict"] if strict else []))
     assert result.exit_code == code
     assert target.exists() == (code == 0)
-    assert ("--strict asks for a proof by Keras" in result.stdout) == (strict and code == 1)
+    assert ("--strict needs a verdict by both Keras" in result.stdout) == (strict and code == 1)
     assert not list(tmp_path.glob(".bnfold-*"))
 
 
@@ -466,7 +466,7 @@ def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.M
 def test_the_tolerance_of_the_user_is_in_the_verdict() -> None:
     rule = Rule(Tolerance(rtol=0.1))
     result = replace(outcome(Verdict.EQUIVALENT), rule=rule.text())
-    assert f"\n  as --rtol and --atol allow: {rule.text()}\n" in verified(result, 400)
+    assert f"\n  tolerance by --rtol and --atol: {rule.text()}\n" in verified(result, 400)
 
 
 def test_of_many_differences_the_first_are_told() -> None:

@@ -177,7 +177,7 @@ def test_the_line_says_what_b_is(ratio: float, says: str) -> None:
 
 def test_an_interval_that_hides_a_difference_is_no_proof_of_none() -> None:
     line = summary(of(noisy(1.0, noise=1.0))).plain
-    assert line.startswith("keras, batch 1: no difference that could be told: ")
+    assert line.startswith("keras, batch 1: no difference that could be resolved: ")
 
 
 @pytest.mark.parametrize(("threads", "advice"), [(None, True), (1, False)])

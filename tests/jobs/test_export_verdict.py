@@ -228,5 +228,5 @@ def test_the_tolerance_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert command("export", source, target).exit_code == 1
     loose = command("export", source, target, "--rtol", "0.01")
     assert loose.exit_code == 0
-    assert "as --rtol and --atol allow: error at most 0 + 0.01 times" in loose.stdout
+    assert "tolerance by --rtol and --atol: error at most 0 + 0.01 times" in loose.stdout
     assert bnfold.export(source, tmp_path / "api.onnx", rtol=0.01).written

@@ -345,8 +345,8 @@ def test_one_layer_shows_what_counts(broken: Path) -> None:
     configure(SUPPRESS)
     result = run(broken, "--layer", "bad")
     assert result.exit_code == 0
-    assert "findings that do not count: 1 suppressed" in result.stdout
-    assert "do not count" not in run(broken, "--layer", "good").stdout
+    assert "ignored findings: 1 suppressed" in result.stdout
+    assert "ignored findings" not in run(broken, "--layer", "good").stdout
     found = json.loads(run(broken, "--layer", "bad", "--format", "json").stdout)
     jsonschema.validate(found, schema("layer"))
     assert [one["code"] for one in found["suppressed"]] == ["BN105"]

@@ -245,7 +245,7 @@ def test_labels_that_are_wrong_are_one_line(lagging: Path, columns: Any, tmp_pat
     assert not (tmp_path / "out.keras").exists()
     result = recalibrate(*words)
     assert result.exit_code == 0
-    assert "not taken for labels: data.npz" in " ".join(result.stdout.split())
+    assert "not used as labels: data.npz" in " ".join(result.stdout.split())
 
 
 def test_labels_are_read_before_anything_is_loaded(lagging: Path, tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_a_recalibrated_file_is_not_to_be_recalibrated(tmp_path: Path) -> None:
     assert "it is frozen" in after["BN105"]
     other = inspect_file(target, run=DataRun(100 * rows)).findings
     (drifted,) = [one.remedy for one in other if one.code == "BN501" and one.layer == ("a",)]
-    assert "more or other data than the 64 samples" in drifted
+    assert "from more or other data than those 64 samples" in drifted
     assert "recalibrate" not in "".join([*after.values(), *(one.remedy for one in other)])
 
 
@@ -866,4 +866,4 @@ def test_initial_statistics_tell_nothing_of_the_scale_of_data(scale: float, tmp_
     words = [tmp_path / "model.keras", tmp_path / "out.keras", "--data", tmp_path / "data.npy"]
     result = CliRunner().invoke(main, ["recalibrate", *map(str, words)])
     assert result.exit_code == 0, result.output
-    assert "the scale of the data could not be checked (a: what it records tells" in result.stdout
+    assert "the scale of the data could not be checked (a: its recorded statistics" in result.stdout

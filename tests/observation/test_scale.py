@@ -232,10 +232,10 @@ def test_what_could_not_be_looked_at_is_said(images: Any, tmp_path: Path) -> Non
     words = (tmp_path / "model.keras", tmp_path / "out.keras", "--data", tmp_path / "data.npy")
     said = " ".join(recalibrate(*words).stdout.split())
     assert (tmp_path / "out.keras").exists()
-    assert "the scale of the data could not be checked (first: what it records tells" in said
+    assert "the scale of the data could not be checked (first: its recorded statistics" in said
     found = json.loads(recalibrate(*words, "--force", "--format", "json").stdout)
     assert found["scale"][0]["passed"] is None
-    assert "tells nothing" in found["scale"][0]["problem"]
+    assert "say nothing" in found["scale"][0]["problem"]
 
 
 def test_a_first_layer_that_stays_as_it_is_still_tells(

@@ -283,9 +283,9 @@ def test_a_finding_that_does_not_count_is_told_apart(tmp_path: Path) -> None:
     found = page(replace(model, findings=kept, suppressed=suppressed))
     check(found)
     line = line_of(found, 1)
-    assert "BN104 non-finite does not count (suppression): known & <accepted>" in line.text
+    assert "BN104 non-finite ignored (suppression): known & <accepted>" in line.text
     assert "error" not in _classes(line)
-    assert "Findings that do not count: 1 suppressed." in found.tags("header")[0].text
+    assert "Ignored findings: 1 suppressed." in found.tags("header")[0].text
 
 
 def test_two_hundred_layers_are_a_small_page_soon(tmp_path: Path) -> None:

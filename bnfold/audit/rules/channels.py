@@ -20,7 +20,7 @@ DEVIATIONS = 3
 
 @rule("BN201", "silent-channels", Severity.WARNING, Severity.INFO)
 def silent_channels(subject: Subject) -> Diagnosis | None:
-    """The gamma of a channel is almost 0, so what it makes does not depend on its input."""
+    """The gamma of a channel is almost 0, so its output does not depend on its input."""
     silent = np.abs(subject.gamma) < SILENT_GAMMA
     if not silent.any():
         return None
@@ -29,7 +29,7 @@ def silent_channels(subject: Subject) -> Diagnosis | None:
     return Diagnosis(
         Severity.WARNING if many else Severity.INFO,
         f"gamma is almost 0 in {channels}, {share:.0%} of them",
-        "prune them; if nothing was meant to drive gamma to 0, look at its regularizer"
+        "prune them; if gamma was not meant to be sparse, check its regularizer"
         if many
         else "nothing to do; the channels could be pruned",
         channels,
@@ -39,7 +39,7 @@ def silent_channels(subject: Subject) -> Diagnosis | None:
 
 @rule("BN202", "dead-after-relu", Severity.ERROR, Severity.WARNING)
 def dead_after_relu(subject: Subject) -> Diagnosis | None:
-    """What a channel makes is negative almost always, and the ReLU behind it makes 0 of that."""
+    """The output of a channel is almost always negative, and the ReLU after it sets it to 0."""
     gamma, beta = np.abs(subject.gamma), subject.beta
     certain = (gamma == 0) & (beta <= 0)
     dead = certain | (beta + DEVIATIONS * gamma < 0)
@@ -55,13 +55,13 @@ def dead_after_relu(subject: Subject) -> Diagnosis | None:
         where = Channels.of(likely) if certain.any() else "all of these"
         share = min(99, math.floor(100 * (1 - bound)))  # it is a bound, and never certain
         said.append(
-            f"beta + {DEVIATIONS} abs(gamma) is negative in {where} (if what they make is "
-            f"Gaussian, 99.9 % of it is negative; whatever its distribution, {share}% or more)"
+            f"beta + {DEVIATIONS} abs(gamma) is negative in {where} (if their output is "
+            f"Gaussian, 99.9 % of it is negative; under any distribution, at least {share}%)"
         )
     return Diagnosis(
         Severity.ERROR if certain.any() else Severity.WARNING,
-        f"the ReLU behind it zeroes {channels}: {'; '.join(said)}",
-        "prune the channels, or train again with a smaller learning rate",
+        f"the ReLU after it zeroes {channels}: {'; '.join(said)}",
+        "prune the channels, or retrain with a smaller learning rate",
         channels,
         {"bound": bound, "certain": int(np.count_nonzero(certain))},
     )
@@ -69,7 +69,7 @@ def dead_after_relu(subject: Subject) -> Diagnosis | None:
 
 @rule("BN203", "linear-or-saturated", Severity.INFO)
 def linear_or_saturated(subject: Subject) -> Diagnosis | None:
-    """What a channel makes is on one side of the ReLU's bend almost always."""
+    """The output of a channel is almost always on one side of a kink of the ReLU."""
     if subject.place is None:
         return None
     gamma, beta = np.abs(subject.gamma), subject.beta
@@ -84,13 +84,13 @@ def linear_or_saturated(subject: Subject) -> Diagnosis | None:
     saturated = speaking & (low > max(caps))
     if not (linear | saturated).any():
         return None
-    kinds = {f"passes {Channels.of(linear)} as they are": linear}
+    kinds = {f"passes {Channels.of(linear)} unchanged": linear}
     kinds[f"cuts {Channels.of(saturated)} off at {max(caps):g}"] = saturated
     said = " and ".join(text for text, mask in kinds.items() if mask.any())
     channels = Channels.of(linear | saturated)
     return Diagnosis(
         Severity.INFO,
-        f"the ReLU behind it {said}, almost always",
+        f"the ReLU after it almost always {said}",
         "nothing to do; the nonlinearity is wasted on these channels",
         channels,
         {"linear": int(linear.sum()), "saturated": int(saturated.sum())},

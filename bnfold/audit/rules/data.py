@@ -1,4 +1,4 @@
-"""Rules on what goes into a layer while the model runs over data, beside what it records."""
+"""Rules that compare a layer's input, as the model runs over data, with its moving statistics."""
 
 import numpy as np
 
@@ -9,26 +9,26 @@ from bnfold.audit.subject import Mask, Subject
 from bnfold.model.channels import Channels
 from bnfold.model.moments import Divergence, Observed, divergence, scale, times
 
-# What few samples add to the distance: about 1 / samples in a channel, more in some of many, and
-# several times that in all channels of a layer that is twenty others downstream.
+# Sampling noise alone has a KL divergence of about 1 / samples in a channel. It is larger in the
+# worst of many channels, and several times that in all channels of a layer with twenty upstream.
 _MEDIAN_NOISE = 8.0
 _CHANNEL_NOISE = 20.0
 
-_PREPARED = "see that the data were prepared as for training; if so, "
-_FROZEN = "nothing to do, if it was frozen on purpose: what follows was trained with it so"
+_PREPARED = "check that the data were prepared as for training; if so, "
+_FROZEN = "nothing to do if it was frozen on purpose: the layers after it were trained with that"
 
 
 @rule("BN501", "drift", Severity.ERROR, Severity.WARNING, Severity.INFO, needs_data=True)
 def drift(subject: Subject) -> Diagnosis | None:
-    """The recorded statistics are not those of the data that the model was run over."""
+    """The moving statistics do not match the data that the model was run over."""
     observed = subject.observed
     if observed is None:
         return None
     if observed.moments is None:
         if observed.non_finite.any():
-            return None  # it saw data, and BN502 says what was wrong with them
+            return None  # BN502 reports that
         said = f"not compared with the data: {observed.problem}"
-        return Diagnosis(Severity.INFO, said, "nothing to do, if the data are what they should be")
+        return Diagnosis(Severity.INFO, said, "nothing to do if the data are the right ones")
     varying = observed.moments.squares > 0
     if not varying.any():
         said = "not compared with the data: its input never changes over them"
@@ -58,10 +58,10 @@ def _judge(
     together = "" if observed.calls < 2 else f" and {observed.calls} calls"
     return Diagnosis(
         Severity.INFO if subject.is_frozen else severity,
-        f"over {samples} samples{together} its input has other statistics than it records: in "
-        f"{channels} the mean is up to {shift.max():.3g} deviations off, the variance "
-        f"{ratio.min():.3g} to {ratio.max():.3g} times as large; KL {median:.3g} nats in the "
-        f"median of all channels{_scaled(subject, observed)}",
+        f"over {samples} samples{together} its input does not match its moving statistics: in "
+        f"{channels} the mean is up to {shift.max():.3g} standard deviations off, the variance "
+        f"{ratio.min():.3g} to {ratio.max():.3g} times as large; the median KL of all channels is "
+        f"{median:.3g} nats{_scaled(subject, observed)}",
         _FROZEN if subject.is_frozen else _PREPARED + subject.estimate_again,
         channels,
         {
@@ -76,7 +76,7 @@ def _judge(
 
 
 def _scaled(subject: Subject, observed: Observed) -> str:
-    """By what factor all data differ in size, where the layer is the first that sees them."""
+    """By what factor the data differ in scale, where no other layer normalizes them first."""
     if observed.moments is None or subject.place is None or not is_first(subject.place):
         return ""
     seen = observed.moments.mean, observed.moments.variance
@@ -89,7 +89,7 @@ def _scaled(subject: Subject, observed: Observed) -> str:
 
 @rule("BN502", "non-finite-activations", Severity.ERROR, needs=Needs.SETTINGS, needs_data=True)
 def non_finite_activations(subject: Subject) -> Diagnosis | None:
-    """What goes into the layer is NaN or infinite while the model runs over data."""
+    """The input of the layer has a NaN or an infinity while the model runs over data."""
     if subject.observed is None or not subject.observed.non_finite.any():
         return None
     bad = subject.observed.non_finite
@@ -97,8 +97,8 @@ def non_finite_activations(subject: Subject) -> Diagnosis | None:
     return Diagnosis(
         Severity.ERROR,
         f"its input has NaN or infinite numbers over the data: {int(bad.sum())}, in {channels}",
-        "look in front of the first layer of which this is said: at statistics that BN104 or BN105 "
-        "finds broken, and at what overflows",
+        "look upstream of the first layer with this finding: for statistics that BN104 or BN105 "
+        "reports, and for overflows",
         channels,
         {"numbers": float(bad.sum())},
     )

@@ -1,7 +1,7 @@
-"""Rules on the weights that a fold makes: too large, too small, or too uneven for a dtype.
+"""Rules on folded weights: too large, too small, or too uneven for a dtype.
 
-Nothing is written or read for them: the plan has measured each kernel with all folds in it, to see
-whether the file's own dtype holds the result.
+They read and write nothing: the plan has already measured each kernel with all folds in it, to see
+whether the result fits the dtype of the file.
 """
 
 import math
@@ -36,7 +36,7 @@ def _measured(subject: Subject) -> Iterator[tuple[str, Magnitudes]]:
 
 @rule("BN401", "fold-overflows", Severity.ERROR, Severity.WARNING)
 def fold_overflows(subject: Subject) -> Diagnosis | None:
-    """Weights that a fold makes are too large for the dtype, or too small for its digits."""
+    """Folded weights overflow the dtype, or underflow it."""
     if isinstance(subject.decision, Fold) and subject.target_dtype is None:
         return None  # the plan has looked at the layer's own dtypes
     found = [
@@ -64,8 +64,8 @@ def _too_large(
     largest, limit = float(np.abs(magnitude.exact[lost]).max()), largest_of(dtype.name)
     return Diagnosis(
         Severity.ERROR,
-        f"folded into {name}, its {magnitude.slot} would be up to {largest:.3g}, and {dtype.name} "
-        f"ends at {limit:.5g}",
+        f"folded into {name}, its {magnitude.slot} would be up to {largest:.3g}, beyond the "
+        f"{dtype.name} maximum of {limit:.5g}",
         "keep the layer in float32, or scale its input down before folding",
         _channels(subject, magnitude, lost),
         {"largest": largest, "limit": limit},
@@ -80,11 +80,12 @@ def _too_small(
         faint = faint & ~subject.dead.reshape(faint.shape)
     if not faint.any():
         return None
-    smallest = float(magnitude.scaled[faint].min())
+    smallest, count = float(magnitude.scaled[faint].min()), np.count_nonzero(faint)
+    channels = "1 channel" if count == 1 else f"{count} channels"
     return Diagnosis(
         Severity.WARNING,
-        f"folded into {name}, the {magnitude.slot} of {np.count_nonzero(faint)} channels would be "
-        f"{smallest:.3g} or less at its largest, which {dtype.name} has not all digits for",
+        f"folded into {name}, the {magnitude.slot} of {channels} would "
+        f"underflow {dtype.name}: its largest number is down to {smallest:.3g}",
         "keep the layer in float32, or leave it unfolded",
         _channels(subject, magnitude, faint),
         {"smallest": smallest},
@@ -100,7 +101,7 @@ def _channels(subject: Subject, magnitude: Magnitudes, mask: Mask) -> Channels |
 
 @rule("BN402", "per-tensor-quantization-hazard", Severity.WARNING, Severity.INFO)
 def per_tensor_quantization_hazard(subject: Subject) -> Diagnosis | None:
-    """Some channels of the folded kernel use too little of its range for 8-bit numbers."""
+    """Some channels of the folded kernel use too little of its range for 8-bit quantization."""
     if not isinstance(subject.decision, Fold):
         return None
     limit = _limit(subject)
@@ -116,9 +117,9 @@ def per_tensor_quantization_hazard(subject: Subject) -> Diagnosis | None:
     bits, few = 8 + math.log2(share), shares < limit
     return Diagnosis(
         Severity.INFO if harmless else Severity.WARNING,
-        f"folded into {name}, {Channels.of(few)} use little of the kernel's range, the least "
-        f"{share:.2g} of it: of 8 bits for the whole tensor {max(0.0, bits):.1f} are left",
-        "quantize per channel, or equalize the channels before",
+        f"folded into {name}, {Channels.of(few)} use little of the kernel's range, down to "
+        f"{share:.2g} of it: of 8 bits per tensor, {max(0.0, bits):.1f} are left",
+        "quantize per channel, or equalize the channels first",
         Channels.of(few),
         {"share": share, "bits": bits},
         None if any(_is_uneven(subject, magnitude) for _, magnitude in measured) else _VANISHING,
@@ -150,9 +151,9 @@ def _shares(subject: Subject, magnitude: Magnitudes, counting: Mask | None = Non
 
     The range is that of the channels that are `counting`, of all without it.
 
-    What a dead channel is rounded to does not matter, but its weights count for the range. One
-    whose variance is almost 0 beside epsilon is as good as dead: weight decay lets whole filters
-    fade in models that are none the worse for it.
+    How a dead channel is rounded does not matter, but its weights count for the range. A channel
+    whose variance is negligible next to epsilon counts as dead: weight decay lets whole filters
+    fade without harm to the model.
     Empty where the kernel absorbs other channels than those of the layer.
     """
     size = magnitude.scaled.reshape(-1)
@@ -166,7 +167,7 @@ def _shares(subject: Subject, magnitude: Magnitudes, counting: Mask | None = Non
 def _lost_in_a_sum(subject: Subject) -> Mask:
     """The channels that are negligible in the sums downstream of the layer, (channels,).
 
-    A residual branch may add almost nothing in a channel that the other branches carry.
+    A residual branch may add almost nothing to a channel that the other branches fill.
     """
     gamma = np.abs(subject.gamma)
     if subject.place is None or not subject.place.feeds_only_sums:
@@ -188,7 +189,7 @@ def scale_outlier(subject: Subject) -> Diagnosis | None:
         f"{subject.thresholds.outstanding_scale:g} times the median",
         "nothing to do if these inputs are constant in the training data, as a border is"
         if subject.reads_model_input
-        else "look at the input of these channels; prune them if it is constant",
+        else "check the input of these channels; prune them if it is constant",
         channels,
         {"scale": largest},
         _VANISHING if subject.vanishing[outstanding].all() else None,

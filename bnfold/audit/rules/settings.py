@@ -46,7 +46,7 @@ def _number(subject: Subject, name: str) -> float | None:
 
 @rule("BN002", "frozen-or-forgetful-momentum", Severity.WARNING, needs=Needs.SETTINGS)
 def frozen_or_forgetful_momentum(subject: Subject) -> Diagnosis | None:
-    """The momentum is 1, so nothing is updated, or 0, so that the last batch is all that counts."""
+    """The momentum is 1 (nothing is ever updated) or 0 (only the last batch counts)."""
     if subject.momentum not in (0, 1) or subject.is_frozen:
         return None
     never = subject.momentum == 1
@@ -62,7 +62,7 @@ def frozen_or_forgetful_momentum(subject: Subject) -> Diagnosis | None:
 
 @rule("BN003", "inverted-momentum", Severity.WARNING, needs=Needs.SETTINGS)
 def inverted_momentum(subject: Subject) -> Diagnosis | None:
-    """The momentum is so small that it may be meant in the convention of PyTorch, 1 - m."""
+    """The momentum is so small that it may come from PyTorch, whose convention is 1 - m."""
     momentum = subject.momentum
     if momentum is None or not 0 < momentum < subject.thresholds.inverted_momentum:
         return None
@@ -70,9 +70,9 @@ def inverted_momentum(subject: Subject) -> Diagnosis | None:
         return None
     return Diagnosis(
         Severity.WARNING,
-        f"momentum {momentum:g} keeps {momentum:.0%} of the old statistics at each step, so that "
-        "they are those of the last few batches",
-        f"PyTorch counts the other way round: if that was meant, use {1 - momentum:g}",
+        f"momentum {momentum:g} keeps {momentum:.0%} of the old statistics at each step, so only "
+        "the last few batches count",
+        f"PyTorch's momentum is 1 minus Keras': if this value is PyTorch's, use {1 - momentum:g}",
         figures={"momentum": momentum},
     )
 
@@ -85,8 +85,8 @@ def epsilon_below_runtime_minimum(subject: Subject) -> Diagnosis | None:
         return None
     return Diagnosis(
         Severity.INFO,
-        f"epsilon {epsilon:g} is below {CUDNN_EPSILON:g}, which cuDNN's fused kernel takes instead",
-        "nothing to do where Keras 3 or a folded model runs; elsewhere use 1.001e-5 or more",
+        f"epsilon {epsilon:g} is below {CUDNN_EPSILON:g}, to which cuDNN's fused kernel raises it",
+        "nothing to do for Keras 3 or a folded model; elsewhere use 1.001e-5 or more",
         figures={"epsilon": epsilon},
     )
 
@@ -105,7 +105,7 @@ def epsilon_sensitive(subject: Subject) -> Diagnosis | None:
     return Diagnosis(
         Severity.INFO,
         f"epsilon {epsilon:g} is up to {share.max():.0%} of variance + epsilon in {channels}",
-        "keep this epsilon when the weights are ported (PyTorch's default is 1e-5, Keras' 1e-3)",
+        "keep this epsilon when porting the weights (PyTorch's default is 1e-5, Keras' 1e-3)",
         channels,
         {"epsilon": epsilon, "share": float(share.max())},
     )
@@ -113,26 +113,27 @@ def epsilon_sensitive(subject: Subject) -> Diagnosis | None:
 
 @rule("BN008", "frozen", Severity.INFO, needs=Needs.SETTINGS)
 def frozen(subject: Subject) -> Diagnosis | None:
-    """The layer is not trainable, so it runs in inference mode always."""
+    """The layer is not trainable, so it always runs in inference mode."""
     if not subject.is_frozen:
         return None
     return Diagnosis(
         Severity.INFO,
-        "trainable is false: it uses its moving statistics in training too, and keeps them",
-        "nothing to do, if that is meant",
+        "trainable is false: it normalizes with its moving statistics in training too, and never "
+        "updates them",
+        "nothing to do if that is intended",
     )
 
 
 @rule("BN010", "backend-bound", Severity.INFO, needs=Needs.SETTINGS)
 def backend_bound(subject: Subject) -> Diagnosis | None:
-    """The layer synchronizes its statistics, which only the TensorFlow backend can."""
+    """The layer synchronizes its statistics, which only the TensorFlow backend supports."""
     layer = subject.batchnorm.layer
     if not (layer.config.get("synchronized") or layer.class_name == "SyncBatchNormalization"):
         return None
     return Diagnosis(
         Severity.INFO,
-        "synchronized is true: the layer cannot be built on another backend than TensorFlow",
-        "set synchronized=False for inference, where it changes nothing",
+        "synchronized is true: only the TensorFlow backend can build the layer",
+        "set synchronized=False for inference, where it has no effect",
     )
 
 
@@ -152,6 +153,6 @@ def not_audited(subject: Subject) -> Diagnosis | None:
     return Diagnosis(
         Severity.WARNING,
         f"not audited: {'; '.join(said)}",
-        "put Keras' own BatchNormalization in its place, without a wrapper, and save the model "
-        "again, or look at its statistics yourself",
+        "replace it by Keras' own BatchNormalization, without a wrapper, and save the model again; "
+        "or check its statistics yourself",
     )

@@ -1,4 +1,4 @@
-"""Rules on the moving statistics: whether they were learnt, and what is wrong with the numbers."""
+"""Rules on the moving statistics: whether they were learnt, and whether the numbers are sound."""
 
 import math
 
@@ -16,7 +16,7 @@ from bnfold.model.optimizer import Averaging
 
 @rule("BN101", "statistics-never-updated", Severity.ERROR, Severity.WARNING)
 def statistics_never_updated(subject: Subject) -> Diagnosis | None:
-    """All means are 0 and all variances 1, exactly as they are created."""
+    """All moving means are 0 and all moving variances 1, their initial values."""
     if not is_initial(subject.batchnorm):
         return None
     if subject.is_frozen and not subject.in_untrained_backbone:
@@ -24,35 +24,34 @@ def statistics_never_updated(subject: Subject) -> Diagnosis | None:
     if subject.is_frozen:
         return Diagnosis(
             Severity.WARNING,
-            "frozen, with a moving_mean of all 0 and a moving_variance of all 1, as they were "
-            "created",
-            "load the weights that the backbone was to be frozen with, or train it before",
+            "frozen with moving_mean all 0 and moving_variance all 1, the initial values",
+            "load the pretrained weights of the backbone, or train it before freezing it",
         )
     return Diagnosis(
         Severity.ERROR,
-        "moving_mean is all 0 and moving_variance all 1, as they were created",
+        "moving_mean is all 0 and moving_variance all 1, the initial values",
         "train with training=True (a custom loop must pass it), or load trained weights; if the "
-        f"others are trained, {subject.estimate_again}; what is said of folding here holds for the "
+        f"other weights are trained, {subject.estimate_again}; results on folding hold for the "
         "untrained values only",
     )
 
 
 @rule("BN102", "variance-never-updated", Severity.ERROR)
 def variance_never_updated(subject: Subject) -> Diagnosis | None:
-    """All variances are 1, exactly as they are created, while some mean is not 0."""
+    """All moving variances are 1, the initial value, while some moving mean is not 0."""
     if np.any(subject.variance != 1) or not np.any(subject.mean != 0):
         return None
     return Diagnosis(
         Severity.ERROR,
-        "moving_variance is all 1, as it was created, but moving_mean is not 0",
-        "check that the training code assigns the variance, or that the weights were ported "
-        f"whole, or {subject.estimate_again}",
+        "moving_variance is all 1, the initial value, but moving_mean is not 0",
+        "check that the training code updates the variance and that all weights were ported, or "
+        f"{subject.estimate_again}",
     )
 
 
 @rule("BN103", "statistics-not-converged", Severity.ERROR, Severity.WARNING)
 def statistics_not_converged(subject: Subject) -> Diagnosis | None:
-    """Too few training steps: the values that the statistics started from still weigh in them."""
+    """Too few training steps: the initial values still have a large weight in the statistics."""
     momentum, updates, thresholds = subject.momentum, subject.updates, subject.thresholds
     if momentum is None or updates is None or subject.is_frozen:
         return None
@@ -66,7 +65,7 @@ def statistics_not_converged(subject: Subject) -> Diagnosis | None:
     share = min(thresholds.initial_variance, error)
     if found.weight <= weight and found.share <= share:
         return None
-    said = f"the values that the statistics were created with still weigh {found.weight:.0%}"
+    said = f"the initial values still have a weight of {found.weight:.0%}"
     if found.share > found.weight:
         said += f" and make up {found.share:.0%} of the variance"
     per_step = (subject.place.updates_per_step if subject.place is not None else None) or 1
@@ -87,7 +86,7 @@ def statistics_not_converged(subject: Subject) -> Diagnosis | None:
 
 @rule("BN104", "non-finite", Severity.ERROR, needs=Needs.NUMBERS)
 def non_finite(subject: Subject) -> Diagnosis | None:
-    """A NaN or an infinity stands in gamma, beta, the mean or the variance."""
+    """A NaN or an infinity is in gamma, beta, the moving mean or the moving variance."""
     bad = {name: ~np.isfinite(values) for name, values in subject.vectors.items()}
     broken = [f"{name} in {Channels.of(mask)}" for name, mask in bad.items() if mask.any()]
     if not broken:
@@ -110,7 +109,7 @@ def _mended(subject: Subject, broken: list[str]) -> str:
 
 @rule("BN105", "negative-variance", Severity.ERROR, Severity.WARNING)
 def negative_variance(subject: Subject) -> Diagnosis | None:
-    """A variance is negative; where epsilon does not make up for it, the output is NaN."""
+    """A variance is negative; where variance + epsilon is not positive, the output is NaN."""
     variance, epsilon = subject.variance, subject.batchnorm.epsilon
     negative = variance < 0
     if not negative.any():
@@ -135,7 +134,7 @@ def batch_of_one(subject: Subject) -> Diagnosis | None:
     if momentum is None or not 0 < momentum < 1:
         return None
     if np.all(variance == 0):
-        power = "0, to which powers of the momentum fall"
+        power = "0, the limit of the powers of the momentum"
         figures = {"momentum": momentum}
         certain = variance.size > 1
     else:
@@ -150,7 +149,7 @@ def batch_of_one(subject: Subject) -> Diagnosis | None:
         return None
     return Diagnosis(
         Severity.WARNING,
-        f"every moving_variance is {power}: each batch had a variance of 0, as one sample has",
+        f"every moving_variance is {power}: each batch had a variance of 0, as a single sample has",
         f"train with batches of several samples, or {subject.estimate_again}",
         figures=figures,
     )
@@ -163,7 +162,9 @@ def _power(subject: Subject, momentum: float) -> int | None:
         return None
     steps = round(math.log(variance[0]) / math.log(momentum))
     allowed = rounding(subject.batchnorm, steps)
-    if allowed > (1 - momentum) / 4:  # the powers beside it are as near
+    # Neighbouring powers are a factor of m apart. Where rounding blurs them, the logarithm does not
+    # tell which one this is, so the optimizer's counter has to name it.
+    if allowed > (1 - momentum) / 4:
         steps = _counted(subject)
         allowed = rounding(subject.batchnorm, steps)
     if steps < 1 or allowed > _MOST_ROUNDING:
@@ -172,7 +173,8 @@ def _power(subject: Subject, momentum: float) -> int | None:
     return steps if np.all(np.abs(variance - power) <= allowed * power) else None
 
 
-_MOST_ROUNDING = 0.05  # relative to a variance; with more of it any number is near some power
+# Relative to a variance. With more rounding than that, any number is near some power.
+_MOST_ROUNDING = 0.05
 
 
 def _counted(subject: Subject) -> int:
@@ -183,7 +185,7 @@ def _counted(subject: Subject) -> int:
 
 @rule("BN107", "vanishing-variance", Severity.WARNING, Severity.INFO)
 def vanishing_variance(subject: Subject) -> Diagnosis | None:
-    """A variance is almost 0 beside epsilon: the input of that channel was constant."""
+    """A variance is negligible next to epsilon: the input of that channel was constant."""
     vanishing = subject.vanishing
     if not vanishing.any() or batch_of_one(subject) is not None:
         return None
@@ -195,7 +197,7 @@ def vanishing_variance(subject: Subject) -> Diagnosis | None:
             Severity.WARNING,
             f"moving_variance is almost 0 in {channels}, whose scale of up to {scale:.3g} is over "
             f"{times:g} times the median",
-            "any change of these channels' input is blown up; prune them or raise epsilon",
+            "any change in the input of these channels is amplified; prune them or raise epsilon",
             channels,
             {"scale": scale, "lowest": float(subject.variance[outstanding].min())},
         )
@@ -211,11 +213,11 @@ def vanishing_variance(subject: Subject) -> Diagnosis | None:
 
 @rule("BN108", "cancellation", Severity.WARNING)
 def cancellation(subject: Subject) -> Diagnosis | None:
-    """The mean is so many standard deviations that float32 loses digits in x - mean."""
+    """The mean is so many standard deviations from 0 that x - mean loses digits in float32."""
     if subject.deviation is None:
         return None
     ratio = np.abs(subject.mean) / subject.deviation
-    # A channel without a variance has no digits to lose.
+    # The input of a vanishing channel is constant: its difference has no digits that matter.
     large = (ratio > subject.thresholds.cancellation) & ~subject.vanishing
     if not large.any():
         return None
@@ -224,7 +226,7 @@ def cancellation(subject: Subject) -> Diagnosis | None:
         Severity.WARNING,
         f"moving_mean is up to {worst:.3g} standard deviations in {channels}: float32 has about "
         f"{max(0.0, 7.2 - math.log10(worst)):.0f} digits left for the difference",
-        "subtract the offset from the data, or fold the layer, which needs no difference",
+        "subtract the offset from the data, or fold the layer: a fold computes no difference",
         channels,
         {"ratio": worst},
     )
@@ -232,7 +234,7 @@ def cancellation(subject: Subject) -> Diagnosis | None:
 
 @rule("BN109", "float16-overflow", Severity.ERROR)
 def float16_overflow(subject: Subject) -> Diagnosis | None:
-    """A variance is larger than the dtype that the model will be run in can hold."""
+    """A variance overflows the dtype that the model will run in."""
     dtype = subject.dtype
     limit = largest_of(dtype) if dtype is not None else None
     if limit is None:
@@ -243,7 +245,8 @@ def float16_overflow(subject: Subject) -> Diagnosis | None:
     channels, largest = Channels.of(over), float(subject.variance.max())
     return Diagnosis(
         Severity.ERROR,
-        f"moving_variance is up to {largest:.4g} in {channels}, and {dtype} ends at {limit:.5g}",
+        f"moving_variance is up to {largest:.4g} in {channels}, beyond the {dtype} maximum of "
+        f"{limit:.5g}",
         "scale the input of the layer down, keep the layer in float32, or fold it",
         channels,
         {"largest": largest, "limit": limit},
@@ -252,7 +255,7 @@ def float16_overflow(subject: Subject) -> Diagnosis | None:
 
 @rule("BN110", "averaged-weights", Severity.WARNING, Severity.INFO)
 def averaged_weights(subject: Subject) -> Diagnosis | None:
-    """The weights are moving averages, and the moving statistics those of the raw weights."""
+    """The weights are moving averages, but the moving statistics belong to the raw weights."""
     found = subject.averages
     if found is None or subject.is_frozen or subject.estimated_from is not None:
         return None
@@ -266,34 +269,39 @@ def averaged_weights(subject: Subject) -> Diagnosis | None:
         return Diagnosis(
             Severity.INFO,
             f"the optimizer keeps moving averages{how} that differ from the file's weights; the "
-            "file does not say whether these are the raw ones or were swapped in for a checkpoint",
-            f"nothing, if they are the raw ones; after SwapEMAWeights, {again}",
+            "file does not tell whether its weights are the raw ones, or averages swapped in for a "
+            "checkpoint",
+            f"nothing to do if they are the raw ones; after SwapEMAWeights, {again}",
             figures=figures,
         )
     if found.standing is Standing.UNKNOWN:
         return Diagnosis(
             Severity.WARNING,
-            f"compiled so that training ends with moving averages as weights{how}, and the file "
-            "does not say whether it did; if so, the statistics are those of other weights",
-            f"if it was trained so, {again}",
+            f"compiled to end training with moving averages as weights{how}, and the file does not "
+            "tell whether it did; if so, the statistics belong to other weights",
+            f"if it was trained that far, {again}",
             figures=figures,
         )
     alike = _is_as_long(kept, subject.momentum)
     return Diagnosis(
         Severity.INFO if alike else Severity.WARNING,
-        f"the weights are moving averages{how}, and the statistics those of the weights before "
-        "they were averaged" + (", over at least as many steps" if alike else ""),
+        f"the weights are moving averages{how}, but the statistics belong to the raw weights"
+        + (", over at least as many steps" if alike else ""),
         f"compare the accuracy after you {again}" if alike else again,
         figures=figures,
     )
 
 
 def _is_as_long(averaging: Averaging, momentum: float | None) -> bool:
-    """Whether a layer's statistics are of no fewer steps than the averages of the weights."""
+    """Whether a layer's statistics average over at least as many steps as those of the weights.
+
+    A moving average with momentum m spans about 1 / (1 - m) steps. While the statistics span as
+    many as the weights do, they lag by as much, and match them.
+    """
     span = averaging.span
     if span is None or momentum is None or not 0 <= momentum < 1:
         return False
     return span <= _ROUNDED_UP / (1 - momentum)
 
 
-_ROUNDED_UP = 1 + 1e-6
+_ROUNDED_UP = 1 + 1e-6  # equal momenta may differ in their last digits

@@ -20,7 +20,7 @@ from bnfold.model.program import Call
 
 @rule("BN301", "redundant-bias", Severity.INFO, needs=Needs.SETTINGS)
 def redundant_bias(subject: Subject) -> Diagnosis | None:
-    """The layer right before it has a bias, which the subtraction of the mean takes out again."""
+    """The layer right before it has a bias, which subtracting the mean cancels."""
     if subject.place is None:
         return None
     found = [_biased(subject, subject.place, call) for call in subject.place.calls]
@@ -31,7 +31,7 @@ def redundant_bias(subject: Subject) -> Diagnosis | None:
     count = size["bias"].shape[0] if size is not None and "bias" in size else 0
     return Diagnosis(
         Severity.INFO,
-        f"{maker.title} before it has a bias, {count} numbers, which it subtracts again",
+        f"{maker.title} before it has a bias ({count} numbers), which subtracting the mean cancels",
         "build that layer with use_bias=False; a fold merges the two anyway",
         figures={"parameters": count},
     )
@@ -52,7 +52,7 @@ def _biased(subject: Subject, place: Place, call: Call) -> Call | None:
     if not linear or not _has_bias_of_channels(layer):
         return None
     if subject.is_frozen and layer.config.get("trainable", True) is not False:
-        return None  # the frozen layer takes none of it out in training: it can still be learnt
+        return None  # a frozen layer subtracts a fixed mean, so training can still use the bias
     return source if all(map(_goes_into_batchnorms, source.region.calls_of(source.name))) else None
 
 
@@ -76,7 +76,7 @@ def _goes_into_batchnorms(call: Call) -> bool:
 
 @rule("BN302", "dropout-before-batchnorm", Severity.INFO, needs=Needs.SETTINGS)
 def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
-    """A Dropout stands upstream, with no other normalization between."""
+    """A Dropout is upstream, with no other normalization between."""
     if subject.place is None or subject.is_frozen or subject.estimated_from is not None:
         return None
     found = (_DROPOUT.beside(call, subject.place.memo) for call in subject.place.calls)
@@ -88,7 +88,7 @@ def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
         Severity.INFO,
         f"{nearest.title} (rate {rate:g}) before it makes the variance larger in training than at "
         "inference, and the statistics are those of training",
-        f"put Dropout behind the last BatchNormalization, or {subject.estimate_again}",
+        f"move Dropout after the last BatchNormalization, or {subject.estimate_again}",
         figures={"rate": rate},
     )
 
@@ -115,7 +115,7 @@ _DROPOUT = Flow[Call](
 
 @rule("BN303", "unfoldable", Severity.INFO, needs=Needs.SETTINGS)
 def unfoldable(subject: Subject) -> Diagnosis | None:
-    """The layer can be folded in neither direction; the message is the reason of the plan."""
+    """The layer can be folded in neither direction; the message gives the reason."""
     decision = subject.decision
     if not isinstance(decision, Blocked) or any(says(subject) for says in _SAY_WHY):
         return None

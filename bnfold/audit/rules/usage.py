@@ -10,7 +10,7 @@ from bnfold.folding.plan import Blocked
 
 @rule("BN006", "axis-mismatch", Severity.WARNING, needs=Needs.SETTINGS)
 def axis_mismatch(subject: Subject) -> Diagnosis | None:
-    """The axis is not the one on which the layer before it has its channels."""
+    """It does not normalize the channel axis of the layer before it."""
     if subject.place is None:
         return None
     for call in subject.place.calls:
@@ -24,7 +24,7 @@ def axis_mismatch(subject: Subject) -> Diagnosis | None:
             f"it normalizes axis {axis + rank}, but {found.call.title} has its channels on axis "
             f"{found.axis + rank}",
             f"build it with axis={found.axis if found.axis == -1 else found.axis + rank}, and "
-            "train again",
+            "retrain",
             figures={"axis": axis + rank, "channel_axis": found.axis + rank},
         )
     return None
@@ -61,7 +61,7 @@ def shared(subject: Subject) -> Diagnosis | None:
         return None
     return Diagnosis(
         Severity.INFO,
-        f"it {how}: its statistics are those of all calls together",
-        "nothing to do if the inputs are alike; else give each call a layer of its own",
+        f"it {how}: all calls share its statistics",
+        "nothing to do if the inputs are alike; otherwise give each call a layer of its own",
         figures={"calls": max(place.count, times)},
     )

@@ -1,7 +1,7 @@
 """Inspections as GitHub Actions workflow commands: each finding an annotation of the run.
 
-What a line may hold is escaped as the runner's own toolkit does it: a name with a newline can begin
-no command of its own.
+Text is escaped as the runner's own toolkit does it, so a name with a newline cannot start a command
+of its own.
 """
 
 import os

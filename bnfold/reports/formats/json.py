@@ -60,5 +60,5 @@ def report(result: Any) -> str:
 
 
 def dump(value: Any) -> str:
-    """A JSON text that a CI log takes no commands from: `##vso[` stands there with an escape."""
+    """A JSON text without commands for a CI log: `##vso[` is written with an escape."""
     return json.dumps(value, indent=2, allow_nan=False).replace("##", r"#\u0023")

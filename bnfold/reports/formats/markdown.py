@@ -1,7 +1,7 @@
 """Inspections as GitHub-flavoured Markdown, for the summary of a job or a comment.
 
-What Markdown or HTML could take for markup is written as character references, so that a name shows
-as what it is and nothing else.
+Characters that Markdown or HTML could interpret are written as character references, so a name
+appears literally.
 """
 
 import re
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _HEAD = "| level | rule | layer | finding | what to do |\n| --- | --- | --- | --- | --- |"
 
-# Underscores, full stops and colons are left alone where they mean nothing, inside words and
-# sentences; at a word's edge, in www. and in http:// they make emphasis and links.
+# Underscores, full stops and colons are only escaped where they have a meaning: at the edge of a
+# word they make emphasis, in www. and http:// links.
 _MARKUP = re.compile(
     r"[]\[\\`*<>&|~@#$!{}^]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=/)", re.IGNORECASE
 )
@@ -59,5 +59,5 @@ def _text(value: object) -> str:
 
 
 def _reference(mark: re.Match[str]) -> str:
-    # The empty comment parts an @ from the name behind it, which would be told of it.
+    # The empty comment separates an @ from the name after it: that user would get a notification.
     return f"&#{ord(mark[0])};" + ("<!-- -->" if mark[0] == "@" else "")

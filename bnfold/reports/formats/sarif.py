@@ -1,8 +1,7 @@
 """Inspections as SARIF 2.1.0 (Static Analysis Results Interchange Format), for code scanning.
 
-A finding is a result, the model's file its place, the layer its logical place. A result is
-recognized by rule and layer alone, so that neither a number that changed nor a model that was
-trained again is a new alert.
+A finding is a result, the model's file its location, the layer its logical location. A result is
+identified by rule and layer alone, so a changed number or a retrained model is not a new alert.
 """
 
 import hashlib
@@ -114,7 +113,7 @@ def _result(path: Path, finding: Finding) -> dict[str, Any]:
 def _fingerprints(finding: Finding) -> dict[str, str]:
     text = json.dumps([finding.code, finding.layer])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    # GitHub looks at the second name only, and would else take the file's first line for it.
+    # GitHub uses the second name only, and would otherwise compute it from the file's first line.
     return {"ruleAndLayer/v1": digest, "primaryLocationLineHash": digest}
 
 

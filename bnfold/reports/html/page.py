@@ -1,4 +1,4 @@
-"""What the page shows of a model, put together before it is laid out."""
+"""The contents of the page, assembled before the templates lay them out."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ _IN_FULL = ("moving_mean", "moving_variance", "gamma", "beta", "scale", "shift")
 _LISTED_CHANNELS = 8
 _KINDS = {"broken": "broken", "dead": "dead", "far": "far out"}
 _UNUSED = {"renorm": "no", "synchronized": "no", "regularizers": "none", "constraints": "none"}
-"""Settings that are not worth a word where they say this."""
+"""Settings that are left out at these values."""
 _HERE = Path()
 
 Fate = Literal["backward", "forward", "stays"]
@@ -63,7 +63,7 @@ class Norm:
 
     @property
     def fate(self) -> Fate:
-        """Which way it folds."""
+        """In which direction it folds."""
         return self.decision.direction if isinstance(self.decision, Fold) else "stays"
 
     @property
@@ -151,7 +151,7 @@ class Norm:
 
     @property
     def facts(self) -> str:
-        """How it is configured, but for what says nothing."""
+        """How it is configured, without settings at their usual value."""
         batchnorm = self.decision.batchnorm
         found: dict[str, Any] = {"axis": batchnorm.axis, **settings(batchnorm)}
         shown = {name: inspect.value(value) for name, value in found.items()}
@@ -241,7 +241,7 @@ class ModelPage:
 
     @property
     def aside(self) -> str:
-        """How many findings do not count, and why."""
+        """How many findings are ignored, and why."""
         return terminal.set_aside(self.model.suppressed)
 
     def anchor(self, line: int) -> str:
@@ -284,7 +284,7 @@ class ModelPage:
 
     @cached_property
     def fates(self) -> Counter[str]:
-        """How many fold which way, and how many stay."""
+        """How many fold in each direction, and how many stay."""
         return Counter(norm.fate for norm in self.norms)
 
     @cached_property

@@ -1,6 +1,6 @@
 """The lines of the drawing of a model: which layers stand on one, and which lines it reads.
 
-Every BatchNormalization has a line of its own, and so has every layer that takes one in. Of what is
+Every BatchNormalization has a line of its own, and so has every layer that absorbs one. Of what is
 left, layers that only pass a tensor on stand on the line of the layer before them, and long runs
 share one line.
 """
@@ -16,7 +16,7 @@ from bnfold.model.graph import LayerPath
 from bnfold.model.outline import Step
 
 _FOLLOWERS = 5
-"""So many layers stand behind the first one of a line at most."""
+"""At most so many layers follow the first one on a line."""
 LONG_RUN = 6
 """So many lines without a BatchNormalization in a row are drawn as one."""
 
@@ -31,7 +31,7 @@ class Row:
         decision: for the first call of a BatchNormalization, what becomes of it.
         number: the BatchNormalization's, from 1 in the order of the lines; it has no decision where
             it is called again.
-        takes: the numbers of the BatchNormalizations that the layer takes in.
+        takes: the numbers of the BatchNormalizations that the layer absorbs.
         into: the layers that take the BatchNormalization in, with the places of their lines.
         is_run: it stands for a long run of layers.
     """

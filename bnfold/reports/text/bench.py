@@ -35,7 +35,7 @@ def summary(result: Result) -> Text:
     text = Text(f"{result.runtime}{_at(result.batch)}: ")
     if result.verdict == "no difference":
         coarse = upper > _COARSE * lower
-        text.append(f"no difference{' that could be told' if coarse else ''}: ")
+        text.append(f"no difference{' that could be resolved' if coarse else ''}: ")
     text.append(f"B takes {1 / result.ratio:.2f} of the time of A")
     if result.verdict == "faster":
         text.append(f", {result.ratio:.2f} times faster", style=_STYLES["faster"])
@@ -51,8 +51,8 @@ def _warning(report: BenchReport) -> list[Text]:
     fewer = "" if report.threads == 1 else ", --threads 1"
     return [
         Text(
-            f"warning: times vary a lot ({'; '.join(unsteady)}), as they do where other work runs"
-            f" beside; a quiet machine{fewer} or more --seconds steady them",
+            f"warning: times vary a lot ({'; '.join(unsteady)}), as they do under other load; "
+            f"an idle machine{fewer} or more --seconds would help",
             style="yellow",
         )
     ]

@@ -36,7 +36,10 @@ def export(report: ExportReport) -> RenderableType:
 
 _VERDICTS = {
     Verdict.EQUIVALENT: ("checked: ONNX Runtime computes what Keras computes", "green"),
-    Verdict.UNDECIDED: ("inconclusive: no difference found, but not all could be judged", "yellow"),
+    Verdict.UNDECIDED: (
+        "inconclusive: no difference found, but some outputs could not be compared",
+        "yellow",
+    ),
     Verdict.DIFFERENT: ("ONNX Runtime does not compute what Keras computes", "red"),
 }
 
@@ -46,7 +49,7 @@ def _check(check: Check) -> list[RenderableType]:
     first = Text(sentence, style=colour)
     if check.verdict is not Verdict.DIFFERENT:
         first.append(f" ({_what_was_compared(check)})", style="default")
-    notes = [] if check.rule == STANDARD_RULE else [f"as --rtol and --atol allow: {check.rule}"]
+    notes = [] if check.rule == STANDARD_RULE else [f"tolerance by --rtol and --atol: {check.rule}"]
     return terminal.verdict(first, check.differences, notes, check.warnings)
 
 

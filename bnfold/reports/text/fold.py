@@ -38,7 +38,7 @@ def fold(report: FoldReport) -> RenderableType:
 
 
 def findings(audit: InputFindings) -> list[RenderableType]:
-    """What is bad about the model that was read, a line each."""
+    """The findings on the source model, a line each."""
     lines: list[RenderableType] = [
         terminal.Hanging(
             Text(f"{one.severity} {one.code} ", style=COLOURS[one.severity]).append(
@@ -55,7 +55,7 @@ def findings(audit: InputFindings) -> list[RenderableType]:
 def not_written(target: Path, audit: InputFindings, proof: Verification | Check | None) -> Text:
     """That the result was refused, and why."""
     if audit.stops:
-        reason = f"--fail-on {audit.fail_on} stops at what was found in the model"
+        reason = f"findings on the model are as bad as --fail-on {audit.fail_on}"
     elif proof is not None and proof.accepted(strict=False):
         reason = _STRICT
     else:
@@ -64,7 +64,7 @@ def not_written(target: Path, audit: InputFindings, proof: Verification | Check 
 
 
 _STRICT = (
-    "--strict asks for a proof by Keras and ONNX Runtime both, with every site and output exercised"
+    "--strict needs a verdict by both Keras and ONNX Runtime, with every site and output exercised"
 )
 
 
@@ -74,9 +74,9 @@ _HINT = "'bnfold inspect' says what change would let them fold"
 def decisions(
     plan: Plan, replaced: Sequence[LayerPath], unused_keep: Sequence[str], *, done: bool
 ) -> list[RenderableType]:
-    """What was folded, what was not and why, and which patterns of --keep said nothing.
+    """What was folded, what was not and why, and which patterns of --keep matched no layer.
 
-    Where it was not `done`, nothing is said to be folded, only what can be.
+    Unless it was `done`, the report says what can be folded, not what was.
     """
     folded, total = len(plan.folds), len(plan.decisions)
     said = f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}"
@@ -169,7 +169,7 @@ _VERDICTS = {
 
 
 def verdict(result: Verification) -> list[RenderableType]:
-    """The verdict of a proof with what contradicts or limits it."""
+    """The verdict of a verification, with its differences, notes and warnings."""
     sentence, colour = _VERDICTS[result.verdict]
     first = Text(sentence, style=colour)
     if result.verdict is not Verdict.DIFFERENT:
@@ -181,7 +181,7 @@ _SENTENCES = 8
 
 
 def _first(differences: Sequence[str]) -> list[str]:
-    """Where it begins comes first; what follows from that may be as many as there are values."""
+    """The first few: they are where the difference begins, and the others may be very many."""
     more = len(differences) - _SENTENCES
     if more <= 1:
         return list(differences)
@@ -207,7 +207,7 @@ def _what_was_compared(result: Verification) -> str:
 def _notes(result: Verification) -> Iterator[str]:
     """What a reader should know beside the verdict."""
     if result.rule != Rule().text():
-        yield f"as --rtol and --atol allow: {result.rule}"
+        yield f"tolerance by --rtol and --atol: {result.rule}"
     quiet = result.sites_that_are(SiteStatus.NOT_EXERCISED)
     if quiet:
         yield f"not exercised: {terminal.names([site.name for site in quiet])}"

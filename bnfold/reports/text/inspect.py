@@ -44,7 +44,7 @@ _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dt
 def inspections(
     models: Sequence[Inspection], width: int, unreadable: Sequence["Unreadable"] = ()
 ) -> RenderableType:
-    """The reports on some models, what could not be read, and what it comes to."""
+    """The reports on some models, the files that could not be read, and the totals."""
     if len(models) == 1 and not unreadable:
         return inspection(models[0], width)
     parts = [part for model in models for part in (inspection(model, width), Text(""))]
@@ -73,11 +73,11 @@ def inspection(model: Inspection, width: int) -> RenderableType:
 
 def _set_aside(suppressed: Sequence[Suppressed]) -> list[RenderableType]:
     said = terminal.set_aside(suppressed)
-    return [Text(f"findings that do not count: {said}")] if said else []
+    return [Text(f"ignored findings: {said}")] if said else []
 
 
 def _not_said_yet(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings without what the plan's own reasons have said."""
+    """The findings without those that repeat the plan's own reasons."""
     return [finding for finding in findings if finding.code != "BN303"]
 
 
@@ -218,7 +218,7 @@ def _reasons(plan: Plan) -> list[RenderableType]:
 
 
 def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
-    """The findings, the worst first; what is said of several layers alike is said once."""
+    """The findings, the worst first; equal ones of several layers are merged."""
     alike: dict[tuple[Severity, str, str], list[Finding]] = {}
     for finding in sorted(findings, key=lambda finding: finding.severity.rank):
         message = finding.message if finding.severity is not Severity.INFO else finding.remedy
@@ -241,7 +241,7 @@ def _summary(code: str) -> str:
 
 
 def layer(model: Inspection, decision: Fold | Blocked) -> RenderableType:
-    """One BatchNormalization in full, with what the rules say of it."""
+    """One BatchNormalization in full, with its findings."""
     batchnorm = decision.batchnorm
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)

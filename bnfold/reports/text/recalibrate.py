@@ -19,17 +19,17 @@ from bnfold.reports import terminal
 
 _CHECKED = "checked: the stored statistics match the observed inputs"
 _FEW_SAMPLES = 1000
-_WORSE = "; --allow-worse writes it all the same"
-_REMEDY = "; prepare them as for training, or go on with --allow-other-scale"
+_WORSE = "; --allow-worse writes it anyway"
+_REMEDY = "; prepare them as for training, or continue with --allow-other-scale"
 
 
 def recalibration(report: RecalibrationReport) -> RenderableType:
-    """The report on a recalibration: how far each layer was off, what stays, what was written."""
+    """The report on a recalibration: how far off each layer was, what was kept and written."""
     parts: list[RenderableType] = [] if report.check is None else [*_estimated(report)]
     target = printable(str(report.target))
     parts += [Text(score.sentence) for score in report.scores]
     if report.labels_problem is not None:
-        said = f"not taken for labels: {report.labels_problem}"
+        said = f"not used as labels: {report.labels_problem}"
         parts.append(terminal.indented(said, "dim"))
     if report.written:
         parts.append(Text(_CHECKED, style="green"))
@@ -61,7 +61,7 @@ def _runs(work: float) -> str:
 def _table(changes: Sequence[Change]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", overflow="fold")
-    for column in ("channels", "mean moved by", "variance times", "KL in nats"):
+    for column in ("channels", "mean shift", "variance ratio", "KL in nats"):
         table.add_column(column, justify="right", no_wrap=True)
     for change in changes:
         found = change.divergence
@@ -72,7 +72,7 @@ def _table(changes: Sequence[Change]) -> Table:
             _shown("{min:.2g} to {max:.2g}", found.ratio),
             _shown("{median:.2g}, at most {max:.2g}", found.kl),
         )
-    table.caption = "over the channels: median and largest; the mean in recorded deviations"
+    table.caption = "over the channels; the mean shift is in recorded standard deviations"
     table.caption_justify = "left"
     return table
 
@@ -99,17 +99,17 @@ def _notes(report: RecalibrationReport) -> Iterator[str]:
         yield f"kept {terminal.names([show(k.batchnorm.path) for k in alike])}: {printable(reason)}"
     if report.samples < _FEW_SAMPLES:
         yield (
-            f"{report.samples} samples tell a mean to about {report.samples**-0.5:.2g} deviations; "
-            "some thousand are better"
+            f"{report.samples} samples determine a mean to about {report.samples**-0.5:.2g} "
+            "standard deviations; a few thousand are better"
         )
 
 
 def _on_the_scale(checks: Sequence[ScaleCheck]) -> Iterator[str]:
-    """What was allowed, and what could not be looked at."""
+    """What --allow-other-scale let pass, and why nothing could be checked."""
     yield from (check.sentence for check in checks if check.sentence is not None)
     unknown = [check for check in checks if check.scale is None]
     if len(unknown) < len(checks):
         return
     reasons = {f"{printable(show(one.layer))}: {one.problem}" for one in unknown[:3]}
-    because = "; ".join(sorted(reasons)) or "no layer is known to see them first"
-    yield f"the scale of the data could not be checked ({because}): see that they are right"
+    because = "; ".join(sorted(reasons)) or "no layer is known to normalize them first"
+    yield f"the scale of the data could not be checked ({because}): make sure that it is right"
