@@ -12,7 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Required,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from numpy.typing import NDArray
 
@@ -133,56 +145,43 @@ def inspect(
         raise TypeError(f"{wanted[0]} goes with data")
     run = None
     if data is not None:
-        run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
+        run = _data_run(data, batch, _loading([model], trust, imports), progress)
     with _as_file(model) as file:
         inspection = inspect_file(
-            file.path,
-            rules=rules,
-            thresholds=thresholds,
-            target_dtype=target_dtype,
-            run=run,
+            file.path, rules=rules, thresholds=thresholds, target_dtype=target_dtype, run=run
         )
     return replace(inspection, path=file.shown)
 
 
-@overload
-def fold(
-    model: FilePath,
-    out: FilePath,
-    *,
-    keep: Sequence[str] = (),
-    standalone: Standalone = "keep",
-    verify: bool = True,
-    force: bool = False,
-    data: Data | None = None,
-    seed: int = 0,
-    trust: bool = False,
-    imports: Sequence[str] = (),
-    strict: bool = False,
-    rtol: float | None = None,
-    atol: float | None = None,
-    fail_on: FailOn | None = None,
-    progress: Progress | None = None,
-) -> FoldReport: ...
+class _FoldOptions(TypedDict, total=False):
+    """The options of `fold` for a live model, as type checkers see them."""
+
+    keep: Sequence[str]
+    standalone: Standalone
+    verify: bool
+    data: Data | None
+    seed: int
+    imports: Sequence[str]
+    strict: bool
+    rtol: float | None
+    atol: float | None
+    fail_on: FailOn | None
+    progress: Progress | None
+
+
+class _FoldFileOptions(_FoldOptions, total=False):
+    """Those for a file, which may replace another one and need not be trusted."""
+
+    force: bool
+    trust: bool
 
 
 @overload
-def fold(
-    model: LiveModel,
-    out: None = None,
-    *,
-    keep: Sequence[str] = (),
-    standalone: Standalone = "keep",
-    verify: bool = True,
-    data: Data | None = None,
-    seed: int = 0,
-    imports: Sequence[str] = (),
-    strict: bool = False,
-    rtol: float | None = None,
-    atol: float | None = None,
-    fail_on: FailOn | None = None,
-    progress: Progress | None = None,
-) -> "keras.Model": ...
+def fold(model: FilePath, out: FilePath, **options: Unpack[_FoldFileOptions]) -> FoldReport: ...
+
+
+@overload
+def fold(model: LiveModel, out: None = None, **options: Unpack[_FoldOptions]) -> "keras.Model": ...
 
 
 @_in_python
@@ -242,19 +241,12 @@ def fold(
         wanted = [name for name, value in given.items() if not (value is None or value is False)]
         if wanted:
             raise TypeError(f"verify=False contradicts {' and '.join(wanted)}")
-    asked = _proof(
-        [model],
-        data,
-        seed=seed,
-        trust=trust,
-        imports=imports,
-        strict=strict,
-        rtol=rtol,
-        atol=atol,
-    )
-    proof, force = asked if verify else None, options.flag("force", force)
-    settings: dict[str, Any] = {"keep": keep, "standalone": standalone, "proof": proof}
-    settings |= {"progress": _callable(progress), "settings": _stopping_at(fail_on)}
+    loading = _loading([model], trust, imports)
+    running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol), strict)
+    settings: dict[str, Any] = {"keep": keep, "standalone": standalone}
+    settings |= {"proof": running if verify else None, "settings": _stopping_at(fail_on)}
+    settings |= {"progress": _callable(progress)}
+    force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
             return fold_file(file.path, target, force=force, **settings)
@@ -312,10 +304,10 @@ def verify(
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the original.
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save a live model.
     """
-    models = [original, folded]
-    asked = _proof(models, data, seed=seed, trust=trust, imports=imports, rtol=rtol, atol=atol)
+    loading = _loading([original, folded], trust, imports)
+    running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
     with _as_file(original) as first, _as_file(folded) as second:
-        found = asked.run(first.path, second.path, _callable(progress))
+        found = running.run(first.path, second.path, _callable(progress))
     return found.reworded(lambda text: second.said(first.said(text)))
 
 
@@ -371,15 +363,8 @@ def export(
     """
     if keep and not options.flag("fold", fold):
         raise TypeError("keep says what not to fold, and fold=False folds nothing")
-    running = _proof(
-        [model],
-        data,
-        seed=seed,
-        trust=trust,
-        imports=imports,
-        rtol=rtol,
-        atol=atol,
-    )
+    loading = _loading([model], trust, imports)
+    running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
     with _as_file(model) as file:
         return child.run(
             export_file,
@@ -396,39 +381,36 @@ def export(
         )
 
 
+class _RecalibrateOptions(TypedDict, total=False):
+    """The options of `recalibrate` for a live model, as type checkers see them."""
+
+    data: Required[Data]
+    layers: Sequence[str]
+    batch: int | None
+    cache: int
+    allow_other_scale: bool
+    labels: Data | None
+    allow_worse: bool
+    imports: Sequence[str]
+    progress: Progress | None
+
+
+class _RecalibrateFileOptions(_RecalibrateOptions, total=False):
+    """Those for a file, which may replace another one and need not be trusted."""
+
+    force: bool
+    trust: bool
+
+
 @overload
 def recalibrate(
-    model: FilePath,
-    out: FilePath,
-    *,
-    data: Data,
-    layers: Sequence[str] = (),
-    batch: int | None = None,
-    cache: int = CACHE,
-    force: bool = False,
-    allow_other_scale: bool = False,
-    labels: Data | None = None,
-    allow_worse: bool = False,
-    trust: bool = False,
-    imports: Sequence[str] = (),
-    progress: Progress | None = None,
+    model: FilePath, out: FilePath, **options: Unpack[_RecalibrateFileOptions]
 ) -> RecalibrationReport: ...
 
 
 @overload
 def recalibrate(
-    model: LiveModel,
-    out: None = None,
-    *,
-    data: Data,
-    layers: Sequence[str] = (),
-    batch: int | None = None,
-    cache: int = CACHE,
-    allow_other_scale: bool = False,
-    labels: Data | None = None,
-    allow_worse: bool = False,
-    imports: Sequence[str] = (),
-    progress: Progress | None = None,
+    model: LiveModel, out: None = None, **options: Unpack[_RecalibrateOptions]
 ) -> "keras.Model": ...
 
 
@@ -484,11 +466,14 @@ def recalibrate(
             finite, or its statistics do not fit into their dtype.
     """
     target = _target("recalibrate", model, out)
-    run = _data_run(model, data, progress, batch=batch, trust=trust, imports=imports)
-    settings: dict[str, Any] = {"run": run, "layers": layers, "cache": cache}
-    settings["allow_other_scale"] = options.flag("allow_other_scale", allow_other_scale)
-    settings["labels"] = user_data.given(labels)
-    settings["allow_worse"] = options.flag("allow_worse", allow_worse)
+    settings: dict[str, Any] = {
+        "run": _data_run(data, batch, _loading([model], trust, imports), progress),
+        "layers": layers,
+        "cache": cache,
+        "allow_other_scale": options.flag("allow_other_scale", allow_other_scale),
+        "labels": user_data.given(labels),
+        "allow_worse": options.flag("allow_worse", allow_worse),
+    }
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
@@ -500,47 +485,21 @@ def recalibrate(
 
 
 def _data_run(
-    model: Any,
-    data: Data,
-    progress: Progress | None,
-    *,
-    batch: int | None,
-    trust: bool,
-    imports: Sequence[str],
+    data: Data, batch: int | None, loading: options.Loading, progress: Progress | None
 ) -> DataRun:
-    """How a model, a path or a live one, is to be run over data."""
+    """How a model is to be run over data."""
     source = user_data.given(data)
     if source is None:
         raise TypeError("data is missing: samples to run the model over")
-    return DataRun(
-        data=source,
-        batch=batch,
-        loading=_loading([model], trust=trust, imports=imports),
-        progress=_callable(progress) or (lambda _: None),
-    )
+    return DataRun(source, batch, loading, _callable(progress) or (lambda _: None))
 
 
-def _proof(
-    models: Sequence[Any],
-    data: Data | None,
-    *,
-    seed: int,
-    trust: bool,
-    imports: Sequence[str],
-    rtol: float | None,
-    atol: float | None,
-    strict: bool = False,
-) -> Proof:
-    """How models, paths or live ones, are to be run and compared."""
-    return Proof(
-        _loading(models, trust=trust, imports=imports),
-        options.Samples(user_data.given(data), seed),
-        options.Tolerance(rtol, atol),
-        strict,
-    )
+def _samples(data: Data | None, seed: int) -> options.Samples:
+    """The user's samples, or a seed for random ones."""
+    return options.Samples(user_data.given(data), seed)
 
 
-def _loading(models: Sequence[Any], *, trust: bool, imports: Sequence[str]) -> options.Loading:
+def _loading(models: Sequence[Any], trust: bool, imports: Sequence[str]) -> options.Loading:
     """How models are loaded; live ones are trusted, and bring their own classes."""
     alive = [model for model in models if _is_live(model)]
     classes = {name: one for model in alive for name, one in live.own_classes(model).items()}
@@ -588,7 +547,7 @@ def bench(
     # The threads of a TensorFlow that has not started are set for good.
     is_threaded = threads is not None and not any(_is_live(model) for model in models)
     run = child.run_apart if is_threaded else child.run
-    loading = _loading(models, trust=trust, imports=imports)
+    loading = _loading(models, trust, imports)
     with ExitStack() as files:
         first = files.enter_context(_as_file(a))
         second = first if b is None else files.enter_context(_as_file(b))
@@ -616,14 +575,10 @@ def _target(function: str, model: Any, out: Any) -> Path | None:
     """
     if _is_live(model):
         if out is not None:
-            raise TypeError(
-                f"{function} takes no out path with a live model: it returns the result"
-            )
+            raise TypeError(f"{function} of a live model takes no out path: it returns the result")
         return None
     if out is None:
-        raise TypeError(
-            f"{function} takes an out path with the path of a model: {function}(model, out)"
-        )
+        raise TypeError(f"{function} of a file takes an out path: {function}(model, out)")
     return _path("out", out)
 
 

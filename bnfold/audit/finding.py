@@ -30,64 +30,51 @@ class Severity(StrEnum):
 class Diagnosis:
     """What a rule answers when something is wrong: a finding without its rule and its layer.
 
-    Its attributes are those of `Finding`.
-    """
-
-    severity: Severity
-    message: str
-    remedy: str
-    channels: Channels | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
-    cause: str | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or worth knowing, about one layer.
-
     Attributes:
-        code: the rule's, such as "BN103".
-        name: the rule's, such as "statistics-not-converged".
         severity: how bad it is.
-        layer: the nested path of the BatchNormalization.
         message: what was found, with its figures.
         remedy: what to do about it.
         channels: which channels it concerns; None where it concerns the layer as a whole.
         figures: the numbers of the message by name, such as {"momentum": 0.01}.
         cause: the code of the rule that names the cause, where this is but a consequence of it.
-        consequences: the findings that this one is the cause of, see `joined`.
     """
 
-    code: str
-    name: str
     severity: Severity
-    layer: LayerPath
     message: str
     remedy: str
     channels: Channels | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     cause: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Diagnosis):
+    """One thing that is wrong, or worth knowing, about one layer.
+
+    Attributes:
+        code: the rule's, such as "BN103".
+        name: the rule's, such as "statistics-not-converged".
+        layer: the nested path of the BatchNormalization.
+        consequences: the findings that this one is the cause of, see `joined`.
+    """
+
+    code: str
+    name: str
+    layer: LayerPath
     consequences: "tuple[Finding, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields for JSON; a figure that is not finite is None."""
+        brief = ("code", "name", "severity", "message")
         return {
             "code": self.code,
             "name": self.name,
             "severity": self.severity.value,
             "layer": show(self.layer),
-            "message": self.message,
-            "remedy": self.remedy,
-            "channels": plain(self.channels),
+            **{name: plain(getattr(self, name)) for name in ("message", "remedy", "channels")},
             "figures": {name: finite_number(value) for name, value in self.figures.items()},
             "consequences": [
-                {
-                    "code": one.code,
-                    "name": one.name,
-                    "severity": one.severity.value,
-                    "message": one.message,
-                }
-                for one in self.consequences
+                {name: plain(getattr(one, name)) for name in brief} for one in self.consequences
             ],
         }
 

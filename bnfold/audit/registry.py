@@ -158,17 +158,8 @@ def _findings(subject: Subject, rules: tuple[Rule, ...]) -> Iterator[Finding]:
     for one in rules:
         found = one.check(subject) if one.needs in known else None
         if found is not None:
-            yield Finding(
-                code=one.code,
-                name=one.name,
-                severity=found.severity,
-                layer=subject.batchnorm.path,
-                message=found.message,
-                remedy=found.remedy,
-                channels=found.channels,
-                figures=found.figures,
-                cause=found.cause,
-            )
+            layer = subject.batchnorm.path
+            yield Finding(**vars(found), code=one.code, name=one.name, layer=layer)
 
 
 def _known(subject: Subject) -> set[Needs]:

@@ -7,12 +7,14 @@ never into markup: a layer's name must not be able to paint the terminal.
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Severity
@@ -24,6 +26,9 @@ from bnfold.model.graph import show
 if TYPE_CHECKING:
     from bnfold.audit.selection import Suppressed
     from bnfold.jobs.inspect import Inspection
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
 _SHOWN_LAYERS = 4
 _PIPE_WIDTH = 400
@@ -63,6 +68,24 @@ class Hanging:
             yield Padding(line, (0, 0, 0, self.by), expand=False)
 
 
+def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """A table under a line of headings: columns of text, which may wrap, then of numbers."""
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for column in columns:
+        found.add_column(column, overflow="fold")
+    for column in numbers:
+        found.add_column(column, justify="right", no_wrap=True)
+    return found
+
+
+def grouped(values: Iterable[_Value], key: Callable[[_Value], _Key]) -> dict[_Key, list[_Value]]:
+    """The values by key, both in the order of their first appearance."""
+    found: dict[_Key, list[_Value]] = {}
+    for value in values:
+        found.setdefault(key(value), []).append(value)
+    return found
+
+
 def plural(noun: str, count: int) -> str:
     """A noun in the number that goes with `count`."""
     return noun if count == 1 else f"{noun}s"
@@ -91,18 +114,6 @@ def totals(models: Sequence["Inspection"], unreadable: Sequence[Unreadable] = ()
     aside = set_aside([one for model in models for one in model.suppressed])
     shares = [how_many_read(models, unreadable)] if len(models) + len(unreadable) > 1 else []
     return "; ".join([said, *([aside] if aside else []), *shares])
-
-
-def verdict(
-    said: Text, differences: Iterable[str], notes: Iterable[str], warnings: Iterable[str]
-) -> list[RenderableType]:
-    """A sentence on a comparison, with its differences, notes and warnings, a line each."""
-    return [
-        said,
-        *(indented(printable(text), "red") for text in differences),
-        *(indented(printable(text), "dim") for text in notes),
-        *(indented(f"warning: {printable(text)}", "yellow") for text in warnings),
-    ]
 
 
 def set_aside(suppressed: "Iterable[Suppressed]") -> str:
@@ -154,10 +165,7 @@ _GOES_TO = re.compile(r"is also read by '[^']*'")
 
 def by_reason(plan: Plan) -> dict[str, list[Blocked]]:
     """The blocked layers, grouped by reasons that differ only in names of layers and in counts."""
-    grouped: dict[str, list[Blocked]] = {}
-    for blocked in plan.blocked:
-        grouped.setdefault(pattern(blocked), []).append(blocked)
-    return grouped
+    return grouped(plan.blocked, pattern)
 
 
 def layers(blocked: Sequence[Blocked]) -> str:

@@ -257,12 +257,10 @@ class ModelPage:
     @cached_property
     def groups(self) -> list[Group]:
         """The findings by rule, the worst first."""
-        found: dict[tuple[Severity, str], list[tuple[Norm, Finding]]] = {}
-        for norm in self.norms:
-            for one in norm.findings:
-                found.setdefault((one.severity, one.code), []).append((norm, one))
-        ranked = sorted(found.items(), key=lambda item: (item[0][0].rank, item[0][1]))
-        return [Group(*key, same[0][1].name, tuple(same)) for key, same in ranked]
+        every = [(norm, one) for norm in self.norms for one in norm.findings]
+        every.sort(key=lambda pair: (pair[1].severity.rank, pair[1].code))
+        found = terminal.grouped(every, lambda pair: (pair[1].severity, pair[1].code))
+        return [Group(*key, same[0][1].name, tuple(same)) for key, same in found.items()]
 
     def group_number(self, finding: Finding) -> int:
         """The number from 1 of the group that a finding is in."""
@@ -312,15 +310,20 @@ def model_page(model: Inspection, number: int) -> ModelPage:
         if row.decision is not None
     }
     axes = {name: _axis(name, channels.values()) for name in COMPARED}
-    said = _Said(model)
+    findings = terminal.grouped(model.findings, lambda one: one.layer)
+    suppressed = terminal.grouped(model.suppressed, lambda one: one.finding.layer)
     folded = {row.number for row in found if row.into}
+
+    def norm(row: Row, vectors: LayerVectors) -> Norm:
+        decision = vectors.decision
+        path = decision.batchnorm.path
+        ranked = sorted(findings.get(path, ()), key=lambda one: (one.severity.rank, one.code))
+        aside = tuple(suppressed.get(path, ()))
+        return Norm(row.number or 0, decision, tuple(ranked), aside, row.into, vectors, axes)
+
+    norms = {place: norm(found[place], vectors) for place, vectors in channels.items()}
     lines = tuple(
-        Line(
-            row,
-            drawn[place],
-            _norm(row, channels.get(place), said, axes),
-            _mark(row, is_folded=row.number in folded),
-        )
+        Line(row, drawn[place], norms.get(place), _mark(row, is_folded=row.number in folded))
         for place, row in enumerate(found)
     )
     spread = [
@@ -344,26 +347,3 @@ def _axis(name: str, layers: Iterable[LayerVectors]) -> Axis:
     vectors = (one.usual(name) for one in layers)
     known = [vector for vector in vectors if vector is not None]
     return Axis.of(known, logarithmic=name in LOGARITHMIC)
-
-
-def _norm(
-    row: Row, channels: LayerVectors | None, said: "_Said", axes: Mapping[str, Axis]
-) -> Norm | None:
-    if row.decision is None or row.number is None or channels is None:
-        return None
-    path = row.decision.batchnorm.path
-    findings = sorted(said.findings.get(path, ()), key=lambda f: (f.severity.rank, f.code))
-    suppressed = tuple(said.suppressed.get(path, ()))
-    return Norm(row.number, row.decision, tuple(findings), suppressed, row.into, channels, axes)
-
-
-class _Said:
-    """What is said of each layer of a model."""
-
-    def __init__(self, model: Inspection) -> None:
-        self.findings: dict[LayerPath, list[Finding]] = {}
-        for finding in model.findings:
-            self.findings.setdefault(finding.layer, []).append(finding)
-        self.suppressed: dict[LayerPath, list[Suppressed]] = {}
-        for one in model.suppressed:
-            self.suppressed.setdefault(one.finding.layer, []).append(one)

@@ -77,7 +77,7 @@ class LayerVectors:
     """The vectors of one layer, and which of its channels are marked; each mask is (channels,)."""
 
     def __init__(self, decision: Fold | Blocked, thresholds: Thresholds) -> None:
-        self.batchnorm = decision.batchnorm
+        self.decision, self.batchnorm = decision, decision.batchnorm
         values = channel_values(self.batchnorm)
         self.vectors: dict[str, Vector] = {k: v for k, v in values.items() if v is not None}
         # Without the file's variables there is nothing to ask a subject for.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -75,12 +74,7 @@ def _models(report: BenchReport) -> Text:
 
 
 def _table(results: Sequence[Result]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("runtime", no_wrap=True)
-    table.add_column("batch", justify="right")
-    table.add_column("")
-    for column in ("median", "quartiles", "rounds"):
-        table.add_column(column, justify="right")
+    table = terminal.table("runtime", numbers=("batch", "", "median", "quartiles", "rounds"))
     for result in results:
         calls = f" of {result.calls} calls" if result.calls > 1 else ""
         rounds = f"{result.rounds}{calls}"

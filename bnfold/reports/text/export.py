@@ -45,12 +45,9 @@ _VERDICTS = {
 
 
 def _check(check: Check) -> list[RenderableType]:
-    sentence, colour = _VERDICTS[check.verdict]
-    first = Text(sentence, style=colour)
-    if check.verdict is not Verdict.DIFFERENT:
-        first.append(f" ({_what_was_compared(check)})", style="default")
+    compared = _what_was_compared(check)
     notes = [] if check.rule == STANDARD_RULE else [f"tolerance by --rtol and --atol: {check.rule}"]
-    return terminal.verdict(first, check.differences, notes, check.warnings)
+    return fold.conclusion(_VERDICTS, check, compared, notes, check.differences)
 
 
 def _what_was_compared(check: Check) -> str:

@@ -1,9 +1,8 @@
 """Folds and verifications for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -122,14 +121,8 @@ _SHOWN = 6
 
 def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
     """One block of rows for each value, a row for each runtime, in the order that they come in."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(title, overflow="fold")
-    for column in ("error", "original's", "SQNR dB", "of tolerance"):
-        table.add_column(column, justify="right", no_wrap=True)
-    blocks: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        blocks.setdefault(comparison.name, []).append(comparison)
-    for block in blocks.values():
+    table = terminal.table(title, numbers=("error", "original's", "SQNR dB", "of tolerance"))
+    for block in terminal.grouped(comparisons, lambda one: one.name).values():
         table.add_row(_value(block[0]))
         for comparison in block:
             table.add_row(*_comparison(comparison))
@@ -170,11 +163,31 @@ _VERDICTS = {
 
 def verdict(result: Verification) -> list[RenderableType]:
     """The verdict of a verification, with its differences, notes and warnings."""
-    sentence, colour = _VERDICTS[result.verdict]
-    first = Text(sentence, style=colour)
-    if result.verdict is not Verdict.DIFFERENT:
-        first.append(f" ({_what_was_compared(result)})", style="default")
-    return terminal.verdict(first, _first(result.differences), _notes(result), result.warnings)
+    compared, differences = _what_was_compared(result), _first(result.differences)
+    return conclusion(_VERDICTS, result, compared, _notes(result), differences)
+
+
+def conclusion(
+    verdicts: Mapping[Verdict, tuple[str, str]],
+    found: Verification | Check,
+    compared: str,
+    notes: Iterable[str],
+    differences: Iterable[str],
+) -> list[RenderableType]:
+    """The sentence and colour of a verdict, with its differences, notes and warnings, a line each.
+
+    Unless the models differ, the sentence says what was `compared`.
+    """
+    sentence, colour = verdicts[found.verdict]
+    said = Text(sentence, style=colour)
+    if found.verdict is not Verdict.DIFFERENT:
+        said.append(f" ({compared})", style="default")
+    return [
+        said,
+        *(terminal.indented(printable(text), "red") for text in differences),
+        *(terminal.indented(printable(text), "dim") for text in notes),
+        *(terminal.indented(f"warning: {printable(text)}", "yellow") for text in found.warnings),
+    ]
 
 
 _SENTENCES = 8

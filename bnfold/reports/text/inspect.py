@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.console import Group, JustifyMethod, OverflowMethod, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -100,19 +99,24 @@ def _table(model: Inspection, width: int) -> Table:
     numbers = {
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
-    codes = _codes(model.findings)
     axis = _variance_axis(model.plan)
-    cells = [_row(decision, codes, numbers, axis) for decision in model.plan.decisions]
+    findings = terminal.grouped(model.findings, lambda finding: finding.layer)
+    cells = [
+        _row(decision, findings.get(decision.batchnorm.path, ()), numbers, axis)
+        for decision in model.plan.decisions
+    ]
     shown = _columns_that_fit(cells, width)
     caption = _caption(usual)
     if _SPREAD in shown and any(d.batchnorm.vectors is not None for d in model.plan.decisions):
         caption.append(f"\nspread: channels by variance, {_extent(axis)}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table = terminal.table()
+    table.caption = caption
     for column in shown:
-        is_left = column in (*_NAME_COLUMNS, _SPREAD)
-        justify: JustifyMethod = "left" if is_left else "right"
-        overflow: OverflowMethod = "fold" if column in _NAME_COLUMNS else "ellipsis"
-        table.add_column(_HEADINGS[column], justify=justify, overflow=overflow)
+        table.add_column(
+            _HEADINGS[column],
+            justify="left" if column in (*_NAME_COLUMNS, _SPREAD) else "right",
+            overflow="fold" if column in _NAME_COLUMNS else "ellipsis",
+        )
     for row, row_cells in zip(rows, cells, strict=True):
         table.add_row(*(row_cells[column] for column in shown))
         unusual = _unusual(row, usual)
@@ -159,22 +163,12 @@ def _unusual(row: dict[str, Any], usual: dict[str, Any]) -> list[str]:
     return found + [flag for flag in ("renorm", "synchronized") if row[flag]]
 
 
-def _codes(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    codes: dict[str, list[Finding]] = {}
-    for finding in findings:
-        codes.setdefault(show(finding.layer), []).append(finding)
-    return codes
-
-
 def _row(
-    decision: Fold | Blocked,
-    codes: dict[str, list[Finding]],
-    numbers: dict[str, int],
-    axis: Axis,
+    decision: Fold | Blocked, findings: Sequence[Finding], numbers: dict[str, int], axis: Axis
 ) -> list[Text | Sparkline]:
     batchnorm = decision.batchnorm
     name = Text(printable(show(batchnorm.path)))
-    for finding in codes.get(show(batchnorm.path), []):
+    for finding in findings:
         name.append(f" {finding.code}", style=COLOURS[finding.severity])
     vectors = batchnorm.vectors or {}
     return [
@@ -219,12 +213,9 @@ def _reasons(plan: Plan) -> list[RenderableType]:
 
 def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
     """The findings, the worst first; equal ones of several layers are merged."""
-    alike: dict[tuple[Severity, str, str], list[Finding]] = {}
-    for finding in sorted(findings, key=lambda finding: finding.severity.rank):
-        message = finding.message if finding.severity is not Severity.INFO else finding.remedy
-        alike.setdefault((finding.severity, finding.code, message), []).append(finding)
     lines: list[RenderableType] = [Text("")] if findings else []
-    for (severity, code, _), same in alike.items():
+    ranked = sorted(findings, key=lambda finding: finding.severity.rank)
+    for (severity, code, _), same in terminal.grouped(ranked, _kind).items():
         head = Text(f"{severity} {code} ", style=COLOURS[severity])
         layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
@@ -234,6 +225,12 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
             terminal.indented(same[0].remedy, "dim", by=6),
         ]
     return lines
+
+
+def _kind(finding: Finding) -> tuple[Severity, str, str]:
+    """What findings share that are shown as one; for infos the same remedy is enough."""
+    is_info = finding.severity is Severity.INFO
+    return finding.severity, finding.code, finding.remedy if is_info else finding.message
 
 
 def _summary(code: str) -> str:
@@ -282,10 +279,7 @@ def _verdict(decision: Fold | Blocked) -> str:
 def _channels(batchnorm: BatchNorm, observed: Observed | None) -> RenderableType:
     found = channel_values(batchnorm, observed)
     columns = {name: values for name, values in found.items() if values is not None}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("channel", justify="right")
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    table = terminal.table(numbers=["channel", *(name.replace("_", " ") for name in columns)])
     for channel in range(batchnorm.channels or 0):
         table.add_row(str(channel), *(f"{values[channel]:.6g}" for values in columns.values()))
     return table

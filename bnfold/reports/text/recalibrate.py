@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +13,7 @@ from bnfold.model.batchnorm import Vector
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.model.moments import spread
-from bnfold.observation.estimate import Change, Kept, ScaleCheck
+from bnfold.observation.estimate import Change, ScaleCheck
 from bnfold.reports import terminal
 
 _CHECKED = "checked: the stored statistics match the observed inputs"
@@ -59,10 +58,8 @@ def _runs(work: float) -> str:
 
 
 def _table(changes: Sequence[Change]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for column in ("channels", "mean shift", "variance ratio", "KL in nats"):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = ("channels", "mean shift", "variance ratio", "KL in nats")
+    table = terminal.table("layer", numbers=numbers)
     for change in changes:
         found = change.divergence
         table.add_row(
@@ -73,7 +70,6 @@ def _table(changes: Sequence[Change]) -> Table:
             _shown("{median:.2g}, at most {max:.2g}", found.kl),
         )
     table.caption = "over the channels; the mean shift is in recorded standard deviations"
-    table.caption_justify = "left"
     return table
 
 
@@ -92,10 +88,7 @@ def _notes(report: RecalibrationReport) -> Iterator[str]:
     constant = sum(int(np.count_nonzero(c.variance == 0)) for c in report.recalibrated)
     if constant:
         yield f"{constant} {terminal.plural('channel', constant)} never changed: variance 0"
-    reasons: dict[str, list[Kept]] = {}
-    for kept in report.kept:
-        reasons.setdefault(kept.reason, []).append(kept)
-    for reason, alike in reasons.items():
+    for reason, alike in terminal.grouped(report.kept, lambda kept: kept.reason).items():
         yield f"kept {terminal.names([show(k.batchnorm.path) for k in alike])}: {printable(reason)}"
     if report.samples < _FEW_SAMPLES:
         yield (
