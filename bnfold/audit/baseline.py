@@ -1,13 +1,14 @@
 """The baseline: findings that were there when the gate was introduced, and are ignored.
 
-A finding is known by its rule, its layer and its model, and not by its figures: a number that
-changed is no new finding.
+A finding is identified by its rule, its layer and its model, not by its figures: a changed number
+is not a new finding.
 """
 
 import json
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
+from bnfold.audit import selection
 from bnfold.audit.finding import Finding
 from bnfold.audit.selection import Suppressed
 from bnfold.errors import SettingsError
@@ -67,10 +68,8 @@ def set_aside(
     findings: Iterable[Finding], model: str, known: Collection[Entry]
 ) -> tuple[tuple[Finding, ...], tuple[Suppressed, ...]]:
     """The findings on a model that the baseline does not know, and those that it knows."""
-    new, old = [], []
-    for finding in findings:
-        if Entry.of(finding, model) in known:
-            old.append(Suppressed(finding, "baseline", "it is in the baseline"))
-        else:
-            new.append(finding)
-    return tuple(new), tuple(old)
+
+    def reason(finding: Finding) -> str | None:
+        return "it is in the baseline" if Entry.of(finding, model) in known else None
+
+    return selection.set_aside(findings, "baseline", reason)

@@ -22,6 +22,7 @@ from bnfold.model.container.record import Recalibration
 from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.model.optimizer import Optimizer
+from bnfold.serialize import Serializable
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
 """The dtypes that a user may say the model will be run in."""
@@ -41,7 +42,7 @@ Check = Callable[[Subject], Diagnosis | None]
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Serializable):
     """A health rule.
 
     Attributes:
@@ -59,6 +60,8 @@ class Rule:
     check: Check
     needs: Needs = Needs.FINITE_NUMBERS
     needs_data: bool = False
+
+    json_keys = ("code", "name", "severities", "summary")
 
     @property
     def summary(self) -> str:

@@ -1,6 +1,6 @@
-"""Which rules are asked for, and which findings are set aside with a reason."""
+"""Which rules are applied, and which findings are ignored with a reason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import PurePath
@@ -80,7 +80,7 @@ class Suppression:
 
 @dataclass(frozen=True)
 class Suppressed:
-    """A finding that does not count, by a suppression or because the baseline has it."""
+    """A finding that is ignored, by a suppression or because the baseline has it."""
 
     finding: Finding = field(repr=False)
     by: Literal["suppression", "baseline"]
@@ -95,11 +95,21 @@ def suppress(
     findings: Iterable[Finding], suppressions: Sequence[Suppression]
 ) -> tuple[tuple[Finding, ...], tuple[Suppressed, ...]]:
     """The findings that none of the suppressions covers, and the others with the reason."""
-    kept, set_aside = [], []
-    for finding in findings:
-        covering = next((one for one in suppressions if one.covers(finding)), None)
-        if covering is None:
-            kept.append(finding)
-        else:
-            set_aside.append(Suppressed(finding, "suppression", covering.reason))
-    return tuple(kept), tuple(set_aside)
+
+    def reason(finding: Finding) -> str | None:
+        return next((one.reason for one in suppressions if one.covers(finding)), None)
+
+    return set_aside(findings, "suppression", reason)
+
+
+def set_aside(
+    findings: Iterable[Finding],
+    by: Literal["suppression", "baseline"],
+    reason: Callable[[Finding], str | None],
+) -> tuple[tuple[Finding, ...], tuple[Suppressed, ...]]:
+    """The findings without a reason to ignore them, and the others with it."""
+    known = [(finding, reason(finding)) for finding in findings]
+    return (
+        tuple(finding for finding, why in known if why is None),
+        tuple(Suppressed(finding, by, why) for finding, why in known if why is not None),
+    )

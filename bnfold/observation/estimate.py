@@ -204,10 +204,11 @@ class Estimation:
     @property
     def scale_checks(self) -> tuple[ScaleCheck, ...]:
         """What became of each of the first layers, in the order of the file."""
-        return tuple(self._checks.get(path) or self._unchecked(path) for path in self._first)
-
-    def _unchecked(self, path: LayerPath) -> ScaleCheck:
-        return ScaleCheck(path, None, self._problems.get(path, "it was not run over the data"))
+        unseen = "it was not run over the data"
+        return tuple(
+            self._checks.get(path) or ScaleCheck(path, None, self._problems.get(path, unseen))
+            for path in self._first
+        )
 
     def _watched(self) -> dict[LayerPath, observer.Normalization]:
         """The first layers that can be looked at, whether they get new statistics or not."""

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -18,14 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Severity
+from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Plan
 from bnfold.jobs.gate import Unreadable, how_many_read
+from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-
-if TYPE_CHECKING:
-    from bnfold.audit.selection import Suppressed
-    from bnfold.jobs.inspect import Inspection
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
@@ -103,7 +101,7 @@ def foldable(plan: Plan) -> str:
     return f"{layers}: {folds} can be folded, {total - folds} cannot"
 
 
-def totals(models: Sequence["Inspection"], unreadable: Sequence[Unreadable] = ()) -> str:
+def totals(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """How many findings there are in how many models: `2 errors, 1 warning in 3 models`.
 
     Also how many of those that were found could be read, unless it is the only one.
@@ -116,7 +114,7 @@ def totals(models: Sequence["Inspection"], unreadable: Sequence[Unreadable] = ()
     return "; ".join([said, *([aside] if aside else []), *shares])
 
 
-def set_aside(suppressed: "Iterable[Suppressed]") -> str:
+def set_aside(suppressed: Iterable[Suppressed]) -> str:
     """How many findings are ignored, and why; empty if none are."""
     counts = Counter(one.by for one in suppressed)
     said = []

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
+from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection, describe_layer
 from bnfold.serialize import SCHEMA_VERSION, plain
 
-if TYPE_CHECKING:
-    from bnfold.jobs.gate import Unreadable
 
-
-def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """The report of `bnfold inspect`."""
     return dump(
         {
@@ -42,16 +40,7 @@ def layer(model: Inspection, decision: Fold | Blocked) -> str:
 
 def rules(every: Iterable[Rule]) -> str:
     """The report of `bnfold rules`."""
-    rows = [
-        {
-            "code": rule.code,
-            "name": rule.name,
-            "severities": [severity.value for severity in rule.severities],
-            "summary": rule.summary,
-        }
-        for rule in every
-    ]
-    return dump({"schema_version": SCHEMA_VERSION, "rules": rows})
+    return dump({"schema_version": SCHEMA_VERSION, "rules": plain(list(every))})
 
 
 def report(result: Any) -> str:

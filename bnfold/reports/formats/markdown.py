@@ -6,16 +6,13 @@ appears literally.
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bnfold.audit import Finding
+from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.reports import terminal
-
-if TYPE_CHECKING:
-    from bnfold.jobs.gate import Unreadable
 
 _HEAD = "| level | rule | layer | finding | what to do |\n| --- | --- | --- | --- | --- |"
 
@@ -26,7 +23,7 @@ _MARKUP = re.compile(
 )
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence["Unreadable"] = ()) -> str:
+def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """The report on some models, and on what could not be read."""
     blocks = [f"## bnfold: {terminal.totals(models, unreadable)}"]
     if unreadable:

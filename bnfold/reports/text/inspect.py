@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from bnfold.audit import RULES, Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold, Plan
+from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.guard import printable
@@ -20,9 +21,6 @@ from bnfold.model.moments import Observed
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis, histogram
 from bnfold.reports.sparkline import Sparkline
-
-if TYPE_CHECKING:
-    from bnfold.jobs.gate import Unreadable
 
 _HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
 _NAME_COLUMNS = (0, 5)
@@ -41,7 +39,7 @@ _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dt
 
 
 def inspections(
-    models: Sequence[Inspection], width: int, unreadable: Sequence["Unreadable"] = ()
+    models: Sequence[Inspection], width: int, unreadable: Sequence[Unreadable] = ()
 ) -> RenderableType:
     """The reports on some models, the files that could not be read, and the totals."""
     if len(models) == 1 and not unreadable:
