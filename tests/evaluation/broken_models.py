@@ -151,13 +151,13 @@ def epsilon_huge() -> Trained:
 
 @broken("BN006 warning norm_1")
 def axis_of_rows() -> Trained:
-    """Axis 1 behind a convolution whose channels are last: one norm for each row."""
+    """Axis 1 after a channels-last convolution: one norm for each row."""
     return fit(nets.cnn(norms(first={"axis": 1})), digits())
 
 
 @broken("BN006 warning norm_1")
 def axis_of_time() -> Trained:
-    """Axis 1 behind a Conv1D: one norm for each step."""
+    """Axis 1 after a Conv1D: one norm for each step."""
     return fit(nets.conv1d(norms(first={"axis": 1})), sequences())
 
 
@@ -284,13 +284,13 @@ def frozen_while_trained() -> Trained:
 
 @broken("BN101 error norm_*")
 def never_trained() -> Trained:
-    """Compiled and saved as it was created."""
+    """Compiled and saved without training."""
     return untrained(nets.mlp(), flat_digits())
 
 
 @broken("BN102 error norm_1", edited=True)
 def variance_not_ported() -> Trained:
-    """Weights carried over without one layer's variance."""
+    """Weights ported without one layer's variance."""
     trained = fit(nets.mlp(), flat_digits())
     return edited(trained, flat_digits(), "norm_1", moving_variance=np.ones_like)
 

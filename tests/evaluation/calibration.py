@@ -99,7 +99,7 @@ def broken_table(results: Sequence[Result]) -> list[str]:
 
 def rule_table(healthy: Sequence[Result], broken: Sequence[Result]) -> list[str]:
     return table(
-        ("rule", "planted", "missed", "false alarms", "healthy models it tells a fact of"),
+        ("rule", "planted", "missed", "false alarms", "healthy models with an info"),
         (
             (
                 f"{rule.code} {rule.name}",
@@ -183,7 +183,7 @@ def report(folder: Path, others: Sequence[Path]) -> Iterator[str]:
     yield from ("### Healthy models", "", *healthy_table(healthy))
     yield from ("### Broken models", "", *broken_table(broken))
     limits = _examined(LIMITS, folder, None)
-    yield from ("### Models that the file does not tell of", "", *healthy_table(limits))
+    yield from ("### Models whose defect is not in the file", "", *healthy_table(limits))
     with tempfile.TemporaryDirectory() as unpacked:
         files = (*fixtures(Path(unpacked)), *others)
         yield from ("### Models that were not made for this", "", *other_table(files))

@@ -91,7 +91,7 @@ def mlp_epsilon_of_pytorch() -> Trained:
 
 @healthy()
 def mlp_norm_after_relu() -> Trained:
-    """The norm behind the activation, not before it."""
+    """The norm after the activation, not before it."""
     blocks = [
         (layers.Dense(width, activation="relu"), layers.BatchNormalization(name=f"norm_{width}"))
         for width in (64, 32)
@@ -157,7 +157,7 @@ def tabular() -> Trained:
 
 @healthy()
 def mlp_raw_pixels() -> Trained:
-    """Pixels in 0..255 straight into Dense, the norm behind it puts them right."""
+    """Pixels in 0..255 straight into Dense; the norm after it corrects the scale."""
     return fit(nets.mlp(), flat_digits().map(lambda pixels: pixels * 255))
 
 
@@ -177,7 +177,7 @@ def mlp_norm_last() -> Trained:
 
 @healthy()
 def mlp_dropout() -> Trained:
-    """Dropout behind each ReLU, so before the next norm."""
+    """Dropout after each ReLU, so before the next norm."""
     blocks = [
         layers.Dense(96),
         layers.BatchNormalization(name="norm_1"),
@@ -481,7 +481,7 @@ def transfer_two_phases() -> Trained:
 
 @healthy()
 def transfer_flat() -> Trained:
-    """The frozen network's own layers, with a new head behind them, in one graph."""
+    """The frozen network's own layers, with a new head after them, in one graph."""
     backbone = _backbone()
     backbone.trainable = False
     x = layers.Dense(32)(layers.Flatten()(backbone.output))
@@ -538,7 +538,7 @@ def temporal() -> Trained:
 
 @healthy()
 def time_distributed() -> Trained:
-    """Dense and norm for each step inside TimeDistributed, an LSTM behind them."""
+    """Dense and norm for each step inside TimeDistributed, an LSTM after them."""
     stack = (
         layers.TimeDistributed(layers.Dense(16)),
         layers.TimeDistributed(layers.BatchNormalization(), name="norm_1"),
@@ -563,7 +563,7 @@ def masked_words() -> Trained:
 
 @healthy()
 def two_inputs() -> Trained:
-    """An image and its row and column sums, joined behind a norm each."""
+    """An image and its row and column sums, each with a norm, then joined."""
     norm = norms()
     image, sums = keras.Input((8, 8, 1), name="image"), keras.Input((16,), name="sums")
     x = layers.ReLU()(norm()(layers.Conv2D(12, 3, use_bias=False)(image)))

@@ -21,7 +21,7 @@ def said(*planted: str, **options: Any) -> Any:
 
 @said()
 def own_loop_one_epoch() -> Trained:
-    """Broken: 44 steps of a loop of one's own, which the file does not count."""
+    """Broken: 44 steps of a custom training loop, which the file does not count."""
     return loop(nets.cnn(), digits(), epochs=1, training=True)
 
 
