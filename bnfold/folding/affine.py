@@ -13,7 +13,7 @@ All sums are in float64; the variables' dtypes are for whoever stores a result. 
 formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,10 @@ from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.refusal import Refusal
 
 Array = NDArray[np.float64]
+
+MOST_NUMBERS = 1 << 20
+"""In one scale or shift. A tensor may have any size in a file of some bytes, as behind a
+RepeatVector, but weights that absorb a map are at least as many as its numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,14 @@ class Affine:
             for array in (self.scale, self.shift)
             for distance, size in enumerate(reversed(array.shape))
             if size > 1
+        )
+
+    def fits(self, shape: Sequence[int | None]) -> bool:
+        """Whether a tensor of this shape has as many numbers along the axes that it varies on."""
+        return all(
+            size in (1, wanted) or wanted is None
+            for array in (self.scale, self.shift)
+            for size, wanted in zip(reversed(array.shape), reversed(shape), strict=False)
         )
 
     @cached_property

@@ -76,7 +76,7 @@ class BackwardSearch(Search):
         while True:
             value, affine, _ = wanted
             place = Place(value.call, "before it")
-            self.count_step(len(value.call.reads))
+            self.count_step(len(value.call.reads), affine)
             self._check_read_once(place, wanted, reader)
             following = self._around(place, value, affine)
             if following is not None:

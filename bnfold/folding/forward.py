@@ -42,7 +42,8 @@ class ForwardSearch(Search):
             number = heapq.heappop(self._waiting)
             if not self._waiting or self._waiting[0] != number:
                 call = self.state.calls[number]
-                self.count_step(len(call.reads))
+                known = (self._changed.get(value) for value in call.reads)
+                self.count_step(len(call.reads), *filter(None, known))
                 demands += self._enter(call)
         if not demands:
             raise Refusal("no layer with weights depends on it")

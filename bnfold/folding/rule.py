@@ -8,6 +8,7 @@ layer that reads several tensors one map for each, and where there is a choice s
 Forward, f is applied to A(x), and the rule finds B with f(A(x)) = B(f(x)).
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding.affine import Affine, Array, channel_count
+from bnfold.folding.affine import MOST_NUMBERS, Affine, Array, channel_count
 from bnfold.folding.sentences import BEFORE_ACTIVATION, NO_TRAINING, OTHER_SIDE, OTHER_VARIABLES
 from bnfold.folding.weights import WeightEdit
 from bnfold.model import layers
@@ -174,6 +175,12 @@ def no_activation(site: Site) -> None:
     if activation not in (None, "linear"):  # a dict can be anybody's function of that name
         applied = activation if isinstance(activation, str) else "an activation"
         raise Refusal(f"applies {applied}", BEFORE_ACTIVATION)
+
+
+def check_size(sizes: Iterable[int]) -> None:
+    """Wrong if a map would take more memory than any weights that could absorb it."""
+    if math.prod(sizes) > MOST_NUMBERS:
+        raise Refusal(f"would need a scale and a shift of more than {MOST_NUMBERS} numbers")
 
 
 def constant_in_space(site: Site, affine: Affine) -> None:

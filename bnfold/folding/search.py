@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnfold.folding.affine import Affine
+from bnfold.folding.affine import MOST_NUMBERS, Affine
 from bnfold.folding.candidate import Candidate
 from bnfold.folding.rule import Absorb, Site, check_bias_axis
 from bnfold.folding.rules import rule_of
@@ -25,6 +25,10 @@ from bnfold.model.shape_rules import Shape
 
 _MAX_STEPS = 20_000
 """For one layer, in one direction."""
+_MAX_NUMBERS = 8 * MOST_NUMBERS
+"""In the maps that one search meets, some of which it keeps."""
+_NUMBERS_FOR_A_SLOT = 1000
+"""To compute these takes about as long as to look at one input of a call."""
 _TOO_MANY = "there are too many paths to search"
 
 
@@ -52,6 +56,7 @@ class Search:
     affine: Affine = field(init=False)
     first: Refusal | None = field(default=None, init=False)
     _steps: int = field(default=0, init=False)
+    _numbers: int = field(default=0, init=False)
     _is_asking: bool = field(default=False, init=False)  # what a remedy would do
 
     def __post_init__(self) -> None:
@@ -102,12 +107,16 @@ class Search:
                 raise Refusal(f"it normalizes axis {self.axis}, the batch")
         return affine.along(axis)
 
-    def count_step(self, slots: int) -> None:
-        """Note that a call with so many inputs is looked at."""
+    def count_step(self, slots: int, *affines: Affine) -> None:
+        """Note that a call with so many inputs is looked at, and these maps of them."""
         self._steps += 1
+        numbers = sum(affine.scale.size + affine.shift.size for affine in affines)
+        self._numbers += numbers
         if self._steps > _MAX_STEPS:
             raise Refusal(_TOO_MANY)
-        if not self.state.work(slots):
+        if self._numbers > _MAX_NUMBERS:
+            raise Refusal("the maps of all that it could be moved past would take too much memory")
+        if not self.state.work(slots + numbers // _NUMBERS_FOR_A_SLOT):
             raise Refusal("the search for layers to absorb it reached its limit")
 
     # --- what a map may cross ---------------------------------------------------------------------
@@ -126,6 +135,8 @@ class Search:
         """`shape` is that of the tensor that the map is of, inside all wrappers."""
         rank = None if shape is None else len(shape)
         self._check_axes(affine, rank, place.call.wrappers, place.title, place.call.path)
+        if shape is not None and not affine.fits(shape):
+            raise place.refuse("has a tensor of another size than what is normalized")
 
     def _check_axes(
         self, affine: Affine, rank: int | None, wrappers: int, name: str, path: LayerPath

@@ -16,8 +16,8 @@ from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import without_axes
 from bnfold.model.training import is_set
 
-_MAX_WORK = 1_000_000
-_WORK_FOR_EACH_SLOT = 100
+_MAX_WORK = 100_000
+_WORK_FOR_EACH_SLOT = 20
 """For all layers together: so many inputs of calls are looked at, and so many more for each that
 the model has. The models of keras.applications need fewer than one for each, and one in which every
 layer reads all before it needs six."""

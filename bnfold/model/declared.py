@@ -13,7 +13,7 @@ from typing import Any
 from bnfold.model import keras_json
 from bnfold.model.graph import Graph, Json, Layer
 from bnfold.model.policy import parse_policy, policy_name
-from bnfold.model.shape_rules import Shape
+from bnfold.model.shape_rules import Shape, shape_of
 from bnfold.model.shapes import Shapes, input_shape
 
 _NUMBERS = ("bool", "float", "int", "uint", "bfloat16", "string")
@@ -67,9 +67,9 @@ def _of_sequential(graph: Graph) -> Declared:
     shape = input_shape(first)
     if shape is not None:
         return _of_input(first) if first.class_name == "InputLayer" else Declared(shape)
-    listed = keras_json.settings(graph.entry).get("build_input_shape")
-    if isinstance(listed, list):
-        return Declared(tuple(listed), is_exact=False)
+    listed = shape_of(keras_json.settings(graph.entry).get("build_input_shape"))
+    if listed is not None:
+        return Declared(listed, is_exact=False)
     if first.graph is None:
         return Declared(None)
     inside = inputs(first.graph)

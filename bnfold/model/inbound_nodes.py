@@ -6,14 +6,16 @@ call, output]` again. Both number the calls of a nested model with an offset of 
 `Numbering` knows; the rest of bnfold sees only `Ref`.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.guard import shortened
 from bnfold.model.graph import Call, Json, Ref
 from bnfold.model.identity import is_keras_layer
+from bnfold.model.shape_rules import is_shape
 
 CONSTANT = "_CONSTANT_VALUE"
 """What Keras 2 writes for the layer where a call's first argument is no tensor."""
@@ -40,7 +42,7 @@ class Numbering:
         first = (self.in_outputs if output else self.in_calls).get(name)
         if first is None or call < first or number < 0:
             raise UnreadableModelError(
-                f"the config uses the tensor {printable(str(triple[:3]))}, which does not exist"
+                f"the config uses the tensor {shortened(str(triple[:3]))}, which does not exist"
             )
         return Ref(name, call - first, number)
 
@@ -167,7 +169,7 @@ def _triple(value: Any) -> list[Any]:
         and all(type(number) is int for number in value[1:])
     ):
         return value
-    raise UnreadableModelError(f"the config names a tensor as {printable(str(value)[:60])}")
+    raise UnreadableModelError(f"the config names a tensor as {shortened(str(value)[:60])}")
 
 
 def map_structure(structure: Any, visit: Visit) -> Any:
@@ -267,10 +269,14 @@ def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...]
     elif isinstance(node, dict):
         config = node.get("config")
         if node.get("class_name") == "__keras_tensor__" and isinstance(config, dict):
-            shape, dtype = config.get("shape"), config.get("dtype")
+            listed, dtype = config.get("shape"), config.get("dtype")
             history = config.get("keras_history")
-            if isinstance(shape, list) and isinstance(dtype, str) and history is not None:
-                yield _triple(history), tuple(shape), dtype
+            if isinstance(listed, list) and isinstance(dtype, str) and history is not None:
+                if not is_shape(listed):
+                    raise UnreadableModelError(
+                        f"the config gives a tensor the shape {shortened(json.dumps(listed), 60)}"
+                    )
+                yield _triple(history), tuple(listed), dtype
             return
         for value in node.values():
             yield from tensor_shapes(value)

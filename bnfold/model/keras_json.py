@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model import inbound_nodes
-from bnfold.model.container.guard import printable
-from bnfold.model.graph import Call, Graph, Json, Layer, Ref
+from bnfold.model import inbound_nodes, shape_rules
+from bnfold.model.container.guard import shortened
+from bnfold.model.graph import Call, Graph, Json, Layer, Ref, unwrapped
 from bnfold.model.identity import is_keras_layer
-from bnfold.model.layers import BATCHNORM_CLASSES, is_input
+from bnfold.model.layers import BATCHNORM_CLASSES, facts, is_input
+from bnfold.model.setting_types import check_settings
 
 _MODEL_CLASSES = {"Functional", "Model", "Sequential", "Network"}
 _WRAPPERS = {"TimeDistributed"}
@@ -66,6 +67,10 @@ def parse_graph(entry: Json, depth: int) -> Graph:
         return _parse_sequential(entry, name, depth)
     if _is_functional(config):
         return _parse_functional(entry, name, depth, builtin=known)
+    if known and entry["class_name"] in ("Functional", "Sequential"):
+        raise UnreadableModelError(
+            f"the config of {entry['class_name']} {shortened(name)!r} holds no graph of layers"
+        )
     return Graph(name, "subclassed", {}, (), (), entry, builtin=False)
 
 
@@ -85,7 +90,7 @@ def _entries(config: Json) -> dict[str, Json]:
             raise UnreadableModelError("the config holds a layer in no known form")
         name = _layer_name(entry, len(found))
         if name in found:
-            raise UnreadableModelError(f"the config names two layers {printable(name)!r}")
+            raise UnreadableModelError(f"the config names two layers {shortened(name)!r}")
         found[name] = entry
     return found
 
@@ -143,12 +148,32 @@ def _check_references(graph: Graph) -> None:
     for ref in (*wanted, *graph.outputs):
         if ref.call >= len(graph.layers[ref.layer].calls):
             raise UnreadableModelError(
-                f"the config uses call {ref.call} of layer {printable(ref.layer)!r}, "
+                f"the config uses call {ref.call} of layer {shortened(ref.layer)!r}, "
                 f"which is called {len(graph.layers[ref.layer].calls)} times"
+            )
+        layer = graph.layers[ref.layer]
+        most = _output_count(layer)
+        if most is not None and ref.output >= most:
+            raise UnreadableModelError(
+                f"the config uses output {ref.output} of layer {shortened(ref.layer)!r}, "
+                f"which makes {most}"
+            )
+        if facts(unwrapped(layer)[0]).shape is not None and not layer.calls[ref.call].reads:
+            raise UnreadableModelError(
+                f"the config uses layer {shortened(ref.layer)!r}, which reads nothing"
             )
     missing = [name for name in graph.inputs if name not in graph.layers]
     if missing or not graph.outputs:
         raise UnreadableModelError("the config's inputs or outputs name no layer of it")
+
+
+def _output_count(layer: Layer) -> int | None:
+    """How many tensors each call of a layer makes; None where that is not known."""
+    core, _ = unwrapped(layer)
+    if core.graph is not None:
+        return None if core.graph.kind == "subclassed" else len(core.graph.outputs)
+    rule = facts(core).shape
+    return None if rule in (None, shape_rules.recurrent) else 1
 
 
 def _parse_sequential(entry: Json, name: str, depth: int) -> Graph:
@@ -173,6 +198,7 @@ def _parse_layer(name: str, entry: Json, depth: int) -> Layer:
         builtin=builtin,
         is_operation=_is_operation(entry),
     )
+    check_settings(layer)
     if (builtin and class_name in _MODEL_CLASSES) or _is_functional(config):
         return replace(layer, graph=parse_graph(entry, depth + 1))
     if builtin and class_name in _WRAPPERS and isinstance(config.get("layer"), dict):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.guard import shortened
 from bnfold.model.graph import Graph, Layer, LayerPath
 from bnfold.model.layers import is_input
 
@@ -92,7 +92,7 @@ def _enter(
         return
     name, number = node
     if node in state:
-        raise UnreadableModelError(f"the config's graph has a cycle through {printable(name)!r}")
+        raise UnreadableModelError(f"the config's graph has a cycle through {shortened(name)!r}")
     state[node] = False
     first_visit.setdefault(name, len(first_visit))
     stack.append((node, _inputs(graph, name, number)))

@@ -12,6 +12,22 @@ from bnfold.model.graph import Layer
 
 Shape = tuple[int | None, ...]
 
+LARGEST_SIZE = (1 << 63) - 1
+"""Of an axis, in every runtime."""
+
+
+def is_shape(value: object) -> bool:
+    """Whether a value of a config is a list of sizes, each an integer or null for an open one."""
+    return isinstance(value, list) and all(
+        size is None or (type(size) is int and 0 <= size <= LARGEST_SIZE) for size in value
+    )
+
+
+def shape_of(value: object) -> Shape | None:
+    """The shape that a value of a config is; None where it is none."""
+    return tuple(value) if isinstance(value, list) and is_shape(value) else None
+
+
 ShapeRule = Callable[[Layer, Sequence[Shape | None], int], Shape | None]
 """Called with a layer, the shapes of its inputs (one at least), and the number of the output."""
 
@@ -122,7 +138,7 @@ def flattened(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shap
 def permuted(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | None:
     """The axes in the order of `dims`, which counts them from 1."""
     dims, shape = layer.config.get("dims"), inputs[0]
-    if shape is None or not isinstance(dims, list) or len(dims) != len(shape) - 1:
+    if shape is None or not isinstance(dims, list) or sorted(dims) != [*range(1, len(shape))]:
         return None
     return (shape[0], *(shape[dim] for dim in dims))
 

@@ -13,7 +13,7 @@ from bnfold.model import keras_json, layers
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy, policy_name
-from bnfold.model.shape_rules import Shape
+from bnfold.model.shape_rules import LARGEST_SIZE, Shape, shape_of
 
 _Fact = TypeVar("_Fact")
 
@@ -119,8 +119,9 @@ class Shapes:
         for name, _ in self._graph.readers.get(ref, ()):
             layer = self._graph.layers[name]
             build_config = layer.entry.get("build_config")
-            shape = build_config.get("input_shape") if isinstance(build_config, dict) else None
-            if layers.is_batchnorm(layer) and isinstance(shape, list):
+            listed = build_config.get("input_shape") if isinstance(build_config, dict) else None
+            shape = shape_of(listed)
+            if layers.is_batchnorm(layer) and shape is not None:
                 return (None,) * len(shape)
         return None
 
@@ -132,6 +133,8 @@ class Shapes:
         core, wrappers = unwrapped(layer)
         outer = self._inputs(ref)
         if core.graph is not None:
+            if ref.output >= len(core.graph.outputs):
+                return None
             found = self.inside(ref.layer, ref.call).of(core.graph.outputs[ref.output])
         else:
             found = output_shape(core, [without_axes(one, wrappers) for one in outer], ref.output)
@@ -154,8 +157,7 @@ class Shapes:
             return [self.of(source) for source in sources]
         shape = input_shape(layer)
         if shape is None:
-            listed = keras_json.settings(self._graph.entry).get("build_input_shape")
-            shape = tuple(listed) if isinstance(listed, list) else None
+            shape = shape_of(keras_json.settings(self._graph.entry).get("build_input_shape"))
         return [shape]
 
     def _reverses_axes(self, layer: Layer) -> bool:
@@ -171,7 +173,8 @@ class Shapes:
         equation = parse_equation(core.config.get("equation")) if core.builtin else None
         if core.class_name != "EinsumDense" or equation is None or equation.ellipsis != "left":
             return False
-        shapes = [without_axes(self._shapes.get(call.reads[0]), wrappers) for call in layer.calls]
+        reads = [call.reads[0] for call in layer.calls if call.reads]
+        shapes = [without_axes(self._shapes.get(ref), wrappers) for ref in reads]
         elided = [shape and shape[1 : len(shape) - len(equation.inputs)] for shape in shapes]
         return not all(
             axes is not None and (len(axes) < 2 or (axes == axes[::-1] and None not in axes))
@@ -205,11 +208,8 @@ def _downstream(graph: Graph, is_source: Callable[[Layer], bool]) -> frozenset[s
 
 def input_shape(layer: Layer) -> Shape | None:
     """The shape that a layer's config declares for its input, batch included."""
-    for key in ("batch_shape", "batch_input_shape"):
-        shape = layer.config.get(key)
-        if isinstance(shape, list):
-            return tuple(shape)
-    return None
+    found = (shape_of(layer.config.get(key)) for key in ("batch_shape", "batch_input_shape"))
+    return next((shape for shape in found if shape is not None), None)
 
 
 def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> Shape | None:
@@ -217,7 +217,11 @@ def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> S
     if not inputs:
         return None
     rule = layers.facts(layer).shape
-    return None if rule is None else rule(layer, inputs, output)
+    found = None if rule is None else rule(layer, inputs, output)
+    if found is None:
+        return None
+    # A layer that crops more than there is, or repeats beyond all memory, has no size.
+    return tuple(size if size is None or 0 <= size <= LARGEST_SIZE else None for size in found)
 
 
 def without_axes(shape: Shape | None, wrappers: int) -> Shape | None:

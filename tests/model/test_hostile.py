@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import mutations
 import numpy as np
 import pytest
 from archives import (
@@ -834,6 +835,17 @@ def test_all_values_of_real_configs_replaced(name: str, tmp_path: Path) -> None:
         path = tmp_path / name.removesuffix(".xz")
         write(path)
         harmless(path)
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", FUZZED)
+def test_configs_that_are_wrong_in_some_places(name: str, count: int, tmp_path: Path) -> None:
+    source, choose = tmp_path / name.removesuffix(".xz"), random.Random(count)
+    source.write_bytes(fixture(name))
+    config = mutations.config_of(source)
+    for _ in range(count):
+        target = tmp_path / f"mutant{source.suffix}"
+        harmless(mutations.with_config(source, mutations.mutated(config, choose), target))
 
 
 # --- random damage -------------------------------------------------------------------------------

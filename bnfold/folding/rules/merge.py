@@ -24,6 +24,7 @@ from bnfold.folding.rule import (
     Rule,
     Site,
     affine_layer,
+    check_size,
     keeps_order,
     no_shift,
 )
@@ -82,6 +83,7 @@ def _sum_forward(weights: Callable[[int], Sequence[float]]) -> Forward:
         _check_shapes(site, affines)
         if not _same([affine.scale_only() for affine in affines]):
             raise Refusal(_OTHER_BRANCH.format("scaled"))
+        check_size(np.broadcast_shapes(*(affine.shift.shape for affine in affines)))
         shift = NOTHING
         for weight, affine in zip(weights(len(affines)), affines, strict=True):
             shift = shift + weight * affine.shift
@@ -144,6 +146,7 @@ def _product_forward(site: Site, affines: Sequence[Affine]) -> Affine:
     for affine in affines:
         no_shift(site, affine)
     _check_shapes(site, affines)
+    check_size(np.broadcast_shapes(*(affine.scale.shape for affine in affines)))
     scale = np.ones(())
     for affine in affines:
         scale = scale * affine.scale
@@ -202,6 +205,7 @@ def _row(arrays: Sequence[Array], axis: int, sizes: Sequence[int]) -> Array:
     rank = max(-axis, *(array.ndim for array in arrays))
     wide = [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
     common = list(np.broadcast_shapes(*(_without(array.shape, axis) for array in wide)))
+    check_size([*_without(tuple(common), axis), sum(sizes)])
     rows = []
     for array, size in zip(wide, sizes, strict=True):
         common[axis] = size

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bnfold.folding.affine import Affine, Array
-from bnfold.folding.rule import Rule, Site, single
+from bnfold.folding.rule import Rule, Site, check_size, single
 from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
@@ -75,6 +75,7 @@ def _reshaped(affine: Affine, source: Shape | None, target: Shape | None) -> Aff
     sizes, wanted = _static(source), _static(target)
     if sizes is None or wanted is None or math.prod(sizes) != math.prod(wanted):
         raise Refusal("has an input or output of unknown size")
+    check_size(sizes)
     return affine.each(lambda array: np.broadcast_to(array, sizes).reshape(wanted))
 
 
