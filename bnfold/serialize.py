@@ -16,14 +16,17 @@ SCHEMA_VERSION = 1
 class Serializable:
     """A result with a JSON form: the attributes that `json_keys` names, else its fields, in order.
 
-    A class whose form is another one has a `to_dict` of its own.
+    `json_names` has the keys of attributes that are called otherwise in JSON. A class whose form is
+    another one has a `to_dict` of its own.
     """
 
     json_keys: ClassVar[tuple[str, ...]] = ()
+    json_names: ClassVar[Mapping[str, str]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON; a number that is not finite becomes None."""
-        return _attributes(self, self.json_keys)
+        found = _attributes(self, self.json_keys)
+        return {self.json_names.get(name, name): value for name, value in found.items()}
 
 
 class Report(Serializable):

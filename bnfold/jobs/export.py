@@ -48,7 +48,7 @@ from bnfold.running.session import Opening
 from bnfold.serialize import SCHEMA_VERSION, plain
 from bnfold.supervision import link
 from bnfold.verification import Verdict, Verification
-from bnfold.verification.exported import Check, Expected, Trial, expect, named_ports
+from bnfold.verification.exported import Check, Trial, expect
 from bnfold.verification.tolerance import Rule
 from bnfold.version import __version__
 
@@ -236,16 +236,14 @@ class _Job:
             opening = opening.beside(subject)
         original, folded = self._load(opening)
         sets, warning = self._samples(original)
-        self.report("running the model with Keras")
-        expected = self._expect(original, sets)
-        libraries.release()  # the copy in float64 is large, and a conversion takes much memory
         warnings = [*original.notes, *([warning] if warning is not None else [])]
-        rule = Rule(self.running.tolerance)
-        trial = Trial(original, folded, expected, sets, self._seed, rule, warnings)
+        self.report("running the model with Keras")
+        trial = self._expect(original, folded, sets, warnings)
+        libraries.release()  # the copy in float64 is large, and a conversion takes much memory
         label = self._label(original, report, sha256, trial.batched)
         self.report("converting to ONNX")
         check = self._first_check(folded, path, label, trial)
-        inputs, outputs = named_ports(trial.interface)
+        inputs, outputs = onnx_file.named_ports(trial.interface)
         written = check.accepted(strict=self.running.strict)
         return replace(report, written=written, check=check, inputs=inputs, outputs=outputs)
 
@@ -271,9 +269,16 @@ class _Job:
         sizes = keras_runner.free_sizes(loaded, specs)
         return samples.generate(specs, self._seed, sizes), None
 
-    def _expect(self, loaded: LoadedModel, sets: Sequence[SampleSet]) -> Expected:
+    def _expect(
+        self,
+        original: LoadedModel,
+        folded: LoadedModel,
+        sets: list[SampleSet],
+        warnings: Sequence[str],
+    ) -> Trial:
+        rule = Rule(self.running.tolerance)
         try:
-            return expect(loaded, sets, self._seed)
+            return expect(original, folded, sets, seed=self._seed, rule=rule, warnings=warnings)
         except CannotRunError as error:
             raise VerificationImpossibleError(
                 f"{self.label}: Keras cannot run it, so there is nothing to compare: {error}"

@@ -10,30 +10,27 @@ import numpy as np
 
 from bnfold.running import keras_graph, precision
 from bnfold.running.arrays import ROUNDINGS, Array
-from bnfold.running.libraries import CannotRunError, one_line, quiet
+from bnfold.running.libraries import CannotRunError, one_line_on_failure
 from bnfold.running.loading import LoadedModel
 
 _FLOAT64_LIMIT = 1_200_000_000  # bytes of weights in float64
 
 
 def float64_copy(loaded: LoadedModel) -> LoadedModel:
-    """Return the runner rebuilt in float64 with the same weights. Raises CannotRunError."""
-    weights = loaded.runner.weights
+    """Return what a model shows rebuilt in float64 with the same weights. Raises CannotRunError."""
+    weights = loaded.shown.weights
     if sum(8 * int(np.prod(weight.shape)) for weight in weights) > _FLOAT64_LIMIT:
         raise CannotRunError("the weights are too large for a copy in float64")
     saving = loaded.keras.saving
-    try:
-        with quiet():
-            with _sharing(loaded):
-                config = precision.in_float64(saving.serialize_keras_object(loaded.runner))
-            with _sharing(loaded):
-                model = saving.deserialize_keras_object(
-                    config, custom_objects=loaded.custom_objects, safe_mode=not loaded.trust
-                )
-            model.set_weights([_widened(weight) for weight in weights])
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
-    return LoadedModel(loaded.path, loaded.library, model, loaded.trust, runner=model)
+    with one_line_on_failure():
+        with _sharing(loaded):
+            config = precision.in_float64(saving.serialize_keras_object(loaded.shown))
+        with _sharing(loaded):
+            model = saving.deserialize_keras_object(
+                config, custom_objects=loaded.custom_objects, safe_mode=not loaded.trust
+            )
+        model.set_weights([_widened(weight) for weight in weights])
+    return LoadedModel(loaded.path, loaded.library, model, loaded.trust, shown=model)
 
 
 def _sharing(loaded: LoadedModel) -> contextlib.AbstractContextManager[Any]:

@@ -140,7 +140,7 @@ def nodes_of(graph: Any) -> list[Any]:
 
 
 def in_order(graph: Any) -> Iterator[Any]:
-    """The calls of a graph, each behind those that make its inputs; not those of input layers."""
+    """The calls of a graph, each after those that make its inputs; not those of input layers."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 

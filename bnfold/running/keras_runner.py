@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,41 +13,26 @@ import numpy as np
 
 from bnfold.running import keras_graph
 from bnfold.running.arrays import ROUNDINGS, Array
-from bnfold.running.libraries import CannotRunError, one_line, quiet
+from bnfold.running.libraries import CannotRunError, one_line_on_failure, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import InputSpec, SampleSet, run_all, zeros
-from bnfold.running.taps import Tap
-from bnfold.running.unrolled import Unrolled
 
 _FREE_SIZES = (32, 40, 64, 96, 128, 224, 299, 16, 8)
 
 
 def prepare_alone(loaded: LoadedModel) -> None:
-    """Build the runner of a model as its file defines it: its outputs, with nothing left out."""
-    loaded.runner = runner(loaded, [None for _ in loaded.model.outputs], Unrolled(), [])
+    """Show what a model computes as its file defines it: its outputs, with nothing left out."""
+    loaded.shown = _model(loaded, loaded.model.outputs)
 
 
-def runner(
-    loaded: LoadedModel,
-    taps: Sequence[Tap | None],
-    flat: Unrolled,
-    inside: Sequence[Any],
-) -> Any:
-    """A model that puts out the outputs, as tapped, and then these tensors of a flat graph."""
-    own = [
-        output if tap is None or tap.tensor is None else tap.tensor
-        for tap, output in zip(taps, loaded.model.outputs, strict=True)
-    ]
+def showing(loaded: LoadedModel, tensors: Sequence[Any]) -> LoadedModel:
+    """The same model showing these of its tensors."""
+    return replace(loaded, shown=_model(loaded, tensors))
+
+
+def _model(loaded: LoadedModel, tensors: Sequence[Any]) -> Any:
     with quiet():
-        outputs = [*map(flat.tensor, own), *inside]
-        return loaded.keras.Model(list(loaded.model.inputs), outputs)
-
-
-def showing(loaded: LoadedModel, shown: Sequence[Any]) -> LoadedModel:
-    """The model with a runner that puts out these tensors of its flat graph."""
-    with quiet():
-        runner = loaded.keras.Model(list(loaded.model.inputs), list(shown))
-    return replace(loaded, runner=runner)
+        return loaded.keras.Model(list(loaded.model.inputs), list(tensors))
 
 
 def free_sizes(loaded: LoadedModel, specs: Sequence[InputSpec]) -> list[int]:
@@ -72,32 +57,26 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
     import tensorflow  # noqa: PLC0415
 
     keywords = {} if training is None else {"training": training}
-    try:
-        with quiet():
-            fed = [
-                tensorflow.convert_to_tensor(array, dtype=keras_graph.dtype_name(tensor))
-                for array, tensor in zip(inputs, loaded.runner.inputs, strict=True)
-            ]
-            outputs = loaded.runner(fed, **keywords)
-            flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-            found = [np.atleast_1d(as_numpy(output)) for output in flat]
-            for layer in keras_graph.layers_of(loaded.runner):
-                if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
-                    layer.reset_states()
-            return found
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
+    with one_line_on_failure():
+        fed = [
+            tensorflow.convert_to_tensor(array, dtype=keras_graph.dtype_name(tensor))
+            for array, tensor in zip(inputs, loaded.shown.inputs, strict=True)
+        ]
+        outputs = loaded.shown(fed, **keywords)
+        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        found = [np.atleast_1d(as_numpy(output)) for output in flat]
+        for layer in keras_graph.layers_of(loaded.shown):
+            if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
+                layer.reset_states()
+        return found
 
 
 def apply(layer: Any, value: Array) -> Array:
     """What one layer makes of a value at inference. Raises CannotRunError."""
     import tensorflow  # noqa: PLC0415
 
-    try:
-        with quiet():
-            return as_numpy(layer(tensorflow.convert_to_tensor(value), training=False))
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
+    with one_line_on_failure():
+        return as_numpy(layer(tensorflow.convert_to_tensor(value), training=False))
 
 
 def numbers(variable: Any) -> Array:
@@ -124,7 +103,7 @@ def output_units(loaded: LoadedModel, steps: Sequence[float]) -> list[float]:
     smallest = min((step for step in steps if step), default=ROUNDINGS["float32"])
     return [
         max(ROUNDINGS.get(keras_graph.dtype_name(tensor), 0.0), smallest / 2)
-        for tensor in loaded.runner.outputs
+        for tensor in loaded.shown.outputs
     ]
 
 
@@ -142,7 +121,7 @@ def rounding_steps(loaded: LoadedModel) -> Steps:
     for layer in keras_graph.layers_of(loaded.model):  # the innermost one's dtype counts
         computed_in.update((id(weight), _compute_dtype(layer)) for weight in layer.weights)
     stored, computed = [], []
-    for weight in loaded.runner.weights:
+    for weight in loaded.shown.weights:
         half = ROUNDINGS.get(keras_graph.dtype_name(weight), 0.0)
         stored.append(half)
         coarser = max(half, ROUNDINGS.get(computed_in.get(id(weight), ""), half))
@@ -174,24 +153,6 @@ def evaluate(
     return run_all(call, sets)
 
 
-def perturbed(
-    loaded: LoadedModel,
-    sets: Sequence[SampleSet],
-    *,
-    steps: Sequence[float],
-    repetitions: int,
-    seed: int,
-    training: bool | None,
-) -> Generator[list[list[Array]]]:
-    """All values of a model, by sample set, each time that its weights are perturbed.
-
-    Every weight is perturbed by its step, relative to its size, up or down at random. Raises
-    CannotRunError.
-    """
-    evaluated = functools.partial(evaluate, loaded, sets, training=training)
-    return Weights(loaded, steps, seed).perturbed(evaluated, repetitions)
-
-
 @contextlib.contextmanager
 def approximated(loaded: LoadedModel, step: float, seed: int) -> Iterator[None]:
     """While this lasts, every sigmoid of a model is off by `step`, up or down at random.
@@ -202,7 +163,7 @@ def approximated(loaded: LoadedModel, step: float, seed: int) -> Iterator[None]:
     """
     drawn = itertools.count()
     with contextlib.ExitStack() as undo:
-        for part, name, kind in _sigmoids(loaded.runner):
+        for part, name, kind in _sigmoids(loaded.shown):
             function = getattr(part, name)
             if name in vars(part):
                 undo.callback(setattr, part, name, function)
@@ -258,7 +219,7 @@ def is_repeatable(
 
 def _draws(loaded: LoadedModel) -> list[bytes]:
     """The states of the random generators of all layers."""
-    states = loaded.runner.non_trainable_variables
+    states = loaded.shown.non_trainable_variables
     return [
         np.asarray(one.numpy()).tobytes()
         for one in states
@@ -277,8 +238,8 @@ class Weights:
     """The floating weights of a model, to be perturbed by rounding errors and put back."""
 
     def __init__(self, loaded: LoadedModel, steps: Sequence[float], seed: int) -> None:
-        steps = steps or [0.0] * len(loaded.runner.weights)
-        pairs = zip(loaded.runner.weights, steps, strict=True)
+        steps = steps or [0.0] * len(loaded.shown.weights)
+        pairs = zip(loaded.shown.weights, steps, strict=True)
         self._parts = [
             (weight, np.asarray(weight.numpy()), step)
             for weight, step in pairs
@@ -286,14 +247,12 @@ class Weights:
         ]
         self._seed = seed
 
-    def perturbed(
-        self, evaluated: Callable[[], list[list[Array]]], repetitions: int
-    ) -> Generator[list[list[Array]]]:
-        """What is evaluated each time that the weights are perturbed; then they are put back."""
+    def perturbed(self, repetitions: int) -> Generator[None]:
+        """Each time with the weights perturbed otherwise; then they are put back."""
         try:
             for repetition in range(1, repetitions + 1):
                 self.perturb(repetition)
-                yield evaluated()
+                yield
         finally:
             self.perturb(0)
 

@@ -153,6 +153,16 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 240 else text[:237] + "..."
 
 
+@contextlib.contextmanager
+def one_line_on_failure(what: str = "", kind: type[Exception] = CannotRunError) -> Iterator[None]:
+    """Quietly; whatever goes wrong is raised as one line of this kind, which begins with `what`."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        raise kind(f"{what}{one_line(error)}") from error
+
+
 def find_module(name: str) -> None:
     """See that a module of the user's is there, without running anything. Raises BnfoldError."""
     borrowing.borrow_search_path(str(Path.cwd()))
@@ -173,11 +183,8 @@ def find_module(name: str) -> None:
 def import_module(name: str) -> Any:
     """Import a module of the user's, which registers custom layers. Raises BnfoldError."""
     find_module(name)
-    try:
-        with quiet():
-            return importlib.import_module(name)
-    except Exception as error:
-        raise BnfoldError(f"--import {name}: {one_line(error)}") from error
+    with one_line_on_failure(f"--import {name}: ", BnfoldError):
+        return importlib.import_module(name)
 
 
 def library(name: str) -> Any:

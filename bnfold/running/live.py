@@ -8,7 +8,7 @@ from typing import Any
 from bnfold.errors import BnfoldError
 from bnfold.running import keras_graph
 from bnfold.running.borrowing import guest, keep_keras
-from bnfold.running.libraries import imported, library, one_line, quiet
+from bnfold.running.libraries import imported, library, one_line_on_failure
 
 
 @guest()
@@ -18,11 +18,8 @@ def save_live(model: Any, path: Path) -> None:
     Raises BnfoldError when Keras cannot.
     """
     keep_keras(imported(_library_of(model)))
-    try:
-        with quiet():
-            model.save(path)
-    except Exception as error:
-        raise BnfoldError(f"Keras cannot save this model: {one_line(error)}") from error
+    with one_line_on_failure("Keras cannot save this model: ", BnfoldError):
+        model.save(path)
 
 
 def own_classes(model: Any) -> dict[str, Any]:
@@ -35,13 +32,10 @@ def own_classes(model: Any) -> dict[str, Any]:
 @guest()
 def load_live(path: Path, like: Any) -> Any:
     """Load a `.keras` file made from the model `like`, with the library of that model."""
-    try:
-        with quiet():
-            return library(_library_of(like)).models.load_model(
-                str(path), custom_objects=own_classes(like), compile=False, safe_mode=False
-            )
-    except Exception as error:
-        raise BnfoldError(f"Keras cannot load the folded model: {one_line(error)}") from error
+    with one_line_on_failure("Keras cannot load the folded model: ", BnfoldError):
+        return library(_library_of(like)).models.load_model(
+            str(path), custom_objects=own_classes(like), compile=False, safe_mode=False
+        )
 
 
 def _library_of(model: Any) -> str:

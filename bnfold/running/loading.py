@@ -32,7 +32,7 @@ _LIBRARIES = {"keras", "tf_keras", "tensorflow"}
 
 @dataclass
 class LoadedModel:
-    """A model in memory; `runner` maps flat inputs to flat, tapped outputs.
+    """A model in memory; `shown` is the Keras model that runs, from flat inputs to some tensors.
 
     `notes` are sentences on what had to be done to load it.
     """
@@ -42,7 +42,7 @@ class LoadedModel:
     model: Any
     trust: bool
     custom_objects: dict[str, Any] = field(default_factory=dict)
-    runner: Any = None
+    shown: Any = None
     notes: tuple[str, ...] = ()
 
     @property

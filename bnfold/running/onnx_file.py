@@ -7,12 +7,13 @@ make them, and the free first dimension is `batch` throughout.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ExportImpossibleError
-from bnfold.running.libraries import CannotRunError, one_line, quiet
+from bnfold.running.libraries import CannotRunError, one_line_on_failure
 from bnfold.running.loading import LoadedModel
 from bnfold.running.onnx_runner import (
     OnnxModel,
@@ -29,8 +30,9 @@ from bnfold.running.onnx_runner import (
     from_keras,
     run_onnx,
     session,
+    unoptimised,
 )
-from bnfold.running.ports import Interface
+from bnfold.running.ports import Interface, Port
 
 _LOWEST_OPSET = 7  # what ONNX Runtime still runs
 _BATCH = "batch"
@@ -91,13 +93,12 @@ def versions(loaded: LoadedModel) -> dict[str, str]:
 
 
 def conversions(loaded: LoadedModel, opset: int) -> Iterator[Callable[[], Any]]:
-    """Yield ways to convert the runner of a model to an onnx.ModelProto, the best graph first.
+    """Yield functions that make an onnx.ModelProto of a model, the best one first.
 
     Each raises CannotRunError when it fails.
     """
-    yield lambda: convert(loaded, from_function, opset=opset)
-    yield lambda: convert(loaded, from_keras, opset=opset)
-    yield lambda: convert(loaded, from_keras, opset=opset, optimizers={})
+    for how in (from_function, from_keras, unoptimised):
+        yield functools.partial(convert, loaded, how, opset=opset)
 
 
 def write_onnx(proto: Any, path: Path, interface: Interface, label: Label) -> None:
@@ -112,31 +113,23 @@ def write_onnx(proto: Any, path: Path, interface: Interface, label: Label) -> No
     _name_tensors(proto.graph, interface)
     _set_shapes(proto.graph, interface, label)
     _label(onnx, proto, label)
-    try:
-        with quiet():
-            onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise CannotRunError(f"tf2onnx wrote an invalid graph: {one_line(error)}") from error
+    with one_line_on_failure("tf2onnx wrote an invalid graph: "):
+        onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def open_onnx(path: Path, *, optimised: bool) -> OnnxModel:
     """Load an ONNX file into ONNX Runtime. Raises CannotRunError."""
-    try:
-        with quiet():
-            return session(str(path), optimise=optimised)
-    except Exception as error:
-        raise CannotRunError(f"ONNX Runtime cannot load it: {one_line(error)}") from error
+    with one_line_on_failure("ONNX Runtime cannot load it: "):
+        return session(str(path), optimise=optimised)
 
 
 def run_as(
     exported: OnnxModel, dtypes: Sequence[str], inputs: Sequence[Any]
 ) -> list[np.ndarray[Any, Any]]:
     """Run an export and see that its outputs have the dtypes. Raises CannotRunError."""
-    try:
+    with one_line_on_failure("ONNX Runtime cannot run it: "):
         outputs = run_onnx(exported, inputs)
-    except CannotRunError as error:
-        raise CannotRunError(f"ONNX Runtime cannot run it: {error}") from error
     for output, dtype in zip(outputs, dtypes, strict=True):
         if output.dtype != np.dtype({"string": "object"}.get(dtype, dtype)):
             raise CannotRunError(f"an output of {dtype} became one of {output.dtype}")
@@ -146,13 +139,14 @@ def run_as(
 # --- names ---------------------------------------------------------------------------------------
 
 
-def port_names(interface: Interface) -> tuple[list[str], list[str]]:
-    """Return names for the inputs and outputs, each of them once: a repeated one gets a number."""
+def named_ports(interface: Interface) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The inputs and outputs of the file, each name once: a repeated one gets a number."""
     taken: set[str] = set()
-    return (
-        [_unique(port.name, taken) for port in interface.inputs],
-        [_unique(port.name, taken) for port in interface.outputs],
+    inputs, outputs = (
+        tuple(replace(port, name=_unique(port.name, taken)) for port in ports)
+        for ports in (interface.inputs, interface.outputs)
     )
+    return inputs, outputs
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -170,11 +164,11 @@ def _name_tensors(graph: Any, interface: Interface) -> None:
     Names that come from layers are kept. What tf2onnx makes up differs from run to run: the numbers
     that it appends, the names of its own constants, the order of the weights.
     """
-    inputs, outputs = port_names(interface)
-    ports = [value.name for value in (*graph.input, *graph.output)]
-    if len(set(ports)) != len(ports):
+    inputs, outputs = named_ports(interface)
+    made = [value.name for value in (*graph.input, *graph.output)]
+    if len(set(made)) != len(made):
         raise CannotRunError("tf2onnx made one tensor of several inputs and outputs")
-    names = dict(zip(ports, [*inputs, *outputs], strict=True))
+    names = dict(zip(made, [port.name for port in (*inputs, *outputs)], strict=True))
     taken = {*names.values(), ""}
     weights = {weight.name for one in _graphs(graph) for weight in one.initializer}
     for name in _tensor_names(graph):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 
 from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
-from bnfold.running.keras_runner import Weights
-from bnfold.running.libraries import CannotRunError, imported, one_line, quiet
+from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure, release
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet, run_all
 from bnfold.running.unrolled import flat_name
 
-_PLAIN: dict[str, Any] = {"optimizers": {}}
+Conversion = Callable[..., Any]
+"""Of a loaded model, with the options of tf2onnx."""
+
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece ends at 2 GiB
 
 
@@ -32,62 +34,58 @@ class OnnxModel:
     model: bytes = b""
 
 
-def exports(loaded: LoadedModel) -> Iterator[tuple[str, Callable[[], OnnxModel]]]:
-    """Yield ways to export, the fastest first: a name, and a function that may fail.
+def exports(loaded: LoadedModel) -> Iterator[Callable[[], OnnxModel]]:
+    """Yield functions that export and may fail, the fastest first.
 
     tf2onnx without its optimisers takes a quarter of the time, but writes invalid graphs for some
     recurrent layers; from_function serves models that from_keras does not know.
     """
-    yield "from_keras without optimisers", lambda: _export(loaded, from_keras, **_PLAIN)
-    yield "from_keras", lambda: _export(loaded, from_keras)
-    yield "from_function", lambda: _export(loaded, from_function)
+    for how in (unoptimised, from_keras, from_function):
+        yield functools.partial(_export, loaded, how)
+
+
+def _export(loaded: LoadedModel, how: Conversion) -> OnnxModel:
+    content = convert(loaded, how).SerializeToString()
+    with one_line_on_failure():
+        return session(content)
 
 
 def serialized(loaded: LoadedModel) -> bytes:
     """Return the model as tf2onnx writes it by default. Raises CannotRunError."""
+    proto = _first(functools.partial(convert, loaded), (from_keras, unoptimised, from_function))
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _first(call: Callable[[Any], Any], every: Iterable[Any]) -> Any:
+    """What the first call gives that does not fail. Raises the CannotRunError of the very first."""
     reasons = []
-    for way, options in ((from_keras, {}), (from_keras, _PLAIN), (from_function, {})):
+    for one in every:
         try:
-            return _serialized(loaded, way, **options)
+            return call(one)
         except CannotRunError as error:
             reasons.append(error)
     raise reasons[0]
 
 
-def _serialized(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> bytes:
-    content: bytes = convert(loaded, way, **options).SerializeToString()
-    return content
-
-
-def _export(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> OnnxModel:
-    content = _serialized(loaded, way, **options)
-    try:
-        with quiet():
-            return session(content)
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
-
-
-def convert(loaded: LoadedModel, way: Callable[..., Any], **options: Any) -> Any:
-    """Return the runner as an onnx.ModelProto, made by `way(loaded, **options)`.
+def convert(loaded: LoadedModel, how: Conversion, **options: Any) -> Any:
+    """Return what a model shows as an onnx.ModelProto, made by `how(loaded, **options)`.
 
     Raises CannotRunError.
     """
-    if sum(_bytes(weight) for weight in loaded.runner.weights) > _PROTOBUF_LIMIT:
+    if sum(_bytes(weight) for weight in loaded.shown.weights) > _PROTOBUF_LIMIT:
         raise CannotRunError("an ONNX file of one piece cannot hold more than 2 GiB of weights")
     import tensorflow  # noqa: PLC0415
 
     eager = tensorflow.config.functions_run_eagerly()
-    try:
-        with quiet():
+    with one_line_on_failure():
+        try:
             # Keras compiles grouped convolutions with XLA, which tf2onnx cannot see into.
             tensorflow.config.run_functions_eagerly(True)
-            proto, _ = way(loaded, custom_op_handlers=dict(_TRANSLATIONS), **options)
+            proto, _ = how(loaded, custom_op_handlers=dict(_TRANSLATIONS), **options)
             return proto
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
-    finally:
-        tensorflow.config.run_functions_eagerly(eager)
+        finally:
+            tensorflow.config.run_functions_eagerly(eager)
 
 
 def _erfc(context: Any, node: Any, name: str, _: Any) -> None:
@@ -120,15 +118,19 @@ def _signature(loaded: LoadedModel) -> list[Any]:
 
     return [
         tensorflow.TensorSpec(tuple(tensor.shape), tensor.dtype, name=f"input_{index}")
-        for index, tensor in enumerate(loaded.runner.inputs)
+        for index, tensor in enumerate(loaded.shown.inputs)
     ]
 
 
 def from_keras(loaded: LoadedModel, **options: Any) -> Any:
-    """Convert as tf2onnx does Keras models; the only way that takes `optimizers`."""
+    """Convert as tf2onnx does Keras models; only this takes `optimizers`."""
     convert = imported("tf2onnx.convert")
-    signature = _signature(loaded) if len(loaded.runner.inputs) == 1 else None
-    return convert.from_keras(loaded.runner, input_signature=signature, **options)
+    signature = _signature(loaded) if len(loaded.shown.inputs) == 1 else None
+    return convert.from_keras(loaded.shown, input_signature=signature, **options)
+
+
+unoptimised = functools.partial(from_keras, optimizers={})
+"""Without the optimisers of tf2onnx."""
 
 
 def from_function(loaded: LoadedModel, **options: Any) -> Any:
@@ -140,7 +142,7 @@ def from_function(loaded: LoadedModel, **options: Any) -> Any:
 
     @tensorflow.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def call(*inputs: Any) -> Any:
-        return loaded.runner(list(inputs), training=False)
+        return loaded.shown(list(inputs), training=False)
 
     return convert.from_function(call, input_signature=signature, **options)
 
@@ -160,6 +162,38 @@ def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
     return OnnxModel(loaded, names, model if isinstance(model, bytes) else b"")
 
 
+class Exports:
+    """The exports of one model, the fastest first, each made when it is asked for."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.reason = ""
+        self._coming = self._make(loaded)
+        self._made: list[OnnxModel] = []
+
+    def _make(self, loaded: LoadedModel) -> Iterator[OnnxModel]:
+        for export in exports(loaded):
+            try:
+                exported = export()
+            except CannotRunError as error:
+                self.reason = self.reason or str(error)
+                continue
+            finally:
+                release()  # an export leaves several copies of the weights behind
+            yield exported
+
+    def prepare(self) -> None:
+        """Make the first one that can be made."""
+        if not self._made:
+            self._made += itertools.islice(self._coming, 1)
+
+    def __iter__(self) -> Iterator[OnnxModel]:
+        """All of them, those made before first."""
+        yield from list(self._made)
+        for exported in self._coming:
+            self._made.append(exported)
+            yield exported
+
+
 def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
     """Return the outputs of ONNX Runtime, in the order of the model's, of one axis at least.
 
@@ -168,36 +202,18 @@ def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
     if len(exported.names) != len(inputs):
         raise CannotRunError("the export lost an input")
     feed = dict(zip(exported.names, inputs, strict=True))
-    try:
-        with quiet():
-            return [np.atleast_1d(value) for value in exported.session.run(None, feed)]
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
+    with one_line_on_failure():
+        return [np.atleast_1d(value) for value in exported.session.run(None, feed)]
 
 
 def evaluate_onnx(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Array]]:
     """All values of the first export that runs, by sample set. Raises CannotRunError."""
-    reasons = []
-    for _, export in exports(loaded):
-        try:
-            exported = export()
-            return run_all(functools.partial(run_onnx, exported), sets)
-        except CannotRunError as error:
-            reasons.append(error)
-    raise reasons[0]
 
+    def run(export: Callable[[], OnnxModel]) -> list[list[Array]]:
+        return run_all(functools.partial(run_onnx, export()), sets)
 
-def perturbed_onnx(
-    loaded: LoadedModel,
-    sets: Sequence[SampleSet],
-    *,
-    steps: Sequence[float],
-    repetitions: int,
-    seed: int,
-) -> Generator[list[list[Array]]]:
-    """Like `perturbed`, with one export for each repetition. Raises CannotRunError."""
-    evaluated = functools.partial(evaluate_onnx, loaded, sets)
-    return Weights(loaded, steps, seed).perturbed(evaluated, repetitions)
+    found: list[list[Array]] = _first(run, exports(loaded))
+    return found
 
 
 def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
@@ -207,12 +223,10 @@ def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
     CannotRunError.
     """
     onnx = importlib.import_module("onnx")
-    try:
+    with one_line_on_failure():
         model = onnx.load_model_from_string(exported.model)
         del model.graph.output[outputs:]
         return session(model.SerializeToString(), optimise=True)
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
 
 
 def merged(exported: OnnxModel, names: Sequence[str]) -> tuple[str, ...]:

@@ -56,9 +56,8 @@ def operation(node: Any) -> Operation:
     owner = owner.layer if type(owner).__name__ == "TimeDistributed" else owner
     read = tuple(keras_graph.inputs_of(node))
     args, kwargs = keras_graph.arguments_of(node)
-    given = [*keras_graph.leaves(list(args)), *(v for one in kwargs.values() for v in _leaves(one))]
     operands = []
-    for one in given:
+    for one in keras_graph.leaves([*args, *kwargs.values()]):
         if any(one is tensor for tensor in read):
             operands.append(one)
         elif (constant := _constant(one)) is not None:
@@ -78,10 +77,6 @@ def simplified(name: str) -> str:
     """A name in lower case and without underscores, one of its synonyms."""
     plain = name.replace("_", "").lower()
     return _SYNONYMS.get(plain, plain)
-
-
-def _leaves(value: Any) -> list[Any]:
-    return keras_graph.leaves(value) if isinstance(value, (list, tuple, dict)) else [value]
 
 
 def _constant(value: Any) -> Array | None:

@@ -87,12 +87,9 @@ def _structure(value: Any, flat: Sequence[Any]) -> str:
 
 
 def differences(original: Interface, folded: Interface) -> list[str]:
-    """Sentences on every way in which the folded model breaks the original's interface."""
+    """Sentences on all in which the folded model breaks the original's interface."""
     found = []
-    for kind, before, after in (
-        ("input", original.inputs, folded.inputs),
-        ("output", original.outputs, folded.outputs),
-    ):
+    for kind, before, after in _sides(original, folded):
         if len(before) != len(after):
             found.append(f"{kind}s: {len(before)} in the original, {len(after)} in the other model")
             continue
@@ -109,13 +106,17 @@ def renamed(original: Interface, folded: Interface) -> list[str]:
     """Sentences on the ports that are called otherwise, where that breaks no promise."""
     return [
         f"{kind} {index} is called {new.name!r} instead of {old.name!r}, {old.excuse(new)}"
-        for kind, before, after in (
-            ("input", original.inputs, folded.inputs),
-            ("output", original.outputs, folded.outputs),
-        )
+        for kind, before, after in _sides(original, folded)
         for index, (old, new) in enumerate(zip(before, after, strict=True))
         if old.name != new.name
     ]
+
+
+def _sides(
+    original: Interface, folded: Interface
+) -> Iterator[tuple[str, tuple[Port, ...], tuple[Port, ...]]]:
+    yield "input", original.inputs, folded.inputs
+    yield "output", original.outputs, folded.outputs
 
 
 def _port_differences(label: str, old: Port, new: Port) -> Iterator[str]:

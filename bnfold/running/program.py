@@ -16,7 +16,7 @@ from typing import Any
 
 from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
-from bnfold.running.libraries import CannotRunError, one_line, quiet
+from bnfold.running.libraries import one_line_on_failure
 from bnfold.running.loading import LoadedModel
 from bnfold.running.unrolled import inside_of
 
@@ -118,11 +118,8 @@ class Program:
                     if not readers[slot] and slot not in keep:
                         del live[slot]
 
-        try:
-            with quiet():
-                self._host.inside(job)
-        except Exception as error:
-            raise CannotRunError(one_line(error)) from error
+        with one_line_on_failure():
+            self._host.inside(job)
         return {slot: live[slot] for slot in keep if slot in live}
 
     def _make(self, call: PlacedCall, live: Values) -> list[Any]:

@@ -1,7 +1,7 @@
 """The range of numbers that a model is made for, as far as its first layers tell.
 
 A model that begins with Rescaling(1/255) is made for numbers from 0 to 255. On numbers around zero
-everything behind it is almost nothing, and no ReLU(max_value=6) ever reaches its 6. So samples are
+everything after it is almost nothing, and no ReLU(max_value=6) ever reaches its 6. So samples are
 drawn for what comes *out* of such layers. With y = scale x + offset for all of them together, x is
 drawn as
 
@@ -199,18 +199,14 @@ def _calculated(done: Operation, before: _Reached) -> _Reached | None:
         return None
     (number,) = done.constants
     is_first = done.operands[0] is not number
-    steps = {
-        ("add", True): (1.0, number),
-        ("add", False): (1.0, number),
-        ("subtract", True): (1.0, -number),
-        ("subtract", False): (-1.0, number),
-        ("multiply", True): (number, 0.0),
-        ("multiply", False): (number, 0.0),
-    }
     if done.name == "divide" and is_first and np.all(number != 0):
         return before.then(1 / number, 0.0)
-    step = steps.get((done.name, is_first))
-    return None if step is None else before.then(*step)
+    steps: dict[str, tuple[Any, Any]] = {
+        "add": (1.0, number),
+        "subtract": (1.0, -number) if is_first else (-1.0, number),
+        "multiply": (number, 0.0),
+    }
+    return before.then(*steps[done.name]) if done.name in steps else None
 
 
 def _turned(done: Operation, order: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -69,7 +69,7 @@ class InputSpec:
 
     `bound` is the first value too large for the layers that read this input as indices, or None;
     `mask` what they take for a step that is not there. `ranges` are those of the numbers that the
-    model is made for, one for each way that leads from the input into it.
+    model is made for, one for each path from the input.
     """
 
     name: str

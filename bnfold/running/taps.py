@@ -1,8 +1,8 @@
 """Reading outputs before a final softmax or sigmoid.
 
 p = softmax(z) has entries near 1/n and derivatives near p, so on a network with a thousand classes
-an error in z all but vanishes in p. The activation is taken out of both loaded models in the same
-way; what stays hidden is only that activation itself, which a fold never touches and whose name
+an error in z all but vanishes in p. The activation is taken out of both loaded models alike;
+what stays hidden is only that activation itself, which a fold never touches and whose name
 must agree.
 """
 
@@ -48,10 +48,10 @@ def _find_tap(graph: Any, tensor: Any, depth: int) -> Tap | None:
     while _is_private(graph, tensor):
         layer = origin_of(tensor).layer
         if keras_graph.graph_of(layer) is not None:
-            return _behind(_nested_tap(layer, tensor, depth), passed)
+            return _after(_nested_tap(layer, tensor, depth), passed)
         activation = _fused_activation(layer)
         if activation in _HIDING:
-            return _behind(Tap(activation, layer, over=_along(layer, tensor)), passed)
+            return _after(Tap(activation, layer, over=_along(layer, tensor)), passed)
         sources = _read_by_maker(tensor)
         if type(layer).__name__ in _OWN_LAYER:
             return _own_layer_tap(graph, layer, tensor, sources, depth)
@@ -76,7 +76,7 @@ def _rearranged(layer: Any, tensor: Any) -> tuple[Any, ...]:
     return ((getattr(layer, "dims", None), tuple(tensor.shape)),)
 
 
-def _behind(tap: Tap | None, passed: tuple[Any, ...]) -> Tap | None:
+def _after(tap: Tap | None, passed: tuple[Any, ...]) -> Tap | None:
     return None if tap is None else replace(tap, over=(*tap.over, *passed))
 
 
@@ -124,19 +124,30 @@ def _is_passed_over(layer: Any) -> bool:
     return name in PASSED_OVER and (name != "Activation" or _fused_activation(layer) == "linear")
 
 
-def switch_off(taps: Sequence[Tap | None], linear: Any) -> None:
-    """Take the activations out of the loaded layers; `linear` is Keras' own identity function."""
-    for tap in taps:
-        if tap is not None and tap.layer is not None:
-            tap.layer.activation = linear
+def take_off(original: Any, folded: Any, linear: Any) -> list[tuple[str | None, Any, Any]]:
+    """Take the activations out of two loaded models where both end in the same one.
+
+    Returns of every output the activation that was taken out, None for none, and the tensors that
+    are to be read instead in either model. `linear` is Keras' own identity function.
+    """
+    found = []
+    every = zip(find(original), find(folded), original.outputs, folded.outputs, strict=True)
+    for one, other, *outputs in every:
+        if one is None or other is None or not _agree(one, other):
+            found.append((None, *outputs))
+            continue
+        for tap in (one, other):
+            if tap.layer is not None:
+                tap.layer.activation = linear
+        read = [
+            output if tap.tensor is None else tap.tensor
+            for tap, output in zip((one, other), outputs, strict=True)
+        ]
+        found.append((one.activation, *read))
+    return found
 
 
-def agreed(one: Sequence[Tap | None], other: Sequence[Tap | None]) -> list[bool]:
-    """Tell at which outputs both models end in the same activation, over the same axis."""
-    return [
-        first is not None
-        and second is not None
-        and first.activation == second.activation
-        and (first.activation != "softmax" or first.over == second.over)
-        for first, second in zip(one, other, strict=True)
-    ]
+def _agree(one: Tap, other: Tap) -> bool:
+    """Whether two outputs end in the same activation, over the same axis."""
+    is_same = one.activation == other.activation
+    return is_same and (one.activation != "softmax" or one.over == other.over)

@@ -12,12 +12,11 @@ others.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,7 +25,7 @@ import numpy as np
 from bnfold.running import keras_graph, onnx_runner
 from bnfold.running.arrays import Array
 from bnfold.running.keras_runner import run
-from bnfold.running.libraries import CannotRunError, imported, one_line, quiet
+from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
 
 Call: TypeAlias = Callable[[], Any]
@@ -37,7 +36,7 @@ _ALIKE = 0.02  # of an output's largest number; runtimes may compute with other 
 
 def prepare(name: str, loaded: LoadedModel, threads: int | None) -> Start:
     """Return what starts the model in a runtime of `RUNTIMES`. Raises CannotRunError."""
-    with _one_line_on_failure():
+    with one_line_on_failure():
         return RUNTIMES[name].prepare(loaded, threads)
 
 
@@ -46,7 +45,7 @@ def started(prepared: Start, inputs: Sequence[Array]) -> Call:
 
     Raises CannotRunError.
     """
-    with _one_line_on_failure():
+    with one_line_on_failure():
         call = prepared(inputs)
         call()
         return call
@@ -58,7 +57,7 @@ def check(prepared: Start, loaded: LoadedModel, inputs: Sequence[Array]) -> None
     Where Keras itself cannot run the model there is nothing to hold it against. Raises
     CannotRunError.
     """
-    with _one_line_on_failure():
+    with one_line_on_failure():
         found = [_widened(output) for output in _flat(prepared(inputs)())]
     try:
         expected = run(loaded, inputs, training=False)
@@ -66,17 +65,6 @@ def check(prepared: Start, loaded: LoadedModel, inputs: Sequence[Array]) -> None
         return
     if len(found) != len(expected) or not all(map(_alike, expected, found)):
         raise CannotRunError("what it makes of the model computes something else than Keras does")
-
-
-@contextlib.contextmanager
-def _one_line_on_failure() -> Iterator[None]:
-    try:
-        with quiet():
-            yield
-    except CannotRunError:
-        raise
-    except Exception as error:
-        raise CannotRunError(one_line(error)) from error
 
 
 def _flat(outputs: Any) -> list[Any]:
@@ -109,11 +97,11 @@ def _keras(loaded: LoadedModel, threads: int | None) -> Start:
     function = _function(loaded)
 
     def start(inputs: Sequence[Array]) -> Call:
-        for weight in loaded.runner.weights:
+        for weight in loaded.shown.weights:
             weight.assign(np.array(weight))  # which moves it
         fed = [
             tensorflow.convert_to_tensor(array, dtype=keras_graph.dtype_name(tensor))
-            for array, tensor in zip(inputs, loaded.runner.inputs, strict=True)
+            for array, tensor in zip(inputs, loaded.shown.inputs, strict=True)
         ]
         return functools.partial(function, *fed)
 
@@ -122,7 +110,7 @@ def _keras(loaded: LoadedModel, threads: int | None) -> Start:
 
 def _function(loaded: LoadedModel) -> Any:
     def call(*inputs: Any) -> Any:
-        return loaded.runner(list(inputs), training=False)
+        return loaded.shown(list(inputs), training=False)
 
     return importlib.import_module("tensorflow").function(call, autograph=False)
 
@@ -193,7 +181,7 @@ def _converted(loaded: LoadedModel, function: Any, inputs: Sequence[Array]) -> b
     tensorflow = importlib.import_module("tensorflow")
     specs = [
         tensorflow.TensorSpec(array.shape, tensor.dtype, name=f"input_{index}")
-        for index, (array, tensor) in enumerate(zip(inputs, loaded.runner.inputs, strict=True))
+        for index, (array, tensor) in enumerate(zip(inputs, loaded.shown.inputs, strict=True))
     ]
     # Given the model beside the function, the converter leaves out the values of Keras' variables.
     converter = tensorflow.lite.TFLiteConverter.from_concrete_functions(

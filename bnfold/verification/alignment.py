@@ -1,7 +1,7 @@
 """Whether layers of the same name stand in the same place in two models.
 
 Names alone can mislead: Keras numbers the layers that nobody named, so that the `dense_2` of one
-model may be the `dense_3` of another. The *origins* of a tensor are the nearest calls in front that
+model may be the `dense_3` of another. The *origins* of a tensor are the nearest calls upstream that
 both models have, by name, class and shapes. Two calls are aligned when what they read has the same
 origins in both models, and those are aligned; or when what they read holds the same numbers, which
 says as much without any name.
@@ -15,7 +15,7 @@ from typing import Any
 from bnfold.running.unrolled import FlatCall, Key, Unrolled
 
 Origins = frozenset[tuple[Key, int]] | None
-"""Calls and the numbers of their outputs; None behind a layer with weights without a namesake."""
+"""Calls and the numbers of their outputs; None after a layer with weights without a namesake."""
 
 _NOWHERE: Origins = frozenset()
 

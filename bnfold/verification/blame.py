@@ -1,20 +1,20 @@
 """What the numbers at the places say of each BatchNormalization that is gone, and who is to blame.
 
-It left its value in one of two ways:
+Its value stands in one of two places:
 
     backward   the place of its output holds the same numbers
-    forward    they differ there, because what it read now stands there; and each way on from it
+    forward    they differ there, because what it read now stands there; and each path from it
                comes to a place that holds the same numbers, through layers without weights and one
-               layer with weights, which has taken the difference in; through another one for each
+               layer with weights, which has absorbed the difference; through another one for each
                further BatchNormalization that is gone
 
 Which of the two it is the numbers tell. What stands at the place of the output and is neither what
 the BatchNormalization made nor what it read comes of a fold that went wrong, even where layers
-behind hide that from the samples; but a fold from further behind may have been carried across it,
-and then the way on must come right without any layer with weights.
+downstream hide that from the samples; but a fold from further downstream may have been propagated
+across it, and then the path must come right without any layer with weights.
 
 To blame is where it begins: a BatchNormalization that is wrong, or another layer whose value
-differs though no fold explains that, with nothing of the kind in front of it. A mismatch counts
+differs though no fold explains that, with nothing of the kind upstream. A mismatch counts
 only where the two models are aligned.
 """
 
@@ -27,19 +27,20 @@ from typing import Any
 from bnfold.running.unrolled import FlatCall, Unrolled
 from bnfold.verification.alignment import Alignment
 from bnfold.verification.pairing import Pairing, Site, is_batchnorm, reached
+from bnfold.verification.result import SiteStatus
 
 Test = Callable[[int], bool]
 """Whether something holds at the place of this number."""
 
-# How many layers with weights a way on may still come through.
-_ONE, _NONE, _NONE_AT_ALL = 1, 0, -1  # the last one also behind further BatchNormalizations
+# How many layers with weights a path may still come through.
+_ONE, _NONE, _NONE_AT_ALL = 1, 0, -1  # the last one also after further BatchNormalizations
 
 
 @dataclass(frozen=True)
 class Finding:
     """What came of a site: the places that show its value, or those where it went wrong."""
 
-    status: str  # "matched", "different" or "unpaired"
+    status: SiteStatus
     places: tuple[int, ...] = ()
 
 
@@ -50,11 +51,6 @@ class Changed:
     call: FlatCall
     places: tuple[int, ...]
 
-    @property
-    def name(self) -> str:
-        """The nested path of the layer."""
-        return self.call.name
-
 
 @dataclass(frozen=True)
 class Findings:
@@ -63,11 +59,16 @@ class Findings:
     sites: tuple[Finding, ...] = ()
     changed: tuple[Changed, ...] = ()
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a site is."""
+        return any(one.status is SiteStatus.DIFFERENT for one in self.sites)
+
 
 def judge(pairing: Pairing, matches: Test, was_left: Test) -> Findings:
     """What the comparisons say.
 
-    `matches` tells whether a place holds the same; `was_left` of one behind a site, whether it may
+    `matches` tells whether a place holds the same; `was_left` of one at a site, whether it may
     hold what the BatchNormalization read.
     """
     search = _Search(pairing, matches, was_left)
@@ -75,7 +76,7 @@ def judge(pairing: Pairing, matches: Test, was_left: Test) -> Findings:
 
 
 class _Search:
-    """The ways on from the sites."""
+    """The paths from the sites."""
 
     def __init__(self, pairing: Pairing, matches: Test, was_left: Test) -> None:
         self._pairing = pairing
@@ -105,15 +106,15 @@ class _Search:
         self._begin()
         comes_right = _all(self._comes_right(tensor, _ONE) for tensor in site.call.outputs)
         if comes_right is None:
-            return Finding("unpaired")
+            return Finding(SiteStatus.UNPAIRED)
         if comes_right:
-            return Finding("matched", tuple(dict.fromkeys(self._right)))
+            return Finding(SiteStatus.MATCHED, tuple(dict.fromkeys(self._right)))
         in_place = [p for tensor in site.call.outputs for p in self._pairing.places_of(tensor)]
         wrong = [place for place in in_place if place in self._wrong] or self._wrong
-        return Finding("different", tuple(dict.fromkeys(wrong)))
+        return Finding(SiteStatus.DIFFERENT, tuple(dict.fromkeys(wrong)))
 
     def _comes_right(self, tensor: Any, layers: int) -> bool | None:
-        """Whether every way on from a tensor comes to a place that holds the same numbers.
+        """Whether every path from a tensor comes to a place that holds the same numbers.
 
         None where there is no telling, for want of places.
         """
@@ -132,7 +133,7 @@ class _Search:
         self._wrong += wrong
         if any(tensor is output for output in self._pairing.original.outputs):
             return False if wrong else None
-        if wrong and not self._may_come_right_behind(tensor, wrong, layers):
+        if wrong and not self._may_come_right_downstream(tensor, wrong, layers):
             layers = _NONE_AT_ALL
         readers = self._pairing.original.readers.get(id(tensor), ())
         found = _all(self._goes_on(call, layers) for call, _ in readers)
@@ -159,8 +160,8 @@ class _Search:
         place = self._pairing.places[number]
         return self._alignment.same(place.original, place.folded)
 
-    def _may_come_right_behind(self, tensor: Any, wrong: Iterable[int], layers: int) -> bool:
-        """Whether a layer behind may have taken in what is missing where numbers differ."""
+    def _may_come_right_downstream(self, tensor: Any, wrong: Iterable[int], layers: int) -> bool:
+        """Whether a layer downstream may have absorbed what is missing where numbers differ."""
         maker = self._pairing.original.makers.get(id(tensor))
         if maker is not None and maker.key in self._gone:
             return all(map(self._was_left, wrong))
@@ -199,13 +200,13 @@ class _Search:
     def _reached_by_folds(self) -> set[int]:
         """The ids of the tensors whose values a right fold may change: those around the sites.
 
-        Nothing was carried on from a site whose own value stands where it stood.
+        Nothing was propagated from a site whose own value stands where it stood.
         """
         pairing = self._pairing
         outputs = [one for site in pairing.sites for one in site.call.outputs]
         moved = [tensor for tensor in outputs if not self._stands_in_place(tensor)]
         inputs = [site.input for site in pairing.sites]
-        return reached(moved, pairing.carried_on) | reached(inputs, pairing.carried_back)
+        return reached(moved, pairing.propagated_on) | reached(inputs, pairing.propagated_back)
 
     def _is_made_good(self, call: FlatCall) -> bool:
         """Whether only BatchNormalizations that were kept read it, and make the same numbers."""
@@ -233,20 +234,20 @@ def _all(parts: Iterable[bool | None]) -> bool | None:
 
 
 def culprits(pairing: Pairing, found: Findings) -> tuple[str, ...]:
-    """The layers that are wrong, and that no other wrong one stands in front of."""
+    """The layers that are wrong, and that have no other wrong one upstream."""
     wrong = [
         site.call
         for site, finding in zip(pairing.sites, found.sites, strict=True)
-        if finding.status == "different"
+        if finding.status is SiteStatus.DIFFERENT
     ]
     wrong += [one.call for one in found.changed]
-    behind: set[int] = set()
+    downstream: set[int] = set()
     for call in wrong:
-        behind |= _behind(pairing.original, call)
-    return tuple(dict.fromkeys(call.name for call in wrong if id(call) not in behind))
+        downstream |= _downstream(pairing.original, call)
+    return tuple(dict.fromkeys(call.name for call in wrong if id(call) not in downstream))
 
 
-def _behind(graph: Unrolled, call: FlatCall) -> set[int]:
+def _downstream(graph: Unrolled, call: FlatCall) -> set[int]:
     """The ids of the calls that depend on one."""
     waiting, found = list(call.outputs), set[int]()
     while waiting:

@@ -29,24 +29,13 @@ from bnfold.running.arrays import Array
 from bnfold.running.operations import operation, simplified
 from bnfold.running.unrolled import FlatCall
 
+_AT_ZERO = ("relu", "leakyrelu", "elu", "selu", "celu", "crelu", "abs", "fabs", "sign", "heaviside")
 _FUNCTIONS: dict[str, tuple[float, ...]] = {
-    "relu": (0,),
+    **dict.fromkeys(_AT_ZERO, (0,)),
+    **dict.fromkeys(("hardtanh", "sparseplus", "sparsesigmoid"), (-1, 1)),
+    **dict.fromkeys(("hardshrink", "softshrink"), (-0.5, 0.5)),
     "relu6": (0, 6),
-    "leakyrelu": (0,),
-    "elu": (0,),
-    "selu": (0,),
-    "celu": (0,),
-    "crelu": (0,),
-    "abs": (0,),
-    "fabs": (0,),
-    "sign": (0,),
-    "heaviside": (0,),
     "hardsilu": (-3, 3),
-    "hardtanh": (-1, 1),
-    "hardshrink": (-0.5, 0.5),
-    "softshrink": (-0.5, 0.5),
-    "sparseplus": (-1, 1),
-    "sparsesigmoid": (-1, 1),
 }
 """Activations and operations without settings, by name; `hard_sigmoid` depends on the version."""
 
@@ -129,11 +118,11 @@ def _is_opaque(call: FlatCall) -> bool:
     if type(layer).__name__ == "Lambda" or not all(map(_is_of_keras, (call.layer, layer))):
         return True
     if graph is not None:
-        return any(map(_bars_the_way, _calls_within(graph)))
+        return any(map(_stops_a_map, _calls_within(graph)))
     return activation is not None and not _is_of_keras(activation)
 
 
-def _bars_the_way(call: FlatCall) -> bool:
+def _stops_a_map(call: FlatCall) -> bool:
     found = watched(call)
     return found is not None and (
         found.is_opaque or any(np.any(point.at) for point in found.breakpoints)

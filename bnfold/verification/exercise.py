@@ -1,15 +1,15 @@
-"""Whether the samples put every fold to the test: both sides of every breakpoint on its way.
+"""Whether the samples exercise every fold: both sides of every breakpoint on its path.
 
-The map of a BatchNormalization is carried along the graph, up to layers with weights that take it
-in. Where it is carried across a layer with breakpoints, or was by mistake, the two models read
+The map of a BatchNormalization is propagated along the graph, up to layers with weights that absorb
+it. Where it is propagated across a layer with breakpoints, or was by mistake, the two models read
 different numbers there, and only samples on both sides of each breakpoint show whether that was
 right. Where a layer has the same settings in both models, and they read the same numbers there,
-nothing was carried across it, and it says the same about both whatever the samples reach. The same
-holds where only the weights in front of a layer's own activation changed, and what comes out is the
+nothing was propagated across it, and it says the same about both whatever the samples reach. The
+same holds where only the weights before a layer's own activation changed, and what comes out is the
 same.
 
-What was carried across custom code cannot be put to the test at all. A layer whose settings changed
-is put to the test in both models, wherever it stands.
+What was propagated across custom code cannot be exercised at all. A layer whose settings changed is
+exercised in both models, wherever it stands.
 """
 
 from __future__ import annotations

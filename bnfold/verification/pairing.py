@@ -3,7 +3,7 @@
 Two models are paired by the names of their layers and the numbers of their calls, and by nothing
 else: whoever folded, what he says of it does not count. A *place* is a pair of tensors: what one
 and the same reader reads in the two models, or what both put out in the same position, or what one
-and the same layer makes whose own value no fold behind it can change. `findings` tells what the
+and the same layer makes whose own value no fold after it can change. `blame` tells what the
 numbers at the places say.
 """
 
@@ -54,11 +54,11 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Crossing:
-    """A layer with breakpoints that a map may have been carried across, or whose settings changed.
+    """A layer with breakpoints that a map may have crossed, or whose settings changed.
 
     `original` and `folded` are what to watch in either model, as far as it is there. At the places
     with the numbers `places` both models show what the layer reads, or what it makes where only its
-    weights changed; if they show the same there, nothing was carried across. None where nothing
+    weights changed; if they show the same there, none crossed it. None where nothing
     says that, since it is not the same layer. `sites` are those whose maps may have come across.
     """
 
@@ -97,6 +97,11 @@ class Pairing:
         """The calls of the BatchNormalizations that are gone."""
         return frozenset(site.call.key for site in self.sites)
 
+    @property
+    def sides(self) -> tuple[list[Any], list[Any]]:
+        """The tensors at the places, of the original and of the folded model."""
+        return [one.original for one in self.places], [one.folded for one in self.places]
+
     def places_of(self, tensor: Any) -> list[int]:
         """The numbers of the places at which readers of a tensor of the original stand."""
         return self._read.get(id(tensor), [])
@@ -121,7 +126,7 @@ class Pairing:
         waiting = [one for one in site.call.outputs if not self.places_of(one)]
         while waiting:
             tensor = waiting.pop()
-            for made in () if self.places_of(tensor) else self.carried_on(tensor):
+            for made in () if self.places_of(tensor) else self.propagated_on(tensor):
                 if id(made) not in self._read:
                     self.note(self.original.makers[id(made)], made)
                     waiting.append(made)
@@ -134,13 +139,13 @@ class Pairing:
         if number < len(other.outputs) and other.outputs[number].shape == tensor.shape:
             self._made[id(tensor)] = self._add(call, tensor, other.outputs[number])
 
-    def carried_on(self, tensor: Any) -> list[Any]:
-        """What a fold may carry a tensor's map to, forward, in one step."""
+    def propagated_on(self, tensor: Any) -> list[Any]:
+        """Where a fold may propagate a tensor's map to, forward, in one step."""
         readers = [call for call, _ in self.original.readers.get(id(tensor), ())]
         return [one for call in readers if self._is_crossed(call) for one in call.outputs]
 
-    def carried_back(self, tensor: Any) -> list[Any]:
-        """What a fold may carry a tensor's map to, backward, in one step."""
+    def propagated_back(self, tensor: Any) -> list[Any]:
+        """Where a fold may propagate a tensor's map to, backward, in one step."""
         maker = self.original.makers.get(id(tensor))
         if maker is None or not self._is_crossed(maker):
             return []
@@ -158,14 +163,14 @@ class Pairing:
         return [made for call, _ in readers for made in call.outputs]
 
     def around(self, site: Site) -> Iterator[FlatCall]:
-        """The calls that a fold may carry a site's map across, or up to, in either direction."""
+        """The calls that a site's map may cross, or that may absorb it, in either direction."""
         waiting, seen = [site.input], set[int]()
         while waiting:
             maker = self.original.makers.get(id(waiting.pop()))
             if maker is None or id(maker) in seen:
                 continue
             seen.add(id(maker))
-            waiting += [one for tensor in maker.outputs[:1] for one in self.carried_back(tensor)]
+            waiting += [one for tensor in maker.outputs[:1] for one in self.propagated_back(tensor)]
             yield maker
         waiting = list(site.call.outputs)
         while waiting:
@@ -194,10 +199,10 @@ class Pairing:
         return self._add(self.original.makers.get(id(mine), call), mine, theirs)
 
     def stands_alone(self, site: Site) -> bool:
-        """Whether no map of another site can come to this one from in front."""
-        in_front = reached([site.input], self.carried_back)
+        """Whether no map of another site can come to this one from upstream."""
+        upstream = reached([site.input], self.propagated_back)
         others = [one.call for one in self.sites if one is not site]
-        return not any(id(tensor) in in_front for call in others for tensor in call.outputs)
+        return not any(id(tensor) in upstream for call in others for tensor in call.outputs)
 
     def _add(self, call: FlatCall, tensor: Any, found: Any) -> int:
         self.places.append(Place(call.name, tensor, found, channel_axes(self.original, tensor)))
@@ -232,7 +237,7 @@ def pair(original: Unrolled, folded: Unrolled) -> Pairing:
         if (gone and call.has_weights) or not _is_the_same(call, folded.calls.get(call.key)):
             for number, tensor in enumerate(call.outputs):
                 found.note(call, tensor)
-                if not is_batchnorm(call) and not _takes_in_behind(call):
+                if not is_batchnorm(call) and not _may_absorb_after(call):
                     found.note_made(call, number)
     for site in found.sites:
         found.look_further(site)
@@ -273,9 +278,9 @@ def _pairs(one: FlatCall | Unrolled, other: FlatCall | Unrolled) -> set[tuple[in
 
 
 def _is_fused(call: FlatCall, other: FlatCall, watched: Watched) -> bool:
-    """Whether a layer has its activation behind its weights, and only these changed."""
-    is_behind = watched.is_opaque or watched.tensor is call.outputs[0]
-    if not is_behind or other.class_name != call.class_name:
+    """Whether a layer has its activation after its weights, and only these changed."""
+    is_after = watched.is_opaque or watched.tensor is call.outputs[0]
+    if not is_after or other.class_name != call.class_name:
         return False
     inner = getattr(call.layer, "layer", call.layer)
     # A fold may add a bias. Of a model that is left whole only what comes out can be compared.
@@ -339,8 +344,8 @@ def is_batchnorm(call: FlatCall) -> bool:
     return not BATCHNORM_CLASSES.isdisjoint({call.class_name, call.inner_class_name})
 
 
-def _takes_in_behind(call: FlatCall) -> bool:
-    """Whether a fold of what stands behind a layer may change the layer's own value."""
+def _may_absorb_after(call: FlatCall) -> bool:
+    """Whether a fold of what stands after a layer may change the layer's own value."""
     layer = getattr(call.layer, "layer", call.layer)
     activation = getattr(layer, "activation", None)
     is_linear = getattr(activation, "__name__", "linear") == "linear"

@@ -1,7 +1,7 @@
 """The outcome of a verification, as plain values that need no numerical library.
 
-A verdict has three values, because "this runtime cannot run the model" is neither a proof nor a
-refutation:
+A verdict has three values, because "this runtime cannot run the model" speaks neither for a model
+nor against it:
 
     equivalent   every comparison that could see anything passed, and at least one could
     different    at least one comparison failed, or the interface of the two models differs
@@ -38,7 +38,7 @@ class Basis(StrEnum):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How near one evaluation of a value is to the yardstick.
+    """How near one evaluation of a value is to the reference.
 
     `max_abs_error` is the largest error, `relative_error` that over the largest magnitude of the
     value, `sqnr_db` the signal-to-quantization-noise ratio in dB, None where there is no error.
@@ -55,8 +55,8 @@ class Comparison(Serializable):
 
     `name` is that of an output, or the nested path of the layer that makes the value in the
     original. `tapped_before` names the final activation ("softmax", "sigmoid") that was left out,
-    or is None. `original` and `folded` say how near the two models are to the yardstick; `original`
-    is None where it is the yardstick itself. `excess` is the largest ratio of a channel's error to
+    or is None. `original` and `folded` say how near the two models are to the reference; `original`
+    is None where it is the reference itself. `excess` is the largest ratio of a channel's error to
     its tolerance, so `passed` means `excess <= 1`; `error` and `tolerance` are those of that
     channel. `exercised` of `channels` channels varied enough for an error to be seen.
     """
@@ -95,7 +95,7 @@ class Site(Serializable):
     """A BatchNormalization of the original that the folded model does not have.
 
     `name` is its nested path, `call` the number of the call from 0. `compared_at` names the values
-    that were compared: its own where the layer before it took it in, those of the layers behind it
+    that were compared: its own where the layer before it absorbed it, those of the layers after it
     where these did. `excess` is the largest share of the tolerance that an error took. `exercised`
     of `channels` channels saw a signal.
     """
@@ -114,7 +114,7 @@ class Agreement(Serializable):
     """Of a classifier's output: how many samples changed their largest entry, and by what margin.
 
     `smallest_margin` is the smallest distance between the largest entry and the next one in the
-    yardstick, over all samples, in the output's unit.
+    reference, over all samples, in the output's unit.
     """
 
     output: str
@@ -125,11 +125,11 @@ class Agreement(Serializable):
 
 @dataclass(frozen=True)
 class Verification(Serializable):
-    """The verdict, what it rests on, and every comparison behind it.
+    """The verdict, what it rests on, and every comparison that was made.
 
     `differences` says in sentences why the verdict is "different", `culprits` names the layers of
     the original at which that begins, as far as the two models can be paired; `warnings` says what
-    limits the verdict. `yardstick` is the evaluation that all others are compared with.
+    limits the verdict. `reference` is the evaluation that all others are compared with.
     `merged_by_exporter` are the layers that the exporter had already folded in the original's ONNX
     graph, None where there is no such graph.
     """
@@ -145,16 +145,17 @@ class Verification(Serializable):
     sites: tuple[Site, ...] = ()
     culprits: tuple[str, ...] = ()
     agreements: tuple[Agreement, ...] = ()
-    yardstick: str | None = None
+    reference: str | None = None
     merged_by_exporter: tuple[str, ...] | None = None
     sample_count: int = 0
     sample_kinds: tuple[str, ...] = ()
 
-    json_keys: ClassVar = (
-        *("verdict", "basis", "yardstick", "library", "rule", "seed", "sample_count"),
+    json_keys: ClassVar[tuple[str, ...]] = (
+        *("verdict", "basis", "reference", "library", "rule", "seed", "sample_count"),
         *("sample_kinds", "max_abs_error", "max_excess", "culprits", "differences", "warnings"),
         *("merged_by_exporter", "sites", "agreements", "comparisons"),
     )
+    json_names: ClassVar = {"reference": "yardstick"}
 
     @property
     def worst(self) -> Comparison | None:
@@ -193,7 +194,7 @@ class Verification(Serializable):
 
         Without `strict` it is enough that nothing contradicts; with it, both runtimes must have
         judged, and every output and every site must have been exercised; or the files must hold
-        the same model, which leaves nothing to prove.
+        the same model, which leaves nothing to verify.
         """
         if strict:
             seen = not self.sites_that_are(SiteStatus.NOT_EXERCISED)

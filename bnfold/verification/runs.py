@@ -7,32 +7,34 @@ else than Keras does, says nothing about the folded model and is left out with a
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bnfold.errors import VerificationImpossibleError
-from bnfold.running import float64, keras_graph, keras_runner, libraries, onnx_runner, samples
+from bnfold.running import float64, keras_graph, keras_runner, libraries, onnx_runner
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
+from bnfold.running.onnx_runner import Exports
+from bnfold.running.runner import Runner
+from bnfold.running.samples import run_all
 from bnfold.verification.case import Case
-from bnfold.verification.exercise import Gap
 from bnfold.verification.pairing import Site
 from bnfold.verification.result import Agreement
-from bnfold.verification.tolerance import Reference, Rule, Truth, agrees, compare, not_finite, rough
+from bnfold.verification.tolerance import Reference, Rule, Truth, agrees, compare, rough
 from bnfold.verification.values import (
     Arrays,
     Masks,
     References,
     Table,
     Value,
-    by_value,
+    all_agree,
     exact_of,
     movement,
+    problems,
     references,
     table,
 )
@@ -74,7 +76,6 @@ class Evidence:
         absorbed: values at sites where neither what the layer that is gone made stands, by the
             reference, nor what it read: nothing was left for a layer downstream.
         lost: layers that must not be gone, whatever the numbers say.
-        gaps: layers that a fold may have crossed, and that the samples did not exercise.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -87,95 +88,64 @@ class Evidence:
     merged: tuple[str, ...] | None = None
     absorbed: set[Value] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
-    gaps: list[Gap] = field(default_factory=list)
 
 
-class Exports:
-    """The exports of one model, the fastest first, each made when it is asked for."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.reason = ""
-        self._coming = self._make(loaded)
-        self._made: list[onnx_runner.OnnxModel] = []
-
-    def _make(self, loaded: LoadedModel) -> Iterator[onnx_runner.OnnxModel]:
-        for _, export in onnx_runner.exports(loaded):
-            try:
-                exported = export()
-            except CannotRunError as error:
-                self.reason = self.reason or str(error)
-                continue
-            finally:
-                libraries.release()  # an export leaves several copies of the weights behind
-            yield exported
-
-    def prepare(self) -> None:
-        """Make the first one that can be made."""
-        if not self._made:
-            self._made += itertools.islice(self._coming, 1)
-
-    def __iter__(self) -> Iterator[onnx_runner.OnnxModel]:
-        """All of them, those made before first."""
-        yield from list(self._made)
-        for exported in self._coming:
-            self._made.append(exported)
-            yield exported
-
-
-def gather(
-    case: Case, rule: Rule, report: Callable[[str], None], exports: tuple[Exports, Exports]
-) -> Evidence:
-    """Run both models in every arithmetic that can run the original.
-
-    Raises VerificationImpossibleError when none can.
-    """
-    return _Gathering(case, rule, report, exports).run()
-
-
-class _Gathering:
+@dataclass
+class Gathering:
     """The runs of one case, in turn; what they find is put into `found`."""
 
-    def __init__(
-        self,
-        case: Case,
-        rule: Rule,
-        report: Callable[[str], None],
-        exports: tuple[Exports, Exports],
-    ) -> None:
-        self.case = case
-        self.rule = rule
-        self.report = report
-        self.exports = exports
-        self.found = Evidence(warnings=list(case.warnings), doubts=list(case.doubts))
+    case: Case
+    rule: Rule
+    report: Callable[[str], None]
+    exports: tuple[Exports, Exports]
+    found: Evidence = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with what is known of the case itself."""
+        self.models = (self.case.original, self.case.folded)
+        self.steps = [keras_runner.rounding_steps(loaded) for loaded in self.models]
+        self.found = Evidence(warnings=list(self.case.warnings), doubts=list(self.case.doubts))
 
     def run(self) -> Evidence:
+        """Run both models in every arithmetic that can run the original.
+
+        Raises VerificationImpossibleError when none can.
+        """
         # Exports take the most memory: they come while little else is there.
-        self.report("exporting the original")
-        self.exports[0].prepare()
-        self.report("exporting the folded model")
-        self.exports[1].prepare()
+        for name, exports in zip(("original", "folded model"), self.exports, strict=True):
+            self.report(f"exporting the {name}")
+            exports.prepare()
         self.report("running both models with Keras")
+        original, folded = map(self.case.in_keras, self.models)
         try:
-            original = self._evaluate(self.case.original)
+            found = original.evaluate(self.case.sets)
         except CannotRunError as error:
             self._run_onnx_alone(error)
             return self.found
         try:
-            folded = self._evaluate(self.case.folded)
+            other = folded.evaluate(self.case.sets)
         except CannotRunError as error:
             self.found.differences.append(
                 f"Keras runs the original but not the folded model: {error}"
             )
             return self.found
         self.found.runtimes.add("keras")
-        measures = self._run_keras(original, folded)
+        measures = self._run_keras(found, other)
         self._run_as_called()
-        self._run_onnx(measures, folded)
+        self._run_onnx(measures, other)
         return self.found
 
-    def _evaluate(self, loaded: LoadedModel, *, training: bool | None = False) -> Arrays:
-        case = self.case
-        return by_value(case.values, keras_runner.evaluate(loaded, case.sets, training=training))
+    def _moved(
+        self,
+        runner: Runner[Value],
+        exact: Arrays,
+        steps: Sequence[float],
+        repetitions: int | None = None,
+    ) -> Generator[Table]:
+        """How far the values of a model move, each time that its weights are perturbed."""
+        drawn = _REPETITIONS_QUICK if self.case.is_quick else _REPETITIONS
+        perturbed = runner.perturbed(self.case.sets, steps, repetitions or drawn, self.case.seed)
+        return movement(exact, perturbed)
 
     # --- Keras ---
 
@@ -193,117 +163,70 @@ class _Gathering:
             measures = self._as_it_is(original, folded)
         libraries.release()  # Keras models are reference cycles; the copies are large
         self._note("keras", measures, original, folded)
-        self._note_agreement(measures, folded, self._comparable(original))
+        self._note_agreement(measures, folded, self.case.comparable(original))
         return measures
 
     def _in_float64(self, native: Arrays) -> Run:
         """Both models in float64, with how far the rounding of their weights moves them."""
-        case = self.case
-        double = float64.float64_copy(case.folded)
-        folded = self._evaluate(double)
-        double = float64.float64_copy(case.original)
-        exact = self._evaluate(double)
+        case, stored = self.case, [one.stored for one in self.steps]
+        folded = self._copy(case.folded).evaluate(case.sets)
+        double = self._copy(case.original)
+        exact = double.evaluate(case.sets)
         found = table(exact, folded)
-        problems = _problems(exact, folded, forgive_overflow=False)
-        known = self._comparable(native)
+        broken = problems(exact, folded, forgive_overflow=False)
+        known = case.comparable(native)
         # Nothing is rounded to 16 bits here but weights that are stored in 16 bits.
-        units = keras_runner.output_units(double, [2 * step for step in case.steps[0].stored])
+        units = keras_runner.output_units(double.loaded, [2 * step for step in stored[0]])
         noise: list[Table] = []
-        with closing(self._perturbed(double, exact, case.steps[0].stored)) as perturbed:
-            for moved in perturbed:
-                noise.append(moved)
+        with closing(self._moved(double, exact, stored[0])) as moved:
+            for one in moved:
+                noise.append(one)
                 measures = references(exact, units, noise, noise)
-                if not _all_agree(measures, native, self._rough, known):
+                if not all_agree(measures, native, self._rough, known):
                     raise CannotRunError("the copy in float64 computes something else")
                 if case.is_quick and _all_pass(measures, found, self.rule):
-                    return Run("keras float64", measures, None, found, problems)
-        double = float64.float64_copy(case.folded)
-        other = list(self._perturbed(double, folded, case.steps[1].stored))
+                    return Run(double.name, measures, None, found, broken)
+        double = self._copy(case.folded)
+        other = list(self._moved(double, folded, stored[1]))
         measures = references(exact, units, noise, other)
         self._note_absorbed(measures, found, folded)
-        return Run("keras float64", measures, None, found, problems)
+        return Run(double.name, measures, None, found, broken)
+
+    def _copy(self, loaded: LoadedModel) -> Runner[Value]:
+        return self.case.in_keras(float64.float64_copy(loaded), "keras float64")
 
     @property
     def _rough(self) -> float:
-        return rough(self.case.steps[0].computed)
-
-    def _perturbed(
-        self,
-        loaded: LoadedModel,
-        exact: Arrays,
-        steps: Sequence[float],
-        *,
-        training: bool | None = False,
-    ) -> Generator[Table]:
-        """How far the values of a model move, each time that its weights are perturbed."""
-        case = self.case
-        perturbed = keras_runner.perturbed(
-            loaded,
-            case.sets,
-            steps=steps,
-            repetitions=_REPETITIONS_QUICK if case.is_quick else _REPETITIONS,
-            seed=case.seed,
-            training=training,
-        )
-        return movement(exact, perturbed)
-
-    def _comparable(self, *evaluations: Arrays) -> Masks:
-        """Where numbers of a model can be compared, in all of these evaluations of it.
-
-        In 16 bits a model may overflow by itself. What it computes from infinity is no measure for
-        another model, even where that is finite again: a whole sample of every value downstream.
-        """
-        masks: Masks = {
-            value: [np.isfinite(one) if one.dtype.kind in "fc" else None for one in column]
-            for value, column in evaluations[0].items()
-        }
-        for value, column in (item for arrays in evaluations for item in arrays.items()):
-            for kind, (one, drawn) in enumerate(zip(column, self.case.sets, strict=True)):
-                lost = _broken_samples(one, drawn.count)
-                if lost is None:
-                    continue
-                for other in self._downstream(value) & masks.keys():
-                    if (mask := masks[other][kind]) is not None:
-                        mask[lost if len(mask) == len(lost) else slice(None)] = False
-        return masks
-
-    def _downstream(self, value: Value) -> set[Value]:
-        """The values that the original computes from one of them."""
-        pairing = self.case.pairing
-        if pairing is None:
-            return set()
-        reached = pairing.depends_on(value.tensor) - {id(value.tensor)}
-        return {other for other in self.case.values if id(other.tensor) in reached}
+        return rough(self.steps[0].computed)
 
     def _in_own_arithmetic(self, measures: References) -> References:
         """The same with the noise of weights that are rounded to what the models compute in.
 
         In 32 bits that is the noise measured already, twice as far; 16 bits round otherwise.
         """
-        case = self.case
-        if all(one.computed == tuple(2 * step for step in one.stored) for one in case.steps):
+        if all(one.computed == tuple(2 * step for step in one.stored) for one in self.steps):
             return {
                 value: [one.twice_as_noisy() for one in column]
                 for value, column in measures.items()
             }
         noise = []
-        for loaded, steps in zip((case.original, case.folded), case.steps, strict=True):
-            double = float64.float64_copy(loaded)
-            values = self._evaluate(double)
-            noise.append(list(self._perturbed(double, values, steps.computed)))
-        units = keras_runner.output_units(case.original, case.steps[0].computed)
-        return references(exact_of(measures), units, *noise)
+        for loaded, steps in zip(self.models, self.steps, strict=True):
+            double = self._copy(loaded)
+            values = double.evaluate(self.case.sets)
+            noise.append(list(self._moved(double, values, steps.computed)))
+        return self._references(exact_of(measures), noise)
 
-    def _as_it_is(self, original: Arrays, folded: Arrays) -> References:
-        case = self.case
+    def _as_it_is(self, *values: Arrays) -> References:
+        runners = map(self.case.in_keras, self.models)
         noise = [
-            list(self._perturbed(loaded, values, steps.computed))
-            for loaded, steps, values in zip(
-                (case.original, case.folded), case.steps, (original, folded), strict=True
-            )
+            list(self._moved(runner, found, steps.computed))
+            for runner, found, steps in zip(runners, values, self.steps, strict=True)
         ]
-        units = keras_runner.output_units(case.original, case.steps[0].computed)
-        return references(original, units, *noise)
+        return self._references(values[0], noise)
+
+    def _references(self, exact: Arrays, noise: Sequence[Sequence[Table]]) -> References:
+        units = keras_runner.output_units(self.case.original, self.steps[0].computed)
+        return references(exact, units, *noise)
 
     def _note_agreement(self, measures: References, folded: Arrays, where: Masks) -> None:
         """Of each classifier's output, how many samples changed their class."""
@@ -334,44 +257,38 @@ class _Gathering:
         That is where the file itself calls a layer with training=True. Keras 3 hands that on to
         layers that run later, so the models run as they are, and only outputs are compared.
         """
-        case, pair = self.case, self.case.as_called
+        sets, pair = self.case.sets, self.case.as_called
         if not any(keras_graph.sets_training(loaded.model) for loaded in pair):
             return
         self.found.lost = self._lost_in_training()
+        runners = [self.case.in_keras(one, "keras as called", training=None) for one in pair]
         steps = [keras_runner.rounding_steps(loaded).computed for loaded in pair]
         try:
-            if not any(map(self._modes_differ, pair)):
+            if not any(map(self._modes_differ, runners)):
                 return
-            if not keras_runner.is_repeatable(pair[0], case.sets[0], steps[0], 0):
+            if not keras_runner.is_repeatable(pair[0], sets[0], steps[0], 0):
                 self.found.warnings.append(
                     "random layers that are on in model(x) were switched off"
                 )
                 return
-            values = [self._evaluate(loaded, training=None) for loaded in pair]
+            exact, found = (runner.evaluate(sets) for runner in runners)
             noise = [
-                list(self._perturbed(loaded, found, own, training=None))
-                for loaded, found, own in zip(pair, values, steps, strict=True)
+                list(self._moved(*each))
+                for each in zip(runners, (exact, found), steps, strict=True)
             ]
         except CannotRunError as error:
             self.found.doubts.append(f"Keras cannot run both models as model(x): {error}")
             return
-        units = keras_runner.output_units(pair[0], steps[0])
-        measures = references(values[0], units, *noise)
-        self.found.runs.append(
-            Run(
-                name="keras as called",
-                references=measures,
-                original=None,
-                folded=table(values[0], values[1]),
-                problems=_problems(*values, forgive_overflow=False),
-            )
-        )
+        measures = references(exact, keras_runner.output_units(pair[0], steps[0]), *noise)
+        broken = problems(exact, found, forgive_overflow=False)
+        run = Run(runners[0].name, measures, None, table(exact, found), broken)
+        self.found.runs.append(run)
 
-    def _modes_differ(self, loaded: LoadedModel) -> bool:
+    def _modes_differ(self, plain: Runner[Value]) -> bool:
         """Whether a model computes something else with training=False than without."""
-        first = self.case.sets[:1]
-        plain, off = (keras_runner.evaluate(loaded, first, training=mode) for mode in (None, False))
-        return not all(_same(*pair) for pair in zip(plain[0], off[0], strict=True))
+        off = self.case.in_keras(plain.loaded)
+        one, other = (runner.evaluate(self.case.sets[:1]) for runner in (plain, off))
+        return not all(_same(*one[value], *other[value]) for value in one)
 
     def _lost_in_training(self) -> list[str]:
         """The layers that are gone though they use the batch, which training=False turns off."""
@@ -409,41 +326,39 @@ class _Gathering:
             names = dict.fromkeys(site.name for site in self.case.pairing.sites)
             self.found.merged = onnx_runner.merged(first[0], list(names))
         self._note("onnxruntime", measures, first[1], second[1])
-        self._run_defaults(measures, first[0], second[0])
+        self._run_defaults(measures, [first[0], second[0]])
 
     def _export(
         self, exports: Exports, expected: References
     ) -> tuple[onnx_runner.OnnxModel, Arrays] | str:
         """The first export that computes what Keras does, and its values; or why there is none."""
         for exported in exports:
-            call = functools.partial(onnx_runner.run_onnx, exported)
             try:
-                values = by_value(self.case.values, samples.run_all(call, self.case.sets))
+                values = self._in_onnx(exported).evaluate(self.case.sets)
             except CannotRunError as error:
                 exports.reason = exports.reason or str(error)
                 continue
-            where = self._comparable(values, exact_of(expected))
-            if _all_agree(expected, values, self._rough, where):
+            where = self.case.comparable(values, exact_of(expected))
+            if all_agree(expected, values, self._rough, where):
                 return exported, values
             exports.reason = "it computes something else than Keras does"
         return exports.reason
 
-    def _run_defaults(
-        self, measures: References, original: onnx_runner.OnnxModel, folded: onnx_runner.OnnxModel
-    ) -> None:
+    def _in_onnx(self, exported: onnx_runner.OnnxModel) -> Runner[Value]:
+        run = functools.partial(run_all, functools.partial(onnx_runner.run_onnx, exported))
+        return Runner("onnxruntime", self.case.values, run, self.case.original)
+
+    def _run_defaults(self, measures: References, exports: Sequence[onnx_runner.OnnxModel]) -> None:
         outputs = self.case.outputs
         self.report("running both exports as ONNX Runtime optimises them")
         try:
-            found = []
-            for one in (original, folded):
-                optimised = onnx_runner.optimised(one, len(outputs))
-                call = functools.partial(onnx_runner.run_onnx, optimised)
-                found.append(by_value(outputs, samples.run_all(call, self.case.sets)))
+            best = (onnx_runner.optimised(one, len(outputs)) for one in exports)
+            found = [self._in_onnx(one).evaluate(self.case.sets) for one in best]
         except CannotRunError as error:
             self.found.warnings.append(f"ONNX Runtime's optimisations could not be judged: {error}")
             return
         seen = {value: measures[value] for value in outputs}
-        if not _all_agree(seen, found[0], 1e-3, self._comparable(found[0])):
+        if not all_agree(seen, found[0], 1e-3, self.case.comparable(found[0])):
             self.found.warnings.append(
                 "ONNX Runtime's optimisations make the original compute something else"
             )
@@ -452,30 +367,23 @@ class _Gathering:
 
     def _run_onnx_alone(self, cause: CannotRunError) -> None:
         """Judge by ONNX Runtime when Keras cannot run the original on this machine."""
-        case = self.case
         self.report("exporting both models")
         values, noise = [], []
-        for loaded, steps in zip((case.original, case.folded), case.steps, strict=True):
+        for loaded, steps in zip(self.models, self.steps, strict=True):
+            run = functools.partial(onnx_runner.evaluate_onnx, loaded)
+            exported = Runner("onnxruntime", self.case.values, run, loaded)
             try:
-                found = by_value(case.values, onnx_runner.evaluate_onnx(loaded, case.sets))
-                perturbed = onnx_runner.perturbed_onnx(
-                    loaded,
-                    case.sets,
-                    steps=steps.computed,
-                    repetitions=_REPETITIONS_QUICK,
-                    seed=case.seed,
-                )
-                noise.append(list(movement(found, perturbed)))
+                values.append(exported.evaluate(self.case.sets))
+                moved = self._moved(exported, values[-1], steps.computed, _REPETITIONS_QUICK)
+                noise.append(list(moved))
             except CannotRunError as error:
                 raise VerificationImpossibleError(
                     f"neither Keras ({cause}) nor ONNX Runtime ({error}) can run {loaded.label}"
                 ) from error
-            values.append(found)
         self.found.runtimes.add("onnxruntime")
         self.found.reference = "onnxruntime"
         self.found.warnings.append(f"Keras cannot run the original: {cause}")
-        units = keras_runner.output_units(case.original, case.steps[0].computed)
-        self._note("onnxruntime", references(values[0], units, *noise), *values)
+        self._note("onnxruntime", self._references(values[0], noise), *values)
 
     # --- what they found ---
 
@@ -484,15 +392,14 @@ class _Gathering:
         forgive = self.found.reference == "keras float64"
         is_reference = self.found.reference == name
         exact = exact_of(measures)
-        where = self._comparable(original)
+        where = self.case.comparable(original)
+        seen = where if forgive else None
         run = Run(
             name=name,
             references=measures,
             original=None if is_reference else table(exact, original),
             folded=table(exact, folded, where),
-            problems=_problems(
-                original, folded, forgive_overflow=forgive, where=where if forgive else None
-            ),
+            problems=problems(original, folded, forgive_overflow=forgive, where=seen),
             unseen=_unseen(exact, where),
         )
         self.found.runs.append(run)
@@ -546,31 +453,6 @@ class _Gathering:
             return True
 
 
-def _broken_samples(array: Array, count: int) -> Array | None:
-    """Which samples have a number that is not finite; None where no sample has.
-
-    An array that does not count samples along its first axis is one sample.
-    """
-    if array.dtype.kind not in "fc" or np.isfinite(array).all():
-        return None
-    rows = len(array) if len(array) == count else 1
-    return np.asarray(np.any(~np.isfinite(array.reshape(rows, -1)), axis=1))
-
-
-def _problems(
-    original: Arrays, folded: Arrays, *, forgive_overflow: bool, where: Masks | None = None
-) -> dict[Value, str]:
-    """What is wrong with numbers that are not finite."""
-    found = {}
-    for value, column in original.items():
-        masks = [None] * len(column) if where is None else where[value]
-        for one, two, mask in zip(column, folded[value], masks, strict=True):
-            problem = not_finite(one, two, forgive_overflow=forgive_overflow, where=mask)
-            if problem is not None:
-                found[value] = problem
-    return found
-
-
 def _unseen(exact: Arrays, where: Masks) -> frozenset[Value]:
     """The values of which there are numbers, and none of them can be compared."""
     found = []
@@ -594,11 +476,3 @@ def _all_pass(measures: References, found: Table, rule: Rule) -> bool:
 def _same(one: Array, other: Array) -> bool:
     """Equal bit for bit, with NaN equal to NaN."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()
-
-
-def _all_agree(expected: References, found: Arrays, allowed: float, where: Masks) -> bool:
-    return expected.keys() == found.keys() and all(
-        agrees(one, other, allowed, where=mask)
-        for value, column in expected.items()
-        for one, other, mask in zip(column, found[value], where[value], strict=True)
-    )

@@ -235,20 +235,27 @@ def errors(
 
 
 def not_finite(
-    original: Array, folded: Array, *, forgive_overflow: bool, where: Array | None = None
+    original: Array,
+    folded: Array,
+    names: tuple[str, str] = ("the original", "the folded model"),
+    *,
+    forgive_overflow: bool,
+    where: Array | None = None,
 ) -> str | None:
-    """What is wrong with the numbers that are not finite, if anything, where `where` is true.
+    """What is wrong with the numbers that are not finite, if anything.
 
+    Those that are finite in the original must be so in the folded model, where `where` is true.
     Where the original is not finite nothing can be compared, so the folded model must not be finite
-    either, unless `forgive_overflow`: in 16 bits folding removes a step that can overflow.
+    either, unless `forgive_overflow`: in 16 bits folding removes a step that can overflow. `names`
+    are those of the two.
     """
     if original.shape != folded.shape or original.dtype.kind not in "fc":
         return None
     known, got = np.isfinite(original), np.isfinite(folded)
     if np.any(known & ~got & (True if where is None else where)):
-        return "values that are finite in the original are not finite in the folded model"
+        return f"values that are finite in {names[0]} are not finite in {names[1]}"
     if np.any(~known & got) and not forgive_overflow:
-        return "values that are not finite in the original are finite in the folded model"
+        return f"values that are not finite in {names[0]} are finite in {names[1]}"
     return None
 
 
@@ -259,7 +266,7 @@ class Outcome:
     `excess` is the largest ratio of a channel's error to its tolerance, `error` and `tolerance` are
     those of that channel. `exercised` tells of each channel whether it changes from one sample to
     another by more than four times its tolerance, which is in `allowed`; where none of those that
-    vary does, the value is `drowned`.
+    vary does, the value is `is_dominated` by rounding error.
     """
 
     error: float
@@ -267,7 +274,7 @@ class Outcome:
     excess: float
     exercised: ByAxis = field(default_factory=dict)
     allowed: ByAxis = field(default_factory=dict)
-    drowned: bool = False
+    is_dominated: bool = False
     problem: str | None = None
 
     @property
@@ -296,11 +303,11 @@ def compare(reference: Reference, original: Errors | None, folded: Errors, rule:
     excess, error_there, tolerance_there = worst
     truth = reference.truth
     exercised = {axis: truth.change[axis] > one / BLIND for axis, one in allowed.items()}
-    drowned = any(
+    dominated = any(
         bool(truth.variation[axis].any()) and not np.any(truth.variation[axis] > one / BLIND)
         for axis, one in allowed.items()
     )
-    return Outcome(error_there, tolerance_there, excess, exercised, allowed, drowned)
+    return Outcome(error_there, tolerance_there, excess, exercised, allowed, dominated)
 
 
 def exercised_by_any(

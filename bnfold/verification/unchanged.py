@@ -1,4 +1,4 @@
-"""Whether two files hold the same model, so that there is nothing to prove.
+"""Whether two files hold the same model, so that there is nothing to verify.
 
 Compared are the configs, without what belongs to training, and every number of every layer, bit for
 bit. Where a file does not tell which numbers belong to which layer, nothing is claimed.

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from bnfold.running.arrays import Array
-from bnfold.verification.tolerance import Axes, Errors, Reference, Truth, errors, pooled
+from bnfold.verification.tolerance import (
+    Axes,
+    Errors,
+    Reference,
+    Truth,
+    agrees,
+    errors,
+    not_finite,
+    pooled,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,36 +46,45 @@ Table = dict[Value, list[Errors]]
 References = dict[Value, list[Reference]]
 
 
-def by_value(values: Iterable[Value], rows: Sequence[Sequence[Array]]) -> Arrays:
-    """What a runtime puts out for each kind of samples, under the values that it is.
-
-    A runtime may put out the first of the values only.
-    """
-    columns = zip(*rows, strict=True)
-    return {value: list(column) for value, column in zip(values, columns, strict=False)}
-
-
 def table(exact: Arrays, found: Arrays, where: Masks | None = None) -> Table:
     """How far what was found is from what is exact, where that can be compared."""
     return {
         value: [
             errors(one, other, where=mask, axes=value.axes)
             for one, other, mask in zip(
-                exact[value],
-                column,
-                [None] * len(column) if where is None else where[value],
-                strict=True,
+                exact[value], column, _masks(value, column, where), strict=True
             )
         ]
         for value, column in found.items()
     }
 
 
-def movement(exact: Arrays, perturbed: Generator[list[list[Array]]]) -> Generator[Table]:
+def movement(exact: Arrays, perturbed: Generator[Arrays]) -> Generator[Table]:
     """How far all values move each time that weights are perturbed."""
     with closing(perturbed):
-        for rows in perturbed:
-            yield table(exact, by_value(exact, rows))
+        for found in perturbed:
+            yield table(exact, found)
+
+
+def problems(
+    exact: Arrays,
+    found: Arrays,
+    *,
+    forgive_overflow: bool,
+    where: Masks | None = None,
+    names: tuple[str, str] = ("the original", "the folded model"),
+) -> dict[Value, str]:
+    """What is wrong with numbers that are not finite; `names` are those of the two models."""
+    every = (
+        (value, not_finite(one, two, names, forgive_overflow=forgive_overflow, where=mask))
+        for value, column in exact.items()
+        for one, two, mask in zip(column, found[value], _masks(value, column, where), strict=True)
+    )
+    return {value: problem for value, problem in every if problem is not None}
+
+
+def _masks(value: Value, column: Sequence[Array], where: Masks | None) -> Sequence[Array | None]:
+    return [None] * len(column) if where is None else where[value]
 
 
 def references(
@@ -93,3 +111,16 @@ def references(
 def exact_of(references: References) -> Arrays:
     """The values that are compared with."""
     return {value: [one.value for one in column] for value, column in references.items()}
+
+
+def all_agree(
+    expected: References, found: Arrays, allowed: float, where: Masks | None = None
+) -> bool:
+    """Whether an evaluation is one of these values at all, as `agrees` tells of each."""
+    return expected.keys() == found.keys() and all(
+        agrees(one, other, allowed, where=mask)
+        for value, column in expected.items()
+        for one, other, mask in zip(
+            column, found[value], _masks(value, found[value], where), strict=True
+        )
+    )

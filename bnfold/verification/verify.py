@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.running import borrowing, ports, session
-from bnfold.running.data import Given
 from bnfold.running.libraries import CannotRunError
+from bnfold.running.onnx_runner import Exports
 from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
 from bnfold.supervision import link
 from bnfold.verification.case import Case, closer, prepare
 from bnfold.verification.exercise import Gap, further
 from bnfold.verification.result import Basis, Verdict, Verification
-from bnfold.verification.runs import Exports, gather
+from bnfold.verification.runs import Gathering
 from bnfold.verification.tolerance import Rule
 from bnfold.verification.verdict import conclude
 
@@ -49,41 +48,29 @@ def verify(
     if differences:
         return _without_runs(differences, seed, rule, pair[0].library)
     case = prepare(pair[0], pair[1], data, seed)
-    judge = _Judge(rule, report, (Exports(case.original), Exports(case.folded)), data)
-    case, found, gaps = judge.of(case)
+    exports = Exports(case.original), Exports(case.folded)
+    case, found, gaps = _judged(case, rule, report, exports)
     if gaps and data is None:
         report("looking for samples that reach further")
         longer = further(case, [gap.crossing for gap in gaps])
         if len(longer.sets) > len(case.sets):
-            _, found, _ = judge.of(longer)
+            _, found, _ = _judged(longer, rule, report, exports)
     return found
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """What two models are judged by."""
+def _judged(
+    case: Case, rule: Rule, report: Callable[[str], None], exports: tuple[Exports, Exports]
+) -> tuple[Case, Verification, list[Gap]]:
+    """The verdict on a case, and what was not exercised.
 
-    rule: Rule
-    report: Callable[[str], None]
-    exports: tuple[Exports, Exports]
-    data: Given | None
-
-    def of(self, case: Case) -> tuple[Case, Verification, list[Gap]]:
-        """The verdict on a case, and what was not put to the test.
-
-        Most models pass with the first roundings that are drawn. Only where one does not is the
-        case looked at more closely; it is returned as it was judged in the end.
-        """
-        found, gaps = self._once(case)
-        if case.is_quick and found.verdict is Verdict.DIFFERENT:
-            self.report("looking closer")
-            case = closer(case, self.data)
-            found, gaps = self._once(case)
-        return case, found, gaps
-
-    def _once(self, case: Case) -> tuple[Verification, list[Gap]]:
-        evidence = gather(case, self.rule, self.report, self.exports)
-        return conclude(case, self.rule, evidence), evidence.gaps
+    Most models pass with the first roundings that are drawn. Only where one does not is the case
+    looked at more closely; it is returned as it was judged in the end.
+    """
+    found, gaps = conclude(case, rule, Gathering(case, rule, report, exports).run())
+    if found.verdict is Verdict.DIFFERENT and case.is_quick:
+        report("looking closer")
+        return _judged(closer(case), rule, report, exports)
+    return case, found, gaps
 
 
 def _without_runs(differences: Sequence[str], seed: int, rule: Rule, library: str) -> Verification:

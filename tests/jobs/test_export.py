@@ -470,8 +470,8 @@ def test_a_small_share_of_the_tolerance_is_not_none(
 ) -> None:
     made = bnfold.export(saved, tmp_path / "out.onnx", fold=False)
     assert made.check is not None
-    outputs = tuple(replace(one, excess=share) for one in made.check.outputs)
-    made = replace(made, check=replace(made.check, outputs=outputs))
+    comparisons = tuple(replace(one, excess=share) for one in made.check.comparisons)
+    made = replace(made, check=replace(made.check, comparisons=comparisons))
     text = terminal.plain(lambda _: export_text.export(made))
     assert f", {said} of the tolerance)" in text
 

@@ -72,7 +72,7 @@ def test_the_verdict_on_tiny_outputs_does_not_depend_on_the_samples(
 def test_sigmoids_are_moved_and_put_back() -> None:
     layers = [L.LSTM(4, return_sequences=True), L.Dense(3, activation="sigmoid")]
     model = randomize(chain((5, 3), *layers))
-    loaded = exported.LoadedModel(Path("model"), "keras", model, trust=False, runner=model)
+    loaded = exported.LoadedModel(Path("model"), "keras", model, trust=False, shown=model)
     inputs = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
     before = np.asarray(model(inputs))
     with exported.keras_runner.approximated(loaded, 1e-3, 0):

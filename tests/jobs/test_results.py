@@ -82,7 +82,7 @@ def test_a_report_on_a_file_is_true_where_the_file_was_written(tmp_path: Path) -
 def test_a_check_is_true_where_it_passed() -> None:
     assert Check(("norm",), 1e-4)
     assert not Check(("norm",), 1e-2)
-    passed = ExportCheck(Verdict.EQUIVALENT, (), (), (), 3, (), 0, "keras", "", "keras float64")
+    passed = ExportCheck(Verdict.EQUIVALENT, Basis.BOTH, (), (), 0, "keras", "")
     assert passed
     assert not replace(passed, verdict=Verdict.DIFFERENT)
     assert not replace(passed, verdict=Verdict.UNDECIDED)

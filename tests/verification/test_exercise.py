@@ -1,4 +1,4 @@
-"""What the samples must reach before anything counts as proved: ranges, breakpoints, every axis."""
+"""What samples must reach before a model counts as verified: ranges, breakpoints, every axis."""
 
 import os
 
@@ -50,7 +50,7 @@ RANGES = {
     "Rescaling with an offset": (layers.Rescaling(1 / 127.5, offset=-1), 127.5, 127.5),
     "two of them": (lambda x: layers.Rescaling(2.0)(layers.Rescaling(1 / 510)(x)), 0, 255),
     "Normalization": (lambda x: normalized()(x), (110, 120, 130), (10, 20, 30)),
-    "behind a Permute": (
+    "after a Permute": (
         lambda x: layers.Permute((2, 1, 3))(normalized()(layers.Permute((2, 1, 3))(x))),
         (110, 120, 130),
         (10, 20, 30),
@@ -60,7 +60,7 @@ RANGES = {
         (110, 120, 130),
         (10, 20, 30),
     ),
-    "behind a Resizing": (lambda x: normalized()(layers.Resizing(5, 4)(x)), (110, 120, 130), 20),
+    "after a Resizing": (lambda x: normalized()(layers.Resizing(5, 4)(x)), (110, 120, 130), 20),
     "operations": (lambda x: x / 255.0 - 0.5, 127.5, 255),
     "taken from a number": (lambda x: 1.0 - x / 100.0, 100, 100),
     "only moved": (lambda x: x - 127.5, 127.5, 127.5 / 2),
@@ -292,7 +292,7 @@ def test_each_channel_must_reach_a_clip(tmp_path):
 # --- what one sample and one axis cannot tell -----------------------------------------------------
 
 
-def heard(*values, counts=None):
+def exercised(*values, counts=None):
     truths = [Truth(np.asarray(one, "float64")) for one in values]
     outcomes = [
         compare(Reference(one), None, errors(one.value, one.value), ToleranceRule())
@@ -304,18 +304,18 @@ def heard(*values, counts=None):
 
 def test_one_sample_is_not_told_from_a_constant():
     picture = np.arange(24.0).reshape(1, 2, 4, 3)
-    assert heard(picture) == {1: [False] * 2, 3: [False] * 3}
-    assert heard(np.repeat(picture, 2, axis=0))[3] == [False] * 3
+    assert exercised(picture) == {1: [False] * 2, 3: [False] * 3}
+    assert exercised(np.repeat(picture, 2, axis=0))[3] == [False] * 3
     other = picture + np.array([0, 1, 0])
-    assert heard(picture, other) == {1: [True] * 2, 3: [False, True, False]}
+    assert exercised(picture, other) == {1: [True] * 2, 3: [False, True, False]}
 
 
 def test_what_all_samples_come_to_together_counts_once():
-    assert heard([1.0, 2.0, 3.0], counts=[8])[None] == [False]
-    assert heard([1.0, 2.0, 3.0], [1.0, 2.5, 3.0], counts=[8, 8])[None] == [True]
+    assert exercised([1.0, 2.0, 3.0], counts=[8])[None] == [False]
+    assert exercised([1.0, 2.0, 3.0], [1.0, 2.5, 3.0], counts=[8, 8])[None] == [True]
 
 
-def test_one_sample_of_data_proves_nothing(through_a_clip, tmp_path):
+def test_one_sample_of_data_says_nothing(through_a_clip, tmp_path):
     original, _ = through_a_clip
     np.save(tmp_path / "x.npy", 99 * np.ones((1, 4), "float32"))
     found = bnfold.verify(original, original, data=tmp_path / "x.npy")

@@ -118,7 +118,7 @@ def test_a_fold_may_be_carried_back_across_another_and_a_prelu(tmp_path):
     assert statuses(found) == {"norm1": "matched", "norm2": "matched"}
 
 
-# --- what layers behind hide ----------------------------------------------------------------------
+# --- what layers downstream hide ------------------------------------------------------------------
 
 TWO = line(
     (6,),
@@ -146,7 +146,7 @@ def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
     right = folded(original, BACKWARD)
     found = judge(tmp_path, original, right)
     assert found.verdict is Verdict.EQUIVALENT, found.differences
-    assert found.yardstick == "keras float64"
+    assert found.reference == "keras float64"
     found = judge(tmp_path, original, change(right, "one", 0.001, channel=6))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("norm1",)
@@ -200,7 +200,7 @@ def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
 
 
 def test_an_activation_that_was_changed_is_named(tmp_path):
-    """And not the BatchNormalization behind it, whose fold is right."""
+    """And not the BatchNormalization after it, whose fold is right."""
 
     def rows(activation):
         first = dense("one", 8), norm("norm1"), row("activation", "Activation", **activation)

@@ -94,7 +94,7 @@ def test_a_mistake_is_found_at_its_layer(tmp_path, kind, number, request):
 def test_a_mistake_of_a_tool_that_renames_shows_at_the_outputs(tmp_path, kind, number):
     pair = planted(kind, number)
     if not shows_at_the_output(pair):
-        pytest.skip("the layers behind hide the mistake")
+        pytest.skip("the layers downstream hide the mistake")
     assert judge(tmp_path, pair.original, renamed(pair.wrong)).verdict == "different"
 
 

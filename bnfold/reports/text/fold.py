@@ -15,7 +15,6 @@ from bnfold.model.graph import LayerPath, show
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
-from bnfold.verification.exported import Check
 from bnfold.verification.tolerance import Rule
 
 
@@ -51,7 +50,7 @@ def findings(audit: InputFindings) -> list[RenderableType]:
     return lines
 
 
-def not_written(target: Path, audit: InputFindings, proof: Verification | Check | None) -> Text:
+def not_written(target: Path, audit: InputFindings, proof: Verification | None) -> Text:
     """That the result was refused, and why."""
     if audit.stops:
         reason = f"findings on the model are as bad as --fail-on {audit.fail_on}"
@@ -169,7 +168,7 @@ def verdict(result: Verification) -> list[RenderableType]:
 
 def conclusion(
     verdicts: Mapping[Verdict, tuple[str, str]],
-    found: Verification | Check,
+    found: Verification,
     compared: str,
     notes: Iterable[str],
     differences: Iterable[str],
