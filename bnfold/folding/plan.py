@@ -239,7 +239,7 @@ class _Planner:
         try:
             return attempt(affine)
         except OutOfRange as refusal:  # would they fit but for channels that do not matter?
-            lighter = without_dead_channels(one.batchnorm, affine)
+            lighter = without_dead_channels(one.region, one.layer, one.batchnorm, affine)
             if lighter is None:
                 raise
             try:

@@ -87,6 +87,8 @@ class Facts:
             them.
         at_inference: "nothing" happens to the numbers; it "moves" them, or puts zeros beside them;
             it "normalizes" them. None: it computes something else.
+        gain: The settings, by their names in Keras 2 and 3, of which the largest, or 1, says by how
+            much a difference in one input can grow in the output. None: it may grow more.
     """
 
     variables: tuple[Slot, ...] | None = None
@@ -101,6 +103,7 @@ class Facts:
     dtype: Literal["made", "floats"] | None = None
     casts_integers: bool = False
     at_inference: Literal["nothing", "moves", "normalizes"] | None = None
+    gain: tuple[str, ...] | None = None
 
 
 UNKNOWN = Facts()
@@ -205,11 +208,13 @@ _BATCHNORM = Facts(
 _WEIGHTLESS = Facts(variables=(), trained=False, mask="reads")
 _KEEPS_FLOATS = replace(_WEIGHTLESS, training="same", dtype="floats")
 _POINTWISE = replace(_KEEPS_FLOATS, shape=shape_rules.same, channels="kept", mask="passes")
-_IDENTITY = replace(_POINTWISE, at_inference="nothing")
+_IDENTITY = replace(_POINTWISE, at_inference="nothing", gain=())
 _NOISE = replace(_IDENTITY, training=None, training_default=False)
 _DROPOUT = replace(_NOISE, training="drops")
-_MERGE = replace(_KEEPS_FLOATS, shape=shape_rules.broadcast, channels="kept", mask="passes")
-_MOVES = replace(_KEEPS_FLOATS, at_inference="moves")
+_MERGE = replace(
+    _KEEPS_FLOATS, shape=shape_rules.broadcast, channels="kept", mask="passes", gain=()
+)
+_MOVES = replace(_KEEPS_FLOATS, at_inference="moves", gain=())
 
 
 def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
@@ -217,7 +222,7 @@ def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
 
     def row(rank: int) -> Facts:
         rule = shape_rules.in_space(rank, size)
-        return replace(_KEEPS_FLOATS, rank=rank, shape=rule, channels="kept")
+        return replace(_KEEPS_FLOATS, rank=rank, shape=rule, channels="kept", gain=())
 
     return row
 
@@ -227,7 +232,7 @@ def _at_edges(size: shape_rules.Size) -> Callable[[int], Facts]:
 
 
 def _global_pooling(rank: int) -> Facts:
-    return replace(_KEEPS_FLOATS, rank=rank, shape=shape_rules.without_space(rank))
+    return replace(_KEEPS_FLOATS, rank=rank, shape=shape_rules.without_space(rank), gain=())
 
 
 _AUGMENTATION = replace(_WEIGHTLESS, training_default=True)
@@ -291,15 +296,19 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("SpatialDropout", lambda rank: _DROPOUT),
     **_row("AlphaDropout GaussianNoise", _NOISE),
     # Each number by itself.
-    **_row("Activation ELU LeakyReLU ReLU ThresholdedReLU", _POINTWISE),
+    **_row("Activation ThresholdedReLU", _POINTWISE),
+    "ELU": replace(_POINTWISE, gain=("alpha",)),
+    "LeakyReLU": replace(_POINTWISE, gain=("alpha", "negative_slope")),
+    "ReLU": replace(_POINTWISE, gain=("negative_slope",)),
     "PReLU": replace(_POINTWISE, variables=None, trained=True),
-    "Rescaling": replace(_POINTWISE, dtype="made"),
-    "Softmax": replace(_POINTWISE, mask="reads"),
+    "Rescaling": replace(_POINTWISE, dtype="made", gain=("scale",)),
+    "Softmax": replace(_POINTWISE, mask="reads", gain=()),
     "Masking": replace(_POINTWISE, mask="makes"),
     # Several tensors. Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone
     # where a mask is false; the others only propagate masks (Keras 2 and 3.15).
     **_row("Add Average Subtract", _MERGE),
-    **_row("Maximum Minimum Multiply", replace(_MERGE, mask="reads")),
+    **_row("Maximum Minimum", replace(_MERGE, mask="reads")),
+    "Multiply": replace(_MERGE, mask="reads", gain=None),
     "Concatenate": replace(_MERGE, shape=shape_rules.concatenated, at_inference="moves"),
     # Spatial axes.
     **_by_rank("AveragePooling MaxPooling", _in_space(shape_rules.slid)),
@@ -308,6 +317,7 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("ZeroPadding", _at_edges(shape_rules.padded)),
     **_by_rank("Cropping", _at_edges(shape_rules.cropped)),
     **_by_rank("GlobalAveragePooling GlobalMaxPooling", _global_pooling),
+    **_row("CenterCrop Resizing", replace(_AUGMENTATION, gain=())),
     # Numbers change their places.
     "Flatten": replace(_MOVES, shape=shape_rules.flattened),
     "Permute": replace(_MOVES, shape=shape_rules.permuted, mask="passes"),
@@ -315,12 +325,12 @@ ROWS: Mapping[str, Facts] = {
     "Reshape": replace(_MOVES, shape=shape_rules.reshaped),
     # Augmentation.
     **_row(
-        """AugMix AutoContrast CenterCrop ContrastLimitedAdaptiveHistogramEqualization CutMix
-        Equalization MaxNumBoundingBoxes MixUp RandAugment RandomBrightness RandomColorDegeneration
+        """AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization
+        MaxNumBoundingBoxes MixUp RandAugment RandomBrightness RandomColorDegeneration
         RandomColorJitter RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
         RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective
         RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
-        RandomTranslation RandomZoom Resizing Solarization""",
+        RandomTranslation RandomZoom Solarization""",
         _AUGMENTATION,
     ),
     "Pipeline": replace(_OPAQUE, training_default=True),  # of any layers
@@ -352,11 +362,21 @@ ROWS: Mapping[str, Facts] = {
 }
 """Keras' own layers, of every version that `bnfold.model.identity` knows."""
 
+_STILL = Facts(gain=())  # an operation that makes no difference larger
+_KEEPS_AXES = Facts(channels="kept", gain=())
+_MOVES_NUMBERS = Facts(at_inference="moves", gain=())
+
 OPERATIONS: Mapping[str, Facts] = {
-    **_row("Copy StopGradient", Facts(at_inference="nothing")),
-    **_row("Add Maximum Minimum Multiply Relu Relu6 Softmax Subtract", Facts(channels="kept")),
-    "Concatenate": Facts(channels="kept", at_inference="moves"),
-    **_row("ExpandDims Reshape Squeeze Transpose", Facts(at_inference="moves")),
+    **_row("Copy StopGradient", Facts(at_inference="nothing", gain=())),
+    **_row("Add Maximum Minimum Relu Relu6 Subtract", _KEEPS_AXES),
+    **_row("Multiply Softmax", Facts(channels="kept")),
+    "Concatenate": Facts(channels="kept", at_inference="moves", gain=()),
+    **_row("ExpandDims Reshape Squeeze Transpose", _MOVES_NUMBERS),
+    **_row(
+        """Amax Amin AveragePool Flip GetItem Max MaxPool Mean Min Moveaxis Pad Repeat Roll Sigmoid
+        Swapaxes Tanh""",
+        _STILL,
+    ),
 }
 """The same of the operations of keras.ops, by the class names that Keras writes.
 

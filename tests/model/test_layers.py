@@ -200,6 +200,22 @@ def test_a_mask_does_what_a_row_says(name: str) -> None:
         assert getattr(masked, "_keras_mask", None) is None
 
 
+GAINS = [name for name in SHAPED if ROWS[name].gain is not None]
+
+
+@pytest.mark.parametrize("name", GAINS)
+def test_differences_grow_no_more_than_a_row_says(name: str) -> None:
+    made, numbers = build(name), sample(name)
+    settings = [abs(float(made.get_config().get(one, 0))) for one in ROWS[name].gain or ()]
+    for size in (0.1, 10.0):
+        other = numbers + size * np.random.default_rng(1).uniform(-1, 1, numbers.shape)
+        joins = ROWS[name].shape in JOINING  # of which only one input differs
+        first = made([numbers, numbers] if joins else numbers)
+        second = made([other.astype("float32"), numbers] if joins else other.astype("float32"))
+        grown = float(np.abs(np.asarray(second) - np.asarray(first)).max())
+        assert grown <= max([1.0, *settings]) * np.abs(other - numbers).max() * (1 + 1e-5)
+
+
 # --- a layer that nobody has heard of ------------------------------------------------------------
 
 ROW = Facts(
@@ -211,6 +227,7 @@ ROW = Facts(
     mask="passes",
     dtype="floats",
     at_inference="nothing",
+    gain=(),
 )
 
 
