@@ -40,6 +40,7 @@ from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.recalibrate import CACHE, RecalibrationReport, recalibrate_file
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.verify import Proof
+from bnfold.model.container import unchanging
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.observation.observe import DataRun
@@ -109,6 +110,7 @@ def inspect(
     batch: int | None = None,
     trust: bool = False,
     imports: Sequence[str] = (),
+    sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Inspection:
     """Inspect every BatchNormalization of a model.
@@ -127,6 +129,8 @@ def inspect(
         batch: how many samples go in at a time; None for as many as have room.
         trust: let the model's file run code of its own then; a live model is trusted.
         imports: modules to import first, because they register custom layers.
+        sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
+            is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage of that.
 
     Raises:
@@ -148,7 +152,12 @@ def inspect(
         run = _data_run(data, batch, _loading([model], trust, imports), progress)
     with _as_file(model) as file:
         inspection = inspect_file(
-            file.path, rules=rules, thresholds=thresholds, target_dtype=target_dtype, run=run
+            file.path,
+            rules=rules,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+            run=run,
+            sha256=_digests([model], sha256),
         )
     return replace(inspection, path=file.shown)
 
@@ -170,10 +179,11 @@ class _FoldOptions(TypedDict, total=False):
 
 
 class _FoldFileOptions(_FoldOptions, total=False):
-    """Those for a file, which may replace another one and need not be trusted."""
+    """Those for a file, which may replace another one, and need not be trusted or the right one."""
 
     force: bool
     trust: bool
+    sha256: str | Sequence[str]
 
 
 @overload
@@ -201,6 +211,7 @@ def fold(
     rtol: float | None = None,
     atol: float | None = None,
     fail_on: FailOn | None = None,
+    sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Any:
     """Fold the BatchNormalization layers of a model into the weights around them.
@@ -221,6 +232,8 @@ def fold(
         atol: allowed absolute error likewise.
         fail_on: write nothing for a model with a finding this bad or worse: "error", "warning" or
             "info"; without it findings stop nothing. The report's `audit` has the errors anyway.
+        sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
+            is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage of the verification.
 
     Returns:
@@ -245,7 +258,7 @@ def fold(
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol), strict)
     settings: dict[str, Any] = {"keep": keep, "standalone": standalone}
     settings |= {"proof": running if verify else None, "settings": _stopping_at(fail_on)}
-    settings |= {"progress": _callable(progress)}
+    settings |= {"progress": _callable(progress), "sha256": _digests([model], sha256)}
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
@@ -284,6 +297,7 @@ def verify(
     imports: Sequence[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
+    sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Verification:
     """Verify with Keras and ONNX Runtime whether two models compute the same.
@@ -297,6 +311,8 @@ def verify(
         imports: modules to import first, because they register custom layers.
         rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
         atol: allowed absolute error likewise.
+        sha256: SHA-256 digests: each file must have one of them, before anything in it is parsed;
+            for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
 
     Raises:
@@ -307,7 +323,8 @@ def verify(
     loading = _loading([original, folded], trust, imports)
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
     with _as_file(original) as first, _as_file(folded) as second:
-        found = running.run(first.path, second.path, _callable(progress))
+        digests = _digests([original, folded], sha256)
+        found = running.run(first.path, second.path, _callable(progress), sha256=digests)
     return found.reworded(lambda text: second.said(first.said(text)))
 
 
@@ -327,6 +344,7 @@ def export(
     rtol: float | None = None,
     atol: float | None = None,
     fail_on: FailOn | None = None,
+    sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a model to an ONNX file, with its BatchNormalization layers folded.
@@ -348,6 +366,8 @@ def export(
         rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
         atol: allowed absolute error likewise.
         fail_on: as for `fold`.
+        sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
+            is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
 
     Returns:
@@ -378,6 +398,7 @@ def export(
             settings=_stopping_at(fail_on),
             name=str(file.shown) if file.is_live else None,
             progress=_callable(progress),
+            sha256=_digests([model], sha256),
         )
 
 
@@ -396,10 +417,11 @@ class _RecalibrateOptions(TypedDict, total=False):
 
 
 class _RecalibrateFileOptions(_RecalibrateOptions, total=False):
-    """Those for a file, which may replace another one and need not be trusted."""
+    """Those for a file, which may replace another one, and need not be trusted or the right one."""
 
     force: bool
     trust: bool
+    sha256: str | Sequence[str]
 
 
 @overload
@@ -429,6 +451,7 @@ def recalibrate(
     allow_worse: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
+    sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Any:
     """Estimate the moving statistics of a model again, from data.
@@ -450,6 +473,8 @@ def recalibrate(
         allow_worse: write the result even if it fits the labels worse than the model.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
+        sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
+            is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
 
     Returns:
@@ -473,6 +498,7 @@ def recalibrate(
         "allow_other_scale": options.flag("allow_other_scale", allow_other_scale),
         "labels": user_data.given(labels),
         "allow_worse": options.flag("allow_worse", allow_worse),
+        "sha256": _digests([model], sha256),
     }
     force = options.flag("force", force)
     with _as_file(model) as file:
@@ -499,6 +525,14 @@ def _samples(data: Data | None, seed: int) -> options.Samples:
     return options.Samples(user_data.given(data), seed)
 
 
+def _digests(models: Sequence[Any], sha256: str | Sequence[str]) -> tuple[str, ...]:
+    """The digests of files. Raises TypeError for a live model, which has none."""
+    found = unchanging.digests(sha256)
+    if found and any(map(_is_live, models)):
+        raise TypeError("sha256 is that of a file, and a live model has none")
+    return found
+
+
 def _loading(models: Sequence[Any], trust: bool, imports: Sequence[str]) -> options.Loading:
     """How models are loaded; live ones are trusted, and bring their own classes."""
     alive = [model for model in models if _is_live(model)]
@@ -519,6 +553,7 @@ def bench(
     seed: int = 0,
     trust: bool = False,
     imports: Sequence[str] = (),
+    sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> BenchReport:
     """Time two models in turn, in Keras, ONNX Runtime and LiteRT.
@@ -535,6 +570,8 @@ def bench(
         seed: the seed of the random inputs.
         trust: let the files run code of their own; live models are trusted.
         imports: modules to import first, because they register custom layers.
+        sha256: SHA-256 digests: each file must have one of them, before anything in it is parsed;
+            for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
 
     Raises:
@@ -562,6 +599,7 @@ def bench(
             seed=seed,
             loading=loading,
             progress=_callable(progress),
+            sha256=_digests(models, sha256),
         )
     skipped = (replace(one, reason=second.said(first.said(one.reason))) for one in report.skipped)
     shown = None if b is None else second.shown

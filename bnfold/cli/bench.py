@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, Finite, execution, limited, progress, report_format
+from bnfold.cli.options import (
+    CONTEXT,
+    MODEL,
+    Finite,
+    execution,
+    limited,
+    pinned,
+    progress,
+    report_format,
+)
 from bnfold.cli.show import show
 
 
@@ -43,6 +52,7 @@ from bnfold.cli.show import show
     help="Measuring time for each runtime and batch size; preparing takes longer than that.",
 )
 @execution
+@pinned
 @report_format
 @limited
 def bench(

@@ -16,6 +16,7 @@ from bnfold.cli.options import (
     gating,
     keep_option,
     limited,
+    pinned,
     progress,
     proving,
     report_format,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     help="What becomes of layers that cannot be folded: nothing, or a 1x1 depthwise convolution.",
 )
 @gating
+@pinned
 @proving
 @report_format
 @limited
@@ -59,6 +61,7 @@ def fold(
     fail_on: str,
     config: Path | None,
     no_config: bool,
+    sha256: Sequence[str],
     format_: str,
     **proof: Any,
 ) -> None:
@@ -86,7 +89,12 @@ def fold(
     if no_verify and wanted:
         raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
     asked = options.proof(**proof)
-    settings: dict[str, Any] = {"keep": keep, "standalone": standalone, "force": force}
+    settings: dict[str, Any] = {
+        "keep": keep,
+        "standalone": standalone,
+        "force": force,
+        "sha256": sha256,
+    }
     settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
     if target.suffix.lower() == ".onnx":
         _export(source, target, asked, format_, prove=not no_verify, **settings)
@@ -110,6 +118,7 @@ def fold(
 )
 @keep_option
 @gating
+@pinned
 @comparison
 @report_format
 @limited
@@ -123,6 +132,7 @@ def export(
     fail_on: str,
     config: Path | None,
     no_config: bool,
+    sha256: Sequence[str],
     format_: str,
     **running: Any,
 ) -> None:
@@ -141,7 +151,13 @@ def export(
     """
     if no_fold and keep:
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
-    settings: dict[str, Any] = {"fold": not no_fold, "opset": opset, "keep": keep, "force": force}
+    settings: dict[str, Any] = {
+        "fold": not no_fold,
+        "opset": opset,
+        "keep": keep,
+        "force": force,
+        "sha256": sha256,
+    }
     settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
     _export(source, target, options.proof(**running), format_, **settings)
 

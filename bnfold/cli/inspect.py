@@ -16,6 +16,7 @@ from bnfold.cli.options import (
     data_run,
     limited,
     over_data,
+    pinned,
     settings_file,
 )
 from bnfold.jobs.staging import check_target, write_text
@@ -128,7 +129,7 @@ _REPORT = (
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed((*_SELECTION, *_SETTINGS, *_REPORT)):
+    for option in reversed((*_SELECTION, pinned, *_SETTINGS, *_REPORT)):
         command = option(command)
     return command
 
@@ -182,7 +183,7 @@ def inspect(
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
         _refuse_to_replace(output, [path for path in read if path is not None])
     if layer is not None and settings.run is not None:
-        _refuse_unknown_layer(models, layer)
+        _refuse_unknown_layer(models, layer, options["sha256"])
     if write_baseline is None:
         outcome = gate.check(models, settings)
     else:
@@ -241,7 +242,8 @@ def _settings(options: dict[str, Any]) -> "Settings":
         given["ignore"] = options["ignore"]
     if options["fail_on"] is not None:
         given["fail_on"] = settings.severity(options["fail_on"])
-    found = replace(found, **given, run=data_run(**{name: options[name] for name in _RUNNING}))
+    run = data_run(**{name: options[name] for name in _RUNNING})
+    found = replace(found, **given, run=run, sha256=options["sha256"])
     if not chosen(found.select, found.ignore):
         raise click.UsageError("no rule is left of those that are selected: all are ignored")
     if not found.rules():
@@ -321,12 +323,12 @@ def _print(report: "Callable[[int], RenderableType]", output: Path | None) -> No
         write_text(output, terminal.plain(report))
 
 
-def _refuse_unknown_layer(models: Sequence[Path], name: str) -> None:
+def _refuse_unknown_layer(models: Sequence[Path], name: str, sha256: Sequence[str]) -> None:
     """Refuse a name that no layer has before the model runs, which takes long."""
     from bnfold.jobs.inspect import inspect_file
 
     if len(models) == 1 and not models[0].is_dir():
-        found = inspect_file(models[0], rules=())
+        found = inspect_file(models[0], rules=(), sha256=sha256)
         if found.layer(name) is None:
             raise click.UsageError(_no_such_layer(found, name))
 

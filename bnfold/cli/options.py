@@ -105,6 +105,28 @@ def limited(command: Callable[..., Any]) -> Callable[..., Any]:
     return debug(command)
 
 
+def _digests(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    from bnfold.errors import SettingsError
+    from bnfold.model.container.unchanging import digests
+
+    try:
+        return digests(values)
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def pinned(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for which files are meant."""
+    return click.option(
+        "--sha256",
+        metavar="HEX",
+        multiple=True,
+        callback=_digests,
+        help="Read a model only if this is its SHA-256. Repeatable: each model that is named must "
+        "have one of these.",
+    )(command)
+
+
 def report_format(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option for how to report."""
     return click.option(

@@ -12,6 +12,7 @@ from bnfold.cli.options import (
     SAMPLES,
     limited,
     over_data,
+    pinned,
     report_format,
     running_over,
 )
@@ -55,6 +56,7 @@ from bnfold.cli.show import show
     is_flag=True,
     help="Go on even if the data are of another scale than those that MODEL was trained on.",
 )
+@pinned
 @report_format
 @limited
 def recalibrate(
@@ -66,6 +68,7 @@ def recalibrate(
     labels: Path | None,
     allow_worse: bool,
     allow_other_scale: bool,
+    sha256: Sequence[str],
     format_: str,
     **running: Any,
 ) -> None:
@@ -96,5 +99,6 @@ def recalibrate(
         allow_other_scale=allow_other_scale,
         labels=labels,
         allow_worse=allow_worse,
+        sha256=sha256,
     )
     show(report, format_, good=report.written)

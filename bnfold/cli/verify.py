@@ -1,12 +1,13 @@
 """`bnfold verify`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bnfold.cli import options
-from bnfold.cli.options import CONTEXT, MODEL, limited, progress, proving, report_format
+from bnfold.cli.options import CONTEXT, MODEL, limited, pinned, progress, proving, report_format
 from bnfold.cli.show import show
 
 
@@ -14,9 +15,10 @@ from bnfold.cli.show import show
 @click.argument("original", metavar="MODEL", type=MODEL)
 @click.argument("folded", metavar="OTHER", type=MODEL)
 @proving
+@pinned
 @report_format
 @limited
-def verify(original: Path, folded: Path, format_: str, **proof: Any) -> None:
+def verify(original: Path, folded: Path, sha256: Sequence[str], format_: str, **proof: Any) -> None:
     """Prove that OTHER computes the same as MODEL, whoever made it.
 
     Both are run with Keras and, exported with tf2onnx, with ONNX Runtime, on the same samples.
@@ -29,6 +31,6 @@ def verify(original: Path, folded: Path, format_: str, **proof: Any) -> None:
       bnfold verify model.keras folded.keras --import my_package.layers
     """
     wanted = options.proof(**proof)
-    result = wanted.run(original, folded, progress)
+    result = wanted.run(original, folded, progress, sha256=sha256)
     strict = wanted.strict
     show(result, format_, good=result.accepted(strict=strict), strict=strict)

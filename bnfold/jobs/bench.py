@@ -32,6 +32,7 @@ import numpy.typing as npt
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.jobs.fold import fold_file
 from bnfold.model.container.guard import printable
+from bnfold.model.container.model_file import held
 from bnfold.running import borrowing, inputs, keras_runner, options, samples, session, timing
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError
@@ -306,12 +307,14 @@ def bench_files(
     seed: int = 0,
     loading: Loading = SAFELY,
     progress: Callable[[str], None] | None = None,
+    sha256: Sequence[str] = (),
 ) -> BenchReport:
     """Time the models in two files side by side, the second being A folded where B is left out.
 
     `threads` are those of every runtime, for None its default; `batches` are the batch sizes,
     by default 1 or what the model fixes; `seconds` the measuring time for each runtime and batch
-    size; `runtimes` some of `RUNTIMES`, by default all.
+    size; `runtimes` some of `RUNTIMES`, by default all. Both files must have one of the digests
+    `sha256`, if there are any.
 
     Raises:
         UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
@@ -327,7 +330,7 @@ def bench_files(
     if threads is not None and threads > processors:
         raise SettingsError(f"{threads} threads are more than the {processors} processors here")
     report = link.told(progress)
-    with link.temporary_folder() as folder:
+    with link.temporary_folder() as folder, held([a] if b is None else [a, b], sha256):
         opening, folded, second = session.look([a], loading, None), None, b
         if second is None:
             report("folding A")

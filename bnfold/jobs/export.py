@@ -134,6 +134,7 @@ def export_file(
     settings: Settings = SILENT,
     name: str | None = None,
     progress: _Progress | None = None,
+    sha256: Sequence[str] = (),
 ) -> ExportReport:
     """Write the model in `source` to the ONNX file `target`, folded unless `fold` is False.
 
@@ -141,6 +142,7 @@ def export_file(
     `fold_file` does. `name` stands for the file's name in the report and in the ONNX file. The
     target is written only when ONNX Runtime computes from it what Keras computes from the source,
     and no finding on the source is as bad as `settings.fail_on`.
+    `sha256` are digests of which the source must have one, if there are any.
 
     Raises:
         SettingsError: the baseline of the settings is missing or damaged.
@@ -152,7 +154,7 @@ def export_file(
     keep = options.names("keep", keep)
     opset = options.optional(options.whole, "opset", opset)
     target = Path(target)
-    with open_model(source) as model:
+    with open_model(source, sha256) as model:
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
         refuse_obstacle(model)
@@ -187,6 +189,7 @@ def export_file(
             if opening is not None and _is_proved(report, running):
                 report = job.convert(opening, subject, staging.path, report, sha256)
             if report.written:
+                model.check_unchanged()
                 staging.publish()
         return report
 

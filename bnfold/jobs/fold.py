@@ -113,12 +113,14 @@ def fold_file(
     proof: Proof | None,
     settings: Settings = SILENT,
     progress: Callable[[str], None] | None = None,
+    sha256: Sequence[str] = (),
 ) -> FoldReport:
     """Fold the model in `source` and write it to `target`, in the same kind of container.
 
     With `standalone` "depthwise", what cannot be folded becomes a depthwise convolution where it
     can. Without a `proof` nothing is run. The target is written only when the proof succeeds, and
     no finding on the source is as bad as `settings.fail_on`; the settings are those of `inspect`.
+    `sha256` are digests of which the source must have one, if there are any.
 
     Raises:
         SettingsError: their baseline is missing or damaged.
@@ -129,7 +131,7 @@ def fold_file(
     options.some_of("standalone", standalone, get_args(Standalone))
     keep = options.names("keep", keep)
     target = Path(target)
-    with open_model(source) as model:
+    with open_model(source, sha256) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)
         refuse_obstacle(model)
@@ -149,6 +151,7 @@ def fold_file(
                 verification = verification.reworded(staging.said)
                 accepted = verification.accepted(strict=proof.strict)
             if accepted:
+                model.check_unchanged()
                 staging.publish()
         return FoldReport(
             source=model.path,
@@ -177,11 +180,15 @@ def refuse_obstacle(model: ModelFile) -> None:
 
 
 def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
-    """Decide what folds; the plan, and the SHA-256 of the file."""
-    # Hashing needs no Python: it goes on beside the plan, which reads the same bytes.
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(model.sha256)
+    """Decide what folds; the plan, and the SHA-256 of the file.
+
+    Raises UnreadableModelError for weights that do not have the checksum that the file has of them.
+    """
+    # Neither sum needs Python: they go on beside the plan, which reads the same bytes.
+    with ThreadPoolExecutor(2) as pool:
+        digest, checked = pool.submit(model.sha256), pool.submit(model.check_weights)
         decided = planned(model, keep)
+    checked.result()
     return decided, digest.result()
 
 

@@ -169,6 +169,7 @@ def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
                 target_dtype=settings.target_dtype,
                 run=settings.run,
                 join=False,
+                sha256=settings.sha256,
             )
         except BnfoldError as error:
             unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))

@@ -162,6 +162,7 @@ def recalibrate_file(
     allow_other_scale: bool = False,
     labels: Source | None = None,
     allow_worse: bool = False,
+    sha256: Sequence[str] = (),
 ) -> RecalibrationReport:
     """Write the model in `source` to `target` with statistics estimated from the data of `run`.
 
@@ -170,6 +171,7 @@ def recalibrate_file(
     than those that the model was trained on, as its first layers show, end it with nothing written,
     unless `allow_other_scale`; so does a model that fits `labels` worse than before, unless
     `allow_worse`. An array y beside the data is taken for labels.
+    `sha256` are digests of which the source must have one, if there are any.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
@@ -181,7 +183,7 @@ def recalibrate_file(
     layers = options.names("layers", layers)
     cache = options.whole("cache", cache)
     target = Path(target)
-    with open_model(source) as model:
+    with open_model(source, sha256) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)
         decided = planned(model)
@@ -231,6 +233,7 @@ def recalibrate_file(
             scores = labelled.compare(before, after) if before.wanted else ()
             written = check.passed and (allow_worse or not any(one.worse for one in scores))
             if written:
+                model.check_unchanged()
                 staging.publish()
     return replace(
         report,

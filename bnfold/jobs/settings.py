@@ -43,6 +43,7 @@ class Settings:
         root: the folder from which the suppressions see models.
         run: data to run the models over; None to run nothing.
         file: where they were read; None for nowhere.
+        sha256: digests of which each model must have one; none for any model.
     """
 
     select: tuple[str, ...] = ALL
@@ -56,6 +57,7 @@ class Settings:
     root: Path = Path()
     run: "DataRun | None" = None
     file: Path | None = None
+    sha256: tuple[str, ...] = ()
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules that are wanted and can say anything."""

@@ -1,10 +1,11 @@
 """Verifying two files: how that is asked for, and whether a model has to run for it at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.jobs import child
+from bnfold.model.container.model_file import held
 from bnfold.running import options, safety
 from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
 from bnfold.verification import Verification, verify
@@ -38,12 +39,24 @@ class Proof:
         progress: Callable[[str], None] | None,
         *,
         is_changed: bool = True,
+        sha256: Sequence[str] = (),
     ) -> Verification:
-        """Judge whether two files compute the same.
+        """Judge whether two files compute the same; both must have one of these digests, if any.
 
         Where nothing was folded and so nothing should have been changed, the files are compared,
         and models are run only if that does not settle it.
         """
+        with held([original, folded], sha256):
+            return self._judged(original, folded, progress, is_changed=is_changed)
+
+    def _judged(
+        self,
+        original: Path,
+        folded: Path,
+        progress: Callable[[str], None] | None,
+        *,
+        is_changed: bool,
+    ) -> Verification:
         if not is_changed and self.samples.data is None:
             if not self.loading.trust:
                 safety.refuse_code(safety.read_facts(original))

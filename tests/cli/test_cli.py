@@ -17,6 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from places import FIXTURES
 from rich.console import Console
 
 from bnfold.cli import main
@@ -458,7 +459,8 @@ def test_the_target_appears_only_when_the_proof_is_accepted(
 @pytest.mark.parametrize("words", [["--strict"], []])
 def test_verify_says_what_strict_refuses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnfold.jobs.verify.verify", lambda *_, **__: outcome(Verdict.UNDECIDED))
-    result = bnfold("verify", "a.keras", "b.keras", *words)
+    path = FIXTURES / "digits_cnn_keras315.keras"
+    result = bnfold("verify", path, path, *words)
     assert result.exit_code == len(words)
     assert ("not accepted: --strict asks for" in result.stdout) == bool(words)
 

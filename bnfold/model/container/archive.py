@@ -50,6 +50,7 @@ class _ZipParts:
         self._file = resources.enter_context(guard.ArchiveFile(path))
         self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
+        self._path, self._start, self._is_checked = path, 0, False
         self.costs = Costs(self._size())
 
     def names(self) -> list[str]:
@@ -63,6 +64,21 @@ class _ZipParts:
 
     def chunks(self, name: str) -> Iterator[bytes]:
         return guard.member_chunks(self._archive, name)
+
+    def check_weights(self, most: int | None) -> str | None:
+        """See that the weights have their checksum, where they were not unpacked to be read."""
+        info = self._archive.getinfo(WEIGHTS)
+        if info.compress_type != zipfile.ZIP_STORED or self._is_checked:
+            return None
+        if most is not None and info.file_size > most:
+            return f"the checksum of its weights, of more than {most >> 20} MiB, was not checked"
+        # A handle of its own, because the weights may be read meanwhile.
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._start)
+            if _checksum(file, info.file_size) != info.CRC:
+                raise UnreadableModelError(f"{WEIGHTS} in the archive is damaged: bad checksum")
+        self._is_checked = True
+        return None
 
     def copy(self, target: Path, changes: Mapping[str, NDArray[Any]], metadata: bytes) -> None:
         """Write an archive of the same members in the same order, some weights changed."""
@@ -91,8 +107,8 @@ class _ZipParts:
         # h5py crashes the process when the stream dies before the file: the stack closes the file
         # first.
         if info.compress_type == zipfile.ZIP_STORED:
-            start = self._data_offset(info)
-            found = hdf5.open_hdf5(self._file, WEIGHTS, self.costs, start, info.file_size)
+            self._start = self._data_offset(info)
+            found = hdf5.open_hdf5(self._file, WEIGHTS, self.costs, self._start, info.file_size)
         else:
             import tempfile  # noqa: PLC0415 - Keras stores the weights uncompressed
 
@@ -154,6 +170,9 @@ class _DirectoryParts:
     def weights(self) -> h5py.File:
         stream = self._resources.enter_context((self._path / WEIGHTS).open("rb", buffering=0))
         return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS, self.costs))
+
+    def check_weights(self, most: int | None) -> None:
+        """Do nothing: files in a directory have no checksum."""
 
 
 class KerasArchive:
@@ -257,11 +276,16 @@ class KerasArchive:
             found.append("optimizer state")
         return tuple(found)
 
+    def check_weights(self, most: int | None = None) -> str | None:
+        """See that the weights have their checksum; a sentence where they are too large for it."""
+        return self._parts.check_weights(most)
+
     def write(self, graph: Graph, target: Path, record: Json) -> None:
         """Write `graph` with this file's other parts to `target`, which does not exist yet.
 
         `record` goes into metadata.json under "bnfold".
         """
+        self.check_weights()
         names = self._group_names().assign(graph)
         documents = {
             METADATA: self._recorded(record),
@@ -410,12 +434,18 @@ def _require(names: set[str]) -> None:
 
 def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int) -> None:
     """Note size and checksum of what stands in `file` from `start` on, stored uncompressed."""
+    info.file_size = info.compress_size = file.seek(0, io.SEEK_END) - start
     file.seek(start)
-    checksum = 0
-    while piece := file.read(_CHUNK):
-        checksum = zlib.crc32(piece, checksum)
-    info.CRC = checksum
-    info.file_size = info.compress_size = file.tell() - start
+    info.CRC = _checksum(file, info.file_size)
+
+
+def _checksum(file: IO[bytes], size: int) -> int:
+    """The CRC-32 of the next `size` bytes of a file."""
+    checksum, buffer = 0, bytearray(_CHUNK)
+    while size > 0 and (count := file.readinto(memoryview(buffer)[:size])):  # type: ignore[attr-defined]
+        checksum = zlib.crc32(memoryview(buffer)[:count], checksum)
+        size -= count
+    return checksum
 
 
 def _store(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes], size: int) -> None:

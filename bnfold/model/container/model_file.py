@@ -1,17 +1,17 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
-from bnfold.model.container import foreign
+from bnfold.model.container import foreign, unchanging
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.container.guard import printable
 from bnfold.model.container.legacy import LegacyHdf5
@@ -20,6 +20,7 @@ from bnfold.model.optimizer import Optimizer
 from bnfold.supervision import link
 
 Kind = Literal["keras", "keras-directory", "h5"]
+Result = TypeVar("Result")
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 """How the names of model files end, where they are not directories."""
@@ -44,6 +45,8 @@ class _Format(Protocol):
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None: ...
 
+    def check_weights(self, most: int | None) -> str | None: ...
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -53,11 +56,13 @@ class ModelFile:
         path: where it is.
         kind: "keras" (a ZIP), "keras-directory" (`zipped=False`) or "h5" (legacy HDF5).
         format: the container, which reads and writes.
+        watch: sees whether the file changes.
     """
 
     path: Path
     kind: Kind
     format: _Format = field(repr=False)
+    watch: unchanging.Watch = field(repr=False)
 
     @property
     def graph(self) -> Graph:
@@ -117,46 +122,85 @@ class ModelFile:
             raise OutputError(f"{printable(target.name)}: is inside the model it is made of")
 
     def sha256(self) -> str:
-        """The SHA-256 of the file; of a directory, that of `sha256sum` over its sorted files."""
-        if self.kind != "keras-directory":
-            return _sha256(self.path)
-        files = (found for found in self.path.rglob("*") if found.is_file())
-        names = sorted(file.relative_to(self.path).as_posix() for file in files)
-        lines = [f"{_sha256(self.path / name)}  {name}\n" for name in names]
-        import hashlib  # noqa: PLC0415 - as below
+        """The SHA-256 of the file; of a directory, that of what `sha256sum` says of its files."""
+        return unchanging.sha256(self.path)
 
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    def check_weights(self, most: int | None = None) -> str | None:
+        """See that the weights have the checksum that an archive has of them.
 
+        Of other members it is seen when they are read. The other kinds of file have none. With
+        `most`, weights of more bytes are left out; the sentence that is returned says so.
 
-def _sha256(path: Path) -> str:
+        Raises:
+            UnreadableModelError: they do not.
+        """
+        try:
+            return self.format.check_weights(most)
+        except UnreadableModelError as error:
+            raise UnreadableModelError(f"{printable(str(self.path))}: {error}") from None
+        except OSError:
+            self.watch.check()  # it may be gone
+            raise
 
-    import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
+    def check_unchanged(self) -> None:
+        """See that the file is what it was when it was opened; before a result is published.
 
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        Raises:
+            UnreadableModelError: it changed while it was read.
+        """
+        self.watch.check()
 
 
 @contextmanager
-def open_model(path: str | Path) -> Iterator[ModelFile]:
-    """Open a Keras model file of any kind for reading.
+def held(paths: Iterable[str | Path], sha256: Sequence[str] = ()) -> Iterator[None]:
+    """See that model files, which somebody else reads, have these digests, and do not change.
 
     Raises:
-        UnreadableModelError: it is missing, truncated, or no Keras model.
+        UnreadableModelError: one is missing, has another SHA-256, or changed meanwhile.
+    """
+    watches = [_named(Path(path), lambda one: _held(one, sha256)[1]) for path in paths]
+    yield
+    for watch in watches:
+        watch.check()
+
+
+def _held(path: Path, sha256: Sequence[str]) -> tuple[Kind, unchanging.Watch]:
+    """The kind of a file that has one of these digests, and what sees whether it changes."""
+    return sniff(path), unchanging.Watch(path, sha256)
+
+
+def _named(path: Path, action: Callable[[Path], Result]) -> Result:
+    """Do something with a file, whose errors name it."""
+    try:
+        return action(path)
+    except BnfoldError as error:
+        raise type(error)(f"{printable(str(path))}: {error}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableModelError(f"{printable(str(path))}: {reason}") from None
+
+
+@contextmanager
+def open_model(path: str | Path, sha256: Sequence[str] = ()) -> Iterator[ModelFile]:
+    """Open a Keras model file of any kind for reading; it must have one of these digests, if any.
+
+    Raises:
+        UnreadableModelError: it is missing, truncated, no Keras model, or has another SHA-256; at
+            the end, it changed while it was read.
         UnsafeModelError: it asks for what a model file must not ask for.
     """
     path = Path(path)
     link.reading(path, printable(str(path)))
     with ExitStack() as resources:
-        try:
-            kind = sniff(path)
+
+        def opened(path: Path) -> ModelFile:
+            kind, watch = _held(path, sha256)
             format_class = LegacyHdf5 if kind == "h5" else KerasArchive
-            model = ModelFile(path, kind, format_class(path, resources))
-        except BnfoldError as error:
-            raise type(error)(f"{printable(str(path))}: {error}") from None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UnreadableModelError(f"{printable(str(path))}: {reason}") from None
+            return ModelFile(path, kind, format_class(path, resources), watch)
+
+        model = _named(path, opened)
         yield model
+        model.watch.finish()
 
 
 def sniff(path: Path) -> Kind:
