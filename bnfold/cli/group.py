@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.errors import BnfoldError
 from bnfold.model.container.guard import printable
 from bnfold.running import process
+from bnfold.running.advisories import VulnerableVersionWarning
 from bnfold.supervision import link
 from bnfold.supervision.watch import ASKING
 from bnfold.version import __version__
@@ -131,9 +133,23 @@ def _interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _say_warnings() -> None:
+    """Say what we warn of as we say everything else, and without a place in the code."""
+    by_python = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, VulnerableVersionWarning):
+            click.echo(f"bnfold: warning: {message}", err=True)
+        else:
+            by_python(message, category, *place, **more)
+
+    vars(warnings)["showwarning"] = show  # the documented way to have them shown differently
+
+
 def run() -> None:
     """Run the command of `sys.argv` in this process, which is bnfold's own."""
     process.take_over()
+    _say_warnings()
     if os.name == "posix":
         sys.unraisablehook = _stop_all_the_same
     garbage.search_rarely()

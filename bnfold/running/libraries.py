@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError, VerificationImpossibleError
-from bnfold.running import borrowing, process
+from bnfold.running import advisories, borrowing, process
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
 _FRAME = re.compile(
@@ -117,6 +117,8 @@ def start(threads: int | None = None) -> None:
             f"Keras runs on {keras.config.backend()} in this process, and models are run on"
             f" {process.BACKEND}"
         )
+    advisories.warn("keras", keras.__version__)
+    advisories.warn("tensorflow", tensorflow.__version__)
     if process.is_own():
         gc.set_threshold(700, 10, 10)  # reading and importing make no garbage, but graphs soon are
     borrowing.borrow_tensorflow(tensorflow)
