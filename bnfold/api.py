@@ -6,7 +6,6 @@ A live model is saved to a temporary `.keras` file, so that models are only ever
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +45,7 @@ from bnfold.model.graph import show
 from bnfold.observation.observe import DataRun
 from bnfold.running import data as user_data
 from bnfold.running import live, options
+from bnfold.supervision import link
 from bnfold.verification import Verification
 
 if TYPE_CHECKING:
@@ -680,9 +680,9 @@ def _as_file(model: Any) -> Iterator[_File]:
     if not _is_live(model):
         yield _File(Path(model), Path(model))
         return
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as directory:
-        # Named like its directory, so that it cannot be taken for another file in a message.
-        file = _File(Path(directory, f"{Path(directory).name}.keras"), Path(str(model.name)))
+    with link.temporary_folder() as folder:
+        # Named like its folder, so that it cannot be taken for another file in a message.
+        file = _File(folder / f"{folder.name}.keras", Path(str(model.name)))
         try:
             live.save_live(model, file.path)
             yield file

@@ -16,7 +16,7 @@ from bnfold.audit.selection import Suppression, suppress
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.settings import NEVER, Settings
-from bnfold.jobs.staging import check_target, write_text
+from bnfold.jobs.staging import check_target, is_stream, write_text
 from bnfold.model.container.guard import printable
 from bnfold.model.container.search import models_at
 from bnfold.serialize import plain
@@ -141,7 +141,7 @@ def write_baseline(paths: Sequence[Path], settings: Settings, target: Path) -> O
         OutputError: it cannot be written there.
     """
     check_target(target, "text", force=True)
-    earlier = _read(target) if target.exists() else frozenset()
+    earlier = _read(target) if target.exists() and not is_stream(target) else frozenset()
     raw = _inspect(paths, settings)
     outcome = _suppress(raw, settings)
     if outcome.unreadable:

@@ -2,8 +2,9 @@
 
 The new file grows beside its target under another name, is flushed to disk, and takes the target's
 place in one step. Whatever stops it before (an error, Ctrl-C, a full disk) leaves the target as it
-was and nothing beside it. Only a directory takes two steps, because it cannot be replaced in one:
-between them the old one stands inside the staging directory.
+was and nothing beside it; what a process that is killed leaves there, the next one removes. Only a
+directory takes two steps, because it cannot be replaced in one: between them the old one stands
+inside the staging directory.
 
 A link as target stays, and what it points to is replaced. The new file has the permissions, owner
 and group of the one that it replaces; without one, those that the umask gives.
@@ -19,7 +20,7 @@ from typing import Literal, TypeAlias
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import SUFFIXES, Kind, is_model_directory
-from bnfold.supervision import link
+from bnfold.supervision import leftovers, link
 
 TargetKind: TypeAlias = Kind | Literal["onnx", "text"]
 
@@ -28,8 +29,7 @@ _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
     "h5": (".h5", ".hdf5"),
     "onnx": (".onnx",),
 }
-
-
+_PREFIX = ".bnfold-"
 _ACCESS_LIST = "system.posix_acl_access"
 
 
@@ -52,6 +52,8 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
             if kind == "text"
             else f"{name}: must have no suffix, because the model it is made of is a directory"
         )
+    if kind == "text" and is_stream(target):
+        return
     if os.path.lexists(target):
         _check_existing(target, name, kind, force=force)
     real = followed(target)
@@ -75,6 +77,8 @@ def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -
         raise OutputError(f"{name}: exists and is {'a' if target.is_dir() else 'no'} directory")
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise OutputError(f"{name}: exists and is neither a file nor a directory")
+    if target.is_dir() and not is_model_directory(target) and any(target.iterdir()):
+        raise OutputError(f"{name}: exists and is a directory with something else than a model")
 
 
 def followed(target: Path) -> Path:
@@ -94,10 +98,11 @@ class Staging:
         self._given, self._kind, self._force = target, kind, force
         self._target = followed(target)
         # Named before it is made, so that it is removed whenever Ctrl-C comes.
-        self._directory = self._target.parent / f".bnfold-{os.urandom(8).hex()}"
+        self._directory = self._target.parent / leftovers.name(_PREFIX)
         self.path = self._directory / target.name
 
     def __enter__(self) -> "Staging":
+        leftovers.remove(self._directory.parent, _PREFIX)
         link.made(self._directory, self._target)
         try:
             self._directory.mkdir(mode=0o700)
@@ -144,7 +149,8 @@ class Staging:
         _flush_directory(self._target.parent)
 
     def _replace_directory(self) -> None:
-        replaced = self._directory / "replaced"
+        replaced = self._directory / leftovers.REPLACED
+        (self._directory / leftovers.TARGET).write_bytes(os.fsencode(self._target.name))
         try:
             self._target.rename(replaced)
             self.path.replace(self._target)
@@ -156,22 +162,31 @@ class Staging:
 def write_text(target: Path, text: str) -> None:
     """Write a text to a file, whole or not at all, in the place of what is there.
 
-    Devices and pipes are written to, and links are followed.
+    Devices and pipes are written to, /dev/stdout whatever it is, and links are followed.
 
     Raises:
         OutputError: it cannot be written there, or has the name of a model.
     """
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        _write_to_device(target, text)
+    if is_stream(target):
+        _append(target, text)
         return
     with Staging(target, "text", force=True) as staging:
         staging.path.write_text(text, encoding="utf-8", newline="")
         staging.publish()
 
 
-def _write_to_device(target: Path, text: str) -> None:
+def is_stream(target: Path) -> bool:
+    """Whether it is a device or a pipe, or what this process has open, such as /dev/stdout.
+
+    The latter may be a file, to which others write as well: it must not be replaced.
+    """
+    is_open = target.absolute().parts[1:2] in (("dev",), ("proc",))
+    return target.exists() and (is_open or not (target.is_file() or target.is_dir()))
+
+
+def _append(target: Path, text: str) -> None:
     try:
-        with target.open("w", encoding="utf-8", newline="") as stream:
+        with target.open("a", encoding="utf-8", newline="") as stream:
             stream.write(text)
     except OSError as error:
         raise OutputError(f"{printable(str(target))}: {error.strerror or error}") from None

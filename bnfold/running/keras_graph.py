@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,13 @@ class Origin(NamedTuple):
     layer: Any
     call: int
     output: int
+
+
+def use_home(folder: str) -> None:
+    """Have Keras keep downloads in this folder, wherever its settings were looked for."""
+    config: Any = sys.modules.get("keras.src.backend.config")
+    if hasattr(config, "_KERAS_DIR"):
+        config._KERAS_DIR = folder
 
 
 def origin_of(tensor: Any) -> Origin:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError, VerificationImpossibleError
-from bnfold.running import advisories, borrowing, process
+from bnfold.running import advisories, borrowing, keras_graph, process
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
 _FRAME = re.compile(
@@ -106,6 +106,7 @@ def start(threads: int | None = None) -> None:
     `threads` are for TensorFlow, None for its default; one that has started already keeps its own.
     Raises VerificationImpossibleError.
     """
+    process.keep_to_itself()
     try:
         tensorflow, keras = imported("tensorflow"), imported("keras")
     except ImportError as error:
@@ -135,12 +136,20 @@ def _set_threads(threading: Any, count: int) -> None:
 
 
 def imported(name: str) -> Any:
-    """A library. What it does to the environment while it is imported is undone."""
-    with (
-        quiet(),
-        borrowing.environment_kept(KERAS_BACKEND=process.BACKEND, TF_CPP_MIN_LOG_LEVEL="3"),
-    ):
-        return importlib.import_module(name)
+    """A library. What it does to the environment while it is imported is undone.
+
+    ONNX Runtime keeps no number of this machine and no record of its use, and Keras writes no
+    settings into the home of somebody who has none.
+    """
+    meanwhile = {"KERAS_BACKEND": process.BACKEND, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    meanwhile |= {"ORT_DISABLE_TELEMETRY": "1"}
+    with quiet(), borrowing.environment_kept(**meanwhile):
+        if not process.is_own():
+            return importlib.import_module(name)
+        os.environ["KERAS_HOME"] = os.devnull  # is there, and nothing can be in it
+        found = importlib.import_module(name)
+    keras_graph.use_home(os.environ.get("KERAS_HOME") or str(Path("~/.keras").expanduser()))
+    return found
 
 
 def one_line(error: BaseException) -> str:
@@ -185,8 +194,18 @@ def find_module(name: str) -> None:
 def import_module(name: str) -> Any:
     """Import a module of the user's, which registers custom layers. Raises BnfoldError."""
     find_module(name)
-    with one_line_on_failure(f"--import {name}: ", BnfoldError):
+    with one_line_on_failure(f"--import {name}: ", BnfoldError), _no_bytecode():
         return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Leave nothing beside the modules that are imported."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def library(name: str) -> Any:

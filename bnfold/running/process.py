@@ -8,15 +8,19 @@ than TensorFlow it goes to a process of its own (`bnfold.jobs.child`).
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 
+from bnfold.supervision import link
+
 BACKEND = "tensorflow"
 """The only backend of Keras that models are run with, and Keras' default."""
 
-_owned = False
+_owned = _is_apart = False
 
 
 def is_own() -> bool:
@@ -32,6 +36,25 @@ def take_over() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # A GPU sums in another order from run to run; the verdict must not depend on it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def keep_to_itself() -> None:
+    """Have temporary files made in a folder that goes with this process, if it is bnfold's own.
+
+    TensorFlow leaves compiled code behind. To be called before it is imported: what it removes by
+    itself at the end is gone when the folder goes.
+    """
+    global _is_apart  # noqa: PLW0603
+    if not _owned or _is_apart:
+        return
+    _is_apart = True
+    import tempfile  # noqa: PLC0415 - most commands need none of it
+
+    until_the_end = contextlib.ExitStack()
+    atexit.register(until_the_end.close)
+    folder = until_the_end.enter_context(link.temporary_folder())
+    os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)))
+    tempfile.tempdir = str(folder)
 
 
 def keras_backend() -> str:

@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Thread
 
-from bnfold.supervision import limits, platforms
+from bnfold.supervision import leftovers, limits, platforms
 
 _HEARTBEAT = 1.0  # seconds
+_TEMPORARY = "bnfold-"
 
 
 class _Link:
@@ -30,6 +31,7 @@ class _Link:
         self.file = self.stage = ""
         self.folders: set[Path] = set()  # what is in them has no name for the user
         self.is_narrow = False  # whether the stage has a limit of its own
+        self.runs_models = False  # or has done so: what that took stays taken
         self.read = 0.0  # seconds that all files so far were given
 
     def say(self, word: str, *values: object) -> None:
@@ -86,7 +88,9 @@ def reading(path: Path, shown: str) -> None:
     _begin("reading it")
     size = limits.size(path)
     _link.read += limits.reading_seconds(size)
-    _narrow(limits.reading_seconds(size), limits.reading_memory(size))
+    _narrow(
+        limits.reading_seconds(size), None if _link.runs_models else limits.reading_memory(size)
+    )
 
 
 def loading(files: Mapping[Path, str]) -> None:
@@ -100,6 +104,7 @@ def loading(files: Mapping[Path, str]) -> None:
 def stage(name: str) -> None:
     """Something else is done from now on that runs models, such as "loading TensorFlow"."""
     _begin(name)
+    _link.runs_models = True
     if _link.is_narrow:
         _link.is_narrow = False
         _within(limits.RUNNING_SECONDS)
@@ -162,7 +167,8 @@ def temporary_folder() -> Iterator[Path]:
     """A temporary folder, which the supervisor removes where this process cannot."""
     import tempfile  # noqa: PLC0415 - most commands need none of it
 
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
+    leftovers.remove(tempfile.gettempdir(), _TEMPORARY)
+    with tempfile.TemporaryDirectory(prefix=f"{leftovers.name(_TEMPORARY)}_") as name:
         made(Path(name))
         yield Path(name)
     gone(Path(name))

@@ -12,6 +12,7 @@ import signal
 import time
 
 from bnfold.supervision import platforms
+from bnfold.supervision.leftovers import REPLACED
 
 TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Watch:
                 continue
             import shutil  # noqa: PLC0415 - large, and hardly ever needed
 
-            replaced = os.path.join(folder, "replaced")
+            replaced = os.path.join(folder, REPLACED)
             if target and os.path.isdir(replaced) and not os.path.lexists(target):
                 os.rename(replaced, target)
             shutil.rmtree(folder, ignore_errors=True)

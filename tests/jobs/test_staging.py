@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -13,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from archives import chain, directory_model, keras_file, legacy_file
 from click.testing import CliRunner
@@ -270,6 +272,121 @@ def test_permissions_follow_the_umask(mask: int, source: Path, folder: Path) -> 
     for found in folder.rglob("*"):
         wanted = (0o777 if found.is_dir() else 0o666) & ~mask
         assert stat.S_IMODE(found.stat().st_mode) == wanted, found
+
+
+WRITERS = {
+    "fold": ["fold", "--no-verify"],
+    "fold and prove": ["fold"],
+    "export": ["export"],
+    "recalibrate": ["recalibrate", "--data", "data.npz"],
+}
+KINDS = ["pipe", "socket", "device", "directory", "full directory"]
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["", "linked"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_no_file_is_never_opened_or_replaced(
+    writer: str, kind: str, is_link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = keras_file(tmp_path / "in.keras")
+    np.savez(tmp_path / "data.npz", np.zeros((8, 4)))
+    name = "m.onnx" if writer == "export" else "m.keras"
+    if kind == "full directory":  # which only a directory could replace
+        model, name = directory_model(tmp_path / "in"), "m.onnx" if writer == "export" else "m"
+    target = tmp_path / f"real-{name}" if is_link else tmp_path / name
+    end = make_special(target, kind)
+    if is_link:
+        (tmp_path / name).symlink_to(target)
+    before = looks(target), names(tmp_path)
+    result = CliRunner().invoke(main, [*WRITERS[writer], "--force", str(model), name])
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith(f"bnfold: {name}: exists and is ")
+    assert result.stderr.count("\n") == 1
+    assert (looks(target), names(tmp_path)) == before
+    if kind == "pipe":
+        with pytest.raises(BlockingIOError):
+            os.read(end, 1)
+    if end >= 0:
+        os.close(end)
+
+
+def looks(path: Path) -> tuple[object, ...]:
+    found = path.lstat()
+    return found.st_ino, found.st_mode, found.st_mtime_ns, sorted(path.rglob("*"))
+
+
+def make_special(path: Path, kind: str) -> int:
+    """Make what is no file; returns a descriptor to be closed, through which a pipe is read."""
+    if kind == "pipe":
+        os.mkfifo(path)
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK)  # so that nobody waits for the other end
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(path.name)
+    elif kind == "device":
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except OSError:
+            pytest.skip("only root makes devices")
+    else:
+        path.mkdir()
+        if kind == "full directory":
+            (path / "config.json").write_bytes(OLD)
+            (path / "thesis.tex").write_bytes(OLD)
+    return -1
+
+
+REPORTS = [["--output"], ["--format", "json", "--output"], ["--write-baseline"]]
+
+
+@pytest.mark.parametrize("options", REPORTS, ids=" ".join)
+@pytest.mark.parametrize("how", ["new", "pipe", "device", "link", "directory"])
+def test_where_reports_may_go(
+    how: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, report = keras_file(tmp_path / "in.keras"), tmp_path / "r"
+    end = make_special(report, how) if how in KINDS else -1
+    if how == "link":
+        (tmp_path / "real").write_bytes(b'{"version": 1, "findings": []}')
+        (tmp_path / "real").chmod(0o640)
+        report.symlink_to("real")
+    before = names(tmp_path)
+    result = CliRunner().invoke(main, ["inspect", str(model), *options, "r"])
+    assert "internal error" not in result.output
+    if how == "directory":
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert names(tmp_path) == before
+        return
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path) == sorted({*before, "r"})
+    if how == "pipe":
+        assert len(os.read(end, 1 << 16)) > 20
+        os.close(end)
+    elif how != "device":
+        assert len(report.read_bytes()) > 20
+    if how == "link":
+        assert report.is_symlink()
+        assert mode(tmp_path / "real") == 0o640
+
+
+@pytest.mark.parametrize("options", REPORTS, ids=" ".join)
+def test_a_report_to_what_is_open_already_is_added_to_it(
+    options: list[str], source: Path, folder: Path
+) -> None:
+    with (folder / "log").open("ab") as log:
+        log.write(OLD)
+        log.flush()
+        words = [sys.executable, "-m", "bnfold", "inspect", source, *options, "/dev/stdout"]
+        subprocess.run(words, stdout=log, check=True)
+        log.write(b"and after")
+    content = (folder / "log").read_bytes()
+    assert content.startswith(OLD)
+    assert content.endswith(b"and after")
+    assert len(content) > len(OLD) + 30
+    assert names(folder) == ["log"]
 
 
 # --- directories ---------------------------------------------------------------------------------
