@@ -76,7 +76,7 @@ def test_one_text_that_is_many_attributes(build: Build, tmp_path: Path) -> None:
 def test_names_in_a_list_of_texts_beside_a_long_text(tmp_path: Path) -> None:
     def edit(file: h5py.File) -> None:
         del file["model_weights"].attrs["layer_names"]
-        file["model_weights"].attrs["layer_names"] = ["x", "dense", "bn", *["dense"] * 1000]
+        file["model_weights"].attrs["layer_names"] = ["x", "dense", "bn", *["yyy"] * 1000]
         assert file["model_weights"].attrs.get_id("layer_names").get_type().is_variable_str()
         file.attrs["long"] = "x" * (8 << 20)
 

@@ -260,6 +260,7 @@ class KerasArchive:
         if self._container is Container.CHECKPOINT_DEPENDENCIES:
             weighted = hdf5.weighted_groups(self._weights)
         names = GroupNames(self._container, lambda _, group: group in weighted).assign(graph)
+        _refuse_unclaimed(weighted, names.values())
         return _attach_graph(graph, (), names, self._groups)
 
     def _read_metadata(self, names: set[str]) -> Json:
@@ -474,9 +475,28 @@ def _as_on_windows(path: str) -> str:
 
 
 def _container(weights: h5py.Group) -> Container:
-    if guard.child(weights, Container.CHECKPOINT_DEPENDENCIES.value) is not None:
-        return Container.CHECKPOINT_DEPENDENCIES
-    return Container.LAYERS
+    """Where the weights of the layers are; both places are not for one file.
+
+    Keras takes each layer's from the one, and from the other where they are not in that.
+    """
+    found = [one for one in Container if guard.child(weights, one.value) is not None]
+    if len(found) > 1:
+        names = " and ".join(one.value for one in found)
+        raise UnreadableModelError(f"the weights stand in two places, {names}: which count?")
+    return found[0] if found else Container.LAYERS
+
+
+def _refuse_unclaimed(weighted: Collection[str], claimed: Iterable[str]) -> None:
+    """Refuse groups of Keras 2.13 that are no layer's: Keras 3 counts them in another way."""
+    layers = {place.split("/")[1] for place in claimed}
+    for group in sorted(weighted):
+        container, _, name = group.partition("/")
+        is_layer = container == Container.CHECKPOINT_DEPENDENCIES.value and name
+        if is_layer and name.split("/")[0] not in layers:
+            raise UnreadableModelError(
+                f"the weights in {guard.shortened(group)} belong to no layer: groups are not"
+                " numbered here as Keras 2.13 numbered them"
+            )
 
 
 def _attach_graph(

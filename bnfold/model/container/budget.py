@@ -83,7 +83,8 @@ class Costs:
 
     Attributes:
         size: that of the file, in bytes.
-        read_at: the bytes of its HDF5 part from an address on, so many or as many as there are.
+        read_at: the bytes of its HDF5 part from an address on, so many or as many as there are;
+            None for a file that is not a stranger's.
     """
 
     def __init__(self, size: int = 0) -> None:
@@ -91,7 +92,7 @@ class Costs:
         self._spent: Counter[Budget] = Counter()
         self._names: dict[int, str] = {}
         self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}
-        self.read_at: Callable[[int, int], bytes] = lambda address, size: b""
+        self.read_at: Callable[[int, int], bytes] | None = None
 
     def spend(self, budget: Budget, amount: int = 1) -> None:
         """Note that something takes `amount` more. Raises UnsafeModelError if that is too much."""

@@ -212,6 +212,10 @@ def _check_member(member: zipfile.ZipInfo, seen: set[str]) -> None:
         raise UnsafeModelError(
             f"the archive member {name!r} points outside of the archive; refused"
         )
+    if not {"", "."}.isdisjoint(member.filename.removesuffix("/").split("/")):
+        raise UnsafeModelError(
+            f"the archive member {name!r} has several names, depending on who unpacks it; refused"
+        )
     if stat.S_ISLNK(member.external_attr >> 16):
         raise UnsafeModelError(f"the archive member {name!r} is a symbolic link; refused")
     if member.flag_bits & 0x1:
@@ -528,6 +532,8 @@ def _count(found: h5py.h5a.AttrID, group: h5py.Group | h5py.Dataset, name: bytes
     kind, count = found.get_type(), found.get_space().get_simple_extent_npoints()
     if not (isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()):
         costs.spend(budget.ATTRIBUTES, count * kind.get_size())
+        return None
+    if costs.read_at is None:
         return None
     lengths = headers.text_lengths(costs.read_at, info.addr, name)
     if lengths is not None:

@@ -204,9 +204,17 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
             budget.by_number(info.fileno).named(info.addr, what)
         dtype = _numeric_dtype(found)
         shape = found.shape
+        if dtype.kind != "V" and h5py.h5a.exists(found.id, b"dtype"):
+            _check_dtype(found, dtype, what)
     if shape is None:
         return None
     return Weight(shape, dtype, Stored(found, dtype, what), name, source)
+
+
+def _check_dtype(dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None:
+    """Refuse numbers that Keras would round to bfloat16 because the file calls them so."""
+    if read_text(dataset, "dtype") == "bfloat16" and dtype.name != "bfloat16":
+        raise UnreadableModelError(f"{what} is called bfloat16 and holds {dtype.name}")
 
 
 def _numeric_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:

@@ -114,14 +114,18 @@ class LegacyHdf5:
         return compiled.get("optimizer_config") if isinstance(compiled, dict) else None
 
     def _attach(self, graph: Graph) -> Graph:
-        layers = {}
-        self._groups = _groups(graph, hdf5.read_names(self._weights, "layer_names"))
+        layers, filled = {}, set()
+        listed = hdf5.read_names(self._weights, "layer_names")
+        self._groups = _groups(graph, listed)
         for name, layer in graph.layers.items():
             found = self._listed(self._groups[name]) if name in self._groups else ()
+            if found:
+                filled.add(self._groups[name])
             if layer.nested is None:
                 layers[name] = _with_weights(layer, found)
             else:
                 layers[name] = self._distribute(layer, found)
+        _check_order(graph, self._groups, [name for name in listed if name in filled])
         return replace(graph, layers=layers)
 
     def unattached(self) -> Iterator[tuple[LayerPath, tuple[Weight, ...]]]:
@@ -262,6 +266,21 @@ def _groups(graph: Graph, listed: Sequence[str]) -> dict[str, str]:
         if all(pairs[layer.name] == layer.name or layer.name in unnamed for layer in layers):
             return {**groups, **pairs}
     return groups
+
+
+def _check_order(graph: Graph, groups: Mapping[str, str], listed: Sequence[str]) -> None:
+    """Refuse groups that are listed in another order than that of the layers they are named after.
+
+    Keras hands them out by their order alone.
+    """
+    if graph.kind == "subclassed":
+        return
+    layers = [groups.get(layer.name, layer.name) for layer in model_layers(graph)]
+    if [name for name in layers if name in set(listed)] != listed:
+        raise UnreadableModelError(
+            "the file lists the weights of its layers in an order that is not that of the layers:"
+            " by their names and by their places they would be others'"
+        )
 
 
 def _without_model(file: h5py.File) -> str:

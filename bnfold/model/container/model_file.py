@@ -1,6 +1,7 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
@@ -218,8 +220,10 @@ def sniff(path: Path) -> Kind:
     with path.open("rb") as stream:
         start = stream.read(foreign.HEAD)
     if start.startswith(_ZIP_MAGIC):
+        _refuse_both(path.suffix.lower() != ".keras" and h5py.is_hdf5(path))
         return "keras"
     if start.startswith(_HDF5_MAGIC):
+        _refuse_both(zipfile.is_zipfile(path) and _is_archive(path))
         return "h5"
     if not start:
         raise UnreadableModelError("the file is empty")
@@ -227,6 +231,22 @@ def sniff(path: Path) -> Kind:
         raise UnreadableModelError("a pointer of Git LFS, not the model: run 'git lfs pull'")
     what = foreign.named(path, start)
     raise UnreadableModelError(what or "neither a .keras archive nor an HDF5 file")
+
+
+def _refuse_both(is_both: bool) -> None:
+    if is_both:
+        raise UnreadableModelError(
+            "a ZIP archive and an HDF5 file at once: which model it is depends on its name"
+        )
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file ends as a `.keras` archive does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return CONFIG in archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def _sniff_directory(path: Path) -> Kind:
