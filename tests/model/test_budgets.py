@@ -275,3 +275,10 @@ def test_a_budget_grows_with_the_file() -> None:
     costs.spend(one, 500)
     with pytest.raises(Exception, match="it takes more than"):
         costs.spend(one)
+
+
+@pytest.mark.parametrize("mark", [b"TREE", b"HEAP", b"SNOD"])
+def test_a_root_that_is_damaged(mark: bytes, tmp_path: Path) -> None:
+    path = legacy_file(tmp_path / "m.h5")
+    path.write_bytes(path.read_bytes().replace(mark, b"xxxx", 1))
+    refused(path, says="damaged")
