@@ -2,9 +2,10 @@
 
 A config names what the loader is to call. Only what computes on tensors, or describes how, stands
 here: no class that runs code out of the file, reads another file or calls TensorFlow by name, and
-no function of `keras.utils`, `keras.config` or `keras.saving`. What is new in a later Keras is
-not known until it is added. `tests/running/test_keras_names.py` compares the lists with what the
-installed Keras and tf_keras offer, and names what is in neither.
+no function of `keras.utils`, `keras.config` or `keras.saving`. The lists are those of Keras 3.15.1
+and tf_keras 2.21.0, with what older versions had. What is new in a later Keras is not known until
+it is added. `python tests/builders/keras_parts.py` prints what the installed versions have, and
+`tests/running/test_keras_names.py` names what is in none of the lists.
 """
 
 _MODELS = """
@@ -26,20 +27,21 @@ _LAYERS = """
     GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalAvgPool1D
     GlobalAvgPool2D GlobalAvgPool3D GlobalMaxPool1D GlobalMaxPool2D GlobalMaxPool3D
     GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention
-    HashedCrossing Hashing Identity InputLayer IntegerLookup LSTM LSTMCell LSTMCellV1 LSTMCellV2
-    LSTMV1 LSTMV2 LayerNormalization LeakyReLU LocallyConnected1D LocallyConnected2D Masking
-    MaxNumBoundingBoxes MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum
-    MelSpectrogram Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute Pipeline
-    RMSNormalization RNN RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter
-    RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur
-    RandomGrayscale RandomHeight RandomHue RandomInvert RandomPerspective RandomPosterization
-    RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomWidth
-    RandomZoom ReLU RepeatVector Rescaling Reshape Resizing ReversibleEmbedding STFTSpectrogram
-    SeparableConv1D SeparableConv2D SeparableConvolution1D SeparableConvolution2D SimpleRNN
-    SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D
-    SpectralNormalization StackedRNNCells StringLookup Subtract SyncBatchNormalization
-    TextVectorization ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D
-    UpSampling3D Wrapper ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    GroupedQueryAttention HashedCrossing Hashing Identity InputLayer IntegerLookup LSTM LSTMCell
+    LSTMCellV1 LSTMCellV2 LSTMV1 LSTMV2 LayerNormalization LeakyReLU LocallyConnected1D
+    LocallyConnected2D Masking MaxNumBoundingBoxes MaxPool1D MaxPool2D MaxPool3D MaxPooling1D
+    MaxPooling2D MaxPooling3D Maximum MelSpectrogram Minimum MixUp MultiHeadAttention Multiply
+    Normalization PReLU Permute Pipeline RMSNormalization RNN RandAugment RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomElasticTransform
+    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert
+    RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness
+    RandomShear RandomTranslation RandomWidth RandomZoom ReLU RepeatVector Rescaling Reshape
+    Resizing ReversibleEmbedding STFTSpectrogram SeparableConv1D SeparableConv2D
+    SeparableConvolution1D SeparableConvolution2D SimpleRNN SimpleRNNCell Softmax Solarization
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells
+    StringLookup Subtract SyncBatchNormalization TextVectorization ThresholdedReLU TimeDistributed
+    UnitNormalization UpSampling1D UpSampling2D UpSampling3D Wrapper ZeroPadding1D ZeroPadding2D
+    ZeroPadding3D
 """
 
 _OPERATIONS = """
@@ -56,7 +58,7 @@ _OPERATIONS = """
     Flipud Floor FloorDivide Fmax Fmin Fmod Fold Full FullLike GaussianBlur Gcd Gelu Geomspace
     GetItem Glu Greater GreaterEqual HSVToRGB HardShrink HardSigmoid HardSilu HardTanh Heaviside
     Histogram Hsplit Hstack Hypot I0 IFFT2 IRFFT ISTFT Imag InTopK Inner Inv IsIn Isclose Isfinite
-    Isinf Isnan Isneginf Isposinf Isreal JVP Kron LayerNorm Lcm Ldexp LeakyRelu LeftShift Less
+    Isinf Isnan Isneginf Isposinf Isreal Kron LayerNorm Lcm Ldexp LeakyRelu LeftShift Less
     LessEqual Linspace Log Log10 Log1p Log2 LogSigmoid LogSoftmax Logaddexp Logaddexp2 Logdet
     LogicalAnd LogicalNot LogicalOr LogicalXor Logspace Logsumexp Lstsq LuFactor MapCoordinates
     Matmul MatrixRank Max MaxPool Maximum Mean Median Meshgrid Min Minimum Mod Moments Moveaxis
@@ -131,24 +133,53 @@ _FUNCTIONS = """
     threshold top_k_categorical_accuracy tversky
 """
 
-CLASSES = frozenset(
-    name
-    for names in (
-        _MODELS,
-        _LAYERS,
-        _INITIALIZERS,
-        _CONSTRAINTS_AND_REGULARIZERS,
-        _DTYPE_POLICIES_AND_QUANTIZERS,
-        _LOSSES_AND_METRICS,
-        _OPTIMIZERS_AND_THEIR_SCHEDULES,
-        _RANDOM,
-    )
-    for name in names.split()
-)
-"""Classes by their names; the module that a config gives is looked at besides."""
+_REFUSED = """
+    AssociativeScan BaseRandomLayer BatchNormalizationBase ClassMethod Cond Constraint DenseFeatures
+    DeviceWrapper DropoutWrapper FlaxLayer ForiLoop Function IndexLookup Initializer Input InputSpec
+    InstanceMethod InstanceProperty JVP JaxLayer Lambda Layer LearningRateSchedule LinearModel Loss
+    Map Metric Operation Optimizer Quantizer Reduction Regularizer ResidualWrapper Scan
+    SegmentReduction SequenceFeatures Switch TFSMLayer TensorFlowOpLayer TorchModuleWrapper
+    VectorizedMap WhileLoop WideDeepModel
+"""
 
-OPERATIONS = frozenset(_OPERATIONS.split())
+_WITH_POLICIES = f"{_DTYPE_POLICIES_AND_QUANTIZERS} {_OPTIMIZERS_AND_THEIR_SCHEDULES}"
+_TENSORFLOW_CALLS = "SlicingOpLambda TFOpLambda"
+
+KNOWN = {
+    part: frozenset(names.split())
+    for part, names in {
+        "": f"{_MODELS} {_DTYPE_POLICIES_AND_QUANTIZERS}",
+        "activations": _OPERATIONS,  # a few of them stand there
+        "constraints": _CONSTRAINTS_AND_REGULARIZERS,
+        "dtype_policies": _DTYPE_POLICIES_AND_QUANTIZERS,
+        "engine": f"{_MODELS} InputLayer",
+        "initializers": _INITIALIZERS,
+        "layers": f"{_LAYERS} {_TENSORFLOW_CALLS}",
+        "losses": _LOSSES_AND_METRICS,
+        "metrics": _LOSSES_AND_METRICS,
+        "mixed_precision": _WITH_POLICIES,
+        "models": _MODELS,
+        "ops": _OPERATIONS,
+        "optimizers": _OPTIMIZERS_AND_THEIR_SCHEDULES,
+        "quantizers": _DTYPE_POLICIES_AND_QUANTIZERS,
+        "random": _RANDOM,
+        "regularizers": _CONSTRAINTS_AND_REGULARIZERS,
+    }.items()
+}
+"""The classes of each part of Keras; "" is `keras` itself. What of a module's name says no more
+than how Keras was packed (`src`, `legacy`) does not count: `keras.src.layers.core.dense` is of
+"layers". So the pairs hold for every version."""
+
+OPERATIONS = KNOWN["ops"]
 """Classes of keras.ops, which only there are what they are called."""
+
+CLASSES = frozenset[str]().union(
+    *(names for part, names in KNOWN.items() if part not in ("activations", "ops"))
+)
+"""All others: those that a legacy file can name, which does so without a module."""
+
+REFUSED = frozenset(_REFUSED.split())
+"""What Keras has by these names runs code, reads files, takes functions, or is nothing alone."""
 
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 """Functions that a config names as objects: activations, initializers, losses, metrics."""

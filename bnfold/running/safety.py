@@ -9,6 +9,7 @@ package that the user imports. What is in neither is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.declared import Declared
 from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.running.declared import input_specs
-from bnfold.running.keras_names import CLASSES, FUNCTIONS, OPERATIONS
+from bnfold.running.keras_names import CLASSES, FUNCTIONS, KNOWN, REFUSED
 from bnfold.running.samples import InputSpec
 
 _RUNS_CODE = {
@@ -47,16 +48,13 @@ _VALUES = {
 """What is written like an object and is only a value; `nodes` reads them as data, too."""
 
 _FUNCTION_CALLS = {"TFOpLambda", "SlicingOpLambda"}
+_BY_NO_OTHER_NAME = (None, "function")
+"""What Keras writes in place of a registered name for a function that has none."""
 
 _KERAS_ROOTS = {"keras", "tf_keras"}
-_KERAS_PARTS = {
-    *("activations", "constraints", "dtype_policies", "engine", "initializers", "layers"),
-    *("losses", "metrics", "mixed_precision", "models", "ops", "optimizers", "quantizers"),
-    *("random", "regularizers"),
-}
 
 # What old files may call of TensorFlow by name (TFOpLambda); tf.io and others touch files.
-_TENSORFLOW_PREFIXES = ("math.", "nn.", "linalg.", "image.", "__operators__.")
+_TENSORFLOW_PARTS = re.compile(r"(?:math|nn|linalg|image|__operators__)\.[a-z][a-z0-9_]*")
 _TENSORFLOW_FUNCTIONS = {
     *("cast", "clip_by_value", "concat", "convert_to_tensor", "expand_dims", "fill", "gather"),
     *("identity", "one_hot", "ones", "ones_like", "pad", "range", "repeat", "reshape", "reverse"),
@@ -233,19 +231,31 @@ def _danger(entry: dict[str, Any]) -> str | None:
         return _tensorflow_danger(entry)
     if _is_keras(entry):
         return _reading_danger(config)
-    module = str(entry.get("module") or "")
-    if module.split(".", maxsplit=1)[0] not in _KERAS_ROOTS:
-        return None
+    module, registered = str(entry.get("module") or ""), entry.get("registered_name")
+    if module.split(".", maxsplit=1)[0] in _KERAS_ROOTS:
+        return _unknown_part(module, config if class_name == "function" else class_name)
+    if class_name in _VALUES or (class_name in REFUSED and plain != _plain(_sought(entry))):
+        return f"goes by a second name, {_shown(str(registered))}"
+    return None
+
+
+def _unknown_part(module: str, name: object) -> str:
     if not _is_modelling(module):
         return f"names {_shown(module)}, which is not a part of Keras that models are made of"
-    name = config if class_name == "function" else class_name
-    return f"names {_shown(f'{module}.{name}')}, which is not known to be a harmless part of Keras"
+    whole = _shown(f"{module}.{name}")
+    return f"names {whole}, which is not known to be a harmless part of Keras"
+
+
+def _plain(name: str) -> str:
+    """A registered name without its package."""
+    return name.rsplit(">", 1)[-1]
 
 
 def _reading_danger(config: Any) -> str | None:
     """Lookup layers take a list of words, or the name of a file that they then read."""
-    if isinstance(config, dict) and isinstance(config.get("vocabulary"), str):
-        return f"reads its vocabulary from the file {_shown(config['vocabulary'])}"
+    vocabulary = config.get("vocabulary") if isinstance(config, dict) else None
+    if isinstance(vocabulary, (str, dict)):
+        return f"reads its vocabulary from the file {_shown(str(vocabulary))}"
     return None
 
 
@@ -253,21 +263,21 @@ def _tensorflow_danger(entry: dict[str, Any]) -> str | None:
     config = entry.get("config")
     function = str(config.get("function")) if isinstance(config, dict) else ""
     plain = function.removeprefix("compat.v1.")
-    if plain in _TENSORFLOW_FUNCTIONS or plain.startswith(_TENSORFLOW_PREFIXES):
+    if plain in _TENSORFLOW_FUNCTIONS or _TENSORFLOW_PARTS.fullmatch(plain):
         return None
-    if plain.startswith("keras.backend.") and plain.split(".")[2] in _BACKEND_FUNCTIONS:
+    if plain.removeprefix("keras.backend.") in _BACKEND_FUNCTIONS and "." in plain:
         return None
     return f"calls the TensorFlow function {_shown(function)}, which is not plain mathematics"
 
 
 def _is_modelling(module: str) -> bool:
-    inner = _parts(module)
-    return not inner or inner[0] in _KERAS_PARTS
+    return module.split(".", maxsplit=1)[0] in _KERAS_ROOTS and _part(module) in KNOWN
 
 
-def _parts(module: str) -> list[str]:
-    """`keras.src.ops.numpy` is ["ops", "numpy"]."""
-    return [part for part in module.split(".")[1:] if part not in {"src", "legacy", "api", "v2"}]
+def _part(module: str) -> str:
+    """The part of Keras that a module is in: "ops" for `keras.src.ops.numpy`, "" for `keras`."""
+    packing = {"src", "legacy", "api", "v2"}
+    return next((part for part in module.split(".")[1:] if part not in packing), "")
 
 
 def _is_keras(entry: dict[str, Any]) -> bool:
@@ -277,22 +287,17 @@ def _is_keras(entry: dict[str, Any]) -> bool:
     saved the model.
     """
     class_name, registered = entry["class_name"], entry.get("registered_name")
-    module = entry.get("module")
+    module, config = entry.get("module"), entry.get("config")
     if class_name in _VALUES:
-        return True
+        return module is None and registered is None
     if class_name == "function":
-        known = entry.get("config") in FUNCTIONS
-        return known and (module == "builtins" or _is_modelling_of_keras(module))
-    names = OPERATIONS if _parts(str(module))[:1] == ["ops"] else CLASSES | _FUNCTION_CALLS
-    if class_name not in names:
-        return False
-    if registered not in (None, class_name):
-        return False
-    return registered is None if module is None else _is_modelling_of_keras(module)
-
-
-def _is_modelling_of_keras(module: object) -> bool:
-    return str(module).split(".")[0] in _KERAS_ROOTS and _is_modelling(str(module))
+        known = isinstance(config, str) and config in FUNCTIONS
+        is_there = module == "builtins" or _is_modelling(str(module))
+        return known and is_there and registered in (*_BY_NO_OTHER_NAME, config)
+    if module is None:
+        return registered is None and class_name in CLASSES
+    names = KNOWN[_part(str(module))] if _is_modelling(str(module)) else frozenset[str]()
+    return class_name in names and registered in (None, class_name)
 
 
 def _is_custom(entry: dict[str, Any]) -> bool:

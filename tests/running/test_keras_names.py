@@ -1,79 +1,62 @@
 """The lists of what a config may name, held against what the installed Keras and tf_keras have."""
 
-import importlib
-import inspect
-import pkgutil
-
+import keras_parts
 import pytest
 
 from bnfold.folding import rules
 from bnfold.running import safety
-from bnfold.running.keras_names import CLASSES, FUNCTIONS, OPERATIONS
+from bnfold.running.keras_names import CLASSES, FUNCTIONS, KNOWN, OPERATIONS, REFUSED
 
 pytestmark = pytest.mark.keras
 
-CLASS_PARTS = (
-    *("constraints", "dtype_policies", "initializers", "layers", "losses", "metrics", "models"),
-    *("mixed_precision", "optimizers", "optimizers.legacy", "optimizers.schedules", "quantizers"),
-    *("regularizers",),
-)
-FUNCTION_PARTS = ("activations", "initializers", "losses", "metrics", "regularizers")
-BASES = {
-    *("Constraint", "Initializer", "InputSpec", "Layer", "LearningRateSchedule", "Loss", "Metric"),
-    *("Optimizer", "Quantizer", "Reduction", "Regularizer"),
-}
-RUN_CODE = {
-    *("DenseFeatures", "FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper"),
-}
-TAKE_FUNCTIONS = {
-    *("AssociativeScan", "Cond", "ForiLoop", "Function", "Map", "Operation", "Scan", "Switch"),
-    *("SegmentReduction", "VectorizedMap", "WhileLoop"),
-}
+LIBRARIES = ["keras", "tf_keras"]
 
 
-def members(library, parts, kind):
-    found = set()
-    for part in parts:
-        try:
-            module = importlib.import_module(f"{library}.{part}")
-        except ImportError:
-            continue
-        found |= {name for name, value in vars(module).items() if kind(value)}
-    return found
-
-
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_every_class_of_keras_is_known_or_refused(library):
+@pytest.mark.parametrize("part", [part for part in KNOWN if part])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_class_of_keras_is_known_or_refused(library, part):
     pytest.importorskip(library)
-    found = members(library, CLASS_PARTS, inspect.isclass)
-    new = sorted(found - CLASSES - BASES - RUN_CODE)
-    assert new == [], "they belong into running/keras_names.py, or here if they run code"
-    assert not CLASSES & (BASES | RUN_CODE)
+    new = sorted(keras_parts.classes(library, part) - KNOWN[part] - REFUSED)
+    assert new == [], f"they belong to {part} in running/keras_names.py, or are refused there"
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_every_function_that_configs_name_is_known(library):
     pytest.importorskip(library)
-    found = members(library, FUNCTION_PARTS, inspect.isfunction)
-    new = sorted(found - FUNCTIONS - {"deserialize", "get", "serialize"})
+    new = sorted(keras_parts.functions(library) - FUNCTIONS)
     assert new == [], "they belong into running/keras_names.py"
 
 
-def test_every_operation_is_known_or_refused():
-    from keras.src import ops
-    from keras.src.ops.operation import Operation
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_legacy_files_could_name_is_known_or_refused(library):
+    """Without a module Keras looks in a table of all its layers, and in more than those."""
+    layers = pytest.importorskip(f"{library}.src.layers")
+    if library == "tf_keras":
+        from tf_keras.src.layers import serialization
 
-    names = {found.name for found in pkgutil.walk_packages(ops.__path__, "keras.src.ops.")}
-    modules = [importlib.import_module(name) for name in names if "test" not in name]
-    found = {
-        name
-        for module in modules
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, Operation)
-    }
-    new = sorted(found - OPERATIONS - TAKE_FUNCTIONS)
-    assert new == [], "they belong into running/keras_names.py, or here if they take functions"
-    assert not OPERATIONS & TAKE_FUNCTIONS
+        serialization.populate_deserializable_objects()
+        found = serialization.LOCAL.ALL_OBJECTS
+    else:
+        found = vars(layers)
+    named = {name for name, value in found.items() if isinstance(value, type) and name[0].isupper()}
+    assert sorted(named - CLASSES - REFUSED) == []
+
+
+def test_nothing_is_both_known_and_refused():
+    assert sorted((CLASSES | OPERATIONS) & REFUSED) == []
+
+
+def test_the_functions_of_tensorflow_that_old_files_call():
+    """All that the pattern lets through are functions, and none has to do with files or code."""
+    from tensorflow.python.util import tf_export
+
+    pattern = safety._TENSORFLOW_PARTS
+    symbols = tf_export._NAME_TO_SYMBOL_MAPPING
+    found = {name: symbols[name] for name in symbols if pattern.fullmatch(name)}
+    assert len(found) > 300
+    assert [name for name, value in found.items() if isinstance(value, type)] == []
+    words = {"file", "save", "load", "py_func", "eval", "read", "write", "import", "module"}
+    assert [name for name in found if words & set(name.split(".")[1].split("_"))] == []
 
 
 def test_what_a_fold_deals_with_may_be_loaded():
@@ -112,6 +95,24 @@ def reason(entry):
         {"class_name": "TFOpLambda", "config": {"function": "keras.backend.set_floatx"}},
         {"class_name": "TFOpLambda", "config": {"function": "keras.backend.clear_session"}},
         {"class_name": "TFOpLambda", "config": {"function": "raw_ops.WriteFile"}},
+        {"class_name": "TFOpLambda", "config": {"function": "math"}},
+        {"class_name": "TFOpLambda", "config": {"function": "nn.rnn_cell.DropoutWrapper"}},
+        {"class_name": "Dense", "module": "keras.initializers"},
+        {"class_name": "Sequential", "module": "keras.losses"},
+        {"class_name": "Lambda", "module": "keras.layers", "registered_name": "mine>Layer"},
+        {"class_name": "DenseFeatures", "registered_name": "mine>Layer"},
+        {"class_name": "WideDeepModel", "module": "mine", "registered_name": "mine>Model"},
+        {"class_name": "__tensor__", "module": "mine", "registered_name": "mine>Layer"},
+        {"class_name": "TensorShape", "registered_name": "mine>Layer"},
+        {"class_name": "JVP", "module": "keras.src.ops.core"},
+        {
+            "class_name": "function",
+            "module": "keras.activations",
+            "config": "relu",
+            "registered_name": "Lambda",
+        },
+        {"class_name": "function", "module": "keras.activations", "config": {"name": "relu"}},
+        {"class_name": "StringLookup", "config": {"vocabulary": {"class_name": "__bytes__"}}},
         {"class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}},
         {
             "class_name": "TextVectorization",
@@ -136,6 +137,8 @@ def test_what_could_do_more_than_build_a_model_is_refused(entry):
         {"class_name": "Block", "module": "keras_hub.models", "registered_name": "keras_hub>Block"},
         {"class_name": "Dense", "module": None, "registered_name": "Dense"},
         {"class_name": "__wrapped__"},
+        {"class_name": "ResidualWrapper", "module": "m", "registered_name": "m>ResidualWrapper"},
+        {"class_name": "function", "module": "builtins", "config": ["relu"]},
     ],
 )
 def test_what_is_not_known_to_be_of_keras_must_be_registered(entry):
