@@ -28,7 +28,8 @@ def input_shape(call: Call) -> Shape | None:
 
 def _is_sum(call: Call) -> bool:
     """Whether it adds several tensors: the layer Add, or that operation of Keras 3."""
-    return call.is_known and call.layer.class_name == "Add" and len(set(call.reads)) > 1
+    is_add = call.is_known and call.layer.class_name == "Add"
+    return is_add and any(read != call.reads[0] for read in call.reads)
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,12 +104,13 @@ class BackwardSearch(Search):
         if region.reads(value.ref) == wanted.slots:
             return
         what, at = f"the output of {place.title} before it", value.call.path
-        if value.is_output and not (region.parent and len(set(region.graph.outputs)) == 1):
+        if value.is_output and not (region.parent and len(region.output_numbers) == 1):
             of = "the model" if region.parent is None else title_of(region)
             raise Refusal(f"{what} is also an output of {of}", at=at)
-        others = [name for name, _ in region.graph.readers.get(value.ref, ()) if name != reader]
-        if others:
-            raise Refusal(f"{what} is also read by {others[0]!r}", at=at)
+        names = (name for name, _ in region.graph.readers.get(value.ref, ()))
+        other = next((name for name in names if name != reader), None)
+        if other is not None:
+            raise Refusal(f"{what} is also read by {other!r}", at=at)
         raise Refusal(f"{what} is read more than once by {reader!r}", at=at)
 
     def _around(self, place: Place, value: Value, affine: Affine) -> Value | None:

@@ -13,7 +13,7 @@ from bnfold.folding.candidate import Candidate
 from bnfold.folding.rule import Absorb, Site, check_bias_axis
 from bnfold.folding.rules import rule_of
 from bnfold.folding.sentences import NO_LAYER, NO_OPERATION, QUANTIZED
-from bnfold.folding.state import Demand, FoldState, Place
+from bnfold.folding.state import NUMBERS_FOR_A_SLOT, Demand, FoldState, Place
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import Layer, LayerPath, chain, show
@@ -27,8 +27,6 @@ _MAX_STEPS = 20_000
 """For one layer, in one direction."""
 _MAX_NUMBERS = 8 * MOST_NUMBERS
 """In the maps that one search meets, some of which it keeps."""
-_NUMBERS_FOR_A_SLOT = 1000
-"""To compute these takes about as long as to look at one input of a call."""
 _TOO_MANY = "there are too many paths to search"
 
 
@@ -61,6 +59,7 @@ class Search:
 
     def __post_init__(self) -> None:
         """Find out what the map is where the layer stands."""
+        self.count_step(1)
         self.dtype = self._compute_dtype()
         self.affine = self._on_its_axis(self.vectors)
 
@@ -116,7 +115,7 @@ class Search:
             raise Refusal(_TOO_MANY)
         if self._numbers > _MAX_NUMBERS:
             raise Refusal("the maps of all that it could be moved past would take too much memory")
-        if not self.state.work(slots + numbers // _NUMBERS_FOR_A_SLOT):
+        if not self.state.work(slots + numbers // NUMBERS_FOR_A_SLOT):
             raise Refusal("the search for layers to absorb it reached its limit")
 
     # --- what a map may cross ---------------------------------------------------------------------

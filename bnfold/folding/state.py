@@ -1,5 +1,6 @@
 """What has been folded so far in one model, and what its layers are with that."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,8 @@ _WORK_FOR_EACH_SLOT = 20
 """For all layers together: so many inputs of calls are looked at, and so many more for each that
 the model has. The models of keras.applications need fewer than one for each, and one in which every
 layer reads all before it needs six."""
+NUMBERS_FOR_A_SLOT = 1000
+"""To compute with these takes about as long as to look at one input of a call."""
 _MAX_EDITS = 100
 """How many maps one layer absorbs; all that it has absorbed is measured again with each of them."""
 
@@ -166,6 +169,9 @@ class FoldState:
         edits = (*self._edits.get(path, ()), demands[0].edit)
         if len(edits) > _MAX_EDITS:
             raise place.refuse(f"has absorbed {_MAX_EDITS} others already")
+        numbers = sum(math.prod(one.shape) for one in place.call.layer.weights or ())
+        if len(edits) > 1 and not self.work(numbers // NUMBERS_FOR_A_SLOT):
+            raise place.refuse("has absorbed others already, and all would be measured again")
         measured = weights.magnitudes(place.call.layer, edits)
         along = tuple(one.along(edits[-1]) for one in measured)
         try:

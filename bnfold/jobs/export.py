@@ -158,12 +158,12 @@ def export_file(
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
         refuse_obstacle(model)
+        decided, sha256 = plan_and_hash(model, keep)
+        audit = of_input(model, settings, None if keep else decided)
         job = _Job(model, running, name, link.told(progress))
-        audit = of_input(model.path, settings)
         opening = None
         if not audit.stops:
             opening, opset = job.start(opset)
-        decided, sha256 = plan_and_hash(model, keep)
         with Staging(target, "onnx", force=force) as staging:
             subject, replaced = model.path, _NONE
             if fold and (decided.folds or standalone == "depthwise"):

@@ -140,8 +140,8 @@ def fold_file(
                 f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
-        audit = of_input(model.path, settings)
         decided, sha256 = plan_and_hash(model, keep)
+        audit = of_input(model, settings, None if keep else decided)
         with Staging(target, model.kind, force=force) as staging:
             replaced, decided = write_folded(model, decided, sha256, standalone, staging.path)
             verification, accepted = None, not audit.stops

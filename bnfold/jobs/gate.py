@@ -5,7 +5,7 @@ What is left decides. A command that makes another file of a model looks at it h
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,10 +14,12 @@ from bnfold.audit import Finding, Severity, baseline, joined
 from bnfold.audit.baseline import Entry
 from bnfold.audit.selection import Suppression, suppress
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
-from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.folding.plan import Plan
+from bnfold.jobs.inspect import Inspection, inspect_file, inspect_model
 from bnfold.jobs.settings import NEVER, Settings
 from bnfold.jobs.staging import check_target, is_stream, write_text
 from bnfold.model.container.guard import printable
+from bnfold.model.container.model_file import ModelFile
 from bnfold.model.container.search import models_at
 from bnfold.serialize import plain
 
@@ -93,13 +95,21 @@ class InputFindings:
         return {name: plain(value) for name, value in found.items()}
 
 
-def of_input(path: Path, settings: Settings) -> InputFindings:
+def of_input(model: ModelFile, settings: Settings, decided: Plan | None) -> InputFindings:
     """The findings on one model that a command reads, as `check` counts them.
+
+    `decided` is the plan for it, where it is that of `inspect`; without it the file is read again.
 
     Raises:
         SettingsError: the baseline is missing or damaged.
     """
-    outcome, fail_on = check([path], settings), settings.fail_on
+
+    def inspect_open(path: Path, *, sha256: Sequence[str], **asked: Any) -> Inspection:
+        if decided is None:
+            return inspect_file(path, sha256=sha256, **asked)
+        return inspect_model(model, decided, **asked)
+
+    outcome, fail_on = check([model.path], settings, inspect_open), settings.fail_on
     if outcome.unreadable:
         return InputFindings((), fail_on, str(outcome.unreadable[0].error))
     bad = Severity.ERROR
@@ -113,15 +123,19 @@ def fails(finding: Finding, fail_on: Severity | None) -> bool:
     return fail_on is not None and finding.severity.rank <= fail_on.rank
 
 
-def check(paths: Sequence[Path], settings: Settings) -> Outcome:
+def check(
+    paths: Sequence[Path], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
+) -> Outcome:
     """Inspect the models at `paths`, which are files, Keras directories, or folders to search.
+
+    `inspect` is called as `inspect_file` is.
 
     Raises:
         SettingsError: the baseline is missing or damaged.
     """
     where = settings.baseline
     known = frozenset() if where is None else _read(where)
-    raw = _inspect(paths, settings)
+    raw = _inspect(paths, settings, inspect)
     outcome = _suppress(raw, settings)
     if where is None:
         return _joined(outcome)
@@ -157,12 +171,14 @@ def _joined(outcome: Outcome) -> Outcome:
     return replace(outcome, models=tuple(models))
 
 
-def _inspect(paths: Sequence[Path], settings: Settings) -> Outcome:
+def _inspect(
+    paths: Sequence[Path], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
+) -> Outcome:
     files, unreadable = _files(paths, settings.exclude)
     rules, models = settings.rules(), []
     for file in files:
         try:
-            found = inspect_file(
+            found = inspect(
                 file,
                 rules=rules,
                 thresholds=settings.thresholds,

@@ -1,6 +1,6 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from bnfold.folding.affine import from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.jobs.planning import SUBCLASSED, planned
 from bnfold.model.batchnorm import BatchNorm, Vector
-from bnfold.model.container.model_file import Kind, open_model
+from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import recalibration
 from bnfold.model.graph import Graph, LayerPath, show
 from bnfold.model.moments import Divergence, Observed, divergence, spread
@@ -143,30 +143,55 @@ def inspect_file(
     """
     with open_model(path, sha256) as model, ThreadPoolExecutor(1) as pool:
         checked = pool.submit(model.check_weights, CHECKED_AT_ONCE)
-        decided = planned(model)
-        optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
-        observed, notes = (None, ()) if run is None else _observe(model.path, run)
-        found = audit(
-            decided,
-            rules,
+        return inspect_model(
+            model,
+            planned(model),
+            rules=rules,
             thresholds=thresholds,
             target_dtype=target_dtype,
-            optimizers=optimizers,
-            observed=observed,
-            recalibration=recalibration(model.metadata),
+            run=run,
+            join=join,
+            unchecked=checked.result,
         )
-        unchecked = filter(None, [checked.result()])
-        return Inspection(
-            path=model.path,
-            container=model.kind,
-            keras_version=model.keras_version,
-            plan=_read(decided),
-            findings=joined(found) if join else found,
-            graph=model.graph,
-            note="; ".join([*_notes(model.graph), *unchecked, *notes]) or None,
-            observed=observed,
-            thresholds=Thresholds() if thresholds is None else thresholds,
-        )
+
+
+def inspect_model(
+    model: ModelFile,
+    decided: Plan,
+    *,
+    rules: Iterable[Rule],
+    thresholds: Thresholds | None,
+    target_dtype: str | None,
+    run: "DataRun | None",
+    join: bool,
+    unchecked: Callable[[], str | None] = lambda: None,
+) -> Inspection:
+    """Inspect an open model file for which there is a plan; see `inspect_file`.
+
+    `unchecked` says at the end what of the file has not been checked, if anything.
+    """
+    optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
+    observed, notes = (None, ()) if run is None else _observe(model.path, run)
+    found = audit(
+        decided,
+        rules,
+        thresholds=thresholds,
+        target_dtype=target_dtype,
+        optimizers=optimizers,
+        observed=observed,
+        recalibration=recalibration(model.metadata),
+    )
+    return Inspection(
+        path=model.path,
+        container=model.kind,
+        keras_version=model.keras_version,
+        plan=_read(decided),
+        findings=joined(found) if join else found,
+        graph=model.graph,
+        note="; ".join([*_notes(model.graph), *filter(None, [unchecked()]), *notes]) or None,
+        observed=observed,
+        thresholds=Thresholds() if thresholds is None else thresholds,
+    )
 
 
 def _notes(graph: Graph) -> Iterator[str]:

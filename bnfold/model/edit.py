@@ -32,15 +32,15 @@ def _edited(
         name: _edited_layer(layer, (*path, name), replaced, removed)
         for name, layer in graph.layers.items()
     }
-    graph = replace(graph, layers=inside)
     gone = {name for name in inside if (*path, name) in removed}
+    ends = _ends(_bypassed(graph, gone)) if path else {}
     named = {
         ref.layer
         for ref in graph.outputs
-        if ref.layer in gone and (not path or _reaches_an_input(graph, ref, gone))
+        # With nothing between, an input of a nested model would become an output.
+        if ref.layer in gone and (not path or layers.is_input(graph.layers[ends[ref].layer]))
     }
-    for name in named:
-        graph = graph.with_layer(stand_in(inside[name]))
+    graph = replace(graph, layers={**inside, **{name: stand_in(inside[name]) for name in named}})
     return _in_keras_order(bypass(graph, gone - named))
 
 
@@ -60,18 +60,10 @@ def _edited_layer(
     return layer if found is None else replace(found, calls=layer.calls)
 
 
-def _reaches_an_input(graph: Graph, ref: Ref, gone: set[str]) -> bool:
-    """Whether an input would become an output, with nothing between."""
-    while ref.layer in gone:
-        ref = graph.layers[ref.layer].calls[ref.call].reads[0]
-    return layers.is_input(graph.layers[ref.layer])
-
-
 def _in_keras_order(graph: Graph) -> Graph:
     """The graph with its layers listed as Keras would list them, those it would leave out last."""
     names = keras_order(graph)
-    rest = [name for name in graph.layers if name not in set(names)]
-    return replace(graph, layers={name: graph.layers[name] for name in (*names, *rest)})
+    return replace(graph, layers={name: graph.layers[name] for name in (*names, *graph.layers)})
 
 
 def rewire(graph: Graph, instead: Mapping[Ref, Ref]) -> Graph:
@@ -104,20 +96,29 @@ def _rewire_call(call: Call, graph: Graph, instead: Mapping[Ref, Ref]) -> Call:
 
 def bypass(graph: Graph, names: Collection[str]) -> Graph:
     """The same graph without some layers; their readers read the one input of each instead."""
-    instead = {
+    graph = rewire(graph, _ends(_bypassed(graph, names)))
+    return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
+
+
+def _bypassed(graph: Graph, names: Collection[str]) -> Mapping[Ref, Ref]:
+    """What is read instead of what these layers make: the one tensor that each call reads."""
+    return {
         Ref(name, number): call.reads[0]
         for name in names
         for number, call in enumerate(graph.layers[name].calls)
     }
-    graph = rewire(graph, {ref: _that_stays(ref, instead) for ref in instead})
-    return replace(graph, layers={k: layer for k, layer in graph.layers.items() if k not in names})
 
 
-def _that_stays(ref: Ref, instead: Mapping[Ref, Ref]) -> Ref:
-    """Where a chain of tensors read instead of others ends."""
-    while ref in instead:
-        ref = instead[ref]
-    return ref
+def _ends(instead: Mapping[Ref, Ref]) -> Mapping[Ref, Ref]:
+    """Where chains of tensors that are read instead of others end, each walked once."""
+    ends: dict[Ref, Ref] = {}
+    for start in instead:
+        ref, way = start, list[Ref]()
+        while ref in instead and ref not in ends:
+            way.append(ref)
+            ref = instead[ref]
+        ends |= dict.fromkeys(way, ends.get(ref, ref))
+    return ends
 
 
 def stand_in(layer: Layer) -> Layer:

@@ -41,8 +41,14 @@ def masked_calls(regions: Iterable["Region"]) -> frozenset["Call"]:
     following: dict[Call, list[Call]] = defaultdict(list)
     waiting: list[Call] = []
     masking: dict[Region, bool] = {}
+    first_input: dict[Region, list[Call]] = {}
     for region in reversed([*regions]):
         own = region.all_calls
+        # Any input may have the mask of anything that the model is given: the others follow one.
+        inputs = [call for call in own if layers.is_input(call.layer)]
+        first_input[region] = inputs[:1]
+        for call in inputs[:1]:
+            following[call] += inputs[1:]
         parts = (part for layer in region.graph.layers.values() for part in chain(layer))
         masking[region] = (
             any(call.written.mask is not None for call in own)
@@ -56,10 +62,9 @@ def masked_calls(regions: Iterable["Region"]) -> frozenset["Call"]:
                 following[value.call].append(call)
             body = call.body
             if body is not None:
-                entries = [one for one in body.all_calls if layers.is_input(one.layer)]
                 for value in reads:
-                    following[value.call] += entries
-                waiting += entries if call.written.mask is not None else ()
+                    following[value.call] += first_input[body]
+                waiting += first_input[body] if call.written.mask is not None else []
             makes = any(map(layers.may_make_mask, chain(call.outer)))
             if makes or (body is not None and masking[body]):
                 found.add(call)

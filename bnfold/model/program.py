@@ -8,7 +8,7 @@ Everything is found when it is asked for, and once.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -64,7 +64,7 @@ class Value(NamedTuple):
     @property
     def is_output(self) -> bool:
         """Whether it is an output of the model or nested model that the call is in."""
-        return self.ref in self.call.region.graph.outputs
+        return self.ref in self.call.region.output_numbers
 
     def readers(self) -> tuple["Call", ...]:
         """The calls in its own region that read it, nested models among them, each once."""
@@ -96,10 +96,11 @@ class Value(NamedTuple):
         for value in each_once(waiting):
             for reader in value.readers():
                 body = reader.body
-                slots = [slot for slot, read in enumerate(reader.reads) if read == value]
                 if body is None:
                     yield reader
-                elif max(slots) < len(body.inputs):
+                    continue
+                slots = [slot for slot, read in enumerate(reader.reads) if read == value]
+                if max(slots) < len(body.inputs):
                     waiting += [Value(body.inputs[slot]) for slot in slots]
                 else:
                     yield body.call(next(iter(body.graph.layers)))
@@ -199,10 +200,9 @@ class Call:
     @property
     def input_slot(self) -> int | None:
         """Which input of its region it is; None for any other call."""
-        inputs = self.region.graph.inputs
-        if not layers.is_input(self.layer) or self.name not in inputs:
+        if not layers.is_input(self.layer) or not self.region.graph.builtin:
             return None
-        return inputs.index(self.name) if self.region.graph.builtin else None
+        return self.region.slots.get(self.name)
 
     @property
     def may_train(self) -> bool:
@@ -299,6 +299,20 @@ class Region:
         return tuple(map(self.call, self.graph.inputs))
 
     @cached_property
+    def slots(self) -> Mapping[str, int]:
+        """The numbers of its inputs by the names of their layers; of one named twice the first."""
+        numbered = [*enumerate(self.graph.inputs)]
+        return {name: slot for slot, name in reversed(numbered)}
+
+    @cached_property
+    def output_numbers(self) -> Mapping[Ref, Sequence[int]]:
+        """As which outputs a tensor leaves it, for those that do."""
+        found: dict[Ref, list[int]] = {}
+        for number, ref in enumerate(self.graph.outputs):
+            found.setdefault(ref, []).append(number)
+        return found
+
+    @cached_property
     def outputs(self) -> tuple[Value, ...]:
         """The tensors that leave it."""
         return tuple(map(self.value, self.graph.outputs))
@@ -309,7 +323,7 @@ class Region:
 
     def handed_on(self, value: Value) -> list[Value]:
         """What an output of a nested model is outside of it."""
-        numbers = [number for number, output in enumerate(self.outputs) if output == value]
+        numbers = self.output_numbers.get(value.ref, ())
         return [Value(caller, number) for caller in self.callers for number in numbers]
 
     @cached_property
@@ -329,7 +343,7 @@ class Region:
 
     def reads(self, ref: Ref) -> int:
         """How often a tensor is read: by slots of calls, and as an output."""
-        return len(self.graph.readers.get(ref, ())) + self.graph.outputs.count(ref)
+        return len(self.graph.readers.get(ref, ())) + len(self.output_numbers.get(ref, ()))
 
     @cached_property
     def modes(self) -> Modes:

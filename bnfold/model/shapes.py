@@ -169,7 +169,10 @@ class Shapes:
         """
         core, wrappers = unwrapped(layer)
         if core.graph is not None:
-            return bool(Shapes(core.graph, interiors=self._interiors)._misstated)
+            found = self._interiors.setdefault(id(core.graph), {})
+            if () not in found:
+                found[()] = Shapes(core.graph, interiors=self._interiors)
+            return bool(found[()]._misstated)
         equation = parse_equation(core.config.get("equation")) if core.builtin else None
         if core.class_name != "EinsumDense" or equation is None or equation.ellipsis != "left":
             return False

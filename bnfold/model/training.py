@@ -206,9 +206,10 @@ class _Exposure:
         leak = forced
         for calls in _by_depth(region):
             sources = [_source(call, self._inside) for call in calls]
+            first = [number for number, source in enumerate(sources) if source is not None][:2]
             for number, call in enumerate(calls):
-                others = [*sources[:number], *sources[number + 1 :]]
-                who = leak or next(filter(None, others), None)
+                other = next((sources[one] for one in first if one != number), None)
+                who = leak or other
                 if forced is not None or not is_off(call.written.training):
                     self._enter(call, who)
             leak = leak or next(filter(None, sources), None)

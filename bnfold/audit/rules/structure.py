@@ -4,7 +4,7 @@ import numpy as np
 
 from bnfold.audit.axes import normalized_axis, producer
 from bnfold.audit.finding import Diagnosis, Severity
-from bnfold.audit.flow import Flow
+from bnfold.audit.flow import Flow, Memo
 from bnfold.audit.neighbours import Place, stays_out_of_training
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.rules.folding import fold_overflows
@@ -53,7 +53,7 @@ def _biased(subject: Subject, place: Place, call: Call) -> Call | None:
         return None
     if subject.is_frozen and layer.config.get("trainable", True) is not False:
         return None  # a frozen layer subtracts a fixed mean, so training can still use the bias
-    return source if all(map(_goes_into_batchnorms, source.region.calls_of(source.name))) else None
+    return source if _only_batchnorms_read(source, place.memo) else None
 
 
 def _has_bias_of_channels(layer: Layer) -> bool:
@@ -67,11 +67,17 @@ def _has_bias_of_channels(layer: Layer) -> bool:
     return has_slot and bool(layers.setting(layer, "use_bias"))
 
 
-def _goes_into_batchnorms(call: Call) -> bool:
-    readers = call.uses()
-    return bool(readers) and all(
-        reader is not None and layers.is_batchnorm(reader.layer) for reader in readers
-    )
+def _only_batchnorms_read(call: Call, memo: Memo) -> bool:
+    """Whether all that reads what any call of a layer makes is a BatchNormalization."""
+    calls = call.region.calls_of(call.name)
+    known = memo.setdefault(_only_batchnorms_read, {})
+    if calls[0] not in known:
+        readers = [one.uses() for one in calls]
+        known[calls[0]] = all(readers) and all(
+            one is not None and layers.is_batchnorm(one.layer) for found in readers for one in found
+        )
+    found: bool = known[calls[0]]
+    return found
 
 
 @rule("BN302", "dropout-before-batchnorm", Severity.INFO, needs=Needs.SETTINGS)

@@ -206,9 +206,9 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
         shape = found.shape
         if dtype.kind != "V" and h5py.h5a.exists(found.id, b"dtype"):
             _check_dtype(found, dtype, what)
-    if shape is None:
-        return None
-    return Weight(shape, dtype, Stored(found, dtype, what), name, source)
+        if shape is None:
+            return None
+        return Weight(shape, dtype, Stored(found, shape, dtype, what), name, source)
 
 
 def _check_dtype(dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None:
@@ -231,21 +231,47 @@ def bfloat16() -> np.dtype[Any]:
     return dtype
 
 
+class _Closed:
+    """A dataset that was looked at and closed: an open one takes the HDF5 library 13 KiB.
+
+    What is opened again has no name that HDF5 would not search the whole file for.
+    """
+
+    __slots__ = ("_address", "_file")
+
+    def __init__(self, node: h5py.Dataset) -> None:
+        self._file = h5py.h5i.get_file_id(node.id)
+        self._address = h5py.h5r.create(node.id, b".", h5py.h5r.OBJECT)
+
+    def open(self) -> Any:
+        """The id of the same object, wherever links point by now."""
+        return h5py.h5r.dereference(self._address, self._file)
+
+
 class Stored:
     """The numbers of a dataset, read when they are asked for: all of them, or piece by piece."""
 
-    def __init__(self, dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None:
+    __slots__ = ("_closed", "_dtype", "_is_chunked", "_shape", "_stored_as", "_what")
+
+    def __init__(
+        self, dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
+    ) -> None:
         """`dtype` is that of the numbers, `what` names them where they cannot be read."""
-        self._dataset, self._dtype, self._what = dataset, dtype, what
+        self._closed, self._shape, self._dtype, self._what = _Closed(dataset), shape, dtype, what
+        self._stored_as: np.dtype[Any] = dataset.dtype if dtype.name == "bfloat16" else dtype
+        layout = dataset.id.get_create_plist().get_layout()
+        self._is_chunked = layout == h5py.h5d.CHUNKED
 
     def __call__(self) -> NDArray[Any]:
         """All numbers."""
         self._check_kind()
         with guard.hdf5_damage(self._what):
-            guard.check_chunks(self._dataset, self._what)
-            values = np.empty(self._dataset.shape, self._dataset.dtype)
+            stored = self._closed.open()
+            if self._is_chunked:
+                guard.check_chunks(h5py.Dataset(stored), self._what)
+            values = np.empty(self._shape, self._stored_as)
             if values.size:  # past h5py's selections, which take longer than a vector
-                self._dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+                stored.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
         return self._typed(values)
 
     def pieces(self, lead: int) -> Iterator[NDArray[Any]]:
@@ -254,24 +280,26 @@ class Stored:
         The first `lead` axes, at least one, are laid out as one. A large dataset that is stored in
         one block is read a part at a time, which costs no memory.
         """
-        shape = self._dataset.shape
-        if self._dataset.chunks is not None or self._dataset.nbytes <= _PIECE_BYTES:
+        shape, size = self._shape, self._stored_as.itemsize
+        if self._is_chunked or math.prod(shape) * size <= _PIECE_BYTES:
             yield self().reshape(-1, *shape[lead:])
             return
         self._check_kind()
         sizes = [math.prod(shape[axis + 1 :]) for axis in range(lead)]
-        most = _PIECE_BYTES // self._dataset.dtype.itemsize
+        most = _PIECE_BYTES // size
         axis = next((n for n, size in enumerate(sizes) if size <= most), lead - 1)
         rows = max(1, most // sizes[axis])
-        buffer = np.empty((rows, *shape[axis + 1 :]), self._dataset.dtype)
-        space, behind = self._dataset.id.get_space(), shape[axis + 1 :]
+        buffer = np.empty((rows, *shape[axis + 1 :]), self._stored_as)
+        with guard.hdf5_damage(self._what):
+            stored = self._closed.open()
+        space, behind = stored.get_space(), shape[axis + 1 :]
         for before in np.ndindex(*shape[:axis]):
             for start in range(0, shape[axis], rows):
                 part = buffer[: shape[axis] - start]
                 first = (*before, start, *(0 for _ in behind))
                 space.select_hyperslab(first, (*(1 for _ in before), *part.shape))
                 with guard.hdf5_damage(self._what):
-                    self._dataset.id.read(h5py.h5s.create_simple(part.shape), space, part)
+                    stored.read(h5py.h5s.create_simple(part.shape), space, part)
                 yield self._typed(part).reshape(-1, *shape[lead:])
 
     def _check_kind(self) -> None:
