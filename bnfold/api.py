@@ -67,6 +67,8 @@ _IN_PYTHON = {
     "import": "imports",
     "layers": "layers",
     "data": "data",
+    "timeout": "timeout",
+    "memory": "memory",
 }
 """What the options that errors name are in Python."""
 _OPTION = re.compile(rf"(?<![^ (])--({'|'.join(_IN_PYTHON)})(?=[ ,;:)]|$)")
@@ -112,6 +114,9 @@ def inspect(
     imports: Sequence[str] = (),
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
 ) -> Inspection:
     """Inspect every BatchNormalization of a model.
 
@@ -132,14 +137,21 @@ def inspect(
         sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
             is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage of that.
+        timeout: seconds that the whole call may take, in a child process; without it the limits of
+            its stages hold there.
+        memory: bytes likewise.
+        in_process: False for a child process, True for this one; None for a child where models
+            from files are run.
 
     Raises:
         UnreadableModelError: the file is no Keras model, or a damaged one.
         UnsafeModelError: it contains something that a model file must not contain.
         SettingsError: no rule has such a code, or there is no such target.
         VerificationImpossibleError: the model cannot be loaded to run it.
+        ProcessStoppedError: the child process crashed, or took more than it may.
         BnfoldError: the data do not fit, or Keras cannot save the live model.
     """
+    place = child.Place(in_process, timeout, memory)
     rules = chosen(codes(options.names("select", select)), codes(options.names("ignore", ignore)))
     if thresholds is not None and not isinstance(thresholds, Thresholds):
         raise TypeError(f"thresholds must be bnfold.Thresholds, not {type(thresholds).__name__}")
@@ -151,7 +163,10 @@ def inspect(
     if data is not None:
         run = _data_run(data, batch, _loading([model], trust, imports), progress)
     with _as_file(model) as file:
-        inspection = inspect_file(
+        inspection = place.run(
+            inspect_file,
+            run is not None,
+            file.is_live,
             file.path,
             rules=rules,
             thresholds=thresholds,
@@ -176,6 +191,9 @@ class _FoldOptions(TypedDict, total=False):
     atol: float | None
     fail_on: FailOn | None
     progress: Progress | None
+    timeout: float | None
+    memory: int | None
+    in_process: bool | None
 
 
 class _FoldFileOptions(_FoldOptions, total=False):
@@ -213,6 +231,9 @@ def fold(
     fail_on: FailOn | None = None,
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
 ) -> Any:
     """Fold the BatchNormalization layers of a model into the weights around them.
 
@@ -235,6 +256,11 @@ def fold(
         sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
             is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage of the verification.
+        timeout: seconds that the whole call may take, in a child process; without it the limits of
+            its stages hold there.
+        memory: bytes likewise.
+        in_process: False for a child process, True for this one; None for a child where models
+            from files are run.
 
     Returns:
         For a path, what was done; its `written` is False when the verification failed, or when
@@ -246,9 +272,10 @@ def fold(
         VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
         VerificationFailedError: the folded live model does not compute the same.
         FindingsError: the live model has a finding as bad as `fail_on`.
+        ProcessStoppedError: the child process crashed, or took more than it may.
         BnfoldError: Keras cannot save the live model.
     """
-    target = _target("fold", model, out)
+    target, place = _target("fold", model, out), child.Place(in_process, timeout, memory)
     if not options.flag("verify", verify):
         given = {"strict": strict, "data": data, "rtol": rtol, "atol": atol}
         wanted = [name for name, value in given.items() if not (value is None or value is False)]
@@ -262,8 +289,9 @@ def fold(
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
-            return fold_file(file.path, target, force=force, **settings)
-        report = fold_file(file.path, file.beside("folded"), **settings)
+            return place.run(fold_file, verify, False, file.path, target, force=force, **settings)
+        folded = file.beside("folded")
+        report = place.run(fold_file, verify, True, file.path, folded, **settings)
         if report.audit.stops:
             raise FindingsError(f"the model was not folded: {_told(report.audit)}")
         if report.verification is not None and not report.written:
@@ -299,6 +327,9 @@ def verify(
     atol: float | None = None,
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
 ) -> Verification:
     """Verify with Keras and ONNX Runtime whether two models compute the same.
 
@@ -314,6 +345,9 @@ def verify(
         sha256: SHA-256 digests: each file must have one of them, before anything in it is parsed;
             for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
+        timeout: seconds, as for `fold`.
+        memory: bytes, as for `fold`.
+        in_process: as for `fold`.
 
     Raises:
         UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
@@ -323,8 +357,16 @@ def verify(
     loading = _loading([original, folded], trust, imports)
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
     with _as_file(original) as first, _as_file(folded) as second:
-        digests = _digests([original, folded], sha256)
-        found = running.run(first.path, second.path, _callable(progress), sha256=digests)
+        found = child.Place(in_process, timeout, memory).run(
+            Proof.run,
+            True,
+            first.is_live or second.is_live,
+            running,
+            first.path,
+            second.path,
+            _callable(progress),
+            sha256=_digests([original, folded], sha256),
+        )
     return found.reworded(lambda text: second.said(first.said(text)))
 
 
@@ -346,6 +388,9 @@ def export(
     fail_on: FailOn | None = None,
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
 ) -> ExportReport:
     """Write a model to an ONNX file, with its BatchNormalization layers folded.
 
@@ -369,6 +414,9 @@ def export(
         sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
             is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
+        timeout: seconds, as for `fold`.
+        memory: bytes, as for `fold`.
+        in_process: as for `fold`.
 
     Returns:
         What was done; its `written` is False when ONNX Runtime computes something else than Keras,
@@ -385,9 +433,12 @@ def export(
         raise TypeError("keep says what not to fold, and fold=False folds nothing")
     loading = _loading([model], trust, imports)
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
+    place = child.Place(in_process, timeout, memory)
     with _as_file(model) as file:
-        return child.run(
+        return place.run(
             export_file,
+            True,
+            file.is_live,
             file.path,
             _path("target", target),
             fold=options.flag("fold", fold),
@@ -414,6 +465,9 @@ class _RecalibrateOptions(TypedDict, total=False):
     allow_worse: bool
     imports: Sequence[str]
     progress: Progress | None
+    timeout: float | None
+    memory: int | None
+    in_process: bool | None
 
 
 class _RecalibrateFileOptions(_RecalibrateOptions, total=False):
@@ -453,6 +507,9 @@ def recalibrate(
     imports: Sequence[str] = (),
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
 ) -> Any:
     """Estimate the moving statistics of a model again, from data.
 
@@ -476,6 +533,9 @@ def recalibrate(
         sha256: the SHA-256 of the file, or several: it must have one of them, before anything in it
             is parsed; for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
+        timeout: seconds, as for `fold`.
+        memory: bytes, as for `fold`.
+        in_process: as for `fold`.
 
     Returns:
         For a path, what was done; its `written` is False, and its `refusal` says why, when the data
@@ -490,7 +550,7 @@ def recalibrate(
         BnfoldError: the data do not fit, no layer can be recalibrated, what goes into one is not
             finite, or its statistics do not fit into their dtype.
     """
-    target = _target("recalibrate", model, out)
+    target, place = _target("recalibrate", model, out), child.Place(in_process, timeout, memory)
     settings: dict[str, Any] = {
         "run": _data_run(data, batch, _loading([model], trust, imports), progress),
         "layers": layers,
@@ -503,8 +563,10 @@ def recalibrate(
     force = options.flag("force", force)
     with _as_file(model) as file:
         if target is not None:
-            return child.run(recalibrate_file, file.path, target, force=force, **settings)
-        report = child.run(recalibrate_file, file.path, file.beside("recalibrated"), **settings)
+            settings["force"] = force
+            return place.run(recalibrate_file, True, False, file.path, target, **settings)
+        made = file.beside("recalibrated")
+        report = place.run(recalibrate_file, True, True, file.path, made, **settings)
         if not report.written:
             raise VerificationFailedError(f"nothing was recalibrated: {report.refusal}")
         return live.load_live(report.target, model)
@@ -555,6 +617,9 @@ def bench(
     imports: Sequence[str] = (),
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
 ) -> BenchReport:
     """Time two models in turn, in Keras, ONNX Runtime and LiteRT.
 
@@ -573,6 +638,9 @@ def bench(
         sha256: SHA-256 digests: each file must have one of them, before anything in it is parsed;
             for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
+        timeout: seconds, as for `fold`.
+        memory: bytes, as for `fold`.
+        in_process: as for `fold`.
 
     Raises:
         UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
@@ -582,14 +650,18 @@ def bench(
     """
     models = [a] if b is None else [a, b]
     # The threads of a TensorFlow that has not started are set for good.
-    is_threaded = threads is not None and not any(_is_live(model) for model in models)
-    run = child.run_apart if is_threaded else child.run
+    is_live = any(_is_live(model) for model in models)
+    if threads is not None and not is_live and in_process is None:
+        in_process = False
+    place = child.Place(in_process, timeout, memory)
     loading = _loading(models, trust, imports)
     with ExitStack() as files:
         first = files.enter_context(_as_file(a))
         second = first if b is None else files.enter_context(_as_file(b))
-        report = run(
+        report = place.run(
             bench_files,
+            True,
+            is_live,
             first.path,
             None if b is None else second.path,
             threads=threads,

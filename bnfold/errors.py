@@ -22,6 +22,10 @@ class OutputError(BnfoldError):
     """The result cannot be written where it was asked for."""
 
 
+class ProcessStoppedError(BnfoldError):
+    """The process that did the work crashed, or took more time or memory than it may."""
+
+
 class SettingsError(BnfoldError, ValueError):
     """A setting or an argument, in a file or given, that cannot be what was meant."""
 

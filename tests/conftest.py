@@ -11,6 +11,8 @@ import pytest
 import tiers
 from places import FIXTURES
 
+from bnfold.jobs import child
+
 # TensorFlow has kernels for channels first on some processors only, unless it is told to.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
@@ -18,6 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 def pytest_configure(config: pytest.Config) -> None:
     """Let helpers that see no fixture know which tier runs."""
     tiers.EVERYTHING = tiers.thorough(config)
+    child.FILES_GO_THERE = False  # a child would import TensorFlow for every test anew
     if tiers.without_keras(config):
         sys.meta_path.insert(0, NoFrameworks())  # type: ignore[arg-type]
 

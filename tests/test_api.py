@@ -164,7 +164,7 @@ def test_a_path_needs_an_out_and_a_live_model_has_none(
     model: Any, live: bool, out: str | None, tmp_path: Path
 ) -> None:
     given: Any = model if live else tmp_path / "model.keras"
-    with pytest.raises(TypeError, match="fold takes"):
+    with pytest.raises(TypeError, match=r"fold of .* takes (no|an) out path"):
         bnfold.fold(given, out)
 
 
@@ -234,7 +234,7 @@ def test_a_path_without_an_out_says_what_is_missing() -> None:
     untyped: Any = bnfold
     for function in (untyped.fold, untyped.recalibrate):
         data = {} if function is untyped.fold else {"data": np.ones(3)}
-        with pytest.raises(TypeError, match=r"takes an out path .*\(model, out\)"):
+        with pytest.raises(TypeError, match=r"takes an out path.*\(model, out\)"):
             function("a.keras", **data)
         with pytest.raises(TypeError, match="out must be a path, not int"):
             function("a.keras", 3, **data)

@@ -1,11 +1,11 @@
-"""Doing a job in a process of its own, where this one's Keras runs on another backend.
+"""Doing a job in a process of its own, which is supervised and can be killed.
 
 A job is a function of bnfold's that takes and returns values which `bnfold.jobs.wire` can send. The
 process that starts it (here "parent") and the new one (the "child") share a temporary folder: the
 job is in `request.json`, what came of it in `result.json`, arrays beside them. What the child has
-to say meanwhile comes as lines of JSON through its standard output. It ends when the parent does:
-its standard input is then at its end. Its temporary files are in the same folder, which the parent
-removes.
+to say meanwhile comes as lines through its pipe, as from every supervised process; the calls of
+functions that the parent has are among them. Its temporary files are in the same folder, which the
+parent removes.
 """
 
 from __future__ import annotations
@@ -15,120 +15,144 @@ import contextlib
 import importlib
 import inspect
 import json
+import operator
 import os
+import shutil
 import signal
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from bnfold import errors
-from bnfold.errors import BnfoldError, VerificationImpossibleError
-from bnfold.running import process
+from bnfold.errors import BnfoldError, ProcessStoppedError, UnreadableModelError
+from bnfold.running import options, process
+from bnfold.supervision import link
 
 if TYPE_CHECKING:
-    import subprocess
-
     from bnfold.jobs.wire import Sender
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FILES_GO_THERE = True
+"""Whether models in files are run in a child where nobody says anything about it."""
+
 _REQUEST, _RESULT, _NOISE = "request.json", "result.json", "stderr"
-_PATIENCE = 10.0  # seconds, for a child to clean up after itself
-_START = (
-    "import json, pathlib, sys; folder = pathlib.Path(sys.argv[1]); "
-    f"sys.path[:] = json.loads((folder / {_REQUEST!r}).read_text())['path']; "
-    "from bnfold.jobs import child; child.main(folder)"
-)
-"""What the child runs. It finds modules where the parent does, and never imports its script."""
 
 
-def run(job: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do a job in this process or, where Keras has another backend here, in one of its own.
+@dataclass(frozen=True)
+class Place:
+    """Where a job is to be done.
 
-    Raises what the job raises, VerificationImpossibleError when its process ends before it does,
-    and BnfoldError for a class that the other process cannot import.
+    Attributes:
+        in_process: here, or in a child; None for a child where that keeps this process safe.
+        timeout: seconds that the job may take; None for the limits of its stages, in a child.
+        memory: bytes likewise.
     """
-    if process.is_own() or process.keras_backend() == process.BACKEND:
-        return job(*args, **kwargs)
-    return run_apart(job, *args, **kwargs)
+
+    in_process: bool | None = None
+    timeout: float | None = None
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        """See that every value means something. Raises TypeError and SettingsError."""
+        here = options.optional(options.flag, "in_process", self.in_process)
+        timeout = options.optional(options.finite, "timeout", self.timeout, positive=True)
+        memory = options.optional(options.whole, "memory", self.memory, least=1)
+        options.checked(self, in_process=here, timeout=timeout, memory=memory)
+        if here and not (timeout is memory is None):
+            raise TypeError("a limit needs a process of its own: it contradicts in_process=True")
+
+    def is_apart(self, *, runs: bool, is_live: bool) -> bool:
+        """Whether a job goes to a child: one that runs models, and one of a live model.
+
+        A live model is run where it is, unless Keras runs on another backend there.
+        """
+        if process.is_own() or self.in_process:
+            return False
+        if self.in_process is False or not (self.timeout is self.memory is None):
+            return True
+        is_foreign = process.keras_backend() != process.BACKEND
+        return runs and (is_foreign or (FILES_GO_THERE and not is_live))
+
+    def run(
+        self,
+        job: Callable[P, R],
+        runs: bool,
+        is_live: bool,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Do a job here or in a child; see `is_apart`.
+
+        Raises what the job raises, ProcessStoppedError when its process ends before it does, and
+        BnfoldError for a class that the other process cannot import.
+        """
+        if not self.is_apart(runs=runs, is_live=is_live):
+            return job(*args, **kwargs)
+        found: R = _run(job, inspect.signature(job).bind(*args, **kwargs).arguments, self)
+        return found
 
 
 def run_apart(job: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do a job in a process of its own; see `run`."""
-    import tempfile  # noqa: PLC0415 - most commands need none of it
+    """Do a job in a child, under the limits of its stages; see `Place.run`."""
+    found: R = _run(job, inspect.signature(job).bind(*args, **kwargs).arguments, Place())
+    return found
 
-    from bnfold.jobs.wire import Receiver, Sender  # noqa: PLC0415
 
-    bound = inspect.signature(job).bind(*args, **kwargs).arguments
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
-        folder = Path(name)
+def _run(job: Callable[..., Any], given: Mapping[str, Any], place: Place) -> Any:
+    from bnfold.jobs.wire import Receiver, Sender  # noqa: PLC0415 - most commands need none of it
+
+    with link.temporary_folder() as folder:
+        file = _File(given, folder)
         sender = Sender(folder, "request")
         request = {
-            "path": [str(one) for one in sys.path],
             "job": f"{job.__module__}:{job.__qualname__}",
-            "arguments": [[key, sender.encode(value)] for key, value in bound.items()],
+            "arguments": [[key, sender.encode(value)] for key, value in given.items()],
+            "limits": [place.timeout, place.memory],
         }
         (folder / _REQUEST).write_text(json.dumps(request))
         found = _outcome(folder, sender)
         if "error" in found:
             raise _error(**found["error"])
-        result: R = Receiver(folder, refer=_File(bound)).decode(found["result"])
-        return result
+        return Receiver(folder, refer=file).decode(found["result"])
 
 
 def _outcome(folder: Path, sender: Sender) -> dict[str, Any]:
-    """What the child makes of a request. Raises VerificationImpossibleError when it ends early."""
-    with _started(folder) as child:
-        for line in child.stdout or ():
-            said = json.loads(line)
-            sender.functions[said["function"]](*said["arguments"])
-        code = child.wait()
-    result = folder / _RESULT
-    if code == 0 and result.exists():
-        found: dict[str, Any] = json.loads(result.read_text())
-        return found
-    noise = (folder / _NOISE).read_text(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(noise) if line.strip()), "")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    raise VerificationImpossibleError(
-        f"the process that ran the model ended early, with {how}{f': {last[:240]}' if last else ''}"
-    )
-
-
-@contextlib.contextmanager
-def _started(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child at work, which ends at the latest when this is left."""
-    import subprocess  # noqa: PLC0415
+    """What the child makes of a request. Raises ProcessStoppedError when it ends early."""
+    from bnfold.supervision import spawning  # noqa: PLC0415
+    from bnfold.supervision.watch import Watch  # noqa: PLC0415
 
     if not sys.executable:
-        raise VerificationImpossibleError("there is no Python to start another process with")
+        raise ProcessStoppedError("there is no Python to start another process with")
+
+    def told(words: list[str]) -> None:
+        number, arguments = words[1:]
+        sender.functions[int(number)](*json.loads(arguments))
+
     environment = {**os.environ, "KERAS_BACKEND": process.BACKEND}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
-    with (folder / _NOISE).open("wb") as noise:
-        child = subprocess.Popen(  # noqa: S603 - this Python, and the code above
-            [sys.executable, "-c", _START, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+    with (folder / _NOISE).open("wb") as noise, open(os.devnull, "r+b") as nothing:
+        child, pipe = spawning.start(
+            *(__name__, "main", ["bnfold", str(folder)], environment),
+            stdin=nothing,
+            stdout=nothing,
             stderr=noise,
-            env=environment,
         )
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_PATIENCE)
-            child.kill()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                stream.close()
-        child.wait()
+        watch = Watch(child, pipe, told)
+        watch.run()
+    result = folder / _RESULT
+    if watch.problem is None and result.exists():
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+    lines = (folder / _NOISE).read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = watch.problem or f"the process that did the work ended with code {watch.code}"
+    raise ProcessStoppedError(said + (f": {last[:240]}" if last and watch.has_crashed else ""))
 
 
 def _error(name: str, arguments: list[Any], trace: str) -> BaseException:
@@ -143,47 +167,85 @@ def _error(name: str, arguments: list[Any], trace: str) -> BaseException:
 
 
 class _File:
-    """Looks up in the model file of a job what was sent as a reference; opens it when asked."""
+    """Looks up in the model file of a job what was sent as a reference; opens it when asked.
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._source, self._keep = arguments.get("source"), arguments.get("keep", ())
-        self._plan: Any = None
+    A file that the job may replace is kept until then.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], folder: Path) -> None:
+        self._arguments = arguments
+        self._source = Path(arguments.get("source") or arguments.get("path") or "")
         self._found: dict[tuple[str, ...], Any] = {}
+        self.plan: Any = None
+        self.graph: Any = None
+        target = Path(arguments.get("target") or "")
+        if target.exists() and self._source.exists() and target.samefile(self._source):
+            self._source = _copied(self._source, folder)
 
-    def __call__(self, path: tuple[str, ...] | None) -> Any:
-        if self._plan is None:
-            self._read()
-        return self._plan if path is None else self._found[path]
+    def batchnorm(self, path: tuple[str, ...]) -> Any:
+        """The BatchNormalization of a path."""
+        self.read()
+        if path not in self._found:
+            raise UnreadableModelError(f"{self._source}: changed while it was read")
+        return self._found[path]
 
-    def _read(self) -> None:
+    def read(self) -> _File:
+        """Read the file, once."""
+        if self.plan is not None:
+            return self
+        from bnfold.folding.plan import apply  # noqa: PLC0415
+        from bnfold.folding.standalone import replaceable  # noqa: PLC0415
         from bnfold.jobs.planning import planned  # noqa: PLC0415
         from bnfold.model.container.model_file import open_model  # noqa: PLC0415
 
-        with open_model(Path(str(self._source))) as model:
-            self._plan = planned(model, self._keep)
-            for decision in self._plan.decisions:
+        with open_model(self._source) as model:
+            self.plan, self.graph = planned(model, self._arguments.get("keep", ())), model.graph
+            for decision in self.plan.decisions:
                 _ = decision.batchnorm.vectors  # read while the file is open
                 self._found[decision.batchnorm.path] = decision.batchnorm
+            if self._arguments.get("standalone") == "depthwise":
+                _, self.plan = replaceable(apply(model.graph, self.plan), self.plan)
+        return self
+
+
+def _copied(model: Path, folder: Path) -> Path:
+    """The model under another name, which stays when the old name is given to another one."""
+    copy = folder / f"source{model.suffix}"
+    if model.is_dir():
+        shutil.copytree(model, copy)
+        return copy
+    try:
+        os.link(model, copy)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(model, copy)
+    return copy
 
 
 # --- in the child --------------------------------------------------------------------------------
 
 
-def main(folder: Path) -> None:
-    """Do the job in a folder. This is what the child runs."""
+def main(pipe: int) -> None:
+    """Do the job in the folder that the command line names. This is what the child runs."""
+    folder = Path(sys.argv[1])
     process.take_over()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends this
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    with os.fdopen(os.dup(1), "w") as parent, open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)  # what libraries print is not for the parent
-        try:
-            result = {"result": _done(folder, parent)}
-        except Exception as error:
-            result = {"error": _described(error)}
-        unfinished = folder / f"{_RESULT}.part"
-        unfinished.write_text(json.dumps(result))
-        unfinished.replace(folder / _RESULT)
+    request = json.loads((folder / _REQUEST).read_text())
+    link.connect(pipe, *request["limits"])
+    try:
+        result = {"result": _done(request, folder)}
+    except MemoryError:
+        result = {"error": _described(ProcessStoppedError(link.out_of_memory()))}
+    except RecursionError:
+        error: Exception = UnreadableModelError(link.said("is nested too deeply"))
+        result = {"error": _described(error)}
+    except Exception as found:
+        result = {"error": _described(found)}
+    unfinished = folder / f"{_RESULT}.part"
+    unfinished.write_text(json.dumps(result))
+    unfinished.replace(folder / _RESULT)
+    link.finished(0)
+    os._exit(0)  # which leaves out what the libraries do at their end
 
 
 def _stop(number: int, _: Any) -> NoReturn:
@@ -191,26 +253,17 @@ def _stop(number: int, _: Any) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _end_with_the_parent() -> None:
-    while os.read(0, 1):  # not through sys.stdin, whose lock would outlive this thread
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_PATIENCE)
-    os._exit(1)
-
-
-def _done(folder: Path, parent: IO[str]) -> Any:
+def _done(request: dict[str, Any], folder: Path) -> Any:
     from bnfold.jobs.wire import Receiver, Sender  # noqa: PLC0415
 
     def call(number: int, *arguments: Any) -> None:
-        print(json.dumps({"function": number, "arguments": arguments}), file=parent, flush=True)
+        link.call(number, json.dumps(arguments))
 
-    request = json.loads((folder / _REQUEST).read_text())
     receiver = Receiver(folder, call=call, imports=True)
     module, _, name = request["job"].partition(":")
     if not module.startswith("bnfold."):
         raise BnfoldError(f"{request['job']!r} is no job")
-    job = getattr(importlib.import_module(module), name)
+    job = operator.attrgetter(name)(importlib.import_module(module))
     arguments = {key: receiver.decode(value) for key, value in request["arguments"]}
     return Sender(folder, "result").encode(job(**arguments))
 

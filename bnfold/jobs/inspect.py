@@ -203,10 +203,9 @@ def _notes(graph: Graph) -> Iterator[str]:
 
 
 def _observe(path: Path, run: "DataRun") -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:
-    from bnfold.jobs import child  # noqa: PLC0415 - most inspections run nothing
-    from bnfold.observation.observe import observe  # noqa: PLC0415
+    from bnfold.observation.observe import observe  # noqa: PLC0415 - most inspections run nothing
 
-    return child.run(observe, path, run)
+    return observe(path, run)
 
 
 def _read(decided: Plan) -> Plan:

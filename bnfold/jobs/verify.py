@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnfold.jobs import child
 from bnfold.model.container.model_file import held
 from bnfold.running import options, safety
 from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
@@ -62,8 +61,7 @@ class Proof:
                 safety.refuse_code(safety.read_facts(original))
             if (found := unchanged(original, folded, self.samples.seed)) is not None:
                 return found
-        return child.run(
-            verify,
+        return verify(
             original,
             folded,
             loading=self.loading,

@@ -1,9 +1,10 @@
 """Values as JSON and `.npy` files, for another process of bnfold's.
 
 What is not a plain value names its kind: tuples, mappings, paths, arrays, and the dataclasses and
-enumerations of bnfold itself. No other class is ever made and nothing is unpickled. A plan, and a
-BatchNormalization that belongs to one, hold what can be read from the model file alone: they are
-sent as a reference, which the receiver looks up in the file.
+enumerations of bnfold itself. No other class is ever made and nothing is unpickled. A plan, its
+graph, and a BatchNormalization that belongs to them, hold what can be read from the model file
+alone: they are sent as a reference, which the receiver looks up in the file. A rule goes by its
+code.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,10 +23,22 @@ from bnfold.errors import BnfoldError
 
 _KIND = "kind"
 _PLAN = "bnfold.folding.plan:Plan"
+_GRAPH = "bnfold.model.graph:Graph"
 _BATCHNORM = "bnfold.model.batchnorm:BatchNorm"
+_RULE = "bnfold.audit.registry:Rule"
 
-Refer = Callable[[tuple[str, ...] | None], Any]
-"""Gives the BatchNormalization of a path, or the plan for None."""
+
+class Refer(Protocol):
+    """The model file of a job, in which is looked up what was sent as a reference."""
+
+    plan: Any
+    graph: Any
+
+    def read(self) -> Refer:
+        """Read the file, if that is not done yet."""
+
+    def batchnorm(self, path: tuple[str, ...]) -> Any:
+        """The BatchNormalization of a path."""
 
 
 class Sender:
@@ -56,7 +69,10 @@ class Sender:
         if callable(value):
             self.functions.append(value)
             return {_KIND: "function", "number": len(self.functions) - 1}
-        raise TypeError(f"no way to send a {type(value).__name__}")
+        raise BnfoldError(
+            f"{type(value).__name__}: cannot be sent to the process that does the work;"
+            " in_process=True works here"
+        )
 
     def _enum(self, value: Enum) -> dict[str, Any]:
         return {_KIND: "enum", "class": _name(type(value)), "value": value.value}
@@ -77,8 +93,10 @@ class Sender:
 
     def _record(self, value: Any) -> dict[str, Any]:
         name = _name(type(value))
-        if name == _PLAN:
-            return {_KIND: "plan"}
+        if name in {_PLAN, _GRAPH}:
+            return {_KIND: "plan" if name == _PLAN else "graph"}
+        if name == _RULE:
+            return {_KIND: "rule", "code": value.code}
         if name == _BATCHNORM:
             return {_KIND: "batchnorm", "path": list(value.path)}
         fields = {
@@ -99,8 +117,8 @@ def _importable(kind: type) -> str:
         where = "a function" if "<locals>" in kind.__qualname__ else "the running script"
         raise BnfoldError(
             f"the class {kind.__name__!r} is defined in {where}, and models are run in a process of"
-            " their own here, which cannot import it: put it into a module, or start this program"
-            " with KERAS_BACKEND=tensorflow"
+            " their own here, which cannot import it: put it into a module, or work in this"
+            " process (in_process=True, and KERAS_BACKEND=tensorflow)"
         )
     return _name(kind)
 
@@ -128,10 +146,12 @@ class Receiver:
             "array": self._array,
             "enum": lambda value: _own(value["class"])(value["value"]),
             "record": self._record,
+            "rule": lambda value: _rule(value["code"]),
         }
         if refer is not None:
-            self._decoders["plan"] = lambda _: refer(None)
-            self._decoders["batchnorm"] = lambda value: refer(tuple(value["path"]))
+            self._decoders["plan"] = lambda _: refer.read().plan
+            self._decoders["graph"] = lambda _: refer.read().graph
+            self._decoders["batchnorm"] = lambda value: refer.batchnorm(tuple(value["path"]))
         if call is not None:
             self._decoders["function"] = lambda value: functools.partial(call, value["number"])
         if imports:
@@ -156,6 +176,12 @@ class Receiver:
     def _record(self, value: dict[str, Any]) -> Any:
         fields = {name: self.decode(item) for name, item in value["fields"].items()}
         return _own(value["class"])(**fields)
+
+
+def _rule(code: str) -> Any:
+    from bnfold.audit.registry import named  # noqa: PLC0415 - most jobs send none
+
+    return named(code)
 
 
 def _own(name: str) -> Any:

@@ -189,6 +189,11 @@ def gone(folder: Path) -> None:
     _link.say("gone", folder.absolute())
 
 
+def call(number: int, arguments: str) -> None:
+    """Have whoever waits for this process call a function of theirs, with arguments as JSON."""
+    _link.say("call", number, arguments)
+
+
 def finished(code: int) -> None:
     """The command has come to an end, and all that it had to say is written."""
     if _link.pipe is None:

@@ -63,6 +63,7 @@ class Watch:
             2 where something else stopped it.
         problem: a sentence on what stopped it; None where it came to its end.
         signal: the number of the signal that asked it to end.
+        has_crashed: whether it ended early for a reason of its own, and no limit.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Watch:
         self.code = 0
         self.problem: str | None = None
         self.signal: int | None = None
+        self.has_crashed = False
         self._process, self._pipe, self._told = process, pipe, told
         self._file = self._stage = ""
         # Two clocks: what has passed, and that without the time in which other processes ran.
@@ -216,7 +218,8 @@ class Watch:
             self.code = 128 + self.signal
             self.problem = "interrupted" if self.signal == signal.SIGINT else None
         else:
-            self.code, self.problem = 2, self.problem or self._said(_how(code))
+            self.code, self.has_crashed = 2, self.problem is None
+            self.problem = self.problem or self._said(_how(code))
 
     def _remove_folders(self) -> None:
         """Remove what the process could not; what it was about to replace is put back."""

@@ -1,4 +1,4 @@
-"""Jobs in a process of their own, where Keras runs on another backend than TensorFlow."""
+"""Jobs in a process of their own: limits, crashes, and other backends of Keras."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_values_arrive_as_they_were_sent(tmp_path: Path) -> None:
     [
         {"kind": "record", "class": "subprocess:Popen", "fields": {"args": ["true"]}},
         {"kind": "record", "class": "bnfold.jobs.child:Path", "fields": {}},
-        {"kind": "enum", "class": "bnfold.jobs.child:run", "value": 1},
+        {"kind": "enum", "class": "bnfold.jobs.child:run_apart", "value": 1},
         {"kind": "class", "name": "os:system"},
         {"kind": "object"},
     ],
@@ -119,13 +120,149 @@ def test_errors_come_back_as_what_they_are(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_a_process_that_dies_is_one_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import os, sys; print('out of luck', file=sys.stderr, flush=True); os.abort()"
-    monkeypatch.setattr(child, "_START", script)
-    message = "ended early, with signal 6: out of luck"
-    with pytest.raises(bnfold.VerificationImpossibleError, match=message):
-        child.run_apart(verify_files, temporary, temporary)
-    assert list(temporary.iterdir()) == []
+@pytest.fixture
+def misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A function that has the child execute something first; it gives back the name of a module."""
+
+    def prepare(does: str) -> str:
+        places = tmp_path / "modules"
+        places.mkdir()
+        (places / "numpy.py").write_text(f"import os, signal, sys, time\n{does}\n")
+        monkeypatch.syspath_prepend(places)
+        return str(tmp_path)
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("does", "limits", "says"),
+    [
+        (
+            "print('out of luck', file=sys.stderr, flush=True); os.abort()",
+            {"in_process": False},
+            "crashed with SIGABRT: out of luck",
+        ),
+        ("os._exit(3)", {"in_process": False}, "ended early, with exit code 3"),
+        (
+            "import itertools; sum(itertools.repeat(0))",
+            {"timeout": 1},
+            "took more than 1 s; timeout sets another limit",
+        ),
+        (
+            "[(bytearray(1 << 24), time.sleep(0.05)) for _ in range(100)]"
+            "; kept = [bytearray(1 << 27), time.sleep(60)]",
+            {"memory": 100 << 20},
+            "took more than 100 MiB of memory; memory sets another limit",
+        ),
+    ],
+)
+def test_a_process_that_is_stopped_is_one_line(
+    does: str,
+    limits: dict[str, Any],
+    says: str,
+    saved: Path,
+    misbehave: Callable[[str], str],
+    temporary: Path,
+) -> None:
+    misbehave(does)
+    with pytest.raises(bnfold.ProcessStoppedError, match=says):
+        bnfold.inspect(saved, **limits)
+    assert [path.name for path in temporary.iterdir()] == ["modules"]
+
+
+def test_a_fold_that_is_stopped_leaves_no_trace(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.keras"
+    out.write_bytes(b"old")
+
+    def stop(_: str) -> None:
+        (staging,) = tmp_path.glob(".bnfold-*")
+        assert [path.name for path in staging.iterdir()] == ["out.keras"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bnfold.fold(saved, out, force=True, in_process=False, progress=stop)
+    assert out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.keras"]
+
+
+@pytest.mark.parametrize("standalone", ["keep", "depthwise"])
+def test_results_are_as_in_this_process(standalone: Any, tmp_path: Path) -> None:
+    source, out = tmp_path / "model.keras", tmp_path / "out.keras"
+    norms = [keras.layers.BatchNormalization(name=name) for name in ("folds", "stays", "kept")]
+    parts = (keras.layers.Dense(3), norms[0], keras.layers.ReLU(), norms[1])
+    randomize(chain((4,), *parts, keras.layers.Dense(3, name="head"), norms[2])).save(source)
+    inspections = [bnfold.inspect(source, in_process=here) for here in (True, False)]
+    assert inspections[0].to_dict() == inspections[1].to_dict()
+    assert inspections[0].findings == inspections[1].findings
+    assert [len(found.steps) for found in inspections] == [len(inspections[0].steps)] * 2
+    reports = [
+        bnfold.fold(
+            *(source, out),
+            verify=False,
+            force=True,
+            keep=["head"],
+            standalone=standalone,
+            in_process=here,
+        )
+        for here in (True, False)
+    ]
+    assert reports[0].to_dict() == reports[1].to_dict()
+    assert len(reports[0].plan.folds) == 1
+    np.testing.assert_array_equal(
+        *(report.plan.folds[0].batchnorm.vectors["moving_mean"] for report in reports)
+    )
+
+
+def test_a_report_is_of_the_file_that_was_read(saved: Path, tmp_path: Path) -> None:
+    """Also where the result is in its place."""
+    path = tmp_path / "model.keras"
+    path.write_bytes(saved.read_bytes())
+    report = bnfold.fold(path, path, verify=False, force=True, in_process=False)
+    assert [fold.batchnorm.path for fold in report.plan.folds] == [("norm",)]
+    assert bnfold.inspect(path).plan.decisions == ()
+
+
+def test_files_are_run_in_a_process_of_their_own(saved: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, bnfold\n"
+        f"path = {str(saved)!r}\n"
+        "assert bnfold.fold(path, 'out.keras').written and bnfold.verify(path, 'out.keras')\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "bnfold.verify(path, 'out.keras', in_process=True)\n"
+        "assert 'tensorflow' in sys.modules\n"
+    )
+    done = python("-c", script, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_live_model_is_run_here_unless_there_is_a_limit(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "FILES_GO_THERE", True)
+    asked, honest = [], child._run
+
+    def run(*given: Any) -> Any:
+        asked.append(given[0].__name__)
+        return honest(*given)
+
+    monkeypatch.setattr(child, "_run", run)
+    live = keras.models.load_model(saved)
+    bnfold.fold(live, verify=False)
+    bnfold.inspect(saved)
+    assert asked == []
+    folded = bnfold.fold(live, verify=False, timeout=100)
+    assert not any(isinstance(one, keras.layers.BatchNormalization) for one in folded.layers)
+    bnfold.inspect(saved, memory=1 << 30)
+    assert asked == ["fold_file", "inspect_file"]
+
+
+def test_a_limit_contradicts_this_process(saved: Path) -> None:
+    with pytest.raises(TypeError, match="in_process=True"):
+        bnfold.inspect(saved, timeout=1, in_process=True)
+    with pytest.raises(bnfold.SettingsError, match="timeout must be finite and more than 0"):
+        bnfold.inspect(saved, timeout=0)
+    with pytest.raises(TypeError, match="memory must be a whole number"):
+        bnfold.inspect(saved, memory="8G")
 
 
 def test_an_interrupt_ends_the_process_and_leaves_nothing(
@@ -142,7 +279,6 @@ def test_an_interrupt_ends_the_process_and_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(child, "_PATIENCE", 1.0)
     with pytest.raises(KeyboardInterrupt):
         child.run_apart(verify_files, saved, saved, progress=interrupt)
     assert started[0].returncode is not None
