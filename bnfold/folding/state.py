@@ -169,6 +169,9 @@ class FoldState:
         edits = (*self._edits.get(path, ()), demands[0].edit)
         if len(edits) > _MAX_EDITS:
             raise place.refuse(f"has absorbed {_MAX_EDITS} others already")
+        problem = weights.misfit(place.call.layer, edits[-1])
+        if problem is not None:
+            raise place.refuse(problem)
         numbers = sum(math.prod(one.shape) for one in place.call.layer.weights or ())
         if len(edits) > 1 and not self.work(numbers // NUMBERS_FOR_A_SLOT):
             raise place.refuse("has absorbed others already, and all would be measured again")

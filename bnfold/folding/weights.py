@@ -208,6 +208,22 @@ class Magnitudes:
         return found
 
 
+def misfit(layer: Layer, edit: WeightEdit) -> str | None:
+    """Which bias has another shape than its layer's kernel gives it, as in a damaged file."""
+    weights = layers.weights(layer) or {}
+    for slot, change in edit.biases.items():
+        old = weights.get(slot)
+        if old is not None and not _widens_to(old.shape, change.shape):
+            return f"has a {slot} of shape {old.shape}, where its kernel needs {change.shape}"
+    return None
+
+
+def _widens_to(shape: tuple[int, ...], wider: tuple[int, ...]) -> bool:
+    """Whether numpy broadcasts one shape to another."""
+    pairs = zip(reversed(shape), reversed(wider), strict=False)
+    return len(shape) <= len(wider) and all(size in (1, wide) for size, wide in pairs)
+
+
 def magnitudes(layer: Layer, edits: Sequence[WeightEdit]) -> tuple[Magnitudes, ...]:
     """How large each slot gets that edits change; reads each of them once."""
     weights = layers.weights(layer) or {}

@@ -165,6 +165,11 @@ def _check_references(graph: Graph) -> None:
     missing = [name for name in graph.inputs if name not in graph.layers]
     if missing or not graph.outputs:
         raise UnreadableModelError("the config's inputs or outputs name no layer of it")
+    for name in graph.inputs:
+        if any(call.reads for call in graph.layers[name].calls):
+            raise UnreadableModelError(
+                f"the config has layer {shortened(name)!r} as an input, which reads other layers"
+            )
 
 
 def _output_count(layer: Layer) -> int | None:

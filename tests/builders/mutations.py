@@ -54,6 +54,8 @@ def mutated(config: Any, choose: random.Random) -> Any:
     changed = copy.deepcopy(config)
     for _ in range(choose.choice((1, 1, 1, 2, 4))):
         places = list(_places(changed))
+        if not places:
+            break
         holder, key = choose.choice(places)
         _change(holder, key, places, choose)
     return changed

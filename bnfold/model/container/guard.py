@@ -179,16 +179,13 @@ def check_archive(archive: zipfile.ZipFile) -> None:
         _check_member(member, seen)
         seen.add(member.filename)
     _check_overlaps(members)
-    claimed, stored = (sum(sizes) for sizes in zip(*map(_sizes, members), strict=True))
+    claimed = sum(member.file_size for member in members)
+    stored = sum(member.compress_size for member in members)
     if _expands_too_much(claimed, stored):
         raise UnsafeModelError(
             f"the archive's members claim {claimed} bytes but store {stored}; refused as a"
             " decompression bomb"
         )
-
-
-def _sizes(member: zipfile.ZipInfo) -> tuple[int, int]:
-    return member.file_size, member.compress_size
 
 
 def _check_overlaps(members: list[zipfile.ZipInfo]) -> None:
