@@ -8,10 +8,10 @@ from bnfold.supervision import platforms
 
 MIB = 1 << 20
 
-READING_SECONDS, READING_SECONDS_PER_MIB = 10.0, 2.0
-READING_MEMORY, READING_MEMORY_PER_BYTE = 512 * MIB, 3
-"""For reading a file, planning and writing, which take a small part of that: 0.6 s for each MiB of
-a file that is nothing but small layers."""
+READING_SECONDS, READING_SECONDS_PER_MIB = 10.0, 10.0
+READING_MEMORY, READING_MEMORY_PER_BYTE = 512 * MIB, 32
+"""For reading a file, planning and writing. A file that is nothing but small layers takes 3 s and
+22 MiB for each MiB of it on a busy machine, any other one far less."""
 LOADING_FACTOR = 10
 """Keras may take so many times as long to load a file as bnfold may take to read it."""
 RUNNING_SECONDS = 3600.0
