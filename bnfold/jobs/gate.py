@@ -18,10 +18,12 @@ from bnfold.folding.plan import Plan
 from bnfold.jobs.inspect import Inspection, inspect_file, inspect_model
 from bnfold.jobs.settings import NEVER, Settings
 from bnfold.jobs.staging import check_target, is_stream, write_text
-from bnfold.model.container.guard import printable
+from bnfold.model.container.guard import printable, read_whole
 from bnfold.model.container.model_file import ModelFile
 from bnfold.model.container.search import models_at
 from bnfold.serialize import plain
+
+_MOST_BYTES = 64 << 20  # of a baseline: some half a million findings
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ def _judged(
 
 def _read(path: Path) -> frozenset[Entry]:
     try:
-        return baseline.parse(path.read_bytes())
+        return baseline.parse(read_whole(path, _MOST_BYTES))
     except FileNotFoundError:
         reason = "no such baseline; --write-baseline makes one"
     except OSError as error:

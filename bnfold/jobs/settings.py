@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
 from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.guard import printable, read_whole
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
@@ -25,6 +25,7 @@ NEVER = "never"
 FAIL_ON = (*(severity.value for severity in Severity), NEVER)
 
 _TABLE = "tool.bnfold"
+_MOST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read(path: Path) -> Settings:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path, _MOST_BYTES)
     except OSError as error:
         raise SettingsError(f"{printable(str(path))}: {error.strerror or error}") from None
 
@@ -105,8 +106,9 @@ def _table(path: Path) -> Any:
     """What the file has under tool.bnfold; None for nothing."""
     import tomllib  # noqa: PLC0415 - only where there is something to parse
 
+    text = _content(path)
     try:
-        content = tomllib.loads(_content(path).decode())
+        content = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
         reason = printable(str(error))
         raise SettingsError(f"{printable(str(path))}: is not TOML: {reason}") from None

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bnfold.errors import BnfoldError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.guard import printable, shortened
 from bnfold.running import data as user_data
 from bnfold.running import ports, taps
 from bnfold.running.arrays import Array
@@ -109,7 +109,9 @@ def beside(data: Source) -> Labels | None:
 def _numbers(name: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     for array in arrays.values():
         if array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise BnfoldError(f"{name}: labels must be an array of numbers, not of {array.dtype}")
+            raise BnfoldError(
+                f"{name}: labels must be an array of numbers, not of {shortened(str(array.dtype))}"
+            )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BnfoldError(f"{name}: the labels have numbers that are not finite")
     return arrays

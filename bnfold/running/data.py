@@ -6,13 +6,19 @@ compressed `.npz` are read whole. Pickled objects are never unpacked.
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import stat
 import struct
+import tokenize
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -26,21 +32,41 @@ LABELS = "y"
 
 _ELEMENT_BUDGET = 4_000_000
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[Any, bool, np.dtype[Any]]]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+_HEADER = 10_000  # bytes; what numpy takes
+_HEADERS = {
+    (1, 0): (struct.Struct("<H"), np.lib.format.read_array_header_1_0),
+    (2, 0): (struct.Struct("<I"), np.lib.format.read_array_header_2_0),
 }
+# What compressed arrays may have in memory: many times what photographs and numbers shrink by.
+_UNPACKED = 512 << 20
+_EXPANSION = 20
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError),
+    *(OverflowError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, LZMAError),
+)
 
 
 @dataclass(frozen=True)
 class Given:
     """The arrays of the user's data by name, read but not compared with the inputs of a model.
 
-    `name` is that of the file, for messages.
+    `name` is that of the file, for messages. Where there is one, `file` is its path, and `state`
+    what it was like when it was read.
     """
 
     name: str
     arrays: Mapping[str, Array]
+    file: Path | None = None
+    state: tuple[int, ...] = ()
+
+    def refuse_changes(self) -> None:
+        """Raise BnfoldError if the file has changed since it was read."""
+        try:
+            is_same = self.file is None or _state(self.file) == self.state
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise BnfoldError(f"{self.name}: changed while it was read")
 
 
 Source: TypeAlias = Path | Array | Sequence[Array] | Mapping[str, Array] | Given
@@ -55,11 +81,13 @@ class UserData:
         name: of the file, for messages.
         specs: the inputs.
         arrays: one for each of them, as they are stored.
+        given: where they come from.
     """
 
     name: str
     specs: tuple[InputSpec, ...]
     arrays: tuple[Array, ...]
+    given: Given
 
     @property
     def count(self) -> int:
@@ -74,10 +102,13 @@ class UserData:
     def take(self, start: int, stop: int) -> tuple[Array, ...]:
         """Some samples, one array for each input in the dtype in which it goes in.
 
-        Raises BnfoldError for a number that an input of whole numbers cannot hold.
+        Raises BnfoldError for a number that an input of whole numbers cannot hold, and for a file
+        that has changed since it was opened.
         """
         pairs = zip(self.arrays, self.specs, strict=True)
-        return tuple(_converted(array[start:stop], spec, self.name) for array, spec in pairs)
+        taken = tuple(_converted(array[start:stop], spec, self.name) for array, spec in pairs)
+        self.given.refuse_changes()
+        return taken
 
     def finite(self, start: int, stop: int) -> tuple[Array, ...]:
         """`take`; raises BnfoldError where a number is NaN, infinite or too large for its input."""
@@ -163,7 +194,7 @@ def open_data(source: Source, specs: Sequence[InputSpec]) -> UserData:
     counts = {array.shape[0] for array in ordered}
     if len(counts) != 1 or 0 in counts:
         raise BnfoldError(f"{name}: the arrays must hold the same number of samples, at least 1")
-    return UserData(name, tuple(specs), tuple(ordered))
+    return UserData(name, tuple(specs), tuple(ordered), given)
 
 
 def read(source: Source) -> Given:
@@ -174,7 +205,7 @@ def read(source: Source) -> Given:
     if isinstance(source, Given):
         return source
     if isinstance(source, Path):
-        return Given(printable(source.name), _read(source))
+        return _read(source)
     if isinstance(source, Mapping):
         return Given("data", {str(name): np.asarray(array) for name, array in source.items()})
     if isinstance(source, np.ndarray):
@@ -183,42 +214,86 @@ def read(source: Source) -> Given:
     return Given("data", listed)
 
 
-def _read(path: Path) -> dict[str, Array]:
+def _read(path: Path) -> Given:
     """All arrays of the file by name."""
+    shown = printable(str(path))
     try:
-        if not zipfile.is_zipfile(path):
-            return {"": np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))}
-        with zipfile.ZipFile(path) as archive:
-            return {
-                info.filename.removesuffix(".npy"): _member(path, archive, info)
-                for info in archive.infolist()
-            }
+        state = _state(path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BnfoldError(f"{shown}: is not a file")
+        with path.open("rb") as file:
+            arrays = _arrays(file, shown)
     except FileNotFoundError:
-        raise BnfoldError(f"{printable(str(path))}: no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile) as error:
-        raise BnfoldError(
-            f"{printable(str(path))}: not a .npy or .npz file of plain arrays"
-        ) from error
+        raise BnfoldError(f"{shown}: no such file") from None
+    except _DAMAGE as error:
+        raise BnfoldError(f"{shown}: not a .npy or .npz file of plain arrays") from error
+    return Given(printable(path.name), arrays, path, state)
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    """One array of a `.npz` file; mapped where it is stored as it is. Raises ValueError."""
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in _HEADERS:
-            raise ValueError(f"version {version} of .npy is for structured arrays")
-        shape, is_fortran, dtype = _HEADERS[version](stream)
-        start = stream.tell()
-    if dtype.hasobject:
-        raise ValueError("objects are not unpacked")
-    if info.compress_type != zipfile.ZIP_STORED or 0 in shape or not shape:
-        with archive.open(info) as stream:
-            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-    with path.open("rb") as file:
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file does."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _arrays(file: IO[bytes], shown: str) -> dict[str, Array]:
+    size = os.fstat(file.fileno()).st_size
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return {"": _array(file, size, file, 0)}
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        packed = [one for one in members if one.compress_type != zipfile.ZIP_STORED]
+        most = max(_UNPACKED, _EXPANSION * size)
+        if sum(one.file_size for one in packed) > most:
+            raise BnfoldError(
+                f"{shown}: its compressed arrays have more than {most >> 20} MiB;"
+                " numpy.savez writes them as they are, which has no limit"
+            )
+        return {one.filename.removesuffix(".npy"): _member(file, archive, one) for one in members}
+
+
+def _member(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    """One array of a `.npz` file. Raises ValueError."""
+    start = None
+    if info.compress_type == zipfile.ZIP_STORED:
         file.seek(info.header_offset)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    start += info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    return np.memmap(path, dtype, "r", start, shape, "F" if is_fortran else "C")
+        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    with archive.open(info) as stream:
+        return _array(stream, info.file_size, file, start)
+
+
+def _array(stream: IO[bytes], size: int, file: IO[bytes], start: int | None) -> Array:
+    """The array in a stream of so many bytes, whose shape must agree with what is there.
+
+    Mapped where it stands in the file as it is, from `start` on. Raises ValueError.
+    """
+    shape, is_fortran, dtype, header = _header(stream)
+    count = math.prod(shape)
+    if dtype.hasobject or min(shape, default=0) < 0 or count * dtype.itemsize > size - header:
+        raise ValueError("objects are not unpacked, and all numbers must be there")
+    order: Literal["F", "C"] = "F" if is_fortran else "C"
+    if count * dtype.itemsize == 0:
+        return np.empty(shape, dtype, order)
+    if start is not None and shape:
+        return np.memmap(file, dtype, "r", start + header, shape, order)
+    content = stream.read(count * dtype.itemsize)
+    return np.frombuffer(content, dtype, count).reshape(shape, order=order)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order and dtype of an array, and how many bytes tell them. Raises ValueError."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of .npy is for structured arrays")
+    length, read = _HEADERS[version]
+    told = stream.read(length.size)
+    (size,) = length.unpack(told)
+    if size > _HEADER:  # numpy reads it first, and looks at its length then
+        raise ValueError("too long a header")
+    shape, is_fortran, dtype = read(io.BytesIO(told + stream.read(size)))
+    return shape, is_fortran, dtype, np.lib.format.MAGIC_LEN + length.size + size
 
 
 def _in_order(arrays: Mapping[str, Array], specs: Sequence[InputSpec], name: str) -> list[Array]:
@@ -247,7 +322,7 @@ def _check(array: Array, spec: InputSpec, name: str) -> None:
     """Raise BnfoldError, which says what does not fit, for an array that is none for this input."""
     shown = printable(spec.name)
     if spec.dtype != "string" and array.dtype.kind not in "fiub":
-        raise BnfoldError(f"{name}: input {shown!r} takes numbers, not {array.dtype}")
+        raise BnfoldError(f"{name}: input {shown!r} takes numbers, not {_named(array)}")
     matches = array.ndim == len(spec.shape) and all(
         wanted is None or wanted == size
         for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
@@ -258,6 +333,11 @@ def _check(array: Array, spec: InputSpec, name: str) -> None:
         raise BnfoldError(
             f"{name}: input {shown!r} takes shape {text}, the array has {array.shape}"
         )
+
+
+def _named(array: Array) -> str:
+    """The dtype of an array; one of a file may have names of its own."""
+    return shortened(str(array.dtype))
 
 
 def _converted(array: Array, spec: InputSpec, name: str) -> Array:

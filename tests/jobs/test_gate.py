@@ -143,8 +143,8 @@ def test_a_named_file_goes_before_the_found_one(broken: Path) -> None:
     assert codes(broken) == set()
     assert codes(broken, "--config", named) == {"BN105"}
     refused(broken, "--config", named, "--no-config", says=["--config contradicts --no-config"])
-    refused(broken, "--config", "none.toml", says=["none.toml", "No such file"])
-    refused(broken, "--config", ".", says=["directory"])
+    refused(broken, "--config", "none.toml", says=["bnfold: none.toml: No such file"])
+    refused(broken, "--config", ".", says=["bnfold: .: is a directory"])
     refused(broken, "--config", configure("", "empty.toml"), says=["has no table [tool.bnfold]"])
 
 

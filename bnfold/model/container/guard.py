@@ -7,6 +7,7 @@ libraries beneath cannot read `UnreadableModelError`; nothing is followed or all
 looked at.
 """
 
+import errno
 import io
 import json
 import math
@@ -96,6 +97,17 @@ def printable(text: str) -> str:
 def shortened(text: str, limit: int = 200) -> str:
     """`printable` text for a message, cut where it is long."""
     return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """A file of a user's, of at most so many bytes. Raises OSError, with a sentence."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is a directory" if path.is_dir() else "is not a file")
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB")
+    return content
 
 
 def parse_json(text: bytes | str, what: str, costs: Costs | None = None) -> Any:
