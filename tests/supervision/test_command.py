@@ -19,6 +19,24 @@ MODEL = FIXTURES / "digits_cnn_keras315.keras"
 SPIN = "sum(itertools.repeat(0))"
 """Never comes back from C, never looks for signals, and lets no other thread run."""
 
+READING = "patch('bnfold.jobs.inspect', 'planned', does)"
+WRITING = "patch('bnfold.jobs.fold', 'write_folded', lambda *given: does(given[-1]))"
+
+
+def started(
+    *words: object, does: str = "pass", before: str = "", route: str = "run"
+) -> "subprocess.Popen[str]":
+    code = CODE.format(does=does, before=before, route=route, words=list(map(str, words)))
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+
+
 CODE = """
 import ctypes, itertools, os, signal, sys, time
 from pathlib import Path
@@ -36,22 +54,6 @@ def patch(name, attribute, function):
 sys.argv = ["bnfold", *{words!r}]
 entry.{route}()
 """
-READING = "patch('bnfold.jobs.inspect', 'planned', does)"
-WRITING = "patch('bnfold.jobs.fold', 'write_folded', lambda *given: does(given[-1]))"
-
-
-def started(
-    *words: object, does: str = "pass", before: str = "", route: str = "run"
-) -> "subprocess.Popen[str]":
-    code = CODE.format(does=does, before=before, route=route, words=list(map(str, words)))
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
