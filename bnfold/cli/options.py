@@ -81,8 +81,9 @@ _LIMITS = (
         expose_value=False,
         callback=_limit,
         help="Stop when the command takes longer.  [default: "
-        f"{limits.READING_SECONDS:g}, and {limits.READING_SECONDS_PER_MIB:g} more for each MiB, "
-        f"for reading a file; {limits.RUNNING_SECONDS:g} for running models]",
+        f"{limits.READING_SECONDS:g} for reading a file, with {limits.READING_SECONDS_PER_MIB:g} "
+        f"more for each MiB and {limits.SECONDS_PER_LAYER:g} for each layer; "
+        f"{limits.RUNNING_SECONDS:g} for running models]",
     ),
     click.option(
         "--memory",
@@ -91,9 +92,10 @@ _LIMITS = (
         expose_value=False,
         callback=_limit,
         help="Stop when the command takes more memory than this, such as 512M or 8G.  [default: "
-        f"{limits.READING_MEMORY // limits.MIB}M, or {limits.READING_MEMORY_PER_BYTE} times the "
-        f"file if that is more, for reading it; {limits.RUNNING_SHARE:.0%} of the machine's for "
-        "running models]",
+        f"{limits.READING_MEMORY // limits.MIB}M for reading a file, or "
+        f"{limits.READING_MEMORY_PER_BYTE} times its size if that is more, with "
+        f"{limits.MEMORY_PER_LAYER // 1024} KiB for each layer; {limits.RUNNING_SHARE:.0%} of the "
+        "machine's for running models]",
     ),
 )
 

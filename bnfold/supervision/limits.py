@@ -8,10 +8,11 @@ from bnfold.supervision import platforms
 
 MIB = 1 << 20
 
-READING_SECONDS, READING_SECONDS_PER_MIB = 10.0, 10.0
-READING_MEMORY, READING_MEMORY_PER_BYTE = 512 * MIB, 32
-"""For reading a file, planning and writing. A file that is nothing but small layers takes 3 s and
-22 MiB for each MiB of it on a busy machine, any other one far less."""
+READING_SECONDS, READING_SECONDS_PER_MIB = 10.0, 2.0
+READING_MEMORY, READING_MEMORY_PER_BYTE = 512 * MIB, 3
+"""For reading a file, planning and writing, which take a small part of that."""
+SECONDS_PER_LAYER, MEMORY_PER_LAYER = 0.01, 48 << 10
+"""On top of that, once its layers are counted: the smallest layer takes 2 ms and 20 KiB."""
 LOADING_FACTOR = 10
 """Keras may take so many times as long to load a file as bnfold may take to read it."""
 RUNNING_SECONDS = 3600.0
@@ -32,13 +33,13 @@ def size(path: Path) -> int:
 
 
 def reading_seconds(size: int) -> float:
-    """How long a file of so many bytes may be read."""
+    """How long a file of so many bytes may be read, until its layers are counted."""
     return READING_SECONDS + READING_SECONDS_PER_MIB * size / MIB
 
 
-def reading_memory(size: int) -> int | None:
-    """The bytes that reading a file of so many bytes may take; None for no limit."""
-    wanted = max(READING_MEMORY, READING_MEMORY_PER_BYTE * size)
+def reading_memory(size: int, layers: int = 0) -> int | None:
+    """The bytes that reading a file of so many bytes and layers may take; None for no limit."""
+    wanted = max(READING_MEMORY, READING_MEMORY_PER_BYTE * size) + MEMORY_PER_LAYER * layers
     most = running_memory()
     return wanted if most is None else min(wanted, most)
 

@@ -93,6 +93,16 @@ def reading(path: Path, shown: str) -> None:
     )
 
 
+def counted(path: Path, layers: int) -> None:
+    """The model file that is being read has so many layers, each of which takes some more."""
+    seconds = limits.SECONDS_PER_LAYER * layers
+    _link.read += seconds
+    if _link.seconds is None:
+        _link.say("longer", seconds)
+    if not _link.runs_models:
+        _remember(limits.reading_memory(limits.size(path), layers))
+
+
 def loading(files: Mapping[Path, str]) -> None:
     """Keras loads these files from now on, each with its name for messages."""
     shown = [name for path, name in files.items() if path.parent not in _link.folders]

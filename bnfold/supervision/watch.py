@@ -163,6 +163,10 @@ class Watch:
                 self._whole = float(seconds)
             case ["within", seconds]:
                 self._within = (float(seconds), self._worked + float(seconds))
+            case ["longer", seconds]:
+                if self._within is not None:
+                    before, until = self._within
+                    self._within = (before + float(seconds), until + float(seconds))
             case ["memory", size]:
                 self._memory = int(size)
             case ["made", folder, target]:

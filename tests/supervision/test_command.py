@@ -105,6 +105,25 @@ def test_reading_has_a_limit_of_its_own() -> None:
     assert "took more than 1 s while reading it; --timeout" in error
 
 
+@pytest.mark.parametrize(
+    ("for_each_layer", "says"),
+    [
+        ("0.01, 0", "took more than 512 MiB of memory while reading it"),
+        ("0.01, 1 << 27", "took more than 1 s while reading it"),
+        ("1.0, 1 << 27", "ended early, with exit code 0 while reading it"),
+    ],
+)
+def test_each_layer_is_given_more_time_and_memory(for_each_layer: str, says: str) -> None:
+    before = (
+        "limits.READING_SECONDS = 1\n"
+        f"limits.SECONDS_PER_LAYER, limits.MEMORY_PER_LAYER = {for_each_layer}\n{READING}"
+    )
+    does = "full = b'1' * (600 << 20); time.sleep(3); os._exit(0)"
+    code, _, error = ended(started("inspect", MODEL, does=does, before=before))
+    assert code == 2
+    assert says in error
+
+
 def test_the_report_has_a_limit_of_its_own() -> None:
     before = (
         "limits.READING_SECONDS = 1\n"

@@ -194,6 +194,7 @@ class KerasArchive:
         version = self.metadata.get("keras_version")
         self.keras_version = version if isinstance(version, str) else None
         parsed = keras_json.parse_model(self._read_json(CONFIG))
+        link.counted(path, sum(1 for _ in walk_all(parsed)))
         self._weights = self._with_slashes(self._parts.weights(), resources)
         self._container = _container(self._weights)
         self._groups = hdf5.Groups(self._weights)

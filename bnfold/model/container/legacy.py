@@ -22,9 +22,10 @@ from bnfold.model import keras1, keras_json
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.ownership import Owned, leaves, owners
-from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import model_layers
+from bnfold.supervision import link
 
 MODEL_WEIGHTS = "model_weights"
 OPTIMIZER_WEIGHTS = "optimizer_weights"
@@ -60,6 +61,7 @@ class LegacyHdf5:
         self._unattached: dict[str, tuple[Weight, ...]] = {}
         root = guard.parse_json(text, "model_config", self._costs)
         graph = keras_json.parse_model(root)
+        link.counted(path, sum(1 for _ in walk_all(graph)))
         if keras1.is_keras1(self.keras_version, root):
             graph = keras1.as_keras1(graph)
         self.graph = self._attach(graph)
