@@ -60,16 +60,16 @@ def parse_graph(entry: Json, depth: int) -> Graph:
     """The graph of one model, the outermost or a nested one."""
     if depth > MAX_NESTING:
         raise UnreadableModelError(f"models are nested deeper than {MAX_NESTING} levels")
-    config = settings(entry)
-    name = str(config.get("name", entry.get("name", entry["class_name"])))
-    known = is_keras_layer(entry) and entry["class_name"] in _MODEL_CLASSES
-    if entry["class_name"] == "Sequential" and known and isinstance(config.get("layers"), list):
+    config, class_name = settings(entry), str(entry.get("class_name"))
+    name = str(config.get("name", entry.get("name", class_name)))
+    known = is_keras_layer(entry) and class_name in _MODEL_CLASSES
+    if class_name == "Sequential" and known and isinstance(config.get("layers"), list):
         return _parse_sequential(entry, name, depth)
     if _is_functional(config):
         return _parse_functional(entry, name, depth, builtin=known)
-    if known and entry["class_name"] in ("Functional", "Sequential"):
+    if known and class_name in ("Functional", "Sequential"):
         raise UnreadableModelError(
-            f"the config of {entry['class_name']} {shortened(name)!r} holds no graph of layers"
+            f"the config of {class_name} {shortened(name)!r} holds no graph of layers"
         )
     return Graph(name, "subclassed", {}, (), (), entry, builtin=False)
 

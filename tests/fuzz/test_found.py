@@ -38,6 +38,19 @@ def test_an_input_that_reads_other_layers(name: str, tmp_path: Path) -> None:
     refused(keras_file(tmp_path / "m.keras", config=config), says="as an input")
 
 
+def test_a_nested_model_without_a_class(tmp_path: Path) -> None:
+    nested = model_config()["config"]
+    inside = {**entry("?", "inside", "x"), "config": nested}
+    del inside["class_name"]
+    layers = [
+        entry("InputLayer", "x", batch_shape=[None, CHANNELS]),
+        inside,
+        entry("Dense", "dense", "inside", units=CHANNELS),
+    ]
+    path = keras_file(tmp_path / "m.keras", config=functional(layers, "dense"))
+    assert bnfold.inspect(path).graph.layers["inside"].class_name == "None"
+
+
 def test_a_bias_of_another_size_than_its_kernel(tmp_path: Path) -> None:
     layers = [
         entry("InputLayer", "x", batch_shape=[None, CHANNELS]),
