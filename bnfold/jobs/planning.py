@@ -17,8 +17,9 @@ _UNTOLD = "it cannot be matched with a layer of the graph"
 
 def planned(model: ModelFile, keep: Sequence[str] = ()) -> Plan:
     """The plan for a file, with the layers that are not in its graph as far as they show."""
-    decided = plan(model.graph, keep)
-    return replace(decided, decisions=(*decided.decisions, *_loose(model)))
+    with model.named():  # weights are read only now
+        decided = plan(model.graph, keep)
+        return replace(decided, decisions=(*decided.decisions, *_loose(model)))
 
 
 def _loose(model: ModelFile) -> Iterator[Blocked]:

@@ -38,6 +38,7 @@ def refused(path: Path, *, says: str = "", only_fold: bool = False) -> None:
             assert result.stderr.count("\n") == 1
             assert "internal error" not in result.stderr
             assert says in result.stderr
+            assert path.name[:40] in result.stderr
             assert result.stderr.strip().isprintable()
             assert len(result.stderr) < 2000 + len(str(path))
         assert not list(Path(folder).iterdir())

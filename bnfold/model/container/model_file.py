@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import h5py
 from numpy.typing import NDArray
 
-from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
+from bnfold.errors import BnfoldError, OutputError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, unchanging
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.container.guard import printable
@@ -105,7 +105,8 @@ class ModelFile:
             OutputError: the target is inside the model, which is a directory.
         """
         self._refuse_inside(target)
-        self.format.write(graph, target, record)
+        with self.named():
+            self.format.write(graph, target, record)
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy in which some variables, by their `source`, have other numbers.
@@ -117,7 +118,16 @@ class ModelFile:
             OutputError: the target is inside the model, which is a directory.
         """
         self._refuse_inside(target)
-        self.format.rewrite(changes, target, record)
+        with self.named():
+            self.format.rewrite(changes, target, record)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let what is wrong with the file, and seen only when its weights are read, name it."""
+        try:
+            yield
+        except (UnreadableModelError, UnsafeModelError) as error:
+            raise type(error)(f"{printable(str(self.path))}: {error}") from None
 
     def _refuse_inside(self, target: Path) -> None:
         if target.resolve().is_relative_to(self.path.resolve()):
@@ -137,9 +147,8 @@ class ModelFile:
             UnreadableModelError: they do not.
         """
         try:
-            return self.format.check_weights(most)
-        except UnreadableModelError as error:
-            raise UnreadableModelError(f"{printable(str(self.path))}: {error}") from None
+            with self.named():
+                return self.format.check_weights(most)
         except OSError:
             self.watch.check()  # it may be gone
             raise
