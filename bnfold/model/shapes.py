@@ -68,7 +68,7 @@ class Shapes:
         nested = cast(Graph, core.graph)
         given = tuple(without_axes(shape, wrappers) for shape in self._inputs(Ref(name, call)))
         found = self._interiors.setdefault(id(nested), {})
-        if len(found) >= _MOST_INTERIORS and given not in found:
+        if given not in found and len(found) - (() in found) >= _MOST_INTERIORS:
             given = ()
         if given not in found:
             known = dict(zip(nested.inputs, given, strict=False))
