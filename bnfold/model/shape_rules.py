@@ -13,13 +13,18 @@ from bnfold.model.graph import Layer
 Shape = tuple[int | None, ...]
 
 LARGEST_SIZE = (1 << 63) - 1
-"""Of an axis, in every runtime."""
+"""Of a number that a layer is set to, in every runtime."""
+LONGEST_AXIS = 1 << 28
+"""In float32 that is 1 GiB for one sample: a whole chromosome or a volume of 512 x 512 x 1024."""
 
 
 def is_shape(value: object) -> bool:
-    """Whether a value of a config is a list of sizes, each an integer or null for an open one."""
+    """Whether a value of a config is a list of sizes, each an integer or null for an open one.
+
+    None is above LONGEST_AXIS.
+    """
     return isinstance(value, list) and all(
-        size is None or (type(size) is int and 0 <= size <= LARGEST_SIZE) for size in value
+        size is None or (type(size) is int and 0 <= size <= LONGEST_AXIS) for size in value
     )
 
 

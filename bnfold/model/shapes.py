@@ -9,11 +9,13 @@ unknown altogether is None. Whoever asks must take None for a refusal.
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
+from bnfold.errors import UnsafeModelError
 from bnfold.model import keras_json, layers
+from bnfold.model.container.guard import shortened
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy, policy_name
-from bnfold.model.shape_rules import LARGEST_SIZE, Shape, shape_of
+from bnfold.model.shape_rules import LONGEST_AXIS, Shape, shape_of
 
 _Fact = TypeVar("_Fact")
 
@@ -223,8 +225,14 @@ def output_shape(layer: Layer, inputs: list[Shape | None], output: int = 0) -> S
     found = None if rule is None else rule(layer, inputs, output)
     if found is None:
         return None
-    # A layer that crops more than there is, or repeats beyond all memory, has no size.
-    return tuple(size if size is None or 0 <= size <= LARGEST_SIZE else None for size in found)
+    longest = max((size for size in found if size is not None), default=0)
+    if longest > LONGEST_AXIS:
+        raise UnsafeModelError(
+            f"{layer.class_name} {shortened(layer.name)!r} would make {longest} numbers of an axis,"
+            f" and no model can have more than {LONGEST_AXIS}; refused"
+        )
+    # A layer that crops more than there is has no size.
+    return tuple(size if size is None or size >= 0 else None for size in found)
 
 
 def without_axes(shape: Shape | None, wrappers: int) -> Shape | None:

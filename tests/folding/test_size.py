@@ -8,6 +8,7 @@ import large
 import pytest
 from archives import entry, fill, keras_file, norm_arrays
 
+from bnfold.errors import UnsafeModelError
 from bnfold.jobs.fold import fold_file
 from bnfold.jobs.inspect import inspect_file
 
@@ -46,22 +47,41 @@ def sequential(path, parts):
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=str)
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_a_tensor_of_any_size_takes_little_memory(tmp_path, bomb, place):
+def test_a_tensor_that_no_machine_can_hold_is_refused(tmp_path, bomb, place):
     norm = ("BatchNormalization", {"axis": -1})
     parts = [norm, *BOMBS[bomb]] if place == "before" else [*BOMBS[bomb], norm]
     path = sequential(tmp_path / "bomb.keras", parts)
-    assert memory_of(path, tmp_path) < MOST
+    with pytest.raises(UnsafeModelError, match="numbers of an axis") as refused:
+        inspect_file(path)
+    assert "bomb.keras: " in str(refused.value)
+    with pytest.raises(UnsafeModelError, match="numbers of an axis"):
+        memory_of(path, tmp_path)
 
 
 def test_a_concatenate_that_doubles_takes_little_memory(tmp_path):
     sketch = large.Sketch(states_shapes=False)
     last = sketch.norm(sketch.input())
-    for _ in range(27):
+    for _ in range(22):
         last = sketch.join("Concatenate", [last, last])
     path = sketch.write(tmp_path / "bomb.keras", [sketch.norm(last)])
     assert memory_of(path, tmp_path) < MOST
     (reason,) = {one.reason for one in inspect_file(path).plan.blocked[:1]}
     assert "more than 1048576 numbers" in reason
+
+
+def test_a_file_that_states_wrong_sizes_is_read(tmp_path):
+    sketch = large.Sketch()
+    last = sketch.norm(sketch.input())
+    for _ in range(27):
+        last = sketch.join("Concatenate", [last, last])
+    path = sketch.write(tmp_path / "bomb.keras", [sketch.norm(last)])
+    reasons = [one.reason for one in inspect_file(path).plan.blocked]
+    assert "other sizes than its output has" in reasons[-1]
+
+
+def test_a_long_axis_that_a_model_may_have_is_read(tmp_path):
+    parts = [("BatchNormalization", {"axis": -1}), ("RepeatVector", {"n": 1 << 28})]
+    assert memory_of(sequential(tmp_path / "long.keras", parts), tmp_path) < MOST
 
 
 def memory_of(path, folder):

@@ -169,6 +169,9 @@ def _concatenate_backward(site: Site, affine: Affine) -> Sequence[Maps]:
     if axis not in affine.varies_on:
         return [(affine,) * _count(site)]
     ends = np.cumsum([0, *_sizes(site, axis)])
+    arrays = (affine.scale, affine.shift)
+    if any(one.ndim >= -axis and one.shape[axis] not in (1, ends[-1]) for one in arrays):
+        raise Refusal("joins tensors of other sizes than its output has")
     parts = [slice(start, end) for start, end in pairwise(ends)]
     return [tuple(_part(affine, axis, part) for part in parts)]
 
