@@ -4,7 +4,8 @@ What is not a plain value names its kind: tuples, mappings, paths, arrays, and t
 enumerations of bnfold itself. No other class is ever made and nothing is unpickled. A plan, its
 graph, and a BatchNormalization that belongs to them, hold what can be read from the model file
 alone: they are sent as a reference, which the receiver looks up in the file. A rule goes by its
-code.
+code. Arrays may be larger than memory: one that maps a file is sent as its place there, and the
+process that does the work maps what it gets.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import mmap
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -51,7 +53,7 @@ class Sender:
             (Enum, self._enum),  # before text, which some of them are
             ((type(None), bool, int, float, str), lambda value: value),
             (np.generic, lambda value: self.encode(value.item())),
-            (np.ndarray, lambda value: {_KIND: "array", "file": self._save(value)}),
+            (np.ndarray, lambda value: _mapped(value) or self._save(value)),
             (Path, lambda value: {_KIND: "path", "text": str(value)}),
             (type, lambda value: {_KIND: "class", "name": _importable(value)}),
             (Mapping, self._mapping),
@@ -84,12 +86,12 @@ class Sender:
     def _list(self, value: list[Any]) -> list[Any]:
         return [self.encode(item) for item in value]
 
-    def _save(self, array: np.ndarray[Any, Any]) -> str:
+    def _save(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
         self._arrays += 1
         name = f"{self._prefix}-{self._arrays}.npy"
         plain = array.astype("str") if array.dtype.hasobject else array
         np.save(self._folder / name, plain, allow_pickle=False)
-        return name
+        return {_KIND: "array", "file": name}
 
     def _record(self, value: Any) -> dict[str, Any]:
         name = _name(type(value))
@@ -105,6 +107,24 @@ class Sender:
             if one.init
         }
         return {_KIND: "record", "class": name, "fields": fields}
+
+
+def _mapped(array: np.ndarray[Any, Any]) -> dict[str, Any] | None:
+    """Where an array stands in the file that it maps; None where it has bytes of its own."""
+    owner: Any = array
+    whole: Any = None
+    while isinstance(owner, np.ndarray):
+        whole = owner if isinstance(owner, np.memmap) else whole
+        owner = owner.base
+    is_file = isinstance(owner, mmap.mmap) and whole is not None and whole.filename is not None
+    if not is_file or whole.mode == "c" or not array.size or array.dtype.kind == "V":
+        return None
+    first = array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+    return {
+        _KIND: "mapped",
+        "file": str(whole.filename),
+        "place": [array.shape, array.dtype.str, whole.offset + first, array.strides],
+    }
 
 
 def _name(kind: type) -> str:
@@ -127,7 +147,7 @@ class Receiver:
     """Makes values of JSON again.
 
     `refer` finds what was sent as a reference, `call` is called with the number of a function and
-    its arguments. Only with `imports` are classes imported that are not bnfold's.
+    its arguments. Only with `imports` are classes imported that are not bnfold's, and files mapped.
     """
 
     def __init__(
@@ -154,8 +174,10 @@ class Receiver:
             self._decoders["batchnorm"] = lambda value: refer.batchnorm(tuple(value["path"]))
         if call is not None:
             self._decoders["function"] = lambda value: functools.partial(call, value["number"])
+        self._mode: Literal["r"] | None = "r" if imports else None
         if imports:
             self._decoders["class"] = lambda value: _found(value["name"])
+            self._decoders["mapped"] = _map
 
     def decode(self, value: Any) -> Any:
         """The value that was sent. Raises ValueError for what no sender sends."""
@@ -171,11 +193,17 @@ class Receiver:
         return {self.decode(key): self.decode(item) for key, item in value["items"]}
 
     def _array(self, value: dict[str, Any]) -> Any:
-        return np.load(self._folder / Path(value["file"]).name, allow_pickle=False)
+        return np.load(self._folder / Path(value["file"]).name, self._mode, allow_pickle=False)
 
     def _record(self, value: dict[str, Any]) -> Any:
         fields = {name: self.decode(item) for name, item in value["fields"].items()}
         return _own(value["class"])(**fields)
+
+
+def _map(value: dict[str, Any]) -> Any:
+    shape, dtype, offset, strides = value["place"]
+    content = np.memmap(value["file"], np.uint8, "r")
+    return np.ndarray(shape, dtype, content, offset, strides)
 
 
 def _rule(code: str) -> Any:

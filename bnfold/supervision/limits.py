@@ -37,9 +37,12 @@ def reading_seconds(size: int) -> float:
     return READING_SECONDS + READING_SECONDS_PER_MIB * size / MIB
 
 
-def reading_memory(size: int, layers: int = 0) -> int | None:
-    """The bytes that reading a file of so many bytes and layers may take; None for no limit."""
-    wanted = max(READING_MEMORY, READING_MEMORY_PER_BYTE * size) + MEMORY_PER_LAYER * layers
+def reading_memory(size: int, layers: int = 0, kept: int = 0) -> int | None:
+    """The bytes that reading a file of so many bytes and layers may take; None for no limit.
+
+    `kept` bytes are taken already, by what is known of files that were read before.
+    """
+    wanted = max(READING_MEMORY, READING_MEMORY_PER_BYTE * size) + MEMORY_PER_LAYER * layers + kept
     most = running_memory()
     return wanted if most is None else min(wanted, most)
 

@@ -30,9 +30,10 @@ class _Link:
         self.at_most: int | None = None  # bytes that may be taken now
         self.file = self.stage = ""
         self.folders: set[Path] = set()  # what is in them has no name for the user
-        self.is_narrow = False  # whether the stage has a limit of its own
+        self.is_narrow = False  # whether the next stage has the usual limits again
         self.runs_models = False  # or has done so: what that took stays taken
         self.read = 0.0  # seconds that all files so far were given
+        self.kept = 0  # bytes that are known of the files before this one
 
     def say(self, word: str, *values: object) -> None:
         if self.pipe is None:
@@ -57,6 +58,10 @@ def connect(pipe: int, seconds: float | None = None, memory: int | None = None) 
     _link.pipe = pipe
     if not platforms.dies_with_parent():
         Thread(target=_end_with_the_supervisor, args=[pipe], daemon=True).start()
+    try:
+        os.write(pipe, b"\n")
+    except BrokenPipeError:
+        os._exit(2)  # the supervisor ended before it could take this process with it
     platforms.leave_no_core()
     allow(seconds, memory)
 
@@ -86,11 +91,13 @@ def reading(path: Path, shown: str) -> None:
     if path.parent not in _link.folders:
         _name_file(shown)
     _begin("reading it")
-    size = limits.size(path)
-    _link.read += limits.reading_seconds(size)
-    _narrow(
-        limits.reading_seconds(size), None if _link.runs_models else limits.reading_memory(size)
-    )
+    seconds = limits.reading_seconds(limits.size(path))
+    if _link.read:
+        _link.kept = platforms.resident(os.getpid()) or 0
+    _link.read += seconds
+    _link.is_narrow = True
+    _within(seconds)
+    _remember_reading(path)
 
 
 def counted(path: Path, layers: int) -> None:
@@ -99,8 +106,7 @@ def counted(path: Path, layers: int) -> None:
     _link.read += seconds
     if _link.seconds is None:
         _link.say("longer", seconds)
-    if not _link.runs_models:
-        _remember(limits.reading_memory(limits.size(path), layers))
+    _remember_reading(path, layers)
 
 
 def loading(files: Mapping[Path, str]) -> None:
@@ -108,7 +114,9 @@ def loading(files: Mapping[Path, str]) -> None:
     shown = [name for path, name in files.items() if path.parent not in _link.folders]
     _name_file(" and ".join(shown))
     seconds = sum(limits.reading_seconds(limits.size(path)) for path in files)
-    _narrow(limits.LOADING_FACTOR * seconds, limits.running_memory())
+    _link.is_narrow = True
+    _within(limits.LOADING_FACTOR * seconds)
+    _remember(limits.running_memory())
 
 
 def stage(name: str) -> None:
@@ -142,13 +150,6 @@ def _begin(name: str) -> None:
     _link.say("stage", name)
 
 
-def _narrow(seconds: float, memory: int | None) -> None:
-    """Limit what has begun; the next stage has the usual limits again."""
-    _link.is_narrow = True
-    _within(seconds)
-    _remember(memory)
-
-
 def _within(seconds: float) -> None:
     if _link.seconds is None:
         _link.say("within", seconds)
@@ -157,6 +158,11 @@ def _within(seconds: float) -> None:
 def _remember(memory: int | None) -> None:
     if _link.memory is None and memory is not None:
         _limit_memory(memory)
+
+
+def _remember_reading(path: Path, layers: int = 0) -> None:
+    if not _link.runs_models:
+        _remember(limits.reading_memory(limits.size(path), layers, _link.kept))
 
 
 def _limit_memory(memory: int) -> None:
@@ -170,6 +176,8 @@ def reporting() -> None:
     """All files are read and their report is made; that may take as long as reading them did."""
     _begin("making the report")
     _within(_link.read)
+    if _link.kept and not _link.runs_models:
+        _remember(limits.reading_memory(0, kept=platforms.resident(os.getpid()) or 0))
 
 
 @contextmanager
@@ -208,7 +216,7 @@ def finished(code: int) -> None:
     """The command has come to an end, and all that it had to say is written."""
     if _link.pipe is None:
         return
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # which was closed from the start
         try:
             stream.flush()
         except (BrokenPipeError, ValueError):

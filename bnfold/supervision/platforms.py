@@ -10,10 +10,14 @@ _ROOM = 256 << 20
 
 
 def resident(pid: int) -> int | None:
-    """The bytes of memory that a process has; None where the system does not say it."""
+    """The bytes of memory that a process has; None where the system does not say it.
+
+    On Linux without those of mapped files, which are given up as soon as others need their place.
+    """
     try:
         with open(f"/proc/{pid}/statm", "rb") as stream:
-            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            _, present, mapped, *_ = map(int, stream.read().split())
+            return (present - mapped) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         pass
     if sys.platform == "darwin":

@@ -80,6 +80,41 @@ def test_values_arrive_as_they_were_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "view",
+    [
+        lambda array: array,
+        lambda array: np.asarray(array)[3:][1:],
+        lambda array: array[::-2, ::-1],
+        lambda array: array.T,
+        lambda array: array[2],
+    ],
+)
+@pytest.mark.parametrize("dtype", ["<f4", ">i2", "?"])
+def test_a_mapped_array_is_not_copied(view: Any, dtype: str, tmp_path: Path) -> None:
+    stored = (np.arange(8 * 3 * 5) % 7).reshape(8, 3, 5).astype(dtype)
+    np.save(tmp_path / "data.npy", stored)
+    (tmp_path / "sent").mkdir()
+    array = view(np.load(tmp_path / "data.npy", mmap_mode="r"))
+    found = sent(array, tmp_path / "sent", imports=True)
+    assert list((tmp_path / "sent").iterdir()) == []
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(found, array)
+
+
+def test_what_no_file_has_is_sent_itself(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", np.arange(6))
+    private = np.load(tmp_path / "data.npy", mmap_mode="c")
+    private[:] = 7
+    for array in (private, private + 1, np.load(tmp_path / "data.npy", mmap_mode="r")[:0]):
+        np.testing.assert_array_equal(sent(array, tmp_path, imports=True), array)
+
+
+def test_data_may_be_larger_than_what_reading_may_take(saved: Path) -> None:
+    data = np.random.default_rng(0).random((36_000_000, 4), np.float32)
+    assert bnfold.verify(saved, saved, data=data, in_process=False).verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
     "sneaked",
     [
         {"kind": "record", "class": "subprocess:Popen", "fields": {"args": ["true"]}},
@@ -425,3 +460,10 @@ def test_live_models_of_another_backend(backend: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(LIVE)
     done = python("script.py", backend, folder=tmp_path, KERAS_BACKEND=backend)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_search_path_may_hold_what_python_ignores(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/anywhere"), None])
+    assert bnfold.inspect(saved, in_process=False).layers
