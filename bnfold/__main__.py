@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def run() -> None:
     """The console script."""
+    _fill_closed_streams()
     words = sys.argv[1:]
     if "--debug" in (words[: words.index("--")] if "--" in words else words):
         from bnfold import cli  # noqa: PLC0415 - loads all that a command needs
@@ -29,6 +30,15 @@ def run() -> None:
         _fork()
     else:
         _spawn()
+
+
+def _fill_closed_streams() -> None:
+    """Open what was closed of input, output and errors, or a model file would get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def command(pipe: int) -> None:

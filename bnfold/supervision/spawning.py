@@ -37,7 +37,8 @@ def start(
     else:
         options["pass_fds"] = [writing]
         pipe = str(writing)
-    code = _CODE.format(path=sys.path, name=words[0], module=module, function=function, pipe=pipe)
+    path = [entry for entry in sys.path if isinstance(entry, str)]  # Python uses no other
+    code = _CODE.format(path=path, name=words[0], module=module, function=function, pipe=pipe)
     try:
         process = subprocess.Popen(  # noqa: S603 - this Python, and the code above
             [sys.executable, "-P", "-c", code, *words[1:]], **options

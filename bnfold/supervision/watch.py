@@ -43,9 +43,11 @@ _LONG = 1.0  # seconds; whoever has not looked for longer was stopped, and does 
 _PATIENCE = 0.7  # seconds for a process to put away what it was writing, when it is asked to end
 _AFTERWARDS = 5.0  # seconds for a process to end that has nothing to do any more
 ASKING = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
 ]
-"""The signals that ask a process to end."""
+"""The signals by which people and batch systems ask a process to end."""
 _CRASHES = {
     getattr(signal, name, None)
     for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from places import FIXTURES, ROOT
 
+from bnfold.supervision.watch import ASKING
+
 MODEL = FIXTURES / "digits_cnn_keras315.keras"
 SPIN = "sum(itertools.repeat(0))"
 """Never comes back from C, never looks for signals, and lets no other thread run."""
@@ -221,7 +223,10 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "says"),
-    [(signal.SIGINT, "bnfold: interrupted\n"), (signal.SIGTERM, ""), (signal.SIGHUP, "")],
+    [
+        (signal.SIGINT, "bnfold: interrupted\n"),
+        *[(number, "") for number in ASKING if number != signal.SIGINT],
+    ],
 )
 @pytest.mark.parametrize("to_group", [False, True])
 def test_a_signal_ends_what_runs_in_c(
@@ -276,6 +281,24 @@ def test_a_killed_supervisor_takes_its_child_with_it(prctl: bool, tmp_path: Path
     process.communicate(timeout=60)  # the child holds the other ends of these pipes
 
 
+def test_a_supervisor_that_ends_before_its_child_is_ready(tmp_path: Path) -> None:
+    """The child sees at once that nobody is there to stop it."""
+    done = tmp_path / "done"
+    before = f"""
+by_the_system = link.connect
+def connect(pipe):
+    supervisor = os.getppid()
+    os.kill(supervisor, signal.SIGKILL)
+    while os.getppid() == supervisor:
+        time.sleep(0.01)
+    by_the_system(pipe)
+link.connect = connect
+{READING}"""
+    process = started("inspect", MODEL, does=f"Path({str(done)!r}).touch()", before=before)
+    process.communicate(timeout=60)  # the child holds the other ends of these pipes
+    assert not done.exists()
+
+
 # --- an honest command ----------------------------------------------------------------------------
 
 
@@ -289,6 +312,40 @@ def test_an_honest_command_is_as_without_a_supervisor(route: str, tmp_path: Path
     code, out, error = ended(started("inspect", tmp_path / "no\tfile\n.h5", route=route))
     assert (code, out) == (2, "")
     assert error == f"bnfold: {tmp_path}/no\\tfile\\n.h5: no such file\n"
+
+
+@pytest.mark.parametrize("closed", [(1,), (0, 1), (0, 1, 2)])
+def test_streams_may_be_closed(closed: tuple[int, ...], tmp_path: Path) -> None:
+    """As by a shell's `>&-`, or by what starts commands without a terminal."""
+    given = [sys.executable, "-m", "bnfold", "fold", MODEL, tmp_path / "out.keras", "--no-verify"]
+    closing = " ".join(f"{number}>&-" for number in closed)
+    found = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closing}', "sh", *map(str, given)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert os.listdir(tmp_path) == ["out.keras"]
+
+
+@pytest.mark.parametrize("shown", [[], ["--format", "json"]])
+def test_what_is_known_of_earlier_files_is_not_counted(shown: list[str], tmp_path: Path) -> None:
+    copies = [tmp_path / f"{number}.keras" for number in range(6)]
+    for copy in copies:
+        copy.symlink_to(MODEL)
+    before = """
+limits.READING_MEMORY = 300 << 20
+kept = []
+module = __import__("bnfold.jobs.inspect", fromlist=["planned"])
+original = module.planned
+def planned(*given, **more):
+    kept.append(b"1" * (100 << 20))
+    return original(*given, **more)
+module.planned = planned
+"""
+    code, _, error = ended(started("inspect", *copies, *shown, before=before))
+    assert (code, error) == (0, "")
 
 
 def test_a_spawned_command_is_stopped_too() -> None:
