@@ -174,12 +174,13 @@ class _File:
 
     def __init__(self, arguments: Mapping[str, Any], folder: Path) -> None:
         self._arguments = arguments
-        self._source = Path(arguments.get("source") or arguments.get("path") or "")
+        source, target = arguments.get("source") or arguments.get("path"), arguments.get("target")
+        self._source = Path(source or "")  # some jobs have none, and refer to none
         self._found: dict[tuple[str, ...], Any] = {}
         self.plan: Any = None
         self.graph: Any = None
-        target = Path(arguments.get("target") or "")
-        if target.exists() and self._source.exists() and target.samefile(self._source):
+        both = [Path(given) for given in (source, target) if given]
+        if len(both) == 2 and all(map(Path.exists, both)) and both[0].samefile(both[1]):
             self._source = _copied(self._source, folder)
 
     def batchnorm(self, path: tuple[str, ...]) -> Any:

@@ -462,6 +462,23 @@ def test_live_models_of_another_backend(backend: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_job_that_replaces_no_file_copies_none(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary folder is below the current one, as in a project with a `tmp` of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Path("of_the_user").touch()
+    found: list[Path] = []
+
+    def progress(_: str) -> None:
+        found.extend(tmp_path.rglob("*/of_the_user"))
+
+    bnfold.verify(saved, saved, progress=progress, in_process=False)
+    assert found == []
+    assert os.listdir(tmp_path) == ["of_the_user"]
+
+
 def test_the_search_path_may_hold_what_python_ignores(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
