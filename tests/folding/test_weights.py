@@ -15,6 +15,7 @@ from tiers import some
 from bnfold.errors import UnreadableModelError
 from bnfold.folding.weights import BiasChange, WeightEdit, edited, magnitudes
 from bnfold.model.container import hdf5
+from bnfold.model.container.budget import Costs
 from bnfold.model.graph import Layer, Weight
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -110,7 +111,8 @@ def test_not_a_number_in_any_piece_is_seen(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "w.h5"
     stored(path, np.ones((3, 3, 512, 512), "float32"))
-    with path.open("rb", buffering=0) as stream, hdf5.open_hdf5(stream, "w.h5") as file:
+    costs = Costs(path.stat().st_size)
+    with path.open("rb", buffering=0) as stream, hdf5.open_hdf5(stream, "w.h5", costs) as file:
         weight = hdf5.weight_in(file, "0", "0")
         assert weight is not None
         assert isinstance(weight.read, hdf5.Stored)

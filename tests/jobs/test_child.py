@@ -483,4 +483,4 @@ def test_the_search_path_may_hold_what_python_ignores(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, Path("/anywhere"), None])
-    assert bnfold.inspect(saved, in_process=False).layers
+    assert bnfold.inspect(saved, in_process=False).plan.decisions

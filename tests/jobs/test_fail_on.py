@@ -75,7 +75,9 @@ def test_fail_on_stops_before_anything_is_run(name: str, model: Path) -> None:
     assert [found["code"] for found in report["findings"]] == ["BN104"]
     assert target.read_bytes() == b"precious"
     said = command(*words).stdout
-    assert said.startswith(f"{target} was not written: --fail-on error stops")
+    assert said.startswith(
+        f"{target} was not written: findings on the model are as bad as --fail-on error"
+    )
     assert "1 BatchNormalization layer: 0 can be folded, 1 cannot" in said
     assert "folded 0" not in said
 
@@ -125,7 +127,7 @@ def test_a_model_that_cannot_be_audited_is_not_taken_for_healthy(
     def damaged(*_: Any, **__: Any) -> Any:
         raise bnfold.UnreadableModelError("sick.keras: the optimizer is damaged")
 
-    monkeypatch.setattr("bnfold.jobs.gate.inspect_file", damaged)
+    monkeypatch.setattr("bnfold.jobs.gate.inspect_model", damaged)
     result = command("fold", model, "out.keras", "--no-verify")
     assert result.exit_code == 0
     assert "not audited: sick.keras: the optimizer is damaged" in result.stdout

@@ -29,7 +29,7 @@ Nested = Callable[[], Any]
 
 @pytest.fixture(autouse=True)
 def fresh_names() -> None:
-    keras.backend.clear_session(free_memory=False)
+    keras.backend.clear_session()
 
 
 def block(tensor: Any, name: str, filters: int = 4) -> Any:

@@ -160,7 +160,7 @@ def test_pixels_times_255_are_refused_in_one_line(model: Path, images: Any, tmp_
     assert result.exit_code == 1
     said = " ".join(result.stdout.split())
     assert said.startswith("the data are not of the scale that the model was trained on: ")
-    assert "goes into first is 255 times as large as it records" in said
+    assert "the standard deviation of the input of first is 255 times" in said
     assert "--allow-other-scale" in said
     assert not out.exists()
 
@@ -183,7 +183,7 @@ def test_the_refusal_as_json_and_what_goes_on(model: Path, images: Any, tmp_path
     assert written["written"]
     assert (tmp_path / "out.keras").exists()
     text = recalibrate(*words[:-2], "--force", "--allow-other-scale").stdout
-    assert "is 255 times as large as it records" in " ".join(text.split())
+    assert "the standard deviation of the input of first is 255 times" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

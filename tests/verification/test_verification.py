@@ -383,6 +383,12 @@ def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
 
 
+def map_of(norm):
+    """Scale and shift of a live BatchNormalization."""
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    return affine(dict(zip(names, norm.get_weights(), strict=True)), norm.epsilon)
+
+
 @pytest.mark.usefixtures("keras_alone")
 def test_training_that_reaches_other_layers_by_their_order_is_no_fault_of_a_fold(tmp_path):
     """Keras 3 hands training=True on to what runs later, and nested models run as one piece."""
@@ -403,7 +409,7 @@ def test_training_that_reaches_other_layers_by_their_order_is_no_fault_of_a_fold
     original.set_weights([generator.uniform(0.5, 2, w.shape) for w in original.get_weights()])
     for layer in folded.layers:
         layer.set_weights(original.get_layer(layer.name).get_weights())
-    scale, shift = affine(original.get_layer("norm"))
+    scale, shift = map_of(original.get_layer("norm"))
     for layer in folded.get_layer("block").layers[1:]:
         gamma, beta, mean, variance = layer.get_weights()
         layer.set_weights([gamma * scale, beta, (mean - shift) / scale, variance])
@@ -439,7 +445,7 @@ def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, k
         folded = random_and_normalized(kind, normalized=False, training=training)
         norm, linear = (model.get_layer("block").get_layer(name) for name in ("norm", "linear"))
         kernel, bias = linear.get_weights()
-        scale, shift = affine(norm)
+        scale, shift = map_of(norm)
         folded.get_layer("block").set_weights([kernel * scale, bias * scale + shift])
         folded.get_layer("out").set_weights(model.get_layer("out").get_weights())
         model.save(tmp_path / "one.keras")
