@@ -3,6 +3,7 @@
 import gc
 import lzma
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let helpers that see no fixture know which tier runs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     tiers.EVERYTHING = tiers.thorough(config)
     child.FILES_GO_THERE = False  # a child would import TensorFlow for every test anew
     if tiers.without_keras(config):
