@@ -103,7 +103,7 @@ class Staging:
 
     def __enter__(self) -> "Staging":
         leftovers.remove(self._directory.parent, _PREFIX)
-        link.made(self._directory, self._target)
+        link.made(self._directory)
         try:
             self._directory.mkdir(mode=0o700)
         except OSError as error:

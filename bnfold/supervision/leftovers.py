@@ -37,10 +37,15 @@ def remove(folder: str | os.PathLike[str], prefix: str) -> None:
         for entry in entries:
             found = pattern.fullmatch(entry.name)
             if found is not None and _is_ours(entry) and _has_ended(int(found[1]), found[2]):
-                _put_back(entry.path)
-                import shutil  # noqa: PLC0415 - large, and hardly ever needed
+                put_away(entry.path)
 
-                shutil.rmtree(entry.path, ignore_errors=True)
+
+def put_away(folder: str) -> None:
+    """Remove a folder; what was to be replaced is put back first, where it is missing."""
+    import shutil  # noqa: PLC0415 - large, and hardly ever needed
+
+    _put_back(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _here() -> str | None:

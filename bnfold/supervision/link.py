@@ -192,13 +192,10 @@ def temporary_folder() -> Iterator[Path]:
     gone(Path(name))
 
 
-def made(folder: Path, target: Path | None = None) -> None:
-    """A folder is there, or will be at once, that must not stay.
-
-    Where its `replaced` is what stood at `target` and nothing stands there, that is put back first.
-    """
+def made(folder: Path) -> None:
+    """A folder is there, or will be at once, that must not stay: see `leftovers.put_away`."""
     _link.folders.add(folder)
-    _link.say("made", folder.absolute(), "" if target is None else target.absolute())
+    _link.say("made", folder.absolute())
 
 
 def gone(folder: Path) -> None:

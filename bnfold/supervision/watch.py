@@ -12,7 +12,6 @@ import signal
 import time
 
 from bnfold.supervision import platforms
-from bnfold.supervision.leftovers import REPLACED
 
 TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Watch:
         self._memory: int | None = None
         self._to_kill: float | None = None  # when, by the first clock
         self._finished: int | None = None
-        self._folders: dict[str, str] = {}
+        self._folders: set[str] = set()
         self._arrived = [b""]
         self._bell = _thread.allocate_lock()
         self._closed = _thread.allocate_lock()
@@ -171,10 +170,10 @@ class Watch:
                     self._within = (before + float(seconds), until + float(seconds))
             case ["memory", size]:
                 self._memory = int(size)
-            case ["made", folder, target]:
-                self._folders[folder] = target
+            case ["made", folder]:
+                self._folders.add(folder)
             case ["gone", folder]:
-                self._folders.pop(folder, None)
+                self._folders.discard(folder)
             case ["finished", code]:
                 self._finished = int(code)
                 self._to_kill = self._passed + _AFTERWARDS
@@ -229,15 +228,10 @@ class Watch:
 
     def _remove_folders(self) -> None:
         """Remove what the process could not; what it was about to replace is put back."""
-        for folder, target in self._folders.items():
-            if not os.path.isdir(folder):
-                continue
-            import shutil  # noqa: PLC0415 - large, and hardly ever needed
+        for folder in filter(os.path.isdir, self._folders):
+            from bnfold.supervision import leftovers  # noqa: PLC0415 - hardly ever needed
 
-            replaced = os.path.join(folder, REPLACED)
-            if target and os.path.isdir(replaced) and not os.path.lexists(target):
-                os.rename(replaced, target)
-            shutil.rmtree(folder, ignore_errors=True)
+            leftovers.put_away(folder)
 
 
 def _how(code: int) -> str:

@@ -180,7 +180,8 @@ def test_a_directory_that_was_about_to_be_replaced_is_put_back(tmp_path: Path) -
     does = (
         "from bnfold.jobs.staging import Staging\n"
         f"    with Staging(Path({str(out)!r}), 'keras-directory', force=True) as staging:\n"
-        "        staging._target.rename(staging._directory / 'replaced'); os.abort()"
+        "        Path.replace = lambda *_: os.abort()\n"
+        "        staging._replace_directory()"
     )
     code, *_ = ended(started("inspect", MODEL, does=does, before=READING))
     assert code == 2
