@@ -44,7 +44,7 @@ from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.observation.observe import DataRun
 from bnfold.running import data as user_data
-from bnfold.running import live, options
+from bnfold.running import live, options, registered
 from bnfold.supervision import link
 from bnfold.verification import Verification
 
@@ -64,6 +64,7 @@ _Result = TypeVar("_Result")
 _IN_PYTHON = {
     "force": "force=True",
     "trust": "trust=True",
+    "import MODULE": 'imports=["MODULE"]',
     "import": "imports",
     "layers": "layers",
     "data": "data",
@@ -600,7 +601,7 @@ def _loading(models: Sequence[Any], trust: bool, imports: Sequence[str]) -> opti
     alive = [model for model in models if _is_live(model)]
     classes = {name: one for model in alive for name, one in live.own_classes(model).items()}
     trusted = options.flag("trust", trust) or len(alive) == len(models)
-    return options.Loading(trusted, imports, classes)
+    return options.Loading(trusted, imports, classes, registered.places())
 
 
 @_in_python

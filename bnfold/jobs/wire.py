@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from bnfold.errors import BnfoldError
+from bnfold.running.registered import importable, place
 
 _KIND = "kind"
 _PLAN = "bnfold.folding.plan:Plan"
@@ -55,7 +56,7 @@ class Sender:
             (np.generic, lambda value: self.encode(value.item())),
             (np.ndarray, lambda value: _mapped(value) or self._save(value)),
             (Path, lambda value: {_KIND: "path", "text": str(value)}),
-            (type, lambda value: {_KIND: "class", "name": _importable(value)}),
+            (type, lambda value: {_KIND: "class", "name": importable(place(value))}),
             (Mapping, self._mapping),
             (tuple, lambda value: {_KIND: "tuple", "items": self._list(value)}),
             (list, self._list),
@@ -77,7 +78,7 @@ class Sender:
         )
 
     def _enum(self, value: Enum) -> dict[str, Any]:
-        return {_KIND: "enum", "class": _name(type(value)), "value": value.value}
+        return {_KIND: "enum", "class": place(type(value)), "value": value.value}
 
     def _mapping(self, value: Mapping[Any, Any]) -> dict[str, Any]:
         items = [[self.encode(key), self.encode(item)] for key, item in value.items()]
@@ -94,7 +95,7 @@ class Sender:
         return {_KIND: "array", "file": name}
 
     def _record(self, value: Any) -> dict[str, Any]:
-        name = _name(type(value))
+        name = place(type(value))
         if name in {_PLAN, _GRAPH}:
             return {_KIND: "plan" if name == _PLAN else "graph"}
         if name == _RULE:
@@ -125,22 +126,6 @@ def _mapped(array: np.ndarray[Any, Any]) -> dict[str, Any] | None:
         "file": str(whole.filename),
         "place": [array.shape, array.dtype.str, whole.offset + first, array.strides],
     }
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _importable(kind: type) -> str:
-    """The name of a user's class by which another process finds it. Raises BnfoldError."""
-    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-        where = "a function" if "<locals>" in kind.__qualname__ else "the running script"
-        raise BnfoldError(
-            f"the class {kind.__name__!r} is defined in {where}, and models are run in a process of"
-            " their own here, which cannot import it: put it into a module, or work in this"
-            " process (in_process=True, and KERAS_BACKEND=tensorflow)"
-        )
-    return _name(kind)
 
 
 class Receiver:

@@ -34,6 +34,17 @@ def use_home(folder: str) -> None:
         config._KERAS_DIR = folder
 
 
+def custom_objects(library: Any) -> dict[str, Any]:
+    """What is registered with Keras, or tf_keras, and what the custom object scopes of here add."""
+    if library.__name__ == "keras":
+        state = sys.modules["keras.src.backend.common.global_state"]
+        scope = state.get_global_attribute("custom_objects_scope_dict") or {}
+    else:
+        registration = sys.modules[f"{library.__name__}.src.saving.object_registration"]
+        scope = vars(registration._THREAD_LOCAL_CUSTOM_OBJECTS)
+    return {**library.saving.get_custom_objects(), **scope}
+
+
 def origin_of(tensor: Any) -> Origin:
     """Where a tensor of a graph comes from."""
     layer, call, output = tensor._keras_history

@@ -194,12 +194,12 @@ def find_module(name: str) -> None:
 def import_module(name: str) -> Any:
     """Import a module of the user's, which registers custom layers. Raises BnfoldError."""
     find_module(name)
-    with one_line_on_failure(f"--import {name}: ", BnfoldError), _no_bytecode():
+    with one_line_on_failure(f"--import {name}: ", BnfoldError), without_bytecode():
         return importlib.import_module(name)
 
 
 @contextlib.contextmanager
-def _no_bytecode() -> Iterator[None]:
+def without_bytecode() -> Iterator[None]:
     """Leave nothing beside the modules that are imported."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:

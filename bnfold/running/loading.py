@@ -18,7 +18,7 @@ from bnfold.errors import BnfoldError, UnreadableModelError, VerificationImpossi
 from bnfold.model import declared
 from bnfold.model.container import hdf5
 from bnfold.model.container.guard import printable
-from bnfold.running import keras_graph, safety
+from bnfold.running import keras_graph, registered, safety
 from bnfold.running.libraries import CannotRunError, import_module, library, one_line, quiet
 from bnfold.running.options import Loading
 from bnfold.supervision import link
@@ -67,7 +67,7 @@ def load_all(files: Sequence[safety.FileFacts], how: Loading) -> list[LoadedMode
         if name == "tf_keras" and not _may_be_keras_2(files[0]):
             break
         try:
-            custom = {**_custom_objects(name, files, modules, trust=how.trust), **how.classes}
+            custom = {**_custom_objects(name, files, modules, how), **how.classes}
             first = _load(files[0], name, custom, trust=how.trust)
         except BnfoldError as error:
             failures.append(error)
@@ -85,9 +85,9 @@ def _may_be_keras_2(facts: safety.FileFacts) -> bool:
 
 
 def _custom_objects(
-    name: str, files: Sequence[safety.FileFacts], modules: Sequence[Any], *, trust: bool
+    name: str, files: Sequence[safety.FileFacts], modules: Sequence[Any], how: Loading
 ) -> dict[str, Any]:
-    """Find what the user's modules define for the names in the files; refuse what is missing."""
+    """Find what the user has defined for the names in the files; refuse what is missing."""
     keras = library(name)
     found: dict[str, Any] = {}
     for facts in files:
@@ -98,12 +98,16 @@ def _custom_objects(
         for custom in safety.custom_entries(facts):
             plain = custom.name.rsplit(">", 1)[-1]
             every = (vars(module)[plain] for module in modules if plain in vars(module))
-            here = [one for one in every if trust or custom.may_be(one)]
+            here = [one for one in every if how.trust or custom.may_be(one)]
             if here:
                 found[plain] = found[custom.name] = here[0]
-            elif not custom.may_be(keras.saving.get_registered_object(custom.name)):
+                continue
+            one = registered.find(keras, custom.name, how.registered, facts.path)
+            if custom.may_be(one):
+                found[custom.name] = one
+            else:
                 missing.append(custom)
-        if not trust:
+        if not how.trust:
             safety.refuse_unregistered(facts, missing)
     return found
 

@@ -103,11 +103,14 @@ class Loading:
         trust: let the files run code of their own, such as Lambda layers.
         imports: modules to import first, because they register custom layers.
         classes: custom layers themselves, by name.
+        registered: where the process that this one works for defines what it has registered with
+            Keras: see `bnfold.running.registered.places`.
     """
 
     trust: bool = False
     imports: Sequence[str] = ()
     classes: Mapping[str, Any] = field(default_factory=dict)
+    registered: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """See that every value means something. Raises SettingsError and TypeError."""

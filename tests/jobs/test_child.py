@@ -462,6 +462,67 @@ def test_live_models_of_another_backend(backend: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+REGISTERED = """
+import sys
+import keras
+import bnfold, lab
+
+keras.utils.set_random_seed(0)
+sys.path.remove(sys.argv[1])  # so that no other process finds the module
+
+
+@keras.saving.register_keras_serializable()
+class Here(lab.Twice):
+    pass
+
+
+def made(layer, name):
+    parts = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization(), layer]
+    keras.Sequential([*parts, keras.layers.Dense(2)]).save(name)
+    return name
+
+
+def folded(name, **options):
+    try:
+        return bnfold.fold(name, "out.keras", force=True, **options).written
+    except bnfold.BnfoldError as error:
+        return str(error)
+
+
+name = made(Here(name="own"), "here.keras")
+said = folded(name)
+assert said.startswith("here.keras: 'Here' is defined in the running script, and"), said
+assert folded(name, in_process=True) is True
+name = made(lab.Twice(name="own"), "twice.keras")
+assert "twice.keras: 'Twice' is defined in the module 'lab' (No module named 'lab')" in folded(name)
+sys.path.append(sys.argv[1])
+assert folded(name) is True
+name = made(lab.Plain(name="own"), "plain.keras")
+assert 'imports=["MODULE"]' in folded(name), folded(name)
+with keras.saving.custom_object_scope({"Plain": lab.Plain}):
+    assert folded(name) is True
+"""
+
+
+def test_what_this_process_has_registered_is_known_there(tmp_path: Path) -> None:
+    """If it is in a module; else it is said what can be done about it."""
+    places = tmp_path / "modules"
+    places.mkdir()
+    (places / "lab.py").write_text(
+        "import keras\n\n\n"
+        "class Plain(keras.layers.Layer):\n"
+        "    def call(self, inputs):\n"
+        "        return 2 * inputs\n\n\n"
+        "@keras.saving.register_keras_serializable('lab')\n"
+        "class Twice(Plain):\n"
+        "    pass\n"
+    )
+    (tmp_path / "script.py").write_text(REGISTERED)
+    path = os.pathsep.join([str(ROOT), str(places)])
+    done = python("script.py", str(places), folder=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_job_that_replaces_no_file_copies_none(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
