@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     child.FILES_GO_THERE = False  # a child would import TensorFlow for every test anew
     if tiers.without_keras(config):
         sys.meta_path.insert(0, NoFrameworks())  # type: ignore[arg-type]
+    if "processes" in tiers.left_out(config):
+        sys.addaudithook(no_processes)
 
 
 class NoFrameworks:
@@ -37,6 +39,15 @@ class NoFrameworks:
             pytest.fail(f"this test imports {name}: mark it with pytest.mark.keras")
 
 
+def no_processes(event: str, _: object) -> None:
+    """Refuse to start a process in a test that lacks the mark `processes`."""
+    if event in PROCESSES and "PYTEST_CURRENT_TEST" in os.environ:
+        pytest.fail("this test starts a process: mark it with pytest.mark.processes")
+
+
+PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec"}
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not even import the files that import Keras where their tests are not wanted."""
     if tiers.without_keras(config) and collection_path.suffix == ".py":
@@ -45,15 +56,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what imports Keras; leave the slow tests out unless they are asked for."""
+    """Mark what imports Keras or starts a process; leave out what was not asked for."""
     for item in items:
         if tiers.imports_keras(item.path):
             item.add_marker("keras")
-    if tiers.thorough(config):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        if isinstance(item, pytest.Function) and tiers.starts_processes(item.function):
+            item.add_marker("processes")
+    marks = tiers.left_out(config)
+    out = {item for item in items if any(map(item.get_closest_marker, marks))}
+    config.hook.pytest_deselected(items=list(out))
+    items[:] = [item for item in items if item not in out]
 
 
 def pytest_collection_finish() -> None:

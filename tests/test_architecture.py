@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from places import FIXTURES, ROOT
+from tiers import starts_processes
 
 PACKAGE = ROOT / "bnfold"
 TESTS = ROOT / "tests"
@@ -202,21 +204,15 @@ def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
     assert found & NEEDLESS == set()
 
 
+def test_a_test_that_starts_a_process_is_told_from_its_code() -> None:
+    assert starts_processes(test_inspect_loads_nothing_that_was_not_asked_for)  # by `loaded_by`
+    assert not starts_processes(test_imports_point_one_way)
+
+
 def test_no_test_file_is_imported() -> None:
     """What several tests need stands in tests/builders, so that a test file can change alone."""
 
-    def tests(path: Path) -> set[str]:
-        names = {name for node in ast.walk(parsed(path)) for name in _modules(node)}
-        return {name for name in names if name.startswith(("test_", "conftest"))}
+    def tests(path: Path) -> list[str]:
+        return re.findall(r"^\s*(?:from|import) ((?:test_|conftest)\w*)", path.read_text(), re.M)
 
     assert faults(tests, TESTS.rglob("*.py")) == {}
-
-
-def _modules(node: ast.AST) -> list[str]:
-    match node:
-        case ast.Import():
-            return [one.name for one in node.names]
-        case ast.ImportFrom(module=str(module)):
-            return [module]
-        case _:
-            return []

@@ -1,4 +1,4 @@
-"""Which tests run: which of a large family by default, and which without Keras."""
+"""Which tests run: which of a large family by default, which without Keras and processes."""
 
 import ast
 import os
@@ -6,7 +6,9 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -20,6 +22,14 @@ def thorough(config: pytest.Config) -> bool:
 def without_keras(config: pytest.Config) -> bool:
     """Whether tests are asked for that do without TensorFlow: `-m "not keras"`."""
     return "not keras" in str(config.option.markexpr)
+
+
+def left_out(config: pytest.Config) -> set[str]:
+    """The marks of the tests that run only where the expression of `-m` asks for them."""
+    marks = set() if thorough(config) else {"slow"}
+    if without_keras(config) and "processes" not in str(config.option.markexpr):
+        marks.add("processes")
+    return marks
 
 
 FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "tf2onnx"}
@@ -50,6 +60,37 @@ def _imported(path: Path) -> Iterator[str]:
                 )
             ):
                 yield module.partition(".")[0]
+
+
+STARTING = {"subprocess", "multiprocessing", "fork", "posix_spawn"}
+
+
+@cache
+def starts_processes(test: FunctionType) -> bool:
+    """Whether a function names what starts a process, or calls one of the tests' that does."""
+    seen: set[FunctionType] = set()
+    left = [test]
+    while left:
+        function = left.pop()
+        seen.add(function)
+        names = set(_names(function.__code__))
+        if names & STARTING:
+            return True
+        called = (function.__globals__.get(name) for name in names)
+        left += [one for one in called if isfunction(one) and _is_ours(one) and one not in seen]
+    return False
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The globals and attributes that a function names, in the functions inside it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_ours(function: FunctionType) -> bool:
+    return Path(function.__code__.co_filename).is_relative_to(HELPERS.parent)
 
 
 def some(values: Iterable[Any], step: int = 2, first: int = 0) -> list[Any]:
