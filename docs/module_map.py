@@ -8,6 +8,7 @@ docstring.
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "development.md"
@@ -39,7 +40,7 @@ def table() -> str:
     """A line for every file that is not only the name of a folder."""
     lines = ["| module | what it is for |", "| --- | --- |"]
     for path in in_order():
-        summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        summary = (ast.get_docstring(_parsed(path)) or "").partition("\n")[0]
         lines.append(f"| `{path.relative_to(PACKAGE).as_posix()}` | {summary} |")
     return "\n".join(lines) + "\n"
 
@@ -69,10 +70,15 @@ def _follow(path: Path, found: dict[Path, None]) -> None:
 
 def _imports(path: Path) -> Iterator[Path]:
     """The files that a file imports when it is imported itself."""
-    for node in ast.parse(path.read_text()).body:
+    for node in _parsed(path).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bnfold"):
             for alias in node.names:
                 yield from _file_of(f"{node.module}.{alias.name}") or _file_of(f"{node.module}")
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def _file_of(name: str) -> list[Path]:

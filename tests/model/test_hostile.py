@@ -679,7 +679,7 @@ NAMES = {
     "nul": "a\0b", "newline": "a\nb\r\nbnfold: fine", "ansi": "\x1b[31mred\x1b]0;title\x07",
     "markup": "[red]x[/red]", "link": "[link=http://x]y[/link]", "bidi": "\u202egnp.exe\u2066",
     "surrogate": "\ud800", "surrogates": "\udcff", "separator": "a\u2028b\x85c",
-    "long": "n" * 10**6, "wide": "\U0001f4a9" * 100,
+    "long": "n" * 10**5, "wide": "\U0001f4a9" * 100,
     "zero width": "a\u200bb", "command": "::error::x",
     "formula": "=1+1",
 }  # fmt: skip
@@ -724,7 +724,7 @@ def test_names_cannot_paint_the_terminal(case: str, suffix: str, tmp_path: Path)
             result = invoke(*arguments)
             assert result.exit_code in {0, 2}, result.stderr
             assert "internal error" not in result.stderr
-            assert all(c.isprintable() or c == "\n" for c in result.output)
+            assert all(c.isprintable() or c == "\n" for c in set(result.output))
             assert result.stderr.count("\n") <= 1
             assert "\nbnfold: fine" not in result.output
             if case == "markup" and arguments[0] == "inspect" and result.exit_code == 0:
@@ -806,7 +806,7 @@ def config_mutants(name: str) -> Iterator[Callable[[Path], object]]:
             yield lambda path, p=place, j=junk: write(path, with_junk(config, p, j))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.slow)])
 def test_values_of_a_config_replaced(count: int, tmp_path: Path) -> None:
     config, h5 = model_config(), weights()
     every = [(place, junk) for place in places(config) for junk in JUNK]
@@ -822,7 +822,7 @@ FUZZED = ("branches_keras315.keras.xz", "branches_keras215.h5.xz", "digits_cnn_k
 @pytest.mark.parametrize("name", FUZZED)
 def test_some_values_of_real_configs_replaced(name: str, tmp_path: Path) -> None:
     mutants = list(config_mutants(name))
-    for write in random.Random(7).sample(mutants, 10):
+    for write in random.Random(7).sample(mutants, 6):
         path = tmp_path / name.removesuffix(".xz")
         write(path)
         harmless(path)
@@ -837,7 +837,7 @@ def test_all_values_of_real_configs_replaced(name: str, tmp_path: Path) -> None:
         harmless(path)
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FUZZED)
 def test_configs_that_are_wrong_in_some_places(name: str, count: int, tmp_path: Path) -> None:
     source, choose = tmp_path / name.removesuffix(".xz"), random.Random(count)
@@ -922,8 +922,8 @@ def wide(kind: str, count: int) -> tuple[list[Json], str]:
     return [entry("Dense", "d", "x", **dense), *row], f"b{count - 1}"
 
 
-def seconds_to_plan(path: Path, kind: str, count: int) -> float:
-    """CPU time of a plan for a model that is as wide as that."""
+def wide_file(path: Path, kind: str, count: int) -> Path:
+    """The file of a model that is as wide as that."""
     layers, last = wide(kind, count)
     config = functional([entry("InputLayer", "x", batch_shape=[None, CHANNELS]), *layers], last)
     numbers: dict[str, int] = {}
@@ -938,7 +938,12 @@ def seconds_to_plan(path: Path, kind: str, count: int) -> float:
                 end = f"_{number}" if number else ""
                 arrays = dense_arrays() if group == "dense" else norm_arrays()
                 fill(file.create_group(f"layers/{group}{end}/vars"), arrays)
-    with open_model(keras_file(path, config=config, h5=stream.getvalue())) as model:
+    return keras_file(path, config=config, h5=stream.getvalue())
+
+
+def seconds_to_plan(path: Path) -> float:
+    """CPU time of a plan for the model in a file."""
+    with open_model(path) as model:
         started = time.process_time()
         plan(model.graph)
         return time.process_time() - started
@@ -946,12 +951,13 @@ def seconds_to_plan(path: Path, kind: str, count: int) -> float:
 
 @pytest.mark.parametrize("kind", ["Add", "Multiply", "norms before Add", "row"])
 def test_a_plan_takes_no_square_of_the_width(kind: str, tmp_path: Path) -> None:
-    seconds_to_plan(tmp_path / "warm.keras", kind, 20)
-    narrow, wide = (
-        min(seconds_to_plan(tmp_path / f"{count}.keras", kind, count) for _ in range(3))
-        for count in (30, 240)
-    )
-    assert wide < 3 * 8 * narrow
+    narrow, wide = (wide_file(tmp_path / f"{count}.keras", kind, count) for count in (15, 120))
+    seconds_to_plan(narrow)  # what is imported and remembered at the first time
+    assert fastest(wide) < 3 * 8 * fastest(narrow)
+
+
+def fastest(path: Path) -> float:
+    return min(seconds_to_plan(path) for _ in range(3))
 
 
 def test_a_plan_has_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

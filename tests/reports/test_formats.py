@@ -1,5 +1,6 @@
 """The formats that pipelines read, by their schemas and readers, with honest and hostile names."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -64,8 +65,20 @@ def hostile() -> Path:
 
 
 @pytest.fixture
-def mixed() -> None:
+def mixed(project: Path, folder: Path) -> None:
     """Findings that count, suppressed ones and known ones, healthy layers, an unreadable file."""
+    shutil.copytree(project, folder, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    with contextlib.chdir(folder):
+        make_project()
+    return folder
+
+
+def make_project() -> None:
     Path("models").mkdir()
     model(Path("models/a.keras"), "good", "bad", "old", "known", spoil=["old", "known"])
     assert run("models", "--write-baseline", "known.json", "--select", "BN105").exit_code == 0
