@@ -10,7 +10,7 @@ Six functions, each taking the path of a model file or a live `keras.Model`:
     bench(a, b)               how long two models take, side by side
 
 Importing bnfold, `inspect` without data, and `fold(..., verify=False)` on files import no
-deep-learning framework.
+deep-learning framework, and need none to be installed.
 """
 
 from bnfold.version import __version__

@@ -46,8 +46,13 @@ def command(pipe: int) -> None:
     from bnfold.supervision import link  # noqa: PLC0415
 
     link.connect(pipe)
-    from bnfold import cli  # noqa: PLC0415
-
+    try:
+        from bnfold import cli  # noqa: PLC0415
+    except Exception as error:  # as libraries raise when they are not installed properly
+        text = " ".join(str(error).split())[:300]
+        print(f"bnfold: cannot start: {type(error).__name__}: {text}", file=sys.stderr)
+        link.finished(2)
+        sys.exit(2)
     cli.run()
 
 

@@ -63,6 +63,7 @@ _Result = TypeVar("_Result")
 
 _IN_PYTHON = {
     "force": "force=True",
+    "no-verify": "verify=False",
     "trust": "trust=True",
     "import MODULE": 'imports=["MODULE"]',
     "import": "imports",

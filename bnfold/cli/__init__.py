@@ -16,6 +16,7 @@ _collects = gc.isenabled()
 gc.disable()  # importing makes many small objects and no garbage
 
 from bnfold.cli.bench import bench
+from bnfold.cli.doctor import doctor
 from bnfold.cli.fold import export, fold
 from bnfold.cli.group import main, run
 from bnfold.cli.inspect import inspect
@@ -26,7 +27,7 @@ from bnfold.cli.verify import verify
 if _collects:
     gc.enable()
 
-for _command in (inspect, fold, verify, export, recalibrate, bench, rules, rule):
+for _command in (inspect, fold, verify, export, recalibrate, bench, rules, rule, doctor):
     main.add_command(_command)
 
 __all__ = ["main", "run"]

@@ -65,6 +65,9 @@ class Commands(click.Group):
             _fail(ctx, link.out_of_memory())
         except RecursionError:
             _fail(ctx, link.said("is nested too deeply"))
+        except ImportError as error:
+            text = " ".join(str(error).split())[:300]
+            _fail(ctx, f"cannot import what it needs: {text} ('bnfold doctor' shows what is there)")
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")

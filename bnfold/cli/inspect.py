@@ -293,14 +293,7 @@ def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> s
     arguments: dict[str, Any] = {"unreadable": outcome.unreadable}
     if format_ == "junit":
         arguments["fail_on"] = fail_on
-    try:
-        renderer = import_module(_PAGES.get(format_, f"bnfold.reports.formats.{format_}"))
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "bnfold":
-            raise
-        hint = f"pip install 'bnfold[{format_}]'"
-        raise click.UsageError(f"--format {format_} needs {missing}: {hint}") from None
+    renderer = import_module(_PAGES.get(format_, f"bnfold.reports.formats.{format_}"))
     report: str = renderer.inspections(outcome.models, **arguments)
     return report
 

@@ -33,7 +33,16 @@ from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.jobs.fold import fold_file
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import held
-from bnfold.running import borrowing, inputs, keras_runner, options, samples, session, timing
+from bnfold.running import (
+    borrowing,
+    inputs,
+    keras_runner,
+    options,
+    requirements,
+    samples,
+    session,
+    timing,
+)
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
@@ -329,6 +338,7 @@ def bench_files(
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
         raise SettingsError(f"{threads} threads are more than the {processors} processors here")
+    requirements.require("bench", everything="onnxruntime" in runtimes)
     report = link.told(progress)
     with link.temporary_folder() as folder, held([a] if b is None else [a, b], sha256):
         opening, folded, second = session.look([a], loading, None), None, b

@@ -149,11 +149,13 @@ def export_file(
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
         OutputError: the target cannot be written, or exists and `force` is not given.
         ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
-        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
+        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare, or
+            what is needed for that is not installed.
     """
     keep = options.names("keep", keep)
     opset = options.optional(options.whole, "opset", opset)
     target = Path(target)
+    running.require("export")
     with open_model(source, sha256) as model:
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)

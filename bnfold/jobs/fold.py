@@ -126,11 +126,14 @@ def fold_file(
         SettingsError: their baseline is missing or damaged.
         UnreadableModelError, UnsafeModelError: the source cannot be read.
         OutputError: the target cannot be written, or exists and `force` is not given.
-        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model, or they are
+            not installed.
     """
     options.some_of("standalone", standalone, get_args(Standalone))
     keep = options.names("keep", keep)
     target = Path(target)
+    if proof is not None:
+        proof.require("fold")
     with open_model(source, sha256) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)

@@ -15,7 +15,7 @@ from bnfold.audit.baseline import Entry
 from bnfold.audit.selection import Suppression, suppress
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.folding.plan import Plan
-from bnfold.jobs.inspect import Inspection, inspect_file, inspect_model
+from bnfold.jobs.inspect import Inspection, inspect_file, inspect_model, require_data
 from bnfold.jobs.settings import NEVER, Settings
 from bnfold.jobs.staging import check_target, is_stream, write_text
 from bnfold.model.container.guard import printable, read_whole
@@ -134,6 +134,7 @@ def check(
 
     Raises:
         SettingsError: the baseline is missing or damaged.
+        VerificationImpossibleError: models are to be run, and what is needed is not installed.
     """
     where = settings.baseline
     known = frozenset() if where is None else _read(where)
@@ -176,6 +177,8 @@ def _joined(outcome: Outcome) -> Outcome:
 def _inspect(
     paths: Sequence[Path], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
 ) -> Outcome:
+    if settings.run is not None:
+        require_data()
     files, unreadable = _files(paths, settings.exclude)
     rules, models = settings.rules(), []
     for file in files:

@@ -138,9 +138,12 @@ def inspect_file(
         ValueError: `target_dtype` is not known.
         UnreadableModelError: it is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
-        VerificationImpossibleError: Keras cannot be imported, or the model has no graph to run.
+        VerificationImpossibleError: Keras is not installed or cannot be imported, or the model has
+            no graph to run.
         BnfoldError: the data do not fit, or the model cannot run on them.
     """
+    if run is not None:
+        require_data()
     with open_model(path, sha256) as model, ThreadPoolExecutor(1) as pool:
         checked = pool.submit(model.check_weights, CHECKED_AT_ONCE)
         return inspect_model(
@@ -200,6 +203,13 @@ def _notes(graph: Graph) -> Iterator[str]:
         yield SUBCLASSED
     if graph.obstacle is not None:
         yield graph.obstacle.reason
+
+
+def require_data() -> None:
+    """See that what runs models over data is there. Raises VerificationImpossibleError."""
+    from bnfold.running import requirements  # noqa: PLC0415 - most inspections run nothing
+
+    requirements.require("inspect --data")
 
 
 def _observe(path: Path, run: "DataRun") -> tuple[dict[LayerPath, Observed], tuple[str, ...]]:

@@ -42,7 +42,7 @@ from bnfold.observation.estimate import (
     ScaleCheck,
 )
 from bnfold.observation.observe import DataRun, Running, observe_running, start
-from bnfold.running import borrowing, keras_runner, options
+from bnfold.running import borrowing, keras_runner, options, requirements
 from bnfold.running.data import LABELS, Source
 from bnfold.serialize import Report, plain
 from bnfold.version import __version__
@@ -175,7 +175,8 @@ def recalibrate_file(
 
     Raises:
         UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
-        VerificationImpossibleError: Keras cannot be imported, or the model has no graph.
+        VerificationImpossibleError: Keras is not installed or cannot be imported, or the model has
+            no graph.
         OutputError: the target cannot be written, or exists and `force` is not given.
         BnfoldError: the data do not fit, the model cannot run on them or what goes into a layer is
             not finite, no layer can be recalibrated, or statistics do not fit into their dtype.
@@ -183,6 +184,7 @@ def recalibrate_file(
     layers = options.names("layers", layers)
     cache = options.whole("cache", cache)
     target = Path(target)
+    requirements.require("recalibrate")
     with open_model(source, sha256) as model:
         check_target(target, model.kind, force=force)
         refuse_inside(target, model)

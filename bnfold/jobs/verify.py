@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.model.container.model_file import held
-from bnfold.running import options, safety
+from bnfold.running import options, requirements, safety
 from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
 from bnfold.verification import Verification, verify
 from bnfold.verification.unchanged import unchanged
@@ -31,6 +31,10 @@ class Proof:
         """See that every value means something. Raises TypeError."""
         options.checked(self, strict=options.flag("strict", self.strict))
 
+    def require(self, command: str) -> None:
+        """See that the libraries of a command are there. Raises VerificationImpossibleError."""
+        requirements.require(command, everything=self.strict)
+
     def run(
         self,
         original: Path,
@@ -44,7 +48,11 @@ class Proof:
 
         Where nothing was folded and so nothing should have been changed, the files are compared,
         and models are run only if that does not settle it.
+
+        Raises what `verify` raises, and VerificationImpossibleError before anything is read where
+        the libraries for it are not installed.
         """
+        self.require("verify")
         with held([original, folded], sha256):
             return self._judged(original, folded, progress, is_changed=is_changed)
 

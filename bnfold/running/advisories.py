@@ -67,19 +67,29 @@ ADVISORIES = {
 """What is known of each library, the oldest first."""
 
 
+def numbers(version: str) -> Version | None:
+    """The first three numbers of a version: 2.21.0 of "2.21.0-rc1"; None for what begins otherwise.
+
+    A version of two numbers has a third, which is 0.
+    """
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3] or 0))
+
+
+def known(library: str, version: str) -> tuple[tuple[str, ...], str]:
+    """The names of the vulnerabilities of a version, and a version without them; empty if none."""
+    own = numbers(version)
+    if own is None:
+        return (), ""
+    every = ((one.name, one.fixed_in(own)) for one in ADVISORIES.get(library, ()))
+    found = {name: end for name, end in every if end is not None}
+    return tuple(found), ".".join(map(str, max(found.values(), default=())))
+
+
 def warn(library: str, version: str) -> None:
     """Warn of the known vulnerabilities of a library that is loaded now, in one line."""
-    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if numbers is None:
-        return
-    own = (int(numbers[1]), int(numbers[2]), int(numbers[3] or 0))
-    found = {
-        one.name: end
-        for one in ADVISORIES.get(library, ())
-        if (end := one.fixed_in(own)) is not None
-    }
+    found, better = known(library, version)
     if found:
-        better = ".".join(map(str, max(found.values())))
         warnings.warn(
             f"{library} {version} has published vulnerabilities ({', '.join(found)}), which"
             f" {library} {better} does not have",

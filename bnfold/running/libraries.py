@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError, VerificationImpossibleError
-from bnfold.running import advisories, borrowing, keras_graph, process
+from bnfold.running import advisories, borrowing, keras_graph, process, requirements
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|\{\{.*?\}\}")
 _FRAME = re.compile(
@@ -109,10 +109,13 @@ def start(threads: int | None = None) -> None:
     process.keep_to_itself()
     try:
         tensorflow, keras = imported("tensorflow"), imported("keras")
-    except ImportError as error:
+    except Exception as error:  # what does not fit together may raise anything
         raise VerificationImpossibleError(
-            f"TensorFlow with Keras 3 cannot be imported: {one_line(error)}"
+            f"TensorFlow with Keras 3 cannot be imported: {one_line(error)}; 'bnfold doctor' says"
+            " what is installed"
         ) from error
+    requirements.require_version("tensorflow", tensorflow.__version__)
+    requirements.require_version("keras", keras.__version__)
     if keras.config.backend() != process.BACKEND:
         raise VerificationImpossibleError(
             f"Keras runs on {keras.config.backend()} in this process, and models are run on"
@@ -212,10 +215,11 @@ def library(name: str) -> Any:
     """Keras or tf_keras. Raises VerificationImpossibleError."""
     try:
         found = imported(name)
-    except ImportError:
+    except Exception as error:
+        problem = requirements.lacking([requirements.look(name)]) or one_line(error)
         raise VerificationImpossibleError(
-            "Keras 3 cannot load this file of Keras 2; tf_keras can, but for .keras files of 2.13: "
-            'pip install "bnfold[keras2]"'
+            "Keras 3 cannot load this file of Keras 2; tf_keras can, but for .keras files of 2.13:"
+            f" {problem}"
         ) from None
     borrowing.borrow_keras(found)
     return found

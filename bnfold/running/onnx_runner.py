@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.running import keras_graph
+from bnfold.running import keras_graph, requirements
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure, release
 from bnfold.running.loading import LoadedModel
@@ -73,6 +73,9 @@ def convert(loaded: LoadedModel, how: Conversion, **options: Any) -> Any:
 
     Raises CannotRunError.
     """
+    problem = requirements.lacking(map(requirements.look, requirements.ONNX))
+    if problem is not None:
+        raise CannotRunError(problem)
     if sum(_bytes(weight) for weight in loaded.shown.weights) > _PROTOBUF_LIMIT:
         raise CannotRunError("an ONNX file of one piece cannot hold more than 2 GiB of weights")
     import tensorflow  # noqa: PLC0415

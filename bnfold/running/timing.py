@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bnfold.running import keras_graph, onnx_runner
+from bnfold.running import keras_graph, onnx_runner, requirements
 from bnfold.running.arrays import Array
 from bnfold.running.keras_runner import run
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
@@ -119,13 +119,13 @@ def _function(loaded: LoadedModel) -> Any:
 
 
 def _onnxruntime(loaded: LoadedModel, threads: int | None) -> Start:
+    content = onnx_runner.serialized(loaded)
     onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
     # Two sessions take turns: the threads of one must not wait busily while the other computes.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    content = onnx_runner.serialized(loaded)
 
     def start(inputs: Sequence[Array]) -> Call:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -161,13 +161,13 @@ def _litert(loaded: LoadedModel, threads: int | None) -> Start:
 
 def _interpreter() -> Any:
     """The interpreter of ai_edge_litert or, where that is not installed, of TensorFlow."""
-    try:
+    problem = requirements.lacking([requirements.look("ai_edge_litert")])
+    if problem is None:
         return imported("ai_edge_litert.interpreter").Interpreter
-    except ImportError:
-        lite = getattr(importlib.import_module("tensorflow"), "lite", None)
+    lite = getattr(importlib.import_module("tensorflow"), "lite", None)
     found = getattr(lite, "Interpreter", None)
     if found is None:
-        raise CannotRunError('it is not installed: pip install "bnfold[litert]"')
+        raise CannotRunError(problem)
     return found
 
 
