@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import tiers
@@ -31,12 +33,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class NoFrameworks:
-    """Refuses to import the frameworks, so that a test that lacks the mark `keras` says so."""
+    """Refuses to import the frameworks, so that a test that lacks the mark `keras` says so.
 
-    def find_spec(self, name: str, *_: object) -> None:
-        """Say what is wrong, before any other finder looks."""
-        if name in tiers.FRAMEWORKS:
-            pytest.fail(f"this test imports {name}: mark it with pytest.mark.keras")
+    All of them can be found, wherever the tests run: what a command does before it loads any is the
+    same then, whether they are installed or not.
+    """
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        """Know the frameworks, before any other finder looks."""
+        loader: Any = self
+        return ModuleSpec(name, loader, origin="tests") if name in tiers.FRAMEWORKS else None
+
+    def create_module(self, spec: ModuleSpec) -> NoReturn:
+        """Say what is wrong."""
+        pytest.fail(f"this test imports {spec.name}: mark it with pytest.mark.keras")
 
 
 def no_processes(event: str, _: object) -> None:

@@ -32,7 +32,7 @@ def left_out(config: pytest.Config) -> set[str]:
     return marks
 
 
-FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "tf2onnx"}
+FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "tf2onnx", "onnx", "onnxruntime"}
 HELPERS = Path(__file__).parent
 
 

@@ -12,6 +12,7 @@ from places import FIXTURES, ROOT
 
 import bnfold
 from bnfold.errors import VerificationImpossibleError
+from bnfold.running import requirements
 
 FIXTURE = FIXTURES / "digits_cnn_keras315.keras"
 FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
@@ -126,8 +127,7 @@ def test_a_runtime_that_is_not_installed_is_left_out_with_what_to_install(tmp_pa
 
 
 def test_from_python_it_is_the_same_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FRAMEWORKS:
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(requirements, "_is_there", lambda module: module not in FRAMEWORKS)
     said = r"tensorflow and keras are not installed: pip install \"bnfold\[verify\]\""
     with pytest.raises(VerificationImpossibleError, match=rf"{said}, or use verify=False$"):
         bnfold.fold("no.keras", tmp_path / "out.keras")
