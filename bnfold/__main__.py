@@ -6,30 +6,44 @@ and a traceback show all there is.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
 
-from bnfold.supervision.watch import ASKING, Watch
+# Everything else is imported in functions: until `run` is there, Ctrl-C is a traceback of Python's.
 
 TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import NoReturn
+
+    from bnfold.supervision.watch import Watch
 
 
 def run() -> None:
     """The console script."""
-    _fill_closed_streams()
     words = sys.argv[1:]
     if "--debug" in (words[: words.index("--")] if "--" in words else words):
+        _fill_closed_streams()
         from bnfold import cli  # noqa: PLC0415 - loads all that a command needs
 
         cli.run()
-    elif hasattr(os, "fork"):
-        _fork()
-    else:
-        _spawn()
+        return
+    try:
+        _hold_signals(True)
+        _fill_closed_streams()
+        (_fork if hasattr(os, "fork") else _spawn)()
+    except KeyboardInterrupt:
+        _end(130, "interrupted")
+    except (OSError, MemoryError) as error:  # no process, no pipe or no thread
+        _end(2, f"cannot start: {getattr(error, 'strerror', None) or error or 'no memory'}")
+
+
+def _hold_signals(hold: bool) -> None:
+    """Have all signals wait until somebody is in charge of them, or let them come."""
+    built_in = __import__("_signal")  # what is in `signal` takes time to import
+    if hasattr(built_in, "pthread_sigmask"):  # not on Windows
+        how = built_in.SIG_BLOCK if hold else built_in.SIG_UNBLOCK
+        built_in.pthread_sigmask(how, built_in.valid_signals())
 
 
 def _fill_closed_streams() -> None:
@@ -41,26 +55,48 @@ def _fill_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
+def _end(code: int, problem: str | None) -> NoReturn:
+    from contextlib import suppress  # noqa: PLC0415
+
+    if problem is not None:
+        with suppress(OSError):  # nobody wants to know
+            os.write(2, f"bnfold: {problem}\n".encode(errors="backslashreplace"))
+    os._exit(code)  # which leaves out what Python does at its end
+
+
 def command(pipe: int) -> None:
     """The command itself, in the child process, which tells its supervisor through a pipe."""
-    from bnfold.supervision import link  # noqa: PLC0415
-
-    link.connect(pipe)
     try:
-        from bnfold import cli  # noqa: PLC0415
-    except Exception as error:  # as libraries raise when they are not installed properly
-        text = " ".join(str(error).split())[:300]
-        print(f"bnfold: cannot start: {type(error).__name__}: {text}", file=sys.stderr)
-        link.finished(2)
-        sys.exit(2)
+        stderr = os.dup(2)
+        from bnfold.supervision import link  # noqa: PLC0415
+
+        link.connect(pipe)
+        os.write(pipe, b"stage\tstarting\n")
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # some libraries say at length what is amiss
+        os.close(nowhere)
+        from bnfold import cli  # noqa: PLC0415 - loads all that a command needs
+    except Exception as error:
+        text = " ".join(str(error.__cause__ or error).split())
+        what = f"cannot start: {type(error).__name__}: {text[:300]}"
+        plain = what.replace("\\", r"\\").encode("ascii", "backslashreplace")
+        try:
+            os.write(pipe, b"finished\t2\t" + plain + b"\n")
+        finally:
+            os._exit(2)  # also where nobody listens
+    os.dup2(stderr, 2)
+    os.close(stderr)
     cli.run()
 
 
 def _fork() -> None:
     """Run the command in a copy of this process, in which little is loaded as yet."""
+    import signal  # noqa: PLC0415
+
+    from bnfold.supervision.watch import ASKING, Watch  # noqa: PLC0415
+
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nothing is told of a child
     obeyed = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
-    signal.pthread_sigmask(signal.SIG_BLOCK, obeyed)  # nobody is in charge of the child yet
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -69,13 +105,16 @@ def _fork() -> None:
     os.close(reading)
     for number in obeyed:  # as long as there is nothing to clean up, the child ends by them at once
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, obeyed)
+    _hold_signals(False)
     command(writing)
 
 
 def _spawn() -> None:
     """Run the command in a new process, where the system knows no fork."""
+    import signal  # noqa: PLC0415
+
     from bnfold.supervision import spawning  # noqa: PLC0415
+    from bnfold.supervision.watch import ASKING, Watch  # noqa: PLC0415
 
     obeyed = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
     process, reading = spawning.start("bnfold.__main__", "command", sys.argv)
@@ -84,19 +123,16 @@ def _spawn() -> None:
 
 def _supervise(watch: Watch, obeyed: list[int]) -> None:
     """Watch the child to its end, and end likewise."""
+    import signal  # noqa: PLC0415
 
     def stop(number: int, _: FrameType | None) -> None:
         watch.stop(number)
 
     for number in obeyed:
         signal.signal(number, stop)
-    if os.name == "posix":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, obeyed)
+    _hold_signals(False)
     watch.run()
-    if watch.problem is not None:
-        with contextlib.suppress(OSError):  # nobody wants to know
-            os.write(2, f"bnfold: {watch.problem}\n".encode(errors="backslashreplace"))
-    os._exit(watch.code)  # which leaves out what Python does at its end
+    _end(watch.code, watch.problem)
 
 
 class _Forked:
@@ -121,6 +157,8 @@ class _Forked:
         return self._code
 
     def kill(self) -> None:
+        import signal  # noqa: PLC0415
+
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:

@@ -40,6 +40,18 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        """Read what stands before the command, such as --version, and answer for errors in it."""
+        try:
+            return super().make_context(*given, **more)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            click.echo(f"bnfold: {_usage(error)}", err=True)
+        except OSError as error:
+            click.echo(f"bnfold: {_os_error(error)}", err=True)
+        sys.exit(2)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and answer for what it raises."""
         try:
@@ -47,8 +59,7 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except click.UsageError as error:
             _propose_no_code(error)
-            help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
-            _fail(ctx, f"{error.format_message()}{help_with}")
+            _fail(ctx, _usage(error))
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (click.Abort, KeyboardInterrupt):
@@ -60,17 +71,34 @@ class Commands(click.Group):
             sys.stderr.close()  # keeps Python from complaining about the closed pipe at exit
             ctx.exit(0)
         except OSError as error:
-            _fail(ctx, f"{error.filename or 'output'}: {error.strerror or error}")
+            _fail(ctx, _os_error(error))
         except MemoryError:
             _fail(ctx, link.out_of_memory())
         except RecursionError:
             _fail(ctx, link.said("is nested too deeply"))
         except ImportError as error:
-            text = " ".join(str(error).split())[:300]
+            text = _text(error)
             _fail(ctx, f"cannot import what it needs: {text} ('bnfold doctor' shows what is there)")
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
+            text = _text(error)
+            if text == "can't start new thread":
+                _fail(ctx, link.said(text))
             _fail(ctx, f"internal error: {type(error).__name__}: {text} (--debug shows where)")
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:300]
+
+
+def _os_error(error: OSError) -> str:
+    is_lost = isinstance(error, FileNotFoundError)  # only the current directory has no name there
+    what = error.filename or ("the current directory" if is_lost else "output")
+    return f"{what}: {error.strerror or error}"
+
+
+def _usage(error: click.UsageError) -> str:
+    help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
+    return f"{error.format_message()}{help_with}"
 
 
 def _propose_no_code(error: click.UsageError) -> None:
@@ -116,7 +144,7 @@ def _stop_all_the_same(lost: "sys.UnraisableHookArgs") -> None:
         number = signal.SIGINT if interrupted else signal.SIGTERM
         signal.signal(number, _stop)
         threading.Timer(_SOON, os.kill, [os.getpid(), number]).start()
-    else:
+    elif not link.is_supervised():  # what finalizers of libraries complain of is for debuggers
         sys.__unraisablehook__(lost)
 
 

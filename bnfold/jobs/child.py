@@ -137,12 +137,15 @@ def _outcome(folder: Path, sender: Sender) -> dict[str, Any]:
     environment = {**os.environ, "KERAS_BACKEND": process.BACKEND}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     with (folder / _NOISE).open("wb") as noise, open(os.devnull, "r+b") as nothing:
-        child, pipe = spawning.start(
-            *(__name__, "main", ["bnfold", str(folder)], environment),
-            stdin=nothing,
-            stdout=nothing,
-            stderr=noise,
-        )
+        try:
+            child, pipe = spawning.start(
+                *(__name__, "main", ["bnfold", str(folder)], environment),
+                stdin=nothing,
+                stdout=nothing,
+                stderr=noise,
+            )
+        except OSError as error:
+            raise ProcessStoppedError(f"cannot start: {error.strerror or error}") from error
         watch = Watch(child, pipe, told)
         watch.run()
     result = folder / _RESULT

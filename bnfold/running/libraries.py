@@ -151,7 +151,7 @@ def imported(name: str) -> Any:
             return importlib.import_module(name)
         os.environ["KERAS_HOME"] = os.devnull  # is there, and nothing can be in it
         found = importlib.import_module(name)
-    keras_graph.use_home(os.environ.get("KERAS_HOME") or str(Path("~/.keras").expanduser()))
+    keras_graph.use_home(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
     return found
 
 

@@ -66,6 +66,11 @@ def connect(pipe: int, seconds: float | None = None, memory: int | None = None) 
     allow(seconds, memory)
 
 
+def is_supervised() -> bool:
+    """Whether this process has a supervisor."""
+    return _link.pipe is not None
+
+
 def _end_with_the_supervisor(pipe: int) -> None:
     """Notice that nobody reads the pipe any more, as `say` may never do."""
     with suppress(OSError):

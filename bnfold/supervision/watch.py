@@ -84,6 +84,8 @@ class Watch:
         self._memory: int | None = None
         self._to_kill: float | None = None  # when, by the first clock
         self._finished: int | None = None
+        self._last_words: str | None = None
+        self._asked: list[int] = []
         self._folders: set[str] = set()
         self._arrived = [b""]
         self._bell = _thread.allocate_lock()
@@ -93,8 +95,8 @@ class Watch:
         """Wait until the process has ended, see to that, and remove what it has left."""
         self._bell.acquire()
         self._closed.acquire()
-        _thread.start_new_thread(self._read, ())
         try:
+            self._listen()
             self._wait()
         finally:
             if self._process.poll() is None:
@@ -102,18 +104,27 @@ class Watch:
             code = self._process.wait()
             self._closed.acquire(timeout=_PATIENCE)  # a process of its own may hold the pipe
             self._hear()
+            self._ask()
             self._remove_folders()
         self._conclude(code)
 
     def stop(self, number: int) -> None:
-        """Ask the process to end, as a signal asks; soon, and when asked again, it is killed."""
-        if self.signal is not None:
-            self._process.kill()
-            return
-        self.signal = number
-        self._to_kill = self._passed + _PATIENCE
-        if os.name == "posix":  # on Windows every signal kills, and Ctrl-C goes to all anyway
-            self._process.send_signal(number)
+        """Ask the process to end, as a signal asks; soon, and when asked again, it is killed.
+
+        Only noted here: a handler of signals may interrupt anything, also a look at the process.
+        """
+        self._asked.append(number)
+
+    def _ask(self) -> None:
+        while self._asked:
+            number = self._asked.pop(0)
+            if self.signal is not None:
+                self._process.kill()
+                return
+            self.signal = number
+            self._to_kill = self._passed + _PATIENCE
+            if os.name == "posix":  # on Windows every signal kills, and Ctrl-C goes to all anyway
+                self._process.send_signal(number)
 
     def _end(self) -> None:
         """End the process for a reason that lies here, such as an exception."""
@@ -121,6 +132,15 @@ class Watch:
         while self._process.poll() is None:
             time.sleep(TICK)
             self._look()
+
+    def _listen(self) -> None:
+        try:
+            _thread.start_new_thread(self._read, ())
+        except RuntimeError as error:
+            self.problem = f"cannot start: {error}"
+            self._process.kill()
+            os.close(self._pipe)
+            self._closed.release()
 
     def _read(self) -> None:
         while True:
@@ -174,8 +194,8 @@ class Watch:
                 self._folders.add(folder)
             case ["gone", folder]:
                 self._folders.discard(folder)
-            case ["finished", code]:
-                self._finished = int(code)
+            case ["finished", code, *problem]:
+                self._finished, self._last_words = int(code), " ".join(problem) or None
                 self._to_kill = self._passed + _AFTERWARDS
             case [""]:
                 pass  # only to see whether somebody reads it
@@ -183,7 +203,8 @@ class Watch:
                 self._told(words)
 
     def _look(self) -> None:
-        """Count the time, and kill the process if it takes more than it may."""
+        """Pass a signal on, count the time, and kill the process if it takes more than it may."""
+        self._ask()
         now, waited = time.monotonic(), platforms.waited(self._process.pid)
         gap = min(now - self._looked, _LONG)
         self._passed += gap
@@ -218,7 +239,7 @@ class Watch:
         if self.signal is None and self.problem is None and -code in ASKING:
             self.signal = -code  # which somebody sent to the process alone
         if self._finished is not None:
-            self.code, self.problem = self._finished, None
+            self.code, self.problem = self._finished, self._last_words
         elif self.signal is not None:
             self.code = 128 + self.signal
             self.problem = "interrupted" if self.signal == signal.SIGINT else None

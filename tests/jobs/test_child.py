@@ -205,6 +205,21 @@ def test_a_process_that_is_stopped_is_one_line(
     assert [path.name for path in temporary.iterdir()] == ["modules"]
 
 
+@pytest.mark.parametrize("missing", ["subprocess.Popen", "_thread.start_new_thread"])
+def test_without_a_process_or_a_thread(
+    missing: str, saved: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        if missing == "subprocess.Popen":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(missing, none)
+    with pytest.raises(bnfold.ProcessStoppedError, match=r"cannot start: .*(unav|thread)"):
+        bnfold.inspect(saved, in_process=False)
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_fold_that_is_stopped_leaves_no_trace(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.keras"
     out.write_bytes(b"old")

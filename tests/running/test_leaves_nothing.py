@@ -66,3 +66,20 @@ def test_what_a_command_leaves(words: list[str], made: set[str], tmp_path: Path)
     )
     assert done.returncode in (0, 1), done.stderr
     assert tree(tmp_path) - before == {f"here/{name}" for name in made}
+
+
+def test_nobody_need_have_a_home() -> None:
+    """As in a container that runs as a user of whom its system knows nothing."""
+    code = (
+        "import os, pwd; pwd.getpwuid = {}.__getitem__; os.environ.pop('HOME', None)\n"
+        "from bnfold.running import libraries, process\n"
+        "process.take_over(); libraries.start()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(FIXTURES.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

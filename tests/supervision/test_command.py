@@ -5,6 +5,7 @@ What a damaged file could do is done by a patched function in the middle of the 
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -300,6 +301,168 @@ link.connect = connect
     assert not done.exists()
 
 
+def test_hardly_anything_is_imported_before_somebody_is_in_charge_of_signals() -> None:
+    """Ctrl-C at an import of Python's own is a traceback."""
+    code = "import sys; before = set(sys.modules); import bnfold.__main__"
+    code += "; print(*sorted(set(sys.modules) - before))"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == ["__future__", "bnfold", "bnfold.__main__", "bnfold.version"]
+
+
+def test_a_signal_may_come_while_the_process_is_looked_at() -> None:
+    """As it does where Ctrl-C has ended the child before its supervisor has heard of it."""
+    before = """
+asked = os.waitpid
+def waitpid(pid, how):
+    time.sleep(0.3)  # until the child is gone
+    if os.getpid() != pid and waitpid.is_first:
+        waitpid.is_first = False
+        os.kill(os.getpid(), signal.SIGINT)
+    return asked(pid, how)
+waitpid.is_first = True
+os.waitpid = waitpid"""
+    code, _, error = ended(started("rules", before=before))
+    assert (code, error) in [(130, "bnfold: interrupted\n"), (0, "")]
+
+
+# --- what cannot be had ---------------------------------------------------------------------------
+
+REFUSED = "raise BlockingIOError(11, 'Resource temporarily unavailable')"
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (f"def none():\n    {REFUSED}\nos.fork = none", "Resource temporarily unavailable"),
+        (f"def none():\n    {REFUSED}\nos.pipe = none", "Resource temporarily unavailable"),
+        (
+            "import _thread\n"
+            'def none(*_): raise RuntimeError("can\'t start new thread")\n'
+            "_thread.start_new_thread = none",
+            "can't start new thread",
+        ),
+    ],
+)
+def test_without_a_process_a_pipe_or_a_thread(before: str, says: str) -> None:
+    code, out, error = ended(started("inspect", MODEL, before=before))
+    assert (code, out, error) == (2, "", f"bnfold: cannot start: {says}\n")
+
+
+def test_a_module_that_cannot_be_imported_is_one_line() -> None:
+    """Whatever its library says of that."""
+    before = """
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            os.write(2, b"out of luck\\n")
+            try:
+                raise ImportError("cannot be mapped")
+            except ImportError as error:
+                raise ImportError("ADVICE\\nAT LENGTH") from error
+sys.meta_path.insert(0, Broken())
+"""
+    code, out, error = ended(started("inspect", MODEL, before=before))
+    assert (code, out) == (2, "")
+    assert error == "bnfold: cannot start: ImportError: cannot be mapped\n"
+
+
+def test_too_few_threads_and_libraries_are_one_line() -> None:
+    for does, says in [
+        ('raise RuntimeError("can\'t start new thread")', "can't start new thread"),
+        ("raise ImportError('no room', name='h5')", "cannot import what it needs: no room"),
+    ]:
+        code, _, error = ended(started("inspect", MODEL, does=does, before=READING))
+        assert (code, error.count("\n")) == (2, 1)
+        assert says in error
+
+
+def limited(*words: object, **limits: int) -> tuple[int, str]:
+    """The exit code and the errors of a command under limits such as `AS=1 << 28` (bytes)."""
+    numbers = {getattr(resource, f"RLIMIT_{name}"): value for name, value in limits.items()}
+    found = subprocess.run(
+        [sys.executable, "-m", "bnfold", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [resource.setrlimit(name, (n, n)) for name, n in numbers.items()],
+        check=False,
+        timeout=120,
+    )
+    return found.returncode, found.stderr
+
+
+@pytest.mark.parametrize("mebibytes", [30, 50, 70, 80, 100, 110])
+def test_little_address_space_is_one_line(mebibytes: int) -> None:
+    code, error = limited("inspect", MODEL, AS=mebibytes << 20)
+    assert (code, error.count("\n")) == (2, 1), error
+    assert error.startswith("bnfold: ")
+    assert "internal error" not in error
+
+
+def test_few_open_files_are_one_line(tmp_path: Path) -> None:
+    code, error = limited("inspect", MODEL, NOFILE=5)
+    assert (code, error.count("\n")) == (2, 1), error
+    assert "Too many open files" in error
+    assert limited("inspect", MODEL, NOFILE=16) == (0, "")
+
+
+@pytest.mark.parametrize("place", ["zipfile.ZipFile.__init__", "zipfile.ZipFile.open", "os.stat"])
+def test_too_many_open_files_are_no_damage_of_the_model(place: str) -> None:
+    owner, _, name = place.rpartition(".")
+    does = f"""
+    import zipfile
+    def none(*_, **__): raise OSError(24, "Too many open files")
+    {owner}.{name} = none
+    from bnfold.model.container.model_file import open_model
+    with open_model({str(MODEL)!r}): pass
+    """
+    before = f"{READING}; import bnfold.model.container.archive"
+    code, _, error = ended(started("inspect", MODEL, does=does, before=before))
+    assert (code, error) == (2, f"bnfold: {MODEL}: Too many open files\n")
+
+
+def test_a_current_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    found = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "bnfold", "inspect", str(MODEL)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "bnfold: the current directory: No such file or directory\n"
+    assert (found.returncode, found.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["rules"], ["inspect", MODEL]])
+def test_a_full_disk_for_the_output_is_one_line(words: list[object]) -> None:
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "bnfold", *map(str, words)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert found.returncode == 2
+    assert found.stderr == "bnfold: output: No space left on device\n"
+
+
+def test_an_unknown_option_before_the_command_is_one_line() -> None:
+    code, out, error = ended(started("--bogus"))
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("bnfold: No such option '--bogus'.")
+
+
 # --- an honest command ----------------------------------------------------------------------------
 
 
@@ -378,3 +541,12 @@ def test_nobody_reads_the_result() -> None:
     assert process.wait(60) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_what_goes_wrong_in_finalizers_is_not_told() -> None:
+    """Libraries complain of their own there, when memory runs short; with --debug it is shown."""
+    does = "type('Mapped', (), {'__del__': lambda _: 1 / 0})()"
+    *_, error = ended(started("inspect", MODEL, does=f"{does}; os._exit(0)", before=READING))
+    assert error == f"bnfold: {MODEL}: ended early, with exit code 0 while reading it\n"
+    *_, error = ended(started("inspect", MODEL, "--debug", does=does, before=READING))
+    assert "ZeroDivisionError" in error

@@ -70,6 +70,7 @@ _ZIP_DAMAGE = (
     RuntimeError,
     ValueError,
 )
+_SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _HDF5_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
 
 
@@ -272,6 +273,12 @@ def files_in(directory: Path) -> Iterator[str]:
             yield name
 
 
+def raise_scarcity(error: BaseException) -> None:
+    """Raise an error again that is none of the file: too many are open, or there is no memory."""
+    if isinstance(error, OSError) and error.errno in _SCARCITY:
+        raise error
+
+
 def open_archive(file: ArchiveFile) -> zipfile.ZipFile:
     """A ZIP archive, opened and checked by its listing, of which a sane length is read.
 
@@ -282,6 +289,7 @@ def open_archive(file: ArchiveFile) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(file)
     except _ZIP_DAMAGE as error:
+        raise_scarcity(error)
         raise UnreadableModelError(f"the archive is damaged: {reason(error)}") from None
     check_archive(archive)
     return archive
@@ -300,6 +308,7 @@ def member_chunks(archive: zipfile.ZipFile, name: str) -> Generator[bytes, None,
     except KeyError:
         raise UnreadableModelError(f"the archive holds no {name}; is it a Keras model?") from None
     except _ZIP_DAMAGE as error:
+        raise_scarcity(error)
         what = shortened(name)
         raise UnreadableModelError(f"{what} in the archive is damaged: {reason(error)}") from None
 

@@ -80,7 +80,8 @@ class Watch:
         try:
             now = _stamps(self._path), _listing(self._path)
             is_same = now == (self._stamps, self._listing)
-        except (OSError, BnfoldError):
+        except (OSError, BnfoldError) as error:
+            guard.raise_scarcity(error)
             is_same = False
         if not is_same:
             name = guard.printable(str(self._path))
