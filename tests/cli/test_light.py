@@ -93,6 +93,7 @@ def test_what_runs_models_says_what_to_install_before_it_reads_any(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"no.keras", "no.h5", "data.npy"}
 
 
+@pytest.mark.keras  # all but one are installed
 @pytest.mark.parametrize("missing", ["tf2onnx", "onnx", "onnxruntime"])
 def test_what_needs_onnx_runtime_says_which_part_is_missing(missing: str, tmp_path: Path) -> None:
     commands = [

@@ -148,7 +148,9 @@ def test_fields_with_names_for_the_terminal(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("option", ["--data", "--config", "--baseline"])
+@pytest.mark.parametrize(
+    "option", [pytest.param("--data", marks=pytest.mark.keras), "--config", "--baseline"]
+)
 def test_a_pipe_is_not_waited_for(option: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     model = keras_file(tmp_path / "m.keras")

@@ -23,6 +23,7 @@ SPIN = "sum(itertools.repeat(0))"
 """Never comes back from C, never looks for signals, and lets no other thread run."""
 
 READING = "patch('bnfold.jobs.inspect', 'planned', does)"
+INSTALLED = "patch('bnfold.running.requirements', 'require', lambda *_, **__: None)\n"
 WRITING = "patch('bnfold.jobs.fold', 'write_folded', lambda *given: does(given[-1]))"
 
 
@@ -138,7 +139,8 @@ def test_the_report_has_a_limit_of_its_own() -> None:
 
 def test_each_stage_that_runs_models_is_named() -> None:
     before = (
-        "limits.RUNNING_SECONDS = 1\npatch('bnfold.running.libraries', 'start', lambda *_: does(_))"
+        f"{INSTALLED}limits.RUNNING_SECONDS = 1\n"
+        "patch('bnfold.running.libraries', 'start', lambda *_: does(_))"
     )
     _, _, error = ended(started("verify", MODEL, MODEL, does=SPIN, before=before))
     told, problem = error.splitlines()
@@ -148,7 +150,7 @@ def test_each_stage_that_runs_models_is_named() -> None:
 
 def test_keras_may_not_load_for_ever_either() -> None:
     before = (
-        "limits.LOADING_FACTOR = 0.05\n"
+        f"{INSTALLED}limits.LOADING_FACTOR = 0.05\n"
         "patch('bnfold.running.libraries', 'start', lambda *_: None)\n"
         "patch('bnfold.running.loading', 'load_all', lambda *_: does(_))"
     )
