@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if tiers.without_keras(config):
         sys.meta_path.insert(0, NoFrameworks())  # type: ignore[arg-type]
     if "processes" in tiers.left_out(config):
+        import_module("numpy.testing")  # that of NumPy 1.26 asks another process for the processor
         sys.addaudithook(no_processes)
 
 
