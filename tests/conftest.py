@@ -3,6 +3,7 @@
 import gc
 import lzma
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let helpers that see no fixture know which tier runs."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, honest in HANDLERS.items():
+        if signal.getsignal(number) is signal.SIG_IGN:  # as a shell has it in the background
+            signal.signal(number, honest)
     tiers.EVERYTHING = tiers.thorough(config)
     child.FILES_GO_THERE = False  # a child would import TensorFlow for every test anew
     if tiers.without_keras(config):
@@ -32,6 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if "processes" in tiers.left_out(config):
         import_module("numpy.testing")  # that of NumPy 1.26 asks another process for the processor
         sys.addaudithook(no_processes)
+
+
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL}
 
 
 class NoFrameworks:
@@ -84,6 +89,14 @@ def pytest_collection_finish() -> None:
     """Keep the collector from looking through all that was imported, in every test anew."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test draws the same weights, whichever tests ran before it."""
+    random.seed(0)  # of which Keras makes its seeds, also where a test imports it only now
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from bnfold.verification.tolerance import Reference, Truth, compare, errors, exe
 from bnfold.verification.tolerance import Rule as ToleranceRule
 from bnfold.verification.unchanged import unchanged
 
+pytestmark = pytest.mark.usefixtures("keras_alone")  # and by ONNX Runtime in a run of all tests
+
 # --- the range that a model is made for -----------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from wrong_folds import Fold, folded, forward, line, model, save, with_paths, wi
 
 from bnfold.verification import Verdict, verify
 
+pytestmark = pytest.mark.usefixtures("keras_alone")  # and by ONNX Runtime in a run of all tests
+
 
 def drawn(net):
     """The net with random weights."""
@@ -89,7 +91,6 @@ def two_forward(kind):
     return original, folded(original, folds)
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("kind", FORWARD)
 def test_a_fold_forward_may_follow_another(tmp_path, kind):
     found = judge(tmp_path, *two_forward(kind))
@@ -97,7 +98,6 @@ def test_a_fold_forward_may_follow_another(tmp_path, kind):
     assert statuses(found) == {"norm1": "matched", "norm2": "matched"}
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
 @pytest.mark.parametrize(("layer", "culprit"), [("two", "norm1"), ("out", "norm2")])
 def test_the_wrong_one_of_two_forward_folds_is_named(tmp_path, kind, layer, culprit):
@@ -155,7 +155,6 @@ def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
 # --- layers that are no fold sites ----------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize(
     ("layer", "of"), [("one", "kernel"), ("norm1", "gamma"), ("out", "kernel")]
 )
@@ -183,7 +182,6 @@ def test_a_layer_that_was_changed_is_named_where_no_norm_is_gone(tmp_path):
     assert found.culprits == ("norm2",)
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [None, "two"])
 def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
     original = drawn(KEPT)
@@ -218,7 +216,6 @@ def test_an_activation_that_was_changed_is_named(tmp_path):
 # --- what other tools make of a model -------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("wrong", [None, "one", "two"])
 def test_activations_may_be_fused_or_called_otherwise(tmp_path, fused, wrong):
@@ -238,7 +235,6 @@ def test_activations_may_be_fused_or_called_otherwise(tmp_path, fused, wrong):
     assert found.verdict is (Verdict.EQUIVALENT if wrong is None else Verdict.DIFFERENT)
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
     rows = [row("one", "Conv1D", filters=8, kernel_size=2, activation="relu"), norm("norm1")]
@@ -253,7 +249,6 @@ def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
     assert found.culprits == (("norm1",) if wrong else ())
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wrong):
     rows = dense("one", 8), norm("norm1"), dense("two", 7), norm("norm2")
@@ -273,7 +268,6 @@ def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wr
 # --- names that mislead ---------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("shift", [1, 2])
 def test_names_that_stand_for_other_layers_are_not_believed(tmp_path, shift):
     """The layers of the other model are numbered from `shift`, as Keras may number them."""

@@ -1,7 +1,7 @@
 """The judge is judged: every planted mistake is found, at its layer; no right fold is refused.
 
-By default one model of every third kind of mistake, judged by Keras alone, and a few right folds.
-All of them, thirty models of each kind with their wrong and their right folds:
+By default one model of every third kind of mistake and a few right folds, judged by Keras alone.
+All of them, thirty models of each kind with their wrong and their right folds, by ONNX Runtime too:
 
     pytest tests/verification/test_judge.py -m "slow or not slow"
 
@@ -34,6 +34,8 @@ from wrong_folds import (
 )
 
 import bnfold
+
+pytestmark = pytest.mark.usefixtures("keras_alone")  # and by ONNX Runtime in a run of all tests
 
 MODELS = 30
 MODELS_FOR_TOOLS = 6
@@ -80,9 +82,7 @@ def statuses(found: Any) -> dict[str, str]:
 
 
 @models(KINDS, BY_DEFAULT)
-def test_a_mistake_is_found_at_its_layer(tmp_path, kind, number, request):
-    if number < BY_DEFAULT.get(kind, 0):  # all others are exported too
-        request.getfixturevalue("keras_alone")
+def test_a_mistake_is_found_at_its_layer(tmp_path, kind, number):
     pair = planted(kind, number)
     found = judge(tmp_path, pair.original, pair.wrong)
     assert found.verdict == "different"
