@@ -14,6 +14,8 @@ import bnfold
 from bnfold.running import data as user_data
 from bnfold.running.samples import InputSpec
 
+pytestmark = pytest.mark.usefixtures("keras_alone")
+
 
 @pytest.fixture(scope="module")
 def model() -> Any:

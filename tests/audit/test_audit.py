@@ -921,9 +921,9 @@ def test_a_time_axis_without_end_is_no_overflow() -> None:
 
 def test_a_row_of_thousands_of_layers_is_audited_in_seconds() -> None:
     norms: Layers = tuple(("BatchNormalization", {}) for _ in range(3000))
-    started = time.monotonic()
+    started = time.process_time()
     audit(plan(model(behind=norms)))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 # --- causes and consequences ---------------------------------------------------------------------

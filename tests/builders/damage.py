@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -47,24 +46,23 @@ def refused(path: Path, *, says: str = "", only_fold: bool = False) -> None:
 _LIMITED = """
 import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))  # seconds
 from bnfold.cli import main
 main(sys.argv[1:], prog_name="bnfold")
 """
 
 
-def refused_in_little_memory(path: Path, *, says: str = "", seconds: float = 20) -> None:
-    """As `refused`, in a process that may not grow."""
+def refused_in_little_memory(path: Path, *, says: str = "") -> None:
+    """As `refused`, in a process that may neither grow nor compute for long."""
     code = _LIMITED.format(memory=MEMORY)
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, "inspect", str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
-    assert time.monotonic() - started < seconds
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("bnfold: ")
     assert done.stderr.count("\n") == 1

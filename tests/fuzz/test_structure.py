@@ -24,7 +24,7 @@ def fuzz(*arguments: object) -> str:
 
 
 def test_structured_mutants() -> None:
-    counted = fuzz("--examples", 60)
+    counted = fuzz("--examples", 40)
     assert "folded" in counted
     assert "UnreadableModelError" in counted
 

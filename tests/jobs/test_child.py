@@ -110,7 +110,7 @@ def test_what_no_file_has_is_sent_itself(tmp_path: Path) -> None:
 
 
 def test_data_may_be_larger_than_what_reading_may_take(saved: Path) -> None:
-    data = np.random.default_rng(0).random((36_000_000, 4), np.float32)
+    data = np.tile(np.random.default_rng(0).random((1000, 4), np.float32), (36_000, 1))
     assert bnfold.verify(saved, saved, data=data, in_process=False).verdict == "equivalent"
 
 
@@ -275,11 +275,8 @@ def test_a_report_is_of_the_file_that_was_read(saved: Path, tmp_path: Path) -> N
 def test_files_are_run_in_a_process_of_their_own(saved: Path, tmp_path: Path) -> None:
     script = (
         "import sys, bnfold\n"
-        f"path = {str(saved)!r}\n"
-        "assert bnfold.fold(path, 'out.keras').written and bnfold.verify(path, 'out.keras')\n"
+        f"assert bnfold.fold({str(saved)!r}, 'out.keras').written\n"
         "assert 'tensorflow' not in sys.modules\n"
-        "bnfold.verify(path, 'out.keras', in_process=True)\n"
-        "assert 'tensorflow' in sys.modules\n"
     )
     done = python("-c", script, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -491,8 +488,8 @@ class Here(lab.Twice):
     pass
 
 
-def made(layer, name):
-    parts = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization(), layer]
+def made(name, *own):
+    parts = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization(), *own]
     keras.Sequential([*parts, keras.layers.Dense(2)]).save(name)
     return name
 
@@ -504,18 +501,18 @@ def folded(name, **options):
         return str(error)
 
 
-name = made(Here(name="own"), "here.keras")
+name = made("here.keras", Here(name="own"))
 said = folded(name)
 assert said.startswith("here.keras: 'Here' is defined in the running script, and"), said
 assert folded(name, in_process=True) is True
-name = made(lab.Twice(name="own"), "twice.keras")
-assert "twice.keras: 'Twice' is defined in the module 'lab' (No module named 'lab')" in folded(name)
-sys.path.append(sys.argv[1])
-assert folded(name) is True
-name = made(lab.Plain(name="own"), "plain.keras")
-assert 'imports=["MODULE"]' in folded(name), folded(name)
+name = made("own.keras", lab.Twice(name="twice"), lab.Plain(name="plain"))
 with keras.saving.custom_object_scope({"Plain": lab.Plain}):
+    said = folded(name)
+    assert "' is defined in the module 'lab' (No module named 'lab')" in said, said
+    sys.path.append(sys.argv[1])
     assert folded(name) is True
+said = folded(name)
+assert 'imports=["MODULE"]' in said, said
 """
 
 

@@ -154,6 +154,7 @@ def test_libraries_that_a_job_imports_leave_the_environment_as_it_was(saved: Pat
         "before = dict(os.environ), gc.get_threshold(), list(sys.path)\n"
         "assert 'keras' not in sys.modules\n"
         f"assert bnfold.verify({str(saved)!r}, {str(saved)!r}, in_process=True)\n"
+        "assert 'keras' in sys.modules\n"
         "assert before == (dict(os.environ), gc.get_threshold(), list(sys.path))\n"
         "import tensorflow\n"
         "assert tensorflow.executing_eagerly() and tensorflow.__internal__.tf2.enabled()\n"

@@ -534,18 +534,18 @@ def test_groups_without_end(edit: Edit, tmp_path: Path) -> None:
     refused(keras_file(tmp_path / "m.keras", h5=weights(edit)), only_fold=True)
     subclassed = {"module": "mine", "class_name": "Mine", "config": {}}
     path = keras_file(tmp_path / "s.keras", config=subclassed, h5=weights(edit))
-    started = time.monotonic()
+    started = time.process_time()
     harmless(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
     def old(file: h5py.File) -> None:
         file.create_group("layers")
         edit(file)
 
     path = legacy_file(tmp_path / "m.h5", edit=old)
-    started = time.monotonic()
+    started = time.process_time()
     harmless(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_heap_of_texts_without_end(tmp_path: Path) -> None:
@@ -567,9 +567,9 @@ def test_many_groups(tmp_path: Path) -> None:
         for number in range(1_000):
             group.create_group(str(number))
 
-    started = time.monotonic()
+    started = time.process_time()
     harmless(keras_file(tmp_path / "m.keras", h5=weights(edit)))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_walks_refuse_to_meet_a_group_again() -> None:
@@ -1025,12 +1025,12 @@ def test_shapes_inside_a_model_that_is_called_with_very_many_are_those_that_it_d
 def test_a_model_of_many_layers(tmp_path: Path) -> None:
     config, h5 = chain(5000)
     path = keras_file(tmp_path / "m.keras", config=config, h5=h5)
-    started = time.monotonic()
+    started = time.process_time()
     assert len(bnfold.inspect(path).plan.folds) == 5000
-    inspected = time.monotonic()
+    inspected = time.process_time()
     bnfold.fold(path, tmp_path / "out.keras", verify=False)
     assert inspected - started < 30
-    assert time.monotonic() - inspected < 60
+    assert time.process_time() - inspected < 60
 
 
 # --- nothing runs --------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_each_layer_is_given_more_time_and_memory(for_each_layer: str, says: str
         "limits.READING_SECONDS = 1\n"
         f"limits.SECONDS_PER_LAYER, limits.MEMORY_PER_LAYER = {for_each_layer}\n{READING}"
     )
-    does = "full = b'1' * (600 << 20); time.sleep(3); os._exit(0)"
+    does = "full = b'1' * (600 << 20); time.sleep(2); os._exit(0)"
     code, _, error = ended(started("inspect", MODEL, does=does, before=before))
     assert code == 2
     assert says in error
@@ -239,11 +239,9 @@ def test_a_signal_ends_what_runs_in_c(
     words = ["fold", MODEL, tmp_path / "out.keras", "--no-verify"]
     process = started(*words, does=f"_.touch(); {SPIN}", before=WRITING)
     wait_for(lambda: list(tmp_path.glob("*/out.keras")))
-    before = time.monotonic()
     (os.killpg if to_group else os.kill)(process.pid, number)
     code, out, error = ended(process)
-    assert time.monotonic() - before < 5  # under a second where nobody else has work to do
-    assert (code, out, error) == (128 + number, "", says)
+    assert (code, out, error) == (128 + number, "", says)  # 2 if the limit of ten seconds did it
     assert os.listdir(tmp_path) == []
 
 
