@@ -22,7 +22,7 @@ def places() -> dict[str, str]:
 
     Such as `{"lab>Twice": "lab.layers:Twice"}`; nothing where Keras is not imported.
     """
-    libraries = [sys.modules[name] for name in ("keras", "tf_keras") if name in sys.modules]
+    libraries = filter(None, map(sys.modules.get, ("keras", "tf_keras")))  # None where forbidden
     found = [item for library in libraries for item in keras_graph.custom_objects(library).items()]
     return {name: place(one) for name, one in found if hasattr(one, "__qualname__")}
 
