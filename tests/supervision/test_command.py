@@ -460,7 +460,8 @@ def test_a_full_disk_for_the_output_is_one_line(words: list[object]) -> None:
 def test_an_unknown_option_before_the_command_is_one_line() -> None:
     code, out, error = ended(started("--bogus"))
     assert (code, out, error.count("\n")) == (2, "", 1)
-    assert error.startswith("bnfold: No such option '--bogus'.")
+    assert error.startswith("bnfold: No such option")  # the rest is click's, and changes
+    assert "--bogus" in error
 
 
 # --- an honest command ----------------------------------------------------------------------------
