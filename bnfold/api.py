@@ -42,6 +42,7 @@ from bnfold.jobs.verify import Proof
 from bnfold.model.container import unchanging
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
+from bnfold.model.training import training_rules
 from bnfold.observation.observe import DataRun
 from bnfold.running import data as user_data
 from bnfold.running import live, options, registered
@@ -71,6 +72,8 @@ _IN_PYTHON = {
     "data": "data",
     "timeout": "timeout",
     "memory": "memory",
+    "inference": "inference=True",
+    "keras": "keras",
 }
 """What the options that errors name are in Python."""
 _OPTION = re.compile(rf"(?<![^ (])--({'|'.join(_IN_PYTHON)})(?=[ ,;:)]|$)")
@@ -110,6 +113,7 @@ def inspect(
     ignore: Sequence[str] = (),
     thresholds: Thresholds | None = None,
     target_dtype: str | None = None,
+    keras: str | None = None,
     data: Data | None = None,
     batch: int | None = None,
     trust: bool = False,
@@ -130,6 +134,8 @@ def inspect(
         thresholds: limits of the rules, instead of the defaults.
         target_dtype: "float16", "bfloat16" or "float32", in which the model will run; without it
             what each layer computes in.
+        keras: the version of Keras that will run the model, such as "3.16", or "any"; without it
+            the installed one. Versions differ in which layers run in training mode.
         data: samples to run the model over, to compare the inputs of its layers with their moving
             statistics: an .npz or .npy file, an array, or an array for each input, by name or in
             order.
@@ -175,6 +181,7 @@ def inspect(
             target_dtype=target_dtype,
             run=run,
             sha256=_digests([model], sha256),
+            keras=_version(keras),
         )
     return replace(inspection, path=file.shown)
 
@@ -183,6 +190,8 @@ class _FoldOptions(TypedDict, total=False):
     """The options of `fold` for a live model, as type checkers see them."""
 
     keep: Sequence[str]
+    keras: str | None
+    inference: bool
     standalone: Standalone
     verify: bool
     data: Data | None
@@ -220,6 +229,8 @@ def fold(
     out: FilePath | None = None,
     *,
     keep: Sequence[str] = (),
+    keras: str | None = None,
+    inference: bool = False,
     standalone: Standalone = "keep",
     verify: bool = True,
     force: bool = False,
@@ -243,6 +254,10 @@ def fold(
         model: a path, or a live model, which stays as it is.
         out: where the folded model goes, in the same kind of file; none for a live model.
         keep: shell patterns of names or nested paths of layers to leave alone.
+        keras: the version of Keras that will run the model, such as "3.16", or "any"; without it
+            the installed one. Versions differ in which layers run in training mode.
+        inference: the result is called for inference only: layers that take training=True by
+            default, such as those of augmentation, get False in it and keep nothing from folding.
         standalone: "depthwise" makes depthwise convolutions of what cannot be folded.
         verify: verify the result; without it nothing is run.
         force: replace `out` if it exists.
@@ -286,6 +301,7 @@ def fold(
     loading = _loading([model], trust, imports)
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol), strict)
     settings: dict[str, Any] = {"keep": keep, "standalone": standalone}
+    settings |= {"keras": _version(keras), "inference": options.flag("inference", inference)}
     settings |= {"proof": running if verify else None, "settings": _stopping_at(fail_on)}
     settings |= {"progress": _callable(progress), "sha256": _digests([model], sha256)}
     force = options.flag("force", force)
@@ -300,6 +316,16 @@ def fold(
             reasons = "; ".join(report.verification.differences or report.verification.warnings)
             raise VerificationFailedError(f"the folded model was refused: {reasons}")
         return live.load_live(report.target, model)
+
+
+def _version(keras: Any) -> str | None:
+    """A version of Keras. Raises SettingsError and TypeError."""
+    if keras is None:
+        return None
+    if not isinstance(keras, str):
+        raise TypeError(f"keras must be a version as text, not {type(keras).__name__}")
+    training_rules(keras)
+    return keras
 
 
 def _stopping_at(fail_on: Any) -> Settings:
@@ -380,6 +406,8 @@ def export(
     fold: bool = True,
     opset: int | None = None,
     keep: Sequence[str] = (),
+    keras: str | None = None,
+    inference: bool = False,
     force: bool = False,
     trust: bool = False,
     imports: Sequence[str] = (),
@@ -405,6 +433,8 @@ def export(
         fold: fold first; without it the file is the model as it is.
         opset: the version of the ONNX operator set; none for the one that tf2onnx prefers.
         keep: shell patterns of names or nested paths of layers to leave alone.
+        keras: as for `fold`.
+        inference: as for `fold`.
         force: replace `target` if it exists.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
@@ -433,6 +463,8 @@ def export(
     """
     if keep and not options.flag("fold", fold):
         raise TypeError("keep says what not to fold, and fold=False folds nothing")
+    if options.flag("inference", inference) and not fold:
+        raise TypeError("inference is about what to fold, and fold=False folds nothing")
     loading = _loading([model], trust, imports)
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
     place = child.Place(in_process, timeout, memory)
@@ -446,6 +478,8 @@ def export(
             fold=options.flag("fold", fold),
             opset=opset,
             keep=keep,
+            keras=_version(keras),
+            inference=inference,
             force=options.flag("force", force),
             running=running,
             settings=_stopping_at(fail_on),

@@ -13,7 +13,7 @@ from typing import Any
 from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.program import Call, Region
 from bnfold.model.shape_rules import Shape
-from bnfold.model.training import is_keras2, is_off
+from bnfold.model.training import is_off
 
 
 def is_model_input(call: Call) -> bool:
@@ -105,4 +105,4 @@ def stays_out_of_training(call: Call) -> bool:
 def _is_keras2(call: Call) -> bool:
     """Whether a call is of Keras 2; those of a Sequential leave that to their graph."""
     node = call.written.node
-    return is_keras2(call.region) if node is None else not is_keras3(node)
+    return call.region.modes.of_keras2 if node is None else not is_keras3(node)

@@ -44,6 +44,7 @@ class Subject:
             file in place of these; None where it keeps none.
         in_untrained_backbone: whether it is frozen, and it and all frozen layers beside it have the
             statistics that they were created with, which are several, or all layers beside it.
+        speaks_for_model: whether it is the layer that findings on the whole model are told of.
         observed: what went into it while the model ran over data; None where it did not.
         recalibration: what `recalibrate` did to the file; None where it did nothing.
     """
@@ -57,6 +58,7 @@ class Subject:
     updates: int | None = None
     averages: Averages | None = None
     in_untrained_backbone: bool = False
+    speaks_for_model: bool = False
     observed: Observed | None = None
     recalibration: Recalibration | None = None
 
@@ -214,6 +216,7 @@ def subjects(
             updates=counted.get(one.path),
             averages=averages_of(one, averaged),
             in_untrained_backbone=one.path[:-1] in untrained,
+            speaks_for_model=one.path == next(iter(places), None),
             observed=None if observed is None else observed.get(one.path, NOT_SEEN),
             recalibration=recalibration,
         )

@@ -14,7 +14,9 @@ from bnfold.cli.options import (
     comparison,
     gate_settings,
     gating,
+    inference_option,
     keep_option,
+    keras_option,
     limited,
     pinned,
     progress,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     "--no-verify", is_flag=True, help="Do not prove the result; TensorFlow is not loaded."
 )
 @keep_option
+@keras_option
+@inference_option
 @click.option(
     "--standalone",
     type=click.Choice(["keep", "depthwise"]),
@@ -57,6 +61,8 @@ def fold(
     force: bool,
     no_verify: bool,
     keep: Sequence[str],
+    keras: str | None,
+    inference: bool,
     standalone: "Standalone",
     fail_on: str,
     config: Path | None,
@@ -77,6 +83,8 @@ def fold(
       bnfold fold model.h5 folded.h5 --keep 'head/*' --data samples.npz
       bnfold fold model.keras folded.keras --no-verify --force --format json
       bnfold fold model.keras folded.keras --fail-on error --config ci/bnfold.toml
+      bnfold fold model.keras folded.keras --keras 3.16
+      bnfold fold augmented.keras folded.keras --inference
       bnfold fold model.keras folded.onnx
     """
     from bnfold.jobs.fold import fold_file
@@ -91,11 +99,12 @@ def fold(
     asked = options.proof(**proof)
     settings: dict[str, Any] = {
         "keep": keep,
+        "inference": inference,
         "standalone": standalone,
         "force": force,
         "sha256": sha256,
     }
-    settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
+    settings |= _gate(fail_on, config, no_config, keras)
     if target.suffix.lower() == ".onnx":
         _export(source, target, asked, format_, prove=not no_verify, **settings)
         return
@@ -117,6 +126,8 @@ def fold(
     help="Version of the ONNX operator set; without it the one that tf2onnx prefers.",
 )
 @keep_option
+@keras_option
+@inference_option
 @gating
 @pinned
 @comparison
@@ -129,6 +140,8 @@ def export(
     no_fold: bool,
     opset: int | None,
     keep: Sequence[str],
+    keras: str | None,
+    inference: bool,
     fail_on: str,
     config: Path | None,
     no_config: bool,
@@ -151,15 +164,24 @@ def export(
     """
     if no_fold and keep:
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
+    if no_fold and inference:
+        raise click.UsageError("--inference is about what to fold, and --no-fold folds nothing")
     settings: dict[str, Any] = {
         "fold": not no_fold,
         "opset": opset,
         "keep": keep,
+        "inference": inference,
         "force": force,
         "sha256": sha256,
     }
-    settings["settings"] = gate_settings(fail_on, config, no_config=no_config)
+    settings |= _gate(fail_on, config, no_config, keras)
     _export(source, target, options.proof(**running), format_, **settings)
+
+
+def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None) -> dict[str, Any]:
+    """The settings for the findings on MODEL, and the version of Keras that it is for."""
+    found = gate_settings(fail_on, config, no_config=no_config)
+    return {"settings": found, "keras": found.keras if keras is None else keras}
 
 
 def _export(source: Path, target: Path, running: "Proof", format_: str, **settings: Any) -> None:

@@ -14,6 +14,7 @@ from bnfold.cli.options import (
     MODEL,
     SETTINGS_FILE,
     data_run,
+    keras_option,
     limited,
     over_data,
     pinned,
@@ -44,7 +45,7 @@ _BY_ENDING = {
 """What a report is that is written to a file whose name ends so; the first one counts."""
 _PAGES = {"html": "bnfold.reports.html"}
 """Formats that are not a module of `reports.formats`, but a package of their own."""
-_OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype")
+_OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype", "keras")
 """The options that go before the settings of a file as they are, each by itself."""
 _RUNNING = ("data", "batch", "trust", "imports")
 
@@ -129,7 +130,7 @@ _REPORT = (
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed((*_SELECTION, pinned, *_SETTINGS, *_REPORT)):
+    for option in reversed((*_SELECTION, keras_option, pinned, *_SETTINGS, *_REPORT)):
         command = option(command)
     return command
 

@@ -333,6 +333,37 @@ def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _keras(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from bnfold.errors import SettingsError
+    from bnfold.model.training import training_rules
+
+    try:
+        if value is not None:
+            training_rules(value)
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+def keras_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for the version of Keras that a model is for."""
+    return click.option(
+        "--keras",
+        metavar="VERSION",
+        callback=_keras,
+        help="The Keras that will run the model, such as 2.15, 3.15 or 3.16, or 'any': versions "
+        "differ in which layers run in training mode.  [default: the installed one, else any]",
+    )(command)
+
+
+inference_option = click.option(
+    "--inference",
+    is_flag=True,
+    help="The result is called for inference only: augmentation and resizing layers, which take "
+    "training=True by default, get training=False in OUT and keep nothing from folding.",
+)
+
+
 def progress(stage: str) -> None:
     """Say on standard error what is being done."""
     garbage.settle()

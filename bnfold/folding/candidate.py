@@ -13,7 +13,7 @@ from bnfold.model.masks import masks_are_named
 from bnfold.model.order import keras_order
 from bnfold.model.program import Region
 from bnfold.model.refusal import Refusal
-from bnfold.model.training import BY_DEFAULT, is_set
+from bnfold.model.training import BY_DEFAULT, Modes, TrainingRule, is_set, named_versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,21 +94,31 @@ def _training_problem(one: Candidate) -> Refusal | None:
         cause = "it is called with training=True"
     elif region.training is not None:
         cause = f"{region.training} around it is called with training=True"
-    elif path in modes.reached:
-        cause = f"{modes.exposed[path]}, which Keras 3 hands on to the layers that run later"
     elif path in modes.exposed:
-        return Refusal(
-            f"{modes.exposed[path]}, which Keras 3 hands on to layers that run later, if not to "
-            "this one as the model stands",
-            remedy=_no_training(modes.exposed[path]),
-        )
+        exposure = modes.exposed[path]
+        if not modes.is_reached(path):
+            return Refusal(
+                f"{_propagated(exposure.cause, exposure.rules)}, if not to this one as the model "
+                "stands",
+                remedy=_no_training(modes, path),
+            )
+        cause = _propagated(exposure.cause, exposure.reaching)
+        if not set(modes.rules) <= set(exposure.reaching):
+            return Refusal(
+                f"{cause}, so with that it normalizes with the batch's statistics",
+                remedy=_no_training(modes, path),
+            )
     else:
         return None
     return Refusal(
         f"{cause}, so it normalizes with the batch's statistics",
-        remedy=_no_training(modes.exposed.get(path, "")),
+        remedy=_no_training(modes, path),
         batch_statistics=True,
     )
+
+
+def _propagated(cause: str, rules: Sequence[TrainingRule]) -> str:
+    return f"{cause}, which {named_versions(rules)} hands on to layers that run later"
 
 
 _SAVED = "'bnfold rule BN007' has the lines"
@@ -117,12 +127,19 @@ _NO_TRAINING = (
     f"({_SAVED}), or build it without training=True and call set_weights"
 )
 _NO_TRAINING_BY_DEFAULT = (
-    "no new training is needed: call the saved model with training=False in a new one, and save "
-    f"that ({_SAVED}), or build it with training=False in the calls of these layers and call "
-    "set_weights; fit of Keras 3 augments all the same"
+    "no new training is needed: fold it with --inference if it is called for inference only, or "
+    "build it with training=False in the calls of these layers and call set_weights; fit of Keras "
+    "up to 3.15 augments all the same"
 )
 
 
-def _no_training(cause: str) -> str:
-    """The remedy where a layer is in training mode for this cause."""
-    return _NO_TRAINING_BY_DEFAULT if cause.endswith(BY_DEFAULT) else _NO_TRAINING
+def _no_training(modes: Modes, path: LayerPath) -> str:
+    """The remedy where a layer is in training mode."""
+    exposure = modes.exposed.get(path)
+    if exposure is None:
+        return _NO_TRAINING
+    remedy = _NO_TRAINING_BY_DEFAULT if exposure.cause.endswith(BY_DEFAULT) else _NO_TRAINING
+    spared = [f"--keras {rule.option}" for rule in modes.readers if rule not in exposure.rules]
+    if not spared:
+        return remedy
+    return f"{remedy}; or give {' or '.join(spared)} if no other version of Keras will run it"

@@ -36,7 +36,7 @@ from bnfold.model.edit import edited
 from bnfold.model.graph import Graph, Layer, LayerPath, show
 from bnfold.model.program import Program
 from bnfold.model.refusal import Refusal
-from bnfold.model.training import first_changed_mode
+from bnfold.model.training import ANY_USE, Modes, TrainingRule, Use, first_changed_mode
 
 __all__ = ["Absorber", "Blocked", "Fold", "Plan", "apply", "plan", "unused_patterns"]
 
@@ -112,29 +112,43 @@ class Plan:
         return frozenset(fold.batchnorm.path for fold in self.folds)
 
     @property
+    def modes(self) -> Modes | None:
+        """In which modes the model's layers run; None where the file has no graph."""
+        return None if self.program is None else self.program.region.modes
+
+    @property
+    def exceptions(self) -> Mapping[LayerPath, tuple[TrainingRule, ...]]:
+        """What is folded though it may run in training mode in a version that was not asked for."""
+        modes = self.modes
+        if modes is None:
+            return {}
+        found = {path: modes.exposed_elsewhere(path) for path in self.removed}
+        return {path: rules for path, rules in found.items() if rules}
+
+    @property
     def blocked(self) -> tuple[Blocked, ...]:
         """What stays."""
         return tuple(d for d in self.decisions if isinstance(d, Blocked))
 
 
-def plan(graph: Graph, keep: Sequence[str] = ()) -> Plan:
+def plan(graph: Graph, keep: Sequence[str] = (), use: Use = ANY_USE) -> Plan:
     """Decide on every BatchNormalization of a model.
 
     `keep` are shell patterns; a layer whose name or nested path (`backbone/bn1`) matches one stays
-    as it is.
+    as it is. What may run in training mode in a version of Keras of `use` is not folded.
     """
-    program = Program(graph)
+    program = Program(graph, use)
     planner = _Planner(program, keep)
     found = Plan(tuple(planner.decide()), planner.edited, program)
     path = None
     if found.folds:
-        without = Program(edited(graph, {}, found.removed))
+        without = Program(edited(graph, {}, found.removed), use)
         path = first_changed_mode(program.region, without.region)
     if path is None:
         return found
     reason = (
         f"without it and the others that could be folded, {show(path)!r} would run in another mode "
-        "of training than now, because Keras 3 hands training=True on to what runs later"
+        "of training than now, because Keras 3 hands training=True on to layers that run later"
     )
     return Plan(
         tuple(

@@ -169,6 +169,10 @@ def _error(name: str, arguments: list[Any], trace: str) -> BaseException:
     return found
 
 
+_PLANNING = ("keep", "keras", "inference")
+"""The arguments of jobs that a plan depends on."""
+
+
 class _File:
     """Looks up in the model file of a job what was sent as a reference; opens it when asked.
 
@@ -203,7 +207,8 @@ class _File:
         from bnfold.model.container.model_file import open_model  # noqa: PLC0415
 
         with open_model(self._source) as model:
-            self.plan, self.graph = planned(model, self._arguments.get("keep", ())), model.graph
+            given = {key: self._arguments[key] for key in _PLANNING if key in self._arguments}
+            self.plan, self.graph = planned(model, **given), model.graph
             for decision in self.plan.decisions:
                 _ = decision.batchnorm.vectors  # read while the file is open
                 self._found[decision.batchnorm.path] = decision.batchnorm

@@ -14,15 +14,18 @@ from bnfold.errors import ExportImpossibleError, VerificationImpossibleError
 from bnfold.folding.plan import Plan, unused_patterns
 from bnfold.jobs.fold import (
     SILENT,
+    Promise,
     Standalone,
     describe_folds,
     describe_kept,
     plan_and_hash,
     refuse_inside,
     refuse_obstacle,
+    told_the_same,
     write_folded,
 )
 from bnfold.jobs.gate import InputFindings, of_input
+from bnfold.jobs.inspect import keras_versions
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
 from bnfold.jobs.verify import Proof
@@ -76,6 +79,7 @@ class ExportReport:
         check: ONNX Runtime against Keras; None when the proof of the fold failed before it, or
             findings stopped the export.
         audit: the findings on the source.
+        inference: as in the report of a fold.
     """
 
     source: Path
@@ -90,6 +94,7 @@ class ExportReport:
     verification: Verification | None
     check: Check | None
     audit: InputFindings = field(default_factory=InputFindings)
+    inference: Promise | None = None
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
@@ -107,6 +112,8 @@ class ExportReport:
             "outputs": [_port(port) for port in self.outputs],
             "folded": [] if self.plan is None else describe_folds(self.plan),
             "kept": [] if self.plan is None else describe_kept(self.plan),
+            "keras": None if self.plan is None else keras_versions(self.plan),
+            "inference": plain(self.inference),
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
             **self.audit.to_dict(),
@@ -127,6 +134,8 @@ def export_file(
     fold: bool = True,
     opset: int | None = None,
     keep: Sequence[str] = (),
+    keras: str | None = None,
+    inference: bool = False,
     standalone: Standalone = "keep",
     force: bool = False,
     running: Proof,
@@ -139,9 +148,9 @@ def export_file(
     """Write the model in `source` to the ONNX file `target`, folded unless `fold` is False.
 
     `running` says how the models are run; with `prove` the fold is proved by it first, as
-    `fold_file` does. `name` stands for the file's name in the report and in the ONNX file. The
-    target is written only when ONNX Runtime computes from it what Keras computes from the source,
-    and no finding on the source is as bad as `settings.fail_on`.
+    `fold_file` does. `keras` and `inference` are as there. `name` stands for the file's name in the
+    report and in the ONNX file. The target is written only when ONNX Runtime computes from it what
+    Keras computes from the source, and no finding on the source is as bad as `settings.fail_on`.
     `sha256` are digests of which the source must have one, if there are any.
 
     Raises:
@@ -160,8 +169,9 @@ def export_file(
         check_target(target, "onnx", force=force)
         refuse_inside(target, model)
         refuse_obstacle(model)
-        decided, sha256 = plan_and_hash(model, keep)
+        decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
         audit = of_input(model, settings, None if keep else decided)
+        promise = Promise.of(model.graph) if inference else None
         job = _Job(model, running, name, link.told(progress))
         opening = None
         if not audit.stops:
@@ -170,7 +180,9 @@ def export_file(
             subject, replaced = model.path, _NONE
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(staging.path, model)
-                replaced, decided = write_folded(model, decided, sha256, standalone, subject)
+                replaced, decided = write_folded(
+                    model, decided, sha256, standalone, subject, promise=promise
+                )
             report = ExportReport(
                 source=model.path if name is None else Path(name),
                 target=target,
@@ -184,9 +196,12 @@ def export_file(
                 verification=None,
                 check=None,
                 audit=audit,
+                inference=promise,
             )
             if prove and not audit.stops:
-                proof = running.run(model.path, subject, progress)
+                with told_the_same(model, promise) as original:
+                    as_called = promise is None or not promise.untold
+                    proof = running.run(original, subject, progress, as_called=as_called)
                 report = replace(report, verification=proof)
             if opening is not None and _is_proved(report, running):
                 report = job.convert(opening, subject, staging.path, report, sha256)

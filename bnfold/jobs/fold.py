@@ -1,7 +1,8 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,6 +11,7 @@ from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossi
 from bnfold.folding.plan import Plan, apply, unused_patterns
 from bnfold.folding.standalone import replace_leftovers, replaceable
 from bnfold.jobs.gate import InputFindings, of_input
+from bnfold.jobs.inspect import keras_versions
 from bnfold.jobs.planning import planned
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
@@ -17,9 +19,11 @@ from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import record
-from bnfold.model.graph import Json, LayerPath, show
+from bnfold.model.edit import for_inference
+from bnfold.model.graph import Graph, Json, LayerPath, show
 from bnfold.running import options
-from bnfold.serialize import SCHEMA_VERSION, plain
+from bnfold.serialize import SCHEMA_VERSION, Serializable, plain
+from bnfold.supervision import link
 from bnfold.verification import Verification
 from bnfold.version import __version__
 
@@ -27,6 +31,29 @@ Standalone = Literal["keep", "depthwise"]
 
 SILENT = Settings(fail_on=None)
 """The settings under which no finding stops anything."""
+
+
+@dataclass(frozen=True)
+class Promise(Serializable):
+    """That a model is called for inference only, and which layers that is about.
+
+    Attributes:
+        told: the layers that take training=True by default, and are called with False now.
+        untold: those whose calls a file has no place for, because they are in a Sequential.
+    """
+
+    told: tuple[LayerPath, ...]
+    untold: tuple[LayerPath, ...]
+
+    @classmethod
+    def of(cls, graph: Graph) -> "Promise":
+        """What the promise changes in a model."""
+        found = for_inference(graph)
+        return cls(found.told, found.untold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The promise for JSON."""
+        return {"told": [*map(show, self.told)], "untold": [*map(show, self.untold)]}
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,8 @@ class FoldReport:
         container: "keras", "keras-directory" or "h5", of both.
         plan: what was folded and what was kept, with reasons.
         dropped: what belongs to training and was left out.
+        inference: the layers that take training=True by default and count as called without it, by
+            whether their calls say so in the result; None where that was not promised.
         replaced: the kept layers that are depthwise convolutions now.
         unused_keep: the patterns of `keep` that match no layer.
         verification: the proof, None where none was asked for, or findings stopped the fold.
@@ -56,6 +85,7 @@ class FoldReport:
     unused_keep: tuple[str, ...]
     verification: Verification | None
     audit: InputFindings = field(default_factory=InputFindings)
+    inference: Promise | None = None
 
     def __bool__(self) -> bool:
         """Whether the file was written."""
@@ -71,6 +101,8 @@ class FoldReport:
             "container": self.container,
             "folded": describe_folds(self.plan),
             "kept": describe_kept(self.plan),
+            "keras": keras_versions(self.plan),
+            "inference": plain(self.inference),
             "dropped": list(self.dropped),
             "replaced": [show(path) for path in self.replaced],
             "unused_keep": list(self.unused_keep),
@@ -108,6 +140,8 @@ def fold_file(
     target: str | Path,
     *,
     keep: Sequence[str] = (),
+    keras: str | None = None,
+    inference: bool = False,
     standalone: Standalone = "keep",
     force: bool = False,
     proof: Proof | None,
@@ -117,6 +151,9 @@ def fold_file(
 ) -> FoldReport:
     """Fold the model in `source` and write it to `target`, in the same kind of container.
 
+    `keras` is the version that will run the result, as for `planned`. With `inference` the user
+    promises to call it for inference only: layers that take training=True by default get False in
+    their calls, and the result is compared with the original of which the same is true.
     With `standalone` "depthwise", what cannot be folded becomes a depthwise convolution where it
     can. Without a `proof` nothing is run. The target is written only when the proof succeeds, and
     no finding on the source is as bad as `settings.fail_on`; the settings are those of `inspect`.
@@ -143,14 +180,24 @@ def fold_file(
                 f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
-        decided, sha256 = plan_and_hash(model, keep)
+        decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
         audit = of_input(model, settings, None if keep else decided)
+        promise = Promise.of(model.graph) if inference else None
         with Staging(target, model.kind, force=force) as staging:
-            replaced, decided = write_folded(model, decided, sha256, standalone, staging.path)
+            replaced, decided = write_folded(
+                model, decided, sha256, standalone, staging.path, promise=promise
+            )
             verification, accepted = None, not audit.stops
             if proof is not None and accepted:
                 is_changed = bool(decided.folds or replaced)
-                verification = proof.run(model.path, staging.path, progress, is_changed=is_changed)
+                with told_the_same(model, promise) as original:
+                    verification = proof.run(
+                        original,
+                        staging.path,
+                        progress,
+                        is_changed=is_changed,
+                        as_called=promise is None or not promise.untold,
+                    )
                 verification = verification.reworded(staging.said)
                 accepted = verification.accepted(strict=proof.strict)
             if accepted:
@@ -167,7 +214,24 @@ def fold_file(
             unused_keep=unused_patterns(model.graph, keep),
             verification=verification,
             audit=audit,
+            inference=promise,
         )
+
+
+@contextmanager
+def told_the_same(model: ModelFile, promise: Promise | None) -> Iterator[Path]:
+    """The original to compare with: the file, or a copy in which the promise stands too.
+
+    Up to Keras 3.15 the two compute the same in `predict`. From 3.16 on what a call says of
+    `training` holds there as well.
+    """
+    if promise is None or not promise.told:
+        yield model.path
+        return
+    with link.temporary_folder() as folder:
+        path = folder / model.path.name
+        model.write(for_inference(model.graph).graph, path, {})
+        yield path
 
 
 def refuse_inside(target: Path, model: ModelFile) -> None:
@@ -182,21 +246,29 @@ def refuse_obstacle(model: ModelFile) -> None:
         raise UnreadableModelError(f"{printable(str(model.path))}: {model.graph.obstacle.reason}")
 
 
-def plan_and_hash(model: ModelFile, keep: Sequence[str]) -> tuple[Plan, str]:
-    """Decide what folds; the plan, and the SHA-256 of the file.
+def plan_and_hash(
+    model: ModelFile, keep: Sequence[str], *, keras: str | None, inference: bool
+) -> tuple[Plan, str]:
+    """Decide what folds, as `planned` does; the plan, and the SHA-256 of the file.
 
     Raises UnreadableModelError for weights that do not have the checksum that the file has of them.
     """
     # Neither sum needs Python: they go on beside the plan, which reads the same bytes.
     with ThreadPoolExecutor(2) as pool:
         digest, checked = pool.submit(model.sha256), pool.submit(model.check_weights)
-        decided = planned(model, keep)
+        decided = planned(model, keep, keras=keras, inference=inference)
     checked.result()
     return decided, digest.result()
 
 
 def write_folded(
-    model: ModelFile, decided: Plan, sha256: str, standalone: Standalone, path: Path
+    model: ModelFile,
+    decided: Plan,
+    sha256: str,
+    standalone: Standalone,
+    path: Path,
+    *,
+    promise: Promise | None,
 ) -> tuple[tuple[LayerPath, ...], Plan]:
     """Write the folded model to `path`; the kept layers that are depthwise convolutions there.
 
@@ -207,6 +279,7 @@ def write_folded(
     if standalone == "depthwise":
         replaced, decided = replaceable(folded, decided)
     folded = replace_leftovers(folded, replaced) if replaced else folded
+    folded = folded if promise is None else for_inference(folded).graph
     made = record(model.metadata, __version__, sha256, folded=describe_folds(decided))
     model.write(folded, path, made)
     return replaced, decided

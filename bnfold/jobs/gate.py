@@ -106,9 +106,11 @@ def of_input(model: ModelFile, settings: Settings, decided: Plan | None) -> Inpu
         SettingsError: the baseline is missing or damaged.
     """
 
-    def inspect_open(path: Path, *, sha256: Sequence[str], **asked: Any) -> Inspection:
+    def inspect_open(
+        path: Path, *, sha256: Sequence[str], keras: str | None, **asked: Any
+    ) -> Inspection:
         if decided is None:
-            return inspect_file(path, sha256=sha256, **asked)
+            return inspect_file(path, sha256=sha256, keras=keras, **asked)
         return inspect_model(model, decided, **asked)
 
     outcome, fail_on = check([model.path], settings, inspect_open), settings.fail_on
@@ -191,6 +193,7 @@ def _inspect(
                 run=settings.run,
                 join=False,
                 sha256=settings.sha256,
+                keras=settings.keras,
             )
         except BnfoldError as error:
             unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))

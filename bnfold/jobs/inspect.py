@@ -87,6 +87,7 @@ class Inspection:
             "container": self.container,
             "keras_version": self.keras_version,
             "note": self.note,
+            "keras": keras_versions(self.plan),
             "batchnorms": [describe(one, self.observed_at(one)) for one in self.plan.decisions],
             "findings": plain(self.findings),
             "suppressed": plain(self.suppressed),
@@ -122,6 +123,7 @@ def inspect_file(
     run: "DataRun | None" = None,
     join: bool = True,
     sha256: Sequence[str] = (),
+    keras: str | None = None,
 ) -> Inspection:
     """Inspect a model file without running or importing anything that it names, unless `run`.
 
@@ -133,9 +135,10 @@ def inspect_file(
         run: data to load the model for and run it over, to see what goes into its layers.
         join: whether a finding that follows from another one becomes a part of that.
         sha256: digests of which the file must have one; none for any file.
+        keras: the version that will run the model, as for `planned`.
 
     Raises:
-        ValueError: `target_dtype` is not known.
+        SettingsError: `target_dtype` is not known, or `keras` is no version.
         UnreadableModelError: it is no Keras model, or a damaged one.
         UnsafeModelError: it asks for what a model file must not ask for.
         VerificationImpossibleError: Keras is not installed or cannot be imported, or the model has
@@ -148,7 +151,7 @@ def inspect_file(
         checked = pool.submit(model.check_weights, CHECKED_AT_ONCE)
         return inspect_model(
             model,
-            planned(model),
+            planned(model, keras=keras),
             rules=rules,
             thresholds=thresholds,
             target_dtype=target_dtype,
@@ -195,6 +198,17 @@ def inspect_model(
         observed=observed,
         thresholds=Thresholds() if thresholds is None else thresholds,
     )
+
+
+def keras_versions(decided: Plan) -> dict[str, Any]:
+    """For which versions of Keras a plan holds, for reports."""
+    return {
+        "versions": [] if decided.modes is None else [r.versions for r in decided.modes.rules],
+        "exceptions": [
+            {"name": show(path), "versions": [rule.versions for rule in rules]}
+            for path, rules in decided.exceptions.items()
+        ],
+    }
 
 
 def _notes(graph: Graph) -> Iterator[str]:

@@ -31,6 +31,7 @@ from bnfold.model.container.record import record
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
+from bnfold.model.training import CallModes, TrainingRule
 from bnfold.observation import labels as labelled
 from bnfold.observation import observer
 from bnfold.observation.estimate import (
@@ -258,8 +259,14 @@ def _candidates(decided: Plan, patterns: Sequence[str]) -> Iterator[Candidate]:
             decision.batchnorm,
             is_first=path in first,
             is_named=matches(path, *patterns) if patterns else None,
-            is_in_training=isinstance(decision, Blocked) and decision.batch_statistics,
+            modes=_modes(decided, path),
         )
+
+
+def _modes(decided: Plan, path: LayerPath) -> dict[TrainingRule, CallModes]:
+    if decided.modes is None:
+        return {}
+    return {rule: decided.modes.in_version(path, rule) for rule in decided.modes.readers}
 
 
 def _refuse_unused(patterns: Sequence[str], decisions: Sequence[Fold | Blocked]) -> None:

@@ -16,6 +16,7 @@ from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
 from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
 from bnfold.model.container.guard import printable, read_whole
+from bnfold.model.training import training_rules
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
@@ -45,6 +46,7 @@ class Settings:
         run: data to run the models over; None to run nothing.
         file: where they were read; None for nowhere.
         sha256: digests of which each model must have one; none for any model.
+        keras: the version of Keras that will run the models; None is the installed one.
     """
 
     select: tuple[str, ...] = ALL
@@ -59,6 +61,7 @@ class Settings:
     run: "DataRun | None" = None
     file: Path | None = None
     sha256: tuple[str, ...] = ()
+    keras: str | None = None
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules that are wanted and can say anything."""
@@ -210,6 +213,15 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
+def _keras(key: str, value: Any) -> str:
+    text = _text(key, value)
+    try:
+        training_rules(text)
+    except SettingsError as error:
+        raise _MeaninglessError(key, str(error)) from None
+    return text
+
+
 def _thresholds(key: str, value: Any) -> Thresholds:
     keys = {one.name: (one.name, _number) for one in fields(Thresholds)}
     return Thresholds(**_values(value, keys, key))
@@ -243,6 +255,7 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "exclude": ("exclude", _texts),
     "baseline": ("baseline", _text),
     "target-dtype": ("target_dtype", _one_of(TARGET_DTYPES)),
+    "keras": ("keras", _keras),
     "thresholds": ("thresholds", _thresholds),
     "suppress": ("suppressions", _suppressions),
 }

@@ -42,9 +42,12 @@ class Proof:
         progress: Callable[[str], None] | None,
         *,
         is_changed: bool = True,
+        as_called: bool = True,
         sha256: Sequence[str] = (),
     ) -> Verification:
         """Judge whether two files compute the same; both must have one of these digests, if any.
+
+        Without `as_called` they are not compared as `model(x)`, only for inference.
 
         Where nothing was folded and so nothing should have been changed, the files are compared,
         and models are run only if that does not settle it.
@@ -54,7 +57,9 @@ class Proof:
         """
         self.require("verify")
         with held([original, folded], sha256):
-            return self._judged(original, folded, progress, is_changed=is_changed)
+            return self._judged(
+                original, folded, progress, is_changed=is_changed, as_called=as_called
+            )
 
     def _judged(
         self,
@@ -63,6 +68,7 @@ class Proof:
         progress: Callable[[str], None] | None,
         *,
         is_changed: bool,
+        as_called: bool,
     ) -> Verification:
         if not is_changed and self.samples.data is None:
             if not self.loading.trust:
@@ -76,4 +82,5 @@ class Proof:
             samples=self.samples,
             tolerance=self.tolerance,
             progress=progress,
+            as_called=as_called,
         )

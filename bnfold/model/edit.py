@@ -1,11 +1,21 @@
 """Edits of a graph: layers replaced or taken out, and readers that read something else instead."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bnfold.model import inbound_nodes, layers
-from bnfold.model.graph import Call, Graph, Json, Layer, LayerPath, Ref, Weight
+from bnfold.model.graph import (
+    Call,
+    Graph,
+    Json,
+    Layer,
+    LayerPath,
+    Ref,
+    Weight,
+    chain,
+    core_path,
+)
 from bnfold.model.order import keras_order
 
 
@@ -58,6 +68,77 @@ def _edited_layer(
         return layer if inner is layer.inner else replace(layer, inner=inner)
     found = replaced.get(path)
     return layer if found is None else replace(found, calls=layer.calls)
+
+
+@dataclass(frozen=True)
+class ForInference:
+    """A model in which layers that take training=True by default are called without it.
+
+    Attributes:
+        graph: the whole model.
+        told: these layers, whose calls, or those of a Sequential around them, say training=False.
+        untold: those in a Sequential that is not called, or not to be told: its file has no calls.
+    """
+
+    graph: Graph
+    told: tuple[LayerPath, ...] = ()
+    untold: tuple[LayerPath, ...] = ()
+
+
+def for_inference(graph: Graph, path: LayerPath = ()) -> ForInference:
+    """The whole model with training=False in the calls of layers that take True by default.
+
+    A True that anything else is called with stays, and so do models of classes that are not Keras'
+    own. Keras 3 up to 3.15 writes the default into the calls of a file, so there it is the same as
+    one that somebody has said.
+    """
+    if not graph.builtin:
+        return ForInference(graph)
+    found, told, untold = {}, list[LayerPath](), list[LayerPath]()
+    for name, layer in graph.layers.items():
+        own, changed = (*path, name), layer
+        if _is_on_by_default(layer):
+            (untold if graph.kind == "sequential" else told).append(own)
+            changed = _told(layer)
+        elif layer.nested is not None:
+            inside = for_inference(layer.nested, core_path(layer, own))
+            changed = _with_nested(layer, inside.graph)
+            tells = graph.kind != "sequential" and bool(inside.untold) and not _is_meant(layer)
+            changed = _told(changed) if tells else changed
+            told += (*inside.told, *(inside.untold if tells else ()))
+            untold += () if tells else inside.untold
+        found[name] = changed
+    return ForInference(replace(graph, layers=found), tuple(told), tuple(untold))
+
+
+def _is_on_by_default(layer: Layer) -> bool:
+    """Whether it, or what it wraps, is of a class whose calls take training=True by default."""
+    return layers.facts(chain(layer)[-1]).training_default is True
+
+
+def _is_meant(layer: Layer) -> bool:
+    """Whether somebody has called a model, or a layer in it, with training=True."""
+    inside = () if layer.nested is None else layer.nested.layers.values()
+    own = any(call.training not in (None, False, 0) for call in layer.calls)
+    return (own and not _is_on_by_default(layer)) or any(map(_is_meant, inside))
+
+
+def _told(layer: Layer) -> Layer:
+    """A layer whose calls say training=False."""
+    calls = (
+        call
+        if call.node is None
+        else replace(call, node=inbound_nodes.with_training(call.node, False), training=False)
+        for call in layer.calls
+    )
+    return replace(layer, calls=tuple(calls))
+
+
+def _with_nested(layer: Layer, graph: Graph) -> Layer:
+    """A nested model, or what wraps it, with another inside."""
+    if layer.inner is not None:
+        return replace(layer, inner=_with_nested(layer.inner, graph))
+    return replace(layer, graph=graph)
 
 
 def _in_keras_order(graph: Graph) -> Graph:

@@ -261,6 +261,17 @@ def without_arguments(node: Any) -> Any:
     return [without_arguments(item) for item in node] if isinstance(node, list) else node
 
 
+def with_training(node: Any, training: bool) -> Any:
+    """The same call with this for its `training`."""
+    if is_keras3(node):
+        return {**node, "kwargs": {**node["kwargs"], "training": training}}
+    if isinstance(node, dict):
+        return {key: with_training(value, training) for key, value in node.items()}
+    if isinstance(node, list) and len(node) in {3, 4} and isinstance(node[0], str):
+        return [*node[:3], {**(node[3] if len(node) == 4 else {}), "training": training}]
+    return [with_training(item, training) for item in node] if isinstance(node, list) else node
+
+
 def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...], str]]:
     """The tensors of a Keras 3 call as (`[layer, call, output]`, shape, dtype)."""
     if isinstance(node, list):

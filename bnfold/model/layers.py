@@ -78,6 +78,8 @@ class Facts:
             scales the others up. None: something else, or not known.
         training_default: The default of the argument `training` of `call`, for calls that do not
             say it. None: it has none.
+        propagates_default: Whether Keras 3.16 propagates that default too, because `call` passes it
+            to layers inside as an argument.
         mask: What an implicit mask does to it. "passes": nothing, it goes on with the output;
             "drops": nothing, and it ends there; "reads": the numbers may depend on it; "makes": a
             mask may begin there. None: all of that is possible.
@@ -99,6 +101,7 @@ class Facts:
     channels: ChannelRule | Literal["kept"] | None = None
     training: Literal["same", "drops"] | None = None
     training_default: bool | None = None
+    propagates_default: bool = False
     mask: Literal["passes", "drops", "reads", "makes"] | None = None
     dtype: Literal["made", "floats"] | None = None
     casts_integers: bool = False
@@ -317,7 +320,7 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("ZeroPadding", _at_edges(shape_rules.padded)),
     **_by_rank("Cropping", _at_edges(shape_rules.cropped)),
     **_by_rank("GlobalAveragePooling GlobalMaxPooling", _global_pooling),
-    **_row("CenterCrop Resizing", replace(_AUGMENTATION, gain=())),
+    **_row("CenterCrop Resizing", replace(_AUGMENTATION, training="same", gain=())),
     # Numbers change their places.
     "Flatten": replace(_MOVES, shape=shape_rules.flattened),
     "Permute": replace(_MOVES, shape=shape_rules.permuted, mask="passes"),
@@ -333,7 +336,9 @@ ROWS: Mapping[str, Facts] = {
         RandomTranslation RandomZoom Solarization""",
         _AUGMENTATION,
     ),
-    "Pipeline": replace(_OPAQUE, training_default=True),  # of any layers
+    "Pipeline": replace(  # of any layers
+        _OPAQUE, training_default=True, propagates_default=True
+    ),
     # Attention.
     **_row("AdditiveAttention Attention", _INFERS),
     "MultiHeadAttention": replace(_OPAQUE, channels=_last, dtype="made"),

@@ -32,7 +32,7 @@ from bnfold.model.order import calls_in_order
 from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 from bnfold.model.shapes import Shapes, input_shape, without_axes
-from bnfold.model.training import Modes, is_set
+from bnfold.model.training import ANY_USE, Modes, Use, is_set
 
 
 class Value(NamedTuple):
@@ -216,7 +216,7 @@ class Call:
         """Whether the layer runs in training mode, if the model is called without `training`."""
         modes, region = self.region.modes, self.region
         given = is_set(self.written.training) or region.training is not None
-        return given or self.path in modes.reached
+        return given or modes.is_reached(self.path)
 
     def producers(self) -> tuple["Call", ...]:
         """The calls of layers that make what it reads; none at an input of the model."""
@@ -238,12 +238,14 @@ class Region:
         path: that of the nested model, inside all wrappers; () for the whole model.
         parent: the model around it, None for the whole one.
         layer: the layer of the parent that it is, or that wraps it.
+        use: how the whole model is going to be used.
     """
 
     graph: Graph = field(repr=False)
     path: LayerPath = ()
     parent: "Region | None" = field(default=None, repr=False)
     layer: Layer | None = field(default=None, repr=False)
+    use: Use = field(default=ANY_USE, repr=False)
 
     @property
     def name(self) -> str:
@@ -348,7 +350,7 @@ class Region:
     @cached_property
     def modes(self) -> Modes:
         """What the calls of the whole model do to the training mode of others."""
-        return Modes(self) if self.parent is None else self.parent.modes
+        return Modes(self, self.use) if self.parent is None else self.parent.modes
 
     @cached_property
     def masked(self) -> frozenset[Call]:
@@ -416,14 +418,20 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A whole model."""
+    """A whole model.
+
+    Attributes:
+        graph: what the file says of it.
+        use: how it is going to be used, which decides what may run in training mode.
+    """
 
     graph: Graph
+    use: Use = ANY_USE
 
     @cached_property
     def region(self) -> Region:
         """The whole model as the outermost region."""
-        return Region(self.graph)
+        return Region(self.graph, use=self.use)
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:

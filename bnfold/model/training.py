@@ -1,19 +1,23 @@
-"""Which layers run in training mode because of a layer that ran before them.
+"""Which layers run in training mode because of a call that says so, in each version of Keras.
 
-Keras 3 keeps an explicit `training=True` of one call for every layer that runs later in the same
-outer call, also on a parallel branch and also in what `model.export` traces; only a `training`
-given to the outermost call overrides it (measured with Keras 3.15, `Layer.__call__`). So after a
-`Dropout(...)(x, training=True)` every BatchNormalization that is not frozen normalizes with the
-statistics of the batch. Layers of augmentation are called so by default, Resizing and CenterCrop
-too. Keras 2 hands nothing on.
+Measured with tf_keras 2.21, Keras 3.15 and the source of 3.16; `TRAINING_RULES` is the table. Up to
+3.15, Keras 3 keeps an explicit `training=True` of one call for every layer that runs later in the
+same outer call, also on a parallel branch and in what `model.export` traces, and so it does with
+the default of a class: layers of augmentation take True, Resizing and CenterCrop too. Only a
+`training` given to the outermost call overrides it. From 3.16 on a default stays with its layer,
+and what a call says holds whatever is given to the model, in `predict` too. Keras 2 hands nothing
+on. Keras 3 up to 3.15 writes the defaults of classes into a file as if calls had said them.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bnfold.model.graph import Layer, LayerPath, parts
+from bnfold.errors import SettingsError
+from bnfold.model.graph import Layer, LayerPath, chain, parts
 from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.layers import facts, is_batchnorm, is_input
 from bnfold.model.order import call_depths
@@ -23,6 +27,85 @@ if TYPE_CHECKING:
 
 BY_DEFAULT = "takes training=True by default"
 """What is said of a layer that sets training mode without being told to."""
+
+
+@dataclass(frozen=True)
+class TrainingRule:
+    """How the calls of a model come to their mode, in a range of versions of Keras.
+
+    Attributes:
+        versions: the range, for a sentence.
+        option: a version in it, as the option `--keras` takes it.
+        first: the first version of it.
+        propagates: whether what a call says holds for all that runs later in the same outer call.
+        propagates_defaults: whether the default of a class does so too.
+        outer_wins: whether `training`, given to a model, overrides what the calls in it say.
+    """
+
+    versions: str
+    option: str
+    first: tuple[int, int]
+    propagates: bool
+    propagates_defaults: bool
+    outer_wins: bool
+
+
+KERAS_2 = TrainingRule("Keras 2", "2", (2, 0), False, False, False)
+KERAS_3 = TrainingRule("Keras 3.0 to 3.15", "3.15", (3, 0), True, True, True)
+KERAS_3_16 = TrainingRule("Keras 3.16 and later", "3.16", (3, 16), True, False, False)
+
+TRAINING_RULES = (KERAS_2, KERAS_3, KERAS_3_16)
+"""Every version of Keras, in order."""
+
+ANY = "any"
+"""In place of a version: the model is used with all that read its file."""
+
+
+def training_rules(version: str) -> tuple[TrainingRule, ...]:
+    """The rules of a version such as "3.16" or "3.15.1", or of all that begin so, such as "3".
+
+    Raises:
+        SettingsError: it is neither a version of Keras from 2 on nor "any".
+    """
+    if version == ANY:
+        return TRAINING_RULES
+    numbers = re.fullmatch(r"(\d{1,4})(?:\.(\d{1,4}))?(?:\.\w{1,40}|[a-z]\w{0,40})*", version)
+    if numbers is None or numbers[1] not in {"2", "3"}:
+        raise SettingsError(f"{version!r} is no version of Keras, such as 3.15, nor {ANY!r}")
+    major = [rule for rule in TRAINING_RULES if rule.first[0] == int(numbers[1])]
+    if numbers[2] is None:
+        return tuple(major)
+    return ([rule for rule in major if rule.first[1] <= int(numbers[2])][-1],)
+
+
+def named_versions(rules: Sequence[TrainingRule]) -> str:
+    """Ranges of versions, for a sentence: "Keras 2 and Keras 3.16 and later"."""
+    if tuple(rules) == (KERAS_3, KERAS_3_16):
+        return "Keras 3"
+    if tuple(rules) == TRAINING_RULES:
+        return "Keras"
+    return " and ".join(rule.versions for rule in rules)
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a model is going to be used.
+
+    Attributes:
+        rules: those of the versions of Keras that will run it.
+        inference: whether it is promised that layers which take training=True by default are only
+            called for inference.
+        archived: whether it is in a .keras archive or directory, of which Keras 3 reads its own
+            only; of HDF5 files it reads those of Keras 2 too.
+    """
+
+    rules: tuple[TrainingRule, ...] = TRAINING_RULES
+    inference: bool = False
+    archived: bool = False
+
+
+ANY_USE = Use()
+"""By any Keras that reads the file, and as `model(x)` too."""
 
 
 def is_set(argument: object) -> bool:
@@ -35,30 +118,139 @@ def is_off(argument: object) -> bool:
     return argument is not None and not is_set(argument)
 
 
+@dataclass(frozen=True)
+class Exposure:
+    """What may put a layer into training mode, besides its own calls.
+
+    Attributes:
+        cause: a clause about the call that may do so.
+        rules: the versions in which it may, of all that read the file.
+        reaching: those in which it does, if the model is called without `training`.
+    """
+
+    cause: str
+    rules: tuple[TrainingRule, ...]
+    reaching: tuple[TrainingRule, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallModes:
+    """Whether a layer runs in training mode in some call of it, by how the model is called.
+
+    Attributes:
+        plain: in `model(x)`.
+        off: in `model(x, training=False)`, and in `predict`.
+    """
+
+    plain: bool = False
+    off: bool = False
+
+
 class Modes:
     """What the calls of a whole model do to the training mode of others."""
 
-    def __init__(self, region: "Region") -> None:
+    def __init__(self, region: "Region", use: Use) -> None:
         self._region = region
+        self._found: dict[TrainingRule, Mapping[LayerPath, str]] = {}
+        self._reached: dict[TrainingRule, frozenset[LayerPath]] = {}
+        self.use = use
 
     @cached_property
-    def exposed(self) -> Mapping[LayerPath, str]:
+    def of_keras2(self) -> bool:
+        """Whether the model is written as Keras 2 writes it."""
+        return is_keras2(self._region)
+
+    @cached_property
+    def readers(self) -> tuple[TrainingRule, ...]:
+        """The versions of Keras that read such a file: Keras 2 reads its own only."""
+        if not self.of_keras2:
+            return KERAS_3, KERAS_3_16
+        return (KERAS_2,) if self.use.archived else TRAINING_RULES
+
+    @cached_property
+    def rules(self) -> tuple[TrainingRule, ...]:
+        """Those that count: of the readers the ones in use, or all where none of them is."""
+        return tuple(rule for rule in self.readers if rule in self.use.rules) or self.readers
+
+    @cached_property
+    def exposed(self) -> Mapping[LayerPath, Exposure]:
         """The layers that heed training mode and may run after another one's training=True.
 
-        The value is a clause about that other layer. Layers of the same depth count as later,
-        because their order hangs on that of the config.
+        Layers of the same depth count as later, because their order hangs on that of the config.
         """
-        return {} if is_keras2(self._region) else _Exposure(self._region).found
+        causes: dict[LayerPath, str] = {}
+        for rule in self.rules:
+            for path, cause in self._exposed_in(rule).items():
+                causes.setdefault(path, cause)
+        return {path: self._exposure(path, cause) for path, cause in causes.items()}
+
+    def _exposure(self, path: LayerPath, cause: str) -> Exposure:
+        rules = tuple(rule for rule in self.readers if path in self._exposed_in(rule))
+        reaching = tuple(rule for rule in rules if path in self._reached_in(rule))
+        return Exposure(cause, rules, reaching)
+
+    def _exposed_in(self, rule: TrainingRule) -> Mapping[LayerPath, str]:
+        if rule not in self._found:
+            self._found[rule] = _Exposure(self._region, rule, self.use).found
+        return self._found[rule]
+
+    def _reached_in(self, rule: TrainingRule) -> frozenset[LayerPath]:
+        if rule not in self._reached:
+            self._reached[rule] = frozenset(self._simulated(rule).in_training(None))
+        return self._reached[rule]
+
+    def exposed_elsewhere(self, path: LayerPath) -> tuple[TrainingRule, ...]:
+        """The readers that do not count here, in which another call may do so."""
+        rest = (rule for rule in self.readers if rule not in self.rules)
+        return tuple(rule for rule in rest if path in self._exposed_in(rule))
+
+    def is_reached(self, path: LayerPath) -> bool:
+        """Whether another call puts a layer into training mode in `model(x)`.
+
+        Unlike being exposed it takes into account that, up to Keras 3.15, a class whose `call` has
+        training=False for its default, such as Dropout, ends what another one has begun.
+        """
+        exposure = self.exposed.get(path)
+        return exposure is not None and not set(self.rules).isdisjoint(exposure.reaching)
 
     @cached_property
-    def reached(self) -> frozenset[LayerPath]:
-        """Those of them that it does reach, if the model is called without `training`.
+    def by_version(self) -> Mapping[TrainingRule, Mapping[LayerPath, CallModes]]:
+        """The layers that run in training mode, for each version that reads the file."""
+        if not any(_speaks(call) for one in self._region.with_nested() for call in one.all_calls):
+            return {rule: {} for rule in self.readers}
+        return {rule: self._simulated(rule).modes() for rule in self.readers}
 
-        Unlike `exposed` it takes into account that a class whose `call` has training=False for its
-        default, such as Dropout, ends what another one has begun.
-        """
-        runs = _Simulation(self._region).runs.values() if self.exposed else ()
-        return frozenset(path for run in runs for (path, _), mode in run.items() if mode is True)
+    def in_version(self, path: LayerPath, rule: TrainingRule) -> CallModes:
+        """In which calls of the model a layer runs in training mode."""
+        return self.by_version[rule].get(path, CallModes())
+
+    @cached_property
+    def varying(self) -> Mapping[LayerPath, Mapping[TrainingRule, CallModes]]:
+        """The layers that do not run in the same modes in all versions, with these."""
+        paths = dict.fromkeys(path for found in self.by_version.values() for path in found)
+        every = {
+            path: {rule: self.in_version(path, rule) for rule in self.readers} for path in paths
+        }
+        return {path: found for path, found in every.items() if len(set(found.values())) > 1}
+
+    @cached_property
+    def batchnorms(self) -> frozenset[LayerPath]:
+        """The paths of all BatchNormalization layers, and of what wraps them."""
+        return frozenset(
+            path
+            for one in self._region.with_nested()
+            for name, layer in one.graph.layers.items()
+            for part, path in parts(layer, one.layer_path(name))
+            if any(is_batchnorm(inner) for inner in chain(part))
+        )
+
+    def _simulated(self, rule: TrainingRule) -> "_Simulation":
+        return _Simulation(self._region, rule, self.use)
+
+
+def _speaks(call: "Call") -> bool:
+    """Whether a call may set training mode in any version."""
+    return is_set(call.written.training) or facts(call.layer).training_default is True
 
 
 def first_changed_mode(region: "Region", changed: "Region") -> LayerPath | None:
@@ -67,9 +259,15 @@ def first_changed_mode(region: "Region", changed: "Region") -> LayerPath | None:
     Layers that are gone change depths, and with them the order of what is left; and one that is
     gone hands nothing on.
     """
-    if is_keras2(region) or not _sources(region):
-        return None
-    return _Simulation(region).first_difference(_Simulation(changed))
+    modes = region.modes
+    for rule in modes.rules:
+        if _sources(region, rule, modes.use):
+            one, other = (_Simulation(each, rule, modes.use) for each in (region, changed))
+            for outer in (None, False):
+                path = one.first_difference(other, outer)
+                if path is not None:
+                    return path
+    return None
 
 
 _Run = tuple["Region", bool | None]
@@ -77,29 +275,47 @@ _Run = tuple["Region", bool | None]
 
 
 class _Simulation:
-    """One bare call of a model, as Keras 3 resolves `training` in it.
+    """The calls of one model, as a version of Keras resolves `training` in them.
 
-    There is one running value. A call that says something, by its own argument or by the default
-    of its class, sets it; one that says nothing takes it over. A model that is given a value hands
-    that to all its layers, whatever their calls say (keras/src/layers/layer.py, and `operation_fn`
-    of functional.py).
+    There is one running value. In Keras 3 a call that says something, by its own argument or, up to
+    3.15, by the default of its class, sets it; one that says nothing takes it over. Up to 3.15 a
+    model that is given a value hands that to all its layers, whatever their calls say. In Keras 2
+    the running value is what the model is given. (keras/src/layers/layer.py, `operation_fn` of
+    functional.py, and `_set_training_mode` of tf_keras/src/engine/base_layer.py)
     """
 
-    def __init__(self, region: "Region") -> None:
+    def __init__(self, region: "Region", rule: TrainingRule, use: Use) -> None:
+        self._region, self._rule, self._use = region, rule, use
         # What becomes of each call in a run: its mode, or the run of the model that it calls. A
         # model may be called by others again and again, but it has three runs at most.
-        self.runs: dict[_Run, dict[tuple[LayerPath, int], bool | _Run]] = {}
+        self._runs: dict[_Run, dict[tuple[LayerPath, int], bool | _Run]] = {}
         self._ends: dict[_Run, object] = {}
-        self._first = self._run(region, None)
 
-    def first_difference(self, changed: "_Simulation") -> LayerPath | None:
+    def modes(self) -> dict[LayerPath, CallModes]:
+        """The layers that run in training mode, in any of the two ways to call the model."""
+        plain, off = (set(self.in_training(outer)) for outer in (None, False))
+        return {path: CallModes(path in plain, path in off) for path in plain | off}
+
+    def in_training(self, outer: bool | None) -> Iterator[LayerPath]:
+        """The layers that run in training mode, if the model is given this value."""
+        waiting = [self._run(self._region, outer)]
+        seen = set(waiting)
+        while waiting:
+            for (path, _), mode in self._runs[waiting.pop()].items():
+                if isinstance(mode, tuple):
+                    waiting += {mode} - seen
+                    seen.add(mode)
+                elif mode:
+                    yield path
+
+    def first_difference(self, changed: "_Simulation", outer: bool | None) -> LayerPath | None:
         """A layer that runs in another mode in a changed graph than in this one."""
-        waiting = [(self._first, changed._first)]
+        waiting = [(self._run(self._region, outer), changed._run(changed._region, outer))]
         seen = set(waiting)
         while waiting:
             before, after = waiting.pop()
-            for call, mode in changed.runs[after].items():
-                was = self.runs[before].get(call)
+            for call, mode in changed._runs[after].items():
+                was = self._runs[before].get(call)
                 if isinstance(was, tuple) and isinstance(mode, tuple):
                     waiting += {(was, mode)} - seen
                     seen.add((was, mode))
@@ -107,36 +323,53 @@ class _Simulation:
                     return call[0]
         return None
 
-    def _run(self, region: "Region", forced: object) -> _Run:
-        run = (region, None if forced is None else is_set(forced))
-        if run in self.runs:
+    def _run(self, region: "Region", given: object) -> _Run:
+        run = (region, None if given is None else is_set(given))
+        if run in self._runs:
             return run
-        modes = self.runs[run] = {}
-        current = forced
+        modes = self._runs[run] = {}
+        current = given
         for call in (call for calls in _by_depth(region) for call in calls):
             if call.outer.is_operation or is_input(call.outer):
                 continue
-            if forced is None:
-                said, value = _said(call)
-                current = value if said else current
+            mode, later = self._mode(call, given, current)
             for layer, path in parts(call.outer, call.path):
                 if not ignores_training(layer):
-                    modes[path, call.number] = is_set(current)
+                    modes[path, call.number] = is_set(mode)
             if call.body is not None:
-                inside = modes[call.core_path, call.number] = self._run(call.body, current)
-                current = self._ends[inside] if current is None else current
+                inside = modes[call.core_path, call.number] = self._run(call.body, mode)
+                later = self._ends[inside]
+            current = later if self._rule.propagates else current
         self._ends[run] = current
         return run
+
+    def _mode(self, call: "Call", given: object, current: object) -> tuple[object, object]:
+        """The mode of a call, and what the running value is after it."""
+        rule, known = self._rule, facts(call.outer)
+        if given is not None and rule.outer_wins:
+            return given, given
+        said, value = _said(call)
+        default = known.training_default
+        if default is True and self._use.inference:
+            said, value, default = True, False, False
+        elif not said and default is not None and rule.propagates_defaults:
+            said, value = True, default  # building the model has put it into the call
+        if said and (rule.propagates or value is not None):
+            return value, value
+        if current is not None or default is None:
+            return current, current
+        return default, default if known.propagates_default else None
 
 
 def _said(call: "Call") -> tuple[bool, object]:
     """Whether a call says in which mode it is, and in which."""
     node = call.written.node
-    keywords = node.get("kwargs") if isinstance(node, dict) else None
+    if not isinstance(node, dict):  # as Keras 2 writes it
+        return call.written.training is not None, call.written.training
+    keywords = node.get("kwargs")
     if isinstance(keywords, dict) and "training" in keywords:
         return True, keywords["training"]
-    default = facts(call.outer).training_default
-    return default is not None, default
+    return False, None
 
 
 def is_keras2(region: "Region") -> bool:
@@ -162,56 +395,63 @@ def _by_depth(region: "Region") -> list[list["Call"]]:
 _Sources = dict["Region", str]
 
 
-def _sources(region: "Region") -> _Sources:
-    """For each model, the first layer in it that sets training mode, if any does."""
+def _sources(region: "Region", rule: TrainingRule, use: Use) -> _Sources:
+    """For each model, the first layer in it that sets training mode for others, if any does."""
     found: _Sources = {}
-    for one in reversed([*region.with_nested()]):
-        named = (_source(call, found) for calls in _by_depth(one) for call in calls)
-        first = next(filter(None, named), None)
+    for one in reversed([*region.with_nested()] if rule.propagates else []):
+        every = (call for calls in _by_depth(one) for call in calls)
+        first = next(filter(None, (_source(call, found, rule, use) for call in every)), None)
         if first is not None:
             found[one] = first
     return found
 
 
-def _source(call: "Call", inside: _Sources) -> str | None:
+def _source(call: "Call", inside: _Sources, rule: TrainingRule, use: Use) -> str | None:
     """The layer that sets training mode in this call: this one, or one inside it."""
-    training = call.written.training
-    trains = facts(call.layer).training_default is True
-    if is_set(training) and not trains:
+    training, known = call.written.training, facts(call.layer)
+    if known.training_default is True:
+        leaks = rule.propagates_defaults or known.propagates_default
+        sets = not use.inference and (leaks if training is None else is_set(training))
+        return f"{call.title} {BY_DEFAULT}" if sets else None
+    if is_set(training):
         return f"{call.title} is called with training=True"
-    if trains and (training is None or is_set(training)):
-        return f"{call.title} {BY_DEFAULT}"
-    return None if is_off(training) or call.body is None else inside.get(call.body)
+    is_closed = is_off(training) and rule.outer_wins
+    return None if is_closed or call.body is None else inside.get(call.body)
 
 
 class _Exposure:
     """One run of a model, with what it passes on, to all layers of one depth too."""
 
-    def __init__(self, region: "Region") -> None:
+    def __init__(self, region: "Region", rule: TrainingRule, use: Use) -> None:
         self.found: dict[LayerPath, str] = {}
         # A run that has a source has found all that another such run would find.
         self._done: set[tuple[Region, bool]] = set()
-        self._inside = _sources(region)
-        self._run(region, None)
+        self._rule, self._use = rule, use
+        self._inside = _sources(region, rule, use)
+        if self._inside:
+            self._run(region, None)
 
     def _run(self, region: "Region", forced: str | None) -> None:
         """Walk the calls; `forced` is who has set training mode before.
 
-        A model that is called in training mode, or with training=False, hands that to its layers
-        whatever their calls say.
+        A model that is called in training mode, or with training=False, hands that to its layers,
+        up to Keras 3.15 whatever their calls say.
         """
         if (region, forced is not None) in self._done:
             return
         self._done.add((region, forced is not None))
         leak = forced
         for calls in _by_depth(region):
-            sources = [_source(call, self._inside) for call in calls]
+            sources = [_source(call, self._inside, self._rule, self._use) for call in calls]
             first = [number for number, source in enumerate(sources) if source is not None][:2]
             for number, call in enumerate(calls):
                 other = next((sources[one] for one in first if one != number), None)
                 who = leak or other
-                if forced is not None or not is_off(call.written.training):
+                is_forced = forced is not None and self._rule.outer_wins
+                if is_forced or not is_off(call.written.training):
                     self._enter(call, who)
+                elif call.body is not None and not self._rule.outer_wins:
+                    self._run(call.body, None)
             leak = leak or next(filter(None, sources), None)
 
     def _enter(self, call: "Call", leak: str | None) -> None:

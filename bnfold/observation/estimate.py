@@ -21,6 +21,7 @@ from bnfold.model.container.guard import printable
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, spread, times
 from bnfold.model.rounding import rounded
+from bnfold.model.training import CallModes, TrainingRule, training_rules
 from bnfold.observation import observer, steps
 from bnfold.observation.observe import Running, Ticker, in_one_line
 from bnfold.running import keras_runner
@@ -37,13 +38,18 @@ class Candidate:
         batchnorm: the layer with what is recorded.
         is_first: whether no other BatchNormalization is upstream of it.
         is_named: whether the user named it; None where the user named no layers.
-        is_in_training: whether it is called with training=True.
+        modes: in which calls of the model it runs in training mode, by version of Keras.
     """
 
     batchnorm: BatchNorm
     is_first: bool
     is_named: bool | None
-    is_in_training: bool
+    modes: Mapping[TrainingRule, CallModes]
+
+    def modes_in(self, version: str) -> CallModes:
+        """In which calls of the model it runs in training mode in a version of Keras."""
+        rules = training_rules(version)
+        return next((self.modes[rule] for rule in rules if rule in self.modes), CallModes())
 
 
 @dataclass(frozen=True)
@@ -264,8 +270,9 @@ class Estimation:
             yield "it is frozen: later layers were trained with its statistics (--layers overrides)"
         if not all(weight.dtype.kind in "fV" for weight in (batchnorm.weights or {}).values()):
             yield "its variables are not floating-point numbers"
-        if candidate.is_in_training and self._running.loaded.library == "tf_keras":
-            yield "it is called with training=True, where Keras 2 never reads its statistics"
+        version = self._running.loaded.keras.__version__
+        if candidate.modes_in(version).off:
+            yield f"Keras {version} runs it in training mode always, and never reads its statistics"
         if not _is_loaded(batchnorm, one.layer):
             yield "Keras loads other statistics for it than the file shows"
 
@@ -322,13 +329,14 @@ class Estimation:
     def _change(self, path: LayerPath, observed: Observed) -> Change:
         mean, variance = self._settled[id(self._found[path].layer)]
         candidate = self._candidates[path]
-        return Change(candidate.batchnorm, observed, mean, variance, _note(candidate, observed))
+        modes = candidate.modes_in(self._running.loaded.keras.__version__)
+        return Change(candidate.batchnorm, observed, mean, variance, _note(modes, observed))
 
 
-def _note(candidate: Candidate, observed: Observed) -> str | None:
+def _note(modes: CallModes, observed: Observed) -> str | None:
     notes = []
-    if candidate.is_in_training:
-        notes.append("called with training=True: only predict reads its statistics")
+    if modes.plain:
+        notes.append("called in training mode by model(x): only predict reads its statistics")
     if observed.calls > 1:
         notes.append(f"the inputs of its {observed.calls} calls are pooled")
     return "; ".join(notes) or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bnfold.running import borrowing, ports, session
@@ -27,11 +28,13 @@ def verify(
     samples: Samples = RANDOM,
     tolerance: Tolerance = MEASURED,
     progress: Callable[[str], None] | None = None,
+    as_called: bool = True,
 ) -> Verification:
     """Judge whether `folded` computes what `original` computes.
 
     `loading` says how the files are loaded, `samples` what both are run on, `tolerance` what is
     allowed instead of the measured tolerance. `progress` is called with the name of each stage.
+    Without `as_called` nothing is asked of `model(x)`, in which layers may be in training mode.
 
     Raises UnreadableModelError, UnsafeModelError, VerificationImpossibleError when neither Keras
     nor ONNX Runtime can run the models, and BnfoldError for data that does not fit.
@@ -48,6 +51,8 @@ def verify(
     if differences:
         return _without_runs(differences, seed, rule, pair[0].library)
     case = prepare(pair[0], pair[1], data, seed)
+    if not as_called:
+        case = replace(case, as_called=(), warnings=(*case.warnings, _INFERENCE_ALONE))
     exports = Exports(case.original), Exports(case.folded)
     case, found, gaps = _judged(case, rule, report, exports)
     if gaps and data is None:
@@ -56,6 +61,9 @@ def verify(
         if len(longer.sets) > len(case.sets):
             _, found, _ = _judged(longer, rule, report, exports)
     return found
+
+
+_INFERENCE_ALONE = "the models were compared for inference only, as was promised"
 
 
 def _judged(

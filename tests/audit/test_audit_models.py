@@ -227,7 +227,7 @@ def test_training_mode_that_another_layer_ends(between: str, tmp_path: Path) -> 
     parts = (layers.Resizing(6, 6), middle, layers.Conv2D(4, 3, use_bias=False), norm())
     inspected = saved(sequential(*parts, shape=(8, 8, 3)), tmp_path)
     ends = between == "Dropout"
-    assert set(codes(inspected)["bn"]) == ({"BN302", "BN303"} if ends else {"BN007"})
+    assert set(codes(inspected)["bn"]) == ({"BN302", "BN303"} if ends else {"BN007", "BN012"})
     batch = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     together, alone = np.asarray(loaded(batch)), np.asarray(loaded(batch[:1]))
@@ -1003,7 +1003,10 @@ def test_a_time_distributed_norm_is_called_for_each_step_by_keras_3(
 def test_augmentation_in_a_sequential_of_keras_2_hands_no_mode_on(
     form: str, tmp_path: Path
 ) -> None:
-    """Keras 3 hands it on; which of them a Sequential is of, its input shape tells."""
+    """Keras 3 hands it on; which of them a Sequential is of, its input shape tells.
+
+    Of HDF5 files of Keras 2 that counts too, because Keras 3 reads them.
+    """
 
     def found(library: Any) -> Inspection:
         parts = library.layers
@@ -1020,4 +1023,7 @@ def test_augmentation_in_a_sequential_of_keras_2_hands_no_mode_on(
     assert "BN007" in codes(found(keras))["bn"]
     old = found(pytest.importorskip("tf_keras"))
     assert "BN007" not in codes(old)["bn"]
-    assert len(old.plan.folds) == 1
+    assert ("BN012" in codes(old)["bn"]) == (form == ".h5")
+    assert len(old.plan.folds) == (form == ".keras")
+    of_keras_2 = inspect_file(tmp_path / f"model{form}", keras="2.15")
+    assert len(of_keras_2.plan.folds) == 1

@@ -7,6 +7,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,8 +148,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 def changing(monkeypatch: pytest.MonkeyPatch, change: Change, path: Path) -> None:
     """Have a file change while its plan is made."""
 
-    def meanwhile(*arguments: object) -> object:
-        found = planned(*arguments)  # type: ignore[arg-type]
+    def meanwhile(*arguments: Any, **options: Any) -> object:
+        found = planned(*arguments, **options)
         if path.exists():
             change(path)
         return found

@@ -1,11 +1,15 @@
 """Rules on how a BatchNormalization is called: with which mode, on which axis, how often."""
 
+from collections.abc import Mapping, Sequence
+
 from bnfold.audit.axes import normalized_axis, producer
 from bnfold.audit.finding import Diagnosis, Severity
 from bnfold.audit.neighbours import input_shape
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
+from bnfold.model.graph import LayerPath, show
+from bnfold.model.training import CallModes, Modes, TrainingRule, named_versions
 
 
 @rule("BN006", "axis-mismatch", Severity.WARNING, needs=Needs.SETTINGS)
@@ -36,12 +40,66 @@ def batch_statistics_at_inference(subject: Subject) -> Diagnosis | None:
     decision = subject.decision
     if not (isinstance(decision, Blocked) and decision.batch_statistics):
         return None
+    calls = "in model(x) and in an export"
+    if subject.place is not None and _trains_in_predict(subject.place.region.modes, subject):
+        calls = "in model(x), in predict and in an export"
     return Diagnosis(
         Severity.ERROR,
-        f"{decision.reason}: in model(x) and in an export, its output depends on what else is in "
-        "the batch",
+        f"{decision.reason}: {calls}, its output depends on what else is in the batch",
         "; or ".join(decision.remedies) or "freeze the layer (trainable=False)",
     )
+
+
+def _trains_in_predict(modes: Modes, subject: Subject) -> bool:
+    path = subject.batchnorm.path
+    return any(modes.in_version(path, rule).off for rule in modes.rules)
+
+
+@rule("BN012", "version-dependent", Severity.WARNING, needs=Needs.SETTINGS)
+def version_dependent(subject: Subject) -> Diagnosis | None:
+    """Versions of Keras run it, or other layers of the model, in different modes."""
+    if subject.place is None:
+        return None
+    modes = subject.place.region.modes
+    own = modes.varying.get(subject.batchnorm.path)
+    said = [] if own is None else [f"it runs in training mode {_where(own)}"]
+    if subject.speaks_for_model:
+        alike: dict[str, list[LayerPath]] = {}
+        for path, found in modes.varying.items():
+            if path not in modes.batchnorms:
+                alike.setdefault(_where(found), []).append(path)
+        said += [_others(paths, where) for where, paths in alike.items()]
+    if not said:
+        return None
+    return Diagnosis(
+        Severity.WARNING,
+        f"{'; '.join(said)}: the model computes something else after a change of version",
+        "run it with the versions that it was tested with; or build it without training=True, and "
+        "with training=False in the calls of layers that take it by default, and call "
+        "set_weights; then all versions agree",
+    )
+
+
+def _where(found: Mapping[TrainingRule, CallModes]) -> str:
+    """In which calls of the model under which versions, such as "in model(x) under Keras 2"."""
+    alike: dict[str, list[TrainingRule]] = {}
+    for version, one in found.items():
+        calls = " and ".join(_CALLS[name] for name, is_on in vars(one).items() if is_on)
+        alike.setdefault(calls or "in none", []).append(version)
+    return ", ".join(f"{calls} under {named_versions(rules)}" for calls, rules in alike.items())
+
+
+_CALLS = {"plain": "in model(x)", "off": "in predict"}
+
+
+def _others(paths: Sequence[LayerPath], where: str) -> str:
+    names = ", ".join(repr(show(path)) for path in paths[:_MOST_NAMES])
+    more = f" and {len(paths) - _MOST_NAMES} more" if len(paths) > _MOST_NAMES else ""
+    verb = "runs" if len(paths) == 1 else "run"
+    return f"{names}{more} {verb} in training mode {where}"
+
+
+_MOST_NAMES = 5
 
 
 @rule("BN009", "shared", Severity.INFO, needs=Needs.SETTINGS)

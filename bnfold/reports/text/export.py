@@ -24,6 +24,7 @@ def export(report: ExportReport) -> RenderableType:
     if report.plan is not None:
         kept, written = report.unused_keep, report.written
         parts += fold.decisions(report.plan, report.replaced, kept, done=written)
+    parts += fold.promised(report.inference)
     if report.verification is not None:
         parts += fold.verdict(report.verification)
     if report.check is not None:

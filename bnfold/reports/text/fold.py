@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.folding.plan import Plan
-from bnfold.jobs.fold import FoldReport
+from bnfold.jobs.fold import FoldReport, Promise
 from bnfold.jobs.gate import InputFindings
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import LayerPath, show
+from bnfold.model.training import named_versions
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
@@ -25,6 +26,7 @@ def fold(report: FoldReport) -> RenderableType:
         parts.append(not_written(report.target, report.audit, report.verification))
     parts += findings(report.audit)
     parts += decisions(report.plan, report.replaced, report.unused_keep, done=report.written)
+    parts += promised(report.inference)
     if report.dropped and report.written:
         dropped = " and ".join(report.dropped)
         parts.append(terminal.indented(f"left out {dropped}: the result is for inference", "dim"))
@@ -93,7 +95,33 @@ def decisions(
         terminal.indented(f"warning: --keep {unused!r} matches no layer", "yellow")
         for unused in unused_keep
     ]
+    alike: dict[str, list[str]] = {}
+    for path, rules in plan.exceptions.items():
+        alike.setdefault(named_versions(rules), []).append(show(path))
+    for versions, paths in alike.items():
+        said = (
+            f"warning: not for {versions}, where {terminal.names(paths)} may run in training mode"
+        )
+        parts.append(terminal.indented(said, "yellow"))
     return parts
+
+
+def promised(promise: Promise | None) -> list[RenderableType]:
+    """What `--inference` changed, and what it could not."""
+    if promise is None:
+        return []
+    lines = []
+    if promise.told:
+        names = terminal.names([show(path) for path in promise.told])
+        lines.append(f"called with training=False from now on: {names}")
+    if promise.untold:
+        names = terminal.names([show(path) for path in promise.untold])
+        lines.append(
+            f"a Sequential has no place for training=False: call it so, or by predict, for {names}"
+        )
+    if not lines:
+        lines.append("--inference changes nothing: no layer takes training=True by default")
+    return [terminal.indented(line, "dim") for line in lines]
 
 
 def verification(result: Verification, *, strict: bool = False) -> RenderableType:
