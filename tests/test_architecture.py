@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -212,6 +213,10 @@ def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
 def test_a_test_that_starts_a_process_is_told_from_its_code() -> None:
     assert starts_processes(test_inspect_loads_nothing_that_was_not_asked_for)  # by `loaded_by`
     assert not starts_processes(test_imports_point_one_way)
+
+
+def test_every_test_begins_with_the_same_seed() -> None:
+    assert random.random() == random.Random(0).random()
 
 
 def test_no_test_file_is_imported() -> None:

@@ -135,7 +135,7 @@ SETTINGS = settings(
 # One batch by default: each takes as long as a whole file of other tests.
 @pytest.mark.parametrize("number", some(range(8), 8))
 def test_drawn_models(number: int) -> None:
-    check_many(number, 12)
+    check_many(number, 8)
 
 
 def test_the_oracle_knows_every_layer_that_a_map_crosses() -> None:
