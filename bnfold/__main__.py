@@ -101,7 +101,7 @@ def _fork() -> None:
     pid = os.fork()
     if pid:
         os.close(writing)
-        _supervise(Watch(_Forked(pid), reading), obeyed)
+        _supervise(Watch(_Forked(pid), reading, adopts=True), obeyed)
     os.close(reading)
     for number in obeyed:  # as long as there is nothing to clean up, the child ends by them at once
         signal.signal(number, signal.SIG_DFL)
@@ -118,7 +118,7 @@ def _spawn() -> None:
 
     obeyed = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
     process, reading = spawning.start("bnfold.__main__", "command", sys.argv)
-    _supervise(Watch(process, reading), obeyed)
+    _supervise(Watch(process, reading, adopts=True), obeyed)
 
 
 def _supervise(watch: Watch, obeyed: list[int]) -> None:

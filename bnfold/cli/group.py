@@ -62,9 +62,8 @@ class Commands(click.Group):
             _fail(ctx, _usage(error))
         except (click.ClickException, click.exceptions.Exit):
             raise
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("bnfold: interrupted", err=True)
-            ctx.exit(130)
+        except (click.Abort, KeyboardInterrupt) as end:
+            _interrupted(ctx, end)
         except BnfoldError as error:
             _fail(ctx, str(error))
         except BrokenPipeError:
@@ -72,6 +71,8 @@ class Commands(click.Group):
             ctx.exit(0)
         except OSError as error:
             _fail(ctx, _os_error(error))
+        except SystemExit as end:
+            _refuse_to_end(ctx, end)
         except MemoryError:
             _fail(ctx, link.out_of_memory())
         except RecursionError:
@@ -99,6 +100,20 @@ def _os_error(error: OSError) -> str:
 def _usage(error: click.UsageError) -> str:
     help_with = f" ('{error.ctx.command_path} --help' helps)" if error.ctx else ""
     return f"{error.format_message()}{help_with}"
+
+
+def _interrupted(ctx: click.Context, end: BaseException) -> NoReturn:
+    if link.is_supervised() and not isinstance(end, (process.Interrupted, click.Abort)):
+        _fail(ctx, link.said("was ended by code that it needs, with KeyboardInterrupt,"))
+    click.echo("bnfold: interrupted", err=True)
+    ctx.exit(130)
+
+
+def _refuse_to_end(ctx: click.Context, end: SystemExit) -> NoReturn:
+    """End as a signal asks. A module of the user's may end too, and then nothing is proved."""
+    if isinstance(end, process.Stopped):
+        raise end
+    _fail(ctx, link.said("was ended by code that it needs, with SystemExit,"))
 
 
 def _propose_no_code(error: click.UsageError) -> None:
@@ -133,8 +148,8 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
     """End by an exception, so that what was being written is cleaned up; nothing disturbs that."""
     signal.signal(number, signal.SIG_IGN)
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
+        raise process.Interrupted
+    raise process.Stopped(128 + number)
 
 
 def _stop_all_the_same(lost: "sys.UnraisableHookArgs") -> None:

@@ -40,6 +40,9 @@ R = TypeVar("R")
 FILES_GO_THERE = True
 """Whether models in files are run in a child where nobody says anything about it."""
 
+_GROUP: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
+"""So that what a child has started can be ended with it."""
+
 _REQUEST, _RESULT, _NOISE = "request.json", "result.json", "stderr"
 
 
@@ -131,8 +134,13 @@ def _outcome(folder: Path, sender: Sender) -> dict[str, Any]:
         raise ProcessStoppedError("there is no Python to start another process with")
 
     def told(words: list[str]) -> None:
-        number, arguments = words[1:]
-        sender.functions[int(number)](*json.loads(arguments))
+        try:
+            word, number, given = words
+            function, arguments = sender.functions[int(number)], json.loads(given)
+        except (ValueError, IndexError):
+            return  # code that a model needs may write anything to the pipe
+        if word == "call":
+            function(*arguments)
 
     environment = {**os.environ, "KERAS_BACKEND": process.BACKEND}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
@@ -143,11 +151,17 @@ def _outcome(folder: Path, sender: Sender) -> dict[str, Any]:
                 stdin=nothing,
                 stdout=nothing,
                 stderr=noise,
+                **_GROUP,
             )
         except OSError as error:
             raise ProcessStoppedError(f"cannot start: {error.strerror or error}") from error
         watch = Watch(child, pipe, told)
-        watch.run()
+        try:
+            watch.run()
+        finally:
+            if os.name == "posix":
+                with contextlib.suppress(OSError):  # it has started none that outlived it
+                    os.killpg(child.pid, signal.SIGKILL)
     result = folder / _RESULT
     if watch.problem is None and result.exists():
         found: dict[str, Any] = json.loads(result.read_text())
@@ -259,7 +273,7 @@ def main(pipe: int) -> None:
 
 def _stop(number: int, _: Any) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # once: what was being written is cleaned up meanwhile
-    sys.exit(128 + number)
+    raise process.Stopped(128 + number)
 
 
 def _done(request: dict[str, Any], folder: Path) -> Any:

@@ -23,6 +23,14 @@ BACKEND = "tensorflow"
 _owned = _is_apart = False
 
 
+class Stopped(SystemExit):
+    """A signal has asked this process to end; no code of the user's has."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Likewise, by Ctrl-C."""
+
+
 def is_own() -> bool:
     """Whether this process is bnfold's own."""
     return _owned

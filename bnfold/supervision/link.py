@@ -6,6 +6,7 @@ is killed. In a process without a supervisor, such as a user's, nothing is told 
 """
 
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,16 @@ class _Link:
             return
         line = "\t".join([word, *(_escaped(str(value)) for value in values)])
         with self.lock, suppress(BrokenPipeError):
+            if not self._is_open():
+                os._exit(2)  # code that a model needs has closed it: the supervisor says the rest
             os.write(self.pipe, f"{line}\n".encode("ascii"))
+
+    def _is_open(self) -> bool:
+        """Whether the pipe is there, and not another file under its number."""
+        try:
+            return stat.S_ISFIFO(os.fstat(self.pipe or 0).st_mode)
+        except OSError:
+            return False
 
 
 _link = _Link()
@@ -126,7 +136,7 @@ def loading(files: Mapping[Path, str]) -> None:
 
 def stage(name: str) -> None:
     """Something else is done from now on that runs models, such as "loading TensorFlow"."""
-    _begin(name)
+    _begin(name, "models")
     _link.runs_models = True
     if _link.is_narrow:
         _link.is_narrow = False
@@ -150,9 +160,9 @@ def _name_file(shown: str) -> None:
     _link.say("file", shown)
 
 
-def _begin(name: str) -> None:
+def _begin(name: str, *models: str) -> None:
     _link.stage = name
-    _link.say("stage", name)
+    _link.say("stage", name, *models)
 
 
 def _within(seconds: float) -> None:

@@ -110,6 +110,31 @@ def dies_with_parent() -> bool:
     return not failed
 
 
+def adopt_orphans() -> bool:
+    """Have those processes become children of this one whose parents end before them, if it can."""
+    if sys.platform != "linux":
+        return False
+    import ctypes  # noqa: PLC0415
+
+    try:
+        return not ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    except (OSError, AttributeError):
+        return False
+
+
+def end_children() -> None:
+    """End all children of this process, and theirs."""
+    import signal  # noqa: PLC0415
+
+    with suppress(OSError):  # there are none any more
+        while True:
+            for thread in os.listdir("/proc/self/task"):
+                with open(f"/proc/self/task/{thread}/children") as stream:
+                    for pid in map(int, stream.read().split()):
+                        os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
 def leave_no_core() -> None:
     """Write no image of this process to the disk if it crashes."""
     with suppress(ImportError, ValueError, OSError):

@@ -40,6 +40,9 @@ TICK = 0.05
 """Seconds between two looks at a process."""
 _LONG = 1.0  # seconds; whoever has not looked for longer was stopped, and does not count it
 _PATIENCE = 0.7  # seconds for a process to put away what it was writing, when it is asked to end
+_LINE = 1 << 20  # bytes, more than any
+OURS = (".bnfold-", "bnfold-")
+"""How the names of folders begin that are removed."""
 _AFTERWARDS = 5.0  # seconds for a process to end that has nothing to do any more
 ASKING = [
     getattr(signal, name)
@@ -57,7 +60,8 @@ class Watch:
     """A process under supervision.
 
     `pipe` is read, and closed in the end; `bnfold.supervision.link` of the process writes to it.
-    Lines of which nothing is known here are handed to `told`, as lists of texts.
+    Lines of which nothing is known here are handed to `told`, as lists of texts. With `adopts`
+    this process has no other children: those of the process that outlive it are ended too.
 
     Attributes:
         code: what the process ended with; 128 and a signal's number where that asked it to end, and
@@ -68,7 +72,12 @@ class Watch:
     """
 
     def __init__(
-        self, process: Process, pipe: int, told: Callable[[list[str]], None] | None = None
+        self,
+        process: Process,
+        pipe: int,
+        told: Callable[[list[str]], None] | None = None,
+        *,
+        adopts: bool = False,
     ) -> None:
         self.code = 0
         self.problem: str | None = None
@@ -86,6 +95,7 @@ class Watch:
         self._finished: int | None = None
         self._last_words: str | None = None
         self._asked: list[int] = []
+        self._may_adopt, self._adopts = adopts, False
         self._folders: set[str] = set()
         self._arrived = [b""]
         self._bell = _thread.allocate_lock()
@@ -102,6 +112,8 @@ class Watch:
             if self._process.poll() is None:
                 self._end()
             code = self._process.wait()
+            if self._adopts:
+                platforms.end_children()
             self._closed.acquire(timeout=_PATIENCE)  # a process of its own may hold the pipe
             self._hear()
             self._ask()
@@ -170,16 +182,25 @@ class Watch:
         """Take notice of the lines that have arrived, as far as they are complete."""
         count = len(self._arrived)
         *lines, rest = b"".join(self._arrived[:count]).split(b"\n")
-        self._arrived[:count] = [rest]
+        self._arrived[:count] = [rest[-_LINE:]]
         for line in lines:
-            self._heed([word.decode("unicode_escape") for word in line.split(b"\t")])
+            try:
+                words = [word.decode("unicode_escape") for word in line.split(b"\t")]
+                is_known = self._heed(words)
+            except ValueError:
+                continue  # code that a model needs may write anything to the pipe
+            if not is_known and self._told is not None:
+                self._told(words)
 
-    def _heed(self, words: list[str]) -> None:
+    def _heed(self, words: list[str]) -> bool:
+        """Take notice of a line; whether it is one of these. Raises ValueError for no number."""
         match words:
             case ["file", name]:
                 self._file = name
-            case ["stage", name]:
+            case ["stage", name, *models]:
                 self._stage = name
+                if models and self._may_adopt and not self._adopts:
+                    self._adopts = platforms.adopt_orphans()
             case ["whole", seconds]:
                 self._whole = float(seconds)
             case ["within", seconds]:
@@ -190,17 +211,16 @@ class Watch:
                     self._within = (before + float(seconds), until + float(seconds))
             case ["memory", size]:
                 self._memory = int(size)
-            case ["made", folder]:
+            case ["made", folder] if os.path.basename(folder).startswith(OURS):
                 self._folders.add(folder)
             case ["gone", folder]:
                 self._folders.discard(folder)
             case ["finished", code, *problem]:
                 self._finished, self._last_words = int(code), " ".join(problem) or None
                 self._to_kill = self._passed + _AFTERWARDS
-            case [""]:
-                pass  # only to see whether somebody reads it
-            case _ if self._told is not None:
-                self._told(words)
+            case _:
+                return False
+        return True
 
     def _look(self) -> None:
         """Pass a signal on, count the time, and kill the process if it takes more than it may."""

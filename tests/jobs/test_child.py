@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,30 @@ def test_without_a_process_or_a_thread(
     with pytest.raises(bnfold.ProcessStoppedError, match=r"cannot start: .*(unav|thread)"):
         bnfold.inspect(saved, in_process=False)
     assert list(temporary.iterdir()) == []
+
+
+def has_ended(pid: str) -> bool:
+    """Whether a process is gone, or waits only for its parent to ask what became of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def test_no_process_of_a_process_outlives_it(
+    saved: Path, misbehave: Callable[[str], str], temporary: Path
+) -> None:
+    misbehave(
+        "import subprocess; one = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(temporary / 'pid')!r}, 'w').write(str(one.pid)); os.abort()"
+    )
+    with pytest.raises(bnfold.ProcessStoppedError, match="SIGABRT"):
+        bnfold.inspect(saved, in_process=False)
+    pid = (temporary / "pid").read_text()
+    deadline = time.monotonic() + 60
+    while not has_ended(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_fold_that_is_stopped_leaves_no_trace(saved: Path, tmp_path: Path) -> None:

@@ -158,6 +158,54 @@ def test_keras_may_not_load_for_ever_either() -> None:
     assert f"{MODEL}: took more than 1 s while loading the models; --timeout" in error
 
 
+LOADING = (
+    "patch('bnfold.running.libraries', 'start', lambda *_: None)\n"
+    "patch('bnfold.running.loading', 'load_all', lambda *_: does(_))"
+)
+"""What a custom layer does in the middle of a command that runs models."""
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("sys.exit()", "was ended by code that it needs, with SystemExit,"),
+        ("raise KeyboardInterrupt", "was ended by code that it needs, with KeyboardInterrupt,"),
+        ("os.closerange(3, 99); link.stage('')", "ended early, with exit code 2"),
+        (
+            "os.closerange(3, 99); [os.open(os.devnull, 2) for _ in range(50)]; link.stage('')",
+            "ended early, with exit code 2",
+        ),
+    ],
+)
+def test_code_that_a_model_needs_is_not_believed(does: str, says: str) -> None:
+    code, out, error = ended(started("verify", MODEL, MODEL, does=does, before=LOADING))
+    told = [line for line in error.splitlines() if not line.endswith(" ...")]
+    assert (code, out, told) == (2, "", [f"bnfold: {MODEL}: {says} while loading the models"])
+
+
+def test_what_others_write_to_the_pipe_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    garbage = f"memory\tx\nwithin\t\nstage\t\\x\nmade\t{tmp_path}\nfinished\n\xff\ncall\t1\t[]\n"
+    does = f"os.write(link._link.pipe, {garbage!r}.encode('latin-1')); os.abort()"
+    code, out, error = ended(started("inspect", MODEL, does=does, before=READING))
+    assert (code, out) == (2, "")
+    assert error == f"bnfold: {MODEL}: crashed with SIGABRT while reading it\n"
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+@pytest.mark.parametrize("end", ["os.abort()", "time.sleep(60)"])
+def test_no_process_of_a_process_outlives_it(end: str, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    does = (
+        f"subprocess = __import__('subprocess'); one = subprocess.Popen(['sleep', '600']); "
+        f"Path({str(pid)!r}).write_text(str(one.pid)); {end}"
+    )
+    words = ["verify", MODEL, MODEL, "--timeout", "8"]
+    code, *_ = ended(started(*words, does=does, before=LOADING))
+    assert code == 2
+    assert not Path(f"/proc/{pid.read_text()}").exists()
+
+
 # --- what is left behind --------------------------------------------------------------------------
 
 
