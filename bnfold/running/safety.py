@@ -117,7 +117,7 @@ def read_facts(path: Path) -> FileFacts:
 
     Raises UnreadableModelError and UnsafeModelError.
     """
-    with open_model(path) as model:
+    with open_model(path) as model, model.named():
         return FileFacts(
             path,
             model.kind,
