@@ -155,7 +155,8 @@ def inspect(
         UnreadableModelError: the file is no Keras model, or a damaged one.
         UnsafeModelError: it contains something that a model file must not contain.
         SettingsError: no rule has such a code, or there is no such target.
-        VerificationImpossibleError: the model cannot be loaded to run it.
+        VerificationImpossibleError: the model cannot be loaded to run it, or what does that is
+            not installed.
         ProcessStoppedError: the child process crashed, or took more than it may.
         BnfoldError: the data do not fit, or Keras cannot save the live model.
     """
@@ -286,7 +287,8 @@ def fold(
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read.
         OutputError: `out` cannot be written, or exists and `force` is not given.
-        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the model, or they are
+            not installed.
         VerificationFailedError: the folded live model does not compute the same.
         FindingsError: the live model has a finding as bad as `fail_on`.
         ProcessStoppedError: the child process crashed, or took more than it may.
@@ -379,7 +381,8 @@ def verify(
 
     Raises:
         UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
-        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the original.
+        VerificationImpossibleError: neither Keras nor ONNX Runtime can run the original, or they
+            are not installed.
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save a live model.
     """
     loading = _loading([original, folded], trust, imports)
@@ -458,7 +461,8 @@ def export(
         UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
         OutputError: `target` cannot be written, or exists and `force` is not given.
         ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
-        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare.
+        VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare, or
+            what is needed for that is not installed.
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save the live model.
     """
     if keep and not options.flag("fold", fold):
@@ -581,7 +585,8 @@ def recalibrate(
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
         OutputError: `out` cannot be written, or exists and `force` is not given.
-        VerificationImpossibleError: the model cannot be loaded to run it.
+        VerificationImpossibleError: the model cannot be loaded to run it, or what does that is
+            not installed.
         VerificationFailedError: for a live model, instead of such a `refusal`.
         BnfoldError: the data do not fit, no layer can be recalibrated, what goes into one is not
             finite, or its statistics do not fit into their dtype.
@@ -680,7 +685,8 @@ def bench(
 
     Raises:
         UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
-        VerificationImpossibleError: Keras cannot be imported, or a model has no graph.
+        VerificationImpossibleError: Keras is not installed or cannot be imported, or a model has
+            no graph.
         BnfoldError: the models take different inputs, no runtime can run both, or Keras cannot
             save a live model.
     """

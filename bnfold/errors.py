@@ -31,7 +31,7 @@ class SettingsError(BnfoldError, ValueError):
 
 
 class VerificationImpossibleError(BnfoldError):
-    """Neither Keras nor ONNX Runtime can run the models, so nothing can be proved."""
+    """Keras and ONNX Runtime cannot run the models, or are not installed: nothing can be proved."""
 
 
 class ExportImpossibleError(BnfoldError):

@@ -327,7 +327,8 @@ def bench_files(
 
     Raises:
         UnreadableModelError, UnsafeModelError: a model cannot be read or loaded.
-        VerificationImpossibleError: Keras cannot be imported, or a model has no graph.
+        VerificationImpossibleError: Keras is not installed or cannot be imported, or a model has
+            no graph.
         BnfoldError: the models take different inputs, or no runtime can run both.
     """
     seconds = options.finite("seconds", seconds, positive=True)

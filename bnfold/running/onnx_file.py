@@ -83,7 +83,7 @@ def _constants() -> Any:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
-    raise ExportImpossibleError("tf2onnx is not installed")
+    raise ExportImpossibleError("tf2onnx does not say which opsets it writes")
 
 
 def versions(loaded: LoadedModel) -> dict[str, str]:

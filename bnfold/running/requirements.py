@@ -94,7 +94,7 @@ class Installed:
     @property
     def will_do(self) -> bool:
         """Whether it is there, and nothing that is known of it speaks against it."""
-        return self.is_there and not self.is_old and self.error is None
+        return self.problem is None
 
     @property
     def problem(self) -> str | None:
