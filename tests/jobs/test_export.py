@@ -157,17 +157,19 @@ def test_the_batch_is_free(batch: int, saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_convolutional_network_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    """Also in another process, whose hashes are others."""
+    """Also in another process, whose hashes are others; and its stages are told once."""
     here, there = tmp_path / "here.onnx", tmp_path / "there.onnx"
-    subprocess.run(
-        [sys.executable, "-m", "bnfold", "export", str(saved), str(there)],
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", "fold", str(saved), str(there)],
         env={**os.environ, "PYTHONHASHSEED": "1"},
         check=True,
         capture_output=True,
+        text=True,
     )
     keras.backend.clear_session(free_memory=False)  # names inside count from 0, as they do there
-    bnfold.export(saved, here)
+    assert command("fold", saved, here).exit_code == 0
     assert here.read_bytes() == there.read_bytes()
+    assert done.stderr.splitlines().count("bnfold: loading TensorFlow ...") == 1
 
 
 def test_without_a_fold_the_model_is_written_as_it_is(saved: Path, tmp_path: Path) -> None:
@@ -452,14 +454,6 @@ def test_a_refused_fold_is_not_converted(
     assert said.startswith(f"{tmp_path / 'out.onnx'} was not written: it would not compute")
     assert "folded " not in said
     assert not list(tmp_path.iterdir())
-
-
-def test_a_stage_is_told_when_it_begins_and_not_again(saved: Path, tmp_path: Path) -> None:
-    words = ["fold", str(saved), str(tmp_path / "out.onnx")]
-    done = subprocess.run(
-        [sys.executable, "-m", "bnfold", *words], capture_output=True, text=True, check=True
-    )
-    assert done.stderr.splitlines().count("bnfold: loading TensorFlow ...") == 1
 
 
 @pytest.mark.parametrize(
