@@ -12,6 +12,7 @@ import commands
 import pytest
 
 
+@pytest.mark.keras  # installed: commands look for it before they read a file
 @pytest.mark.parametrize("name", commands.COMMANDS)
 def test_a_command_refuses_a_bomb(name: str, tmp_path: Path) -> None:
     ended = commands.run(name, attacks.doubled(tmp_path))
