@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from inspect import isfunction
+from inspect import isfunction, ismodule
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -76,8 +76,10 @@ def starts_processes(test: FunctionType) -> bool:
         names = set(_names(function.__code__))
         if names & STARTING:
             return True
-        called = (function.__globals__.get(name) for name in names)
-        left += [one for one in called if isfunction(one) and _is_ours(one) and one not in seen]
+        known = [function.__globals__.get(name) for name in names]
+        helpers = [vars(one) for one in known if ismodule(one)]
+        known += [helper.get(name) for helper in helpers for name in names]
+        left += [one for one in known if isfunction(one) and _is_ours(one) and one not in seen]
     return False
 
 
