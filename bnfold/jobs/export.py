@@ -172,12 +172,15 @@ def export_file(
         decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
         audit = of_input(model, settings, None if keep else decided)
         promise = Promise.of(model.graph) if inference else None
-        job = _Job(model, running, name, link.told(progress))
-        opening = None
-        if not audit.stops:
-            opening, opset = job.start(opset)
-        with Staging(target, "onnx", force=force) as staging:
-            subject, replaced = model.path, _NONE
+        with (
+            told_the_same(model, promise) as original,
+            Staging(target, "onnx", force=force) as staging,
+        ):
+            job = _Job(model, original, running, name, link.told(progress))
+            opening = None
+            if not audit.stops:
+                opening, opset = job.start(opset)
+            subject, replaced = original, _NONE
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(staging.path, model)
                 replaced, decided = write_folded(
@@ -199,9 +202,8 @@ def export_file(
                 inference=promise,
             )
             if prove and not audit.stops:
-                with told_the_same(model, promise) as original:
-                    as_called = promise is None or not promise.untold
-                    proof = running.run(original, subject, progress, as_called=as_called)
+                as_called = promise is None or not promise.untold
+                proof = running.run(original, subject, progress, as_called=as_called)
                 report = replace(report, verification=proof)
             if opening is not None and _is_proved(report, running):
                 report = job.convert(opening, subject, staging.path, report, sha256)
@@ -224,9 +226,10 @@ def _is_proved(report: ExportReport, running: Proof) -> bool:
 
 @dataclass(frozen=True)
 class _Job:
-    """A model on its way into an ONNX file."""
+    """A model on its way into an ONNX file; `original` is the file that the result must match."""
 
     model: ModelFile
+    original: Path
     running: Proof
     name: str | None
     report: _Progress
@@ -243,7 +246,7 @@ class _Job:
                 f"{self.label}: a subclassed model: its file holds no graph, so there is nothing"
                 " to convert"
             )
-        opening = session.look([self.model.path], self.running.loading, self.running.samples)
+        opening = session.look([self.original], self.running.loading, self.running.samples)
         opset = onnx_file.choose_opset(opset)
         opening.start(self.report)
         return opening, opset
@@ -252,7 +255,7 @@ class _Job:
         self, opening: Opening, subject: Path, path: Path, report: ExportReport, sha256: str
     ) -> ExportReport:
         """Convert the model file `subject` to `path` and compare it with the source."""
-        if subject != self.model.path:
+        if subject != self.original:
             opening = opening.beside(subject)
         original, folded = self._load(opening)
         sets, warning = self._samples(original)
