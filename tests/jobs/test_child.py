@@ -520,8 +520,10 @@ def made(name, *own):
     return name
 
 
-def observed(name, **options):
+def does(name, **options):
     try:
+        if sys.argv[2] == "fold":
+            return bnfold.fold(name, "out.keras", force=True, **options).written
         found = bnfold.inspect(name, data=np.ones((4, 4), "float32"), **options)
         return found.to_dict()["batchnorms"][0]["observed"] is not None
     except bnfold.BnfoldError as error:
@@ -529,21 +531,22 @@ def observed(name, **options):
 
 
 name = made("here.keras", Here(name="own"))
-said = observed(name)
+said = does(name)
 assert said.startswith("here.keras: 'Here' is defined in the running script, and"), said
-assert observed(name, in_process=True) is True
+assert does(name, in_process=True) is True
 name = made("own.keras", lab.Twice(name="twice"), lab.Plain(name="plain"))
 with keras.saving.custom_object_scope({"Plain": lab.Plain}):
-    said = observed(name)
+    said = does(name)
     assert "' is defined in the module 'lab' (No module named 'lab')" in said, said
     sys.path.append(sys.argv[1])
-    assert observed(name) is True
-said = observed(name)
+    assert does(name) is True
+said = does(name)
 assert 'imports=["MODULE"]' in said, said
 """
 
 
-def test_what_this_process_has_registered_is_known_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["inspect", pytest.param("fold", marks=pytest.mark.slow)])
+def test_what_this_process_has_registered_is_known_there(job: str, tmp_path: Path) -> None:
     """If it is in a module; else it is said what can be done about it."""
     places = tmp_path / "modules"
     places.mkdir()
@@ -558,7 +561,7 @@ def test_what_this_process_has_registered_is_known_there(tmp_path: Path) -> None
     )
     (tmp_path / "script.py").write_text(REGISTERED)
     path = os.pathsep.join([str(ROOT), str(places)])
-    done = python("script.py", str(places), folder=tmp_path, PYTHONPATH=path)
+    done = python("script.py", str(places), job, folder=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
 
 
