@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from bnfold.errors import SettingsError
 from bnfold.folding.plan import Blocked, Plan, plan
 from bnfold.model.container.model_file import ModelFile
@@ -35,7 +37,8 @@ def planned(
         SettingsError: `keras` is no version.
     """
     use = Use(_rules(keras), inference, archived=model.kind != "h5")
-    with model.named():  # weights are read only now
+    # Weights are read only now, and what a number that is not finite means is for others to say.
+    with model.named(), np.errstate(all="ignore"):
         decided = plan(model.graph, keep, use)
         return replace(decided, decisions=(*decided.decisions, *_loose(model)))
 

@@ -2,10 +2,13 @@
 
 import io
 import json
+import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
 from archives import (
@@ -19,6 +22,7 @@ from archives import (
     norm_arrays,
 )
 from damage import refused
+from places import FIXTURES
 
 import bnfold
 from bnfold.folding.plan import Blocked
@@ -67,3 +71,34 @@ def test_a_bias_of_another_size_than_its_kernel(tmp_path: Path) -> None:
     assert isinstance(stays, Blocked)
     assert "bias of shape (2,)" in stays.reason
     json.dumps(bnfold.fold(path, tmp_path / "out.keras", verify=False).to_dict())
+
+
+def damaged(path: Path) -> h5py.File:
+    """A copy of an HDF5 file of Keras 3, open for what is done to it."""
+    shutil.copyfile(FIXTURES / "digits_cnn_keras315.h5", path)
+    return h5py.File(path, "r+")
+
+
+def test_variables_that_stand_at_a_layer_without_any(tmp_path: Path) -> None:
+    # Keras goes by the order of those that have some, and gives them to the layer beside it.
+    path = tmp_path / "m.h5"
+    with damaged(path) as file:
+        weights = file["model_weights"]
+        weights.move("re_lu", "x")
+        weights.move("batch_normalization_1", "re_lu")
+        weights.move("x", "batch_normalization_1")
+    refused(path, says="a layer without any")
+
+
+def test_a_nan_of_16_bits_is_a_finding_and_no_warning(tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    with damaged(path) as file:
+        place = file["model_weights/batch_normalization_1/batch_normalization_1"]
+        numbers = np.full(place["moving_mean"].shape, np.nan, ml_dtypes.bfloat16)
+        numbers.view("u2")[:] = 0xFFBF  # what signals
+        del place["moving_mean"]
+        place["moving_mean"] = numbers.view("V2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bnfold.inspect(path).findings
+    assert "BN104" in {one.code for one in found}

@@ -22,7 +22,8 @@ from bnfold.model import keras1, keras_json
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.ownership import Owned, leaves, owners
-from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, title, walk_all
+from bnfold.model.layers import facts, slots
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import model_layers
 from bnfold.supervision import link
@@ -300,6 +301,12 @@ def _with_weights(layer: Layer, weights: tuple[Weight, ...]) -> Layer:
     """A layer with its variables, which are those of what it wraps where it is a wrapper."""
     if layer.inner is not None:
         return replace(layer, inner=_with_weights(layer.inner, weights))
+    # A layer that is random in training may keep the state of its seed.
+    if weights and slots(layer) == () and facts(layer).training == "same":
+        raise UnreadableModelError(
+            f"the file lists variables for {guard.printable(title(layer, (layer.name,)))}, a layer"
+            " without any: by their names and by their places they would be others'"
+        )
     return replace(layer, weights=weights)
 
 
