@@ -270,13 +270,14 @@ def _wider_dtype(file: h5py.File, choose: Choose) -> None:
 def _other_shape(file: h5py.File, choose: Choose) -> None:
     name = choose.choice(_paths(file, h5py.Dataset))
     values = np.asarray(file[name][()])
+    row = np.atleast_1d(values)
     shapes: tuple[Callable[[], Any], ...] = (
         lambda: values.T,
-        lambda: values[..., :-1],
-        lambda: np.concatenate([values, values], axis=-1),
+        lambda: row[..., :-1],
+        lambda: np.concatenate([row, row], axis=-1),
         lambda: values.reshape(-1),
         lambda: values[None],
-        lambda: values[:0],
+        lambda: row[:0],
         lambda: values.reshape(-1)[0],
         lambda: h5py.Empty("f4"),
     )
