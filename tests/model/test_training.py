@@ -43,9 +43,11 @@ needs_source = pytest.mark.skipif(SOURCE is None, reason="BNFOLD_KERAS_SOURCE na
 
 (INSTALLED,) = training_rules(keras.__version__)
 
+pytestmark = pytest.mark.usefixtures("keras_alone")
+
 
 def draws() -> int:
-    return 120 if tiers.EVERYTHING else 12
+    return 120 if tiers.EVERYTHING else 6
 
 
 def check(folder: Path, found: dict[str, Found], rule: TrainingRule) -> None:
@@ -281,7 +283,7 @@ def test_a_model_that_all_versions_run_alike(name: str, tmp_path: Path) -> None:
         ("nested flip off", ("nested/flip",)),
     ],
 )
-@pytest.mark.parametrize("form", [".keras", ".h5"])
+@pytest.mark.parametrize("form", tiers.some([".keras", ".h5"]))
 def test_a_promise_is_written_into_the_calls(
     name: str, told: tuple[str, ...], form: str, tmp_path: Path
 ) -> None:
