@@ -13,7 +13,7 @@ every file. Kernel layouts are those of the Keras documentation, with `in` and `
 How a scale and a shift cross a layer stands in `bnfold.folding`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from bnfold.model import shape_rules
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.identity import is_keras_layer
-from bnfold.model.shape_rules import ShapeRule
+from bnfold.model.shape_rules import Shape, ShapeRule
 
 # --- the questions -------------------------------------------------------------------------------
 
@@ -193,6 +193,28 @@ def _recurrent(bias_rank: int | None = 1) -> Facts:
 
 _CUDNN = Facts(shape=shape_rules.recurrent, channels=_last, mask="reads", casts_integers=True)
 
+
+def _recurrent_convolution(space: int) -> Facts:
+    return Facts(
+        shape=shape_rules.recurrent_convolution(space + 3),
+        channels=_first_at(-1 - space),
+        mask="reads",
+        training_default=False,
+    )
+
+
+def _of_directions(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | None:
+    """What one direction makes, or both side by side, and then the states of both."""
+    inside, merge = direction(layer, "forward"), layer.config.get("merge_mode", "concat")
+    if inside is None:
+        return None
+    is_state = output >= (2 if merge is None else 1)
+    found = shape_rules.recurrent(inside, inputs, int(is_state))
+    if is_state or merge != "concat" or found is None or found[-1] is None:
+        return found
+    return (*found[:-1], 2 * found[-1])
+
+
 _BATCHNORM = Facts(
     variables=(
         Slot("gamma", 1, "scale"),
@@ -241,6 +263,7 @@ def _global_pooling(rank: int) -> Facts:
 _AUGMENTATION = replace(_WEIGHTLESS, training_default=True)
 _OPAQUE = Facts(mask="reads")
 _UNTRAINED = replace(_OPAQUE, trained=False)
+_ATTENTION = replace(_OPAQUE, shape=shape_rules.same_rank)
 _INFERS = replace(_OPAQUE, training_default=False)
 
 # --- the rows ------------------------------------------------------------------------------------
@@ -285,14 +308,16 @@ ROWS: Mapping[str, Facts] = {
         "GroupNormalization LayerNormalization",
         replace(_POINTWISE, variables=None, trained=True, dtype="made", at_inference="normalizes"),
     ),
-    "RMSNormalization": replace(_OPAQUE, at_inference="normalizes"),
-    "UnitNormalization": replace(_UNTRAINED, at_inference="normalizes"),
+    "RMSNormalization": replace(_OPAQUE, shape=shape_rules.same, at_inference="normalizes"),
+    "UnitNormalization": replace(_UNTRAINED, shape=shape_rules.same, at_inference="normalizes"),
     # Recurrent.
     **_row("SimpleRNN LSTM", _recurrent()),
     "GRU": _recurrent(None),  # with reset_after the bias has a second row
     **_row("CuDNNGRU CuDNNLSTM", _CUDNN),
-    "Bidirectional": replace(_OPAQUE, channels=_last, dtype="made", casts_integers=True),
-    **{f"ConvLSTM{n}D": replace(_INFERS, channels=_first_at(-1 - n)) for n in (1, 2, 3)},
+    "Bidirectional": replace(
+        _OPAQUE, shape=_of_directions, channels=_last, dtype="made", casts_integers=True
+    ),
+    **{f"ConvLSTM{n}D": _recurrent_convolution(n) for n in (1, 2, 3)},
     # Nothing happens at inference.
     **_row("ActivityRegularization Identity", _IDENTITY),
     **_row("Dropout GaussianDropout", _DROPOUT),
@@ -320,7 +345,10 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("ZeroPadding", _at_edges(shape_rules.padded)),
     **_by_rank("Cropping", _at_edges(shape_rules.cropped)),
     **_by_rank("GlobalAveragePooling GlobalMaxPooling", _global_pooling),
-    **_row("CenterCrop Resizing", replace(_AUGMENTATION, training="same", gain=())),
+    **_row(
+        "CenterCrop Resizing",
+        replace(_AUGMENTATION, shape=shape_rules.same_rank, training="same", gain=()),
+    ),
     # Numbers change their places.
     "Flatten": replace(_MOVES, shape=shape_rules.flattened),
     "Permute": replace(_MOVES, shape=shape_rules.permuted, mask="passes"),
@@ -340,9 +368,9 @@ ROWS: Mapping[str, Facts] = {
         _OPAQUE, training_default=True, propagates_default=True
     ),
     # Attention.
-    **_row("AdditiveAttention Attention", _INFERS),
-    "MultiHeadAttention": replace(_OPAQUE, channels=_last, dtype="made"),
-    **_row("GroupQueryAttention GroupedQueryAttention", replace(_OPAQUE, channels=_last)),
+    **_row("AdditiveAttention Attention", replace(_ATTENTION, training_default=False)),
+    "MultiHeadAttention": replace(_ATTENTION, channels=_last, dtype="made"),
+    **_row("GroupQueryAttention GroupedQueryAttention", replace(_ATTENTION, channels=_last)),
     # Of these it is known only what training does to them, and that no mask begins there.
     **_row("CategoryEncoding Dot HashedCrossing Hashing RandomHeight RandomWidth", _WEIGHTLESS),
     **_row(

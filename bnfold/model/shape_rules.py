@@ -42,6 +42,13 @@ def same(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | N
     return inputs[0]
 
 
+def same_rank(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | None:
+    """As many axes as all inputs have, of sizes that are not worked out; of the first output."""
+    ranks = {None if shape is None else len(shape) for shape in inputs}
+    rank = ranks.pop() if len(ranks) == 1 and output == 0 else None
+    return None if rank is None else (None,) * rank
+
+
 def broadcast(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | None:
     """Layers that broadcast: sizes that differ are left open unless one of them is 1."""
     shapes = [shape for shape in inputs if shape is not None]
@@ -163,6 +170,20 @@ def recurrent(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shap
     if output == 0 and layer.config.get("return_sequences"):
         return (batch, shape[1] if shape is not None and len(shape) > 1 else None, units)
     return (batch, units)
+
+
+def recurrent_convolution(rank: int) -> ShapeRule:
+    """`filters` channels, for the last step or for every one; the space is not worked out."""
+
+    def rule(layer: Layer, inputs: Sequence[Shape | None], output: int) -> Shape | None:
+        steps = (None,) if output == 0 and layer.config.get("return_sequences") else ()
+        channels, space = _integer(layer.config.get("filters")), (None,) * (rank - 3)
+        batch = inputs[0][0] if inputs[0] else None
+        if layer.config.get("data_format") == "channels_first":
+            return (batch, *steps, channels, *space)
+        return (batch, *steps, *space, channels)
+
+    return rule
 
 
 def without_space(rank: int) -> ShapeRule:

@@ -109,9 +109,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Hashing": {"num_bins": 3},
     "HashedCrossing": {"num_bins": 3},
     **{name: {"units": 3, "return_sequences": True} for name in ("SimpleRNN", "LSTM", "GRU")},
+    "Attention": {"use_scale": True},
+    "Bidirectional": {"layer": L.LSTM(3, return_sequences=True)},
+    "MultiHeadAttention": {"num_heads": 2, "key_dim": 3},
+    "GroupQueryAttention": {"head_dim": 3, "num_query_heads": 4, "num_key_value_heads": 2},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "DepthwiseConv": {"kernel_size": 3, "strides": 2, "padding": "same"},
+    "ConvLSTM": {"filters": 4, "kernel_size": 3, "return_sequences": True},
     "Conv": {"filters": 4, "kernel_size": 3, "padding": "valid"},
     "SeparableConv": {"filters": 4, "kernel_size": 3},
     "Adaptive": {"output_size": 2},
@@ -126,6 +131,9 @@ RANKS = {
     "Embedding": 2,
     "SpatialDropout2D": 4,
     "SpatialDropout3D": 5,
+    "ConvLSTM1D": 4,
+    "ConvLSTM2D": 5,
+    "ConvLSTM3D": 6,
 }
 
 
@@ -143,17 +151,27 @@ def build(name: str) -> Any:
 def sample(name: str, rows: int = 2) -> Any:
     """What a layer can read: numbers, and of tensors of several where it joins them."""
     rank = ROWS[name].rank or RANKS.get(name, 3)
-    shape = (rows, 7, 6, 8, 5)[:rank] if rank < 3 else (rows, *(7, 6, 8)[: rank - 2], 5)
+    shape = (rows, 7, 6, 8, 5)[:rank] if rank < 3 else (rows, *(7, 6, 8, 4)[: rank - 2], 5)
     generator = np.random.default_rng(0)
     numbers = generator.normal(size=shape).astype("float32")
     return generator.integers(0, 9, shape) if name == "Embedding" else numbers
 
 
 def call(layer: Any, name: str, tensor: Any, **arguments: Any) -> Any:
-    return layer([tensor, tensor] if ROWS[name].shape in JOINING else tensor, **arguments)
+    if name in TWICE:
+        return layer(tensor, tensor, **arguments)
+    return layer([tensor, tensor] if joins(name) else tensor, **arguments)
 
 
 JOINING = (shape_rules.broadcast, shape_rules.concatenated)
+TWICE = ("MultiHeadAttention", "GroupQueryAttention")
+
+
+def joins(name: str) -> bool:
+    """Whether a layer is called with a list of tensors."""
+    return ROWS[name].shape in JOINING or name in ("Attention", "AdditiveAttention")
+
+
 SHAPED = sorted(name for name, row in ROWS.items() if row.shape is not None and hasattr(L, name))
 
 
@@ -162,7 +180,7 @@ def test_a_row_says_what_keras_does(name: str) -> None:
     row, made, tensor = ROWS[name], build(name), keras.ops.convert_to_tensor(sample(name))
     output = call(made, name, tensor)
     layer = Layer(name, name, json.loads(json.dumps(made.get_config())), {})
-    count = 2 if row.shape in JOINING else 1
+    count = 2 if joins(name) or name in TWICE else 1
     found = row.shape(layer, [tuple(tensor.shape)] * count, 0) if row.shape else None
     assert found is not None
     assert len(found) == len(output.shape)
@@ -209,9 +227,9 @@ def test_differences_grow_no_more_than_a_row_says(name: str) -> None:
     settings = [abs(float(made.get_config().get(one, 0))) for one in ROWS[name].gain or ()]
     for size in (0.1, 10.0):
         other = numbers + size * np.random.default_rng(1).uniform(-1, 1, numbers.shape)
-        joins = ROWS[name].shape in JOINING  # of which only one input differs
-        first = made([numbers, numbers] if joins else numbers)
-        second = made([other.astype("float32"), numbers] if joins else other.astype("float32"))
+        is_joined = joins(name)  # of which only one input differs
+        first = made([numbers, numbers] if is_joined else numbers)
+        second = made([other.astype("float32"), numbers] if is_joined else other.astype("float32"))
         grown = float(np.abs(np.asarray(second) - np.asarray(first)).max())
         assert grown <= max([1.0, *settings]) * np.abs(other - numbers).max() * (1 + 1e-5)
 
