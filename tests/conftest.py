@@ -36,7 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.addaudithook(no_processes)
 
 
-HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL}
+HANDLERS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
+if os.name == "posix":
+    HANDLERS[signal.SIGQUIT] = signal.SIG_DFL
 
 
 class NoFrameworks:
@@ -65,8 +67,14 @@ def no_processes(event: str, _: object) -> None:
 PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec"}
 
 
+POSIX_ONLY = ("fuzz", "test_command.py")
+"""What is measured or limited there by `resource`, which Windows does not have."""
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not even import the files that import Keras where their tests are not wanted."""
+    if sys.platform == "win32" and collection_path.name in POSIX_ONLY:
+        return True
     if tiers.without_keras(config) and collection_path.suffix == ".py":
         return tiers.imports_keras(collection_path) or None
     return None
@@ -77,8 +85,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if tiers.imports_keras(item.path):
             item.add_marker("keras")
-        if isinstance(item, pytest.Function) and tiers.starts_processes(item.function):
-            item.add_marker("processes")
+        if isinstance(item, pytest.Function):
+            if tiers.starts_processes(item.function):
+                item.add_marker("processes")
+            if missing := tiers.missing(item.function):
+                item.add_marker(pytest.mark.skip(f"no {missing} on {sys.platform}"))
     marks = tiers.left_out(config)
     out = {item for item in items if any(map(item.get_closest_marker, marks))}
     config.hook.pytest_deselected(items=list(out))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+import pytest
 from places import FIXTURES, ROOT
-from tiers import starts_processes
+from tiers import missing, starts_processes
 
 PACKAGE = ROOT / "bnfold"
 TESTS = ROOT / "tests"
@@ -213,6 +214,18 @@ def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
 def test_a_test_that_starts_a_process_is_told_from_its_code() -> None:
     assert starts_processes(test_inspect_loads_nothing_that_was_not_asked_for)  # by `loaded_by`
     assert not starts_processes(test_imports_point_one_way)
+
+
+def test_what_another_system_lacks_is_told_from_the_code_of_a_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def linked() -> None:
+        FIXTURE.symlink_to(FIXTURE)
+
+    assert missing(linked) == ""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert missing(linked) == "symlink_to"
+    assert missing(test_imports_point_one_way) == ""
 
 
 def test_every_test_begins_with_the_same_seed() -> None:

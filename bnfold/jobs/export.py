@@ -208,7 +208,7 @@ def export_file(
             if opening is not None and _is_proved(report, running):
                 report = job.convert(opening, subject, staging.path, report, sha256)
             if report.written:
-                model.check_unchanged()
+                model.release()
                 staging.publish()
         return report
 

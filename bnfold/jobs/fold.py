@@ -201,7 +201,7 @@ def fold_file(
                 verification = verification.reworded(staging.said)
                 accepted = verification.accepted(strict=proof.strict)
             if accepted:
-                model.check_unchanged()
+                model.release()
                 staging.publish()
         return FoldReport(
             source=model.path,

@@ -236,7 +236,7 @@ def recalibrate_file(
             scores = labelled.compare(before, after) if before.wanted else ()
             written = check.passed and (allow_worse or not any(one.worse for one in scores))
             if written:
-                model.check_unchanged()
+                model.release()
                 staging.publish()
     return replace(
         report,

@@ -31,6 +31,7 @@ _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
 }
 _PREFIX = ".bnfold-"
 _ACCESS_LIST = "system.posix_acl_access"
+_IS_WINDOWS = os.name == "nt"
 
 
 def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
@@ -145,6 +146,8 @@ class Staging:
         if self._target.is_dir():
             self._replace_directory()
         else:
+            if _IS_WINDOWS and self._target.exists():
+                self._target.chmod(stat.S_IWRITE)  # it replaces nothing that is read-only
             self.path.replace(self._target)
         _flush_directory(self._target.parent)
 
@@ -180,7 +183,7 @@ def is_stream(target: Path) -> bool:
 
     The latter may be a file, to which others write as well: it must not be replaced.
     """
-    is_open = target.absolute().parts[1:2] in (("dev",), ("proc",))
+    is_open = not _IS_WINDOWS and target.absolute().parts[1:2] in (("dev",), ("proc",))
     return target.exists() and (is_open or not (target.is_file() or target.is_dir()))
 
 
@@ -245,7 +248,7 @@ def _access_list(path: Path) -> bytes | None:
 def _flush(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as stream:
+            with file.open("r+b") as stream:  # Windows flushes only what may be written
                 os.fsync(stream.fileno())
 
 

@@ -78,7 +78,7 @@ def _backend_of_the_settings() -> str:
     home = os.environ.get("KERAS_HOME")
     folder = Path(home) if home is not None else Path("~/.keras")
     try:
-        found = json.loads((folder.expanduser() / "keras.json").read_text())
+        found = json.loads((folder.expanduser() / "keras.json").read_text("utf-8"))
     except (OSError, ValueError, RuntimeError):
         return BACKEND
     return str(found.get("backend", BACKEND)) if isinstance(found, dict) else BACKEND

@@ -40,7 +40,7 @@ class _Link:
         if self.pipe is None:
             return
         line = "\t".join([word, *(_escaped(str(value)) for value in values)])
-        with self.lock, suppress(BrokenPipeError):
+        with self.lock, suppress(OSError):  # nobody listens, which Windows calls by other names
             if not self._is_open():
                 os._exit(2)  # code that a model needs has closed it: the supervisor says the rest
             os.write(self.pipe, f"{line}\n".encode("ascii"))
@@ -70,7 +70,7 @@ def connect(pipe: int, seconds: float | None = None, memory: int | None = None) 
         Thread(target=_end_with_the_supervisor, args=[pipe], daemon=True).start()
     try:
         os.write(pipe, b"\n")
-    except BrokenPipeError:
+    except OSError:
         os._exit(2)  # the supervisor ended before it could take this process with it
     platforms.leave_no_core()
     allow(seconds, memory)

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -65,22 +66,47 @@ def _imported(path: Path) -> Iterator[str]:
 STARTING = {"subprocess", "multiprocessing", "fork", "posix_spawn"}
 
 
-@cache
 def starts_processes(test: FunctionType) -> bool:
     """Whether a function names what starts a process, or calls one of the tests' that does."""
+    return bool(_all_names(test) & STARTING)
+
+
+IS_ROOT = os.name == "posix" and os.geteuid() == 0
+
+NOT_ON_WINDOWS = frozenset(
+    (
+        *("SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1"),
+        *("AF_UNIX", "chown", "fork", "getuid", "mkfifo", "symlink", "symlink_to", "umask"),
+    )
+)
+ONLY_ON_LINUX = frozenset(("getxattr", "setxattr", "pidfd_open", "prctl"))
+"""What the functions of Python are called that other systems do not have, or not for everybody."""
+
+
+def missing(test: FunctionType) -> str:
+    """The functions that a test needs and this system lacks, in words; "" for none."""
+    lacking = frozenset() if sys.platform == "linux" else ONLY_ON_LINUX
+    if sys.platform == "win32":
+        lacking |= NOT_ON_WINDOWS
+    return ", ".join(sorted(_all_names(test) & lacking))
+
+
+@cache
+def _all_names(test: FunctionType) -> frozenset[str]:
+    """What a function names, and what those of the tests' name that it calls."""
     seen: set[FunctionType] = set()
+    found: set[str] = set()
     left = [test]
     while left:
         function = left.pop()
         seen.add(function)
         names = set(_names(function.__code__))
-        if names & STARTING:
-            return True
+        found |= names
         known = [function.__globals__.get(name) for name in names]
         helpers = [vars(one) for one in known if ismodule(one)]
         known += [helper.get(name) for helper in helpers for name in names]
         left += [one for one in known if isfunction(one) and _is_ours(one) and one not in seen]
-    return False
+    return frozenset(found)
 
 
 def _names(code: CodeType) -> Iterator[str]:

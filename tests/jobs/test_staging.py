@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from archives import chain, directory_model, keras_file, legacy_file
 from click.testing import CliRunner
-from tiers import some
+from tiers import IS_ROOT, some
 
 import bnfold
 from bnfold.cli import main
@@ -104,7 +104,7 @@ def test_a_name_too_long(source: Path, folder: Path) -> None:
     assert names(folder) == []
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root can write everywhere")
+@pytest.mark.skipif(IS_ROOT, reason="root can write everywhere")
 def test_a_directory_that_is_read_only(source: Path, folder: Path) -> None:
     folder.chmod(0o500)
     fails(source, folder / "m.keras", says="Permission denied")
@@ -220,7 +220,7 @@ def test_a_replaced_directory_keeps_the_modes_of_what_is_in_it(source: Path, fol
     assert (mode(target), mode(target / "config.json")) == (0o750, 0o600)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
 def test_root_leaves_a_file_to_its_owner(source: Path, folder: Path) -> None:
     target = folder / "m.keras"
     target.write_bytes(OLD)

@@ -45,7 +45,7 @@ from archives import (
 )
 from damage import MEMORY, harmless, invoke, refused, refused_in_little_memory
 from places import FIXTURES, ROOT
-from tiers import some
+from tiers import IS_ROOT, some
 
 import bnfold
 from bnfold.errors import UnsafeModelError
@@ -99,7 +99,7 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     refused(tmp_path / ("n" * 9000 + ".keras"))
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root can read everything")
+@pytest.mark.skipif(IS_ROOT, reason="root can read everything")
 def test_an_unreadable_file(tmp_path: Path) -> None:
     path = keras_file(tmp_path / "m.keras")
     path.chmod(0)

@@ -59,12 +59,14 @@ class ModelFile:
         kind: "keras" (a ZIP), "keras-directory" (`zipped=False`) or "h5" (legacy HDF5).
         format: the container, which reads and writes.
         watch: sees whether the file changes.
+        close: closes it; nothing can be read from it any more.
     """
 
     path: Path
     kind: Kind
     format: _Format = field(repr=False)
     watch: unchanging.Watch = field(repr=False)
+    close: Callable[[], None] = field(repr=False)
 
     @property
     def graph(self) -> Graph:
@@ -153,13 +155,17 @@ class ModelFile:
             self.watch.check()  # it may be gone
             raise
 
-    def check_unchanged(self) -> None:
-        """See that the file is what it was when it was opened; before a result is published.
+    def release(self) -> None:
+        """See that the file is what it was when it was opened, and close it.
+
+        Both come before a result is published, which may take the file's place: on Windows no file
+        can be replaced that is open.
 
         Raises:
             UnreadableModelError: it changed while it was read.
         """
         self.watch.check()
+        self.close()
 
 
 @contextmanager
@@ -207,7 +213,7 @@ def open_model(path: str | Path, sha256: Sequence[str] = ()) -> Iterator[ModelFi
         def opened(path: Path) -> ModelFile:
             kind, watch = _held(path, sha256)
             format_class = LegacyHdf5 if kind == "h5" else KerasArchive
-            return ModelFile(path, kind, format_class(path, resources), watch)
+            return ModelFile(path, kind, format_class(path, resources), watch, resources.close)
 
         model = _named(path, opened)
         yield model
