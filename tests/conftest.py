@@ -57,6 +57,9 @@ class NoFrameworks:
         """Say what is wrong."""
         pytest.fail(f"this test imports {spec.name}: mark it with pytest.mark.keras")
 
+    def exec_module(self, _: object) -> None:
+        """What a loader must have, or `create_module` is not asked; it never comes to this."""
+
 
 def no_processes(event: str, _: object) -> None:
     """Refuse to start a process in a test that lacks the mark `processes`."""
