@@ -1,10 +1,10 @@
-"""bnfold: audit Keras models, fold their BatchNormalization layers, prove the result.
+"""bnfold: audit Keras models, fold their BatchNormalization layers, verify the result.
 
 Six functions, each taking the path of a model file or a live `keras.Model`:
 
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
     fold(model, out)          write the folded model; of a live model, give the folded one back
-    verify(original, folded)  prove that two models compute the same
+    verify(original, folded)  verify that two models compute the same
     export(model, target)     fold it and write it as an ONNX file
     recalibrate(model, out)   estimate the moving statistics again, from data
     bench(a, b)               how long two models take, side by side

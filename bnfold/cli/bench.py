@@ -66,7 +66,7 @@ def bench(
     """Measure how long the models A and B take for the same inputs, side by side.
 
     A and B take turns, in Keras (graph mode), in ONNX Runtime and in LiteRT. Without B, A is
-    compared with what fold makes of it, without proof.
+    compared with its own fold, which is not verified.
 
     \b
     Examples:

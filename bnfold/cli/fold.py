@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.argument("target", metavar="OUT", type=MODEL)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
-    "--no-verify", is_flag=True, help="Do not prove the result; TensorFlow is not loaded."
+    "--no-verify", is_flag=True, help="Do not verify the result; TensorFlow is not loaded."
 )
 @keep_option
 @keras_option
@@ -71,11 +71,11 @@ def fold(
     format_: str,
     **proof: Any,
 ) -> None:
-    """Fold the BatchNormalization layers of MODEL into OUT, and prove that it computes the same.
+    """Fold the BatchNormalization layers of MODEL into OUT, and verify that it computes the same.
 
     OUT is of the same kind as MODEL, or an ONNX file if it ends in .onnx: see 'bnfold export'. What
     cannot be folded exactly stays as it is. Optimizer state is left out. OUT appears whole or not
-    at all, and not at all when the proof fails. What 'bnfold inspect' calls an error is reported.
+    at all, and not at all if verification fails. Errors that 'bnfold inspect' finds are reported.
 
     \b
     Examples:
@@ -152,8 +152,8 @@ def export(
     """Fold the BatchNormalization layers of MODEL and write it as an ONNX file.
 
     Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free. The
-    file is written only if ONNX Runtime computes from it what Keras computes from MODEL. What
-    'bnfold inspect' calls an error is reported.
+    file is written only if ONNX Runtime computes from it what Keras computes from MODEL. Errors
+    that 'bnfold inspect' finds are reported.
 
     \b
     Examples:

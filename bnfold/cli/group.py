@@ -134,13 +134,13 @@ def _fail(ctx: click.Context, message: str) -> NoReturn:
 @click.version_option(__version__, prog_name="bnfold")
 @debug
 def main() -> None:
-    """Audit Keras models, fold their BatchNormalization layers, prove the result.
+    """Audit Keras models, fold their BatchNormalization layers, verify the result.
 
     MODEL is what model.save() writes: a .keras file, a directory (zipped=False) or a legacy .h5
-    file. Nothing in it is executed, except by the proof, which loads it with Keras in safe mode.
+    file. It is read as data: nothing in it is executed. Verification loads it in Keras' safe mode.
 
     \b
-    Exit codes: 0 good, 1 the answer is no, 2 usage or unreadable input.
+    Exit codes: 0 success, 1 a negative answer, 2 wrong usage or unreadable input.
     """
 
 

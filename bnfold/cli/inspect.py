@@ -93,7 +93,7 @@ _SELECTION = (
         "--exclude",
         metavar="PATTERN",
         multiple=True,
-        help="Pass over what matches this shell pattern in folders, by name or path. Repeatable.",
+        help="In folders, skip what matches this shell pattern, by name or path. Repeatable.",
     ),
 )
 
@@ -172,7 +172,7 @@ def inspect(
       bnfold inspect models --baseline bnfold-baseline.json --output bnfold.sarif
 
     \b
-    Exit codes: 0 good, 1 a finding as bad as --fail-on, 2 usage, or something was not read.
+    Exit codes: 0 success, 1 a finding as bad as --fail-on, 2 wrong usage or something unreadable.
     """
     from bnfold.jobs import gate
 

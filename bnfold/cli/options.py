@@ -25,6 +25,8 @@ SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
 class Finite(click.FloatRange):
     """A number in a range, and neither NaN, which is in every range, nor infinity."""
 
+    name = "number"
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
@@ -91,7 +93,8 @@ _LIMITS = (
         metavar="SIZE",
         expose_value=False,
         callback=_limit,
-        help="Stop when the command takes more memory than this, such as 512M or 8G.  [default: "
+        help="Stop when the command takes more memory than this, such as 512M or 8G; a number "
+        "alone is in MiB.  [default: "
         f"{limits.READING_MEMORY // limits.MIB}M for reading a file, or "
         f"{limits.READING_MEMORY_PER_BYTE} times its size if that is more, with "
         f"{limits.MEMORY_PER_LAYER // 1024} KiB for each layer; {limits.RUNNING_SHARE:.0%} of the "
@@ -159,7 +162,7 @@ _LOADING = (
         "imports",
         metavar="MODULE",
         multiple=True,
-        help="Import this Python module first, because it registers custom layers. Repeatable.",
+        help="Import this Python module first, for its custom layers. Repeatable.",
     ),
 )
 RUNNING_CODE = frozenset({"--trust", "--import"})
@@ -168,6 +171,7 @@ RUNNING_CODE = frozenset({"--trust", "--import"})
 _EXECUTION = (
     click.option(
         "--seed",
+        metavar="N",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
@@ -179,11 +183,13 @@ _EXECUTION = (
 _TOLERANCES = (
     click.option(
         "--rtol",
+        metavar="X",
         type=Finite(min=0),
         help="Allow this share of each channel's magnitude, instead of what is measured.",
     ),
     click.option(
         "--atol",
+        metavar="Y",
         type=Finite(min=0),
         help="Allow this much, besides --rtol, instead of what is measured.",
     ),
@@ -191,7 +197,8 @@ _TOLERANCES = (
 _STRICT = click.option(
     "--strict",
     is_flag=True,
-    help="Accept nothing less than a proof by Keras and ONNX Runtime both.",
+    help="Refuse unless both Keras and ONNX Runtime judged, and every output and fold site was "
+    "exercised.",
 )
 
 

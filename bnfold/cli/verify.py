@@ -19,7 +19,7 @@ from bnfold.cli.show import show
 @report_format
 @limited
 def verify(original: Path, folded: Path, sha256: Sequence[str], format_: str, **proof: Any) -> None:
-    """Prove that OTHER computes the same as MODEL, whoever made it.
+    """Verify that OTHER computes the same as MODEL, whatever made it.
 
     Both are run with Keras and, exported with tf2onnx, with ONNX Runtime, on the same samples.
     Outputs are compared before a final softmax or sigmoid, which would hide errors.

@@ -76,7 +76,7 @@ def test_inspect_says_why_a_layer_stays(fixture_model: Unpack) -> None:
     result = bnfold("inspect", fixture_model("branches_keras315.keras"), "--fail-on", "never")
     assert re.search(r"live_norm: it is called with training=True, ", result.stdout)
     assert re.search(
-        r"scores_norm: .* hands on to layers that run later, if not to this one", result.stdout
+        r"scores_norm: .* propagates to layers that run later, if not to this one", result.stdout
     )
     assert "to fold it: no new training is needed: freeze the saved model" in result.stdout
 
@@ -267,11 +267,13 @@ def test_wrong_usage_is_one_line_and_exit_2(words: list[str]) -> None:
     assert "--help" in result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["fold"], ["verify"], ["export"]])
+@pytest.mark.parametrize("command", [[], ["inspect"], ["fold"], ["verify"], ["export"], ["bench"]])
 def test_help_has_examples_and_exit_codes(command: list[str]) -> None:
     result = bnfold(*command, "--help")
     assert result.exit_code == 0
     assert ("Examples:" if command else "Exit codes:") in result.stdout
+    assert "proof" not in result.stdout.lower()
+    assert "RANGE" not in result.stdout, "an option without a metavar"
 
 
 def test_the_list_of_commands_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ def diagnosis(found: Diagnosis) -> str:
 def _lines(found: Diagnosis) -> Iterator[str]:
     yield f"bnfold {found.bnfold}, Python {found.python} ({found.implementation})"
     yield f"{found.platform}, {found.processors} processors, {_memory(found.memory)} of memory"
-    yield f"models run with Keras on {found.backend}, in a process that is made by {found.process};"
+    yield f"models run with Keras on {found.backend}, in a separate process ({found.process}),"
     seconds, memory = found.limits["running_seconds"] or 0, found.limits["running_memory"]
-    yield f"that may take {seconds:.0f} s and {_memory(memory)} (--timeout and --memory)"
+    yield f"which is limited to {seconds:.0f} s and {_memory(memory)} (--timeout and --memory)"
     yield ""
     yield "libraries:" if found.imported else "libraries, which were not imported:"
     width = max(len(one.module) for one in found.libraries)

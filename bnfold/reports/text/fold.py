@@ -231,7 +231,7 @@ def _first(differences: Sequence[str]) -> list[str]:
 def _what_was_compared(result: Verification) -> str:
     matched = len(result.sites_that_are(SiteStatus.MATCHED))
     if result.basis is Basis.FILES:
-        return "nothing was folded: both files hold the same model, so there was nothing to verify"
+        return "nothing was folded, and both files hold the same model"
     parts = [str(result.basis)]
     if result.sites:
         parts.append(f"{matched} of {len(result.sites)} fold sites")
