@@ -118,7 +118,7 @@ def _training_problem(one: Candidate) -> Refusal | None:
 
 
 def _propagated(cause: str, rules: Sequence[TrainingRule]) -> str:
-    return f"{cause}, which {named_versions(rules)} hands on to layers that run later"
+    return f"{cause}, which {named_versions(rules)} propagates to layers that run later"
 
 
 _SAVED = "'bnfold rule BN007' has the lines"

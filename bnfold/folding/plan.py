@@ -292,12 +292,14 @@ def _stays(one: Candidate, refusal: Refusal) -> Blocked:
 
 
 def _blocked(one: Candidate, refusals: Sequence[tuple[Direction, Refusal]]) -> Blocked:
-    reason = "; ".join(f"{direction}: {refusal.reason}" for direction, refusal in refusals)
+    reasons = list(dict.fromkeys(refusal.reason for _, refusal in refusals))
+    if len(reasons) > 1 or len(refusals) == 1:
+        reasons = [f"{direction}: {refusal.reason}" for direction, refusal in refusals]
     named = tuple(refusal.at for _, refusal in refusals if refusal.at is not None)
     return Blocked(
         one.batchnorm,
         named[0] if named else None,
-        reason,
+        "; ".join(reasons),
         named=named,
         remedies=tuple(dict.fromkeys(refusal.remedy for _, refusal in refusals if refusal.remedy)),
         may_be_replaced=True,

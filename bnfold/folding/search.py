@@ -102,8 +102,10 @@ class Search:
             )
         if rank is not None:
             axis = axis - rank if axis >= 0 else axis
-            if not -rank < axis < 0:
+            if axis == -rank:
                 raise Refusal(f"it normalizes axis {self.axis}, the batch")
+            if not -rank < axis < 0:
+                raise Refusal(f"it normalizes axis {self.axis}, and its input has {rank} axes")
         return affine.along(axis)
 
     def count_step(self, slots: int, *affines: Affine) -> None:

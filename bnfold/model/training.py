@@ -12,7 +12,7 @@ on. Keras 3 up to 3.15 writes the defaults of classes into a file as if calls ha
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -232,6 +232,11 @@ class Modes:
             path: {rule: self.in_version(path, rule) for rule in self.readers} for path in paths
         }
         return {path: found for path, found in every.items() if len(set(found.values())) > 1}
+
+    @cached_property
+    def vary_by_default_only(self) -> bool:
+        """Whether all versions agree where no layer takes training=True by default."""
+        return not Modes(self._region, replace(self.use, inference=True)).varying
 
     @cached_property
     def batchnorms(self) -> frozenset[LayerPath]:

@@ -42,8 +42,13 @@ class Opening:
         """The same with one more file. Raises UnreadableModelError and UnsafeModelError."""
         return replace(self, files=(*self.files, _facts(path, self.loading)))
 
+    @property
+    def _names(self) -> dict[Path, str]:
+        return {facts.path: printable(str(facts.path)) for facts in self.files}
+
     def start(self, report: Report, threads: int | None = None) -> None:
         """Start TensorFlow, with so many threads. Raises VerificationImpossibleError."""
+        link.running(self._names)
         if not libraries.is_loaded():
             report("loading TensorFlow")
         libraries.start(threads)
@@ -55,7 +60,7 @@ class Opening:
         another one.
         """
         report("loading the models" if len(self.files) > 1 else "loading the model")
-        link.loading({facts.path: printable(str(facts.path)) for facts in self.files})
+        link.loading(self._names)
         return loading.load_all(self.files, self.loading)
 
 

@@ -124,10 +124,15 @@ def counted(path: Path, layers: int) -> None:
     _remember_reading(path, layers)
 
 
-def loading(files: Mapping[Path, str]) -> None:
-    """Keras loads these files from now on, each with its name for messages."""
+def running(files: Mapping[Path, str]) -> None:
+    """What is done from now on is for these files, each with its name for messages."""
     shown = [name for path, name in files.items() if path.parent not in _link.folders]
     _name_file(" and ".join(shown))
+
+
+def loading(files: Mapping[Path, str]) -> None:
+    """Keras loads these files from now on, each with its name for messages."""
+    running(files)
     seconds = sum(limits.reading_seconds(limits.size(path)) for path in files)
     _link.is_narrow = True
     _within(limits.LOADING_FACTOR * seconds)

@@ -369,6 +369,12 @@ def test_findings_have_only_the_levels_that_the_table_says(rule: Rule) -> None:
     assert levels <= {severity.value for severity in rule.severities}
 
 
+def test_the_remedy_for_an_unreadable_setting_replaces_no_layer() -> None:
+    """It is Keras' own BatchNormalization already, and in no wrapper."""
+    (found,) = [f for f in audit(plan(model(config={"epsilon": None}))) if f.code == "BN011"]
+    assert found.remedy == "save the model again; or check its statistics yourself"
+
+
 def test_the_order_is_that_of_the_codes() -> None:
     found = [finding.code for finding in audit(plan(model(**CASES["huge numbers"][0])))]
     assert found == sorted(found)

@@ -1068,7 +1068,15 @@ def test_kept_layers_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("axis", "reason"),
-    [([-1], None), ([2], None), ([1], "axis 1"), ([1, 2], "several axes"), ("1", "several axes")],
+    [
+        ([-1], None),
+        ([2], None),
+        ([1], "axis 1"),
+        ([0], "it normalizes axis 0, the batch"),
+        ([9], "it normalizes axis 9, and its input has 3 axes"),
+        ([1, 2], "several axes"),
+        ("1", "several axes"),
+    ],
 )
 def test_an_axis_may_be_a_list(axis: Any, reason: str | None, tmp_path: Path) -> None:
     """Keras 2 wrote it so; Keras 3 no longer reads that."""
@@ -1082,7 +1090,10 @@ def test_an_axis_may_be_a_list(axis: Any, reason: str | None, tmp_path: Path) ->
     with open_model(tmp_path / "model.keras") as file:
         planned = plan(file.graph)
     assert bool(planned.folds) == (reason is None)
-    assert reason is None or reason in planned.blocked[0].reason
+    if reason is not None:
+        told = planned.blocked[0].reason
+        assert reason in told
+        assert ("backward" in told) == (axis == [1]), "the same for both directions, told once"
 
 
 @pytest.mark.parametrize("arguments", [[True], [1], [{"class_name": "__numpy__", "config": {}}]])

@@ -211,7 +211,7 @@ def test_a_plan_is_for_all_versions_unless_one_is_named(tmp_path: Path) -> None:
         count = {rule: len(plan(graph, use=Use((rule,))).folds) for rule in TRAINING_RULES[1:]}
         assert count == {KERAS_3: 0, KERAS_3_16: 0}  # no fold relies on what ends training mode
         for one in plan(graph).blocked:
-            assert "which Keras 3.16 and later hands on" in one.reason
+            assert "which Keras 3.16 and later propagates" in one.reason
 
 
 def test_the_installed_version_counts_by_default(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_installed_version_counts_by_default(tmp_path: Path) -> None:
     assert folded_names(path, "any") == []
     assert folded_names(path, "3.16") == ["bn"]
     (stays,) = bnfold.inspect(path, keras="any").plan.blocked
-    assert "Keras 3.0 to 3.15 hands on" in stays.reason
+    assert "Keras 3.0 to 3.15 propagates" in stays.reason
     assert any("--keras 3.16" in one for one in stays.remedies)
     found = bnfold.inspect(path, keras="3.16").to_dict()["keras"]
     assert found["versions"] == ["Keras 3.16 and later"]
@@ -288,7 +288,10 @@ def test_a_promise_is_written_into_the_calls(
     name: str, told: tuple[str, ...], form: str, tmp_path: Path
 ) -> None:
     path, out = saved(tmp_path / f"m{form}", name), tmp_path / f"out{form}"
-    assert not bnfold.inspect(path, keras="any").plan.folds
+    audited = bnfold.inspect(path, keras="any", select=["BN012"])
+    assert not audited.plan.folds
+    assert all("fold it with --inference" in finding.remedy for finding in audited.findings)
+    assert audited.findings
     report = bnfold.fold(path, out, inference=True)
     assert report.written
     assert [show(fold.batchnorm.path) for fold in report.plan.folds][-1] == "last"

@@ -142,10 +142,12 @@ def test_each_stage_that_runs_models_is_named() -> None:
         f"{INSTALLED}limits.RUNNING_SECONDS = 1\n"
         "patch('bnfold.running.libraries', 'start', lambda *_: does(_))"
     )
-    _, _, error = ended(started("verify", MODEL, MODEL, does=SPIN, before=before))
+    other = MODEL.with_suffix(".h5")
+    _, _, error = ended(started("verify", MODEL, other, does=SPIN, before=before))
     told, problem = error.splitlines()
     assert told == "bnfold: loading TensorFlow ..."
-    assert problem.startswith(f"bnfold: {MODEL}: took more than 1 s while loading TensorFlow; ")
+    files = f"{MODEL} and {other}"
+    assert problem.startswith(f"bnfold: {files}: took more than 1 s while loading TensorFlow; ")
 
 
 def test_keras_may_not_load_for_ever_either() -> None:

@@ -150,9 +150,10 @@ def not_audited(subject: Subject) -> Diagnosis | None:
         said.append(f"{' and '.join(odd)} in its config could not be read")
     if not said:
         return None
+    replaced = "replace it by Keras' own BatchNormalization, without a wrapper, and "
     return Diagnosis(
         Severity.WARNING,
         f"not audited: {'; '.join(said)}",
-        "replace it by Keras' own BatchNormalization, without a wrapper, and save the model again; "
+        f"{'' if batchnorm.is_configured else replaced}save the model again; "
         "or check its statistics yourself",
     )

@@ -8,6 +8,7 @@ from bnfold.audit.neighbours import input_shape
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
+from bnfold.folding.sentences import NO_SOURCE
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.training import CallModes, Modes, TrainingRule, named_versions
 
@@ -74,10 +75,15 @@ def version_dependent(subject: Subject) -> Diagnosis | None:
     return Diagnosis(
         Severity.WARNING,
         f"{'; '.join(said)}: the model computes something else after a change of version",
-        "run it with the versions that it was tested with; or build it without training=True, and "
-        "with training=False in the calls of layers that take it by default, and call "
-        "set_weights; then all versions agree",
+        "run it with the versions that it was tested with; or "
+        f"{_BY_DEFAULT if modes.vary_by_default_only else NO_SOURCE}; then all versions agree",
     )
+
+
+_BY_DEFAULT = (
+    "fold it with --inference if it is called for inference only, or build it with training=False "
+    "in the calls of layers that take training=True by default, and call set_weights"
+)
 
 
 def _where(found: Mapping[TrainingRule, CallModes]) -> str:
