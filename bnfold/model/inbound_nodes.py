@@ -262,9 +262,10 @@ def without_arguments(node: Any) -> Any:
 
 
 def with_training(node: Any, training: bool) -> Any:
-    """The same call with this for its `training`."""
+    """The same call with this for its `training`, which is its second argument if not named."""
     if is_keras3(node):
-        return {**node, "kwargs": {**node["kwargs"], "training": training}}
+        named = _keras3_arguments(node, positional=True) | {"training": training}
+        return {**node, "args": node["args"][:1], "kwargs": named}
     if isinstance(node, dict):
         return {key: with_training(value, training) for key, value in node.items()}
     if isinstance(node, list) and len(node) in {3, 4} and isinstance(node[0], str):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.errors import SettingsError
 from bnfold.model.graph import Layer, LayerPath, chain, parts
-from bnfold.model.inbound_nodes import is_keras3
+from bnfold.model.inbound_nodes import is_keras3, without_arguments
 from bnfold.model.layers import facts, is_batchnorm, is_input
 from bnfold.model.order import call_depths
 
@@ -353,28 +353,36 @@ class _Simulation:
         rule, known = self._rule, facts(call.outer)
         if given is not None and rule.outer_wins:
             return given, given
+        if not rule.propagates:
+            known = facts(call.layer)  # Keras 2 calls what is wrapped as a layer, by its default
         said, value = _said(call)
         default = known.training_default
         if default is True and self._use.inference:
             said, value, default = True, False, False
-        elif not said and default is not None and rule.propagates_defaults:
+        elif not said and default is not None and rule.propagates_defaults and _is_bare(call):
             said, value = True, default  # building the model has put it into the call
         if said and (rule.propagates or value is not None):
             return value, value
         if current is not None or default is None:
             return current, current
-        return default, default if known.propagates_default else None
+        leaks = rule.propagates_defaults or known.propagates_default
+        return default, default if leaks else None
 
 
 def _said(call: "Call") -> tuple[bool, object]:
-    """Whether a call says in which mode it is, and in which."""
+    """Whether a call says in which mode it is, and in which; Keras 3 heeds that it says None."""
+    training, node = call.written.training, call.written.node
+    # A model's second argument is `training`; in that place Keras takes nothing but None.
+    says_none = is_keras3(node) and (
+        "training" in node["kwargs"] or (call.body is not None and len(node["args"]) > 1)
+    )
+    return training is not None or says_none, training
+
+
+def _is_bare(call: "Call") -> bool:
+    """Whether a call passes one tensor and nothing else, not even a mask of None."""
     node = call.written.node
-    if not isinstance(node, dict):  # as Keras 2 writes it
-        return call.written.training is not None, call.written.training
-    keywords = node.get("kwargs")
-    if isinstance(keywords, dict) and "training" in keywords:
-        return True, keywords["training"]
-    return False, None
+    return node is None or (len(call.written.reads) == 1 and without_arguments(node) == node)
 
 
 def is_keras2(region: "Region") -> bool:
@@ -413,7 +421,8 @@ def _sources(region: "Region", rule: TrainingRule, use: Use) -> _Sources:
 
 def _source(call: "Call", inside: _Sources, rule: TrainingRule, use: Use) -> str | None:
     """The layer that sets training mode in this call: this one, or one inside it."""
-    training, known = call.written.training, facts(call.layer)
+    # What is wrapped is told by its wrapper, and then the default of its class is for nothing.
+    training, known = call.written.training, facts(call.outer)
     if known.training_default is True:
         leaks = rule.propagates_defaults or known.propagates_default
         sets = not use.inference and (leaks if training is None else is_set(training))

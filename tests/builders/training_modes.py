@@ -118,8 +118,8 @@ def models(keras: Any, draws: int) -> dict[str, Any]:
     return found
 
 
-def measured(keras: Any, model: Any) -> Found:
-    """Run a model in three ways, and note in which mode each of its layers is."""
+def measured(keras: Any, model: Any, shape: tuple[int, ...] = (6, 6, 3)) -> Found:
+    """Run a model in three ways on inputs of a shape, and note the mode of each layer."""
     import numpy as np
 
     kinds = ("BatchNormalization", "Dropout", "RandomFlip", "GaussianNoise")
@@ -149,7 +149,7 @@ def measured(keras: Any, model: Any) -> Found:
                 names[id(layer.layer)] = f"{around}{layer.name}/{layer.layer.name}"
 
     walk(model, "")
-    data = np.zeros((2, 6, 6, 3), "float32")
+    data = np.zeros((2, *shape), "float32")
     found: Found = {}
     for one in classes:
         one.call = spy(one)

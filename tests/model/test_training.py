@@ -83,6 +83,34 @@ def test_keras_2_does_and_keras_3_reads_its_files_by_its_own(tmp_path: Path) -> 
     check(tmp_path, training_modes.measure(keras, tmp_path), INSTALLED)
 
 
+def test_a_default_counts_as_said_only_in_a_call_of_one_tensor(tmp_path: Path) -> None:
+    # As 3.16 writes an LSTM: with mask=None, and without the default of `training`.
+    first = keras.Input((4, 3))
+    x = keras.layers.Dropout(0.5, name="mc")(first, training=True)
+    x = keras.layers.LSTM(3, return_sequences=True)(x)
+    model = keras.Model(first, keras.layers.BatchNormalization(name="bn")(x))
+    config = model.get_config()
+    del config["layers"][2]["inbound_nodes"][0]["kwargs"]["training"]
+    model = keras.Model.from_config(config)
+    model.save(tmp_path / "m.keras")
+    found = training_modes.measured(keras, load(tmp_path / "m.keras"), (4, 3))
+    assert found["plain"]["bn"] == [True]
+    check(tmp_path, {"m.keras": found}, INSTALLED)
+
+
+def test_a_wrapped_layer_does_not_take_the_default_of_its_class(tmp_path: Path) -> None:
+    layers = keras.layers
+    first = keras.Input((1, 6, 6, 3))
+    flip = layers.RandomFlip(name="flip")
+    x = layers.Reshape((6, 6, 3))(layers.TimeDistributed(flip, name="steps")(first))
+    x = layers.BatchNormalization(name="bn")(layers.Dense(3)(x))
+    randomize(keras.Model(first, x)).save(tmp_path / "m.keras")
+    found = training_modes.measured(keras, load(tmp_path / "m.keras"), (1, 6, 6, 3))
+    assert found["plain"] == {"steps/flip": [False], "bn": [False]}
+    check(tmp_path, {"m.keras": found}, INSTALLED)
+    assert folded_names(tmp_path / "m.keras", "any") == ["bn"]
+
+
 @needs_source
 @pytest.mark.parametrize("written_by", ["installed", "source"])
 def test_another_keras_does(written_by: str, tmp_path: Path) -> None:
@@ -338,6 +366,17 @@ def test_a_nested_sequential_is_told_where_it_is_called(tmp_path: Path) -> None:
     assert [len(one) for one in report.to_dict()["inference"].values()] == [2, 0]
     modes = training_modes.measured(keras, load(tmp_path / "out.keras"))
     assert not any(one for found in modes["plain"].values() for one in found)
+
+
+def test_a_promise_takes_the_place_of_an_argument_without_a_name(tmp_path: Path) -> None:
+    layers = keras.layers
+    augment = keras.Sequential([keras.Input((6, 6, 3)), layers.RandomFlip()], name="augment")
+    first = keras.Input((6, 6, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(3, 2)(augment(first, None)))
+    randomize(keras.Model(first, x)).save(tmp_path / "m.keras")
+    report = bnfold.fold(tmp_path / "m.keras", tmp_path / "out.keras", inference=True)
+    assert report.written
+    assert len(report.plan.folds) == 1
 
 
 def test_the_promise_of_an_export(tmp_path: Path) -> None:
