@@ -13,7 +13,7 @@ from bnfold.model.masks import masks_are_named
 from bnfold.model.order import keras_order
 from bnfold.model.program import Region
 from bnfold.model.refusal import Refusal
-from bnfold.model.training import BY_DEFAULT, Modes, TrainingRule, is_set, named_versions
+from bnfold.model.training import BY_DEFAULT, CallModes, Modes, TrainingRule, is_set, named_versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,30 +90,26 @@ def _training_problem(one: Candidate) -> Refusal | None:
                 "it is called with training=True, which other layers heed", remedy=NO_SOURCE
             )
         return None
+    exposure, spared = modes.exposed.get(path), "another call overrides that"
     if called:
         cause = "it is called with training=True"
     elif region.training is not None:
         cause = f"{region.training} around it is called with training=True"
-    elif path in modes.exposed:
-        exposure = modes.exposed[path]
-        if not modes.is_reached(path):
-            return Refusal(
-                f"{_propagated(exposure.cause, exposure.rules)}, if not to this one as the model "
-                "stands",
-                remedy=_no_training(modes, path),
-            )
-        cause = _propagated(exposure.cause, exposure.reaching)
-        if not set(modes.rules) <= set(exposure.reaching):
-            return Refusal(
-                f"{cause}, so with that it normalizes with the batch's statistics",
-                remedy=_no_training(modes, path),
-            )
+    elif exposure is not None:
+        cause = _propagated(exposure.cause, exposure.reaching or exposure.rules)
+        spared = "not to this one"
     else:
         return None
+    training = [rule for rule in modes.rules if modes.in_version(path, rule) != CallModes()]
+    if not training:
+        return Refusal(
+            f"{cause}, though {spared} as the model stands", remedy=_no_training(modes, path)
+        )
+    is_sure = len(training) == len(modes.rules)
     return Refusal(
-        f"{cause}, so it normalizes with the batch's statistics",
+        f"{cause}, so {'' if is_sure else 'with that '}it normalizes with the batch's statistics",
         remedy=_no_training(modes, path),
-        batch_statistics=True,
+        batch_statistics=is_sure,
     )
 
 

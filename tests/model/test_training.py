@@ -299,6 +299,20 @@ def test_a_model_that_all_versions_run_alike(name: str, tmp_path: Path) -> None:
     assert said(saved(tmp_path / "m.keras", name)) == {}
 
 
+def test_training_mode_that_a_call_around_it_overrides(tmp_path: Path) -> None:
+    """It stays, for a fold relies on no such thing, but no batch decides what it computes."""
+    first, inside = keras.Input((6, 6, 3)), keras.Input((6, 6, 3))
+    norm = keras.layers.BatchNormalization(name="bn")
+    block = keras.Model(inside, norm(keras.layers.Dense(3)(inside), training=True), name="block")
+    randomize(keras.Model(first, block(first, training=False))).save(tmp_path / "m.keras")
+    for version, is_bad in (("3.15", False), ("3.16", True)):
+        found = bnfold.inspect(tmp_path / "m.keras", keras=version)
+        assert ("BN007" in {one.code for one in found.findings}) == is_bad
+        assert len(found.plan.blocked) == 1
+    modes = training_modes.measured(keras, load(tmp_path / "m.keras"))
+    assert modes["plain"]["block/bn"] == [False]
+
+
 # --- the promise ----------------------------------------------------------------------------------
 
 
