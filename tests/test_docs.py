@@ -17,6 +17,7 @@ from bnfold.reports.schema import schema
 from bnfold.running.timing import RUNTIMES
 
 DOCS = ROOT / "docs"
+LIBRARIES = (DOCS / "versions.md").read_text("utf-8").partition("## Other libraries")[2]
 
 
 def tables(page: str) -> list[list[str]]:
@@ -31,6 +32,24 @@ def tables(page: str) -> list[list[str]]:
                 found[-1].append(line.split("|")[1].strip())
         before = line
     return found
+
+
+def compat() -> dict[str, Any]:
+    """The names of `tests/compat.py`."""
+    return runpy.run_path(str(ROOT / "tests/compat.py"))
+
+
+def test_every_row_of_versions_is_in_the_page() -> None:
+    script = compat()
+    names = [row.name for row in script["rows"]()]
+    assert tables("versions.md") == [names, names]
+
+
+def test_the_lowest_versions_are_those_that_were_tried() -> None:
+    script, (line,) = compat(), re.findall(r"^\| 3.6, all lowest \|.*", LIBRARIES, re.MULTILINE)
+    tried = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+    for (name, lowest), version in zip(script["bounds"]().items(), tried, strict=True):
+        assert re.sub(r"(\.0)+$", "", version) == re.sub(r"(\.0)+$", "", lowest), name
 
 
 def classes(cell: str) -> Iterator[str]:

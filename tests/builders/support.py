@@ -18,14 +18,12 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+from comparing import TOLERANCE, difference, numbers
 from tiers import by_turns
 
 from bnfold.folding.plan import Plan, apply, plan
 from bnfold.model.container.hdf5 import read_names
 from bnfold.model.container.model_file import open_model
-
-TOLERANCE = {"float64": 1e-12, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""The largest difference allowed, as a share of the largest output of the original."""
 
 Customs = Mapping[str, Any]
 
@@ -71,20 +69,6 @@ def randomize(model: Any, seed: int = 0) -> Any:
             continue
         variable.assign(numbers(variable.name, tuple(variable.shape), generator))
     return model
-
-
-def numbers(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Any:
-    """Random numbers fit for a variable of this name."""
-    if name in ("moving_variance", "renorm_stddev"):
-        return 10.0 ** generator.uniform(-2, 2, shape)
-    if name == "gamma":
-        gamma = generator.uniform(0.5, 2, shape) * generator.choice([-1.0, 1.0], shape)
-        if gamma.size > 2:
-            gamma[1] = 0.0
-        return gamma
-    if name in ("beta", "moving_mean", "bias", "renorm_mean"):
-        return generator.normal(0.3, 1.0, shape)
-    return generator.normal(0.05, 1.0, shape) / np.sqrt(max(1, np.prod(shape[:-1])))
 
 
 def samples(model: Any, seed: int = 1, batch: int = 3, vocabulary: int = 5) -> Any:
@@ -145,22 +129,6 @@ def fold_file(source: Path, target: Path, keep: Sequence[str] = ()) -> Plan:
 def load(path: Path, customs: Customs | None = None) -> Any:
     """A model file as plain Keras loads it."""
     return keras.models.load_model(path, custom_objects=customs, compile=False, safe_mode=False)
-
-
-def difference(expected: Sequence[Any], found: Sequence[Any]) -> float:
-    """The largest difference, as a share of an output's largest number; NaN agrees with NaN."""
-    worst = 0.0
-    assert len(expected) == len(found)
-    for before, after in zip(expected, found, strict=True):
-        assert before.shape == after.shape
-        same = (before == after) | (np.isnan(before) & np.isnan(after))
-        if same.all():
-            continue
-        scale = max(float(np.max(np.abs(np.where(np.isfinite(before), before, 0)))), 1e-30)
-        with np.errstate(invalid="ignore"):
-            gaps = np.where(same, 0.0, np.abs(before - after)) / scale
-        worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf, posinf=np.inf).max()))
-    return worst
 
 
 def tolerance(model: Any) -> float:
