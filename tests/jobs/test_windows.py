@@ -1,5 +1,7 @@
 """What Windows refuses is not needed: nothing that is open is replaced, moved or removed."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from places import FIXTURES
 import bnfold
 from bnfold.cli import main
 from bnfold.jobs import staging
+from bnfold.supervision import link
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that plays Windows")
 
@@ -81,6 +84,19 @@ def test_a_folder_called_dev_holds_files(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(staging, "_IS_WINDOWS", True)
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     assert not staging.is_stream(Path("/dev/null"))
+
+
+def test_a_supervisor_that_is_gone_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")  # what it calls a broken pipe
+
+    reading, writing = os.pipe()
+    monkeypatch.setattr(link._link, "pipe", writing)
+    monkeypatch.setattr(os, "write", write)
+    link.call(1, "[]")
+    monkeypatch.undo()
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.keras
