@@ -76,7 +76,8 @@ def test_inspect_says_why_a_layer_stays(fixture_model: Unpack) -> None:
     result = bnfold("inspect", fixture_model("branches_keras315.keras"), "--fail-on", "never")
     assert re.search(r"live_norm: it is called with training=True, ", result.stdout)
     assert re.search(
-        r"scores_norm: .* propagates to layers that run later, though not to this one", result.stdout
+        r"scores_norm: .* propagates to layers that run later, though not to this one",
+        result.stdout,
     )
     assert "to fold it: no new training is needed: freeze the saved model" in result.stdout
 
