@@ -34,7 +34,7 @@ class Container(Enum):
     """The name of the group that holds a model's layers; the value is that name."""
 
     LAYERS = "layers"
-    CHECKPOINT_DEPENDENCIES = "_layer_checkpoint_dependencies"  # Keras 2.13
+    CHECKPOINT_DEPENDENCIES = "_layer_checkpoint_dependencies"  # Keras 2.13 and 2.14
 
 
 def keras_order(graph: Graph) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ def proved_live(folder: Path) -> float:
 
 def main(folder: Path) -> None:
     written = json.loads((folder / compat_models.WRITTEN).read_text("utf-8"))
-    # tf_keras loads no .keras file of 2.13.
-    file = "model.h5" if written["keras"].startswith("2.13") else "model.keras"
+    # tf_keras loads no .keras file of 2.13 and 2.14.
+    file = "model.h5" if written["keras"].startswith(("2.13", "2.14")) else "model.keras"
     is_foreign = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
     names = LIVE if is_foreign else written["models"]
     live = {name: proved_live(folder / name) for name in LIVE} if is_foreign else {}

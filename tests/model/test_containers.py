@@ -20,6 +20,7 @@ from places import FIXTURES
 from support import keras
 from tiers import some
 
+from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Plan, plan
 from bnfold.model import keras_json
 from bnfold.model.container.hdf5 import read_names
@@ -582,3 +583,33 @@ def test_statistics_are_rewritten_in_a_file_that_was_saved_on_windows(
     with open_model(tmp_path / "changed.keras") as file:
         assert by_layer(file) == expected
     assert any("\\" in key for key in support.open_weights(tmp_path / "changed.keras"))
+
+
+@pytest.mark.parametrize("version", ["2.14.0", "2.14.1", "2.13.1"])
+def test_keras_2_14_numbers_layers_as_later_ones_do_under_the_name_of_2_13(
+    version: str, fixture_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, path = fixture_model("branches_keras215.keras"), tmp_path / "m.keras"
+    stream = io.BytesIO()
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        stream.write(old.read("model.weights.h5"))
+        with h5py.File(stream, "r+") as file:
+            names: list[str] = []
+            file.visit(lambda name: names.append(name) if name.endswith("layers") else None)
+            for name in sorted(names, key=len, reverse=True):
+                file.move(name, f"{name.removesuffix('layers')}_layer_checkpoint_dependencies")
+        new.writestr("metadata.json", json.dumps({"keras_version": version}))
+        new.writestr("config.json", old.read("config.json"))
+        new.writestr("model.weights.h5", stream.getvalue())
+    if version == "2.13.1":
+        with pytest.raises(UnreadableModelError, match="belong to no layer"), open_model(path):
+            pass
+        return
+    with open_model(source) as before, open_model(path) as after:
+        found = [
+            {n: one.weights or () for n, one in m.graph.layers.items()} for m in (before, after)
+        ]
+        assert [*found[0]] == [*found[1]]
+        for name, weights in found[0].items():
+            pairs = zip(weights, found[1][name], strict=True)
+            assert all(np.array_equal(a.read(), b.read()) for a, b in pairs), name

@@ -260,9 +260,16 @@ class KerasArchive:
         weighted: set[str] = set()
         if self._container is Container.CHECKPOINT_DEPENDENCIES:
             weighted = hdf5.weighted_groups(self._weights)
-        names = GroupNames(self._container, lambda _, group: group in weighted).assign(graph)
+        twice = weighted if self._counts_twice else ()
+        names = GroupNames(self._container, lambda _, group: group in twice).assign(graph)
         _refuse_unclaimed(weighted, names.values())
         return _attach_graph(graph, (), names, self._groups)
+
+    @property
+    def _counts_twice(self) -> bool:
+        """Whether layers with weights are counted twice, which Keras 2.14 no longer does."""
+        is_2_14 = (self.keras_version or "").startswith("2.14.")
+        return self._container is Container.CHECKPOINT_DEPENDENCIES and not is_2_14
 
     def _read_metadata(self, names: set[str]) -> Json:
         if METADATA not in names:
@@ -299,10 +306,10 @@ class KerasArchive:
             self._write_zip(graph, names, documents, target)
 
     def _group_names(self) -> GroupNames:
-        weighted: set[str] = set()
-        if self._container is Container.CHECKPOINT_DEPENDENCIES:
-            weighted = hdf5.weighted_groups(self._weights)
-        return GroupNames(self._container, lambda layer, _: (layer.location or "") in weighted)
+        twice: set[str] = set()
+        if self._counts_twice:
+            twice = hdf5.weighted_groups(self._weights)
+        return GroupNames(self._container, lambda layer, _: (layer.location or "") in twice)
 
     def _write_zip(
         self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
@@ -488,7 +495,7 @@ def _container(weights: h5py.Group) -> Container:
 
 
 def _refuse_unclaimed(weighted: Collection[str], claimed: Iterable[str]) -> None:
-    """Refuse groups of Keras 2.13 that are no layer's: Keras 3 counts them in another way."""
+    """Refuse groups of Keras 2.13 or 2.14 that are no layer's: Keras 3 counts them otherwise."""
     layers = {place.split("/")[1] for place in claimed}
     for group in sorted(weighted):
         container, _, name = group.partition("/")
@@ -496,7 +503,7 @@ def _refuse_unclaimed(weighted: Collection[str], claimed: Iterable[str]) -> None
         if is_layer and name.split("/")[0] not in layers:
             raise UnreadableModelError(
                 f"the weights in {guard.shortened(group)} belong to no layer: groups are not"
-                " numbered here as Keras 2.13 numbered them"
+                " numbered here as the Keras of this file numbers them"
             )
 
 
