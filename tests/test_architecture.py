@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from places import FIXTURES, ROOT
-from tiers import missing, starts_processes
+from tiers import imports_keras, missing, starts_processes
 
 PACKAGE = ROOT / "bnfold"
 TESTS = ROOT / "tests"
@@ -226,6 +226,12 @@ def test_what_another_system_lacks_is_told_from_the_code_of_a_test(
     monkeypatch.setattr(sys, "platform", "win32")
     assert missing(linked) == "symlink_to"
     assert missing(test_imports_point_one_way) == ""
+
+
+def test_code_in_a_text_does_not_hide_what_a_file_imports(tmp_path: Path) -> None:
+    path = tmp_path / "test_it.py"
+    path.write_text('CODE = """\ndef function():\n    pass\n"""\nimport keras\n')
+    assert imports_keras(path)
 
 
 def test_every_test_begins_with_the_same_seed() -> None:

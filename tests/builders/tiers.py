@@ -2,7 +2,6 @@
 
 import ast
 import os
-import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,8 +46,9 @@ def imports_keras(path: Path) -> bool:
 
 def _imported(path: Path) -> Iterator[str]:
     """The first names of the modules that a file imports before its first function or class."""
-    head = re.split(r"^(?:def|class|@)", path.read_text("utf-8"), maxsplit=1, flags=re.MULTILINE)[0]
-    for node in ast.parse(head).body:
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            return
         match node:
             case ast.Import():
                 yield from (one.name.partition(".")[0] for one in node.names)
