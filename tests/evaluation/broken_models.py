@@ -161,7 +161,7 @@ def axis_of_time() -> Trained:
     return fit(nets.conv1d(norms(first={"axis": 1})), sequences())
 
 
-@broken("BN007 error norm_1")
+@broken("BN007 error norm_1", "BN012 warning norm_1")
 def training_baked_in() -> Trained:
     """The norm is called with training=True."""
     pixels = keras.Input((64,))
@@ -170,7 +170,7 @@ def training_baked_in() -> Trained:
     return fit(keras.Model(pixels, x), flat_digits())
 
 
-@broken("BN007 error backbone/norm_*")
+@broken("BN007 error backbone/norm_*", "BN012 warning backbone/norm_*")
 def training_baked_into_backbone() -> Trained:
     """A nested network is called with training=True."""
     inner = nets.cnn(classes=16)

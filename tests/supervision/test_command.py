@@ -47,7 +47,7 @@ from pathlib import Path
 import bnfold.__main__ as entry
 from bnfold.supervision import limits, link, platforms
 
-def does(_):
+def does(_, **options):
     {does}
 
 def patch(name, attribute, function):
