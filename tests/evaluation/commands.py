@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 
 import attacks
 import numpy as np
-from archives import CHANNELS, keras_file
+from archives import CHANNELS, keras_file, model_config
 
 OUT, GOOD, DATA = "OUT", "good.keras", "data.npy"
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -68,7 +68,8 @@ def run(name: str, file: Path) -> Ended:
             (folder / part).mkdir()
         here = folder / "here"
         given = shutil.copyfile(file, here / file.name)
-        keras_file(here / GOOD)
+        config = {**model_config(), "module": "keras.src.models.functional"}  # as Keras loads it
+        keras_file(here / GOOD, config=config)
         np.save(here / DATA, np.random.default_rng(0).normal(size=(64, CHANNELS)))
         before = {*folder.rglob("*")}
         out = f"{OUT}{file.suffix}"
