@@ -22,6 +22,7 @@ _SECONDS = 120.0  # TensorFlow takes some ten seconds, from a slow disk a minute
     help="Stop importing after that.",
 )
 @report_format
+@click.option("--json", "format_", flag_value="json", help="The same as --format json.")
 @debug
 @click.pass_context
 def doctor(ctx: click.Context, /, no_import: bool, timeout: float, format_: str) -> None:
@@ -34,7 +35,7 @@ def doctor(ctx: click.Context, /, no_import: bool, timeout: float, format_: str)
     Examples:
       bnfold doctor
       bnfold doctor --no-import
-      bnfold doctor --format json
+      bnfold doctor --json
 
     \b
     Exit codes: 0 inspect, rules and fold --no-verify work, 1 they do not.

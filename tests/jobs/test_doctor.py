@@ -9,8 +9,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from click.testing import CliRunner
 from places import ROOT
 
+from bnfold.cli import main
 from bnfold.reports.schema import schema
 from bnfold.running.requirements import LIBRARIES
 
@@ -128,3 +130,12 @@ def test_the_report_names_no_file_and_no_user(tmp_path: Path) -> None:
     done = doctor(tmp_path)
     for private in (str(tmp_path), str(ROOT), str(Path.home()), sys.prefix):
         assert private not in done.stdout
+
+
+def test_json_has_an_option_of_its_own() -> None:
+    short, long = (
+        CliRunner().invoke(main, ["doctor", "--no-import", *words])
+        for words in (["--json"], ["--format", "json"])
+    )
+    assert short.exit_code == 0
+    assert json.loads(short.stdout) == json.loads(long.stdout)
