@@ -18,7 +18,7 @@ BatchNormalization absorb another one, again backward first, and everything is t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bnfold.folding.affine import Affine
@@ -34,9 +34,9 @@ from bnfold.folding.weights import Magnitudes, OutOfRange
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.edit import edited
 from bnfold.model.graph import Graph, Layer, LayerPath, show
-from bnfold.model.program import Program
+from bnfold.model.program import Program, Region
 from bnfold.model.refusal import Refusal
-from bnfold.model.training import ANY_USE, Modes, TrainingRule, Use, first_changed_mode
+from bnfold.model.training import ANY_USE, Modes, TrainingRule, Use
 
 __all__ = ["Absorber", "Blocked", "Fold", "Plan", "apply", "plan", "unused_patterns"]
 
@@ -94,12 +94,16 @@ class Plan:
     """One decision for each BatchNormalization of a model, in the order of its layers.
 
     `edited` are the layers that absorb something, with their new weights, which are made when
-    they are read. `program` is the model that was planned for.
+    they are read. `program` is the model that was planned for. `exceptions` are layers that may run
+    in training mode once these folds are made, in versions of Keras that were not asked for.
     """
 
     decisions: tuple[Fold | Blocked, ...]
     edited: Mapping[LayerPath, Layer] = field(default_factory=dict, repr=False, compare=False)
     program: Program | None = field(default=None, repr=False, compare=False)
+    exceptions: Mapping[LayerPath, tuple[TrainingRule, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -117,15 +121,6 @@ class Plan:
         return None if self.program is None else self.program.region.modes
 
     @property
-    def exceptions(self) -> Mapping[LayerPath, tuple[TrainingRule, ...]]:
-        """What is folded though it may run in training mode in a version that was not asked for."""
-        modes = self.modes
-        if modes is None:
-            return {}
-        found = {path: modes.exposed_elsewhere(path) for path in self.removed}
-        return {path: rules for path, rules in found.items() if rules}
-
-    @property
     def blocked(self) -> tuple[Blocked, ...]:
         """What stays."""
         return tuple(d for d in self.decisions if isinstance(d, Blocked))
@@ -140,12 +135,13 @@ def plan(graph: Graph, keep: Sequence[str] = (), use: Use = ANY_USE) -> Plan:
     program = Program(graph, use)
     planner = _Planner(program, keep)
     found = Plan(tuple(planner.decide()), planner.edited, program)
-    path = None
-    if found.folds:
-        without = Program(edited(graph, {}, found.removed), use)
-        path = first_changed_mode(program.region, without.region)
-    if path is None:
+    if not found.folds:
         return found
+    modes, without = program.region.modes, Program(edited(graph, {}, found.removed), use).region
+    changed = (modes.first_changed(without, rule) for rule in modes.rules)
+    path = next(filter(None, changed), None)
+    if path is None:
+        return replace(found, exceptions=_exceptions(found, modes, without))
     reason = (
         f"without it and the others that could be folded, {show(path)!r} would run in another mode "
         "of training than now, because Keras 3 hands training=True on to layers that run later"
@@ -159,6 +155,18 @@ def plan(graph: Graph, keep: Sequence[str] = (), use: Use = ANY_USE) -> Plan:
         ),
         program=program,
     )
+
+
+def _exceptions(
+    found: Plan, modes: Modes, without: Region
+) -> Mapping[LayerPath, tuple[TrainingRule, ...]]:
+    """What may be in training mode elsewhere: folded layers, and those that a fold changes."""
+    exceptions = {path: modes.exposed_elsewhere(path) for path in sorted(found.removed)}
+    for rule in modes.others:
+        changed = modes.first_changed(without, rule)
+        if changed is not None:
+            exceptions[changed] = (*exceptions.get(changed, ()), rule)
+    return {path: rules for path, rules in exceptions.items() if rules}
 
 
 class _Planner:

@@ -39,7 +39,7 @@ class Promise(Serializable):
 
     Attributes:
         told: the layers that take training=True by default, and are called with False now.
-        untold: those whose calls a file has no place for, because they are in a Sequential.
+        untold: those that the file cannot tell so; see `for_inference`.
     """
 
     told: tuple[LayerPath, ...]

@@ -17,6 +17,7 @@ from bnfold.model.graph import (
     core_path,
 )
 from bnfold.model.order import keras_order
+from bnfold.model.training import is_set
 
 
 def edited(
@@ -77,7 +78,9 @@ class ForInference:
     Attributes:
         graph: the whole model.
         told: these layers, whose calls, or those of a Sequential around them, say training=False.
-        untold: those in a Sequential that is not called, or not to be told: its file has no calls.
+        untold: those that this does not reach: in a Sequential that is not called, or not to be
+            told, whose file has no calls; or in a model that somebody calls with training=True,
+            which up to Keras 3.15 wins over the calls inside.
     """
 
     graph: Graph
@@ -105,8 +108,11 @@ def for_inference(graph: Graph, path: LayerPath = ()) -> ForInference:
             changed = _with_nested(layer, inside.graph)
             tells = graph.kind != "sequential" and bool(inside.untold) and not _is_meant(layer)
             changed = _told(changed) if tells else changed
-            told += (*inside.told, *(inside.untold if tells else ()))
-            untold += () if tells else inside.untold
+            if tells or _is_called_on(layer):
+                (told if tells else untold).extend((*inside.told, *inside.untold))
+            else:
+                told += inside.told
+                untold += inside.untold
         found[name] = changed
     return ForInference(replace(graph, layers=found), tuple(told), tuple(untold))
 
@@ -119,8 +125,12 @@ def _is_on_by_default(layer: Layer) -> bool:
 def _is_meant(layer: Layer) -> bool:
     """Whether somebody has called a model, or a layer in it, with training=True."""
     inside = () if layer.nested is None else layer.nested.layers.values()
-    own = any(call.training not in (None, False, 0) for call in layer.calls)
-    return (own and not _is_on_by_default(layer)) or any(map(_is_meant, inside))
+    return _is_called_on(layer) or any(map(_is_meant, inside))
+
+
+def _is_called_on(layer: Layer) -> bool:
+    """Whether somebody has called it with training=True, which is not the default of its class."""
+    return not _is_on_by_default(layer) and any(is_set(call.training) for call in layer.calls)
 
 
 def _told(layer: Layer) -> Layer:

@@ -152,7 +152,7 @@ class Modes:
     def __init__(self, region: "Region", use: Use) -> None:
         self._region = region
         self._found: dict[TrainingRule, Mapping[LayerPath, str]] = {}
-        self._reached: dict[TrainingRule, frozenset[LayerPath]] = {}
+        self._simulations: dict[TrainingRule, _Simulation] = {}
         self.use = use
 
     @cached_property
@@ -173,6 +173,11 @@ class Modes:
         return tuple(rule for rule in self.readers if rule in self.use.rules) or self.readers
 
     @cached_property
+    def others(self) -> tuple[TrainingRule, ...]:
+        """The readers that do not count."""
+        return tuple(rule for rule in self.readers if rule not in self.rules)
+
+    @cached_property
     def exposed(self) -> Mapping[LayerPath, Exposure]:
         """The layers that heed training mode and may run after another one's training=True.
 
@@ -186,7 +191,7 @@ class Modes:
 
     def _exposure(self, path: LayerPath, cause: str) -> Exposure:
         rules = tuple(rule for rule in self.readers if path in self._exposed_in(rule))
-        reaching = tuple(rule for rule in rules if path in self._reached_in(rule))
+        reaching = tuple(rule for rule in rules if self.in_version(path, rule).plain)
         return Exposure(cause, rules, reaching)
 
     def _exposed_in(self, rule: TrainingRule) -> Mapping[LayerPath, str]:
@@ -194,15 +199,9 @@ class Modes:
             self._found[rule] = _Exposure(self._region, rule, self.use).found
         return self._found[rule]
 
-    def _reached_in(self, rule: TrainingRule) -> frozenset[LayerPath]:
-        if rule not in self._reached:
-            self._reached[rule] = frozenset(self._simulated(rule).in_training(None))
-        return self._reached[rule]
-
     def exposed_elsewhere(self, path: LayerPath) -> tuple[TrainingRule, ...]:
-        """The readers that do not count here, in which another call may do so."""
-        rest = (rule for rule in self.readers if rule not in self.rules)
-        return tuple(rule for rule in rest if path in self._exposed_in(rule))
+        """The readers that do not count, in which another call may do so."""
+        return tuple(rule for rule in self.others if path in self._exposed_in(rule))
 
     def is_reached(self, path: LayerPath) -> bool:
         """Whether another call puts a layer into training mode in `model(x)`.
@@ -218,7 +217,7 @@ class Modes:
         """The layers that run in training mode, for each version that reads the file."""
         if not any(_speaks(call) for one in self._region.with_nested() for call in one.all_calls):
             return {rule: {} for rule in self.readers}
-        return {rule: self._simulated(rule).modes() for rule in self.readers}
+        return {rule: self.simulated(rule).modes() for rule in self.readers}
 
     def in_version(self, path: LayerPath, rule: TrainingRule) -> CallModes:
         """In which calls of the model a layer runs in training mode."""
@@ -249,30 +248,28 @@ class Modes:
             if any(is_batchnorm(inner) for inner in chain(part))
         )
 
-    def _simulated(self, rule: TrainingRule) -> "_Simulation":
-        return _Simulation(self._region, rule, self.use)
+    def simulated(self, rule: TrainingRule) -> "_Simulation":
+        """The calls of the model, as a version of Keras resolves their modes; made once."""
+        if rule not in self._simulations:
+            self._simulations[rule] = _Simulation(self._region, rule, self.use)
+        return self._simulations[rule]
+
+    def first_changed(self, changed: "Region", rule: TrainingRule) -> LayerPath | None:
+        """A layer that runs in training mode in one of two models and not in the other.
+
+        Layers that are gone change depths, and with them the order of what is left; and one that is
+        gone propagates nothing.
+        """
+        if not _sources(self._region, rule, self.use):
+            return None
+        other = changed.modes.simulated(rule)
+        found = (self.simulated(rule).first_difference(other, outer) for outer in (None, False))
+        return next(filter(None, found), None)
 
 
 def _speaks(call: "Call") -> bool:
     """Whether a call may set training mode in any version."""
     return is_set(call.written.training) or facts(call.layer).training_default is True
-
-
-def first_changed_mode(region: "Region", changed: "Region") -> LayerPath | None:
-    """A layer that runs in training mode in one of two models and not in the other.
-
-    Layers that are gone change depths, and with them the order of what is left; and one that is
-    gone hands nothing on.
-    """
-    modes = region.modes
-    for rule in modes.rules:
-        if _sources(region, rule, modes.use):
-            one, other = (_Simulation(each, rule, modes.use) for each in (region, changed))
-            for outer in (None, False):
-                path = one.first_difference(other, outer)
-                if path is not None:
-                    return path
-    return None
 
 
 _Run = tuple["Region", bool | None]

@@ -269,6 +269,21 @@ def test_without_keras_all_versions_count(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
+def test_a_fold_that_changes_the_mode_of_another_layer_elsewhere_says_so(tmp_path: Path) -> None:
+    """In 3.16 the norm's training=False ends what the first Dropout begins."""
+    layers, first = keras.layers, keras.Input((4,))
+    x = layers.Dense(3)(layers.Dropout(0.5, name="mc")(first, training=True))
+    x = layers.BatchNormalization(name="bn")(x, training=False)
+    randomize(keras.Model(first, layers.Dropout(0.5, name="last")(x))).save(tmp_path / "m.keras")
+    with open_model(tmp_path / "m.keras") as file:
+        graph = without_defaults(file.graph)
+        here, there = (plan(graph, use=Use((rule,))) for rule in (KERAS_3, KERAS_3_16))
+    assert [fold.batchnorm.path for fold in here.folds] == [("bn",)]
+    assert here.exceptions == {("last",): (KERAS_3_16,)}
+    assert not there.folds
+    assert "'last' would run in another mode" in there.blocked[0].reason
+
+
 # --- BN012 ----------------------------------------------------------------------------------------
 
 
@@ -353,6 +368,21 @@ def test_a_promise_leaves_what_somebody_has_said(tmp_path: Path) -> None:
     modes = training_modes.measured(keras, load(tmp_path / "out.keras"))
     assert modes["plain"]["mc"] == [True]
     assert modes["plain"]["flip"] == [False]
+
+
+def test_a_promise_that_the_call_of_a_model_overrides(tmp_path: Path) -> None:
+    """Up to 3.15 the True that somebody gives a model wins over what its layers are told."""
+    layers, first, inside = keras.layers, keras.Input((6, 6, 3)), keras.Input((6, 6, 3))
+    block = keras.Model(inside, layers.RandomFlip(name="flip")(inside), name="block")
+    x = layers.RandomFlip(name="outer")(block(first, training=True))
+    keras.Model(first, layers.Dense(2)(x)).save(tmp_path / "m.keras")
+    report = bnfold.fold(tmp_path / "m.keras", tmp_path / "out.keras", inference=True)
+    modes = training_modes.measured(keras, load(tmp_path / "out.keras"))["plain"]
+    assert {name: any(found) for name, found in modes.items()} == {
+        "block/flip": True,
+        "outer": False,
+    }
+    assert report.to_dict()["inference"] == {"told": ["outer"], "untold": ["block/flip"]}
 
 
 def test_a_sequential_has_no_place_for_a_promise(tmp_path: Path) -> None:

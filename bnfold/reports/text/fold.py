@@ -117,7 +117,8 @@ def promised(promise: Promise | None) -> list[RenderableType]:
     if promise.untold:
         names = terminal.names([show(path) for path in promise.untold])
         lines.append(
-            f"a Sequential has no place for training=False: call it so, or by predict, for {names}"
+            f"call the result with training=False, or by predict: {names} could not be told so, in "
+            "a Sequential, whose file has no calls, or a model that is called with training=True"
         )
     if not lines:
         lines.append("--inference changes nothing: no layer takes training=True by default")
