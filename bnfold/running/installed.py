@@ -1,4 +1,4 @@
-"""Which version of a library is installed, found out without importing it."""
+"""Where a module would be imported from, and of which version it is, found without importing it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,39 @@ _VERSION = re.compile(r"^__version__ = [\"']([^\"']+)[\"']", re.MULTILINE)
 _PLACES = ("src/version.py", "version.py", "__init__.py")
 
 
+def origin(module: str) -> Path | None:
+    """The file that an import of a module would begin with; None where there is none."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # what is there is broken, or no module
+        return None
+    # A folder without __init__.py is what an uninstalled package may leave.
+    return None if found is None or found.origin is None else Path(found.origin)
+
+
+def loaded_version(module: str) -> str | None:
+    """The version that a module says it is, where it is imported already."""
+    found = getattr(sys.modules.get(module), "__version__", None)
+    return found if isinstance(found, str) else None
+
+
 def installed_version(module: str) -> str | None:
     """The version of the module that an import would find; None where there is none.
 
     Asked is the module itself, then the distribution of its name: Keras can also be the source of a
     release to come, or a nightly build.
     """
-    loaded = getattr(sys.modules.get(module), "__version__", None)
-    return loaded if isinstance(loaded, str) else _found(module)
+    return loaded_version(module) or _written_version(module)
 
 
 @cache
-def _found(module: str) -> str | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # what is there is broken, or no module
+def _written_version(module: str) -> str | None:
+    place = origin(module)
+    if place is None:
         return None
-    if spec is None or spec.origin is None:
-        return None
-    for place in _PLACES:
+    for name in _PLACES:
         try:
-            text = (Path(spec.origin).parent / place).read_text("utf-8")
+            text = (place.parent / name).read_text("utf-8")
         except (OSError, ValueError):
             continue
         if found := _VERSION.search(text):

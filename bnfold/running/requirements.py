@@ -8,8 +8,6 @@ Nothing is imported here.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,6 +15,7 @@ from importlib import metadata
 
 from bnfold.errors import VerificationImpossibleError
 from bnfold.running.advisories import numbers
+from bnfold.running.installed import loaded_version, origin
 
 
 @dataclass(frozen=True)
@@ -109,22 +108,12 @@ class Installed:
 def look(module: str) -> Installed:
     """What is there of one of `LIBRARIES`."""
     library = LIBRARIES[module]
-    if not _is_there(module):
+    if origin(module) is None:
         return Installed(library, is_there=False)
-    distribution = _distribution(library)
-    version = getattr(sys.modules.get(module), "__version__", None)
+    distribution, version = _distribution(library), loaded_version(module)
     if version is None and distribution is not None:
         version = metadata.version(distribution)
     return Installed(library, True, distribution, version)
-
-
-def _is_there(module: str) -> bool:
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return False
-    # A folder without __init__.py is what an uninstalled package may leave.
-    return found is not None and found.origin is not None
 
 
 def _distribution(library: Library) -> str | None:

@@ -1,54 +1,29 @@
 """What works where nothing is installed that runs models, and what is said of the rest."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from isolated import outcomes
 from places import FIXTURES, ROOT
 
 import bnfold
 from bnfold.errors import VerificationImpossibleError
 from bnfold.running import requirements
+from bnfold.running.installed import origin
 
 FIXTURE = FIXTURES / "digits_cnn_keras315.keras"
 FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
-
-# One process for all commands: in it none of these libraries is to be found.
-RUN = """
-import contextlib, io, json, sys
-
-sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))
-from bnfold.cli import main
-
-for words in json.loads(sys.stdin.read()):
-    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout):
-        try:
-            main(words)
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, stdout.getvalue(), stderr.getvalue()]))
-"""
 
 
 def run(
     folder: Path, *commands: list[str], without: tuple[str, ...] = FRAMEWORKS
 ) -> list[tuple[int, str, str]]:
-    """The exit code, output and errors of each command."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(without)],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    """What each command does where none of these libraries is to be found."""
+    return outcomes(f"sys.modules.update(dict.fromkeys({without!r}))", commands, folder)
 
 
 @pytest.mark.parametrize("ending", ["txt", "json", "sarif", "xml", "md", "html"])
@@ -128,7 +103,8 @@ def test_a_runtime_that_is_not_installed_is_left_out_with_what_to_install(tmp_pa
 
 
 def test_from_python_it_is_the_same_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "_is_there", lambda module: module not in FRAMEWORKS)
+    hidden = lambda module: None if module in FRAMEWORKS else origin(module)  # noqa: E731
+    monkeypatch.setattr(requirements, "origin", hidden)
     said = r"tensorflow and keras are not installed: pip install \"bnfold\[verify\]\""
     with pytest.raises(VerificationImpossibleError, match=rf"{said}, or use verify=False$"):
         bnfold.fold("no.keras", tmp_path / "out.keras")

@@ -1,15 +1,11 @@
 """What is wrong in what the user gives is said before TensorFlow is loaded."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from places import ROOT
+from isolated import outcomes
 from support import chain, keras
 
 from bnfold.model.keras_json import parse_model
@@ -20,41 +16,19 @@ from bnfold.running.safety import read_facts
 layers = keras.layers
 
 # TensorFlow is installed here, and cannot be imported, nor can the libraries that import it.
-RUN = """
-import contextlib, io, json, sys
+DAMAGED = """
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 damaged = SimpleNamespace(create_module=lambda spec: None, exec_module=lambda _: {}["damaged"])
 found = {name: ModuleSpec(name, damaged, origin="there") for name in ("tensorflow", "keras")}
 sys.meta_path.insert(0, SimpleNamespace(find_spec=lambda name, *_: found.get(name)))
-from bnfold.cli import main
-
-outcomes = []
-for words in json.loads(sys.stdin.read()):
-    stderr = io.StringIO()
-    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            main(words)
-        except SystemExit as end:
-            code = end.code
-    outcomes.append([code, stderr.getvalue()])
-print(json.dumps(outcomes))
 """
 
 
 def run(commands: list[list[str]], folder: Path) -> list[tuple[int, str]]:
     """The exit code of each command and what it says on standard error, without TensorFlow."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    return [(code, said) for code, said in json.loads(done.stdout)]
+    return [(code, said) for code, _, said in outcomes(DAMAGED, commands, folder)]
 
 
 ONE = ["one.keras", "one.h5", "directory", "row.keras", "row.h5"]
