@@ -21,7 +21,7 @@ from bnfold.jobs.fold import (
     plan_and_hash,
     refuse_inside,
     refuse_obstacle,
-    told_the_same,
+    to_compare,
     write_folded,
 )
 from bnfold.jobs.gate import InputFindings, of_input
@@ -31,6 +31,7 @@ from bnfold.jobs.staging import Staging, check_target
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import ModelFile, open_model
+from bnfold.model.edit import for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import (
     borrowing,
@@ -171,11 +172,9 @@ def export_file(
         refuse_obstacle(model)
         decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
         audit = of_input(model, settings, None if keep else decided)
-        promise = Promise.of(model.graph) if inference else None
-        with (
-            told_the_same(model, promise) as original,
-            Staging(target, "onnx", force=force) as staging,
-        ):
+        changed = for_inference(model.graph) if inference else None
+        with Staging(target, "onnx", force=force) as staging:
+            original = to_compare(model, changed, staging)
             job = _Job(model, original, running, name, link.told(progress))
             opening = None
             if not audit.stops:
@@ -184,7 +183,7 @@ def export_file(
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(staging.path, model)
                 replaced, decided = write_folded(
-                    model, decided, sha256, standalone, subject, promise=promise
+                    model, decided, sha256, standalone, subject, inference=inference
                 )
             report = ExportReport(
                 source=model.path if name is None else Path(name),
@@ -199,10 +198,10 @@ def export_file(
                 verification=None,
                 check=None,
                 audit=audit,
-                inference=promise,
+                inference=Promise.of(changed),
             )
             if prove and not audit.stops:
-                as_called = promise is None or not promise.untold
+                as_called = changed is None or not changed.untold
                 proof = running.run(original, subject, progress, as_called=as_called)
                 report = replace(report, verification=proof)
             if opening is not None and _is_proved(report, running):

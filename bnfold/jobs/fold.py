@@ -1,8 +1,7 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,11 +18,10 @@ from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import record
-from bnfold.model.edit import for_inference
-from bnfold.model.graph import Graph, Json, LayerPath, show
+from bnfold.model.edit import ForInference, for_inference
+from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
 from bnfold.serialize import SCHEMA_VERSION, Serializable, plain
-from bnfold.supervision import link
 from bnfold.verification import Verification
 from bnfold.version import __version__
 
@@ -46,10 +44,9 @@ class Promise(Serializable):
     untold: tuple[LayerPath, ...]
 
     @classmethod
-    def of(cls, graph: Graph) -> "Promise":
-        """What the promise changes in a model."""
-        found = for_inference(graph)
-        return cls(found.told, found.untold)
+    def of(cls, changed: ForInference | None) -> "Promise | None":
+        """What the promise changed in a model; None where nothing was promised."""
+        return None if changed is None else cls(changed.told, changed.untold)
 
     def to_dict(self) -> dict[str, Any]:
         """The promise for JSON."""
@@ -182,22 +179,21 @@ def fold_file(
             )
         decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
         audit = of_input(model, settings, None if keep else decided)
-        promise = Promise.of(model.graph) if inference else None
+        changed = for_inference(model.graph) if inference else None
         with Staging(target, model.kind, force=force) as staging:
             replaced, decided = write_folded(
-                model, decided, sha256, standalone, staging.path, promise=promise
+                model, decided, sha256, standalone, staging.path, inference=inference
             )
             verification, accepted = None, not audit.stops
             if proof is not None and accepted:
                 is_changed = bool(decided.folds or replaced)
-                with told_the_same(model, promise) as original:
-                    verification = proof.run(
-                        original,
-                        staging.path,
-                        progress,
-                        is_changed=is_changed,
-                        as_called=promise is None or not promise.untold,
-                    )
+                verification = proof.run(
+                    to_compare(model, changed, staging),
+                    staging.path,
+                    progress,
+                    is_changed=is_changed,
+                    as_called=changed is None or not changed.untold,
+                )
                 verification = verification.reworded(staging.said)
                 accepted = verification.accepted(strict=proof.strict)
             if accepted:
@@ -214,24 +210,21 @@ def fold_file(
             unused_keep=unused_patterns(model.graph, keep),
             verification=verification,
             audit=audit,
-            inference=promise,
+            inference=Promise.of(changed),
         )
 
 
-@contextmanager
-def told_the_same(model: ModelFile, promise: Promise | None) -> Iterator[Path]:
+def to_compare(model: ModelFile, changed: ForInference | None, staging: Staging) -> Path:
     """The original to compare with: the file, or a copy in which the promise stands too.
 
     Up to Keras 3.15 the two compute the same in `predict`. From 3.16 on what a call says of
     `training` holds there as well.
     """
-    if promise is None or not promise.told:
-        yield model.path
-        return
-    with link.temporary_folder() as folder:
-        path = folder / model.path.name
-        model.write(for_inference(model.graph).graph, path, {})
-        yield path
+    if changed is None or not changed.told:
+        return model.path
+    path = staging.copy_of(model.path)
+    model.write(changed.graph, path, {})
+    return path
 
 
 def refuse_inside(target: Path, model: ModelFile) -> None:
@@ -268,7 +261,7 @@ def write_folded(
     standalone: Standalone,
     path: Path,
     *,
-    promise: Promise | None,
+    inference: bool,
 ) -> tuple[tuple[LayerPath, ...], Plan]:
     """Write the folded model to `path`; the kept layers that are depthwise convolutions there.
 
@@ -279,7 +272,7 @@ def write_folded(
     if standalone == "depthwise":
         replaced, decided = replaceable(folded, decided)
     folded = replace_leftovers(folded, replaced) if replaced else folded
-    folded = folded if promise is None else for_inference(folded).graph
+    folded = for_inference(folded).graph if inference else folded
     made = record(model.metadata, __version__, sha256, folded=describe_folds(decided))
     model.write(folded, path, made)
     return replaced, decided

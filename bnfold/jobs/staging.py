@@ -101,6 +101,7 @@ class Staging:
         # Named before it is made, so that it is removed whenever Ctrl-C comes.
         self._directory = self._target.parent / leftovers.name(_PREFIX)
         self.path = self._directory / target.name
+        self._stands_for = {self.path: target}
 
     def __enter__(self) -> "Staging":
         leftovers.remove(self._directory.parent, _PREFIX)
@@ -130,9 +131,16 @@ class Staging:
                 f"{printable(str(self._given))}: {error.strerror or error}"
             ) from error
 
+    def copy_of(self, source: Path) -> Path:
+        """Where a changed copy of a file may go meanwhile; texts name the file instead of it."""
+        folder = self._directory / f"_{self.path.name}"
+        folder.mkdir()
+        self._stands_for[folder / source.name] = source
+        return folder / source.name
+
     def said(self, text: str) -> str:
-        """A text that names the target where it names what was to become it."""
-        names = {str(self.path): str(self._given)}
+        """A text that names the target where it names what was to become it, and so with copies."""
+        names = {str(path): str(given) for path, given in self._stands_for.items()}
         names |= {printable(old): printable(new) for old, new in names.items()}
         for old, new in names.items():
             text = text.replace(old, new)

@@ -16,10 +16,12 @@ import keras
 import pytest
 import tiers
 import training_modes
+from click.testing import CliRunner
 from support import difference, load, outputs, randomize, samples
 from training_modes import Found, table
 
 import bnfold
+from bnfold.cli import main
 from bnfold.errors import SettingsError
 from bnfold.folding.plan import plan
 from bnfold.model.container.model_file import open_model
@@ -368,6 +370,22 @@ def test_a_promise_leaves_what_somebody_has_said(tmp_path: Path) -> None:
     modes = training_modes.measured(keras, load(tmp_path / "out.keras"))
     assert modes["plain"]["mc"] == [True]
     assert modes["plain"]["flip"] == [False]
+
+
+@pytest.mark.parametrize("ending", [".keras", ".onnx"])
+def test_what_is_wrong_with_a_promised_model_is_said_of_the_file(
+    ending: str, tmp_path: Path
+) -> None:
+    """The copy that the result is compared with is named nowhere, and nothing of it stays."""
+    layers, first = keras.layers, keras.Input((6, 6, 3))
+    x = layers.Lambda(lambda x: 2 * x, name="own")(layers.RandomFlip()(first))
+    x = layers.BatchNormalization()(layers.Dense(3)(x))
+    keras.Model(first, x).save(tmp_path / "m.keras")
+    words = ["fold", str(tmp_path / "m.keras"), str(tmp_path / f"out{ending}"), "--inference"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(f"bnfold: {tmp_path / 'm.keras'}: layer 'own'")
+    assert [one.name for one in tmp_path.iterdir()] == ["m.keras"]
 
 
 def test_a_promise_that_the_call_of_a_model_overrides(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ SPIN = "sum(itertools.repeat(0))"
 
 READING = "patch('bnfold.jobs.inspect', 'planned', does)"
 INSTALLED = "patch('bnfold.running.requirements', 'require', lambda *_, **__: None)\n"
-WRITING = "patch('bnfold.jobs.fold', 'write_folded', lambda *given, promise: does(given[-1]))"
+WRITING = "patch('bnfold.jobs.fold', 'write_folded', lambda *given, **_: does(given[-1]))"
 
 
 def started(
