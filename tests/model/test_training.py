@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tiers
 import training_modes
 from click.testing import CliRunner
+from places import ROOT
 from support import difference, load, outputs, randomize, samples
 from training_modes import Found, table
 
@@ -284,6 +286,31 @@ def test_a_fold_that_changes_the_mode_of_another_layer_elsewhere_says_so(tmp_pat
     assert here.exceptions == {("last",): (KERAS_3_16,)}
     assert not there.folds
     assert "'last' would run in another mode" in there.blocked[0].reason
+
+
+@needs_source
+def test_no_statistics_are_estimated_that_another_keras_never_reads(tmp_path: Path) -> None:
+    first = keras.Input((4,))
+    x = keras.layers.BatchNormalization(name="read")(keras.layers.Dense(3)(first))
+    x = keras.layers.BatchNormalization(name="never")(x, training=True)
+    keras.Model(first, x).save(tmp_path / "m.keras")
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(64, 4)).astype("f4"))
+    here = bnfold.recalibrate(
+        tmp_path / "m.keras", tmp_path / "here.keras", data=tmp_path / "data.npy"
+    )
+    assert [change.batchnorm.path for change in here.recalibrated] == [("read",), ("never",)]
+    words = ["recalibrate", "m.keras", "there.keras", "--data", "data.npy", "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", *words],
+        env={**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    there = json.loads(done.stdout)
+    assert [one["name"] for one in there["recalibrated"]] == ["read"]
+    assert "in training mode always" in there["kept"][0]["reason"]
 
 
 # --- BN012 ----------------------------------------------------------------------------------------
