@@ -163,6 +163,15 @@ def _stop_all_the_same(lost: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(lost)
 
 
+def _say_nothing(*_: object) -> None:
+    """Let no finalizer print a traceback.
+
+    Those of Cython's classes do so before they ask the hook for it, as h5py's where a signal, or a
+    lack of memory, came while one of its objects was made. What ends this process is not told
+    here: the supervisor does that.
+    """
+
+
 @contextlib.contextmanager
 def _interrupts() -> Iterator[None]:
     """Make an exception of Ctrl-C where it would end this process at once.
@@ -198,6 +207,8 @@ def run() -> None:
     _say_warnings()
     if os.name == "posix":
         sys.unraisablehook = _stop_all_the_same
+    if link.is_supervised():
+        sys.excepthook = _say_nothing
     garbage.search_rarely()
     for number in ASKING:
         if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:  # by nohup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import importlib.util
@@ -63,11 +64,16 @@ class _Silence:
     def _redirect(self) -> None:
         back = self._redirected
         back.callback(logging.disable, logging.root.manager.disable)
-        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # 2 may be closed
-            stderr = os.dup(2)
-            back.callback(os.close, stderr)
-            back.callback(os.dup2, stderr, 2)
-            os.dup2(nowhere.fileno(), 2)
+        try:
+            with open(os.devnull, "w") as nowhere:
+                stderr = os.dup(2)
+                back.callback(os.close, stderr)
+                back.callback(os.dup2, stderr, 2)
+                os.dup2(nowhere.fileno(), 2)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # of which libraries would die loudly
+                raise
+            # Otherwise 2 is closed, and says nothing anyway.
         back.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)

@@ -103,8 +103,7 @@ def allow(seconds: float | None = None, memory: int | None = None) -> None:
 
 def reading(path: Path, shown: str) -> None:
     """A model file is read from now on; `shown` is its name for messages."""
-    if path.parent not in _link.folders:
-        _name_file(shown)
+    _name_files({path: shown})
     _begin("reading it")
     seconds = limits.reading_seconds(limits.size(path))
     if _link.read:
@@ -126,8 +125,7 @@ def counted(path: Path, layers: int) -> None:
 
 def running(files: Mapping[Path, str]) -> None:
     """What is done from now on is for these files, each with its name for messages."""
-    shown = [name for path, name in files.items() if path.parent not in _link.folders]
-    _name_file(" and ".join(shown))
+    _name_files(files)
 
 
 def loading(files: Mapping[Path, str]) -> None:
@@ -160,9 +158,12 @@ def told(progress: Callable[[str], None] | None) -> Callable[[str], None]:
     return report
 
 
-def _name_file(shown: str) -> None:
-    _link.file = shown
-    _link.say("file", shown)
+def _name_files(files: Mapping[Path, str]) -> None:
+    """Name the files at hand; where all are ones that the user has not named, what was named."""
+    shown = [name for path, name in files.items() if _link.folders.isdisjoint(path.parents)]
+    if shown:
+        _link.file = " and ".join(shown)
+        _link.say("file", _link.file)
 
 
 def _begin(name: str, *models: str) -> None:

@@ -3,6 +3,7 @@
 The process is looked at from outside of bnfold, before and after each function of the API.
 """
 
+import errno
 import gc
 import logging
 import os
@@ -228,6 +229,20 @@ def test_a_closed_stderr_is_no_error() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stdout.split() == [b"done"]
+
+
+def test_no_library_speaks_where_it_cannot_be_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that finds no file free would die loudly."""
+
+    def none(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = sys.stderr, logging.root.manager.disable
+    with monkeypatch.context() as few:
+        few.setattr(os, "dup", none)
+        with pytest.raises(OSError, match="Too many open files"), libraries.quiet():
+            pytest.fail("ran all the same")
+    assert before == (sys.stderr, logging.root.manager.disable)
 
 
 def test_models_run_on_the_cpu(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,19 @@ def test_what_others_write_to_the_pipe_is_passed_over(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["mine"]
 
 
+def test_a_file_that_is_being_written_has_no_name_of_its_own() -> None:
+    """The line says which file the user has named, at any depth of what is being written."""
+    for inside in ("m.keras", "_m.keras/m.keras"):
+        does = f"""
+    folder = Path(".bnfold-0")
+    link.made(folder)
+    link.running({{folder / {inside!r}: "hidden"}})
+    os.abort()
+    """
+        _, _, error = ended(started("inspect", MODEL, does=does, before=READING))
+        assert error == f"bnfold: {MODEL}: crashed with SIGABRT while reading it\n"
+
+
 @pytest.mark.parametrize("end", ["os.abort()", "time.sleep(60)"])
 def test_no_process_of_a_process_outlives_it(end: str, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
@@ -584,6 +597,21 @@ def test_a_limit_is_an_amount(words: list[str]) -> None:
     code, _, error = ended(started("inspect", MODEL, *words))
     assert (code, error.count("\n")) == (2, 1)
     assert words[0] in error
+
+
+def test_what_finalizers_print_by_themselves_is_not_told() -> None:
+    """As h5py's do where a signal came while an object of it was made."""
+    does = "sys.modules['h5py']._objects.ObjectID('none')"
+    before = f"import contextlib, h5py; {READING}"
+    ends = f"""
+    with contextlib.suppress(TypeError):
+        {does}
+    os._exit(0)
+    """
+    *_, error = ended(started("inspect", MODEL, does=ends, before=before))
+    assert error == f"bnfold: {MODEL}: ended early, with exit code 0 while reading it\n"
+    *_, error = ended(started("inspect", MODEL, "--debug", does=ends, before=before))
+    assert "KeyError: 0" in error
 
 
 def test_nobody_reads_the_result() -> None:
