@@ -85,12 +85,13 @@ class Attack:
 
 @dataclass
 class Seen:
-    """What one load did, from outside."""
+    """What one load did, from outside. `seconds` are those of CPU time, with its children's."""
 
     code: int = 0
     output: bytes = b""
     memory: int = 0
     disk: int = 0
+    seconds: float = 0
     is_late: bool = False
     folder: Path = field(default_factory=Path)
 
@@ -593,7 +594,7 @@ def watched(pid: int, folder: Path, seconds: float) -> Seen:
     seen, end = Seen(folder=folder), time.monotonic() + seconds
     while True:
         seen.memory = max(seen.memory, *(resident(one) for one in (pid, *children(pid))))
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
         with contextlib.suppress(OSError):
             temporary = (path for path in (folder / "tmp").rglob("*") if path.is_file())
             seen.disk = max(seen.disk, sum(path.stat().st_size for path in temporary))
@@ -602,9 +603,10 @@ def watched(pid: int, folder: Path, seconds: float) -> Seen:
         if time.monotonic() > end:
             seen.is_late = True
             os.killpg(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status, usage = os.wait4(pid, 0)
             break
         time.sleep(0.05)
+    seen.seconds = usage.ru_utime + usage.ru_stime
     seen.code = os.waitstatus_to_exitcode(status)
     seen.output = (folder / "output").read_bytes()
     return seen

@@ -38,7 +38,8 @@ from support import chain, keras, outputs, randomize, samples
 import bnfold
 from bnfold.errors import BnfoldError
 from bnfold.model.container.model_file import open_model
-from bnfold.model.graph import Graph, walk_all
+from bnfold.model.graph import Graph, Layer, walk_all
+from bnfold.model.keras_json import is_named
 
 layers = keras.layers
 
@@ -182,6 +183,8 @@ def _compared(path: Path) -> str:
         target = Path(folder) / f"folded{path.suffix}"
         try:
             read = dict(read_layers(path))
+            with open_model(path) as file:
+                graph = file.graph
             folded = len(bnfold.fold(path, target, verify=False).to_dict()["folded"])
         except BnfoldError:
             return "refused by bnfold"
@@ -191,7 +194,7 @@ def _compared(path: Path) -> str:
             model = _load(path)
         except Exception:
             return "refused by Keras"
-        _compare_layers(read, dict(_loaded(model)))
+        _compare_layers(read, dict(_loaded(model, graph)))
         try:
             inputs = samples(model)
             before = outputs(model, inputs, training=False)
@@ -288,20 +291,34 @@ def _unreached(graph: Graph) -> set[tuple[str, ...]]:
     return found
 
 
-def _loaded(model: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """The same as Keras loads it."""
+def _loaded(model: Any, read: Graph | None, above: str = "") -> Iterator[tuple[str, Any]]:
+    """The same as Keras loads it; `read` is what bnfold reads, of which only names are taken."""
     graph = getattr(model, "_functional", None) or model
     every = getattr(graph, "operations", None) or model.layers
-    for one in every:
-        yield from _loaded_layer(one, f"{above}{one.name}")
+    for one, layer in zip(every, _counterparts(every, read), strict=True):
+        yield from _loaded_layer(one, layer, f"{above}{_name(one, layer)}")
 
 
-def _loaded_layer(one: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _counterparts(every: Sequence[Any], read: Graph | None) -> list[Layer | None]:
+    """What bnfold reads for each layer: by place in a Sequential, where names may be missing."""
+    if read is None or read.kind != "sequential":
+        return [None if read is None else read.layers.get(one.name) for one in every]
+    remaining = iter([one for one in read.layers.values() if one.class_name != "InputLayer"])
+    return [None if isinstance(one, layers.InputLayer) else next(remaining, None) for one in every]
+
+
+def _name(one: Any, read: Layer | None) -> str:
+    """A layer's name: bnfold's where the file has none, as Keras numbers such layers anew."""
+    return str(one.name) if read is None or is_named(read.entry) else read.name
+
+
+def _loaded_layer(one: Any, read: Layer | None, path: str) -> Iterator[tuple[str, Any]]:
     weights = None
     if isinstance(one, keras.Model):
-        yield from _loaded(one, f"{path}/")
+        yield from _loaded(one, None if read is None else read.graph, f"{path}/")
     elif isinstance(one, layers.TimeDistributed):
-        yield from _loaded_layer(one.layer, f"{path}/{one.layer.name}")
+        inner = None if read is None else read.inner
+        yield from _loaded_layer(one.layer, inner, f"{path}/{_name(one.layer, inner)}")
     else:
         # The state of a random generator, which a layer needs for training only, stands last.
         whole = [weight for weight in getattr(one, "weights", ()) if "seed" not in weight.path]

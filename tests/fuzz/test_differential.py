@@ -3,7 +3,9 @@
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import differential
 import h5py
@@ -63,6 +65,27 @@ def test_one_number_of_a_fold_that_is_wrong(
     monkeypatch.setattr(bnfold, "fold", wrong)
     with pytest.raises(differential.DisagreementError, match="output"):
         differential.compare(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "named"), [(7, "TimeDistributed"), (5, "Sequential"), (1, "Sequential")]
+)
+def test_layers_without_names(number: int, named: str, tmp_path: Path) -> None:
+    """Keras numbers them anew whenever it loads them, in a wrapper as in a Sequential."""
+
+    def without_names(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return [without_names(one) for one in entry] if isinstance(entry, list) else entry
+        made = {key: without_names(value) for key, value in entry.items()}
+        if made.get("class_name") == named:
+            for one in made["config"].get("layers") or [made["config"]["layer"]]:
+                one["config"].pop("name", None)
+        return made
+
+    whole = differential.small(number, ".keras")
+    nameless = replace(whole, config=without_names(whole.config))
+    assert nameless != whole
+    assert differential.compare(write(nameless, tmp_path)).startswith("folded")
 
 
 def test_one_weight_that_is_read_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
