@@ -160,14 +160,15 @@ class Staging:
         _flush_directory(self._target.parent)
 
     def _replace_directory(self) -> None:
-        replaced = self._directory / leftovers.REPLACED
-        (self._directory / leftovers.TARGET).write_bytes(os.fsencode(self._target.name))
+        replaced, name = self._directory / leftovers.REPLACED, self._directory / leftovers.TARGET
+        name.write_bytes(os.fsencode(self._target.name))
         try:
             self._target.rename(replaced)
             self.path.replace(self._target)
         finally:
             if not self._target.exists():
                 replaced.rename(self._target)
+        name.unlink()  # the old one, or what is still there of it, must not come back any more
 
 
 def write_text(target: Path, text: str) -> None:

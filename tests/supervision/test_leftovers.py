@@ -139,28 +139,45 @@ def test_what_only_looks_like_it_is_left_alone(kind: str, tmp_path: Path) -> Non
 
 
 REPLACE = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 from bnfold.jobs.staging import Staging
 
 with Staging(Path(sys.argv[1]), "keras-directory", force=True) as staging:
     staging.path.mkdir()
-    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the two steps
+    {name} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     staging.publish()
 """
 
 
-def test_a_directory_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
-    model = tmp_path / "model"
+def killed_at(name: str, folder: Path) -> Path:
+    """Replace a model directory, and kill the process where it calls a function."""
+    model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text("old")
     (model / "metadata.json").write_text("old")
-    (tmp_path / "link").symlink_to(model)
-    subprocess.run([sys.executable, "-c", REPLACE, tmp_path / "link"], check=False)
+    (folder / "link").symlink_to(model)
+    code = REPLACE.format(name=name)
+    subprocess.run([sys.executable, "-c", code, folder / "link"], check=False)
+    return model
+
+
+def test_a_directory_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    model = killed_at("Path.replace", tmp_path)  # between the two steps
     assert not model.exists()
     write(tmp_path, "n.h5")
     assert names(tmp_path) == ["link", "model", "n.h5"]
     assert (model / "config.json").read_text() == "old"
+
+
+def test_a_directory_that_was_replaced_does_not_come_back(tmp_path: Path) -> None:
+    """Where the new one was taken elsewhere: what is left of the old one may be half of it."""
+    model = killed_at("shutil.rmtree", tmp_path)
+    assert list(tmp_path.glob(".bnfold-*/replaced"))
+    assert not list(model.iterdir())
+    model.rmdir()
+    write(tmp_path, "n.h5")
+    assert names(tmp_path) == ["link", "n.h5"]
 
 
 def test_many_at_once(tmp_path: Path) -> None:
