@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "recalibrate": ("recalibrate", "FILE", OUT, "--data", DATA),
 }
 READING = {"inspect", "inspect --output", "fold --no-verify"}
-LIMITED = ("--timeout", "60", "--memory", "4G")
+LIMITED = ("--timeout", "240", "--memory", "4G")
 """For commands that run models, which may take an hour otherwise."""
 LATE = 300.0  # seconds on the clock, on which other processes have their time as well
 _PROGRESS = re.compile(r"bnfold: .* \.\.\.")
@@ -108,7 +108,7 @@ def faults(name: str, ended: Ended, file: Path) -> Iterator[str]:
         yield f"exit code {ended.code}"
     if ended.code == 2 and len(told) != 1:
         yield f"{len(told)} lines: {told[:3]}"
-    if ended.code == 2 and f"bnfold: {file.name}" not in ended.error:
+    if ended.code == 2 and not any(file.name in line for line in told):
         yield f"names no file: {told[-1:]}"
     for word in ("Traceback", "internal error", "\x1b"):
         if word in ended.error + ended.output:

@@ -25,6 +25,8 @@ def test_the_judge_sees_what_is_wrong(tmp_path: Path) -> None:
     file.touch()
     good = commands.Ended(2, 1.0, 1 << 20, "bnfold: a ...\nbnfold: model.keras: no\n", "", ["err"])
     assert list(commands.faults("fold", good, file)) == []
+    two = replace(good, error="bnfold: good.keras and model.keras: took more than 240 s\n")
+    assert list(commands.faults("verify, the second", two, file)) == []
     for wrong in (
         replace(good, code=-11),
         replace(good, error=good.error + "more\n"),
