@@ -77,16 +77,24 @@ def command(pipe: int) -> None:
         os.close(nowhere)
         from bnfold import cli  # noqa: PLC0415 - loads all that a command needs
     except Exception as error:
-        text = " ".join(str(error.__cause__ or error).split())
-        what = f"cannot start: {type(error).__name__}: {text[:300]}"
-        plain = what.replace("\\", r"\\").encode("ascii", "backslashreplace")
-        try:
-            os.write(pipe, b"finished\t2\t" + plain + b"\n")
-        finally:
-            os._exit(2)  # also where nobody listens
+        _end_with_last_words(pipe, "cannot start", error)
     os.dup2(stderr, 2)
     os.close(stderr)
-    cli.run()
+    try:
+        cli.run()
+    except Exception as error:  # or it would go on as a supervisor that cannot start
+        _end_with_last_words(pipe, "ended early", error)
+
+
+def _end_with_last_words(pipe: int, what: str, error: Exception) -> NoReturn:
+    """Have the supervisor say why this process ends, where little may work any more."""
+    text = " ".join(str(error.__cause__ or error).split())
+    words = f"{what}: {type(error).__name__}: {text[:300]}"
+    plain = words.replace("\\", r"\\").encode("ascii", "backslashreplace")
+    try:
+        os.write(pipe, b"finished\t2\t" + plain + b"\n")
+    finally:
+        os._exit(2)  # also where nobody listens
 
 
 def _fork() -> None:

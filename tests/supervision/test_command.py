@@ -435,6 +435,15 @@ sys.meta_path.insert(0, Broken())
     assert error == "bnfold: cannot start: ImportError: cannot be mapped\n"
 
 
+@pytest.mark.parametrize("error", ["OSError(29, 'Illegal seek')", "MemoryError('none')"])
+def test_what_no_command_answers_for_is_one_line(error: str) -> None:
+    """As where the streams are nothing that Python can use."""
+    before = f"def none(): raise {error}\npatch('bnfold.cli', 'run', none)"
+    code, out, said = ended(started("inspect", MODEL, before=before))
+    assert (code, out, said.count("\n")) == (2, "", 1)
+    assert said.startswith(f"bnfold: ended early: {error.partition('(')[0]}: ")
+
+
 def test_too_few_threads_and_libraries_are_one_line() -> None:
     for does, says in [
         ('raise RuntimeError("can\'t start new thread")', "can't start new thread"),
