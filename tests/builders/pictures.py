@@ -91,12 +91,12 @@ def five() -> Any:
     first = tensor = keras.Input((12, 12, 3), name="image")
     for layer in (
         L.Conv2D(CHANNELS, 3, name="conv_1"),
-        L.BatchNormalization(name="behind_conv"),
+        L.BatchNormalization(name="after_conv"),
         L.ReLU(name="relu"),
         L.BatchNormalization(name="stays"),
         L.Conv2D(CHANNELS, 3, padding="same", name="conv_2"),
         L.MaxPooling2D(name="pool"),
-        L.BatchNormalization(name="behind_pool"),
+        L.BatchNormalization(name="after_pool"),
         L.GlobalAveragePooling2D(name="average"),
         L.Dense(CHANNELS, activation="relu", name="dense"),
         L.BatchNormalization(name="before_scores"),
@@ -105,7 +105,7 @@ def five() -> Any:
     ):
         tensor = layer(tensor)
     model = trained(keras.Model(first, tensor, name="five"))
-    model.get_layer("behind_pool").gamma.assign(np.full(CHANNELS, 0.9))  # a maximum keeps order
+    model.get_layer("after_pool").gamma.assign(np.full(CHANNELS, 0.9))  # a maximum keeps order
     return model
 
 
