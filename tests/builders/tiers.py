@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,9 +45,18 @@ def imports_keras(path: Path) -> bool:
     return bool(names & FRAMEWORKS) or any(one.exists() and imports_keras(one) for one in inside)
 
 
+# To parse the files as a whole takes a second in every worker.
+_DEFINITION = re.compile(r"^(?:@|(?:async )?def |class )", re.MULTILINE)
+
+
 def _imported(path: Path) -> Iterator[str]:
     """The first names of the modules that a file imports before its first function or class."""
-    for node in ast.parse(path.read_text("utf-8")).body:
+    text = path.read_text("utf-8")
+    try:
+        tree = ast.parse(_DEFINITION.split(text, maxsplit=1)[0])
+    except SyntaxError:  # it was in the middle of a text
+        tree = ast.parse(text)
+    for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             return
         match node:

@@ -139,3 +139,43 @@ def test_the_version_of_the_module_counts_when_it_is_imported(
         requirements.require_version("tensorflow", "2.18.1")
     requirements.require_version("tensorflow", "2.19.0rc0")
     requirements.require_version("keras", "built here")
+
+
+STARTED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from bnfold.running import libraries, process, requirements
+
+if "own" in sys.argv:
+    process.take_over()
+try:
+    libraries.start(for_models_alone="alone" in sys.argv)
+except requirements.VerificationImpossibleError:
+    pass
+import keras, sklearn
+print(keras.found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [(["own", "alone"], "no"), (["own"], "yes"), (["alone"], "yes")],
+    ids=" ".join,
+)
+def test_keras_finds_no_scikit_learn_where_only_models_need_keras(
+    words: list[str], found: str, tmp_path: Path
+) -> None:
+    """A user's own modules may need both, and afterwards everybody finds it."""
+    environment(tmp_path, "tensorflow 1.0 tensorflow", "scikit-learn 1.0 sklearn")
+    (tmp_path / "tensorflow" / "__init__.py").write_text("__version__ = '1.0'\n")
+    (tmp_path / "keras.py").write_text(
+        "try:\n    import sklearn\n    found = 'yes'\n"
+        "except ImportError:\n    found = 'no'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STARTED, str(tmp_path), str(ROOT), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == (f"{found}\n", 0), done.stderr
