@@ -105,6 +105,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Leave a file to one worker as far as can be: what its tests share is made only once then."""
+    if config.getoption("dist") != "load":
+        return None
+    return import_module("xdist.scheduler").WorkStealingScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Every test draws the same weights, whichever tests ran before it."""

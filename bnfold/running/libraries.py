@@ -114,8 +114,8 @@ def start(threads: int | None = None, *, for_models_alone: bool = False) -> None
     """Import TensorFlow and Keras with the TensorFlow backend, without chatter, for the CPU.
 
     `threads` are for TensorFlow, None for its default; one that has started already keeps its own.
-    With `for_models_alone`, in a process of bnfold's own, Keras finds no scikit-learn, which takes a
-    sixth of the time and is of use to the user's own modules at most.
+    With `for_models_alone`, in a process of bnfold's own, Keras finds no scikit-learn, which takes
+    a sixth of the time and is of use to the user's own modules at most.
     Raises VerificationImpossibleError.
     """
     process.keep_to_itself()

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from support import keras
+from tiers import by_turns
 
 from bnfold.jobs.inspect import inspect_file
 
@@ -77,14 +78,15 @@ def saved_after_each_epoch(folder: Path, *before: Any) -> Path:
 # --- what is found -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [".keras", "", ".h5"])
-def test_fit_ends_with_averages_for_weights(form: str, tmp_path: Path) -> None:
+def test_fit_ends_with_averages_for_weights(tmp_path: Path) -> None:
     model = fitted(plain())
-    assert said_of(model, tmp_path, form) == WARNED
+    for form in (".keras", "", ".h5"):
+        assert said_of(model, tmp_path, form) == WARNED, form
     # What trains on has raw weights again.
     model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     model.fit(SAMPLES, TARGETS, verbose=0)
-    assert said_of(model, tmp_path, form) == {}
+    for form in (".keras", "", ".h5"):
+        assert said_of(model, tmp_path, form) == {}, form
 
 
 WRAPPED: dict[str, Callable[[], Any]] = {
@@ -99,7 +101,7 @@ WRAPPED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
 def test_whatever_the_optimizer(make: Callable[[], Any], tmp_path: Path) -> None:
     model = stepped(plain(), make())
-    for form in (".keras", ".h5"):
+    for form in by_turns((".keras", ".h5")):
         assert said_of(model, tmp_path, form) == WARNED
 
 
@@ -124,7 +126,7 @@ def test_whose_statistics_it_spoils(
     make: Callable[[], Any], expected: dict[str, str], tmp_path: Path
 ) -> None:
     model = stepped(make())
-    for form in (".keras", ".h5"):
+    for form in by_turns((".keras", ".h5")):
         assert said_of(model, tmp_path, form) == expected
 
 

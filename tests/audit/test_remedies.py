@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support import difference, fold_file, keras, load, outputs, randomize, samples
+from tiers import some
 
 from bnfold.audit import RULES
 from bnfold.cli import main
@@ -114,7 +115,7 @@ def follow(recipe: str, build: Build, folder: Path, monkeypatch: pytest.MonkeyPa
     return mended
 
 
-@pytest.mark.parametrize("cause", AUGMENTED)
+@pytest.mark.parametrize("cause", some(AUGMENTED))
 def test_augmentation_is_switched_off_in_a_saved_model(
     cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +123,7 @@ def test_augmentation_is_switched_off_in_a_saved_model(
     assert not inspect_file(mended).plan.decisions
 
 
-@pytest.mark.parametrize("cause", [*TOLD, "RandomFlip", "Sequential"])
+@pytest.mark.parametrize("cause", some([*TOLD, "RandomFlip", "Sequential"]))
 def test_a_saved_model_is_frozen(
     cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,16 @@ def some(values: Iterable[Any], step: int = 2, first: int = 0) -> list[Any]:
     ]
 
 
+def some_of_each(names: Iterable[str], step: int = 3) -> list[Any]:
+    """Likewise, and the first name of each kind: names of one kind are the same up to a hyphen."""
+    names = list(names)
+    first = {name.partition("-")[0]: name for name in reversed(names)}.values()
+    return [
+        pytest.param(name, marks=[] if name in first or not number % step else [pytest.mark.slow])
+        for number, name in enumerate(names)
+    ]
+
+
 def by_turns(values: Sequence[Any]) -> Sequence[Any]:
     """All values in the slow tier; by default one, which the name of the running test chooses."""
     if EVERYTHING:

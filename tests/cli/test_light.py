@@ -26,12 +26,14 @@ def run(
     return outcomes(f"sys.modules.update(dict.fromkeys({without!r}))", commands, folder)
 
 
-@pytest.mark.parametrize("ending", ["txt", "json", "sarif", "xml", "md", "html"])
-def test_every_report_of_inspect_is_made(ending: str, tmp_path: Path) -> None:
-    words = ["inspect", str(FIXTURE), "--fail-on", "never", "--output", f"report.{ending}"]
-    ((code, _, said),) = run(tmp_path, words)
-    assert code == 0, said
-    assert FIXTURE.name in (tmp_path / f"report.{ending}").read_text()
+def test_every_report_of_inspect_is_made(tmp_path: Path) -> None:
+    words = ["inspect", str(FIXTURE), "--fail-on", "never", "--output"]
+    files = [f"report.{ending}" for ending in ("txt", "json", "sarif", "xml", "md", "html")]
+    for file, (code, _, said) in zip(
+        files, run(tmp_path, *([*words, file] for file in files)), strict=True
+    ):
+        assert code == 0, (file, said)
+        assert FIXTURE.name in (tmp_path / file).read_text()
 
 
 def test_a_fold_without_proof_is_made(tmp_path: Path) -> None:
@@ -83,18 +85,16 @@ def test_what_needs_onnx_runtime_says_which_part_is_missing(missing: str, tmp_pa
 
 
 @pytest.mark.keras
-def test_a_proof_by_keras_alone_says_that_it_is_one(tmp_path: Path) -> None:
-    words = ["fold", str(FIXTURE), "out.keras"]
-    ((code, text, _),) = run(tmp_path, words, without=("onnxruntime", "ai_edge_litert"))
+def test_what_needs_onnx_runtime_in_part_does_the_rest_and_says_so(tmp_path: Path) -> None:
+    """A fold is proved by Keras alone, and `bench` leaves a runtime out. Both in one process."""
+    fold = ["fold", str(FIXTURE), "out.keras"]
+    bench = ["bench", str(FIXTURE), "--seconds", "0.01", "--format", "json"]
+    folded, timed = run(tmp_path, fold, bench, without=("tf2onnx", "ai_edge_litert"))
+    code, text, _ = folded
     assert code == 0
-    assert "onnxruntime is not installed: pip install" in text
+    assert "tf2onnx is not installed: pip install" in text
     assert "(keras alone; " in text
-
-
-@pytest.mark.keras
-def test_a_runtime_that_is_not_installed_is_left_out_with_what_to_install(tmp_path: Path) -> None:
-    words = ["bench", str(FIXTURE), "--seconds", "0.01", "--format", "json"]
-    ((code, text, _),) = run(tmp_path, words, without=("tf2onnx",))
+    code, text, _ = timed
     assert code == 0
     reasons = {one["runtime"]: one["reason"] for one in json.loads(text)["skipped"]}
     assert reasons["onnxruntime"] == (

@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "calibration.md").read_text()
 
 FAST = {
     *("mlp_momentum_9_two_epochs", "one_epoch", "nested_one_epoch"),
-    *("never_trained", "batches_of_one"),
+    "never_trained",
 }
 """Those that train in about a second; `-m slow` trains all."""
 

@@ -762,6 +762,7 @@ def test_files_of_several_versions(
     assert (report.written, len(report.recalibrated)) == (True, 4)
 
 
+@pytest.mark.slow  # trains; by default tests/audit/test_drift.py recalibrates such a model
 def test_statistics_that_lag_behind_are_what_is_wrong_with_a_model(tmp_path: Path) -> None:
     """Momentum 0.999 after a hundred steps: the weights are good, the statistics are not."""
     from sklearn.datasets import load_digits

@@ -169,8 +169,7 @@ def test_keras_finds_no_scikit_learn_where_only_models_need_keras(
     environment(tmp_path, "tensorflow 1.0 tensorflow", "scikit-learn 1.0 sklearn")
     (tmp_path / "tensorflow" / "__init__.py").write_text("__version__ = '1.0'\n")
     (tmp_path / "keras.py").write_text(
-        "try:\n    import sklearn\n    found = 'yes'\n"
-        "except ImportError:\n    found = 'no'\n"
+        "try:\n    import sklearn\n    found = 'yes'\nexcept ImportError:\n    found = 'no'\n"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", STARTED, str(tmp_path), str(ROOT), *words],

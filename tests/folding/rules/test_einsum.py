@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from maps import BN, Build, L, forms_of
 from support import KERAS, LEGACY, chain, examine, load, randomize
+from tiers import some_of_each
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -48,7 +49,7 @@ EINSUM: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", EINSUM)
+@pytest.mark.parametrize("name", some_of_each(EINSUM))
 def test_einsum_dense(name: str, tmp_path: Path) -> None:
     equation, shape, output, bias, axis = EINSUM[name]
     layer = L.EinsumDense(equation, output, bias_axes=bias)

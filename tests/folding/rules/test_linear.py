@@ -21,7 +21,7 @@ from support import (
     randomize,
     samples,
 )
-from tiers import by_turns
+from tiers import by_turns, some, some_of_each
 
 from bnfold.folding import weights as folded_weights
 
@@ -134,7 +134,7 @@ FOLDED: dict[str, Build] = {
 }
 
 
-@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("name", some_of_each(FOLDED))
 def test_layer_absorbs_a_map_after_it(name: str, tmp_path: Path) -> None:
     forms = LEGACY if list(FOLDED).index(name) % 2 else KERAS
     examine(randomize(FOLDED[name]()), tmp_path, forms=forms)
@@ -230,7 +230,9 @@ def _channels_last_layer(layer: Any) -> Any:
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d", "depthwise", "transpose", "einsum"])
+@pytest.mark.parametrize(
+    "name", some(["conv1d", "conv2d", "depthwise", "conv3d", "einsum", "transpose"])
+)
 def test_axes_of_one_size_confuse_keras(name: str, use_bias: bool, tmp_path: Path) -> None:
     """The bias of a channels-first layer as wide as it has channels lands on the wrong axis."""
     keras.config.set_floatx("float32")
@@ -314,7 +316,7 @@ def several_readers() -> Any:
     return keras.Model(first, [*tops, L.Dense(2)(normal)])
 
 
-@pytest.mark.parametrize("name", [*ABSORB, *ABSORB_SINGLE])
+@pytest.mark.parametrize("name", some_of_each([*ABSORB, *ABSORB_SINGLE]))
 def test_layer_absorbs_a_map_before_it(name: str, tmp_path: Path) -> None:
     if name in ABSORB_SINGLE:
         keras.config.set_floatx("float32")
