@@ -73,7 +73,7 @@ def test_nobody_need_have_a_home() -> None:
     code = (
         "import os, pwd; pwd.getpwuid = {}.__getitem__; os.environ.pop('HOME', None)\n"
         "from bnfold.running import libraries, process\n"
-        "process.take_over(); libraries.start()\n"
+        "process.take_over(); libraries.start(for_models_alone=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
