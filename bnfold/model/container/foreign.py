@@ -65,6 +65,13 @@ def named(path: Path, head: bytes) -> str | None:
     return _by_form(head) or _by_name(path.name.lower()) or _pickled(head)
 
 
+def deployed(path: Path, head: bytes) -> str | None:
+    """The format of a deployed model that begins with `head`: "onnx", "tflite", None for others."""
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    return "onnx" if named(path, head) == _ONNX else None
+
+
 def _by_form(head: bytes) -> str | None:
     """What a file is by a form that needs more than a few bytes to be told."""
     length = int.from_bytes(head[:8], "little")
