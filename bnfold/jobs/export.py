@@ -1,6 +1,6 @@
 """Exporting to ONNX: read, fold, convert, run beside the original, and only then put it there.
 
-The fold and the conversion are judged together, by `bnfold.verification.exported`.
+The fold and the conversion are judged together, by `bnfold.verification.deployed`.
 """
 
 import gc
@@ -44,6 +44,7 @@ from bnfold.running import (
     samples,
     session,
 )
+from bnfold.running.deployed import binding, onnx
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Port
@@ -52,7 +53,7 @@ from bnfold.running.session import Opening
 from bnfold.serialize import SCHEMA_VERSION, plain
 from bnfold.supervision import link
 from bnfold.verification import Verdict, Verification
-from bnfold.verification.exported import Check, Trial, expect
+from bnfold.verification.deployed import Check, Trial, expect
 from bnfold.verification.tolerance import Rule
 from bnfold.version import __version__
 
@@ -337,7 +338,9 @@ class _Job:
                 onnx_file.write_onnx(proto, path, trial.interface, label)
                 del proto
                 self.report("running the ONNX file")
-                check = trial.check(path)
+                inputs, outputs = onnx_file.named_ports(trial.interface)
+                promised = replace(trial.interface, inputs=inputs, outputs=outputs)
+                check = trial.check(binding.exactly(promised, onnx.read(path)))
             except CannotRunError as error:
                 reasons.append(str(error))
                 continue

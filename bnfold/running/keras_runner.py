@@ -174,6 +174,52 @@ def approximated(loaded: LoadedModel, step: float, seed: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def quantized(loaded: LoadedModel, share: float, seed: int) -> Iterator[None]:
+    """While this lasts, what every layer makes is off by `share` of its range, up or down.
+
+    The range is that of the values of one call: from the smallest to the largest, and zero.
+    """
+    drawn = itertools.count()
+    with contextlib.ExitStack() as undo:
+        for layer in keras_graph.layers_of(loaded.shown):
+            if keras_graph.graph_of(layer) is None and getattr(layer, "call", None) is not None:
+                _replace(undo, layer, "call", share, (seed, next(drawn)))
+        yield
+
+
+def _replace(
+    undo: contextlib.ExitStack, part: Any, name: str, share: float, seed: tuple[int, int]
+) -> None:
+    function = getattr(part, name)
+    if name in vars(part):
+        undo.callback(setattr, part, name, function)
+    else:  # a method, which an attribute of the same name hides
+        undo.callback(delattr, part, name)
+
+    @functools.wraps(function)
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        import tensorflow  # noqa: PLC0415
+
+        return tensorflow.nest.map_structure(
+            lambda one: _off_in_range(one, share, seed), function(*args, **kwargs)
+        )
+
+    setattr(part, name, rounded)
+
+
+def _off_in_range(value: Any, share: float, seed: tuple[int, int]) -> Any:
+    import tensorflow  # noqa: PLC0415
+
+    if not getattr(getattr(value, "dtype", None), "is_floating", False):
+        return value
+    low = tensorflow.minimum(tensorflow.reduce_min(value), 0)
+    high = tensorflow.maximum(tensorflow.reduce_max(value), 0)
+    is_up = tensorflow.random.stateless_uniform(tensorflow.shape(value), seed) < 0.5
+    off = tensorflow.cast(share, value.dtype) * (high - low)
+    return value + tensorflow.where(is_up, off, -off)
+
+
 _SIGMOIDS = {"sigmoid", "silu", "swish", "gelu"}
 
 
@@ -235,9 +281,15 @@ def _nearly_equal(one: Array, other: Array) -> bool:
 
 
 class Weights:
-    """The floating weights of a model, to be perturbed by rounding errors and put back."""
+    """The floating weights of a model, to be perturbed by rounding errors and put back.
 
-    def __init__(self, loaded: LoadedModel, steps: Sequence[float], seed: int) -> None:
+    Those of a kernel are perturbed by `of_largest` of the largest one of their channel, which is
+    what quantizing them does, where that is more than their step.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, steps: Sequence[float], seed: int, of_largest: float = 0.0
+    ) -> None:
         steps = steps or [0.0] * len(loaded.shown.weights)
         pairs = zip(loaded.shown.weights, steps, strict=True)
         self._parts = [
@@ -245,7 +297,7 @@ class Weights:
             for weight, step in pairs
             if step or not weight.trainable
         ]
-        self._seed = seed
+        self._seed, self._of_largest = seed, of_largest
 
     def perturbed(self, repetitions: int) -> Generator[None]:
         """Each time with the weights perturbed otherwise; then they are put back."""
@@ -267,4 +319,8 @@ class Weights:
                 bits = np.frombuffer(generator.bytes(-(-kept.size // 8)), np.uint8)
                 up = np.unpackbits(bits, count=kept.size).reshape(kept.shape)
                 value = kept * np.array([1 - step, 1 + step])[up]
+                if self._of_largest and kept.ndim > 1:
+                    largest = np.abs(kept).max(axis=tuple(range(kept.ndim - 1)), keepdims=True)
+                    off = np.maximum(self._of_largest * largest, step * np.abs(kept))
+                    value = kept + off * np.array([-1.0, 1.0])[up]
             weight.assign(tensorflow.cast(value, weight.dtype))

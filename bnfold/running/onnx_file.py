@@ -18,18 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bnfold.errors import ExportImpossibleError
 from bnfold.running.libraries import CannotRunError, one_line_on_failure
 from bnfold.running.loading import LoadedModel
 from bnfold.running.onnx_runner import (
-    OnnxModel,
     convert,
     from_function,
     from_keras,
-    run_onnx,
-    session,
     unoptimised,
 )
 from bnfold.running.ports import Interface, Port
@@ -116,24 +111,6 @@ def write_onnx(proto: Any, path: Path, interface: Interface, label: Label) -> No
     with one_line_on_failure("tf2onnx wrote an invalid graph: "):
         onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def open_onnx(path: Path, *, optimised: bool) -> OnnxModel:
-    """Load an ONNX file into ONNX Runtime. Raises CannotRunError."""
-    with one_line_on_failure("ONNX Runtime cannot load it: "):
-        return session(str(path), optimise=optimised)
-
-
-def run_as(
-    exported: OnnxModel, dtypes: Sequence[str], inputs: Sequence[Any]
-) -> list[np.ndarray[Any, Any]]:
-    """Run an export and see that its outputs have the dtypes. Raises CannotRunError."""
-    with one_line_on_failure("ONNX Runtime cannot run it: "):
-        outputs = run_onnx(exported, inputs)
-    for output, dtype in zip(outputs, dtypes, strict=True):
-        if output.dtype != np.dtype({"string": "object"}.get(dtype, dtype)):
-            raise CannotRunError(f"an output of {dtype} became one of {output.dtype}")
-    return outputs
 
 
 # --- names ---------------------------------------------------------------------------------------

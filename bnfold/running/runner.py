@@ -37,12 +37,20 @@ class Runner(Generic[Key]):
         return {key: list(column) for key, column in zip(self.keys, columns, strict=False)}
 
     def perturbed(
-        self, sets: Sequence[SampleSet], steps: Sequence[float], repetitions: int, seed: int
+        self,
+        sets: Sequence[SampleSet],
+        steps: Sequence[float],
+        repetitions: int,
+        seed: int,
+        *,
+        of_largest: float = 0.0,
     ) -> Generator[dict[Key, list[Array]]]:
         """The values each time that the weights are perturbed; then they are put back.
 
-        Every weight is perturbed by its step, relative to its size, up or down at random.
+        Every weight is perturbed by its step, relative to its size, up or down at random; those of
+        a kernel by `of_largest` of the largest one of their channel, where that is more.
         """
-        with closing(Weights(self.loaded, steps, seed).perturbed(repetitions)) as perturbed:
+        weights = Weights(self.loaded, steps, seed, of_largest)
+        with closing(weights.perturbed(repetitions)) as perturbed:
             for _ in perturbed:
                 yield self.evaluate(sets)

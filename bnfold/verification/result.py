@@ -1,9 +1,11 @@
 """The outcome of a verification, as plain values that need no numerical library.
 
-A verdict has three values, because "this runtime cannot run the model" speaks neither for a model
+A verdict has four values, because "this runtime cannot run the model" speaks neither for a model
 nor against it:
 
     equivalent   every comparison that could see anything passed, and at least one could
+    approximate  a model of reduced precision: the error is what that precision explains, and is
+                 told in figures
     different    at least one comparison failed, or the interface of the two models differs
     undecided    nothing failed, but what ran could not have seen a difference
 """
@@ -22,6 +24,7 @@ class Verdict(StrEnum):
     """What was found out about the two models."""
 
     EQUIVALENT = "equivalent"
+    APPROXIMATE = "approximate"
     DIFFERENT = "different"
     UNDECIDED = "undecided"
 
@@ -32,6 +35,8 @@ class Basis(StrEnum):
     BOTH = "keras and onnxruntime"
     KERAS = "keras alone"
     ONNXRUNTIME = "onnxruntime alone"
+    LITERT = "keras and litert"
+    TENSORFLOW = "keras and tensorflow"
     INTERFACE = "interface alone"
     FILES = "files alone"
 
@@ -124,6 +129,63 @@ class Agreement(Serializable):
 
 
 @dataclass(frozen=True)
+class Percentiles(Serializable):
+    """Below which so many of a hundred errors are; each a share of the output's scale."""
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Margins(Serializable):
+    """The smallest, the median and the largest of some margins, in the output's unit."""
+
+    smallest: float
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Decisions(Serializable):
+    """How many decisions of a classifier differ from those of the reference.
+
+    `by` is what decides: "softmax" or "sigmoid", or "largest" for the largest entry of an output
+    without either. `counted` are the samples, or positions in them; `smallest_margin` is that of
+    all decisions, `margins_of_changed` those of the ones that differ, None where none does.
+    """
+
+    by: str
+    counted: int
+    changed: int
+    smallest_margin: float
+    margins_of_changed: Margins | None
+
+    @property
+    def share(self) -> float:
+        """The share of decisions that differ."""
+        return self.changed / self.counted
+
+
+@dataclass(frozen=True)
+class Fidelity(Serializable):
+    """How near one runtime's output is to the reference, over all samples.
+
+    `sqnr_db` is the signal-to-quantization-noise ratio in dB, None where there is no error. `scale`
+    is the largest magnitude of the output in the reference, of which the percentiles of the error
+    are shares. `decisions` is None where the output decides nothing.
+    """
+
+    output: str
+    runtime: str
+    sqnr_db: float | None
+    scale: float
+    percentiles: Percentiles
+    decisions: Decisions | None
+
+
+@dataclass(frozen=True)
 class Verification(Serializable):
     """The verdict, what it rests on, and every comparison that was made.
 
@@ -132,6 +194,11 @@ class Verification(Serializable):
     limits the verdict. `reference` is the evaluation that all others are compared with.
     `merged_by_exporter` are the layers that the exporter had already folded in the original's ONNX
     graph, None where there is no such graph.
+
+    `fidelity` has the figures of each output in each runtime. Where the other model is a deployed
+    one, `precision` says how precisely it computes, `format` what it is, and `paired` how its
+    inputs and outputs were paired, where names did not say it. `is_user_data` tells whether all of
+    this is about the user's samples, or about random ones.
     """
 
     verdict: Verdict
@@ -149,11 +216,17 @@ class Verification(Serializable):
     merged_by_exporter: tuple[str, ...] | None = None
     sample_count: int = 0
     sample_kinds: tuple[str, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
+    format: str = "keras"
+    precision: str | None = None
+    paired: tuple[str, ...] = ()
+    is_user_data: bool = False
 
     json_keys: ClassVar[tuple[str, ...]] = (
         *("verdict", "basis", "reference", "library", "rule", "seed", "sample_count"),
-        *("sample_kinds", "max_abs_error", "max_excess", "culprits", "differences", "warnings"),
-        *("merged_by_exporter", "sites", "agreements", "comparisons"),
+        *("sample_kinds", "is_user_data", "format", "precision", "paired", "max_abs_error"),
+        *("max_excess", "culprits", "differences", "warnings", "merged_by_exporter", "sites"),
+        *("agreements", "fidelity", "comparisons"),
     )
     json_names: ClassVar = {"reference": "yardstick"}
 
@@ -198,6 +271,11 @@ class Verification(Serializable):
         """
         if strict:
             seen = not self.sites_that_are(SiteStatus.NOT_EXERCISED)
-            judged = self.basis in {Basis.BOTH, Basis.FILES}
-            return self.verdict is Verdict.EQUIVALENT and judged and seen
+            judged = self.basis in _WHOLE
+            is_right = self.verdict in {Verdict.EQUIVALENT, Verdict.APPROXIMATE}
+            return is_right and judged and seen
         return self.verdict is not Verdict.DIFFERENT
+
+
+_WHOLE = {Basis.BOTH, Basis.LITERT, Basis.TENSORFLOW, Basis.FILES}
+"""On what a verdict rests where nothing that could have judged is missing."""

@@ -21,9 +21,10 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.onnx_runner import Exports
 from bnfold.running.runner import Runner
 from bnfold.running.samples import run_all
+from bnfold.verification import fidelity
 from bnfold.verification.case import Case
 from bnfold.verification.pairing import Site
-from bnfold.verification.result import Agreement
+from bnfold.verification.result import Agreement, Fidelity
 from bnfold.verification.tolerance import Reference, Rule, Truth, agrees, compare, rough
 from bnfold.verification.values import (
     Arrays,
@@ -76,6 +77,7 @@ class Evidence:
         absorbed: values at sites where neither what the layer that is gone made stands, by the
             reference, nor what it read: nothing was left for a layer downstream.
         lost: layers that must not be gone, whatever the numbers say.
+        fidelity: how near the outputs are to the reference, by runtime.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -88,6 +90,7 @@ class Evidence:
     merged: tuple[str, ...] | None = None
     absorbed: set[Value] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
+    fidelity: list[Fidelity] = field(default_factory=list)
 
 
 @dataclass
@@ -403,6 +406,10 @@ class Gathering:
             unseen=_unseen(exact, where),
         )
         self.found.runs.append(run)
+        for value in self.case.outputs:
+            decides = value.tapped if value.tapped == "softmax" else None
+            told = fidelity.measured(value.name, name, exact[value], folded[value], decides=decides)
+            self.found.fidelity += [] if told is None else [told]
         if forgive:
             self._note_overflow(run, exact, original)
         if is_reference:

@@ -39,6 +39,8 @@ _BASES = {
     frozenset({"keras", "onnxruntime"}): Basis.BOTH,
     frozenset({"keras"}): Basis.KERAS,
     frozenset({"onnxruntime"}): Basis.ONNXRUNTIME,
+    frozenset({"keras", "litert"}): Basis.LITERT,
+    frozenset({"keras", "tensorflow"}): Basis.TENSORFLOW,
     frozenset(): Basis.INTERFACE,
 }
 
@@ -121,6 +123,7 @@ class _Conclusion:
             merged_by_exporter=evidence.merged,
             sample_count=sum(one.count for one in case.sets),
             sample_kinds=tuple(one.kind for one in case.sets),
+            fidelity=tuple(evidence.fidelity),
         )
 
     def _rows(self) -> Iterator[tuple[str, Value, _Judged]]:

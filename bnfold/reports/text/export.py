@@ -11,7 +11,7 @@ from bnfold.reports import terminal
 from bnfold.reports.text import fold
 from bnfold.running.ports import Port
 from bnfold.verification import Verdict
-from bnfold.verification.exported import STANDARD_RULE, Check
+from bnfold.verification.deployed import STANDARD_RULE, Check
 
 
 def export(report: ExportReport) -> RenderableType:

@@ -10,7 +10,7 @@ samples in batches of that size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -73,15 +73,24 @@ class Binding:
             return shape
         return tuple(shape[slot.axes.index(axis)] for axis in range(len(shape)))
 
-    def fitted(self, drawn: SampleSet) -> SampleSet:
-        """The samples as numbers that the file can take: whole ones, or ones it does not clip."""
-        return replace(
-            drawn,
-            inputs=tuple(
-                _fitted(array, self.file.inputs[slot.at])
-                for array, slot in zip(drawn.inputs, self.inputs, strict=True)
-            ),
-        )
+    def fitted(self, sets: Sequence[SampleSet], seed: int) -> list[SampleSet]:
+        """Random samples as numbers that the file can take: whole ones, or ones it does not clip.
+
+        Of a file that is calibrated for certain ranges there are more kinds, within these ranges, as
+        the samples were that they were measured on.
+        """
+        ends = [self.file.inputs[slot.at] for slot in self.inputs]
+        found = [replace(one, inputs=tuple(map(_fitted, one.inputs, ends))) for one in sets]
+        if not any(end.limits for end in ends):
+            return found
+        generator = np.random.default_rng([seed, len(sets)])
+        for name, draw in WITHIN.items():
+            inputs = tuple(
+                array if end.limits is None else _inside(draw(generator, array.shape), end, array)
+                for array, end in zip(found[0].inputs, ends, strict=True)
+            )
+            found.insert(0, SampleSet(name, inputs))
+        return found
 
     def run(
         self, call: Call, inputs: Sequence[Array], extra: Sequence[Endpoint] = ()
@@ -171,6 +180,19 @@ def _fitted(array: Array, endpoint: Endpoint) -> Array:
     return array
 
 
+def _inside(drawn: Array, end: Endpoint, like: Array) -> Array:
+    """Numbers from -1 to 1 as ones of the range that an endpoint does not clip."""
+    low, high = end.limits or (-1.0, 1.0)
+    return np.asarray((low + high) / 2 + (high - low) / 2 * np.clip(drawn, -1, 1), like.dtype)
+
+
+WITHIN: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
+    "normal, within the calibrated range": lambda some, shape: some.normal(0, 0.25, shape),
+    "uniform, within the calibrated range": lambda some, shape: some.uniform(-0.8, 0.8, shape),
+}
+"""Kinds of samples for a file that is calibrated: numbers from -1 to 1, the ends of its range."""
+
+
 def _narrowed(
     shape: tuple[int | None, ...], other: tuple[int | None, ...] | None
 ) -> tuple[int | None, ...]:
@@ -211,6 +233,27 @@ def bind(interface: Interface, file: Deployed) -> tuple[list[Binding], list[str]
     return [Binding(file, one, other, interface.outputs) for one in inputs for other in outputs], []
 
 
+def exactly(interface: Interface, file: Deployed) -> Binding:
+    """The binding of a file that has kept all names, shapes and dtypes.
+
+    Raises CannotRunError where it has not.
+    """
+    found, differences = bind(interface, file)
+    said = [*differences, *(found[0].said if found else ())]
+    for ports, slots, ends in (
+        (interface.inputs, found[0].inputs, file.inputs) if found else ((), (), ()),
+        (interface.outputs, found[0].outputs, file.outputs) if found else ((), (), ()),
+    ):
+        said += [
+            f"{port.name!r} of {port.dtype} became one of {ends[slot.at].dtype}"
+            for port, slot in zip(ports, slots, strict=True)
+            if ends[slot.at].dtype != {"string": "object"}.get(port.dtype, port.dtype)
+        ]
+    if said:
+        raise CannotRunError(said[0])
+    return found[0]
+
+
 class _NoPairError(Exception):
     """Nothing in the file can be a certain port; the text says of which and why."""
 
@@ -219,6 +262,7 @@ def _paired(
     kind: str, ports: Sequence[Port], ends: Sequence[Endpoint]
 ) -> Iterator[tuple[int, str | None]]:
     """The endpoint of each port, and how that was found out where it is not by name."""
+    is_output = kind == "output"
     names = {_plain(end.name): at for at, end in enumerate(ends)}
     exact = {end.name: at for at, end in enumerate(ends)}
     found = {
@@ -229,7 +273,7 @@ def _paired(
     if len(set(found.values())) < len(found):
         found = {}
     for number, at in found.items():
-        if at is not None and (why := _misfit(ports[number], ends[at])):
+        if at is not None and (why := _misfit(ports[number], ends[at], is_output=is_output)):
             raise _NoPairError(f"{kind} {ports[number].name!r}: {why}")
     left = [at for at in range(len(ends)) if at not in found.values()]
     numbered = [ends[at].position for at in left]
@@ -241,9 +285,9 @@ def _paired(
         if known is not None:
             yield known, None
             continue
-        fitting = [at for at in left if not _misfit(port, ends[at])]
+        fitting = [at for at in left if not _misfit(port, ends[at], is_output=is_output)]
         if not fitting:
-            why = _misfit(port, ends[left[0]])
+            why = _misfit(port, ends[left[0]], is_output=is_output)
             raise _NoPairError(
                 f"{kind} {port.name!r}: no {kind} of the file can be it; of"
                 f" {printable(ends[left[0]].name)!r} {why}"
@@ -259,15 +303,33 @@ def _plain(name: str) -> str:
     return _SUFFIX.sub("", _PREFIX.sub("", name))
 
 
-def _misfit(port: Port, end: Endpoint) -> str | None:
+def _misfit(port: Port, end: Endpoint, *, is_output: bool) -> str | None:
     """Why an endpoint cannot be a port; None where it can."""
     if not any(_fits(port.shape, end.shape, axes) for axes in _layouts(len(port.shape))):
         shown = [str(shape).replace("None", "any") for shape in (port.shape, end.shape)]
         return f"the shape {shown[0]} became {shown[1]}"
     texts = [port.dtype == "string", end.dtype == "object"]
-    if texts[0] != texts[1]:
+    if texts[0] != texts[1] or (is_output and _is_float(port.dtype) and not _means_floats(end)):
         return f"the dtype {port.dtype} became {end.dtype}"
     return None
+
+
+def _is_float(dtype: str) -> bool:
+    return "float" in dtype
+
+
+def _means_floats(end: Endpoint) -> bool:
+    return _is_float(end.dtype) or end.scale is not None
+
+
+def _of_dtype(kind: str, port: Port, end: Endpoint) -> str | None:
+    """What is to be said of an endpoint of another kind of number."""
+    if end.scale is not None:
+        return f"{kind} {port.name!r} is {end.dtype} in the file, with a scale of {end.scale:.6g}"
+    if end.dtype in {port.dtype, "object"} or (_is_float(end.dtype) and _is_float(port.dtype)):
+        return None
+    rounded = " and takes whole numbers only" if _is_float(port.dtype) else ""
+    return f"{kind} {port.name!r} is {end.dtype} in the file instead of {port.dtype}{rounded}"
 
 
 def _fits(
@@ -304,17 +366,29 @@ def _laid_out(
     Where an endpoint is possible in one layout only, it has that one whatever the others have.
     """
     every = [
-        [axes for axes in _layouts(len(port.shape)) if _fits(port.shape, ends[at].shape, axes)]
+        sorted(
+            [axes for axes in _layouts(len(port.shape)) if _fits(port.shape, ends[at].shape, axes)],
+            key=lambda axes: -_known(port.shape, ends[at].shape, axes),
+        )
         for port, (at, _) in zip(ports, pairs, strict=True)
     ]
     for choice in range(max(map(len, every), default=1)):
         slots = []
         for port, (at, said), possible in zip(ports, pairs, every, strict=True):
             axes = possible[min(choice, len(possible) - 1)]
-            if axes == tuple(range(len(axes))):
-                slots.append(Slot(at, None, said))
-                continue
-            where = "first" if axes[1] == len(axes) - 1 else "last"
-            moved = f"{kind} {port.name!r} has its channels {where} in the file"
-            slots.append(Slot(at, axes, moved if said is None else f"{said}; {moved}"))
+            is_plain = axes == tuple(range(len(axes)))
+            where = "first" if axes[1:2] == (len(axes) - 1,) else "last"
+            moved = (
+                None if is_plain else f"{kind} {port.name!r} has its channels {where} in the file"
+            )
+            parts = [one for one in (said, moved, _of_dtype(kind, port, ends[at])) if one]
+            slots.append(Slot(at, None if is_plain else axes, "; ".join(parts) or None))
         yield tuple(slots)
+
+
+def _known(
+    shape: tuple[int | None, ...], other: tuple[int | None, ...] | None, axes: tuple[int, ...]
+) -> int:
+    """How many sizes agree that both know, the axes of one permuted."""
+    moved = [shape[axis] for axis in axes]
+    return sum(one is not None and one == two for one, two in zip(moved, other or (), strict=False))

@@ -239,11 +239,12 @@ def _precision(details: Sequence[Any], constants: Collection[int]) -> Precision:
     weights = min((bits for is_weight, bits in quantized if is_weight), default=None)
     values = min((bits for is_weight, bits in quantized if not is_weight), default=None)
     if values is None:
-        return Precision(f"int{weights} weights", float_dtype, weights)
+        # Their products are computed in integers, of inputs that are quantized by their own range.
+        return Precision(f"int{weights} weights", float_dtype, weights, 8)
     name = (
         f"int{values}" if weights in {None, values} else f"int{weights} weights, int{values} values"
     )
-    return Precision(name, float_dtype, weights, is_calibrated=True)
+    return Precision(name, float_dtype, weights, values, is_calibrated=True)
 
 
 def _parsed(path: Path) -> tuple[list[str], frozenset[int], dict[int, int]]:

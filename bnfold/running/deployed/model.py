@@ -61,19 +61,25 @@ class Precision:
         name: what is said of it, such as "float32", "float16" or "int8 weights".
         float_dtype: the least precise floating dtype in it.
         weight_bits: of the most coarsely quantized weights; None where none are.
-        is_calibrated: whether values between layers are quantized too, by ranges that were
-            measured on samples. What is outside of these ranges is clipped.
+        value_bits: of the values between layers, where these are quantized too.
+        is_calibrated: whether they are by ranges that were measured on samples. What is outside of
+            these ranges is clipped.
     """
 
     name: str = "float32"
     float_dtype: str = "float32"
     weight_bits: int | None = None
+    value_bits: int | None = None
     is_calibrated: bool = False
 
     @property
     def is_quantized(self) -> bool:
         """Whether numbers are integers with a scale."""
-        return self.weight_bits is not None or self.is_calibrated
+        return self.weight_bits is not None or self.value_bits is not None
+
+
+FULL = Precision()
+"""That of a file that computes in float32."""
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,8 @@ def _precision(proto: Any) -> Precision:
         name = f"int{bits} weights"
     if _WEIGHTS_ALONE & operations.keys():
         bits, name = 4, "4-bit weights"
-    return Precision(name, float_dtype, bits, is_static)
+    values = 8 if is_static or is_dynamic else None
+    return Precision(name, float_dtype, bits, values, is_static)
 
 
 def _bits(dtype: str) -> int:

@@ -221,6 +221,6 @@ def _precision(graph: Any) -> Precision:
             kind = node.attr["DstT" if node.op == "Cast" else "dtype"].type
             dtypes.add(types.as_dtype(kind).name)
     if any(node.op.startswith(("FakeQuant", "QuantizeAndDequantize")) for node in nodes):
-        return Precision("fake-quantized", weight_bits=8, is_calibrated=True)
+        return Precision("fake-quantized", "float32", 8, 8, is_calibrated=True)
     found = next((one for one in ("bfloat16", "float16") if one in dtypes), "float32")
     return Precision(found, found)

@@ -1,0 +1,224 @@
+"""Whether the error of a model of reduced precision is what that precision explains.
+
+Rounding to 16 bits or to integers is an error on purpose, so its size says nothing by itself. What
+it should be is found out on MODEL: its weights, and the values between its layers, are perturbed in
+float64 by half a step of the precision, up or down at random. For each output and kind of samples
+
+    expected = sqrt(mean (perturbed - reference)^2), the largest of a few draws
+    error    = sqrt(mean (file - reference)^2)
+    passed   = error <= 3 expected + step / 2
+
+where `step` is that of the output's own scale, if it has one. Root mean squares are compared and
+not the largest errors, since quantization errs everywhere a little. Half a step for each number is
+1.7 times what rounding does on average, and one scale for a whole tensor instead of each channel,
+or values that a runtime rounds where Keras has no layer, cost as much again: together 3. What is
+wrong in a file, such as the weights of an older training, is off by about as much as the output
+varies: ten times more.
+
+A kind of samples counts where two samples differ by more than is allowed, since otherwise nothing
+could be seen. Quantized values are clipped outside of the ranges that were
+measured on other data, and some processors saturate sums of large ones. With samples of the user's
+a file must pass all the same; of random ones it is enough that one kind passes, since a wrong file
+passes with none.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold.running.arrays import Array
+from bnfold.running.deployed.binding import WITHIN
+from bnfold.running.deployed.model import Precision
+from bnfold.verification.case import Compared
+from bnfold.verification.result import Accuracy, Comparison
+from bnfold.verification.values import Arrays, Value
+
+FACTOR = 3.0
+
+
+def text(precision: Precision) -> str:
+    """The rule in one sentence for the report."""
+    return (
+        f"root mean square of the error at most {FACTOR:g} times what rounding MODEL to "
+        f"{precision.name} does"
+    )
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a precision does to the outputs of MODEL: by value and kind, a root mean square."""
+
+    exact: Arrays
+    noise: Mapping[Value, Sequence[float]]
+
+
+def expected(exact: Arrays, draws: Sequence[Arrays]) -> Expected:
+    """The largest root mean square by which the draws are off, of each value and kind."""
+    return Expected(
+        exact,
+        {
+            value: [
+                max(_rms(draw[value][kind], one) for draw in draws)
+                for kind, one in enumerate(column)
+            ]
+            for value, column in exact.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found of all outputs in all runtimes."""
+
+    comparisons: tuple[Comparison, ...]
+    differences: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def judge(
+    case: Compared,
+    known: Expected,
+    files: Mapping[str, Arrays],
+    steps: Sequence[float],
+    precision: Precision,
+    *,
+    is_user_data: bool,
+) -> Judged:
+    """Compare what each runtime computes with what is expected; `steps` are those of outputs."""
+    one_is_enough = precision.value_bits is not None and not is_user_data
+    rows, differences, doubts = [], [], []
+    for name, found in files.items():
+        for (value, column), step in zip(found.items(), steps, strict=True):
+            kinds = [
+                _Kind(drawn.kind, truth, one, known.noise[value][kind], step)
+                for kind, (drawn, truth, one) in enumerate(
+                    zip(case.sets, known.exact[value], column, strict=True)
+                )
+            ]
+            # Where the calibrated range is known, other samples tell of clipping alone.
+            inside = [one for one in kinds if one_is_enough and one.name in WITHIN]
+            counted = [one for one in inside or kinds if one.is_visible]
+            told = counted or kinds
+            worst = max(told, key=lambda one: one.excess)
+            decisive = min(told, key=lambda one: one.excess) if one_is_enough else worst
+            rows.append(_comparison(value, name, decisive, kinds, is_told=bool(counted)))
+            if problem := next((one.problem for one in kinds if one.problem), None):
+                differences.append(f"{name}: output {value.name!r}: {problem}")
+            elif counted and decisive.excess > 1:
+                differences.append(_sentence(name, value, decisive, precision))
+            elif not counted:
+                doubts.append(
+                    f"output {value.name!r} was not exercised: it varies by less than rounding to"
+                    f" {precision.name} does"
+                )
+    if one_is_enough:
+        doubts.append(
+            "the figures are about random samples, which reach values that quantization clips;"
+            " --data gives those for yours"
+        )
+    return Judged(tuple(rows), tuple(differences), tuple(dict.fromkeys(doubts)))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One output of one kind of samples."""
+
+    name: str
+    exact: Array
+    found: Array
+    noise: float
+    step: float
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong beside numbers that are a little off."""
+        if self.exact.shape != self.found.shape:
+            return f"shape {self.exact.shape} became {self.found.shape}"
+        if self.exact.dtype.kind == "f" and np.any(np.isfinite(self.exact) & ~self._is_finite):
+            return "values that are finite in Keras are not finite in the file"
+        return None
+
+    @functools.cached_property
+    def _is_finite(self) -> Array:
+        return np.isfinite(self.found.astype(np.float64))
+
+    @functools.cached_property
+    def error(self) -> float:
+        """The root mean square of the error."""
+        return math.inf if self.problem else _rms(self.found, self.exact)
+
+    @property
+    def allowed(self) -> float:
+        """What it may be."""
+        return FACTOR * self.noise + self.step / 2
+
+    @functools.cached_property
+    def excess(self) -> float:
+        """The share of what is allowed."""
+        if not self.error:
+            return 0.0
+        return self.error / self.allowed if self.allowed else math.inf
+
+    @functools.cached_property
+    def is_visible(self) -> bool:
+        """Whether the output changes from sample to sample by more than is allowed."""
+        if self.problem is not None:
+            return True
+        if len(self.exact) < 2:
+            return False
+        exact = self.exact.astype(np.float64)
+        exact = np.where(np.isfinite(exact), exact, 0)
+        return _rms(exact, exact.mean(axis=0, keepdims=True)) * math.sqrt(2) > self.allowed
+
+
+def _rms(found: Array, exact: Array) -> float:
+    off = found.astype(np.float64) - exact.astype(np.float64)
+    off = off[np.isfinite(off)]
+    return float(np.sqrt(np.mean(np.square(off)))) if off.size else 0.0
+
+
+def _comparison(
+    value: Value, runtime: str, decisive: _Kind, kinds: Sequence[_Kind], *, is_told: bool
+) -> Comparison:
+    offs = [one for one in kinds if one.problem is None]
+    largest = max(
+        (float(np.nanmax(np.abs(one.found - one.exact), initial=0.0)) for one in offs),
+        default=math.inf,
+    )
+    scale = max((float(np.nanmax(np.abs(one.exact), initial=0.0)) for one in offs), default=0.0)
+    return Comparison(
+        name=value.name,
+        is_output=True,
+        tapped_before=None,
+        runtime=runtime,
+        samples=decisive.name,
+        original=None,
+        folded=Accuracy(largest, largest / scale if scale else 0.0, _sqnr(decisive)),
+        error=decisive.error,
+        tolerance=decisive.allowed,
+        excess=decisive.excess,
+        passed=not is_told or decisive.excess <= 1,
+        channels=1,
+        exercised=int(is_told),
+    )
+
+
+def _sqnr(kind: _Kind) -> float | None:
+    exact = kind.exact.astype(np.float64)
+    signal = float(np.sqrt(np.mean(np.square(exact[np.isfinite(exact)])))) if exact.size else 0.0
+    if not signal or not kind.error or math.isinf(kind.error):
+        return None
+    return 20 * math.log10(signal / kind.error)
+
+
+def _sentence(name: str, value: Value, kind: _Kind, precision: Precision) -> str:
+    return (
+        f"{name}: output {value.name!r} is off by {kind.error:.3g} (root mean square),"
+        f" {kind.error / kind.noise if kind.noise else math.inf:.3g} times what rounding to"
+        f" {precision.name} does ({kind.name})"
+    )
