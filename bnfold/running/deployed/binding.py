@@ -76,8 +76,8 @@ class Binding:
     def fitted(self, sets: Sequence[SampleSet], seed: int) -> list[SampleSet]:
         """Random samples as numbers that the file can take: whole ones, or ones it does not clip.
 
-        Of a file that is calibrated for certain ranges there are more kinds, within these ranges, as
-        the samples were that they were measured on.
+        Of a file that is calibrated for certain ranges there are more kinds, within these ranges,
+        as the samples were that they were measured on.
         """
         ends = [self.file.inputs[slot.at] for slot in self.inputs]
         found = [replace(one, inputs=tuple(map(_fitted, one.inputs, ends))) for one in sets]
