@@ -355,23 +355,30 @@ def verify(
     imports: Sequence[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
+    min_sqnr: float | None = None,
+    max_changed: int | str | None = None,
+    save_samples: FilePath | None = None,
     sha256: str | Sequence[str] = (),
     progress: Progress | None = None,
     timeout: float | None = None,
     memory: int | None = None,
     in_process: bool | None = None,
 ) -> Verification:
-    """Verify with Keras and ONNX Runtime whether two models compute the same.
+    """Verify whether two models compute the same, each in the runtimes that can run it.
 
     Args:
         original: a path or a live model.
-        folded: the other one.
+        folded: the other one, or the path of an ONNX file, a LiteRT file or a SavedModel.
         data: samples to run, instead of random ones, as for `inspect`.
         seed: the seed of the random samples.
         trust: let the files run code of their own; live models are trusted.
         imports: modules to import first, because they register custom layers.
         rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
         atol: allowed absolute error likewise.
+        min_sqnr: the least signal-to-quantization-noise ratio of every output, in dB; what is
+            lower is in `refused`, and `accepted()` is False.
+        max_changed: how many decisions of a classifier may change: a number, or a share as "0.5%".
+        save_samples: an `.npz` file for the samples that showed most, with what was computed.
         sha256: SHA-256 digests: each file must have one of them, before anything in it is parsed;
             for a directory that of what `sha256sum` says of its files.
         progress: called with the name of each stage.
@@ -386,7 +393,13 @@ def verify(
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save a live model.
     """
     loading = _loading([original, folded], trust, imports)
-    running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
+    running = Proof(
+        loading,
+        _samples(data, seed),
+        options.Tolerance(rtol, atol),
+        bounds=options.Bounds(min_sqnr, max_changed),
+    )
+    target = None if save_samples is None else _path("save_samples", save_samples)
     with _as_file(original) as first, _as_file(folded) as second:
         found = child.Place(in_process, timeout, memory).run(
             Proof.run,
@@ -397,6 +410,7 @@ def verify(
             second.path,
             _callable(progress),
             sha256=_digests([original, folded], sha256),
+            save_samples=target,
         )
     return found.reworded(lambda text: second.said(first.said(text)))
 

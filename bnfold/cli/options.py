@@ -216,6 +216,28 @@ def comparison(command: Callable[..., Any]) -> Callable[..., Any]:
     return _DATA(execution(command))
 
 
+_BOUNDS = (
+    click.option(
+        "--min-sqnr",
+        metavar="DB",
+        type=Finite(min=0),
+        help="Refuse if an output's signal-to-quantization-noise ratio is lower, in any runtime.",
+    ),
+    click.option(
+        "--max-changed",
+        metavar="N|P%",
+        help="Refuse if more decisions of a classifier change than N, or than this share of them.",
+    ),
+)
+
+
+def bounded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options for what is asked of the figures of a verification."""
+    for option in reversed(_BOUNDS):
+        command = option(command)
+    return command
+
+
 def proving(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that proves."""
     return comparison(_STRICT(command))
@@ -276,12 +298,20 @@ def proof(
     rtol: float | None,
     atol: float | None,
     strict: bool = False,
+    min_sqnr: float | None = None,
+    max_changed: str | None = None,
 ) -> "Proof":
-    """What the options of `comparison` and `proving` say."""
+    """What the options of `comparison`, `proving` and `bounded` say."""
+    from bnfold.errors import SettingsError
     from bnfold.jobs.verify import Proof
-    from bnfold.running.options import Loading, Samples, Tolerance
+    from bnfold.running.options import Bounds, Loading, Samples, Tolerance
 
-    return Proof(Loading(trust, imports), Samples(data, seed), Tolerance(rtol, atol), strict)
+    try:
+        bounds = Bounds(min_sqnr, max_changed)
+    except SettingsError as error:
+        raise click.UsageError(f"--max-changed: {error}") from None
+    where = Samples(data, seed)
+    return Proof(Loading(trust, imports), where, Tolerance(rtol, atol), strict, bounds)
 
 
 FAIL_ON = ("error", "warning", "info", "never")

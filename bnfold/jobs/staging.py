@@ -22,12 +22,13 @@ from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import SUFFIXES, Kind, is_model_directory
 from bnfold.supervision import leftovers, link
 
-TargetKind: TypeAlias = Kind | Literal["onnx", "text"]
+TargetKind: TypeAlias = Kind | Literal["onnx", "text", "samples"]
 
 _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
     "keras": (".keras",),
     "h5": (".h5", ".hdf5"),
     "onnx": (".onnx",),
+    "samples": (".npz",),
 }
 _PREFIX = ".bnfold-"
 _ACCESS_LIST = "system.posix_acl_access"
@@ -45,7 +46,7 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
     name = printable(str(target))
     wanted = _SUFFIXES.get(kind)
     if wanted is not None and target.suffix.lower() not in wanted:
-        like = "" if kind == "onnx" else ", like the model it is made of"
+        like = "" if kind in {"onnx", "samples"} else ", like the model it is made of"
         raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
     if wanted is None and target.suffix.lower() in SUFFIXES:
         raise OutputError(

@@ -157,5 +157,45 @@ class Tolerance:
         return self.rtol is not None or self.atol is not None
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What is asked of the figures of a verification, beside its verdict.
+
+    Attributes:
+        min_sqnr: the least signal-to-quantization-noise ratio of every output, in dB.
+        max_changed: how many decisions of a classifier may differ: a whole number, or a text such
+            as "0.5%" for a share of them.
+    """
+
+    min_sqnr: float | None = None
+    max_changed: int | str | None = None
+
+    def __post_init__(self) -> None:
+        """See that every value means something. Raises SettingsError and TypeError."""
+        checked(self, min_sqnr=optional(finite, "min_sqnr", self.min_sqnr))
+        if isinstance(self.max_changed, str):
+            self.allowed(1)
+        else:
+            checked(self, max_changed=optional(whole, "max_changed", self.max_changed))
+
+    def allowed(self, count: int) -> float:
+        """How many of so many decisions may differ. Raises SettingsError."""
+        if not isinstance(self.max_changed, str):
+            return math.inf if self.max_changed is None else self.max_changed
+        text = self.max_changed.strip()
+        try:
+            share = float(text.removesuffix("%")) if text.endswith("%") else None
+            if share is None:
+                return whole("max_changed", int(text))
+        except ValueError:
+            share = None
+        if share is None or not 0 <= share <= 100:
+            raise SettingsError(
+                f"max_changed must be a whole number or a share such as 0.5%, not {text!r}"
+            )
+        return count * share / 100
+
+
+UNBOUNDED = Bounds()
 SAFELY, RANDOM, MEASURED = Loading(), Samples(), Tolerance()
 """The defaults: no code of the files' own, random samples, and a tolerance that is measured."""

@@ -29,7 +29,8 @@ _VALUES_BUDGET = 64_000_000  # bytes of all values of one kind of samples
 class Compared:
     """What a verdict is about: two models, what they are compared at, and the samples.
 
-    `pairing` is None where nothing inside the models can be compared.
+    `pairing` is None where nothing inside the models can be compared. With `counts_all` every
+    output counts as that of a classifier, where none is one by its activation.
     """
 
     original: LoadedModel
@@ -38,6 +39,7 @@ class Compared:
     sets: list[SampleSet]
     seed: int
     pairing: Pairing | None = None
+    counts_all: bool = False
 
     @property
     def outputs(self) -> tuple[Value, ...]:

@@ -47,15 +47,26 @@ from bnfold.running.deployed.model import FULL, Deployed, Precision
 from bnfold.running.deployed.opening import open_deployed
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
-from bnfold.running.options import MEASURED, RANDOM, SAFELY, Loading, Samples, Tolerance
+from bnfold.running.options import (
+    MEASURED,
+    RANDOM,
+    SAFELY,
+    UNBOUNDED,
+    Bounds,
+    Loading,
+    Samples,
+    Tolerance,
+)
 from bnfold.running.ports import Interface
 from bnfold.running.runner import Runner
 from bnfold.running.samples import SampleSet, run_all
 from bnfold.running.session import Opening
 from bnfold.supervision import link
-from bnfold.verification import approximate, fidelity, pairing
+from bnfold.verification import approximate, fidelity, layers, pairing
 from bnfold.verification.approximate import Expected
+from bnfold.verification.bounds import held_to
 from bnfold.verification.case import Compared, broken_samples
+from bnfold.verification.replay import Keep, Replay, replay
 from bnfold.verification.result import Basis, Comparison, Fidelity, Verdict, Verification
 from bnfold.verification.runs import Evidence, Run
 from bnfold.verification.tolerance import UNIT, Rule, Truth, rough
@@ -152,6 +163,7 @@ class Trial:
         expected: what the precision of the files does to the values; None where it is MODEL's.
         precision: that of the files.
         is_user_data: whether the samples are the user's.
+        keep: is given the samples that showed most of each file.
     """
 
     case: Compared
@@ -164,6 +176,7 @@ class Trial:
     expected: Expected | None = None
     precision: Precision = FULL
     is_user_data: bool = False
+    keep: Keep | None = None
 
     @functools.cached_property
     def interface(self) -> Interface:
@@ -199,6 +212,10 @@ class Trial:
         judged = self._approximately(binding, files)
         if judged is None:
             judged = self._exactly(binding, files)
+        if self.keep is not None:
+            names = [port.name for port in self.interface.inputs]
+            every = {"reference": self.exact, "keras": self.native, **files}
+            self.keep(replay(judged, names, self.case.sets, every))
         return replace(
             judged,
             warnings=tuple(dict.fromkeys([*judged.warnings, *failed])),
@@ -207,7 +224,20 @@ class Trial:
             precision=binding.file.precision.name,
             paired=tuple(binding.said),
             is_user_data=self.is_user_data,
+            differences=(*judged.differences, *self._exchanged(judged, files)),
         )
+
+    def _exchanged(self, judged: Verification, files: Mapping[str, Arrays]) -> Iterator[str]:
+        """Sentences on outputs that hold what MODEL computes as another one."""
+        wrong = {one.name for one in judged.comparisons if not one.passed}
+        found = next(iter(files.values()))
+        for value in self.case.values:
+            for other in self.case.values:
+                if value.name not in wrong or other is value:
+                    continue
+                pairs = zip(self.exact[other], found[value], strict=True)
+                if all(one.shape == two.shape and _is_near(one, two) for one, two in pairs):
+                    yield f"output {value.name!r} of the file is what MODEL has as {other.name!r}"
 
     def _exactly(self, binding: Binding, files: Mapping[str, Arrays]) -> Verification:
         found = self._conclude(binding, files, self.noise)
@@ -243,6 +273,7 @@ class Trial:
     def _fidelity(self, files: Mapping[str, Arrays]) -> Iterator[Fidelity]:
         """The figures of every output in every runtime."""
         ends = taps.find(self.case.original.model)
+        counts_all = self.case.counts_all and not any(ends)
         for name, found in files.items():
             for value, end in zip(self.case.values, ends, strict=True):
                 told = fidelity.measured(
@@ -250,7 +281,9 @@ class Trial:
                     name,
                     self.exact[value],
                     found[value],
-                    decides=None if end is None else end.activation,
+                    decides=fidelity.decides(
+                        None if end is None else end.activation, counts_all=counts_all
+                    ),
                 )
                 if told is not None:
                     yield told
@@ -437,6 +470,15 @@ def _without_noise(exact: Array, value: Array, floor: float) -> Array:
         return np.where(np.maximum(np.abs(value), np.abs(exact)) <= floor, exact, value)
 
 
+def _is_near(exact: Array, value: Array) -> bool:
+    """Whether two arrays are the same but for what a low precision does."""
+    if exact.dtype.kind != "f" or value.dtype.kind != "f":
+        return bool(np.array_equal(exact, value))
+    off, size = value - exact.astype(np.float64), exact.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return bool(np.nansum(np.square(off)) <= 0.01 * np.nansum(np.square(size)))
+
+
 def _breaks(value: Array, drawn: SampleSet) -> bool:
     """Whether a value is not finite though all that it is made of is."""
     broken = broken_samples(value, drawn.count)
@@ -461,6 +503,8 @@ def verify_deployed(
     samples: Samples = RANDOM,
     tolerance: Tolerance = MEASURED,
     progress: Callable[[str], None] | None = None,
+    bounds: Bounds = UNBOUNDED,
+    keep: Keep | None = None,
 ) -> Verification:
     """Judge whether a deployed model computes what the Keras model `original` computes.
 
@@ -481,11 +525,14 @@ def verify_deployed(
     bindings, differences = bind(interface, file)
     told = _Told(file, Rule(tolerance), samples.seed, loaded.library)
     if differences:
-        return told.different(differences)
+        return held_to(told.different(differences), bounds)
     found, reasons = None, []
+    replays: list[Replay] = []
     for binding in bindings:
         report("running the model with Keras")
         trial = _expected(loaded, binding, opening, samples, told.rule)
+        case = replace(trial.case, counts_all=bounds.max_changed is not None)
+        trial = replace(trial, case=case, keep=replays.append)
         report(f"running {_NAMED[file.format]}")
         try:
             judged = trial.judge(binding)
@@ -493,11 +540,37 @@ def verify_deployed(
             reasons.append(str(error))
             continue
         if judged.verdict is not Verdict.DIFFERENT:
-            return replace(judged, warnings=(*file.notes, *judged.warnings))
-        found = found or judged
+            if keep is not None:
+                keep(replays[-1])
+            return held_to(replace(judged, warnings=(*file.notes, *judged.warnings)), bounds)
+        found = found or (binding, trial, judged)
     if found is None:
         raise VerificationImpossibleError(f"{printable(str(other))}: {reasons[0]}")
-    return replace(found, warnings=(*file.notes, *found.warnings))
+    if keep is not None:
+        keep(replays[0])
+    report("looking for the first layer that differs")
+    return held_to(_blamed(*found), bounds)
+
+
+def _blamed(binding: Binding, trial: Trial, found: Verification) -> Verification:
+    """The same with what the difference comes of, as far as names of tensors tell."""
+    file, case = binding.file, trial.case
+    located = layers.locate(case.original, binding, case.sets[0], _agreeing(file.precision))
+    said = [] if located is None else [located.sentence]
+    culprits = () if located is None or located.layer is None else (located.layer,)
+    return replace(
+        found,
+        differences=(*found.differences, *said),
+        culprits=culprits,
+        warnings=(*file.notes, *found.warnings),
+    )
+
+
+def _agreeing(precision: Precision) -> float:
+    """How far a value inside may be off, as a share of its size, and still count as the same."""
+    if precision.is_quantized:
+        return 0.1
+    return 1e-2 if precision.float_dtype != "float32" else 1e-4
 
 
 def _expected(

@@ -5,7 +5,8 @@
 
 over all numbers of an output that both have finite. Of a classifier, how many samples change their
 class, and how far the reference's decision was from another one there: the margin is the largest
-entry less the next one, or for a single probability its distance from one half.
+entry less the next one, or for a single probability its distance from one half. Outputs that are
+read before their softmax or sigmoid have their margins there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from bnfold.running.arrays import Array
 from bnfold.verification.result import Decisions, Fidelity, Margins, Percentiles
 
+_BOUNDARIES = {"sigmoid": 0.5, "logit": 0.0}
 _SHARES = (0.5, 0.9, 0.99)
 
 
@@ -31,8 +33,7 @@ def measured(
 ) -> Fidelity | None:
     """The figures of one output over all kinds of samples; None where there are no numbers.
 
-    `decides` is "softmax" or "sigmoid" where the output decides for a class by these, "largest"
-    where its largest entry does without them, and None where it decides nothing.
+    `decides` is what `decides` gives.
     """
     pairs = [
         (one.astype(np.float64), other.astype(np.float64))
@@ -63,13 +64,25 @@ def measured(
     )
 
 
+def decides(activation: str | None, *, counts_all: bool, is_tapped: bool = False) -> str | None:
+    """By what an output with this final activation decides for a class; None where it does not.
+
+    With `counts_all` an output without one decides by its largest entry. Where it `is_tapped`, it
+    was read before that activation, and a sigmoid decides at zero instead of one half.
+    """
+    if activation is None:
+        return "largest" if counts_all else None
+    return "logit" if is_tapped and activation == "sigmoid" else activation
+
+
 def _decisions(pairs: Sequence[tuple[Array, Array]], decides: str) -> Decisions | None:
     """How many decisions differ, and their margins in the reference."""
     margins: list[Array] = []
     changed: list[Array] = []
     for one, other in pairs:
-        if decides == "sigmoid":
-            margin, differs = np.abs(one - 0.5), np.not_equal(one > 0.5, other > 0.5)
+        if decides in _BOUNDARIES:
+            at = _BOUNDARIES[decides]
+            margin, differs = np.abs(one - at), np.not_equal(one > at, other > at)
             rows, others = one.reshape(-1, 1), other.reshape(-1, 1)
             margin, differs = margin.reshape(-1), differs.reshape(-1)
         else:
@@ -86,7 +99,7 @@ def _decisions(pairs: Sequence[tuple[Array, Array]], decides: str) -> Decisions 
         return None
     there = margin[differs]
     return Decisions(
-        by=decides,
+        by="sigmoid" if decides == "logit" else decides,
         counted=len(margin),
         changed=int(np.count_nonzero(differs)),
         smallest_margin=float(margin.min()),

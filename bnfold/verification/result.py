@@ -198,7 +198,8 @@ class Verification(Serializable):
     `fidelity` has the figures of each output in each runtime. Where the other model is a deployed
     one, `precision` says how precisely it computes, `format` what it is, and `paired` how its
     inputs and outputs were paired, where names did not say it. `is_user_data` tells whether all of
-    this is about the user's samples, or about random ones.
+    this is about the user's samples, or about random ones. `refused` says which of the figures are
+    not what was asked for.
     """
 
     verdict: Verdict
@@ -221,12 +222,13 @@ class Verification(Serializable):
     precision: str | None = None
     paired: tuple[str, ...] = ()
     is_user_data: bool = False
+    refused: tuple[str, ...] = ()
 
     json_keys: ClassVar[tuple[str, ...]] = (
         *("verdict", "basis", "reference", "library", "rule", "seed", "sample_count"),
         *("sample_kinds", "is_user_data", "format", "precision", "paired", "max_abs_error"),
-        *("max_excess", "culprits", "differences", "warnings", "merged_by_exporter", "sites"),
-        *("agreements", "fidelity", "comparisons"),
+        *("max_excess", "culprits", "differences", "refused", "warnings", "merged_by_exporter"),
+        *("sites", "agreements", "fidelity", "comparisons"),
     )
     json_names: ClassVar = {"reference": "yardstick"}
 
@@ -267,8 +269,11 @@ class Verification(Serializable):
 
         Without `strict` it is enough that nothing contradicts; with it, both runtimes must have
         judged, and every output and every site must have been exercised; or the files must hold
-        the same model, which leaves nothing to verify.
+        the same model, which leaves nothing to verify. Figures that are not what was asked for are
+        never accepted.
         """
+        if self.refused:
+            return False
         if strict:
             seen = not self.sites_that_are(SiteStatus.NOT_EXERCISED)
             judged = self.basis in _WHOLE

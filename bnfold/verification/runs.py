@@ -78,6 +78,7 @@ class Evidence:
             reference, nor what it read: nothing was left for a layer downstream.
         lost: layers that must not be gone, whatever the numbers say.
         fidelity: how near the outputs are to the reference, by runtime.
+        computed: the outputs themselves, by what computed them, the reference first.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -91,6 +92,7 @@ class Evidence:
     absorbed: set[Value] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
     fidelity: list[Fidelity] = field(default_factory=list)
+    computed: dict[str, Arrays] = field(default_factory=dict)
 
 
 @dataclass
@@ -406,8 +408,12 @@ class Gathering:
             unseen=_unseen(exact, where),
         )
         self.found.runs.append(run)
-        for value in self.case.outputs:
-            decides = value.tapped if value.tapped == "softmax" else None
+        outputs = self.case.outputs
+        self.found.computed.setdefault("reference", {one: exact[one] for one in outputs})
+        self.found.computed[name] = {one: folded[one] for one in outputs}
+        counts_all = self.case.counts_all and not any(one.tapped for one in outputs)
+        for value in outputs:
+            decides = fidelity.decides(value.tapped, counts_all=counts_all, is_tapped=True)
             told = fidelity.measured(value.name, name, exact[value], folded[value], decides=decides)
             self.found.fidelity += [] if told is None else [told]
         if forgive:

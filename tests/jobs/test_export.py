@@ -26,8 +26,9 @@ from bnfold.reports import terminal
 from bnfold.reports.schema import schema
 from bnfold.reports.text import export as export_text
 from bnfold.running import onnx_file
+from bnfold.running.deployed.onnx import OnnxFile
 from bnfold.running.libraries import CannotRunError
-from bnfold.verification import Basis, Verdict, Verification, exported
+from bnfold.verification import Basis, Verdict, Verification
 from bnfold.verification.tolerance import Rule
 
 L = keras.layers
@@ -144,7 +145,7 @@ def test_json_follows_its_schema(saved: Path, tmp_path: Path) -> None:
     assert [fold["name"] for fold in found["folded"]] == ["norm", "result"]
     check = found["check"]
     assert (check["passed"], check["library"], check["seed"]) == (True, "keras", 3)
-    assert {one["runtime"] for one in check["outputs"]} == set(exported.RUNTIMES)
+    assert {one["runtime"] for one in check["outputs"]} == set(OnnxFile.runtimes)
     assert all(one["exercised"] and one["excess"] < 0.5 for one in check["outputs"])
     assert found["verification"] is None
 

@@ -16,7 +16,8 @@ import bnfold
 from bnfold.cli import main
 from bnfold.reports.schema import schema
 from bnfold.running import onnx_file
-from bnfold.verification import Verdict, exported
+from bnfold.running.deployed import onnx as onnx_deployed
+from bnfold.verification import Verdict, deployed
 
 L = keras.layers
 ops = keras.ops
@@ -72,10 +73,10 @@ def test_the_verdict_on_tiny_outputs_does_not_depend_on_the_samples(
 def test_sigmoids_are_moved_and_put_back() -> None:
     layers = [L.LSTM(4, return_sequences=True), L.Dense(3, activation="sigmoid")]
     model = randomize(chain((5, 3), *layers))
-    loaded = exported.LoadedModel(Path("model"), "keras", model, trust=False, shown=model)
+    loaded = deployed.LoadedModel(Path("model"), "keras", model, trust=False, shown=model)
     inputs = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
     before = np.asarray(model(inputs))
-    with exported.keras_runner.approximated(loaded, 1e-3, 0):
+    with deployed.keras_runner.approximated(loaded, 1e-3, 0):
         moved = np.asarray(model(inputs))
     assert 1e-3 < np.abs(moved - before).max() < 1e-2  # of the gates and of the output
     np.testing.assert_array_equal(np.asarray(model(inputs)), before)
@@ -190,9 +191,9 @@ def test_the_short_form_is_as_careful(tmp_path: Path) -> None:
 def test_numbers_where_keras_has_none_are_a_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = exported.onnx_file.run_as
+    run = onnx_deployed._run
     monkeypatch.setattr(
-        exported.onnx_file, "run_as", lambda *given: [np.nan_to_num(one) for one in run(*given)]
+        onnx_deployed, "_run", lambda *given: [np.nan_to_num(one) for one in run(*given)]
     )
     found = bnfold.export(not_a_number(), tmp_path / "out.onnx")
     assert found.check is not None

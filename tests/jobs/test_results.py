@@ -13,7 +13,7 @@ import bnfold
 from bnfold.jobs.export import ExportReport
 from bnfold.jobs.recalibrate import Check, RecalibrationReport
 from bnfold.verification import Verdict, Verification
-from bnfold.verification.exported import Check as ExportCheck
+from bnfold.verification.deployed import Check as ExportCheck
 from bnfold.verification.result import Accuracy, Basis, Comparison, Site, SiteStatus
 
 PROVED = Verification(Verdict.EQUIVALENT, Basis.BOTH, (), (), 0, "keras", "rule")

@@ -175,7 +175,23 @@ def held(paths: Iterable[str | Path], sha256: Sequence[str] = ()) -> Iterator[No
     Raises:
         UnreadableModelError: one is missing, has another SHA-256, or changed meanwhile.
     """
-    watches = [_named(Path(path), lambda one: _held(one, sha256)[1]) for path in paths]
+    with unchanged(paths, sha256, lambda one: _held(one, sha256)[1]):
+        yield
+
+
+@contextmanager
+def unchanged(
+    paths: Iterable[str | Path],
+    sha256: Sequence[str] = (),
+    open_: Callable[[Path], unchanging.Watch] | None = None,
+) -> Iterator[None]:
+    """The same for files of any kind.
+
+    Raises:
+        UnreadableModelError: as `held`.
+    """
+    begin = open_ or (lambda one: unchanging.Watch(one, sha256))
+    watches = [_named(Path(path), begin) for path in paths]
     yield
     for watch in watches:
         watch.check()

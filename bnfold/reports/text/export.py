@@ -36,6 +36,10 @@ def export(report: ExportReport) -> RenderableType:
 
 
 _VERDICTS = {
+    Verdict.APPROXIMATE: (
+        "checked: the file computes what Keras computes, as far as its precision goes",
+        "green",
+    ),
     Verdict.EQUIVALENT: ("checked: ONNX Runtime computes what Keras computes", "green"),
     Verdict.UNDECIDED: (
         "inconclusive: no difference found, but some outputs could not be compared",

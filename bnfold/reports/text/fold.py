@@ -16,6 +16,8 @@ from bnfold.model.training import named_versions
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
+from bnfold.verification.deployed import STANDARD_RULE
+from bnfold.verification.result import Decisions
 from bnfold.verification.tolerance import Rule
 
 
@@ -138,7 +140,10 @@ def verification(result: Verification, *, strict: bool = False) -> RenderableTyp
     if inside:
         title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
         parts.append(_table(title, inside[:_SHOWN]))
+    if result.format != "keras" and result.fidelity:
+        parts.append(figures(result))
     parts += verdict(result)
+    parts += [Text(f"not accepted: {printable(one)}", style="red") for one in result.refused]
     if result.accepted(strict=False) and not result.accepted(strict=strict):
         parts.append(Text(f"not accepted: {_STRICT}", style="red"))
     return Group(*parts)
@@ -155,6 +160,28 @@ def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
         for comparison in block:
             table.add_row(*_comparison(comparison))
     return table
+
+
+def figures(result: Verification) -> Table:
+    """How near every output is to the reference, in each runtime: the figures of its errors."""
+    numbers = ("SQNR dB", "50 %", "90 %", "99 %", "100 % of errors below", "decisions changed")
+    table = terminal.table("error / largest magnitude", numbers=numbers)
+    for block in terminal.grouped(result.fidelity, lambda one: one.output).values():
+        table.add_row(Text(printable(block[0].output)))
+        for one in block:
+            told = one.percentiles
+            shares = [f"{share:.1e}" for share in (told.p50, told.p90, told.p99, told.max)]
+            noise = "none" if one.sqnr_db is None else f"{one.sqnr_db:.1f}"
+            table.add_row(f"  {one.runtime}", noise, *shares, _changed(one.decisions))
+    return table
+
+
+def _changed(decisions: Decisions | None) -> str:
+    if decisions is None:
+        return ""
+    found = f"{decisions.changed} of {decisions.counted}"
+    margins = decisions.margins_of_changed
+    return found if margins is None else f"{found}, margins up to {margins.largest:.2g}"
 
 
 def _value(comparison: Comparison) -> Text:
@@ -181,6 +208,10 @@ def _comparison(comparison: Comparison) -> list[Text]:
 
 _VERDICTS = {
     Verdict.EQUIVALENT: ("verified: the two models compute the same", "green"),
+    Verdict.APPROXIMATE: (
+        "approximate: the file computes what the model does, as far as its precision goes",
+        "green",
+    ),
     Verdict.UNDECIDED: (
         "inconclusive: no difference found, but some values were not exercised",
         "yellow",
@@ -233,10 +264,11 @@ def _what_was_compared(result: Verification) -> str:
     matched = len(result.sites_that_are(SiteStatus.MATCHED))
     if result.basis is Basis.FILES:
         return "nothing was folded, and both files hold the same model"
-    parts = [str(result.basis)]
+    parts = [str(result.basis), *([] if result.precision is None else [result.precision])]
     if result.sites:
         parts.append(f"{matched} of {len(result.sites)} fold sites")
-    parts.append(f"{result.sample_count} samples, seed {result.seed}")
+    drawn = "samples of yours" if result.is_user_data else f"samples, seed {result.seed}"
+    parts.append(f"{result.sample_count} {drawn}")
     if result.worst is not None:
         parts.append(
             f"worst {printable(result.worst.name)} at {terminal.share(result.worst.excess)} of "
@@ -247,7 +279,10 @@ def _what_was_compared(result: Verification) -> str:
 
 def _notes(result: Verification) -> Iterator[str]:
     """What a reader should know beside the verdict."""
-    if result.rule != Rule().text():
+    yield from result.paired
+    if result.precision not in {None, "float32"}:
+        yield f"tolerance: {result.rule}"
+    elif result.rule not in {Rule().text(), STANDARD_RULE}:
         yield f"tolerance by --rtol and --atol: {result.rule}"
     quiet = result.sites_that_are(SiteStatus.NOT_EXERCISED)
     if quiet:

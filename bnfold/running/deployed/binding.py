@@ -93,7 +93,7 @@ class Binding:
         return found
 
     def run(
-        self, call: Call, inputs: Sequence[Array], extra: Sequence[Endpoint] = ()
+        self, call: Call, inputs: Sequence[Array], extra: Sequence[Endpoint | Inner] = ()
     ) -> list[Array]:
         """What the file computes, as the Keras model puts it out; then `extra`, as it is.
 
@@ -305,7 +305,7 @@ def _plain(name: str) -> str:
 
 def _misfit(port: Port, end: Endpoint, *, is_output: bool) -> str | None:
     """Why an endpoint cannot be a port; None where it can."""
-    if not any(_fits(port.shape, end.shape, axes) for axes in _layouts(len(port.shape))):
+    if not any(_fits(port.shape, end.shape, axes) for axes in layouts(len(port.shape))):
         shown = [str(shape).replace("None", "any") for shape in (port.shape, end.shape)]
         return f"the shape {shown[0]} became {shown[1]}"
     texts = [port.dtype == "string", end.dtype == "object"]
@@ -345,7 +345,7 @@ def _fits(
     return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
-def _layouts(rank: int) -> list[tuple[int, ...]]:
+def layouts(rank: int) -> list[tuple[int, ...]]:
     """As it is, with the channels moved from the end to axis 1, and the other way round."""
     plain = tuple(range(rank))
     if rank < 3:
@@ -367,7 +367,7 @@ def _laid_out(
     """
     every = [
         sorted(
-            [axes for axes in _layouts(len(port.shape)) if _fits(port.shape, ends[at].shape, axes)],
+            [axes for axes in layouts(len(port.shape)) if _fits(port.shape, ends[at].shape, axes)],
             key=lambda axes: -_known(port.shape, ends[at].shape, axes),
         )
         for port, (at, _) in zip(ports, pairs, strict=True)

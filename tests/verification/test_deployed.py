@@ -1,0 +1,371 @@
+"""Deployed models that other tools wrote, right ones and wrong ones, against the Keras model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from deployed_files import network, samples, to_litert, to_onnx, to_saved_model
+from onnxruntime import quantization
+from support import keras
+
+import bnfold
+from bnfold.cli import main
+from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError, UnsafeModelError
+from bnfold.reports.schema import schema
+from bnfold.verification import Basis, Verdict, Verification
+
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model and what was made of it, by name."""
+    folder = tmp_path_factory.mktemp("deployed")
+    model = network()
+    model.save(folder / "model.keras")
+    np.savez(folder / "data.npz", picture=samples())
+    to_onnx(model, folder / "plain.onnx")
+    to_onnx(model, folder / "nchw.onnx", inputs_as_nchw=["picture"])
+    to_litert(model, folder / "plain.tflite")
+    for precision in ("float16", "dynamic", "int8"):
+        to_litert(model, folder / f"{precision}.tflite", precision)
+    to_saved_model(model, folder / "by_keras")
+    to_saved_model(model, folder / "by_tensorflow", by_keras=False)
+    return folder
+
+
+def check(files: Path, other: str | Path, **options: Any) -> Verification:
+    return bnfold.verify(files / "model.keras", files / other, in_process=True, **options)
+
+
+RIGHT = {
+    "plain.onnx": Basis.BOTH,
+    "nchw.onnx": Basis.BOTH,
+    "plain.tflite": Basis.LITERT,
+    "by_keras": Basis.TENSORFLOW,
+    "by_tensorflow": Basis.TENSORFLOW,
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_other_tools_wrote_is_equivalent(files: Path, name: str) -> None:
+    found = check(files, name)
+    assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, RIGHT[name])
+    assert found.precision == "float32"
+    assert found.max_excess is not None
+    assert found.max_excess < 0.3
+    assert {one.output for one in found.fidelity} == {"kind", "box"}
+    assert all(one.sqnr_db is None or one.sqnr_db > 100 for one in found.fidelity)
+    assert all(one.percentiles.p50 <= one.percentiles.max < 1e-5 for one in found.fidelity)
+
+
+def test_a_layout_is_said(files: Path) -> None:
+    assert "channels first" in " ".join(check(files, "nchw.onnx").paired)
+
+
+def test_made_up_names_are_said(files: Path) -> None:
+    found = check(files, "plain.tflite").paired
+    assert "output 'kind' is 'output_0' in the file: by its number" in found
+
+
+@pytest.mark.parametrize("name", ["float16.tflite", "dynamic.tflite", "int8.tflite"])
+@pytest.mark.parametrize("of_user", [False, True], ids=["random", "data"])
+def test_reduced_precision_is_approximate(files: Path, name: str, of_user: bool) -> None:
+    found = check(files, name, data=files / "data.npz" if of_user else None)
+    assert found.verdict is Verdict.APPROXIMATE, found.differences
+    assert found.is_user_data is of_user
+    assert found.precision == {"dynamic.tflite": "int8 weights"}.get(name, name[:-7])
+    assert not found
+    assert found.accepted()
+    if of_user:
+        assert found.max_excess is not None
+        assert found.max_excess < 0.5
+        kind = next(one for one in found.fidelity if one.output == "kind")
+        assert kind.decisions is not None
+        assert kind.decisions.counted == 48
+
+
+def off(change: Callable[[Any], Any]) -> Any:
+    """The model after something was done to it."""
+    model = network()
+    found = change(model)
+    return model if found is None else found
+
+
+def stale(name: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        layer = model.get_layer(name)
+        random = np.random.default_rng(1)
+        weights = layer.get_weights()
+        weights[0] = weights[0] + 0.5 * weights[0].std() * random.normal(size=weights[0].shape)
+        layer.set_weights(weights)
+
+    return change
+
+
+def epsilon(model: Any) -> None:
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.epsilon = 1e-5
+
+
+def without_preprocessing(model: Any) -> Any:
+    given = keras.Input((12, 10, 3), name="picture")
+    kind, box = model(given * 0.5)
+    named = (L.Identity(name="kind")(kind), L.Identity(name="box")(box))
+    return keras.Model(given, list(named))
+
+
+WRONG = {
+    "a stale kernel": (stale("body"), "body"),
+    "a stale BatchNormalization": (stale("dw_bn"), "dw_bn"),
+    "another epsilon": (epsilon, None),
+    "a forgotten preprocessing": (without_preprocessing, None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_onnx_file_is_refused_with_the_layer(
+    files: Path, name: str, tmp_path: Path
+) -> None:
+    change, culprit = WRONG[name]
+    found = check(files, to_onnx(off(change), tmp_path / "wrong.onnx"))
+    assert found.verdict is Verdict.DIFFERENT
+    if culprit is not None:
+        assert found.culprits == (culprit,)
+        assert f"the first layer whose value differs is {culprit!r}" in found.differences[-1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "dynamic", "int8"])
+def test_a_wrong_litert_file_is_refused(files: Path, precision: str, tmp_path: Path) -> None:
+    """Also with random samples, and where the precision alone already costs a lot."""
+    wrong = to_litert(off(stale("body")), tmp_path / "wrong.tflite", precision)
+    for data in (None, files / "data.npz"):
+        found = check(files, wrong, data=data)
+        assert found.verdict is Verdict.DIFFERENT
+        assert not found.accepted()
+
+
+def test_a_wrong_saved_model_is_refused(files: Path, tmp_path: Path) -> None:
+    found = check(files, to_saved_model(off(stale("body")), tmp_path / "wrong"))
+    assert found.verdict is Verdict.DIFFERENT
+    assert found.culprits == ("body",)
+
+
+def test_exchanged_outputs_are_named(tmp_path: Path) -> None:
+    given = keras.Input((6,), name="x")
+    both = [L.Dense(4, name=name)(given) for name in ("left", "right")]
+    model = keras.Model(given, both)
+    model.save(tmp_path / "model.keras")
+    path = to_onnx(model, tmp_path / "model.onnx")
+    proto = onnx.load(str(path))
+    names = {one.name: one for one in proto.graph.output}
+    for node in proto.graph.node:
+        swap = {"left": "right", "right": "left"}
+        node.output[:] = [swap.get(name, name) for name in node.output]
+    assert set(names) == {"left", "right"}
+    onnx.save(proto, str(path))
+    found = check(tmp_path, "model.onnx")
+    assert found.verdict is Verdict.DIFFERENT
+    assert "output 'left' of the file is what MODEL has as 'right'" in found.differences
+
+
+@pytest.mark.parametrize("style", ["qdq", "operators", "dynamic", "float16"])
+def test_onnx_of_reduced_precision(files: Path, style: str, tmp_path: Path) -> None:
+    source, target = str(files / "plain.onnx"), str(tmp_path / "reduced.onnx")
+    data = iter([{"picture": one[None]} for one in samples()])
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> Any:
+            return next(data, None)
+
+    if style == "dynamic":
+        quantization.quantize_dynamic(source, target)
+    elif style == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        onnx.save(convert_float_to_float16(onnx.load(source)), target)
+    else:
+        kind = {"qdq": "QDQ", "operators": "QOperator"}[style]
+        quantization.quantize_static(
+            source, target, Reader(), quant_format=quantization.QuantFormat[kind]
+        )
+    found = check(files, target, data=files / "data.npz")
+    assert found.verdict is Verdict.APPROXIMATE, found.differences
+    assert found.precision is not None
+    assert found.precision.startswith({"float16": "float16"}.get(style, "int8"))
+
+
+def test_quantized_inputs_and_outputs(files: Path, tmp_path: Path) -> None:
+    """Numbers go through the scale and the zero point that the file states."""
+    import tensorflow as tf
+
+    path = to_litert(
+        network(),
+        tmp_path / "integers.tflite",
+        "int8",
+        inference_input_type=tf.int8,
+        inference_output_type=tf.uint8,
+    )
+    found = check(files, path, data=files / "data.npz")
+    assert found.verdict is Verdict.APPROXIMATE, found.differences
+    assert "input 'picture' is int8 in the file, with a scale of" in " ".join(found.paired)
+    assert check(files, path).verdict is not Verdict.DIFFERENT
+
+
+def test_a_file_of_one_batch_size_gets_batches_of_it(files: Path, tmp_path: Path) -> None:
+    proto = onnx.load(str(files / "plain.onnx"))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 5
+    onnx.save(proto, str(tmp_path / "five.onnx"))
+    assert check(files, tmp_path / "five.onnx", data=files / "data.npz")
+
+
+def test_what_figures_are_asked_for_decides(files: Path) -> None:
+    data = files / "data.npz"
+    found = check(files, "int8.tflite", data=data, min_sqnr=80)
+    assert found.verdict is Verdict.APPROXIMATE
+    assert not found.accepted()
+    assert "less than 80" in found.refused[0]
+    assert check(files, "int8.tflite", data=data, min_sqnr=5, max_changed="50%").accepted()
+    with pytest.raises(SettingsError, match=r"share such as 0\.5%"):
+        check(files, "int8.tflite", max_changed="half")
+
+
+def test_a_gate_without_a_classifier_is_not_met(tmp_path: Path) -> None:
+    given = keras.Input((6,), name="x")
+    model = keras.Model(given, L.Dense(1, name="number")(given))
+    model.save(tmp_path / "model.keras")
+    to_onnx(model, tmp_path / "model.onnx")
+    found = check(tmp_path, "model.onnx", max_changed=0)
+    assert found.refused == ("no output decides for a class, so that none can be counted",)
+    assert not found.accepted()
+
+
+def test_samples_are_saved_and_run_again(files: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.npz"
+    found = check(files, "int8.tflite", save_samples=kept)
+    with np.load(kept) as arrays:
+        assert {"picture", "output/reference/kind", "output/litert/box"} <= set(arrays)
+        count = len(arrays["picture"])
+    again = check(files, "int8.tflite", data=kept)
+    assert again.is_user_data
+    assert (again.sample_count, found.format) == (count, "tflite")
+
+
+def test_the_command(files: Path) -> None:
+    words = ["verify", files / "model.keras", files / "plain.tflite", "--format", "json"]
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    jsonschema.validate(found, schema("verify"))
+    assert (found["verdict"], found["format"]) == ("equivalent", "tflite")
+    words[-1] = "text"
+    result = CliRunner().invoke(main, [*map(str, words), "--min-sqnr", "500"])
+    assert result.exit_code == 1
+    assert "not accepted: litert: output 'kind' has an SQNR of" in result.stdout
+
+
+# --- what cannot be compared ---------------------------------------------------------------------
+
+
+def test_other_interfaces_are_different(files: Path, tmp_path: Path) -> None:
+    given = keras.Input((12, 10, 4), name="picture")
+    other = keras.Model(given, L.Dense(3)(L.Flatten()(given)))
+    found = check(files, to_onnx(other, tmp_path / "other.onnx"))
+    assert (found.verdict, found.basis) == (Verdict.DIFFERENT, Basis.INTERFACE)
+    assert any("outputs: 2 in the original, 1 in the file" in one for one in found.differences)
+    assert any("the shape" in one for one in found.differences)
+
+
+def test_damaged_files_are_refused_in_one_line(files: Path, tmp_path: Path) -> None:
+    for name in ("plain.onnx", "plain.tflite"):
+        whole = (files / name).read_bytes()
+        for cut in (len(whole) // 3, len(whole) - 40):
+            path = tmp_path / name
+            path.write_bytes(whole[:cut])
+            try:
+                verdict = check(files, path).verdict
+            except BnfoldError as error:
+                assert "\n" not in str(error)
+            else:
+                assert verdict is not Verdict.EQUIVALENT
+
+
+def test_weights_outside_of_the_folder_are_not_read(files: Path, tmp_path: Path) -> None:
+    proto = onnx.load(str(files / "plain.onnx"))
+    tensor = max(proto.graph.initializer, key=lambda one: len(one.raw_data))
+    (tmp_path / "weights.bin").write_bytes(tensor.raw_data)
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    for location in ("../weights.bin", str(tmp_path / "weights.bin")):
+        tensor.ClearField("raw_data")
+        tensor.ClearField("external_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", location
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+        with pytest.raises(UnsafeModelError, match="not in its folder"):
+            check(files, folder / "model.onnx")
+    (folder / "linked.bin").symlink_to(tmp_path / "weights.bin")
+    entry.value = "linked.bin"
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(UnsafeModelError, match="is a link"):
+        check(files, folder / "model.onnx")
+    (folder / "linked.bin").unlink()
+    with pytest.raises(UnreadableModelError, match="is not there"):
+        check(files, folder / "model.onnx")
+    (tmp_path / "weights.bin").rename(folder / "linked.bin")
+    assert check(files, folder / "model.onnx")
+
+
+def test_a_saved_model_that_writes_files_is_not_run(files: Path, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Writer(tf.Module):  # type: ignore[misc]
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec((None, 12, 10, 3), tf.float32, name="picture")]
+        )
+        def __call__(self, picture: Any) -> Any:
+            tf.io.write_file(str(tmp_path / "canary"), "here")
+            return {"kind": picture[:, 0, :, 0], "box": picture[:, 0, :4, 0]}
+
+    module = Writer()
+    tf.saved_model.save(module, str(tmp_path / "writer"), signatures=module.__call__)
+    with pytest.raises(UnsafeModelError, match="'WriteFile', which is not known to compute only"):
+        check(files, tmp_path / "writer")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_operations_of_tensorflow_in_a_litert_file_are_not_run(files: Path, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[tf.TensorSpec((None, 12, 10, 3), tf.float32, name="picture")]
+    )
+    def call(picture: Any) -> Any:
+        return {"kind": tf.raw_ops.Digamma(x=picture)}
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()])
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+        tf.lite.OpsSet.SELECT_TF_OPS,
+    ]
+    path = tmp_path / "flex.tflite"
+    path.write_bytes(converter.convert())
+    with pytest.raises(UnsafeModelError, match="TensorFlow operation 'Digamma'"):
+        check(files, path)
+
+
+def test_operators_that_nobody_has_are_named(files: Path, tmp_path: Path) -> None:
+    proto = onnx.load(str(files / "plain.onnx"))
+    proto.graph.node[0].domain = "com.example"
+    onnx.save(proto, str(tmp_path / "custom.onnx"))
+    with pytest.raises(UnreadableModelError, match="operators of 'com.example'"):
+        check(files, tmp_path / "custom.onnx")
