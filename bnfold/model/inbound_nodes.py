@@ -128,10 +128,20 @@ def _map_keras3(value: Any, visit: Visit) -> Any:
         config = value.get("config")
         if not isinstance(config, dict) or config.get("keras_history") is None:
             return value
+        _refuse_shape(config)
         history = visit(_triple(config["keras_history"]))
         return {**value, "config": {**config, "keras_history": history}}
     changed = {key: _map_keras3(value[key], visit) for key in sorted(value)}
     return {key: changed[key] for key in value}
+
+
+def _refuse_shape(config: Json) -> None:
+    """Refuse what Keras could not read as a tensor's shape, whether or not it is ever asked for."""
+    listed = config.get("shape")
+    if isinstance(listed, list) and isinstance(config.get("dtype"), str) and not is_shape(listed):
+        raise UnreadableModelError(
+            f"the config gives a tensor the shape {shortened(json.dumps(listed), 60)}"
+        )
 
 
 def _map_keras2(value: Any, visit: Visit, names: Iterable[str]) -> Any:
@@ -284,10 +294,7 @@ def tensor_shapes(node: Any) -> Iterator[tuple[list[Any], tuple[int | None, ...]
             listed, dtype = config.get("shape"), config.get("dtype")
             history = config.get("keras_history")
             if isinstance(listed, list) and isinstance(dtype, str) and history is not None:
-                if not is_shape(listed):
-                    raise UnreadableModelError(
-                        f"the config gives a tensor the shape {shortened(json.dumps(listed), 60)}"
-                    )
+                _refuse_shape(config)
                 yield _triple(history), tuple(listed), dtype
             return
         for value in node.values():

@@ -25,6 +25,7 @@ from damage import refused
 from places import FIXTURES
 
 import bnfold
+from bnfold.errors import UnreadableModelError
 from bnfold.folding.plan import Blocked
 
 
@@ -102,3 +103,18 @@ def test_a_nan_of_16_bits_is_a_finding_and_no_warning(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         found = bnfold.inspect(path).findings
     assert "BN104" in {one.code for one in found}
+
+
+@pytest.mark.parametrize("shape", [[None, 6.0, CHANNELS], [[None, CHANNELS]]])
+def test_a_shape_that_no_rule_asks_for(shape: list[object], tmp_path: Path) -> None:
+    """A fold wrote such a file, which an inspection then refused."""
+    config = model_config()
+    for layer in config["config"]["layers"]:
+        if layer["class_name"] == "Dense":
+            text = json.dumps(layer["inbound_nodes"])
+            assert json.dumps([None, CHANNELS]) in text
+            text = text.replace(json.dumps([None, CHANNELS]), json.dumps(shape))
+            layer["inbound_nodes"] = json.loads(text)
+    path = keras_file(tmp_path / "m.keras", config=config)
+    with pytest.raises(UnreadableModelError, match="gives a tensor the shape"):
+        bnfold.fold(path, tmp_path / "out.keras", keep="*", verify=False)
