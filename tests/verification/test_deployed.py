@@ -290,12 +290,8 @@ def test_damaged_files_are_refused_in_one_line(files: Path, tmp_path: Path) -> N
         for cut in (len(whole) // 3, len(whole) - 40):
             path = tmp_path / name
             path.write_bytes(whole[:cut])
-            try:
-                verdict = check(files, path).verdict
-            except BnfoldError as error:
-                assert "\n" not in str(error)
-            else:
-                assert verdict is not Verdict.EQUIVALENT
+            with pytest.raises(BnfoldError, match=r"^[^\n]+$"):
+                check(files, path)
 
 
 def test_weights_outside_of_the_folder_are_not_read(files: Path, tmp_path: Path) -> None:
@@ -367,5 +363,5 @@ def test_operators_that_nobody_has_are_named(files: Path, tmp_path: Path) -> Non
     proto = onnx.load(str(files / "plain.onnx"))
     proto.graph.node[0].domain = "com.example"
     onnx.save(proto, str(tmp_path / "custom.onnx"))
-    with pytest.raises(UnreadableModelError, match="operators of 'com.example'"):
+    with pytest.raises(UnreadableModelError, match=r"operators of 'com\.example'"):
         check(files, tmp_path / "custom.onnx")
