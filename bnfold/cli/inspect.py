@@ -20,13 +20,10 @@ from bnfold.cli.options import (
     pinned,
     settings_file,
 )
-from bnfold.jobs.staging import check_target, write_text
-from bnfold.model.container.guard import printable
+from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, reported, say
 from bnfold.supervision import link
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from bnfold.audit import Finding, Severity
     from bnfold.jobs.gate import Outcome
     from bnfold.jobs.inspect import Inspection
@@ -113,24 +110,9 @@ _SETTINGS = (
     *SETTINGS_FILE,
 )
 
-_REPORT = (
-    click.option(
-        "--format",
-        "format_",
-        type=click.Choice(FORMATS),
-        help="How to report.  [default: what the ending of --output says, else text]",
-    ),
-    click.option(
-        "--output",
-        metavar="FILE",
-        type=MODEL,
-        help="Write the report to this file, in the place of an earlier one.",
-    ),
-)
-
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed((*_SELECTION, keras_option, pinned, *_SETTINGS, *_REPORT)):
+    for option in reversed((*_SELECTION, keras_option, pinned, *_SETTINGS, reported(*FORMATS))):
         command = option(command)
     return command
 
@@ -176,13 +158,12 @@ def inspect(
     """
     from bnfold.jobs import gate
 
-    format_ = format_ or _format_of(output)
+    format_ = format_ or ending_says(output, _BY_ENDING)
     _refuse_contradictions(layer, format_, write_baseline, options)
     settings = _settings(options)
     if output is not None:
-        check_target(output, "text", force=True)
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
-        _refuse_to_replace(output, [path for path in read if path is not None])
+        refuse_unwritable(output, read)
     if layer is not None and settings.run is not None:
         _refuse_unknown_layer(models, layer, options["sha256"])
     if write_baseline is None:
@@ -195,18 +176,13 @@ def inspect(
     _warn(outcome)
     if write_baseline is not None:
         unread = ": not written, because not everything could be read"
-        _say(f"{write_baseline}{unread if outcome.unreadable else ': written'}")
+        say(f"{write_baseline}{unread if outcome.unreadable else ': written'}")
     findings = [finding for model in outcome.models for finding in model.findings]
     if layer is not None:
         findings = _show_layer(outcome.models, layer, format_, output)
     else:
         _show_models(outcome, format_, settings.fail_on, output)
     ctx.exit(outcome.exit_code(findings, settings.fail_on))
-
-
-def _format_of(output: Path | None) -> str:
-    name = "" if output is None else output.name.lower()
-    return next((form for ending, form in _BY_ENDING.items() if name.endswith(ending)), "text")
 
 
 def _refuse_contradictions(
@@ -218,18 +194,6 @@ def _refuse_contradictions(
         raise click.UsageError("--layer shows one layer, and --write-baseline is about all")
     if write_baseline is not None and options["baseline"] is not None:
         raise click.UsageError("--write-baseline contradicts --baseline")
-
-
-def _refuse_to_replace(output: Path, others: "Sequence[Path]") -> None:
-    """Refuse to put the report in the place of what is read, or written too."""
-    for other in others:
-        if output.resolve() == other.resolve() or _is_same_file(output, other):
-            raise click.UsageError(f"--output {output} would replace what it is made from")
-
-
-def _is_same_file(one: Path, other: Path) -> bool:
-    """Whether two names are those of one file, by links."""
-    return one.is_file() and other.is_file() and one.samefile(other)
 
 
 def _settings(options: dict[str, Any]) -> "Settings":
@@ -266,11 +230,7 @@ def _warn(outcome: "Outcome") -> None:
         for entry in outcome.stale
     ]
     for line in lines:
-        _say(line)
-
-
-def _say(line: str) -> None:
-    click.echo(f"bnfold: {printable(line)}", err=True)
+        say(line)
 
 
 def _show_models(
@@ -280,13 +240,15 @@ def _show_models(
     if format_ == "text":
         from bnfold.reports.text import inspect as inspect_text
 
-        _print(lambda width: inspect_text.inspections(outcome.models, width, unreadable), output)
+        print_text(
+            lambda width: inspect_text.inspections(outcome.models, width, unreadable), output
+        )
     else:
-        _put(_rendered(outcome, format_, fail_on), output)
+        put(_rendered(outcome, format_, fail_on), output)
     if output is not None:
         from bnfold.reports import terminal
 
-        _say(f"{output}: written; {terminal.totals(outcome.models, unreadable)}")
+        say(f"{output}: written; {terminal.totals(outcome.models, unreadable)}")
 
 
 def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:
@@ -297,24 +259,6 @@ def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> s
     renderer = import_module(_PAGES.get(format_, f"bnfold.reports.formats.{format_}"))
     report: str = renderer.inspections(outcome.models, **arguments)
     return report
-
-
-def _put(report: str, output: Path | None) -> None:
-    if output is not None:
-        write_text(output, report + "\n")
-    elif report:
-        click.echo(report)
-
-
-def _print(report: "Callable[[int], RenderableType]", output: Path | None) -> None:
-    """Print what is made for the width of the console; to a file without colours."""
-    from bnfold.reports import terminal
-
-    if output is None:
-        console = terminal.console()
-        console.print(report(console.width))
-    else:
-        write_text(output, terminal.plain(report))
 
 
 def _refuse_unknown_layer(models: Sequence[Path], name: str, sha256: Sequence[str]) -> None:
@@ -341,9 +285,9 @@ def _show_layer(
     if found is None:
         raise click.UsageError(_no_such_layer(model, name))
     if format_ == "json":
-        _put(json.layer(model, found), output)
+        put(json.layer(model, found), output)
     else:
-        _print(lambda _: inspect_text.layer(model, found), output)
+        print_text(lambda _: inspect_text.layer(model, found), output)
     return list(model.findings_on(found))
 
 

@@ -1,9 +1,13 @@
-"""Showing what a command found out, as text or as JSON."""
+"""Showing what a command found out, as text, JSON or a page."""
 
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
+
+from bnfold.cli.output import print_text, put
 
 _TEXT = {
     "FoldReport": ("fold", "fold"),
@@ -15,16 +19,30 @@ _TEXT = {
 """The module of `reports.text` and the function in it that show a result, by its class."""
 
 
-def show(result: Any, format_: str, *, good: bool = True, **how: Any) -> None:
-    """Print a result, and exit with 1 where it is not `good`; `how` is for the text alone."""
-    from bnfold.reports import terminal
-    from bnfold.reports.formats import json
+def show(
+    result: Any,
+    format_: str,
+    *,
+    good: bool = True,
+    output: Path | None = None,
+    files: Sequence[Path] = (),
+    **how: Any,
+) -> None:
+    """Print a result, or write it to a file, and exit with 1 where it is not `good`.
 
+    A page names the `files` that the result is about; `how` is for people's eyes, not for JSON.
+    """
     if format_ == "json":
-        click.echo(json.report(result))
+        from bnfold.reports.formats import json
+
+        put(json.report(result), output)
+    elif format_ == "html":
+        from bnfold.reports import html
+
+        put(html.verification(result, *files, **how), output)
     else:
         module, function = _TEXT[type(result).__name__]
         text = getattr(import_module(f"bnfold.reports.text.{module}"), function)
-        terminal.console().print(text(result, **how))
+        print_text(lambda _: text(result, **how), output)
     if not good:
         click.get_current_context().exit(1)

@@ -7,17 +7,11 @@ from typing import Any
 import click
 
 from bnfold.cli import options
-from bnfold.cli.options import (
-    CONTEXT,
-    MODEL,
-    bounded,
-    limited,
-    pinned,
-    progress,
-    proving,
-    report_format,
-)
+from bnfold.cli.options import CONTEXT, MODEL, bounded, limited, pinned, progress, proving
+from bnfold.cli.output import ending_says, refuse_unwritable, reported, say
 from bnfold.cli.show import show
+
+_BY_ENDING = {".html": "html", ".json": "json"}
 
 
 @click.command(context_settings=CONTEXT)
@@ -32,14 +26,18 @@ from bnfold.cli.show import show
 )
 @proving
 @pinned
-@report_format
+@reported("text", "json", "html")
 @limited
+@click.pass_context
 def verify(
+    ctx: click.Context,
+    /,
     original: Path,
     folded: Path,
     save_samples: Path | None,
     sha256: Sequence[str],
-    format_: str,
+    format_: str | None,
+    output: Path | None,
     **proof: Any,
 ) -> None:
     """Verify that OTHER computes the same as MODEL, whatever made it.
@@ -60,8 +58,19 @@ def verify(
       bnfold verify model.keras saved_model --max-changed 0.5%
       bnfold verify model.keras folded.keras --data samples.npz --strict
       bnfold verify model.keras folded.keras --import my_package.layers
+      bnfold verify model.keras folded.keras --output verification.html
     """
+    format_ = format_ or ending_says(output, _BY_ENDING)
+    if output is not None:
+        refuse_unwritable(output, (original, folded, proof["data"], save_samples))
+        if any(output.resolve().is_relative_to(one.resolve()) for one in (original, folded)):
+            raise click.UsageError(f"--output {output} is inside of a model, and would damage it")
     wanted = options.proof(**proof)
     result = wanted.run(original, folded, progress, sha256=sha256, save_samples=save_samples)
     strict = wanted.strict
-    show(result, format_, good=result.accepted(strict=strict), strict=strict)
+    show(result, format_, output=output, files=(original, folded), strict=strict)
+    if output is not None:
+        from bnfold.reports.text.fold import statement
+
+        say(f"{output}: written; {statement(result).verdict}")
+    ctx.exit(0 if result.accepted(strict=strict) else 1)

@@ -23,7 +23,7 @@ const stickingOut = width => {
 // Pieces of text within one block whose boxes have an area in common.
 const overlapping = () => {
   const found = [];
-  const blocks = '.head, .cell, .profile, .group, .row, .hint, .contents, footer';
+  const blocks = '.head, .cell, .profile, .group, .row, .place, .hint, .contents, footer';
   for (const block of document.querySelectorAll(blocks)) {
     const all = [...texts(block, 'svg, .unseen')].flatMap(([node, boxes]) =>
       boxes.map(box => [node, box]));

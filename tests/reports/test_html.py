@@ -15,7 +15,8 @@ import pytest
 from archives import keras_file, model_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import Element, keras, page, parsed, saved
+from pages import HOSTILE, Element, check, parsed
+from pictures import keras, page, saved
 from places import ROOT
 
 from bnfold.audit import Thresholds
@@ -40,35 +41,6 @@ L = keras.layers
 def line_of(found: Element, number: int, model: int = 1) -> Element:
     """The line of a BatchNormalization."""
     return found.find(id=f"m{model}-n{number}")
-
-
-def check(found: Element) -> None:
-    """What holds of every page: it stands alone, and its links lead somewhere."""
-    ids = [e.attributes["id"] for e in found.walk() if "id" in e.attributes]
-    assert len(ids) == len(set(ids))
-    for element in found.walk():
-        for name, value in element.attributes.items():
-            assert not name.startswith("on")
-            assert name not in {"src", "srcset", "action", "formaction", "ping", "background"}
-            if name == "href" and element.tag != "link":
-                assert value is not None
-                assert value.startswith("#")
-                assert value[1:] in ids
-    tags = {element.tag for element in found.walk()}
-    assert not tags & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "img",
-        "form",
-        "base",
-        "foreignobject",
-    }
-    (style,) = found.tags("style")
-    assert not re.search(r"url\(|@import|expression|\\", "".join(map(str, style.inside)))
-    (link,) = found.tags("link")
-    assert link.attributes == {"rel": "icon", "href": "data:,"}
 
 
 FILES = [
@@ -196,7 +168,7 @@ def test_channels_are_marked_by_the_thresholds_that_were_asked_for(tmp_path: Pat
     assert not marked(0.3)
 
 
-@pytest.mark.parametrize("name", pictures.HOSTILE, ids=lambda name: ascii(name)[1:20])
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[1:20])
 def test_names_are_text_and_nothing_else(name: str, tmp_path: Path) -> None:
     """A page on a hostile model has the elements and attributes of one on a harmless model."""
 

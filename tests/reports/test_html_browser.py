@@ -1,4 +1,4 @@
-"""The picture of an inspection in a real browser: nothing wide, hidden, pale, loaded or broken.
+"""The pictures in a real browser: nothing wide, hidden, pale, loaded or broken.
 
 Needs a Chromium of the system, as `apt-get install chromium` gives, and Playwright to drive it.
 """
@@ -8,6 +8,7 @@ import pictures  # isort: skip - it chooses the backend
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from archives import keras_file, model_config
 from pictures import saved
 from places import FIXTURES
 from tiers import some
+from verifications import near, same, unlike, unsure
 
 from bnfold.jobs.inspect import inspect_file
 from bnfold.reports import html
+from bnfold.verification.result import Verification
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -39,6 +42,15 @@ QUIET = [
 ]
 PHONE, DESK = (360, 740), (1400, 1000)
 PAGES = ("five", "deep", "branches", "spoiled", "hostile", "several")
+VERIFIED = {
+    "same-200": lambda: same(200),
+    "unlike": unlike,
+    "unlike-200": lambda: unlike(200),
+    "unsure": unsure,
+    "near": near,
+    "wide": lambda: renamed(unlike(), "wide" * 100, "\U0001f600 <script>alert(1)</script>"),
+}
+"""Pages on verifications."""
 
 
 CHECKS = (Path(__file__).parent / "page_checks.js").read_text("utf-8")
@@ -47,6 +59,13 @@ CHECKS = (Path(__file__).parent / "page_checks.js").read_text("utf-8")
 def checked(tab: Any, call: str) -> Any:
     """What one of the functions of `page_checks.js` finds; the driver may call it, the page not."""
     return tab.evaluate(f"(() => {{ {CHECKS}\nreturn {call} }})()")
+
+
+def renamed(result: Verification, name: str, runtime: str) -> Verification:
+    """The same with another name for the layers and the runtimes."""
+    comparisons = [replace(one, name=name, runtime=runtime) for one in result.comparisons]
+    sites = [replace(one, name=name, compared_at=(name, name)) for one in result.sites]
+    return replace(result, comparisons=tuple(comparisons), sites=tuple(sites), culprits=(name,))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +90,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     texts = {name: html.inspections([model]) for name, model in models.items()}
     texts["several"] = html.inspections([models["five"], models["spoiled"], models["hostile"]])
+    for name, make in VERIFIED.items():
+        texts[name] = html.verification(make(), Path(f"{'long' * 30}.keras"), Path("other.tflite"))
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
@@ -98,7 +119,7 @@ def show(browser: Any, files: dict[str, Path]) -> Iterator[Callable[..., Any]]:
 
 
 # By default a small page, and the one whose names would run something.
-@pytest.mark.parametrize("name", [*some(PAGES[:4], 4), *some(PAGES[4:])])
+@pytest.mark.parametrize("name", [*some(PAGES[:4], 4), *some(PAGES[4:]), "wide"])
 def test_nothing_is_loaded_and_nothing_is_complained_about(
     name: str, browser: Any, files: dict[str, Path]
 ) -> None:
@@ -147,7 +168,12 @@ def test_no_diagram_stands_alone_below_three(width: int, show: Callable[..., Any
 @pytest.mark.parametrize(
     ("size", "name"),
     [
-        *(pytest.param(PHONE, name, id=f"phone-{name}") for name in PAGES),
+        *(pytest.param(PHONE, name, id=f"phone-{name}") for name in (*PAGES, *VERIFIED)),
+        *(
+            pytest.param(size, name, id=f"{device}-{name}", marks=pytest.mark.slow)
+            for device, size in (("tablet", (800, 900)), ("desk", DESK), ("wide", (390, 844)))
+            for name in VERIFIED
+        ),
         pytest.param((800, 900), "spoiled", id="tablet-spoiled"),
         pytest.param(DESK, "several", id="desk-several"),
         *(
@@ -176,8 +202,8 @@ def test_nothing_sticks_out_lies_on_other_text_or_is_cut(
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
-        pytest.param(name, scheme, marks=[pytest.mark.slow] * (name != "several"))
-        for name in PAGES
+        pytest.param(name, scheme, marks=[pytest.mark.slow] * (name not in {"several", "unlike"}))
+        for name in (*PAGES, *VERIFIED)
         for scheme in ("light", "dark")
     ],
 )
@@ -267,3 +293,27 @@ def test_two_hundred_layers_are_shown_soon(browser: Any, files: dict[str, Path])
     assert tab.locator(".row.norm").count() == 200
     assert took < 5000
     tab.close()
+
+
+def test_the_culprit_of_a_verification_is_a_link_away(show: Callable[..., Any]) -> None:
+    tab = show("unlike-200", (390, 844))
+    tab.locator("#differences a").click()
+    tab.wait_for_function("location.hash === '#p101'")
+    row = tab.locator("#p101")
+    assert "The difference begins here." in row.inner_text()
+    assert row.evaluate("one => one.getBoundingClientRect().top") < 844
+    shapes = "all => all.map(one => one.getAttribute('href'))"
+    assert tab.locator(".cell.culprit use").evaluate_all(shapes) == ["#i-culprit", "#i-error"]
+
+
+def test_the_bars_of_a_verification_end_at_or_beyond_the_tolerance(
+    show: Callable[..., Any],
+) -> None:
+    """The line stands where the axis has 1, and only bars that failed reach beyond it."""
+    tab = show("unlike")
+    for strip in tab.locator(".strip svg").all():
+        limit = strip.locator("use").bounding_box()["x"]
+        for kind, beyond in (("passed", False), ("failed", True)):
+            for path in strip.locator(f".{kind}").all():
+                box = path.bounding_box()
+                assert (box["x"] + box["width"] > limit + 1) is beyond

@@ -1,4 +1,4 @@
-"""Inspections as one HTML file that needs nothing else: no network, no script, no font.
+"""Inspections and verifications as HTML files that need nothing else: no network, script or font.
 
 Whatever comes from a file is put in by Jinja with autoescape on, after its control characters were
 made visible, and only as text or as a quoted `title` or `aria-label`; links and ids are numbers.
@@ -6,6 +6,7 @@ made visible, and only as text or as a quoted `title` or `aria-label`; links and
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,9 +15,11 @@ from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
-from bnfold.reports.html import page, plots, profile, wires
+from bnfold.reports.html import page, plots, profile, strips, wires
+from bnfold.reports.html import verification as verified
 from bnfold.reports.terminal import plural
 from bnfold.reports.text import inspect
+from bnfold.verification.result import Verification
 from bnfold.version import __version__
 
 
@@ -28,6 +31,21 @@ def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] =
     ran = ran or any(one.may_have_run for one in unreadable)
     read = how_many_read(models, unreadable)
     return template.render(pages=pages, unreadable=unreadable, ran=ran, read=read)
+
+
+def verification(
+    result: Verification,
+    original: Path | None = None,
+    other: Path | None = None,
+    *,
+    strict: bool = False,
+) -> str:
+    """The report on a verification as an HTML file in UTF-8; `original` and `other` are its files.
+
+    With `strict` it says where the verdict is not enough for that.
+    """
+    template = _environment().get_template("verification.html.j2")
+    return template.render(page=verified.Page(result, original, other, strict))
 
 
 @cache
@@ -48,6 +66,9 @@ def _environment() -> Environment:
         "column": profile.COLUMN,
         "profile_height": profile.HEIGHT,
         "node": wires.NODE,
+        "strips": strips,
+        "verified": verified,
+        "axis_labels": plots.labels,
     }
     return found
 

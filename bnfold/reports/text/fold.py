@@ -1,6 +1,7 @@
 """Folds and verifications for people."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -224,6 +225,37 @@ def verdict(result: Verification) -> list[RenderableType]:
     """The verdict of a verification, with its differences, notes and warnings."""
     compared, differences = _what_was_compared(result), _first(result.differences)
     return conclusion(_VERDICTS, result, compared, _notes(result), differences)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a report says of a verification: the verdict, and whatever belongs to it.
+
+    `compared` is empty where the models differ, and `refused` where the verdict is accepted.
+    """
+
+    verdict: str
+    compared: str
+    differences: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    refused: str
+
+
+def statement(result: Verification, *, strict: bool = False) -> Statement:
+    """The verdict in the words of this report, with all differences, for a report of another form.
+
+    It is printable as it stands.
+    """
+    good, accepted = result.accepted(strict=False), result.accepted(strict=strict)
+    return Statement(
+        verdict=_VERDICTS[result.verdict][0],
+        compared="" if result.verdict is Verdict.DIFFERENT else _what_was_compared(result),
+        differences=tuple(map(printable, result.differences)),
+        notes=tuple(map(printable, _notes(result))),
+        warnings=tuple(map(printable, result.warnings)),
+        refused=f"not accepted: {_STRICT}" if good and not accepted else "",
+    )
 
 
 def conclusion(

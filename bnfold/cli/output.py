@@ -1,0 +1,76 @@
+"""Where a report goes: to standard output, or whole or not at all into the file of `--output`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold.cli.options import MODEL
+from bnfold.jobs.staging import check_target, write_text
+from bnfold.model.container.guard import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def reported(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options for how to report, in one of these formats, and where."""
+    format_ = click.option(
+        "--format",
+        "format_",
+        type=click.Choice(formats),
+        help="How to report.  [default: what the ending of --output says, else text]",
+    )
+    output = click.option(
+        "--output",
+        metavar="FILE",
+        type=MODEL,
+        help="Write the report to this file, in the place of an earlier one.",
+    )
+    return lambda command: format_(output(command))
+
+
+def ending_says(output: Path | None, formats: Mapping[str, str]) -> str:
+    """The format for a file of this name, where `formats` has those by ending; the first counts."""
+    name = "" if output is None else output.name.lower()
+    return next((form for ending, form in formats.items() if name.endswith(ending)), "text")
+
+
+def refuse_unwritable(output: Path, read: Iterable[Path | None]) -> None:
+    """Refuse what cannot be written, or would replace what is `read`, before anything is done."""
+    check_target(output, "text", force=True)
+    for other in read:
+        if other is not None and (
+            output.resolve() == other.resolve() or _is_same_file(output, other)
+        ):
+            raise click.UsageError(f"--output {output} would replace what it is made from")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file, by links."""
+    return one.is_file() and other.is_file() and one.samefile(other)
+
+
+def put(report: str, output: Path | None) -> None:
+    """Print a report, or write it to a file."""
+    if output is not None:
+        write_text(output, report + "\n")
+    elif report:
+        click.echo(report)
+
+
+def print_text(report: "Callable[[int], RenderableType]", output: Path | None) -> None:
+    """Print what is made for the width of the console; to a file without colours."""
+    from bnfold.reports import terminal
+
+    if output is None:
+        console = terminal.console()
+        console.print(report(console.width))
+    else:
+        write_text(output, terminal.plain(report))
+
+
+def say(line: str) -> None:
+    """Say something on standard error."""
+    click.echo(f"bnfold: {printable(line)}", err=True)
