@@ -231,7 +231,7 @@ def verdict(result: Verification) -> list[RenderableType]:
 class Statement:
     """What a report says of a verification: the verdict, and whatever belongs to it.
 
-    `compared` is empty where the models differ, and `refused` where the verdict is accepted.
+    `compared` is empty where the models differ; `refused` says why the verdict is not accepted.
     """
 
     verdict: str
@@ -239,7 +239,7 @@ class Statement:
     differences: tuple[str, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    refused: str
+    refused: tuple[str, ...]
 
 
 def statement(result: Verification, *, strict: bool = False) -> Statement:
@@ -254,7 +254,7 @@ def statement(result: Verification, *, strict: bool = False) -> Statement:
         differences=tuple(map(printable, result.differences)),
         notes=tuple(map(printable, _notes(result))),
         warnings=tuple(map(printable, result.warnings)),
-        refused=f"not accepted: {_STRICT}" if good and not accepted else "",
+        refused=(f"not accepted: {_STRICT}",) if good and not accepted else (),
     )
 
 
