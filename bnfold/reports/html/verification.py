@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from bnfold.verification.result import (
     Comparison,
     Decisions,
     Fidelity,
+    Margins,
     Site,
     SiteStatus,
     Verdict,
@@ -39,10 +40,10 @@ CELLS = {
     SiteStatus.UNPAIRED: "info",
 }
 _FORMATS = {
-    "keras": "Keras",
-    "onnx": "ONNX",
-    "tflite": "LiteRT",
-    "saved_model": "SavedModel",
+    "keras": "two Keras models",
+    "onnx": "a Keras model and an ONNX file",
+    "tflite": "a Keras model and a LiteRT file",
+    "saved_model": "a Keras model and a SavedModel",
 }
 
 
@@ -157,11 +158,10 @@ class Page:
     def facts(self) -> list[str]:
         """What was compared with what."""
         result = self.result
-        found = [str(one) for one in (self.original, self.other) if one is not None]
-        found.append(_FORMATS.get(result.format, result.format))
-        if result.precision:
-            found.append(result.precision)
-        return [*found, result.library, str(result.basis)]
+        kind = _FORMATS.get(result.format, result.format)
+        precision = [result.precision] if result.precision else []
+        files = [str(one) for one in (self.original, self.other) if one is not None]
+        return [*files, ", ".join([kind, *precision])]
 
     @property
     def samples(self) -> str:
@@ -171,7 +171,7 @@ class Page:
             return "none"
         whose = "yours" if self.result.is_user_data else f"random, seed {self.result.seed}"
         kept = dict.fromkeys(kinds)
-        listed = f": {', '.join(kept)}" if kept and not self.result.is_user_data else ""
+        listed = f": {'; '.join(kept)}" if kept and not self.result.is_user_data else ""
         return f"{count}, {whose}{listed}"
 
     @cached_property
@@ -357,6 +357,9 @@ def percent(value: float) -> str:
     return "0" if not value else f"{value:.1e}"
 
 
-def figures(values: Iterable[float]) -> str:
-    """Numbers from the smallest to the largest."""
-    return " … ".join(number(value, 2) for value in values)
+def margins(found: Margins) -> str:
+    """The margins of decisions that changed."""
+    low, middle, high = (number(one, 2) for one in (found.smallest, found.median, found.largest))
+    if low == high:
+        return f"margin of what changed {low}"
+    return f"margins of what changed {low} to {high}, median {middle}"
