@@ -5,15 +5,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from pages import check, parsed
 from places import FIXTURES
-from verifications import ALL, same, unsure
+from verifications import ALL, same, unlike, unsure
 
 from bnfold.cli import main
 from bnfold.reports import html, terminal
+from bnfold.reports.schema import schema
 from bnfold.reports.text import fold
 from bnfold.verification.result import Verification
 
@@ -61,6 +63,12 @@ def test_the_ending_of_the_file_says_the_format(name: str, judge: Judge) -> None
     assert Path("v.txt").read_text("utf-8") == text
 
 
+def test_the_json_is_that_of_the_schema(judge: Judge) -> None:
+    judge.found = unlike()
+    verify("--output", "v.json")
+    jsonschema.validate(json.loads(Path("v.json").read_text("utf-8")), schema("verify"))
+
+
 def test_the_format_goes_before_the_ending(judge: Judge) -> None:
     shown = verify("--format", "html").stdout
     assert shown == html.verification(judge.found, MODEL, OTHER) + "\n"
@@ -83,6 +91,7 @@ def test_the_page_says_what_strict_refuses(judge: Judge) -> None:
         ("alias", "would replace what it is made from"),
         ("data.npz", "would replace what it is made from"),
         ("saved/v.html", "is inside of a model"),
+        ("samples.npz", "would replace what it is made from"),
         ("nowhere/v.html", "does not exist"),
     ],
 )
@@ -94,7 +103,7 @@ def test_what_is_read_is_not_replaced_and_nothing_is_run(
     Path("saved").mkdir()
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     words = ["verify", str(MODEL), "saved" if "saved" in target else str(OTHER)]
-    options = ["--data", "data.npz", "--output", target]
+    options = ["--data", "data.npz", "--save-samples", "samples.npz", "--output", target]
     refused = CliRunner().invoke(main, [*words, *options])
     assert (refused.exit_code, refused.stdout, judge.asked) == (2, "", 0)
     assert says in refused.stderr

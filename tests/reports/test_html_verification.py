@@ -48,6 +48,8 @@ def test_the_page_says_what_the_report_for_people_says(name: str, strict: bool) 
     for line in (verdict, compared, *others):
         if not line.endswith("which --format json has"):
             assert said(line) in found
+    for one in result.refused:
+        assert f"not accepted: {one}" in found
     assert ("not accepted: --strict" in found) == (
         result.accepted() and not result.accepted(strict=strict)
     )
@@ -192,6 +194,7 @@ def test_names_are_text_and_nothing_else(name: str) -> None:
             format=name,
             precision=name or "none",
             paired=(name,),
+            refused=(name,),
         )
 
     found, honest = page(of(name)), page(of("honest"))

@@ -144,10 +144,15 @@ def verification(result: Verification, *, strict: bool = False) -> RenderableTyp
     if result.format != "keras" and result.fidelity:
         parts.append(figures(result))
     parts += verdict(result)
-    parts += [Text(f"not accepted: {printable(one)}", style="red") for one in result.refused]
+    return Group(*parts, *(Text(one, style="red") for one in _refused(result, strict=strict)))
+
+
+def _refused(result: Verification, *, strict: bool) -> Iterator[str]:
+    """Why a verdict that says nothing against the models is not accepted all the same."""
+    for one in result.refused:
+        yield f"not accepted: {printable(one)}"
     if result.accepted(strict=False) and not result.accepted(strict=strict):
-        parts.append(Text(f"not accepted: {_STRICT}", style="red"))
-    return Group(*parts)
+        yield f"not accepted: {_STRICT}"
 
 
 _SHOWN = 6
@@ -231,7 +236,7 @@ def verdict(result: Verification) -> list[RenderableType]:
 class Statement:
     """What a report says of a verification: the verdict, and whatever belongs to it.
 
-    `compared` is empty where the models differ; `refused` says why the verdict is not accepted.
+    `compared` is empty where the models differ; `refused` says why what was found is not accepted.
     """
 
     verdict: str
@@ -247,14 +252,13 @@ def statement(result: Verification, *, strict: bool = False) -> Statement:
 
     It is printable as it stands.
     """
-    good, accepted = result.accepted(strict=False), result.accepted(strict=strict)
     return Statement(
         verdict=_VERDICTS[result.verdict][0],
         compared="" if result.verdict is Verdict.DIFFERENT else _what_was_compared(result),
         differences=tuple(map(printable, result.differences)),
         notes=tuple(map(printable, _notes(result))),
         warnings=tuple(map(printable, result.warnings)),
-        refused=(f"not accepted: {_STRICT}",) if good and not accepted else (),
+        refused=tuple(_refused(result, strict=strict)),
     )
 
 
