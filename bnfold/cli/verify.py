@@ -72,5 +72,6 @@ def verify(
     if output is not None:
         from bnfold.reports.text.fold import statement
 
-        say(f"{output}: written; {statement(result).verdict}")
+        said = statement(result, strict=strict)
+        say("; ".join([f"{output}: written", said.verdict, *said.refused]))
     ctx.exit(0 if result.accepted(strict=strict) else 1)

@@ -54,8 +54,9 @@ def test_the_ending_of_the_file_says_the_format(name: str, judge: Judge) -> None
     for target in ("v.html", "v.json", "v.txt"):
         done = verify("--output", target)
         assert (done.exit_code, done.stdout) == (0 if result.accepted() else 1, "")
-        verdict = fold.statement(result).verdict
-        assert done.stderr.splitlines()[-1] == f"bnfold: {target}: written; {verdict}"
+        said = fold.statement(result)
+        told = "; ".join([f"bnfold: {target}: written", said.verdict, *said.refused])
+        assert done.stderr.splitlines()[-1] == told
     assert Path("v.html").read_text("utf-8") == html.verification(result, MODEL, OTHER) + "\n"
     check(parsed(Path("v.html").read_text("utf-8")))
     assert json.loads(Path("v.json").read_text("utf-8"))["verdict"] == result.verdict

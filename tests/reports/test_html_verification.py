@@ -120,6 +120,12 @@ def test_values_without_a_site_have_places_after_the_sites() -> None:
     assert "culprit" in classes(row)
 
 
+def test_channels_are_counted_where_there_are_several() -> None:
+    assert "exercised" not in page(near()).find(id="o1").text
+    assert "32 of 32 channels exercised" in page(same()).find(id="o1").text
+    assert "0 of 0" not in page(unsure()).text
+
+
 def test_a_layer_that_is_called_twice_shows_the_worse_call() -> None:
     result = replace(
         same(1),

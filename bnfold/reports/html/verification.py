@@ -113,7 +113,7 @@ class Place:
         if self.site is not None and self.site.call:
             parts.append(f"call {self.site.call + 1}")
         channels, exercised = self._channels
-        if channels:
+        if channels > (0 if self.site is not None else 1):
             parts.append(
                 f"{exercised} of {channels} {terminal.plural('channel', channels)} exercised"
             )
@@ -121,6 +121,7 @@ class Place:
 
     @property
     def _channels(self) -> tuple[int, int]:
+        """All, and those that were exercised."""
         if self.site is not None:
             return self.site.channels, self.site.exercised
         most = max(self.comparisons, key=lambda one: one.exercised, default=None)
