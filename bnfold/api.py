@@ -46,6 +46,7 @@ from bnfold.model.training import training_rules
 from bnfold.observation.observe import DataRun
 from bnfold.running import data as user_data
 from bnfold.running import live, options, registered
+from bnfold.running.litert_file import LitePrecision
 from bnfold.supervision import link
 from bnfold.verification import Verification
 
@@ -57,6 +58,7 @@ Data: TypeAlias = FilePath | NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str
 """Samples: an .npz or .npy file, an array, or an array for each input, by name or in order."""
 Progress: TypeAlias = Callable[[str], None]
 FailOn: TypeAlias = Literal["error", "warning", "info"]
+Precision: TypeAlias = LitePrecision
 
 
 _Parameters = ParamSpec("_Parameters")
@@ -418,10 +420,12 @@ def verify(
 @_in_python
 def export(
     model: FilePath | LiveModel,
-    target: FilePath,
+    target: FilePath | Sequence[FilePath],
     *,
     fold: bool = True,
     opset: int | None = None,
+    precision: Precision | Sequence[Precision] = (),
+    verify: bool = True,
     keep: Sequence[str] = (),
     keras: str | None = None,
     inference: bool = False,
@@ -439,20 +443,25 @@ def export(
     memory: int | None = None,
     in_process: bool | None = None,
 ) -> ExportReport:
-    """Write a model to an ONNX file, with its BatchNormalization layers folded.
+    """Write a model for the runtimes that deploy it, with its BatchNormalization layers folded.
 
-    The inputs and outputs keep their names, order, shapes and dtypes; None stays a free size. The
-    file computes what `model.predict` computes.
+    The inputs and outputs keep their names, order, shapes and dtypes; None stays a free size. Every
+    file computes what `model.predict` computes, or what is left of that at its precision.
 
     Args:
         model: a path or a live model, which stays as it is.
-        target: where the ONNX file goes; must end in `.onnx`.
+        target: where it goes, one place or several. The name says the format: an ONNX file ends in
+            `.onnx`, a LiteRT file in `.tflite`, the folder of a SavedModel in `/` (as a text) or in
+            `.savedmodel`; also an existing SavedModel is meant as one.
         fold: fold first; without it the file is the model as it is.
         opset: the version of the ONNX operator set; none for the one that tf2onnx prefers.
+        precision: of the LiteRT files, "float32", "float16" or "int8": one for all, or one for each
+            in their order. "int8" needs `data`, samples on which the ranges of values are measured.
+        verify: run what was written beside the model; without it nothing is run.
         keep: shell patterns of names or nested paths of layers to leave alone.
         keras: as for `fold`.
         inference: as for `fold`.
-        force: replace `target` if it exists.
+        force: replace what exists.
         trust: let the model's file run code of its own; a live model is trusted.
         imports: modules to import first, because they register custom layers.
         data: samples to run, instead of random ones, as for `inspect`.
@@ -468,13 +477,16 @@ def export(
         in_process: as for `fold`.
 
     Returns:
-        What was done; its `written` is False when ONNX Runtime computes something else than Keras,
-        and `check.differences` says what, or when `audit` says that findings stopped it.
+        What was done; its `written` is False, and nothing is written, when the runtime of one of
+        the targets computes something else than Keras, and the `check.differences` of that one of
+        its `targets` say what, or when `audit` says that findings stopped it.
 
     Raises:
         UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
-        OutputError: `target` cannot be written, or exists and `force` is not given.
-        ExportImpossibleError: tf2onnx cannot convert the model, or does not know the opset.
+        OutputError: a target cannot be written, or exists and `force` is not given.
+        SettingsError: an opset without an ONNX file, a precision without a LiteRT file, or int8
+            without data.
+        ExportImpossibleError: the model cannot be converted, or the opset is not known.
         VerificationImpossibleError: Keras cannot run the model, so there is nothing to compare, or
             what is needed for that is not installed.
         BnfoldError: the data do not fit the model's inputs, or Keras cannot save the live model.
@@ -483,6 +495,9 @@ def export(
         raise TypeError("keep says what not to fold, and fold=False folds nothing")
     if options.flag("inference", inference) and not fold:
         raise TypeError("inference is about what to fold, and fold=False folds nothing")
+    several = [target] if isinstance(target, (str, os.PathLike)) else list(target)
+    if not several:
+        raise TypeError("target is empty: there is nothing to write")
     loading = _loading([model], trust, imports)
     running = Proof(loading, _samples(data, seed), options.Tolerance(rtol, atol))
     place = child.Place(in_process, timeout, memory)
@@ -492,9 +507,11 @@ def export(
             True,
             file.is_live,
             file.path,
-            _path("target", target),
+            [_name("target", one) for one in several],
             fold=options.flag("fold", fold),
             opset=opset,
+            precision=options.names("precision", precision),
+            check=options.flag("verify", verify),
             keep=keep,
             keras=_version(keras),
             inference=inference,
@@ -752,6 +769,11 @@ def _path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path, not {type(value).__name__}")
     return Path(value)
+
+
+def _name(name: str, value: Any) -> str:
+    """A path as it was written: a slash at its end says that it is a folder."""
+    return str(_path(name, value)) if not isinstance(value, str) else value
 
 
 def _callable(progress: Progress | None) -> Progress | None:

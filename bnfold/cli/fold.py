@@ -11,6 +11,7 @@ from bnfold.cli import options
 from bnfold.cli.options import (
     CONTEXT,
     MODEL,
+    NAME,
     comparison,
     gate_settings,
     gating,
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
 @click.command(context_settings=CONTEXT)
 @click.argument("source", metavar="MODEL", type=MODEL)
-@click.argument("target", metavar="OUT", type=MODEL)
+@click.argument("target", metavar="OUT", type=NAME)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
-    "--no-verify", is_flag=True, help="Do not verify the result; TensorFlow is not loaded."
+    "--no-verify",
+    is_flag=True,
+    help="Do not verify the result; TensorFlow is not loaded, but to export.",
 )
 @keep_option
 @keras_option
@@ -57,7 +60,7 @@ def fold(
     ctx: click.Context,
     /,
     source: Path,
-    target: Path,
+    target: str,
     force: bool,
     no_verify: bool,
     keep: Sequence[str],
@@ -73,9 +76,11 @@ def fold(
 ) -> None:
     """Fold the BatchNormalization layers of MODEL into OUT, and verify that it computes the same.
 
-    OUT is of the same kind as MODEL, or an ONNX file if it ends in .onnx: see 'bnfold export'. What
-    cannot be folded exactly stays as it is. Optimizer state is left out. OUT appears whole or not
-    at all, and not at all if verification fails. Errors that 'bnfold inspect' finds are reported.
+    OUT is of the same kind as MODEL, or what 'bnfold export' writes: an ONNX file if it ends in
+    .onnx, a LiteRT file if it ends in .tflite, a SavedModel if it ends in .savedmodel, or in / and
+    MODEL is a file. What cannot be folded exactly stays as it is. Optimizer state is left out. OUT
+    appears whole or not at all, and not at all if verification fails. Errors that 'bnfold inspect'
+    finds are reported.
 
     \b
     Examples:
@@ -86,16 +91,13 @@ def fold(
       bnfold fold model.keras folded.keras --keras 3.16
       bnfold fold augmented.keras folded.keras --inference
       bnfold fold model.keras folded.onnx
+      bnfold fold model.keras folded.tflite
+      bnfold fold model.keras serving/
     """
     from bnfold.jobs.fold import fold_file
 
-    wanted = [
-        f"--{name}"
-        for name in ("strict", "data", "rtol", "atol")
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if no_verify and wanted:
-        raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
+    if no_verify:
+        _refuse_with_no_verify(ctx, "strict", "data", "rtol", "atol")
     asked = options.proof(**proof)
     settings: dict[str, Any] = {
         "keep": keep,
@@ -105,20 +107,50 @@ def fold(
         "sha256": sha256,
     }
     settings |= _gate(fail_on, config, no_config, keras)
-    if target.suffix.lower() == ".onnx":
-        _export(source, target, asked, format_, prove=not no_verify, **settings)
+    if _is_deployed(source, target):
+        how = {"prove": not no_verify, "check": not no_verify}
+        _export(source, [target], asked, format_, **how, **settings)
         return
     report = fold_file(
-        source, target, proof=None if no_verify else asked, progress=progress, **settings
+        source, Path(target), proof=None if no_verify else asked, progress=progress, **settings
     )
     show(report, format_, good=report.written)
 
 
+def _is_deployed(source: Path, target: str) -> bool:
+    """Whether OUT is to be exported, and is not a model of Keras like MODEL.
+
+    A slash at the end is what a shell adds to any folder, so where MODEL is one it says nothing.
+    """
+    from bnfold.jobs.staging import format_of
+
+    return format_of(Path(target) if source.is_dir() else target) is not None
+
+
+def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
+    wanted = [
+        f"--{name}"
+        for name in names
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if wanted:
+        raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
+
+
 @click.command(context_settings=CONTEXT)
 @click.argument("source", metavar="MODEL", type=MODEL)
-@click.argument("target", metavar="OUT.onnx", type=MODEL)
-@click.option("--force", is_flag=True, help="Replace OUT.onnx if it exists.")
+@click.argument("targets", metavar="OUT...", type=NAME, nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Replace each OUT that exists.")
 @click.option("--no-fold", is_flag=True, help="Write the model as it is.")
+@click.option("--no-verify", is_flag=True, help="Do not run what was written.")
+@click.option(
+    "--precision",
+    "precision",
+    type=click.Choice(["float32", "float16", "int8"]),
+    multiple=True,
+    help="How a .tflite file computes; int8 needs --data, samples to measure ranges on. Once for "
+    "all of them, or once for each in their order.  [default: float32]",
+)
 @click.option(
     "--opset",
     type=int,
@@ -133,11 +165,16 @@ def fold(
 @comparison
 @report_format
 @limited
+@click.pass_context
 def export(
+    ctx: click.Context,
+    /,
     source: Path,
-    target: Path,
+    targets: Sequence[str],
     force: bool,
     no_fold: bool,
+    no_verify: bool,
+    precision: Sequence[str],
     opset: int | None,
     keep: Sequence[str],
     keras: str | None,
@@ -149,15 +186,23 @@ def export(
     format_: str,
     **running: Any,
 ) -> None:
-    """Fold the BatchNormalization layers of MODEL and write it as an ONNX file.
+    """Fold the BatchNormalization layers of MODEL and write it for the runtimes that deploy it.
 
-    Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free. The
-    file is written only if ONNX Runtime computes from it what Keras computes from MODEL. Errors
+    An OUT that ends in .onnx is an ONNX file, one that ends in .tflite a LiteRT (TensorFlow Lite)
+    file, and one that ends in / or .savedmodel the folder of a SavedModel, as is one that exists.
+    Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free.
+
+    All are written only if what runs each of them (ONNX Runtime, LiteRT, TensorFlow without Keras)
+    computes from it what Keras computes from MODEL, or what is left of that at its precision. The
+    report says what the runtime would have left of each BatchNormalization without bnfold. Errors
     that 'bnfold inspect' finds are reported.
 
     \b
     Examples:
       bnfold export model.keras model.onnx
+      bnfold export model.keras model.onnx model.tflite serving/
+      bnfold export model.keras model.tflite --precision int8 --data samples.npz
+      bnfold export model.keras a.tflite b.tflite --precision float32 --precision float16
       bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
       bnfold export model.keras model.onnx --no-fold --force --format json
       bnfold export model.keras model.onnx --fail-on error --rtol 1e-3 --atol 1e-6
@@ -166,16 +211,21 @@ def export(
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
     if no_fold and inference:
         raise click.UsageError("--inference is about what to fold, and --no-fold folds nothing")
+    if no_verify:
+        calibrates = () if "int8" in precision else ("data",)
+        _refuse_with_no_verify(ctx, *calibrates, "rtol", "atol")
     settings: dict[str, Any] = {
         "fold": not no_fold,
         "opset": opset,
+        "precision": precision,
+        "check": not no_verify,
         "keep": keep,
         "inference": inference,
         "force": force,
         "sha256": sha256,
     }
     settings |= _gate(fail_on, config, no_config, keras)
-    _export(source, target, options.proof(**running), format_, **settings)
+    _export(source, targets, options.proof(**running), format_, **settings)
 
 
 def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None) -> dict[str, Any]:
@@ -184,8 +234,10 @@ def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None)
     return {"settings": found, "keras": found.keras if keras is None else keras}
 
 
-def _export(source: Path, target: Path, running: "Proof", format_: str, **settings: Any) -> None:
+def _export(
+    source: Path, targets: Sequence[str], running: "Proof", format_: str, **settings: Any
+) -> None:
     from bnfold.jobs.export import export_file
 
-    report = export_file(source, target, running=running, progress=progress, **settings)
+    report = export_file(source, targets, running=running, progress=progress, **settings)
     show(report, format_, good=report.written)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 MODEL = click.Path(path_type=Path)
+NAME = click.Path()
+"""Of a path that keeps a slash at its end."""
 SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 

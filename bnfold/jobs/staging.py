@@ -13,26 +13,58 @@ and group of the one that it replaces; without one, those that the umask gives.
 import os
 import shutil
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias
 
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.model.container.guard import printable
-from bnfold.model.container.model_file import SUFFIXES, Kind, is_model_directory
+from bnfold.model.container.model_file import (
+    SUFFIXES,
+    Kind,
+    is_model_directory,
+    is_saved_model,
+)
 from bnfold.supervision import leftovers, link
 
-TargetKind: TypeAlias = Kind | Literal["onnx", "text", "samples"]
+Format: TypeAlias = Literal["onnx", "tflite", "saved_model"]
+TargetKind: TypeAlias = Kind | Format | Literal["text", "samples"]
 
 _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
     "keras": (".keras",),
     "h5": (".h5", ".hdf5"),
     "onnx": (".onnx",),
     "samples": (".npz",),
+    "tflite": (".tflite",),
 }
+FOLDER_SUFFIX = ".savedmodel"
+_EXPORTED: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".tflite": "tflite",
+    FOLDER_SUFFIX: "saved_model",
+}
+_FOLDERS: dict[TargetKind, Callable[[Path], bool]] = {
+    "keras-directory": is_model_directory,
+    "saved_model": is_saved_model,
+}
+"""What is a folder, and what tells that one is of this kind."""
 _PREFIX = ".bnfold-"
 _ACCESS_LIST = "system.posix_acl_access"
 _IS_WINDOWS = os.name == "nt"
+
+
+def format_of(name: str | Path) -> Format | None:
+    """The format that a name means: by its suffix, or of a folder; None where it means none.
+
+    A folder is meant by a name that ends in a slash, and by one of an existing SavedModel.
+    """
+    text = os.fspath(name)
+    path = Path(text)
+    if found := _EXPORTED.get(path.suffix.lower()):
+        return found
+    ends = tuple(filter(None, (os.sep, os.altsep)))
+    return "saved_model" if text.endswith(ends) or is_saved_model(path) else None
 
 
 def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
@@ -46,14 +78,11 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
     name = printable(str(target))
     wanted = _SUFFIXES.get(kind)
     if wanted is not None and target.suffix.lower() not in wanted:
-        like = "" if kind in {"onnx", "samples"} else ", like the model it is made of"
+        is_other = kind == "samples" or kind in _EXPORTED.values()
+        like = "" if is_other else ", like the model it is made of"
         raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
     if wanted is None and target.suffix.lower() in SUFFIXES:
-        raise OutputError(
-            f"{name}: a report or baseline cannot have a model file's suffix"
-            if kind == "text"
-            else f"{name}: must have no suffix, because the model it is made of is a directory"
-        )
+        raise OutputError(f"{name}: {_NO_SUFFIX[kind]}")
     if kind == "text" and is_stream(target):
         return
     if os.path.lexists(target):
@@ -63,6 +92,13 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
         raise OutputError(f"{name}: is inside of a model, and would damage it")
     if not real.parent.is_dir():
         raise OutputError(f"{name}: the directory {printable(str(real.parent))} does not exist")
+
+
+_NO_SUFFIX: dict[TargetKind, str] = {
+    "text": "a report or baseline cannot have a model file's suffix",
+    "keras-directory": "must have no suffix, because the model it is made of is a directory",
+    "saved_model": "a SavedModel is a folder, and cannot have a model file's suffix",
+}
 
 
 def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -> None:
@@ -75,11 +111,12 @@ def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -
         if real.suffix.lower() in set(SUFFIXES) - set(_SUFFIXES.get(kind, ())):
             shown = printable(str(real))
             raise OutputError(f"{name}: is a link to {shown}, which has the name of another model")
-    if target.is_dir() != (kind == "keras-directory") and target.exists():
+    is_own = _FOLDERS.get(kind)
+    if target.is_dir() != (is_own is not None) and target.exists():
         raise OutputError(f"{name}: exists and is {'a' if target.is_dir() else 'no'} directory")
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise OutputError(f"{name}: exists and is neither a file nor a directory")
-    if target.is_dir() and not is_model_directory(target) and any(target.iterdir()):
+    if is_own is not None and target.is_dir() and not is_own(target) and any(target.iterdir()):
         raise OutputError(f"{name}: exists and is a directory with something else than a model")
 
 
@@ -147,10 +184,14 @@ class Staging:
             text = text.replace(old, new)
         return text
 
-    def publish(self) -> None:
-        """Flush what was written and move it to the target."""
+    def ready(self) -> None:
+        """Flush what was written, and see that it may still take its place."""
         _flush(self.path)
         check_target(self._given, self._kind, force=self._force)
+
+    def publish(self) -> None:
+        """Flush what was written and move it to the target."""
+        self.ready()
         _admit_as_before(self._target, self.path)
         if self._target.is_dir():
             self._replace_directory()
@@ -170,6 +211,14 @@ class Staging:
             if not self._target.exists():
                 replaced.rename(self._target)
         name.unlink()  # the old one, or what is still there of it, must not come back any more
+
+
+def publish_all(stagings: Sequence[Staging]) -> None:
+    """Publish several results, none of them where one is seen not to have a place."""
+    for staging in stagings:
+        staging.ready()
+    for staging in stagings:
+        staging.publish()
 
 
 def write_text(target: Path, text: str) -> None:

@@ -72,6 +72,11 @@ def mask_of(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
+def held_by(variable: Any) -> Any:
+    """The variable of TensorFlow that a variable of a model is, or has in it as in Keras 3."""
+    return getattr(variable, "_value", variable)
+
+
 def takes_training(owner: Any) -> bool:
     """Whether a layer can be told to run in training mode."""
     return bool(getattr(owner, "_call_has_training_arg", False))

@@ -81,9 +81,9 @@ def _constants() -> Any:
     raise ExportImpossibleError("tf2onnx does not say which opsets it writes")
 
 
-def versions(loaded: LoadedModel) -> dict[str, str]:
+def versions(loaded: LoadedModel, *, with_tf2onnx: bool) -> dict[str, str]:
     """Return the versions of the libraries that convert a model, by name."""
-    names = (loaded.library, "tensorflow", "tf2onnx")
+    names = (loaded.library, "tensorflow", *(("tf2onnx",) if with_tf2onnx else ()))
     return {f"{name}_version": importlib.import_module(name).__version__ for name in names}
 
 

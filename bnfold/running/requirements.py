@@ -166,6 +166,8 @@ COMMANDS = {
     "verify tflite": Needs("verify a LiteRT file", KERAS),
     "verify saved_model": Needs("verify a SavedModel", KERAS),
     "export": Needs("export", (*KERAS, *ONNX)),
+    "export to LiteRT": Needs("export", KERAS, ("ai_edge_litert",)),
+    "export to SavedModel": Needs("export", KERAS),
     "recalibrate": Needs("run models", KERAS),
     "bench": Needs("run models", KERAS, ONNX),
 }

@@ -59,7 +59,7 @@ from bnfold.running.options import (
 )
 from bnfold.running.ports import Interface
 from bnfold.running.runner import Runner
-from bnfold.running.samples import SampleSet, run_all
+from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
 from bnfold.supervision import link
 from bnfold.verification import approximate, fidelity, layers, pairing
@@ -192,6 +192,23 @@ class Trial:
             for port, column in zip(self.interface.outputs, self.native.values(), strict=True)
         ]
 
+    def at(self, precision: Precision) -> Trial:
+        """The same judgement on files of this precision; MODEL is run anew only to round it.
+
+        Raises CannotRunError.
+        """
+        if precision == self.precision:
+            return self
+        expected, steps = None, _steps(self.case)
+        if _is_reduced(precision, steps):
+            loaded = self.case.original
+            if self.reference == _FLOAT64:
+                loaded = float64.float64_copy(loaded)
+            subject = self.case.in_keras(loaded, self.reference)
+            draws = _rounded(self.case, subject, steps, precision)
+            expected = approximate.expected(self.exact, draws)
+        return replace(self, expected=expected, precision=precision)
+
     def check(self, binding: Binding) -> Check:
         """Compare a file with Keras. Raises CannotRunError."""
         return Check(**vars(self.judge(binding)))
@@ -289,8 +306,7 @@ class Trial:
                     yield told
 
     def _evaluate(self, binding: Binding, name: str, *, optimised: bool) -> Arrays:
-        call = binding.file.start(optimised=optimised)
-        run = functools.partial(run_all, functools.partial(binding.run, call))
+        run = functools.partial(binding.evaluate, optimised=optimised)
         return Runner(name, self.case.values, run, self.case.folded).evaluate(self.case.sets)
 
     def _forgiven(self, found: Arrays) -> Arrays:
@@ -401,26 +417,22 @@ def expect(
         noise = _noise(case, double, exact, steps)
         if not all_agree(references(exact, _units(case), noise, noise), native, rough(steps)):
             raise CannotRunError("the copy in float64 computes something else")
-        reference = double
+        reference = double.name
     except CannotRunError as error:
         warnings = [*warnings, f"no float64, a weaker claim: {error}"]
         noise = _noise(case, subject, native, steps)
-        reference, exact = subject, native
-    expected = None
-    if _is_reduced(precision, steps):
-        expected = approximate.expected(exact, _rounded(case, reference, steps, precision))
-    return Trial(
+        reference, exact = subject.name, native
+    trial = Trial(
         case=case,
         rule=rule,
-        reference=reference.name,
+        reference=reference,
         exact=exact,
         native=native,
         noise=noise,
         warnings=warnings,
-        expected=expected,
-        precision=precision,
         is_user_data=is_user_data,
     )
+    return trial.at(precision)
 
 
 def _is_reduced(precision: Precision, steps: Sequence[float]) -> bool:

@@ -298,3 +298,8 @@ def is_model_directory(path: Path) -> bool:
     """
     parts = (os.path.isfile(path / name) for name in (METADATA, WEIGHTS))
     return os.path.isfile(path / CONFIG) and any(parts)
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether a directory is a SavedModel of TensorFlow's, perhaps a damaged one."""
+    return any(os.path.isfile(path / name) for name in SAVED_MODEL)

@@ -1,25 +1,26 @@
-"""Exports to ONNX for people."""
+"""Exports for people."""
 
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bnfold.jobs.export import ExportReport
+from bnfold.jobs.export import ExportReport, LeftBehind, TargetReport
+from bnfold.jobs.targets import KINDS
 from bnfold.model.container.guard import printable
 from bnfold.reports import terminal
 from bnfold.reports.text import fold
+from bnfold.running.deployed.leftovers import Leftover, State
 from bnfold.running.ports import Port
 from bnfold.verification import Verdict
 from bnfold.verification.deployed import STANDARD_RULE, Check
 
 
 def export(report: ExportReport) -> RenderableType:
-    """The report on an export."""
+    """The report on an export: what keeps it from being written, the fold, then every target."""
     parts: list[RenderableType] = []
     if not report.written:
-        proof = report.verification if report.check is None else report.check
-        parts.append(fold.not_written(report.target, report.audit, proof))
+        parts += _not_written(report)
     parts += fold.findings(report.audit)
     if report.plan is not None:
         kept, written = report.unused_keep, report.written
@@ -27,32 +28,114 @@ def export(report: ExportReport) -> RenderableType:
     parts += fold.promised(report.inference)
     if report.verification is not None:
         parts += fold.verdict(report.verification)
-    if report.check is not None:
-        parts += _check(report.check)
-        parts += _ports("input", report.inputs) + _ports("output", report.outputs)
-    if report.written:
-        parts.append(Text(f"wrote {printable(str(report.target))} (opset {report.opset})"))
+    for one in report.targets:
+        parts += _target(one, report)
     return Group(*parts)
 
 
-_VERDICTS = {
-    Verdict.APPROXIMATE: (
-        "checked: the file computes what Keras computes, as far as its precision goes",
-        "green",
-    ),
-    Verdict.EQUIVALENT: ("checked: ONNX Runtime computes what Keras computes", "green"),
-    Verdict.UNDECIDED: (
-        "inconclusive: no difference found, but some outputs could not be compared",
-        "yellow",
-    ),
-    Verdict.DIFFERENT: ("ONNX Runtime does not compute what Keras computes", "red"),
+def _not_written(report: ExportReport) -> list[RenderableType]:
+    """A line for each target that is refused, and one for those that go with it."""
+    refused = [one for one in report.targets if not one.accepted(strict=False)]
+    if not refused:  # findings, the proof of the fold, or --strict refuse all alike
+        check = next((one.check for one in report.targets if one.check is not None), None)
+        proof = report.verification if check is None else check
+        return [fold.not_written(one.target, report.audit, proof) for one in report.targets]
+    lines: list[RenderableType] = [
+        fold.not_written(one.target, report.audit, one.check) for one in refused
+    ]
+    others = [printable(str(one.target)) for one in report.targets if one not in refused]
+    if others:
+        names = terminal.names(others)
+        lines.append(Text(f"{names}: not written either, though nothing is wrong there", "red"))
+    return lines
+
+
+def _target(told: TargetReport, report: ExportReport) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if told.check is not None:
+        parts += _check(told.check, told)
+    if told.inputs:
+        parts += _ports("input", told.inputs) + _ports("output", told.outputs)
+    if told.left_behind is not None:
+        parts += _left_behind(told.left_behind, KINDS[told.format].runtime)
+    if told.written:
+        unverified = "" if report.is_checked else ", not verified"
+        parts.append(Text(f"wrote {printable(str(told.target))} ({_form(told)}{unverified})"))
+    return parts
+
+
+def _form(told: TargetReport) -> str:
+    if told.format == "onnx":
+        return f"opset {told.opset}"
+    if told.format == "saved_model":
+        return "SavedModel"
+    if told.calibration_samples is None:
+        return f"LiteRT {told.precision}"
+    count = told.calibration_samples
+    return f"LiteRT {told.precision}, calibrated on {count} {terminal.plural('sample', count)}"
+
+
+def _check(check: Check, told: TargetReport) -> list[RenderableType]:
+    compared = _what_was_compared(check)
+    is_standard = check.rule == STANDARD_RULE or check.verdict is Verdict.APPROXIMATE
+    notes = [] if is_standard else [f"tolerance by --rtol and --atol: {check.rule}"]
+    if check.precision not in {"float32", None}:
+        notes = [check.rule]
+    return fold.conclusion(_verdicts(told, check), check, compared, notes, check.differences)
+
+
+def _verdicts(told: TargetReport, check: Check) -> dict[Verdict, tuple[str, str]]:
+    runtime = KINDS[told.format].runtime
+    return {
+        Verdict.EQUIVALENT: (f"checked: {runtime} computes what Keras computes", "green"),
+        Verdict.APPROXIMATE: (
+            f"checked: {runtime} computes what Keras computes, as far as {check.precision} goes",
+            "green",
+        ),
+        Verdict.UNDECIDED: (
+            "inconclusive: no difference found, but some outputs could not be compared",
+            "yellow",
+        ),
+        Verdict.DIFFERENT: (f"{runtime} does not compute what Keras computes", "red"),
+    }
+
+
+def _left_behind(found: LeftBehind, runtime: str) -> list[RenderableType]:
+    """How many BatchNormalization layers still cost something, without bnfold and with it."""
+    lines = []
+    if found.original:
+        lines.append(f"{runtime} with MODEL as it is: {leftovers(found.original)}")
+    if found.exported and found.exported != found.original:
+        lines.append(f"{runtime} with this file: {leftovers(found.exported)}")
+    if found.original and not found.exported:
+        lines.append(f"{runtime} with this file: no BatchNormalization")
+    return [terminal.indented(line, "dim") for line in lines]
+
+
+def leftovers(found: Sequence[Leftover]) -> str:
+    """What is left of how many layers, in a line."""
+    total = f"of {len(found)} BatchNormalization {terminal.plural('layer', len(found))}"
+    parts = []
+    for state, said in _STATES.items():
+        names = [_leftover(one) for one in found if one.state is state]
+        if names and state in {State.LEFT, State.UNKNOWN}:
+            parts.append(f"{len(names)} {said}: {terminal.names(names)}")
+        elif names:
+            parts.append(f"{len(names)} {said}")
+    return f"{total}, {'; '.join(parts)}"
+
+
+_STATES = {
+    State.EXPORTER: "merged by the exporter",
+    State.RUNTIME: "merged by the runtime",
+    State.LEFT: "left",
+    State.UNKNOWN: "unknown",
 }
 
 
-def _check(check: Check) -> list[RenderableType]:
-    compared = _what_was_compared(check)
-    notes = [] if check.rule == STANDARD_RULE else [f"tolerance by --rtol and --atol: {check.rule}"]
-    return fold.conclusion(_VERDICTS, check, compared, notes, check.differences)
+def _leftover(one: Leftover) -> str:
+    nodes = f" as {' and '.join(one.nodes)}" if one.nodes else ""
+    return f"{printable(one.name)}{nodes}"
 
 
 def _what_was_compared(check: Check) -> str:

@@ -9,6 +9,7 @@ samples in batches of that size.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.ports import Interface, Port
-from bnfold.running.samples import InputSpec, SampleSet
+from bnfold.running.samples import InputSpec, SampleSet, run_all
 
 _PREFIX = re.compile(r"^(?:serving_default_|serve_)")
 _SUFFIX = re.compile(r":\d+$")
@@ -91,6 +92,11 @@ class Binding:
             )
             found.insert(0, SampleSet(name, inputs))
         return found
+
+    def evaluate(self, sets: Sequence[SampleSet], *, optimised: bool = True) -> list[list[Array]]:
+        """What the file computes of samples of several kinds, by kind. Raises CannotRunError."""
+        call = self.file.start(optimised=optimised)
+        return run_all(functools.partial(self.run, call), sets)
 
     def run(
         self, call: Call, inputs: Sequence[Array], extra: Sequence[Endpoint | Inner] = ()
