@@ -44,6 +44,7 @@ from bnfold.running import (
     timing,
 )
 from bnfold.running.arrays import Array
+from bnfold.running.deployed.leftovers import Leftover
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.options import SAFELY, Loading
@@ -259,6 +260,15 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class LeftBehind(Serializable):
+    """What a runtime leaves of each BatchNormalization of A and of B, and so has to compute."""
+
+    runtime: str
+    a: tuple[Leftover, ...]
+    b: tuple[Leftover, ...]
+
+
+@dataclass(frozen=True)
 class BenchReport(Report):
     """The times of two models side by side.
 
@@ -272,6 +282,7 @@ class BenchReport(Report):
         results: by runtime and batch size.
         skipped: what could not be measured, and why.
         notes: sentences on what had to be done to load the models.
+        left_behind: what is left of the layers, by runtime where that could be seen.
     """
 
     a: Path
@@ -283,11 +294,12 @@ class BenchReport(Report):
     results: tuple[Result, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
+    left_behind: tuple[LeftBehind, ...] = ()
 
     confidence: ClassVar = CONFIDENCE
     json_keys: ClassVar = (
         *("a", "b", "folded", "threads", "seconds", "seed", "confidence"),
-        *("results", "skipped", "notes"),
+        *("results", "skipped", "notes", "left_behind"),
     )
 
     def __bool__(self) -> NoReturn:
@@ -353,13 +365,13 @@ def bench_files(
         pair = _load(opening, report)
     specs, sizes = _agreed([inputs.input_specs(one.model) for one in pair], opening.files, batches)
     bench = _Bench(pair, specs, threads, seconds, seed, report)
-    results, skipped = bench.run(runtimes or RUNTIMES, sizes)
+    results, skipped, left = bench.run(runtimes or RUNTIMES, sizes)
     if not results:
         reasons = "; ".join(f"{one.runtime}: {one.reason}" for one in skipped)
         raise BnfoldError(f"no runtime can run both models: {reasons}")
     notes = tuple(dict.fromkeys(note for loaded in pair for note in loaded.notes))
     found = tuple(results), tuple(skipped)
-    return BenchReport(a, b, folded, threads, seconds, seed, *found, notes)
+    return BenchReport(a, b, folded, threads, seconds, seed, *found, notes, tuple(left))
 
 
 def _folded(facts: FileFacts, directory: Path) -> tuple[Path, tuple[int, int]]:
@@ -418,10 +430,11 @@ class _Bench:
 
     def run(
         self, names: Sequence[str], batches: Sequence[int]
-    ) -> tuple[list[Result], list[Skipped]]:
+    ) -> tuple[list[Result], list[Skipped], list[LeftBehind]]:
         """Time every runtime with every batch size; what cannot run is skipped with a reason."""
         results: list[Result] = []
         skipped: list[Skipped] = []
+        left: list[LeftBehind] = []
         sizes = keras_runner.free_sizes(self.pair[0], self.specs)
         sample = samples.generate(self.specs, self.seed, sizes)[0]
         for name in dict.fromkeys(names):
@@ -437,7 +450,10 @@ class _Bench:
                     results.append(self._time(name, prepared, inputs, batch))
                 except CannotRunError as error:
                     skipped.append(Skipped(name, batch, str(error)))
-        return results, skipped
+            both = [timing.left_behind(*one) for one in zip(prepared, self.pair, strict=True)]
+            if both[0] is not None and both[1] is not None:
+                left.append(LeftBehind(name, both[0], both[1]))
+        return results, skipped, left
 
     def _prepare(self, name: str, at: int) -> timing.Start:
         return timing.prepare(name, self.pair[at], self.threads)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,19 +45,24 @@ def write_saved_model(
     )
     with one_line_on_failure("TensorFlow cannot save it: "), _eagerly(wanted=plainly):
         try:
-            function = _traced(loaded, inputs, outputs)
+            _save(loaded, path, inputs, outputs)
         except (TypeError, ValueError):  # of names that Python or TensorFlow has no parameters for
-            inputs, function = numbered, _traced(loaded, numbered, outputs)
-        tensorflow = importlib.import_module("tensorflow")
-        module = tensorflow.Module()
-        module.kept = [keras_graph.held_by(one) for one in loaded.shown.variables]
-        module.tables = list(_tables(loaded))
-        tensorflow.saved_model.save(module, str(path), signatures={SIGNATURE: function})
+            shutil.rmtree(path, ignore_errors=True)
+            inputs = numbered
+            _save(loaded, path, inputs, outputs)
     if metadata is not None:
         place = path.joinpath(*_RECORD)
         place.parent.mkdir(exist_ok=True)
         place.write_text(json.dumps(metadata, indent=2) + "\n")
     return inputs
+
+
+def _save(loaded: LoadedModel, path: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    tensorflow = importlib.import_module("tensorflow")
+    function, module = _traced(loaded, inputs, outputs), tensorflow.Module()
+    module.kept = [keras_graph.held_by(one) for one in loaded.shown.variables]
+    module.tables = list(_tables(loaded))
+    tensorflow.saved_model.save(module, str(path), signatures={SIGNATURE: function})
 
 
 def _traced(loaded: LoadedModel, inputs: Sequence[Port], outputs: Sequence[Port]) -> Any:

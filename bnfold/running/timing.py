@@ -17,6 +17,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,6 +25,8 @@ import numpy as np
 
 from bnfold.running import keras_graph, onnx_runner, requirements
 from bnfold.running.arrays import Array
+from bnfold.running.deployed import leftovers
+from bnfold.running.deployed.leftovers import Leftover
 from bnfold.running.keras_runner import run
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
@@ -65,6 +68,18 @@ def check(prepared: Start, loaded: LoadedModel, inputs: Sequence[Array]) -> None
         return
     if len(found) != len(expected) or not all(map(_alike, expected, found)):
         raise CannotRunError("what it makes of the model computes something else than Keras does")
+
+
+def left_behind(prepared: Start, loaded: LoadedModel) -> tuple[Leftover, ...] | None:
+    """What is left of each BatchNormalization in a runtime that was started; None of others."""
+    try:
+        if isinstance(prepared, _OnnxStart):
+            return leftovers.in_onnx(prepared.content, loaded)
+        if isinstance(prepared, _LiteRTStart) and prepared.content:
+            return leftovers.in_litert(prepared.content, loaded)
+    except CannotRunError:
+        return None
+    return None
 
 
 def _flat(outputs: Any) -> list[Any]:
@@ -119,44 +134,61 @@ def _function(loaded: LoadedModel) -> Any:
 
 
 def _onnxruntime(loaded: LoadedModel, threads: int | None) -> Start:
-    content = onnx_runner.serialized(loaded)
-    onnxruntime = imported("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads or 0
-    # Two sessions take turns: the threads of one must not wait busily while the other computes.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return _OnnxStart(onnx_runner.serialized(loaded), threads)
 
-    def start(inputs: Sequence[Array]) -> Call:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+@dataclass
+class _OnnxStart:
+    """Starts an ONNX model in ONNX Runtime."""
+
+    content: bytes
+    threads: int | None
+
+    def __call__(self, inputs: Sequence[Array]) -> Call:
+        onnxruntime = imported("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = self.threads or 0
+        # Two sessions take turns: the threads of one must not wait busily while the other computes.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        session = onnxruntime.InferenceSession(
+            self.content, options, providers=["CPUExecutionProvider"]
+        )
         names = [one.name for one in session.get_inputs()]
         if len(names) != len(inputs):
             raise CannotRunError("the export lost an input")
         return functools.partial(session.run, None, dict(zip(names, inputs, strict=True)))
-
-    return start
 
 
 # --- LiteRT --------------------------------------------------------------------------------------
 
 
 def _litert(loaded: LoadedModel, threads: int | None) -> Start:
-    interpreter_class, function = _interpreter(), _function(loaded)
-    content: dict[tuple[int, ...], bytes] = {}
+    return _LiteRTStart(loaded, threads, _interpreter(), _function(loaded))
 
-    def start(inputs: Sequence[Array]) -> Call:
-        # Converted for each batch size: LiteRT plans its memory for fixed shapes.
+
+@dataclass
+class _LiteRTStart:
+    """Starts a model in LiteRT, which plans its memory for fixed shapes: `content` is for one."""
+
+    loaded: LoadedModel
+    threads: int | None
+    interpreter: Any
+    function: Any
+    shape: tuple[int, ...] | None = None
+    content: bytes = b""
+
+    def __call__(self, inputs: Sequence[Array]) -> Call:
         shape = inputs[0].shape
-        if shape not in content:
-            content.clear()
-            content[shape] = _converted(loaded, function, inputs)
-        interpreter = interpreter_class(
-            model_content=content[shape], num_threads=threads or _available_threads()
+        if shape != self.shape:
+            self.shape, self.content = None, b""
+            self.content = _converted(self.loaded, self.function, inputs)
+            self.shape = shape
+        interpreter = self.interpreter(
+            model_content=self.content, num_threads=self.threads or _available_threads()
         )
         interpreter.allocate_tensors()
         return _invocation(interpreter, inputs)
-
-    return start
 
 
 def _interpreter() -> Any:

@@ -6,9 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.jobs.bench import CONFIDENCE, BenchReport, Result, Times
+from bnfold.jobs.bench import CONFIDENCE, BenchReport, LeftBehind, Result, Times
 from bnfold.model.container.guard import printable
 from bnfold.reports import terminal
+from bnfold.reports.text import export
 
 _STYLES = {"faster": "green", "slower": "red"}
 _COARSE = 1.1  # between the ends of an interval that leaves room for a difference worth having
@@ -24,8 +25,11 @@ def bench(report: BenchReport) -> RenderableType:
     parts += [Text(f"warning: {printable(note)}", style="yellow") for note in report.notes]
     parts += _warning(report)
     threads = "all" if report.threads is None else str(report.threads)
+    left = [line for one in report.left_behind for line in _left_behind(one)]
     conditions = f"threads: {threads}, seed {report.seed}, {CONFIDENCE:.0%} intervals"
-    return Group(*parts, _models(report), _table(report.results), Text(conditions, style="dim"))
+    return Group(
+        *parts, _models(report), _table(report.results), *left, Text(conditions, style="dim")
+    )
 
 
 def summary(result: Result) -> Text:
@@ -54,6 +58,15 @@ def _warning(report: BenchReport) -> list[Text]:
             f"an idle machine{fewer} or more --seconds would help",
             style="yellow",
         )
+    ]
+
+
+def _left_behind(found: LeftBehind) -> list[Text]:
+    """What a runtime has to compute for the layers that were or were not folded."""
+    return [
+        Text(f"{found.runtime} with {name}: {export.leftovers(layers)}", style="dim")
+        for name, layers in (("A", found.a), ("B", found.b))
+        if layers
     ]
 
 

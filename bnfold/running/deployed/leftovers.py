@@ -6,7 +6,7 @@ proves nothing. But operations are named after the layers that they come from
 each file and of the graph that the runtime makes of it
 
     left      an operation of plain arithmetic has the name of the layer, or a constant of its name
-    merged    there is none, and names tell: others have the name of the model around it
+    merged    all operations of plain arithmetic with constants have the names of other layers
 
 A convolution or a product of matrices that is named after the layer has absorbed it; so has what
 only moves numbers about. Where arithmetic with constants has nobody's name, whatever is not seen to
@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -93,36 +93,29 @@ class Layers:
     Attributes:
         root: the scope around all of them.
         plain: those whose calls have a scope of their own.
-        wrapped: those inside of other layers, of which that is not known.
-        inner: the paths of nested models, the model itself as an empty one.
+        wrapped: those in wrappers, whose calls may have none.
     """
 
     root: str
     plain: tuple[Path_, ...]
-    wrapped: tuple[Path_, ...]
-    inner: tuple[Path_, ...]
+    wrapped: tuple[Path_, ...] = ()
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Layers:
         """Those of what a model shows, in the order of its layers."""
         plain: list[Path_] = []
         wrapped: list[Path_] = []
-        inner: list[Path_] = [()]
-        for path, layer in _layers(loaded.model):
-            if keras_graph.graph_of(layer) is not None:
-                inner.append(path)
-            elif type(layer).__name__ in BATCHNORM_CLASSES:
-                plain.append(path)
-            elif type(getattr(layer, "layer", None)).__name__ in BATCHNORM_CLASSES:
-                wrapped.append(path)
-        return cls(loaded.shown.name, tuple(plain), tuple(wrapped), tuple(inner))
+        for path, layer, is_wrapped in _layers(loaded.model):
+            if type(layer).__name__ in BATCHNORM_CLASSES:
+                (wrapped if is_wrapped else plain).append(path)
+        return cls(loaded.shown.name, tuple(plain), tuple(wrapped))
 
     def path(self, name: str) -> Path_ | None:
         """The scopes in the name of an operation, as layers are called; None without the root."""
         scopes = [one for one in name.partition(":")[0].split("/") if one]
         starts = [at for at, one in enumerate(scopes) if _NUMBER.sub("", one) == self.root]
         if scopes[:1] == [self.root]:  # no calls are counted, but for repeated ones
-            known = {part for path in (*self.plain, *self.wrapped, *self.inner) for part in path}
+            known = {part for path in (*self.plain, *self.wrapped) for part in path}
             return tuple(one if one in known else _NUMBER.sub("", one) for one in scopes[1:])
         if not starts:
             return None
@@ -137,30 +130,33 @@ class Layers:
         return next((one for one in every if path[: len(one)] == one), None)
 
 
-def _layers(model: Any, around: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+def _layers(
+    model: Any, around: Path_ = (), *, is_wrapped: bool = False
+) -> Iterator[tuple[Path_, Any, bool]]:
+    """All layers with their paths, and whether they are in a wrapper such as TimeDistributed."""
     for layer in model.layers:
-        path = (*around, str(layer.name))
-        yield path, layer
+        path, inner = (*around, str(layer.name)), getattr(layer, "layer", None)
+        yield path, layer, is_wrapped
         if keras_graph.graph_of(layer) is not None:
-            yield from _layers(layer, path)
+            yield from _layers(layer, path, is_wrapped=is_wrapped)
+        elif inner is not None:
+            yield (*path, str(inner.name)), inner, True
+            if keras_graph.graph_of(inner) is not None:
+                yield from _layers(inner, (*path, str(inner.name)), is_wrapped=True)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What one graph has of which layer, and what its names tell of."""
+    """What one graph has of which layer, and whether it has arithmetic without a name."""
 
     left: Mapping[Path_, tuple[str, ...]]
     anonymous: bool
-    told: Collection[Path_]
 
 
 def _look(layers: Layers, nodes: Sequence[Node]) -> _Found:
     left: dict[Path_, list[str]] = {}
-    told: set[Path_] = set()
     anonymous = False
     for node in nodes:
-        paths = [path for name in node.names if (path := layers.path(name)) is not None]
-        told |= {path[:size] for path in paths for size in range(len(path))}
         if not node.computes:
             continue
         # The first name is that of what comes last, such as an activation that is in it too.
@@ -168,9 +164,9 @@ def _look(layers: Layers, nodes: Sequence[Node]) -> _Found:
         owner = next((one for one in map(layers.owner, names) if one is not None), None)
         if owner is not None:
             left.setdefault(owner, []).append(node.kind)
-        elif not paths:
+        elif all(layers.path(name) is None for name in node.names):
             anonymous = True
-    return _Found({one: tuple(kinds) for one, kinds in left.items()}, anonymous, told)
+    return _Found({one: tuple(kinds) for one, kinds in left.items()}, anonymous)
 
 
 def leftovers(
@@ -188,7 +184,7 @@ def leftovers(
             state = State.UNKNOWN
         elif path in before.left:
             state = State.RUNTIME
-        elif path in layers.wrapped or path[:-1] not in before.told:
+        elif path in layers.wrapped:
             state = State.UNKNOWN
         found.append(Leftover("/".join(path), state, nodes))
     return tuple(found)
