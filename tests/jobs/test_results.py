@@ -10,7 +10,7 @@ import pytest
 from archives import keras_file
 
 import bnfold
-from bnfold.jobs.export import ExportReport
+from bnfold.jobs.export import ExportReport, TargetReport
 from bnfold.jobs.recalibrate import Check, RecalibrationReport
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.deployed import Check as ExportCheck
@@ -61,7 +61,8 @@ def test_what_was_not_exercised_is_the_worst_of_nothing() -> None:
 def test_a_report_on_a_file_is_true_where_the_file_was_written(tmp_path: Path) -> None:
     model = keras_file(tmp_path / "m.keras")
     folded = bnfold.fold(model, tmp_path / "out.keras", verify=False)
-    exported = ExportReport(model, tmp_path / "m.onnx", True, 15, (), (), None, (), (), None, None)
+    target = TargetReport(tmp_path / "m.onnx", "onnx", "float32", written=True, opset=15)
+    exported = ExportReport(model, (target,), None, (), (), None)
     estimated = RecalibrationReport(
         source=model,
         target=tmp_path / "out.keras",
@@ -74,9 +75,12 @@ def test_a_report_on_a_file_is_true_where_the_file_was_written(tmp_path: Path) -
         kept=(),
         check=Check(("norm",), 0.0),
     )
-    for report in (folded, exported, estimated):
+    for report in (folded, estimated):
         assert bool(report) is True
         assert bool(replace(report, written=False)) is False
+    assert bool(exported) is True
+    refused = replace(target, written=False)
+    assert bool(replace(exported, targets=(target, refused))) is False
 
 
 def test_a_check_is_true_where_it_passed() -> None:

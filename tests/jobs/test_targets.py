@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +17,7 @@ import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export, targets
 from bnfold.jobs.export import ExportReport, TargetReport
+from bnfold.reports.schema import schema
 from bnfold.running import litert_file, saved_model_file
 from bnfold.verification import Verdict
 
@@ -118,6 +120,7 @@ def test_all_are_written_for_one_run_of_the_model(made: tuple[Path, ExportReport
         ("tflite", "int8", Verdict.APPROXIMATE),
         ("saved_model", "float32", Verdict.EQUIVALENT),
     ]
+    jsonschema.validate(json.loads(json.dumps(found.to_dict(), allow_nan=False)), schema("export"))
     for one in found.targets:
         assert [port.name for port in one.inputs] == ["the-image", "a_vector"]
         assert [port.name for port in one.outputs] == ["scores", "place"]
