@@ -5,7 +5,7 @@ Six functions, each taking the path of a model file or a live `keras.Model`:
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
     fold(model, out)          write the folded model; of a live model, give the folded one back
     verify(original, folded)  verify that two models compute the same
-    export(model, target)     fold it and write it as an ONNX file
+    export(model, target)     fold it and write it for ONNX, LiteRT or TensorFlow
     recalibrate(model, out)   estimate the moving statistics again, from data
     bench(a, b)               how long two models take, side by side
 

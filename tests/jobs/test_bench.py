@@ -21,6 +21,7 @@ import bnfold
 from bnfold.cli import main
 from bnfold.jobs import bench as benchmark
 from bnfold.jobs.bench import median_interval, order, result, take_turns, times
+from bnfold.reports import terminal
 from bnfold.reports.schema import schema
 from bnfold.reports.text import bench as bench_text
 from bnfold.reports.text.bench import duration, summary
@@ -255,6 +256,19 @@ def test_every_runtime_computes_what_keras_does(wired: Any) -> None:
     found = bnfold.bench(wired, batch=[2], seconds=0.05, runtimes=["onnxruntime", "litert"])
     assert [one.runtime for one in found.results] == ["onnxruntime", "litert"], found.skipped
     assert (found.a, found.b, found.folded) == (Path("wired"), None, (1, 1))
+
+
+def test_it_says_what_the_runtimes_have_left() -> None:
+    layers = keras.layers
+    norm = layers.BatchNormalization(name="norm")
+    model = randomize(chain((8, 8, 3), layers.MaxPooling2D(), norm, layers.Conv2D(2, 2)))
+    found = bnfold.bench(model, seconds=0.05, runtimes=["onnxruntime", "litert"])
+    told = [(one.runtime, one.a[0].state, one.a[0].nodes, one.b) for one in found.left_behind]
+    both = ("Mul", "Add")
+    assert told == [("onnxruntime", "left", both, ()), ("litert", "left", both, ())]
+    text = terminal.plain(lambda _: bench_text.bench(found))
+    assert "litert with A: of 1 BatchNormalization layer, 1 left: norm as Mul and Add" in text
+    jsonschema.validate(json.loads(json.dumps(found.to_dict())), schema("bench"))
 
 
 def test_live_models_side_by_side(wired: Any) -> None:

@@ -23,14 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.running import keras_graph
 from bnfold.running.deployed.litert import interpreter_module
 from bnfold.running.libraries import imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
-from bnfold.serialize import Serializable
 
 
 class State(StrEnum):
@@ -43,7 +42,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Leftover(Serializable):
+class Leftover:
     """What is left of one layer.
 
     Attributes:
@@ -55,8 +54,6 @@ class Leftover(Serializable):
     name: str
     state: State
     nodes: tuple[str, ...] = ()
-
-    json_keys: ClassVar = ("name", "state", "nodes")
 
 
 Path_ = tuple[str, ...]
