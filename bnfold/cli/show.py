@@ -14,6 +14,7 @@ _TEXT = {
     "ExportReport": ("export", "export"),
     "Verification": ("fold", "verification"),
     "RecalibrationReport": ("recalibrate", "recalibration"),
+    "PrepareReport": ("prepare", "prepare"),
     "BenchReport": ("bench", "bench"),
 }
 """The module of `reports.text` and the function in it that show a result, by its class."""

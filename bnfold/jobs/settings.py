@@ -7,7 +7,7 @@ error that names the file and the key.
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,6 +17,7 @@ from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
 from bnfold.model.container.guard import printable, read_whole
 from bnfold.model.training import training_rules
+from bnfold.running.options import Bounds
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
@@ -47,6 +48,7 @@ class Settings:
         file: where they were read; None for nowhere.
         sha256: digests of which each model must have one; none for any model.
         keras: the version of Keras that will run the models; None is the installed one.
+        prepare: the options of `bnfold prepare`, by name; paths are from the folder of the file.
     """
 
     select: tuple[str, ...] = ALL
@@ -62,6 +64,7 @@ class Settings:
     file: Path | None = None
     sha256: tuple[str, ...] = ()
     keras: str | None = None
+    prepare: Mapping[str, Any] = field(default_factory=dict)
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules that are wanted and can say anything."""
@@ -95,6 +98,9 @@ def read(path: Path) -> Settings:
     root = path.parent
     if "baseline" in found:
         found["baseline"] = root / found["baseline"]
+    if "prepare" in found:
+        paths = found["prepare"].keys() & {"data", "labels"}
+        found["prepare"] |= {name: root / found["prepare"][name] for name in paths}
     return replace(Settings(root=root, file=path), **found)
 
 
@@ -248,6 +254,54 @@ def _suppression(key: str, value: Any) -> Suppression:
     return Suppression(**found)
 
 
+def _flag(key: str, value: Any) -> bool:
+    found: bool = _checked(key, value, bool, "true or false")
+    return found
+
+
+def _whole(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _MeaninglessError(key, f"must be a whole number, not {_toml_name(value)}")
+    if value < 0:
+        raise _MeaninglessError(key, "must not be negative")
+    return value
+
+
+def _changed(key: str, value: Any) -> int | str:
+    found = value if isinstance(value, str) else _whole(key, value)
+    try:
+        Bounds(max_changed=found)
+    except SettingsError as error:
+        raise _MeaninglessError(key, str(error).partition(" ")[2]) from None
+    return found
+
+
+def _some_of(choices: Sequence[str]) -> _Reader:
+    one = _one_of(choices)
+    return lambda key, value: tuple(one(key, item) for item in _texts(key, value))
+
+
+def _prepare(key: str, value: Any) -> dict[str, Any]:
+    return _values(value, _PREPARE_KEYS, key)
+
+
+_PREPARE_KEYS: dict[str, tuple[str, _Reader]] = {
+    "to": ("to", _some_of(("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model"))),
+    "data": ("data", _text),
+    "labels": ("labels", _text),
+    "recalibrate": ("recalibrate", _one_of(("never", "auto", "always"))),
+    "fail-on": ("fail_on", _one_of(FAIL_ON)),
+    "keep": ("keep", _texts),
+    "keras": ("keras", _keras),
+    "inference": ("inference", _flag),
+    "opset": ("opset", _whole),
+    "strict": ("strict", _flag),
+    "seed": ("seed", _whole),
+    "rtol": ("rtol", _number),
+    "atol": ("atol", _number),
+    "min-sqnr": ("min_sqnr", _number),
+    "max-changed": ("max_changed", _changed),
+}
 _KEYS: dict[str, tuple[str, _Reader]] = {
     "select": ("select", _some_codes),
     "ignore": ("ignore", _codes),
@@ -258,4 +312,5 @@ _KEYS: dict[str, tuple[str, _Reader]] = {
     "keras": ("keras", _keras),
     "thresholds": ("thresholds", _thresholds),
     "suppress": ("suppressions", _suppressions),
+    "prepare": ("prepare", _prepare),
 }

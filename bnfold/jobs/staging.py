@@ -29,7 +29,7 @@ from bnfold.model.container.model_file import (
 from bnfold.supervision import leftovers, link
 
 Format: TypeAlias = Literal["onnx", "tflite", "saved_model"]
-TargetKind: TypeAlias = Kind | Format | Literal["text", "samples"]
+TargetKind: TypeAlias = Kind | Format | Literal["text", "samples", "prepared"]
 
 _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
     "keras": (".keras",),
@@ -44,9 +44,12 @@ _EXPORTED: dict[str, Format] = {
     ".tflite": "tflite",
     FOLDER_SUFFIX: "saved_model",
 }
+REPORTS = ("report.html", "report.json", "report.sarif")
+"""The reports in a folder that was prepared for deployment."""
 _FOLDERS: dict[TargetKind, Callable[[Path], bool]] = {
     "keras-directory": is_model_directory,
     "saved_model": is_saved_model,
+    "prepared": lambda folder: all((folder / one).is_file() for one in REPORTS),
 }
 """What is a folder, and what tells that one is of this kind."""
 _PREFIX = ".bnfold-"
@@ -98,6 +101,7 @@ _NO_SUFFIX: dict[TargetKind, str] = {
     "text": "a report or baseline cannot have a model file's suffix",
     "keras-directory": "must have no suffix, because the model it is made of is a directory",
     "saved_model": "a SavedModel is a folder, and cannot have a model file's suffix",
+    "prepared": "is a folder of models, and cannot have a model file's suffix",
 }
 
 

@@ -89,6 +89,14 @@ def plural(noun: str, count: int) -> str:
     return noun if count == 1 else f"{noun}s"
 
 
+def size(count: int) -> str:
+    """So many bytes, in the largest unit that leaves a whole number before the point."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} {plural('byte', count)}"
+
+
 def share(number: float) -> str:
     """A share in percent; what would be rounded to nothing is `under 1%`."""
     return "under 1%" if 0 < number < 0.005 else f"{number:.0%}"

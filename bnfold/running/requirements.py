@@ -168,6 +168,7 @@ COMMANDS = {
     "export": Needs("export", (*KERAS, *ONNX)),
     "export to LiteRT": Needs("export", KERAS, ("ai_edge_litert",)),
     "export to SavedModel": Needs("export", KERAS),
+    "prepare": Needs("prepare", KERAS, ONNX),
     "recalibrate": Needs("run models", KERAS),
     "bench": Needs("run models", KERAS, ONNX),
 }

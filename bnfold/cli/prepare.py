@@ -1,0 +1,138 @@
+"""`bnfold prepare`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from bnfold.cli import options
+from bnfold.cli.options import (
+    CONTEXT,
+    FAIL_ON,
+    MODEL,
+    SAMPLES,
+    SETTINGS_FILE,
+    bounded,
+    inference_option,
+    keep_option,
+    keras_option,
+    limited,
+    pinned,
+    progress,
+    proving,
+    report_format,
+)
+from bnfold.cli.show import show
+
+_TO = ("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model")
+_RECALIBRATE = ("never", "auto", "always")
+_OWN = (
+    click.option("--force", is_flag=True, help="Replace DIR if it was prepared before."),
+    click.option(
+        "--to",
+        type=click.Choice(_TO),
+        multiple=True,
+        help="What to export to, beside the folded Keras model. Repeatable.  [default: onnx]",
+    ),
+    click.option(
+        "--recalibrate",
+        type=click.Choice(_RECALIBRATE),
+        default="never",
+        show_default=True,
+        help="Estimate the moving statistics again from --data: always, or where BN103, BN110 or "
+        "BN501 are found.",
+    ),
+    click.option(
+        "--labels",
+        type=SAMPLES,
+        metavar="FILE",
+        help="What the outputs should be: score MODEL and everything that is made of it.  "
+        "[default: the array y in --data, if there is one]",
+    ),
+    click.option("--opset", type=int, metavar="N", help="Version of the ONNX operator set."),
+    click.option(
+        "--fail-on",
+        type=click.Choice(FAIL_ON),
+        help="Stop at a finding that is this bad, or worse.  [default: error]",
+    ),
+)
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("directory", metavar="DIR", type=MODEL)
+@keep_option
+@keras_option
+@inference_option
+@bounded
+@pinned
+@proving
+@report_format
+@limited
+@click.pass_context
+def prepare(
+    ctx: click.Context,
+    /,
+    source: Path,
+    directory: Path,
+    config: Path | None,
+    no_config: bool,
+    sha256: Sequence[str],
+    format_: str,
+    force: bool,
+    **given: Any,
+) -> None:
+    """Make of MODEL everything that is deployed, in a new folder DIR.
+
+    MODEL is inspected, recalibrated if asked for, folded, exported and verified. With labels, MODEL
+    and all that is made of it are scored on them. DIR has the models, report.html, report.json and
+    report.sarif. It appears whole, or not at all: not where a finding is as bad as --fail-on, a
+    verification fails, or a model fits the labels worse.
+
+    What the pipeline always gives can stand in [tool.bnfold.prepare] of pyproject.toml, such as
+    to = ["onnx", "tflite:int8"]; options on the command line win.
+
+    \b
+    Examples:
+      bnfold prepare model.keras deploy
+      bnfold prepare model.keras deploy --to onnx --to tflite:int8 --data samples.npz
+      bnfold prepare model.keras deploy --data train.npz --recalibrate auto --max-changed 1%
+    """
+    from bnfold.jobs.prepare import Wanted
+    from bnfold.reports.prepared import prepare_folder
+
+    settings = options.settings_file(config, no_config=no_config)
+    said = {
+        name: value
+        for name, value in given.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    chosen = {**given, **settings.prepare, **said}
+    fail_on = chosen.pop("fail_on")
+    if fail_on is not None:
+        from bnfold.jobs.settings import severity
+
+        settings = replace(settings, fail_on=severity(fail_on))
+    own = {
+        name: chosen.pop(name)
+        for name in ("to", "labels", "recalibrate", "keep", "keras", "inference", "opset")
+    }
+    own["to"] = own["to"] or ("onnx",)
+    wanted = Wanted(data=chosen["data"], proof=options.proof(**chosen), **own)
+    report = prepare_folder(
+        source,
+        directory,
+        wanted=wanted,
+        settings=settings,
+        force=force,
+        progress=progress,
+        sha256=sha256,
+    )
+    show(report, format_, good=report.written)
+
+
+for _option in reversed((*_OWN, *SETTINGS_FILE)):
+    _option(prepare)

@@ -1,0 +1,456 @@
+"""Preparing a model for deployment: from a trained model to what is shipped, in one step.
+
+    MODEL -> recalibrated, where asked -> gate -> folded and verified -> exported and verified
+          -> scored on labels, where there are some -> DIR
+
+What is shipped is verified against the model whose statistics it has: MODEL, or MODEL recalibrated.
+What is scored is held against MODEL as it was given. DIR appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from bnfold.audit import Finding
+from bnfold.errors import BnfoldError, SettingsError, VerificationImpossibleError
+from bnfold.jobs.export import ExportReport, TargetReport, export_file
+from bnfold.jobs.fold import FoldReport, fold_file
+from bnfold.jobs.gate import check, fails
+from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.jobs.recalibrate import RecalibrationReport, recalibrate_file
+from bnfold.jobs.settings import Settings
+from bnfold.jobs.staging import FOLDER_SUFFIX, Staging, check_target
+from bnfold.jobs.verify import Proof
+from bnfold.model.container.guard import files_in, printable
+from bnfold.model.graph import show
+from bnfold.observation import labels as labelled
+from bnfold.observation import observe
+from bnfold.observation.observe import DataRun
+from bnfold.running import borrowing, options, ports, requirements
+from bnfold.running.arrays import Array
+from bnfold.running.data import Source
+from bnfold.running.deployed.binding import bind
+from bnfold.running.deployed.opening import open_deployed
+from bnfold.serialize import Report, Serializable
+from bnfold.supervision import link
+from bnfold.verification.bounds import held_to
+
+Recalibration: TypeAlias = Literal["never", "auto", "always"]
+RECALIBRATIONS: tuple[Recalibration, ...] = get_args(Recalibration)
+
+STALE = ("BN103", "BN110", "BN501")
+"""The findings that new statistics mend: `auto` recalibrates where there is one."""
+
+_FILES: dict[str, tuple[str, str]] = {
+    "onnx": ("model.onnx", "float32"),
+    "tflite": ("model.tflite", "float32"),
+    "tflite:float16": ("model_float16.tflite", "float16"),
+    "tflite:int8": ("model_int8.tflite", "int8"),
+    "saved_model": (f"model{FOLDER_SUFFIX}", "float32"),
+}
+TARGETS = tuple(_FILES)
+"""What a model can be exported to: a format, and its precision after a colon."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made of a model.
+
+    Attributes:
+        to: some of `TARGETS`; the folded Keras model is always made.
+        data: the user's samples; None to run random ones.
+        labels: what the outputs should be; None for the array y beside the data, if there is one.
+        recalibrate: whether the moving statistics are estimated again from the data.
+        proof: how all is verified; its samples are those of `data`.
+        keep: patterns of layers to leave alone.
+        keras: the version of Keras that will run the folded model.
+        inference: the result is called for inference only.
+        opset: the version of the ONNX operator set.
+    """
+
+    to: Sequence[str] = ("onnx",)
+    data: Source | None = None
+    labels: Source | None = None
+    recalibrate: str = "never"
+    proof: Proof = field(default_factory=Proof)
+    keep: Sequence[str] = ()
+    keras: str | None = None
+    inference: bool = False
+    opset: int | None = None
+
+    def __post_init__(self) -> None:
+        """See that every value means something. Raises SettingsError and TypeError."""
+        to = tuple(dict.fromkeys(options.some_of("to", self.to, TARGETS)))
+        options.some_of("recalibrate", self.recalibrate, RECALIBRATIONS)
+        options.checked(self, to=to, keep=options.names("keep", self.keep))
+        for name, needs in (
+            ("labels", self.labels is not None),
+            (f"recalibrate={self.recalibrate!r}", self.recalibrate != "never"),
+            ("tflite:int8", "tflite:int8" in to),
+        ):
+            if needs and self.data is None:
+                raise SettingsError(
+                    f"{name} needs data: samples like those that the model will see"
+                )
+
+
+@dataclass(frozen=True)
+class Product(Serializable):
+    """One model in DIR.
+
+    Attributes:
+        name: of the file or folder in DIR.
+        format: "keras", "onnx", "tflite" or "saved_model".
+        precision: "float32", "float16" or "int8".
+        size: in bytes.
+        sha256: of the file, or of what `sha256sum` says of the files of a folder.
+        verdict: of its verification.
+        max_excess: the largest share of its tolerance that an error took.
+        scores: how well its outputs fit the labels, beside those of MODEL.
+        refused: why it must not be shipped, in sentences.
+    """
+
+    name: str
+    format: str
+    precision: str
+    size: int
+    sha256: str
+    verdict: str
+    max_excess: float | None
+    scores: tuple[labelled.Score, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrepareReport(Report):
+    """What came of a preparation.
+
+    Attributes:
+        source: the model that was given; of a live model, its name.
+        directory: where everything was to go.
+        written: whether it is there.
+        refused: why it is not, in sentences; empty where it is.
+        findings: on the model that is shipped, before it was folded.
+        asked_for: the findings on MODEL for which it was recalibrated; empty where it was not.
+        recalibration: what that did; None where nothing was.
+        folded: how many of how many BatchNormalization layers were folded.
+        fold: the fold and its verification; None where it did not come to that.
+        export: the exports and their verifications; None likewise, or where none was asked for.
+        products: the models in DIR.
+        labels_problem: why an array y beside the data was not taken for labels.
+    """
+
+    source: Path
+    directory: Path
+    written: bool
+    refused: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    asked_for: tuple[Finding, ...] = ()
+    recalibration: RecalibrationReport | None = None
+    fold: FoldReport | None = None
+    export: ExportReport | None = None
+    products: tuple[Product, ...] = ()
+    labels_problem: str | None = None
+
+    json_keys: ClassVar = (
+        *("source", "directory", "written", "refused", "findings", "asked_for", "recalibration"),
+        *("folded", "verification", "exports", "products", "labels_problem"),
+    )
+
+    def __bool__(self) -> bool:
+        """Whether DIR was written."""
+        return self.written
+
+    @property
+    def folded(self) -> Mapping[str, int] | None:
+        """How many layers were folded, of how many."""
+        if self.fold is None:
+            return None
+        return {"layers": len(self.fold.plan.folds), "of": len(self.fold.plan.decisions)}
+
+    @property
+    def verification(self) -> Any:
+        """The verification of the fold."""
+        return None if self.fold is None else self.fold.verification
+
+    @property
+    def exports(self) -> list[Any]:
+        """The exports as their report has them."""
+        every = () if self.export is None else self.export.targets
+        return [{**one.to_dict(), "target": one.target.name} for one in every]
+
+
+Write: TypeAlias = Callable[[PrepareReport, Inspection, Path], None]
+"""Puts the reports on a preparation into a folder."""
+
+
+@borrowing.guest()
+def prepare_model(
+    source: str | Path,
+    directory: str | Path,
+    write: Write,
+    *,
+    wanted: Wanted,
+    settings: Settings,
+    force: bool = False,
+    name: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    sha256: Sequence[str] = (),
+) -> PrepareReport:
+    """Make of the model in `source` what is deployed, in a new folder `directory`.
+
+    `settings` are those of the gate, `write` puts the reports there. `name` stands for the file's
+    name in the report. `sha256` are digests of which the source must have one, if there are any.
+
+    Raises:
+        SettingsError: the baseline of the settings is missing or damaged.
+        UnreadableModelError, UnsafeModelError: the source cannot be read or loaded.
+        OutputError: the directory cannot be written, or exists and `force` is not given.
+        ExportImpossibleError: the model cannot be converted, or the opset is unknown.
+        VerificationImpossibleError: what is needed is not installed, or Keras cannot run the model.
+        BnfoldError: the data or the labels do not fit.
+    """
+    target = Path(directory)
+    check_target(target, "prepared", force=force)
+    requirements.require("prepare", everything=wanted.proof.strict)
+    with Staging(target, "prepared", force=force) as staging, link.temporary_folder() as work:
+        staging.path.mkdir()
+        shown = Path(source if name is None else name)
+        job = _Job(Path(source), staging.path, work, wanted, settings, link.told(progress))
+        report = replace(job.run(sha256), source=shown, directory=target)
+        if report.refused:
+            return report
+        report = replace(report, written=True)
+        write(report, job.inspection, staging.path)
+        staging.publish()
+        return report
+
+
+class _Job:
+    """One preparation on its way, in a folder that may become DIR."""
+
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        work: Path,
+        wanted: Wanted,
+        settings: Settings,
+        report: Callable[[str], None],
+    ) -> None:
+        self.source, self.folder, self.work, self.wanted = source, folder, work, wanted
+        self.report = report
+        run = None
+        if wanted.data is not None:
+            run = DataRun(wanted.data, None, wanted.proof.loading, report)
+        self.run_of_data = run
+        self.settings = replace(settings, run=run, keras=wanted.keras or settings.keras)
+
+    def run(self, sha256: Sequence[str]) -> PrepareReport:
+        """All steps, until one of them finds a reason not to go on."""
+        self.report("inspecting the model")
+        self.inspection = self._inspected(self.source, sha256)
+        report = PrepareReport(self.source, self.folder, written=False)
+        subject = self.source
+        asked = self._asked_for()
+        if self.run_of_data is not None and (asked or self.wanted.recalibrate == "always"):
+            self.report("recalibrating")
+            subject = self.work / self.source.name
+            done = recalibrate_file(
+                self.source, subject, run=self.run_of_data, labels=self.wanted.labels, sha256=sha256
+            )
+            told = replace(done, source=Path(self.source.name), target=Path(self._folded.name))
+            report = replace(report, recalibration=told, asked_for=asked)
+            if not done.written:
+                return replace(report, refused=(f"not recalibrated: {done.refusal}",))
+            self.report("inspecting the recalibrated model")
+            self.inspection = self._inspected(subject, ())
+        report = replace(report, findings=self.inspection.findings)
+        if stopping := self._stopping():
+            return replace(report, refused=tuple(map(_sentence, stopping)))
+        return self._made(subject, report)
+
+    @property
+    def _folded(self) -> Path:
+        """Where the folded Keras model goes."""
+        return self.folder / f"model{self.source.suffix}"
+
+    def _inspected(self, path: Path, sha256: Sequence[str]) -> Inspection:
+        """The findings on a model that count, as those on the source."""
+
+        def inspect_it(_: Path, **asked: Any) -> Inspection:
+            given = {**asked, "sha256": sha256}
+            return replace(inspect_file(path, **given), path=self.source)
+
+        outcome = check([self.source], self.settings, inspect_it)
+        if outcome.unreadable:
+            raise outcome.unreadable[0].error
+        return outcome.models[0]
+
+    def _asked_for(self) -> tuple[Finding, ...]:
+        if self.wanted.recalibrate != "auto":
+            return ()
+        return tuple(one for one in self.inspection.findings if one.code in STALE)
+
+    def _stopping(self) -> list[Finding]:
+        every = self.inspection.findings
+        return [one for one in every if fails(one, self.settings.fail_on)]
+
+    def _made(self, subject: Path, report: PrepareReport) -> PrepareReport:
+        """Fold, export, score."""
+        wanted = self.wanted
+        folded = self._folded
+        common: dict[str, Any] = {
+            "keep": wanted.keep,
+            "keras": self.settings.keras,
+            "inference": wanted.inference,
+            "progress": self.report,
+        }
+        self.report("folding")
+        fold = fold_file(subject, folded, proof=wanted.proof, **common)
+        report = replace(report, fold=fold)
+        if not fold.written:
+            found = () if fold.verification is None else fold.verification.differences
+            return replace(report, refused=tuple(found) or ("the fold could not be verified",))
+        export = None
+        if wanted.to:
+            names, precisions = zip(*(_FILES[one] for one in wanted.to), strict=True)
+            lite = [
+                one for one, name in zip(precisions, names, strict=True) if name.endswith("tflite")
+            ]
+            export = export_file(
+                subject,
+                [self.folder / one for one in names],
+                precision=lite,
+                opset=wanted.opset,
+                running=wanted.proof,
+                **common,
+            )
+            report = replace(report, export=export)
+        products = [self._of_fold(folded, fold), *self._of_export(export)]
+        scores, problem = self._scores([one.name for one in products])
+        products = [
+            replace(one, scores=found, refused=(*one.refused, *_worse(found)))
+            for one, found in zip(products, scores, strict=True)
+        ]
+        refused = [f"{one.name}: {why}" for one in products for why in one.refused]
+        return replace(
+            report,
+            products=tuple(products),
+            refused=tuple(refused),
+            labels_problem=problem,
+        )
+
+    def _of_fold(self, path: Path, fold: FoldReport) -> Product:
+        found = fold.verification
+        if found is None:
+            return _product(path, "keras", "float32")
+        product = _product(path, "keras", "float32", found.verdict.value, found.max_excess)
+        if found.accepted(strict=self.wanted.proof.strict):
+            return product
+        return replace(product, refused=found.refused or (f"the fold is {product.verdict}",))
+
+    def _of_export(self, export: ExportReport | None) -> Iterator[Product]:
+        for one in () if export is None else export.targets:
+            yield self._exported(one)
+
+    def _exported(self, one: TargetReport) -> Product:
+        if one.check is None:
+            return _product(one.target, one.format, one.precision)
+        found = held_to(one.check, self.wanted.proof.bounds)
+        refused = list(found.refused)
+        if not one.check.accepted(strict=self.wanted.proof.strict):
+            refused += one.check.differences or [f"its verification is {one.check.verdict.value}"]
+        verdict, excess = one.check.verdict.value, one.check.max_excess
+        product = _product(one.target, one.format, one.precision, verdict, excess)
+        return replace(product, refused=tuple(refused))
+
+    # --- labels ----------------------------------------------------------------------------------
+
+    def _scores(self, names: Sequence[str]) -> tuple[list[tuple[labelled.Score, ...]], str | None]:
+        """How well each product fits the labels, beside the source; and why there are none."""
+        nothing: list[tuple[labelled.Score, ...]] = [() for _ in names]
+        run, wanted = self.run_of_data, self.wanted
+        if run is None or not all((self.folder / one).exists() for one in names):
+            return nothing, None
+        if wanted.labels is None and labelled.beside(run.data) is None:
+            return nothing, None
+        self.report("scoring the model")
+        running = observe.start(self.source, run)
+        targets, problem = self._targets(running)
+        if not targets:
+            return nothing, problem
+        before = labelled.Scorer(targets)
+        observe.observe_running(running, {}, run.report, before.note)
+        found = []
+        for one in names:
+            self.report(f"scoring {one}")
+            after = labelled.Scorer(before.wanted)
+            for outputs in self._outputs(self.folder / one, running, run):
+                after.note(outputs)
+            found.append(labelled.compare(before, after))
+        return found, None
+
+    def _targets(self, running: observe.Running) -> tuple[tuple[labelled.Target, ...], str | None]:
+        model, samples = running.loaded.model, running.data.count
+        if self.wanted.labels is not None:
+            given = labelled.read(self.wanted.labels)
+            return labelled.targets(given, model, samples), None
+        try:
+            beside = labelled.beside(running.data.given.file or self.wanted.data or {})
+            return (() if beside is None else labelled.targets(beside, model, samples)), None
+        except BnfoldError as error:
+            return (), str(error)
+
+    def _outputs(self, path: Path, running: observe.Running, run: DataRun) -> Iterator[list[Array]]:
+        """What a product computes from the data, batch by batch."""
+        if path.suffix in {".keras", ".h5", ".hdf5", ""}:
+            seen: list[list[Array]] = []
+            observe.observe_running(observe.start(path, run), {}, run.report, seen.append)
+            yield from seen
+            return
+        file = open_deployed(path)
+        bindings, differences = bind(ports.interface(running.loaded.model), file)
+        if differences:
+            raise VerificationImpossibleError(f"{printable(path.name)}: {differences[0]}")
+        call = file.start()
+        for number in range(len(running.sizes)):
+            yield bindings[0].run(call, [np.asarray(one) for one in running.batch(number)])
+
+
+def _product(
+    path: Path,
+    format_: str,
+    precision: str,
+    verdict: str = "not verified",
+    max_excess: float | None = None,
+) -> Product:
+    """What stands at a path; without its size where nothing does."""
+    there = path.exists()
+    size, digest = (_size(path), _digest(path)) if there else (0, "")
+    return Product(path.name, format_, precision, size, digest, verdict, max_excess)
+
+
+def _worse(scores: Sequence[labelled.Score]) -> list[str]:
+    return [f"it fits the labels worse: {one.sentence}" for one in scores if one.worse]
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.code} {show(finding.layer)}: {finding.message}"
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum((path / one).stat().st_size for one in files_in(path))
+    return path.stat().st_size
+
+
+def _digest(path: Path) -> str:
+    from bnfold.model.container.unchanging import sha256  # noqa: PLC0415 - starts OpenSSL
+
+    return sha256(path)
