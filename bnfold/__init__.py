@@ -1,11 +1,12 @@
 """bnfold: audit Keras models, fold their BatchNormalization layers, verify the result.
 
-Six functions, each taking the path of a model file or a live `keras.Model`:
+Seven functions, each taking the path of a model file or a live `keras.Model`:
 
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
     fold(model, out)          write the folded model; of a live model, give the folded one back
     verify(original, folded)  verify that two models compute the same
     export(model, target)     fold it and write it for ONNX, LiteRT or TensorFlow
+    prepare(model, folder)    all of it: everything that is deployed, in one folder
     recalibrate(model, out)   estimate the moving statistics again, from data
     bench(a, b)               how long two models take, side by side
 
@@ -19,7 +20,7 @@ TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
     from typing import Any
 
-    from bnfold.api import bench, export, fold, inspect, recalibrate, verify
+    from bnfold.api import bench, export, fold, inspect, prepare, recalibrate, verify
     from bnfold.audit import Finding, Severity, Thresholds
     from bnfold.errors import (
         BnfoldError,
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
     from bnfold.jobs.export import ExportReport
     from bnfold.jobs.fold import FoldReport
     from bnfold.jobs.inspect import Inspection
+    from bnfold.jobs.prepare import PrepareReport
     from bnfold.jobs.recalibrate import RecalibrationReport
     from bnfold.verification import Verdict, Verification
 
 _HOMES = {
-    "bnfold.api": ("bench", "export", "fold", "inspect", "recalibrate", "verify"),
+    "bnfold.api": ("bench", "export", "fold", "inspect", "prepare", "recalibrate", "verify"),
     "bnfold.audit": ("Finding", "Severity", "Thresholds"),
     "bnfold.jobs.bench": ("BenchReport",),
     "bnfold.jobs.fold": ("FoldReport",),
@@ -59,6 +61,7 @@ _HOMES = {
     ),
     "bnfold.jobs.export": ("ExportReport",),
     "bnfold.jobs.inspect": ("Inspection",),
+    "bnfold.jobs.prepare": ("PrepareReport",),
     "bnfold.jobs.recalibrate": ("RecalibrationReport",),
     "bnfold.verification": ("Verdict", "Verification"),
 }
@@ -74,6 +77,7 @@ __all__ = [
     "FoldReport",
     "Inspection",
     "OutputError",
+    "PrepareReport",
     "ProcessStoppedError",
     "RecalibrationReport",
     "SettingsError",
@@ -90,6 +94,7 @@ __all__ = [
     "export",
     "fold",
     "inspect",
+    "prepare",
     "recalibrate",
     "verify",
 ]

@@ -36,6 +36,7 @@ from bnfold.jobs.export import ExportReport, export_file
 from bnfold.jobs.fold import SILENT, FoldReport, Standalone, fold_file
 from bnfold.jobs.gate import InputFindings
 from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.jobs.prepare import PrepareReport, Wanted
 from bnfold.jobs.recalibrate import CACHE, RecalibrationReport, recalibrate_file
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.verify import Proof
@@ -518,6 +519,116 @@ def export(
             force=options.flag("force", force),
             running=running,
             settings=_stopping_at(fail_on),
+            name=str(file.shown) if file.is_live else None,
+            progress=_callable(progress),
+            sha256=_digests([model], sha256),
+        )
+
+
+@_in_python
+def prepare(
+    model: FilePath | LiveModel,
+    directory: FilePath,
+    *,
+    to: Sequence[str] = ("onnx",),
+    data: Data | None = None,
+    labels: Data | None = None,
+    recalibrate: Literal["never", "auto", "always"] = "never",
+    fail_on: FailOn | None = "error",
+    keep: Sequence[str] = (),
+    keras: str | None = None,
+    inference: bool = False,
+    opset: int | None = None,
+    force: bool = False,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+    seed: int = 0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strict: bool = False,
+    min_sqnr: float | None = None,
+    max_changed: int | str | None = None,
+    sha256: str | Sequence[str] = (),
+    progress: Progress | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+    in_process: bool | None = None,
+) -> PrepareReport:
+    """Make of a model everything that is deployed, in a new folder, or nothing.
+
+    Args:
+        model: a path or a live model, which stays as it is.
+        directory: the folder to make. It gets the models, report.html, report.json, report.sarif.
+        to: what to export to, beside the folded Keras model: some of "onnx", "tflite",
+            "tflite:float16", "tflite:int8", "saved_model".
+        data: samples, as for `inspect`: for rules on data, calibration and verification.
+        labels: what the outputs should be, as for `recalibrate`; without them an array y beside the
+            data is taken.
+        recalibrate: whether the moving statistics are estimated again from `data`: "auto" where
+            BN103, BN110 or BN501 are found.
+        fail_on: the severity from which on a finding stops it; None for never.
+        keep: shell patterns of names or nested paths of layers to leave alone.
+        keras: as for `fold`.
+        inference: as for `fold`.
+        opset: the version of the ONNX operator set.
+        force: replace a folder that was prepared before.
+        trust: let the model's file run code of its own; a live model is trusted.
+        imports: modules to import first, because they register custom layers.
+        seed: the seed of random samples.
+        rtol: allowed error relative to each channel's magnitude, instead of the measured tolerance.
+        atol: allowed absolute error likewise.
+        strict: refuse verdicts that leave something open.
+        min_sqnr: as for `verify`, of every model.
+        max_changed: likewise.
+        sha256: the SHA-256 of the file, or several, as for `fold`.
+        progress: called with the name of each stage.
+        timeout: seconds, as for `fold`.
+        memory: bytes, as for `fold`.
+        in_process: as for `fold`.
+
+    Returns:
+        What was done; its `written` is False where a finding, a verification, a figure or the
+        labels speak against it, and `refused` says what.
+
+    Raises:
+        SettingsError: an option that needs data has none.
+        UnreadableModelError, UnsafeModelError: the model cannot be read or loaded.
+        OutputError: `directory` cannot be written, or exists and `force` is not given.
+        ExportImpossibleError: the model cannot be converted, or the opset is not known.
+        VerificationImpossibleError: Keras cannot run the model, or what is needed is not installed.
+        BnfoldError: the data or labels do not fit, or Keras cannot save the live model.
+    """
+    from bnfold.reports.prepared import prepare_folder  # noqa: PLC0415 - brings the reports along
+
+    loading = _loading([model], trust, imports)
+    wanted = Wanted(
+        to=to,
+        data=user_data.given(data),
+        labels=user_data.given(labels),
+        recalibrate=recalibrate,
+        proof=Proof(
+            loading,
+            _samples(data, seed),
+            options.Tolerance(rtol, atol),
+            strict,
+            options.Bounds(min_sqnr, max_changed),
+        ),
+        keep=keep,
+        keras=_version(keras),
+        inference=options.flag("inference", inference),
+        opset=opset,
+    )
+    place = child.Place(in_process, timeout, memory)
+    with _as_file(model) as file:
+        return place.run(
+            prepare_folder,
+            True,
+            file.is_live,
+            file.path,
+            _path("directory", directory),
+            wanted=wanted,
+            settings=_stopping_at(fail_on),
+            force=options.flag("force", force),
             name=str(file.shown) if file.is_live else None,
             progress=_callable(progress),
             sha256=_digests([model], sha256),

@@ -9,7 +9,8 @@ What is scored is held against MODEL as it was given. DIR appears whole or not a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -18,8 +19,8 @@ import numpy as np
 
 from bnfold.audit import Finding
 from bnfold.errors import BnfoldError, SettingsError, VerificationImpossibleError
-from bnfold.jobs.export import ExportReport, TargetReport, export_file
-from bnfold.jobs.fold import FoldReport, fold_file
+from bnfold.jobs.export import TargetReport, export_file
+from bnfold.jobs.fold import fold_file
 from bnfold.jobs.gate import check, fails
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.recalibrate import RecalibrationReport, recalibrate_file
@@ -38,6 +39,7 @@ from bnfold.running.deployed.binding import bind
 from bnfold.running.deployed.opening import open_deployed
 from bnfold.serialize import Report, Serializable
 from bnfold.supervision import link
+from bnfold.verification import Verification
 from bnfold.verification.bounds import held_to
 
 Recalibration: TypeAlias = Literal["never", "auto", "always"]
@@ -138,9 +140,10 @@ class PrepareReport(Report):
         findings: on the model that is shipped, before it was folded.
         asked_for: the findings on MODEL for which it was recalibrated; empty where it was not.
         recalibration: what that did; None where nothing was.
-        folded: how many of how many BatchNormalization layers were folded.
-        fold: the fold and its verification; None where it did not come to that.
-        export: the exports and their verifications; None likewise, or where none was asked for.
+        folded: how many BatchNormalization layers were folded, and of how many; None where it did
+            not come to that.
+        verification: that of the fold.
+        exports: what became of each export, with its verification.
         products: the models in DIR.
         labels_problem: why an array y beside the data was not taken for labels.
     """
@@ -152,8 +155,9 @@ class PrepareReport(Report):
     findings: tuple[Finding, ...] = ()
     asked_for: tuple[Finding, ...] = ()
     recalibration: RecalibrationReport | None = None
-    fold: FoldReport | None = None
-    export: ExportReport | None = None
+    folded: tuple[int, int] | None = None
+    verification: Verification | None = None
+    exports: tuple[TargetReport, ...] = ()
     products: tuple[Product, ...] = ()
     labels_problem: str | None = None
 
@@ -166,23 +170,10 @@ class PrepareReport(Report):
         """Whether DIR was written."""
         return self.written
 
-    @property
-    def folded(self) -> Mapping[str, int] | None:
-        """How many layers were folded, of how many."""
-        if self.fold is None:
-            return None
-        return {"layers": len(self.fold.plan.folds), "of": len(self.fold.plan.decisions)}
-
-    @property
-    def verification(self) -> Any:
-        """The verification of the fold."""
-        return None if self.fold is None else self.fold.verification
-
-    @property
-    def exports(self) -> list[Any]:
-        """The exports as their report has them."""
-        every = () if self.export is None else self.export.targets
-        return [{**one.to_dict(), "target": one.target.name} for one in every]
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
+        folded = self.folded and dict(zip(("layers", "of"), self.folded, strict=True))
+        return {**super().to_dict(), "folded": folded}
 
 
 Write: TypeAlias = Callable[[PrepareReport, Inspection, Path], None]
@@ -231,25 +222,29 @@ def prepare_model(
         return report
 
 
+@dataclass
 class _Job:
-    """One preparation on its way, in a folder that may become DIR."""
+    """One preparation on its way: in `folder`, which may become DIR, and in `work`, which goes."""
 
-    def __init__(
-        self,
-        source: Path,
-        folder: Path,
-        work: Path,
-        wanted: Wanted,
-        settings: Settings,
-        report: Callable[[str], None],
-    ) -> None:
-        self.source, self.folder, self.work, self.wanted = source, folder, work, wanted
-        self.report = report
-        run = None
-        if wanted.data is not None:
-            run = DataRun(wanted.data, None, wanted.proof.loading, report)
-        self.run_of_data = run
-        self.settings = replace(settings, run=run, keras=wanted.keras or settings.keras)
+    source: Path
+    folder: Path
+    work: Path
+    wanted: Wanted
+    settings: Settings
+    report: Callable[[str], None]
+    inspection: Inspection = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Have the gate look at the data too."""
+        keras = self.wanted.keras or self.settings.keras
+        self.settings = replace(self.settings, run=self.run_of_data, keras=keras)
+
+    @functools.cached_property
+    def run_of_data(self) -> DataRun | None:
+        """How models are run over the user's data; None without any."""
+        if self.wanted.data is None:
+            return None
+        return DataRun(self.wanted.data, None, self.wanted.proof.loading, self.report)
 
     def run(self, sha256: Sequence[str]) -> PrepareReport:
         """All steps, until one of them finds a reason not to go on."""
@@ -313,17 +308,18 @@ class _Job:
         }
         self.report("folding")
         fold = fold_file(subject, folded, proof=wanted.proof, **common)
-        report = replace(report, fold=fold)
+        counts = len(fold.plan.folds), len(fold.plan.decisions)
+        report = replace(report, folded=counts, verification=fold.verification)
         if not fold.written:
-            found = () if fold.verification is None else fold.verification.differences
-            return replace(report, refused=tuple(found) or ("the fold could not be verified",))
-        export = None
+            proof = fold.verification
+            found = () if proof is None else (*proof.differences, *proof.refused)
+            return replace(report, refused=found or ("the fold was not verified",))
         if wanted.to:
             names, precisions = zip(*(_FILES[one] for one in wanted.to), strict=True)
             lite = [
                 one for one, name in zip(precisions, names, strict=True) if name.endswith("tflite")
             ]
-            export = export_file(
+            exported = export_file(
                 subject,
                 [self.folder / one for one in names],
                 precision=lite,
@@ -331,8 +327,9 @@ class _Job:
                 running=wanted.proof,
                 **common,
             )
-            report = replace(report, export=export)
-        products = [self._of_fold(folded, fold), *self._of_export(export)]
+            named = (replace(one, target=Path(one.target.name)) for one in exported.targets)
+            report = replace(report, exports=tuple(named))
+        products = [self._of_fold(folded, fold.verification), *map(self._exported, report.exports)]
         scores, problem = self._scores([one.name for one in products])
         products = [
             replace(one, scores=found, refused=(*one.refused, *_worse(found)))
@@ -346,8 +343,7 @@ class _Job:
             labels_problem=problem,
         )
 
-    def _of_fold(self, path: Path, fold: FoldReport) -> Product:
-        found = fold.verification
+    def _of_fold(self, path: Path, found: Verification | None) -> Product:
         if found is None:
             return _product(path, "keras", "float32")
         product = _product(path, "keras", "float32", found.verdict.value, found.max_excess)
@@ -355,19 +351,16 @@ class _Job:
             return product
         return replace(product, refused=found.refused or (f"the fold is {product.verdict}",))
 
-    def _of_export(self, export: ExportReport | None) -> Iterator[Product]:
-        for one in () if export is None else export.targets:
-            yield self._exported(one)
-
     def _exported(self, one: TargetReport) -> Product:
+        path = self.folder / one.target
         if one.check is None:
-            return _product(one.target, one.format, one.precision)
+            return _product(path, one.format, one.precision)
         found = held_to(one.check, self.wanted.proof.bounds)
         refused = list(found.refused)
         if not one.check.accepted(strict=self.wanted.proof.strict):
             refused += one.check.differences or [f"its verification is {one.check.verdict.value}"]
         verdict, excess = one.check.verdict.value, one.check.max_excess
-        product = _product(one.target, one.format, one.precision, verdict, excess)
+        product = _product(path, one.format, one.precision, verdict, excess)
         return replace(product, refused=tuple(refused))
 
     # --- labels ----------------------------------------------------------------------------------

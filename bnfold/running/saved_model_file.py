@@ -7,6 +7,7 @@ such files.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -50,11 +51,25 @@ def write_saved_model(
             shutil.rmtree(path, ignore_errors=True)
             inputs = numbered
             _save(loaded, path, inputs, outputs)
+    with one_line_on_failure("TensorFlow wrote an invalid fingerprint: "):
+        _settle_fingerprint(path / "fingerprint.pb")
     if metadata is not None:
         place = path.joinpath(*_RECORD)
         place.parent.mkdir(exist_ok=True)
         place.write_text(json.dumps(metadata, indent=2) + "\n")
     return inputs
+
+
+def _settle_fingerprint(path: Path) -> None:
+    """Put what the content gives in place of the random number, so that the same is the same."""
+    if not path.exists():
+        return  # older versions of TensorFlow write none
+    proto = importlib.import_module("tensorflow.core.protobuf.fingerprint_pb2").FingerprintDef()
+    proto.ParseFromString(path.read_bytes())
+    proto.uuid = ""
+    digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).digest()
+    proto.uuid = str(int.from_bytes(digest[:16], "big"))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _save(loaded: LoadedModel, path: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:

@@ -4,7 +4,7 @@ Whatever comes from a file is put in by Jinja with autoescape on, after its cont
 made visible, and only as text or as a quoted `title` or `aria-label`; links and ids are numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
+from bnfold.jobs.prepare import PrepareReport
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 from bnfold.reports.html import page, plots, profile, strips, wires
 from bnfold.reports.html import verification as verified
-from bnfold.reports.terminal import plural
+from bnfold.reports.terminal import plural, size
 from bnfold.reports.text import inspect
-from bnfold.verification.result import Verification
+from bnfold.verification.result import Fidelity, Verification
 from bnfold.version import __version__
 
 
@@ -48,6 +49,26 @@ def verification(
     return template.render(page=verified.Page(result, original, other, strict))
 
 
+def prepared(report: PrepareReport, inspection: Inspection) -> str:
+    """The report on a preparation, and on the model that was prepared, as an HTML file in UTF-8."""
+    codes = dict.fromkeys(one.code for one in report.asked_for)
+    template = _environment().get_template("prepared.html.j2")
+    return template.render(
+        report=report,
+        done=report.recalibration,
+        codes=list(codes),
+        figures=list(_figures(report)),
+        page=page.model_page(inspection, 1),
+    )
+
+
+def _figures(report: PrepareReport) -> Iterator[tuple[str, Fidelity]]:
+    """The figures of every output, with the name of the file that they are of."""
+    proofs = [report.verification, *(one.check for one in report.exports)]
+    for product, proof in zip(report.products, proofs, strict=True):
+        yield from ((product.name, one) for one in (() if proof is None else proof.fidelity))
+
+
 @cache
 def _environment() -> Environment:
     found = Environment(
@@ -58,7 +79,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"show": show, "plural": plural}
+    found.filters |= {"show": show, "plural": plural, "size": size}
     found.globals |= {
         "version": __version__,
         "containers": inspect.CONTAINERS,

@@ -45,7 +45,7 @@ def _done(report: PrepareReport) -> Iterator[RenderableType]:
         yield Text(f"recalibrated {count} {layers} on {done.samples} samples{asked}")
         yield from (terminal.indented(one.sentence, "dim") for one in done.scores)
     if report.folded is not None:
-        count, total = report.folded["layers"], report.folded["of"]
+        count, total = report.folded
         yield Text(f"folded {count} of {total} BatchNormalization layers")
 
 

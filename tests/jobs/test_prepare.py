@@ -1,0 +1,189 @@
+"""One command from a trained model to what is deployed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from support import keras, randomize
+
+import bnfold
+from bnfold.cli import main
+from bnfold.errors import SettingsError
+from bnfold.reports.schema import schema
+
+L = keras.layers
+REPORTS = {"report.html", "report.json", "report.sarif"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model whose statistics are far from those of its data, and samples with labels."""
+    path = tmp_path_factory.mktemp("prepare")
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 240)
+    x = (random.normal(size=(240, 6)) + 2.0 * np.eye(6)[labels]).astype("float32")
+    keras.utils.set_random_seed(1)
+    layers = [L.Dense(12, name="wide"), L.BatchNormalization(name="bn"), L.ReLU()]
+    model = keras.Sequential([keras.Input((6,), name="x"), *layers, L.Dense(3, name="kind")])
+    model.layers[-1].activation = keras.activations.softmax
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(0.05), loss)
+    model.fit(x, labels, epochs=12, verbose=0, batch_size=40)
+    bn = model.get_layer("bn")
+    bn.moving_mean.assign(np.full(12, 3.0))
+    bn.moving_variance.assign(np.full(12, 0.01))
+    model.save(path / "model.keras")
+    np.savez(path / "data.npz", x=x, y=labels)
+    return path
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(main, ["prepare", *map(str, words)])
+
+
+def report(result: Result) -> Any:
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    jsonschema.validate(found, schema("prepare"))
+    return found
+
+
+def test_all_of_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deploy"
+    words = [folder / "model.keras", out, "--data", folder / "data.npz", "--recalibrate", "auto"]
+    to = ["onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model"]
+    given = [word for one in to for word in ("--to", one)]
+    result = command(*words, *given, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    found = report(result)
+    assert {one["code"] for one in found["asked_for"]} & {"BN103", "BN110", "BN501"}
+    assert found["folded"] == {"layers": 1, "of": 1}
+    models = {
+        *("model.keras", "model.onnx", "model.tflite", "model_float16.tflite"),
+        *("model_int8.tflite", "model.savedmodel"),
+    }
+    assert {one.name for one in out.iterdir()} == models | REPORTS
+    verdicts = {one["name"]: one["verdict"] for one in found["products"]}
+    assert verdicts.keys() == models
+    assert verdicts["model.onnx"] == verdicts["model.savedmodel"] == "equivalent"
+    assert verdicts["model_int8.tflite"] == verdicts["model_float16.tflite"] == "approximate"
+    for one in found["products"]:
+        (score,) = one["scores"]
+        assert score["after"] > score["before"] + 0.2, one["name"]
+    assert json.loads((out / "report.json").read_text()) == found
+    page = (out / "report.html").read_text("utf-8")
+    assert all(name in page for name in models)
+    assert "script" not in page
+
+
+def test_the_same_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    """In the formats that allow it, of which a SavedModel is one."""
+    options = ("--to", "onnx", "--to", "tflite", "--to", "saved_model")
+    held = []
+    for _ in range(2):
+        result = command(folder / "model.keras", tmp_path / "out", *options, "--force")
+        assert result.exit_code == 0, result.output
+        every = sorted(one for one in (tmp_path / "out").rglob("*") if one.is_file())
+        held.append({one.name: one.read_bytes() for one in every})
+    different = [name for name in held[0] if held[0][name] != held[1][name]]
+    assert different == []
+
+
+def test_a_finding_stops_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = (folder / "model.keras", out, "--data", folder / "data.npz", "--fail-on", "warning")
+    result = command(*words)
+    assert result.exit_code == 1
+    assert "was not written" in result.stdout
+    assert not out.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_that_is_not_met_stops_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = command(folder / "model.keras", out, "--min-sqnr", 500)
+    assert result.exit_code == 1
+    assert "SQNR" in result.stdout
+    assert not out.exists()
+
+
+def test_a_model_that_fits_worse_stops_it(folder: Path, tmp_path: Path) -> None:
+    """Here the statistics are what the labels were made with, and the data are others."""
+    model = keras.models.load_model(folder / "model.keras")
+    random = np.random.default_rng(3)
+    x = random.normal(size=(240, 6)).astype("float32")
+    labels = model.predict(x, verbose=0).argmax(-1)
+    np.savez(tmp_path / "data.npz", x=x, y=labels)
+    words = (folder / "model.keras", tmp_path / "out", "--data", tmp_path / "data.npz")
+    result = command(*words, "--recalibrate", "always", "--fail-on", "never")
+    assert result.exit_code == 1
+    assert "make the model worse" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_settings_stand_in_a_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.bnfold.prepare]\nto = ["tflite:float16"]\nmax-changed = "5%"\nfail-on = "never"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert command(folder / "model.keras", "out").exit_code == 0
+    assert {one.name for one in Path("out").iterdir()} == {
+        "model.keras",
+        "model_float16.tflite",
+        *REPORTS,
+    }
+    result = command(folder / "model.keras", "out", "--force", "--to", "onnx")
+    assert result.exit_code == 0
+    assert Path("out/model.onnx").exists()  # what is said on the command line wins
+    for wrong, says in (
+        ('to = ["onx"]', "must be onnx"),
+        ("max-changed = 1.5", "whole number"),
+        ("too = []", "unknown key; did you mean to?"),
+    ):
+        Path("pyproject.toml").write_text(f"[tool.bnfold.prepare]\n{wrong}\n")
+        result = command(folder / "model.keras", "other")
+        assert (result.exit_code, says in result.stderr) == (2, True), result.stderr
+
+
+def test_what_is_in_the_way_stays(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("all of it")
+    for words in ((other,), (other, "--force")):
+        result = command(folder / "model.keras", *words)
+        assert result.exit_code == 2
+        assert (other / "thesis.txt").read_text() == "all of it"
+
+
+def test_what_needs_data_says_so(folder: Path, tmp_path: Path) -> None:
+    for words in (("--to", "tflite:int8"), ("--recalibrate", "auto")):
+        result = command(folder / "model.keras", tmp_path / "out", *words)
+        assert result.exit_code == 2
+        assert "needs data" in result.stderr
+
+
+def test_from_python(folder: Path, tmp_path: Path) -> None:
+    model = randomize(keras.models.load_model(folder / "model.keras"))
+    found = bnfold.prepare(model, tmp_path / "out", in_process=True, fail_on=None)
+    assert found
+    assert [one.name for one in found.products] == ["model.keras", "model.onnx"]
+    with pytest.raises(SettingsError, match="there is no 'onx'"):
+        bnfold.prepare(model, tmp_path / "other", to=["onx"])
+
+
+def test_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
+    found = bnfold.prepare(
+        folder / "model.keras",
+        tmp_path / "out",
+        data=folder / "data.npz",
+        recalibrate="always",
+        in_process=False,
+    )
+    assert found.recalibration is not None
+    assert found.written
+    assert found.products[0].scores[0].after > 0.8
