@@ -41,10 +41,10 @@ class SavedModel(Deployed):
 
     def start(self, *, optimised: bool = True) -> Call:
         """Load it into TensorFlow. Raises CannotRunError."""
-        function = self._function()
+        loaded, function = self._loaded()
         names = [one.name for one in self.inputs]
         taken = [one.name for one in self.outputs]
-        return functools.partial(_run, function, names, taken)
+        return functools.partial(_run, loaded, function, names, taken)
 
     def inner(self) -> Sequence[Inner]:
         """What its operations make, once what they call is written in place of the calls."""
@@ -70,20 +70,21 @@ class SavedModel(Deployed):
             )
         return functools.partial(_run_flat, shown)
 
-    def _function(self) -> Any:
+    def _loaded(self) -> tuple[Any, Any]:
+        """The whole, whose variables go when it goes, and the function of the signature."""
         tensorflow = imported("tensorflow")
         with one_line_on_failure("TensorFlow cannot load it: "):
             loaded = tensorflow.saved_model.load(str(self.path))
-            function = loaded.signatures[self.signature]
-            function._bnfold_owner = loaded  # whose variables go when it goes
-            return function
+            return loaded, loaded.signatures[self.signature]
 
     def _frozen(self) -> Any:
-        function = self._function()
+        _, function = loaded = self._loaded()
         name = "tensorflow.python.framework.convert_to_constants"
         with one_line_on_failure("TensorFlow cannot take it apart: "):
             freeze = importlib.import_module(name).convert_variables_to_constants_v2
-            return freeze(function)
+            frozen = freeze(function)
+            del loaded  # its variables are constants now
+            return frozen
 
 
 def _placeholder(fed: dict[str, Any], name: str) -> str:
@@ -91,7 +92,7 @@ def _placeholder(fed: dict[str, Any], name: str) -> str:
 
 
 def _run(
-    function: Any, names: Sequence[str], taken: Sequence[str], inputs: Sequence[Array]
+    _: Any, function: Any, names: Sequence[str], taken: Sequence[str], inputs: Sequence[Array]
 ) -> list[Array]:
     tensorflow = importlib.import_module("tensorflow")
     with one_line_on_failure("TensorFlow cannot run it: "):
