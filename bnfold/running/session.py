@@ -51,6 +51,7 @@ class Opening:
         link.running(self._names)
         if not libraries.is_loaded():
             report("loading TensorFlow")
+            link.starting()
         libraries.start(threads, for_models_alone=not self.loading.imports)
 
     def load(self, report: Report) -> list[LoadedModel]:

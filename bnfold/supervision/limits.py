@@ -15,6 +15,8 @@ SECONDS_PER_LAYER, MEMORY_PER_LAYER = 0.01, 48 << 10
 """On top of that, once its layers are counted: the smallest layer takes 2 ms and 20 KiB."""
 LOADING_FACTOR = 10
 """Keras may take so many times as long to load a file as bnfold may take to read it."""
+STARTING_SECONDS = 300.0
+"""For importing TensorFlow, which takes seconds; with little memory it may try for ever."""
 RUNNING_SECONDS = 3600.0
 RUNNING_SHARE = 0.75
 """For running models, of the machine's memory, or of what its container may have."""

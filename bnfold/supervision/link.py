@@ -128,6 +128,13 @@ def running(files: Mapping[Path, str]) -> None:
     _name_files(files)
 
 
+def starting() -> None:
+    """TensorFlow is imported from now on, until the next stage."""
+    _link.is_narrow = True
+    _within(limits.STARTING_SECONDS)
+    _remember(limits.running_memory())
+
+
 def loading(files: Mapping[Path, str]) -> None:
     """Keras loads these files from now on, each with its name for messages."""
     running(files)

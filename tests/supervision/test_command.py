@@ -137,10 +137,11 @@ def test_the_report_has_a_limit_of_its_own() -> None:
     assert "took more than 1 s while making the report" in error
 
 
-def test_each_stage_that_runs_models_is_named() -> None:
+def test_tensorflow_may_not_start_for_ever() -> None:
+    """Its BLAS does, with little memory: it asks again and again, in C code."""
     before = (
-        f"{INSTALLED}limits.RUNNING_SECONDS = 1\n"
-        "patch('bnfold.running.libraries', 'start', lambda *_: does(_))"
+        f"{INSTALLED}limits.STARTING_SECONDS = 1\n"
+        "patch('bnfold.running.libraries', 'start', lambda *_, **__: does(_))"
     )
     other = MODEL.with_suffix(".h5")
     _, _, error = ended(started("verify", MODEL, other, does=SPIN, before=before))
@@ -153,7 +154,7 @@ def test_each_stage_that_runs_models_is_named() -> None:
 def test_keras_may_not_load_for_ever_either() -> None:
     before = (
         f"{INSTALLED}limits.LOADING_FACTOR = 0.05\n"
-        "patch('bnfold.running.libraries', 'start', lambda *_: None)\n"
+        "patch('bnfold.running.libraries', 'start', lambda *_, **__: None)\n"
         "patch('bnfold.running.loading', 'load_all', lambda *_: does(_))"
     )
     _, _, error = ended(started("verify", MODEL, MODEL, does=SPIN, before=before))
@@ -161,7 +162,7 @@ def test_keras_may_not_load_for_ever_either() -> None:
 
 
 LOADING = (
-    "patch('bnfold.running.libraries', 'start', lambda *_: None)\n"
+    "patch('bnfold.running.libraries', 'start', lambda *_, **__: None)\n"
     "patch('bnfold.running.loading', 'load_all', lambda *_: does(_))"
 )
 """What a custom layer does in the middle of a command that runs models."""
