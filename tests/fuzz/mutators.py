@@ -177,7 +177,10 @@ def other_settings(parts: Parts, choose: Choose) -> Parts:
 def less_told(parts: Parts, choose: Choose) -> Parts:
     """A setting is left to its default, or what Keras does not read is gone."""
     config = copy.deepcopy(parts.config)
-    entry = choose.choice(_entries(config))
+    entries = list(_entries(config))
+    if not entries:  # another mutation took them all
+        return parts
+    entry = choose.choice(entries)
     holder = choose.choice((entry, entry["config"]))
     unread = ("build_config", "registered_name", "compile_config", "dtype", "trainable", "momentum")
     there = [
