@@ -134,7 +134,8 @@ _STATES = {
 
 
 def _leftover(one: Leftover) -> str:
-    nodes = f" as {' and '.join(one.nodes)}" if one.nodes else ""
+    kinds = dict.fromkeys(one.nodes)  # each once, of a layer that is called several times
+    nodes = f" as {' and '.join(kinds)}" if kinds else ""
     return f"{printable(one.name)}{nodes}"
 
 

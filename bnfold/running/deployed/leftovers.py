@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +29,7 @@ from bnfold.running import keras_graph
 from bnfold.running.deployed.litert import interpreter_module
 from bnfold.running.libraries import imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
+from bnfold.supervision import link
 
 
 class State(StrEnum):
@@ -196,9 +196,9 @@ def in_onnx(model: Path | bytes, loaded: LoadedModel) -> tuple[Leftover, ...]:
     Raises CannotRunError.
     """
     onnx, onnxruntime = imported("onnx"), imported("onnxruntime")
-    with one_line_on_failure(), tempfile.TemporaryDirectory() as folder:
+    with one_line_on_failure(), link.temporary_folder() as folder:
         content = model if isinstance(model, bytes) else model.read_bytes()
-        optimised = Path(folder) / "optimised.onnx"
+        optimised = folder / "optimised.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = str(optimised)
