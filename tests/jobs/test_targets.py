@@ -12,6 +12,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from click.testing import CliRunner, Result
 from support import chain, keras, outputs, randomize
+from tensorflow.core.protobuf import fingerprint_pb2
 
 import bnfold
 from bnfold.cli import main
@@ -188,6 +189,19 @@ def test_litert_files_have_the_same_bytes_each_time(source: Path, tmp_path: Path
     for name in ("one.tflite", "two.tflite"):
         bnfold.export(source, tmp_path / name, verify=False, in_process=True)
     assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
+
+
+def test_a_fingerprint_tells_what_is_in_a_saved_model(
+    made: tuple[Path, ExportReport, int], tmp_path: Path
+) -> None:
+    """TensorFlow names each one at random, so that the same model would be another folder."""
+    place = tmp_path / "fingerprint.pb"
+    written = (made[0] / "serving" / "fingerprint.pb").read_bytes()
+    found = fingerprint_pb2.FingerprintDef.FromString(written)
+    found.uuid = "1234"
+    place.write_bytes(found.SerializeToString())
+    saved_model_file._settle_fingerprint(place)
+    assert place.read_bytes() == written
 
 
 # --- what is wrong is refused ---
