@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bnfold.running import keras_graph, onnx_runner, requirements
+from bnfold.running import keras_graph, onnx_runner
 from bnfold.running.arrays import Array
 from bnfold.running.deployed import leftovers
 from bnfold.running.deployed.leftovers import Leftover
+from bnfold.running.deployed.litert import available_threads, interpreter_module
 from bnfold.running.keras_runner import run
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
@@ -164,7 +164,7 @@ class _OnnxStart:
 
 
 def _litert(loaded: LoadedModel, threads: int | None) -> Start:
-    return _LiteRTStart(loaded, threads, _interpreter(), _function(loaded))
+    return _LiteRTStart(loaded, threads, interpreter_module().Interpreter, _function(loaded))
 
 
 @dataclass
@@ -185,28 +185,10 @@ class _LiteRTStart:
             self.content = _converted(self.loaded, self.function, inputs)
             self.shape = shape
         interpreter = self.interpreter(
-            model_content=self.content, num_threads=self.threads or _available_threads()
+            model_content=self.content, num_threads=self.threads or available_threads()
         )
         interpreter.allocate_tensors()
         return _invocation(interpreter, inputs)
-
-
-def _interpreter() -> Any:
-    """The interpreter of ai_edge_litert or, where that is not installed, of TensorFlow."""
-    problem = requirements.lacking([requirements.look("ai_edge_litert")])
-    if problem is None:
-        return imported("ai_edge_litert.interpreter").Interpreter
-    lite = getattr(importlib.import_module("tensorflow"), "lite", None)
-    found = getattr(lite, "Interpreter", None)
-    if found is None:
-        raise CannotRunError(problem)
-    return found
-
-
-def _available_threads() -> int:
-    """The processors that this process may use; LiteRT by itself takes only one."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _converted(loaded: LoadedModel, function: Any, inputs: Sequence[Array]) -> bytes:

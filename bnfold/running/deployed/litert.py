@@ -21,7 +21,7 @@ from bnfold.model.container.guard import printable
 from bnfold.running import requirements
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits
-from bnfold.running.deployed.onnx import position, scopes
+from bnfold.running.deployed.names import position, scopes
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 
 _CUSTOM = 32  # the code of an operation that is nobody's but its author's

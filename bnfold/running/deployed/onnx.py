@@ -22,6 +22,7 @@ from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container.guard import printable
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits
+from bnfold.running.deployed.names import position, scopes
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft"}
@@ -33,7 +34,6 @@ _DYNAMIC = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFl
 """Operations that quantize values by the range that these have."""
 _WEIGHTS_ALONE = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 _PASSING = {"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
-_PART = re.compile(r"[^/;:]+")
 
 
 @dataclass(frozen=True)
@@ -130,15 +130,6 @@ def read(path: Path) -> OnnxFile:
     )
 
 
-def scopes(name: str) -> tuple[str, ...]:
-    """The scopes in the name of a tensor: "net/conv_1/BiasAdd:0" is made in conv_1 of net.
-
-    Of several names, as LiteRT writes them, the first one is that of what makes it.
-    """
-    first = next(filter(None, name.split(";")), "")
-    return tuple(_PART.findall(first.partition(":")[0]))
-
-
 def _graphs(proto: Any) -> Iterator[Any]:
     """The graph, those of its branches and loops, and the bodies of its functions."""
     pending = [proto.graph, *proto.functions]
@@ -217,18 +208,6 @@ def _quantized_at(graph: Any, name: str) -> tuple[float, float] | None:
     scale, zero_point = _scale_of(graph, reader)
     zero = next((one for one in graph.initializer if one.name in reader.input[2:3]), None)
     return limits("uint8" if zero is None else _dtype(zero.data_type), scale, zero_point)
-
-
-def position(name: str) -> int | None:
-    """The place that a made-up name gives a tensor among all: `output_3`, `Identity_3:0`."""
-    found = re.fullmatch(
-        r"(?:serving_default_)?(?:output|input|args|inputs|outputs|Identity"
-        r"|(?:Stateful)?PartitionedCall)(?:_(\d+))?(?::(\d+))?",
-        name,
-    )
-    if found is None:
-        return None
-    return int(found[2] or 0) if "Partitioned" in name else int(found[1] or 0)
 
 
 def _scale_of(graph: Any, node: Any) -> tuple[float | None, int]:

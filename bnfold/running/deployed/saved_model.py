@@ -20,7 +20,7 @@ from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container.guard import printable
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision
-from bnfold.running.deployed.onnx import position, scopes
+from bnfold.running.deployed.names import position, scopes
 from bnfold.running.deployed.pure_operations import PURE
 from bnfold.running.libraries import imported, one_line_on_failure
 
