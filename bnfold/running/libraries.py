@@ -123,6 +123,8 @@ def start(threads: int | None = None, *, for_models_alone: bool = False) -> None
     try:
         with _hidden(unused):
             tensorflow, keras = imported("tensorflow"), imported("keras")
+    except MemoryError:
+        raise  # which is said as such, and is nothing that another version would mend
     except Exception as error:  # what does not fit together may raise anything
         raise VerificationImpossibleError(
             f"TensorFlow with Keras 3 cannot be imported: {one_line(error)}; 'bnfold doctor' says"

@@ -200,3 +200,14 @@ def test_an_export_has_the_rank_of_the_file(old: Path, tmp_path: Path) -> None:
     found = bnfold.export(old / "old.h5", tmp_path / "out.onnx")
     assert [port.shape for port in found.inputs] == [(None, 10)]
     assert found.inputs[0].name.endswith("_input")
+
+
+def test_a_lack_of_memory_is_not_a_wrong_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed has nothing to do with it."""
+
+    def imported(_: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(libraries, "imported", imported)
+    with pytest.raises(MemoryError):
+        libraries.start()
