@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from bnfold.jobs.fold import fold_file
 from bnfold.jobs.gate import check, fails
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.recalibrate import RecalibrationReport, recalibrate_file
-from bnfold.jobs.settings import Settings
+from bnfold.jobs.settings import RECALIBRATIONS, TARGETS, Settings
 from bnfold.jobs.staging import FOLDER_SUFFIX, Staging, check_target
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import files_in, printable
@@ -42,21 +42,17 @@ from bnfold.supervision import link
 from bnfold.verification import Verification
 from bnfold.verification.bounds import held_to
 
-Recalibration: TypeAlias = Literal["never", "auto", "always"]
-RECALIBRATIONS: tuple[Recalibration, ...] = get_args(Recalibration)
-
 STALE = ("BN103", "BN110", "BN501")
 """The findings that new statistics mend: `auto` recalibrates where there is one."""
 
-_FILES: dict[str, tuple[str, str]] = {
+FILES: dict[str, tuple[str, str]] = {
     "onnx": ("model.onnx", "float32"),
     "tflite": ("model.tflite", "float32"),
     "tflite:float16": ("model_float16.tflite", "float16"),
     "tflite:int8": ("model_int8.tflite", "int8"),
     "saved_model": (f"model{FOLDER_SUFFIX}", "float32"),
 }
-TARGETS = tuple(_FILES)
-"""What a model can be exported to: a format, and its precision after a colon."""
+"""What each of the targets is called in DIR, and its precision."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +311,7 @@ class _Job:
             found = () if proof is None else (*proof.differences, *proof.refused)
             return replace(report, refused=found or ("the fold was not verified",))
         if wanted.to:
-            names, precisions = zip(*(_FILES[one] for one in wanted.to), strict=True)
+            names, precisions = zip(*(FILES[one] for one in wanted.to), strict=True)
             lite = [
                 one for one, name in zip(precisions, names, strict=True) if name.endswith("tflite")
             ]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FILE_NAME = "pyproject.toml"
 NEVER = "never"
 FAIL_ON = (*(severity.value for severity in Severity), NEVER)
+TARGETS = ("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model")
+"""What `prepare` can export to: a format, and its precision after a colon."""
+RECALIBRATIONS = ("never", "auto", "always")
 
 _TABLE = "tool.bnfold"
 _MOST_BYTES = 4 << 20
@@ -286,10 +289,10 @@ def _prepare(key: str, value: Any) -> dict[str, Any]:
 
 
 _PREPARE_KEYS: dict[str, tuple[str, _Reader]] = {
-    "to": ("to", _some_of(("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model"))),
+    "to": ("to", _some_of(TARGETS)),
     "data": ("data", _text),
     "labels": ("labels", _text),
-    "recalibrate": ("recalibrate", _one_of(("never", "auto", "always"))),
+    "recalibrate": ("recalibrate", _one_of(RECALIBRATIONS)),
     "fail-on": ("fail_on", _one_of(FAIL_ON)),
     "keep": ("keep", _texts),
     "keras": ("keras", _keras),

@@ -12,7 +12,9 @@ from support import keras, randomize
 
 import bnfold
 from bnfold.cli import main
+from bnfold.cli.prepare import prepare as cli_prepare
 from bnfold.errors import SettingsError
+from bnfold.jobs import prepare, settings
 from bnfold.reports.schema import schema
 
 L = keras.layers
@@ -165,6 +167,12 @@ def test_what_needs_data_says_so(folder: Path, tmp_path: Path) -> None:
         result = command(folder / "model.keras", tmp_path / "out", *words)
         assert result.exit_code == 2
         assert "needs data" in result.stderr
+
+
+def test_the_words_of_the_options_are_the_same_everywhere() -> None:
+    parameters = {one.name: one for one in cli_prepare.params}
+    assert tuple(parameters["to"].type.choices) == settings.TARGETS == tuple(prepare.FILES)
+    assert tuple(parameters["recalibrate"].type.choices) == settings.RECALIBRATIONS
 
 
 def test_from_python(folder: Path, tmp_path: Path) -> None:
