@@ -533,6 +533,7 @@ def prepare(
     to: Sequence[str] = ("onnx",),
     data: Data | None = None,
     labels: Data | None = None,
+    test_data: Data | None = None,
     recalibrate: Literal["never", "auto", "always"] = "never",
     fail_on: FailOn | None = "error",
     keep: Sequence[str] = (),
@@ -564,6 +565,7 @@ def prepare(
         data: samples, as for `inspect`: for rules on data, calibration and verification.
         labels: what the outputs should be, as for `recalibrate`; without them an array y beside the
             data is taken.
+        test_data: other samples for the scores, with an array y or with `labels`.
         recalibrate: whether the moving statistics are estimated again from `data`: "auto" where
             BN103, BN110 or BN501 are found.
         fail_on: the severity from which on a finding stops it; None for never.
@@ -605,6 +607,7 @@ def prepare(
         to=to,
         data=user_data.given(data),
         labels=user_data.given(labels),
+        test_data=user_data.given(test_data),
         recalibrate=recalibrate,
         proof=Proof(
             loading,

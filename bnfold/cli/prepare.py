@@ -52,6 +52,12 @@ _OWN = (
         help="What the outputs should be: score MODEL and everything that is made of it.  "
         "[default: the array y in --data, if there is one]",
     ),
+    click.option(
+        "--test-data",
+        type=SAMPLES,
+        metavar="FILE",
+        help="Other samples for the scores, with an array y or with --labels.  [default: --data]",
+    ),
     click.option("--opset", type=int, metavar="N", help="Version of the ONNX operator set."),
     click.option(
         "--fail-on",
@@ -118,7 +124,16 @@ def prepare(
         settings = replace(settings, fail_on=severity(fail_on))
     own = {
         name: chosen.pop(name)
-        for name in ("to", "labels", "recalibrate", "keep", "keras", "inference", "opset")
+        for name in (
+            "to",
+            "labels",
+            "test_data",
+            "recalibrate",
+            "keep",
+            "keras",
+            "inference",
+            "opset",
+        )
     }
     own["to"] = own["to"] or ("onnx",)
     wanted = Wanted(data=chosen["data"], proof=options.proof(**chosen), **own)

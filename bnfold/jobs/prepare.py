@@ -63,6 +63,7 @@ class Wanted:
         to: some of `TARGETS`; the folded Keras model is always made.
         data: the user's samples; None to run random ones.
         labels: what the outputs should be; None for the array y beside the data, if there is one.
+        test_data: other samples for the scores, with an array y or with `labels`; None for `data`.
         recalibrate: whether the moving statistics are estimated again from the data.
         proof: how all is verified; its samples are those of `data`.
         keep: patterns of layers to leave alone.
@@ -74,6 +75,7 @@ class Wanted:
     to: Sequence[str] = ("onnx",)
     data: Source | None = None
     labels: Source | None = None
+    test_data: Source | None = None
     recalibrate: str = "never"
     proof: Proof = field(default_factory=Proof)
     keep: Sequence[str] = ()
@@ -141,7 +143,9 @@ class PrepareReport(Report):
         verification: that of the fold.
         exports: what became of each export, with its verification.
         products: the models in DIR.
-        labels_problem: why an array y beside the data was not taken for labels.
+        source_sha256: the SHA-256 of MODEL.
+        scored_on: the samples that the scores are of; None where there are no scores.
+        is_held_out: whether these are others than those that gave the statistics and ranges.
     """
 
     source: Path
@@ -155,11 +159,14 @@ class PrepareReport(Report):
     verification: Verification | None = None
     exports: tuple[TargetReport, ...] = ()
     products: tuple[Product, ...] = ()
-    labels_problem: str | None = None
+    source_sha256: str = ""
+    scored_on: str | None = None
+    is_held_out: bool = False
 
     json_keys: ClassVar = (
-        *("source", "directory", "written", "refused", "findings", "asked_for", "recalibration"),
-        *("folded", "verification", "exports", "products", "labels_problem"),
+        *("source", "source_sha256", "directory", "written", "refused", "findings", "asked_for"),
+        *("recalibration", "folded", "verification", "exports", "products", "scored_on"),
+        "is_held_out",
     )
 
     def __bool__(self) -> bool:
@@ -246,14 +253,15 @@ class _Job:
         """All steps, until one of them finds a reason not to go on."""
         self.report("inspecting the model")
         self.inspection = self._inspected(self.source, sha256)
-        report = PrepareReport(self.source, self.folder, written=False)
+        digest = _digest(self.source)
+        report = PrepareReport(self.source, self.folder, written=False, source_sha256=digest)
         subject = self.source
         asked = self._asked_for()
         if self.run_of_data is not None and (asked or self.wanted.recalibrate == "always"):
             self.report("recalibrating")
             subject = self.work / self.source.name
             done = recalibrate_file(
-                self.source, subject, run=self.run_of_data, labels=self.wanted.labels, sha256=sha256
+                self.source, subject, run=self.run_of_data, labels=self._labels, sha256=sha256
             )
             told = replace(done, source=Path(self.source.name), target=Path(self._folded.name))
             report = replace(report, recalibration=told, asked_for=asked)
@@ -265,6 +273,11 @@ class _Job:
         if stopping := self._stopping():
             return replace(report, refused=tuple(map(_sentence, stopping)))
         return self._made(subject, report)
+
+    @property
+    def _labels(self) -> Source | None:
+        """The labels of the data; those that were given may be for other samples."""
+        return None if self.wanted.test_data is not None else self.wanted.labels
 
     @property
     def _folded(self) -> Path:
@@ -326,17 +339,19 @@ class _Job:
             named = (replace(one, target=Path(one.target.name)) for one in exported.targets)
             report = replace(report, exports=tuple(named))
         products = [self._of_fold(folded, fold.verification), *map(self._exported, report.exports)]
-        scores, problem = self._scores([one.name for one in products])
+        scores, scored_on, problem = self._scores([one.name for one in products])
         products = [
             replace(one, scores=found, refused=(*one.refused, *_worse(found)))
             for one, found in zip(products, scores, strict=True)
         ]
         refused = [f"{one.name}: {why}" for one in products for why in one.refused]
+        refused += [] if problem is None else [f"the labels cannot be used: {problem}"]
         return replace(
             report,
             products=tuple(products),
             refused=tuple(refused),
-            labels_problem=problem,
+            scored_on=scored_on,
+            is_held_out=self.wanted.test_data is not None,
         )
 
     def _of_fold(self, path: Path, found: Verification | None) -> Product:
@@ -361,19 +376,28 @@ class _Job:
 
     # --- labels ----------------------------------------------------------------------------------
 
-    def _scores(self, names: Sequence[str]) -> tuple[list[tuple[labelled.Score, ...]], str | None]:
-        """How well each product fits the labels, beside the source; and why there are none."""
+    def _scores(
+        self, names: Sequence[str]
+    ) -> tuple[list[tuple[labelled.Score, ...]], str | None, str | None]:
+        """How well each product fits the labels, beside the source, and on which samples.
+
+        Or why an array that stands beside the data cannot be taken for labels.
+        """
         nothing: list[tuple[labelled.Score, ...]] = [() for _ in names]
-        run, wanted = self.run_of_data, self.wanted
-        if run is None or not all((self.folder / one).exists() for one in names):
-            return nothing, None
-        if wanted.labels is None and labelled.beside(run.data) is None:
-            return nothing, None
+        wanted = self.wanted
+        given = wanted.data if wanted.test_data is None else wanted.test_data
+        if given is None or not all((self.folder / one).exists() for one in names):
+            return nothing, None, None
+        if wanted.labels is None and labelled.beside(given) is None:
+            if wanted.test_data is None:
+                return nothing, None, None
+            return nothing, None, "the test data have no array 'y'"
+        run = DataRun(given, None, wanted.proof.loading, self.report)
         self.report("scoring the model")
         running = observe.start(self.source, run)
-        targets, problem = self._targets(running)
+        targets, problem = self._targets(running, given)
         if not targets:
-            return nothing, problem
+            return nothing, None, problem
         before = labelled.Scorer(targets)
         observe.observe_running(running, {}, run.report, before.note)
         found = []
@@ -383,15 +407,17 @@ class _Job:
             for outputs in self._outputs(self.folder / one, running, run):
                 after.note(outputs)
             found.append(labelled.compare(before, after))
-        return found, None
+        return found, running.data.name, None
 
-    def _targets(self, running: observe.Running) -> tuple[tuple[labelled.Target, ...], str | None]:
+    def _targets(
+        self, running: observe.Running, data: Source
+    ) -> tuple[tuple[labelled.Target, ...], str | None]:
         model, samples = running.loaded.model, running.data.count
         if self.wanted.labels is not None:
             given = labelled.read(self.wanted.labels)
             return labelled.targets(given, model, samples), None
         try:
-            beside = labelled.beside(running.data.given.file or self.wanted.data or {})
+            beside = labelled.beside(data)
             return (() if beside is None else labelled.targets(beside, model, samples)), None
         except BnfoldError as error:
             return (), str(error)

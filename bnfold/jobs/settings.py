@@ -102,7 +102,7 @@ def read(path: Path) -> Settings:
     if "baseline" in found:
         found["baseline"] = root / found["baseline"]
     if "prepare" in found:
-        paths = found["prepare"].keys() & {"data", "labels"}
+        paths = found["prepare"].keys() & {"data", "labels", "test_data"}
         found["prepare"] |= {name: root / found["prepare"][name] for name in paths}
     return replace(Settings(root=root, file=path), **found)
 
@@ -292,6 +292,7 @@ _PREPARE_KEYS: dict[str, tuple[str, _Reader]] = {
     "to": ("to", _some_of(TARGETS)),
     "data": ("data", _text),
     "labels": ("labels", _text),
+    "test-data": ("test_data", _text),
     "recalibrate": ("recalibrate", _one_of(RECALIBRATIONS)),
     "fail-on": ("fail_on", _one_of(FAIL_ON)),
     "keep": ("keep", _texts),

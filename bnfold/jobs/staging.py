@@ -11,6 +11,7 @@ and group of the one that it replaces; without one, those that the umask gives.
 """
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Sequence
@@ -46,10 +47,19 @@ _EXPORTED: dict[str, Format] = {
 }
 REPORTS = ("report.html", "report.json", "report.sarif")
 """The reports in a folder that was prepared for deployment."""
+PREPARED = re.compile(r"model(?:_float16|_int8)?(?:\.(?:keras|h5|hdf5|onnx|tflite|savedmodel))?")
+"""What models in such a folder are called; with anything else in it, it is somebody's."""
+
+
+def _is_prepared(folder: Path) -> bool:
+    names = {one.name for one in folder.iterdir()}
+    return names >= set(REPORTS) and all(map(PREPARED.fullmatch, names - set(REPORTS)))
+
+
 _FOLDERS: dict[TargetKind, Callable[[Path], bool]] = {
     "keras-directory": is_model_directory,
     "saved_model": is_saved_model,
-    "prepared": lambda folder: all((folder / one).is_file() for one in REPORTS),
+    "prepared": _is_prepared,
 }
 """What is a folder, and what tells that one is of this kind."""
 _PREFIX = ".bnfold-"
@@ -101,7 +111,7 @@ _NO_SUFFIX: dict[TargetKind, str] = {
     "text": "a report or baseline cannot have a model file's suffix",
     "keras-directory": "must have no suffix, because the model it is made of is a directory",
     "saved_model": "a SavedModel is a folder, and cannot have a model file's suffix",
-    "prepared": "is a folder of models, and cannot have a model file's suffix",
+    "prepared": "what is made is a folder, whose name cannot have a model file's suffix",
 }
 
 
@@ -121,7 +131,8 @@ def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise OutputError(f"{name}: exists and is neither a file nor a directory")
     if is_own is not None and target.is_dir() and not is_own(target) and any(target.iterdir()):
-        raise OutputError(f"{name}: exists and is a directory with something else than a model")
+        what = "what 'bnfold prepare' makes" if kind == "prepared" else "a model"
+        raise OutputError(f"{name}: exists and is a directory with something else than {what}")
 
 
 def followed(target: Path) -> Path:

@@ -1,6 +1,7 @@
 """One command from a trained model to what is deployed."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,40 @@ def test_what_is_in_the_way_stays(folder: Path, tmp_path: Path) -> None:
         assert (other / "thesis.txt").read_text() == "all of it"
 
 
+def test_only_what_it_made_is_replaced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert command(folder / "model.keras", out, "--to", "onnx").exit_code == 0
+    (out / "notes.txt").write_text("mine")
+    result = command(folder / "model.keras", out, "--force")
+    assert result.exit_code == 2
+    assert "something else than what 'bnfold prepare' makes" in result.stderr
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_scores_on_other_samples(folder: Path, tmp_path: Path) -> None:
+    with np.load(folder / "data.npz") as arrays:
+        x, y = arrays["x"], arrays["y"]
+    np.savez(tmp_path / "train.npz", x=x[:160], y=y[:160])
+    np.savez(tmp_path / "test.npz", x=x[160:], y=y[160:])
+    np.savez(tmp_path / "short.npz", x=x[160:], y=y[160:170])
+    words = [folder / "model.keras", tmp_path / "out", "--data", tmp_path / "train.npz"]
+    words += ["--recalibrate", "always", "--format", "json"]
+    found = report(command(*words))
+    assert (found["scored_on"], found["is_held_out"]) == ("train.npz", False)
+    assert found["source_sha256"] == sha256((folder / "model.keras").read_bytes()).hexdigest()
+    found = report(command(*words, "--force", "--test-data", tmp_path / "test.npz"))
+    assert (found["scored_on"], found["is_held_out"]) == ("test.npz", True)
+    assert found["products"][0]["scores"][0]["samples"] == 80
+    result = command(*words, "--force", "--test-data", tmp_path / "short.npz")
+    assert result.exit_code == 1  # the gate does not open because its labels are wrong
+    assert "the labels cannot be used" in report(result)["refused"][0]
+
+
 def test_what_needs_data_says_so(folder: Path, tmp_path: Path) -> None:
     for words in (("--to", "tflite:int8"), ("--recalibrate", "auto")):
         result = command(folder / "model.keras", tmp_path / "out", *words)
         assert result.exit_code == 2
-        assert "needs data" in result.stderr
+        assert "needs --data" in result.stderr
 
 
 def test_the_words_of_the_options_are_the_same_everywhere() -> None:

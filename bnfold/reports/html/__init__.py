@@ -19,7 +19,7 @@ from bnfold.model.graph import show
 from bnfold.reports.html import page, plots, profile, strips, wires
 from bnfold.reports.html import verification as verified
 from bnfold.reports.terminal import plural, size
-from bnfold.reports.text import inspect
+from bnfold.reports.text import inspect, prepare
 from bnfold.verification.result import Fidelity, Verification
 from bnfold.version import __version__
 
@@ -57,6 +57,7 @@ def prepared(report: PrepareReport, inspection: Inspection) -> str:
         report=report,
         done=report.recalibration,
         codes=list(codes),
+        scored=prepare.scored(report),
         figures=list(_figures(report)),
         page=page.model_page(inspection, 1),
     )

@@ -18,15 +18,24 @@ def prepare(report: PrepareReport) -> RenderableType:
     parts: list[RenderableType] = [*_findings(report), *_done(report)]
     if report.products:
         parts.append(_table(report))
-    if report.labels_problem is not None:
-        why = printable(report.labels_problem)
-        parts.append(Text(f"not scored: {why}", style="yellow"))
+    if report.scored_on is not None:
+        parts.append(Text(scored(report)))
     if report.written:
         parts.append(Text(f"wrote {printable(str(report.directory))}", style="green"))
     else:
         parts.append(Text(f"{printable(str(report.directory))} was not written", style="red"))
         parts += [terminal.indented(printable(one), "red") for one in report.refused]
     return Group(*parts)
+
+
+def scored(report: PrepareReport) -> str:
+    """What the scores are of, in a sentence."""
+    on = f"scored on {printable(report.scored_on or '')}"
+    if report.is_held_out:
+        return f"{on}, which nothing else was taken from"
+    if report.recalibration is None and not any(one.precision == "int8" for one in report.products):
+        return on
+    return f"{on}, which also gave the statistics or ranges: --test-data takes other samples"
 
 
 def _findings(report: PrepareReport) -> Iterator[RenderableType]:
