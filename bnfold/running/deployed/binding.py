@@ -152,7 +152,7 @@ class Binding:
             taken = np.arange(start, start + size) % count  # the last batch is filled up
             parts.append(call([one[taken] for one in inputs]))
         columns = [list(column) for column in zip(*parts, strict=True)]
-        if any(len(one) != size for column in columns for one in column if one.ndim):
+        if any(one.shape[:1] != (size,) for column in columns for one in column):
             raise CannotRunError(f"it takes batches of {size} only, and an output has none")
         return [np.concatenate(column)[:count] for column in columns]
 

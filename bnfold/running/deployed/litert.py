@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -133,7 +133,7 @@ def read(path: Path) -> LiteRTFile:
     """Read a `.tflite` file. Raises UnreadableModelError, UnsafeModelError and CannotRunError."""
     label = printable(str(path))
     with one_line_on_failure(f"{label}: damaged: ", UnreadableModelError):
-        custom, constants, quantized_at = _parsed(path)
+        custom, constants, quantized_at, inside = _parsed(path)
     _refuse_foreign_operations(custom, label)
     interpreter = _interpreter(path, optimised=False)
     with one_line_on_failure(f"{label}: damaged: ", UnreadableModelError):
@@ -157,7 +157,7 @@ def read(path: Path) -> LiteRTFile:
             for name, one in sides[0]
         ),
         outputs=tuple(_endpoint(name, one) for name, one in sides[1]),
-        precision=_precision(details, constants),
+        precision=_precision(details, constants, inside),
         producer=None,
         notes=notes,
         signature=signature,
@@ -223,10 +223,10 @@ def _quantization(details: Any) -> tuple[float | None, int]:
     return float(found["scales"][0]), int(found["zero_points"][0])
 
 
-def _precision(details: Sequence[Any], constants: Collection[int]) -> Precision:
+def _precision(details: Sequence[Any], constants: Collection[int], inside: _Inside) -> Precision:
     """How precisely it computes, by the dtypes of its tensors and their scales."""
     kinds = {np.dtype(one["dtype"]).name for one in details}
-    float_dtype = "float16" if "float16" in kinds else "float32"
+    float_dtype = "float16" if "float16" in kinds or inside.has_float16 else "float32"
     quantized = [
         (one["index"] in constants, np.dtype(one["dtype"]).itemsize * 8)
         for one in details
@@ -234,6 +234,7 @@ def _precision(details: Sequence[Any], constants: Collection[int]) -> Precision:
         and np.dtype(one["dtype"]).kind in "iu"
         and np.dtype(one["dtype"]).itemsize <= 2  # biases have 32 bits and say nothing
     ]
+    quantized += [(True, bits) for bits in inside.weight_bits]
     if not quantized:
         return Precision(float_dtype, float_dtype)
     weights = min((bits for is_weight, bits in quantized if is_weight), default=None)
@@ -247,10 +248,20 @@ def _precision(details: Sequence[Any], constants: Collection[int]) -> Precision:
     return Precision(name, float_dtype, weights, values, is_calibrated=True)
 
 
-def _parsed(path: Path) -> tuple[list[str], frozenset[int], dict[int, int]]:
+class _Inside(NamedTuple):
+    """What the bodies of loops and branches hold, which the interpreter does not tell of.
+
+    `weight_bits` are those of quantized weights.
+    """
+
+    has_float16: bool
+    weight_bits: tuple[int, ...]
+
+
+def _parsed(path: Path) -> tuple[list[str], frozenset[int], dict[int, int], _Inside]:
     """The custom operations of a file, its tensors that hold weights, and which are quantized.
 
-    The last are the tensors that others become by being quantized. All is read from the bytes.
+    The third are the tensors that others become by being quantized. All is read from the bytes.
     """
     package = interpreter_module().__name__.rpartition(".")[0]
     schema = importlib.import_module(f"{package}.schema_py_generated")
@@ -274,7 +285,21 @@ def _parsed(path: Path) -> tuple[list[str], frozenset[int], dict[int, int]]:
         for one in steps
         if kinds[one.OpcodeIndex()] == _QUANTIZE
     }
-    return custom, constants, quantized
+    return custom, constants, quantized, _inside(schema, model)
+
+
+def _inside(schema: Any, model: Any) -> _Inside:
+    kinds = schema.TensorType
+    bits = {kinds.INT4: 4, kinds.INT8: 8, kinds.UINT8: 8, kinds.INT16: 16}
+    has_float16, found = False, set()
+    for graph in map(model.Subgraphs, range(1, model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            has_float16 = has_float16 or tensor.Type() == kinds.FLOAT16
+            scales = tensor.Quantization()
+            is_weight = model.Buffers(tensor.Buffer()).DataLength() > 0
+            if is_weight and scales is not None and scales.ScaleLength() and tensor.Type() in bits:
+                found.add(bits[tensor.Type()])
+    return _Inside(has_float16, tuple(sorted(found)))
 
 
 def _refuse_foreign_operations(custom: Sequence[str], label: str) -> None:

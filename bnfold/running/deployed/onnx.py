@@ -34,6 +34,8 @@ _DYNAMIC = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFl
 """Operations that quantize values by the range that these have."""
 _WEIGHTS_ALONE = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 _PASSING = {"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+_MEMORY = "_ORT_MEM_ADDR_"
+"""In a location, it says that the offset of a tensor is an address, which ONNX Runtime reads."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,15 @@ def read(path: Path) -> OnnxFile:
     if not proto.graph.node and not proto.graph.output:
         raise UnreadableModelError(f"{label}: holds no graph")
     _refuse_other_files(proto, path, label)
+    weights = {one.name for one in proto.graph.initializer}
+    inputs = [one for one in proto.graph.input if one.name not in weights]
+    _refuse_unknown_dtypes(proto, inputs, label)
     domains = sorted({node.domain for one in _graphs(proto) for node in one.node} - _DOMAINS)
     functions = {one.domain for one in proto.functions}
     if unknown := [one for one in domains if one not in functions]:
         raise UnreadableModelError(
             f"{label}: has operators of {printable(unknown[0])!r}, which ONNX Runtime does not have"
         )
-    weights = {one.name for one in proto.graph.initializer}
-    inputs = [one for one in proto.graph.input if one.name not in weights]
     producer = f"{proto.producer_name} {proto.producer_version}".removesuffix(" None").strip()
     return OnnxFile(
         path=path,
@@ -128,6 +131,21 @@ def read(path: Path) -> OnnxFile:
         notes=(),
         proto=proto,
     )
+
+
+def _refuse_unknown_dtypes(proto: Any, inputs: Sequence[Any], label: str) -> None:
+    """Refuse numbers of dtypes that are none of ONNX."""
+    known = importlib.import_module("onnx.helper").get_all_tensor_dtypes()
+    kinds = [one.data_type for one in _tensors(proto) if one.data_type]
+    kinds += [
+        value.type.tensor_type.elem_type
+        for value in (*inputs, *proto.graph.output)
+        if value.type.HasField("tensor_type")
+    ]
+    if unknown := [one for one in kinds if one not in known]:
+        raise UnreadableModelError(
+            f"{label}: damaged: has numbers of dtype {unknown[0]}, which ONNX does not have"
+        )
 
 
 def _graphs(proto: Any) -> Iterator[Any]:
@@ -151,6 +169,8 @@ def _tensors(proto: Any) -> Iterator[Any]:
             for attribute in node.attribute:
                 yield from ([attribute.t] if attribute.HasField("t") else ())
                 yield from attribute.tensors
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    yield from (sparse.values, sparse.indices)
 
 
 def _refuse_other_files(proto: Any, path: Path, label: str) -> None:
@@ -161,6 +181,8 @@ def _refuse_other_files(proto: Any, path: Path, label: str) -> None:
                 continue
             parts = PurePosixPath(entry.value.replace("\\", "/"))
             named = f"{label}: its weights are in {printable(entry.value)!r}"
+            if _MEMORY in entry.value:
+                raise UnsafeModelError(f"{named}, which is an address in memory")
             if parts.is_absolute() or ".." in parts.parts or ":" in entry.value:
                 raise UnsafeModelError(f"{named}, which is not in its folder")
             place = path.parent / parts
@@ -197,12 +219,19 @@ def _endpoint(value: Any, graph: Any, label: str, *, is_input: bool) -> Endpoint
 
 def _quantized_at(graph: Any, name: str) -> tuple[float, float] | None:
     """The limits of the quantization that an input goes into, where that is all it goes into."""
-    readers = [node for node in graph.node if name in node.input]
-    if len(readers) != 1:
-        return None
-    (reader,) = readers
-    if reader.op_type in _PASSING:
-        return _quantized_at(graph, reader.output[0])
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for one in set(node.input):
+            readers.setdefault(one, []).append(node)
+    seen: set[str] = set()
+    while True:
+        if name in seen or len(readers.get(name, ())) != 1:
+            return None
+        seen.add(name)
+        (reader,) = readers[name]
+        if reader.op_type not in _PASSING or not reader.output:
+            break
+        name = reader.output[0]
     if reader.op_type != _QUANTIZE:
         return None
     scale, zero_point = _scale_of(graph, reader)

@@ -173,6 +173,11 @@ def _refuse_impure(graph: Any, label: str) -> None:
             " that"
         )
     functions = {one.signature.name: one for one in graph.graph_def.library.function}
+    if hiding := sorted(PURE & functions.keys()):
+        raise UnsafeModelError(
+            f"{label}: has a function with the name of the operation {hiding[0]!r}; --trust allows"
+            " that"
+        )
     pending = list(graph.object_graph_def.concrete_functions)
     seen: set[str] = set()
     while pending:
