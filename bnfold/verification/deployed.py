@@ -84,6 +84,7 @@ from bnfold.verification.verdict import conclude
 
 _SLACK = 8.0
 _SIGMOID = UNIT / 4
+_SMALLEST = 2.0**-100
 _REPETITIONS = 2
 STANDARD_RULE = Rule(slack=_SLACK).text()
 """What is allowed where the user does not say it."""
@@ -321,14 +322,22 @@ class Trial:
 
     @functools.cached_property
     def _floors(self) -> dict[Value, float]:
-        """What counts as zero in each output: one rounding of its largest magnitude."""
+        """What counts as zero in each output: one rounding of its largest magnitude.
+
+        A softmax in float32 has its smallest values as precisely as its largest, and so the classes
+        that no sample is of can be told from one another.
+        """
         ends = taps.find(self.case.original.model)
-        return {
-            value: unit * max([Truth(one).max_abs for one in column] + [1.0] * (tap is not None))
-            for (value, column), unit, tap in zip(
-                self.exact.items(), _units(self.case), ends, strict=True
-            )
-        }
+        found = {}
+        for (value, column), unit, tap in zip(
+            self.exact.items(), _units(self.case), ends, strict=True
+        ):
+            if tap is not None and tap.activation == "softmax" and unit <= UNIT:
+                found[value] = _SMALLEST
+            else:
+                sizes = [Truth(one).max_abs for one in column]
+                found[value] = unit * max(sizes + [1.0] * (tap is not None))
+        return found
 
     @functools.cached_property
     def _noise_of_fold(self) -> Sequence[Table]:

@@ -385,20 +385,40 @@ def failed(problem: str) -> Outcome:
     return Outcome(math.inf, 0.0, math.inf, problem=problem)
 
 
+_TINY = float(np.finfo(np.float32).tiny)
+"""Below it a value is lost in float32, and its error, all of it, says nothing of rounding."""
+
+
 def pooled(truths: Sequence[Truth], evaluations: Sequence[Sequence[Errors]]) -> list[Errors]:
     """Each channel's largest errors of one value over several evaluations and all kinds of samples.
 
     They count relative to the magnitude of the whole value: a kind of one sample has few roundings,
-    which may happen to be small.
+    which may happen to be small. But a channel far above the others, as the one class of a softmax
+    that is left of a saturated sample, is no measure of them: its roundings count relative to
+    itself too, and the smaller of the two is taken.
     """
     sides = [_largest([one[kind].largest for one in evaluations]) for kind in range(len(truths))]
     shares = [one.share for column in evaluations for one in column if one.share is not None]
     shapes = [{axis: one.shape for axis, one in side.items()} for side in sides]
     if all(shape == shapes[0] for shape in shapes):
-        sizes = [truth.typical for truth in truths]
+        sizes = [max(truth.typical, _TINY) for truth in truths]
         relative = [_times(side, 1 / size) for side, size in zip(sides, sizes, strict=True)]
-        sides = [_times(_largest(relative), size) for size in sizes]
+        shared = [_times(_largest(relative), size) for size in sizes]
+        apart = [
+            {axis: one / _above(truth, axis) for axis, one in side.items()}
+            for side, truth in zip(sides, truths, strict=True)
+        ]
+        most = _largest(apart)
+        sides = [
+            {axis: np.minimum(one[axis], most[axis] * _above(truth, axis)) for axis in one}
+            for one, truth in zip(shared, truths, strict=True)
+        ]
     return [Errors(side, share=max(shares, default=None)) for side in sides]
+
+
+def _above(truth: Truth, axis: Axis) -> Array:
+    """The magnitude of each channel, or that of the whole value where this is larger."""
+    return np.maximum(truth.scale[axis], max(truth.typical, _TINY))
 
 
 def _largest(sides: Sequence[ByAxis]) -> ByAxis:
