@@ -202,7 +202,7 @@ def export(
       bnfold export model.keras model.onnx
       bnfold export model.keras model.onnx model.tflite serving/
       bnfold export model.keras model.tflite --precision int8 --data samples.npz
-      bnfold export model.keras a.tflite b.tflite --precision float32 --precision float16
+      bnfold export model.keras model.tflite --precision float16
       bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
       bnfold export model.keras model.onnx --no-fold --force --format json
       bnfold export model.keras model.onnx --fail-on error --rtol 1e-3 --atol 1e-6

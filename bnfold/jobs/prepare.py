@@ -89,14 +89,16 @@ class Wanted:
         options.some_of("recalibrate", self.recalibrate, RECALIBRATIONS)
         options.checked(self, to=to, keep=options.names("keep", self.keep))
         for name, needs in (
-            ("labels", self.labels is not None),
-            (f"recalibrate={self.recalibrate!r}", self.recalibrate != "never"),
+            (f"recalibrate {self.recalibrate}", self.recalibrate != "never"),
             ("tflite:int8", "tflite:int8" in to),
         ):
             if needs and self.data is None:
                 raise SettingsError(
-                    f"{name} needs data: samples like those that the model will see"
+                    f"{name} needs --data (in Python data): samples like those that the model will"
+                    " see"
                 )
+        if self.labels is not None and self.data is None and self.test_data is None:
+            raise SettingsError("labels need --data or --test-data: the samples that they are for")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,11 @@ class Axis:
 def _unit(values: Vector) -> float:
     """The size of an ordinary number of these."""
     sizes = np.abs(values[values != 0])
-    return float(np.median(sizes)) if sizes.size else 1.0
+    if not sizes.size:
+        return 1.0
+    with np.errstate(over="ignore"):  # of two of the largest there are, the sum is infinite
+        found = float(np.median(sizes))
+    return found if math.isfinite(found) else float(sizes.max())
 
 
 def _transformed(values: Vector, unit: float | None) -> Vector:

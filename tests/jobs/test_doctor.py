@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,8 +95,8 @@ def test_a_part_that_a_command_can_do_without_is_a_limitation(tmp_path: Path) ->
     assert commands["verify"]["limitation"] == "tf2onnx cannot be imported (no such thing)"
     assert commands["export"]["works"] is False
     text = doctor(tmp_path).stdout
-    assert "\n  verify            yes, but tf2onnx cannot be imported (no such thing)\n" in text
-    assert "\n  export            no: tf2onnx cannot be imported (no such thing)\n" in text
+    assert re.search(r"\n  verify +yes, but tf2onnx cannot be imported \(no such thing\)\n", text)
+    assert re.search(r"\n  export +no: tf2onnx cannot be imported \(no such thing\)\n", text)
 
 
 def test_nothing_is_imported_where_nobody_wants_it(tmp_path: Path) -> None:
@@ -114,7 +115,8 @@ def test_a_library_that_every_command_needs_is_the_exit_code(name: str, tmp_path
     (tmp_path / name / "__init__.py").write_text("raise ImportError('is damaged')")
     done = doctor(tmp_path)
     assert done.returncode == 1
-    assert f"  inspect           no: {name.replace('_', '-')} cannot be imported" in done.stdout
+    says = rf"  inspect +no: {name.replace('_', '-')} cannot be imported"
+    assert re.search(says, done.stdout)
 
 
 @pytest.mark.parametrize("name", ["click", "h5py", "numpy"])

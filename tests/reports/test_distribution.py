@@ -57,3 +57,9 @@ def test_far_out_is_beyond_three_times_the_middle_half() -> None:
     assert not far_out(np.array([1.0] * 9 + [5.0])).any()  # no scale to judge by
     assert not far_out(np.full(3, np.nan)).any()
     assert far_out(np.zeros(0)).size == 0
+
+
+def test_the_largest_numbers_have_places() -> None:
+    """The mean of two of them is infinite."""
+    largest = np.full(2, 2.0**1023)
+    assert Axis.of([largest], logarithmic=False).place(np.array([np.inf])) == 1

@@ -1,11 +1,12 @@
 """Deployed models that other tools wrote, right ones and wrong ones, against the Keras model."""
 
-import itertools
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import jsonschema
 import numpy as np
 import onnx
@@ -360,107 +361,25 @@ def test_a_saved_model_that_writes_files_is_not_run(files: Path, tmp_path: Path)
     assert not (tmp_path / "canary").exists()
 
 
-def test_operations_of_tensorflow_in_a_litert_file_are_not_run(files: Path, tmp_path: Path) -> None:
-    import tensorflow as tf
-
-    @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[tf.TensorSpec((None, 12, 10, 3), tf.float32, name="picture")]
-    )
-    def call(picture: Any) -> Any:
-        return {"kind": tf.raw_ops.Digamma(x=picture)}
-
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()])
-    converter.target_spec.supported_ops = [
-        tf.lite.OpsSet.TFLITE_BUILTINS,
-        tf.lite.OpsSet.SELECT_TF_OPS,
-    ]
-    path = tmp_path / "flex.tflite"
-    path.write_bytes(converter.convert())
-    with pytest.raises(UnsafeModelError, match="TensorFlow operation 'Digamma'"):
-        check(files, path)
-
-
-def test_numbers_of_no_dtype_are_damage(files: Path, tmp_path: Path) -> None:
-    for place in ("input", "weights"):
-        proto = onnx.load(str(files / "plain.onnx"))
-        if place == "input":
-            proto.graph.input[0].type.tensor_type.elem_type = 99
-        else:
-            proto.graph.initializer[0].data_type = 99
-        onnx.save(proto, str(tmp_path / "odd.onnx"))
-        with pytest.raises(UnreadableModelError, match="numbers of dtype 99"):
-            check(files, tmp_path / "odd.onnx")
-
-
-def test_a_long_chain_behind_an_input_is_walked(files: Path, tmp_path: Path) -> None:
-    """A thousand operations that pass a value on, and one that reads what it makes itself."""
-    proto = onnx.load(str(files / "plain.onnx"))
-    name = proto.graph.input[0].name
-    for node in proto.graph.node:
-        node.input[:] = ["step1200" if one == name else one for one in node.input]
-    steps = [name, *(f"step{at}" for at in range(1, 1201))]
-    chain = [
-        onnx.helper.make_node("Identity", [one], [two]) for one, two in itertools.pairwise(steps)
-    ]
-    nodes = [*chain, *proto.graph.node]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    onnx.save(proto, str(tmp_path / "long.onnx"))
-    assert check(files, tmp_path / "long.onnx")
-    proto.graph.node[0].output[0] = name
-    onnx.save(proto, str(tmp_path / "self.onnx"))
-    with pytest.raises(BnfoldError, match=r"^[^\n]+$"):
-        check(files, tmp_path / "self.onnx")
-
-
-def test_weights_at_an_address_in_memory_are_refused(files: Path, tmp_path: Path) -> None:
-    """ONNX Runtime takes the offset of this location for an address; a file may have its name."""
-    proto = onnx.load(str(files / "plain.onnx"))
-    tensor = max(proto.graph.initializer, key=lambda one: len(one.raw_data))
-    place = tmp_path / "*" / "_ORT_MEM_ADDR_"
-    place.mkdir(parents=True)
-    (place / "*").write_bytes(tensor.raw_data)
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    entry = tensor.external_data.add()
-    entry.key, entry.value = "location", "*/_ORT_MEM_ADDR_/*"
-    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(UnsafeModelError, match="an address in memory"):
-        check(files, tmp_path / "model.onnx")
-
-
-def test_an_output_without_a_batch_in_a_file_of_one_batch_size(tmp_path: Path) -> None:
-    given = keras.Input((5,), batch_size=1, name="x")
-    dense = L.Dense(3, name="d")
-    single = keras.Model(given, [dense(given), keras.ops.mean(dense(given))])
-    free = keras.Input((5,), name="x")
-    keras.Model(free, [dense(free), keras.ops.mean(dense(free))]).save(tmp_path / "model.keras")
-    path = to_onnx(single, tmp_path / "one.onnx")
-    with pytest.raises(BnfoldError, match="batches of 1 only, and an output has none"):
-        check(tmp_path, path)
-
-
-def test_quantized_weights_in_the_body_of_a_loop_are_seen(tmp_path: Path) -> None:
-    """An LSTM is a loop in LiteRT, whose body the interpreter does not tell of."""
-    models = []
-    for size in (None, 1):
-        keras.utils.set_random_seed(1)
-        given = keras.Input((6, 4), batch_size=size, name="s")
-        models.append(keras.Model(given, L.Dense(3, name="o")(L.LSTM(24, name="l")(given))))
-    models[0].save(tmp_path / "model.keras")
-    found = check(tmp_path, to_litert(models[1], tmp_path / "model.tflite", "dynamic"))
-    assert (found.verdict, found.precision) == (Verdict.APPROXIMATE, "int8 weights")
-
-
-def test_a_function_that_hides_an_operation_is_refused(files: Path, tmp_path: Path) -> None:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    path = to_saved_model(network(), tmp_path / "hiding")
-    proto = saved_model_pb2.SavedModel()
-    proto.ParseFromString((path / "saved_model.pb").read_bytes())
-    proto.meta_graphs[0].graph_def.library.function[0].signature.name = "Relu"
-    (path / "saved_model.pb").write_bytes(proto.SerializeToString())
-    with pytest.raises(UnsafeModelError, match="the name of the operation 'Relu'"):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("FlexWriteFile", "TensorFlow operation 'WriteFile'"), ("Own", "custom operation 'Own'")],
+)
+def test_operations_that_are_not_its_own_are_not_run(
+    files: Path, name: str, says: str, tmp_path: Path
+) -> None:
+    """In a LiteRT file, where a converter would write them."""
+    schema_of = importlib.import_module("tensorflow.lite.python.schema_py_generated")
+    content = (files / "plain.tflite").read_bytes()
+    model = schema_of.ModelT.InitFromObj(schema_of.Model.GetRootAs(content, 0))
+    code = model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = 32
+    code.customCode = name
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "custom.tflite"
+    path.write_bytes(bytes(builder.Output()))
+    with pytest.raises(UnsafeModelError, match=says):
         check(files, path)
 
 
