@@ -214,6 +214,7 @@ def test_from_python(folder: Path, tmp_path: Path) -> None:
         bnfold.prepare(model, tmp_path / "other", to=["onx"])
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     found = bnfold.prepare(
         folder / "model.keras",

@@ -144,7 +144,13 @@ def test_a_wrong_onnx_file_is_refused_with_the_layer(
         assert f"the first layer whose value differs is {culprit!r}" in found.differences[-1]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "dynamic", "int8"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "precision",
+    ["float32", pytest.param("float16", marks=SLOW), pytest.param("dynamic", marks=SLOW), "int8"],
+)
 def test_a_wrong_litert_file_is_refused(files: Path, precision: str, tmp_path: Path) -> None:
     """Also with random samples, and where the precision alone already costs a lot."""
     wrong = to_litert(off(stale("body")), tmp_path / "wrong.tflite", precision)
@@ -198,7 +204,10 @@ def test_exchanged_classes_are_refused_where_random_samples_saturate(tmp_path: P
     assert all(one.tolerance < 1e-3 for one in found.comparisons)
 
 
-@pytest.mark.parametrize("style", ["qdq", "operators", "dynamic", "float16"])
+@pytest.mark.parametrize(
+    "style",
+    ["qdq", pytest.param("operators", marks=SLOW), pytest.param("dynamic", marks=SLOW), "float16"],
+)
 def test_onnx_of_reduced_precision(files: Path, style: str, tmp_path: Path) -> None:
     source, target = str(files / "plain.onnx"), str(tmp_path / "reduced.onnx")
     data = iter([{"picture": one[None]} for one in samples()])
