@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.running import keras_graph
 from bnfold.running.arrays import ROUNDINGS, Array
 from bnfold.running.libraries import CannotRunError, one_line_on_failure, quiet
@@ -164,38 +165,70 @@ def approximated(loaded: LoadedModel, step: float, seed: int) -> Iterator[None]:
     drawn = itertools.count()
     with contextlib.ExitStack() as undo:
         for part, name, kind in _sigmoids(loaded.shown):
-            function = getattr(part, name)
-            if name in vars(part):
-                undo.callback(setattr, part, name, function)
-            else:  # a method, which an attribute of the same name hides
-                undo.callback(delattr, part, name)
-            seed_of_this = (seed, next(drawn))
-            setattr(part, name, functools.partial(_off_by, function, kind, step, seed_of_this))
+            function, seed_of_this = getattr(part, name), (seed, next(drawn))
+            _hide(part, name, functools.partial(_off_by, function, kind, step, seed_of_this), undo)
         yield
+
+
+def _hide(part: Any, name: str, function: Any, undo: contextlib.ExitStack) -> None:
+    """Put another function in the place of one that a layer or operation has, until `undo`."""
+    if name in vars(part):
+        undo.callback(setattr, part, name, getattr(part, name))
+    else:  # a method, which an attribute of the same name hides
+        undo.callback(delattr, part, name)
+    setattr(part, name, function)
 
 
 @contextlib.contextmanager
 def quantized(loaded: LoadedModel, share: float, seed: int) -> Iterator[None]:
-    """While this lasts, what every layer makes is off by `share` of its range, up or down.
+    """While this lasts, what is rounded between layers is off by up to `share` of its range.
 
-    The range is that of the values of one call: from the smallest to the largest, and zero.
+    The range is that of the values of one call: from the smallest to the largest, and zero. Rounded
+    is what a converter leaves as a value of its own: not what goes into a BatchNormalization or an
+    activation alone, which are merged into the layer before them, nor what is only moved about.
     """
     drawn = itertools.count()
     with contextlib.ExitStack() as undo:
+        merged = set(_merged(loaded.shown))
         for layer in keras_graph.layers_of(loaded.shown):
-            if keras_graph.graph_of(layer) is None and getattr(layer, "call", None) is not None:
-                _replace(undo, layer, "call", share, (seed, next(drawn)))
+            is_leaf = keras_graph.graph_of(layer) is None and hasattr(layer, "call")
+            if is_leaf and id(layer) not in merged:
+                _hide(layer, "call", _rounding(layer.call, share, (seed, next(drawn))), undo)
         yield
 
 
-def _replace(
-    undo: contextlib.ExitStack, part: Any, name: str, share: float, seed: tuple[int, int]
-) -> None:
-    function = getattr(part, name)
-    if name in vars(part):
-        undo.callback(setattr, part, name, function)
-    else:  # a method, which an attribute of the same name hides
-        undo.callback(delattr, part, name)
+def _merged(model: Any) -> Iterator[int]:
+    """The layers, by identity, whose output is no value of its own once a model is converted."""
+    models = [model, *keras_graph.layers_of(model)]
+    for graph in filter(None, map(keras_graph.graph_of, models)):
+        nodes, ends = keras_graph.nodes_of(graph), {id(one) for one in graph.outputs}
+        for node in nodes:
+            made = {id(one) for one in keras_graph.outputs_of(node)}
+            readers = [
+                type(keras_graph.owner_of(one)).__name__
+                for one in nodes
+                if made & {id(read) for read in keras_graph.inputs_of(one)}
+            ]
+            owner = keras_graph.owner_of(node)
+            goes_on = readers and not made & ends and set(readers) <= _MERGED_INTO
+            if (goes_on and _is_affine(owner)) or type(
+                owner
+            ).__name__ in keras_graph.PASSED_OVER - {"Activation"}:
+                yield id(owner)
+
+
+def _is_affine(layer: Any) -> bool:
+    """Whether a layer is one into which the next can be merged: no activation comes between."""
+    is_linear = getattr(getattr(layer, "activation", None), "__name__", "linear") == "linear"
+    has_kernel = any(len(weight.shape) > 1 for weight in layer.weights)
+    return type(layer).__name__ in BATCHNORM_CLASSES or (is_linear and has_kernel)
+
+
+_MERGED_INTO = BATCHNORM_CLASSES | {"Activation", "ReLU", "LeakyReLU"}
+
+
+def _rounding(function: Any, share: float, seed: tuple[int, int]) -> Any:
+    """The same function with what it makes off by `share` of its range."""
 
     @functools.wraps(function)
     def rounded(*args: Any, **kwargs: Any) -> Any:
@@ -205,7 +238,7 @@ def _replace(
             lambda one: _off_in_range(one, share, seed), function(*args, **kwargs)
         )
 
-    setattr(part, name, rounded)
+    return rounded
 
 
 def _off_in_range(value: Any, share: float, seed: tuple[int, int]) -> Any:
@@ -215,9 +248,8 @@ def _off_in_range(value: Any, share: float, seed: tuple[int, int]) -> Any:
         return value
     low = tensorflow.minimum(tensorflow.reduce_min(value), 0)
     high = tensorflow.maximum(tensorflow.reduce_max(value), 0)
-    is_up = tensorflow.random.stateless_uniform(tensorflow.shape(value), seed) < 0.5
-    off = tensorflow.cast(share, value.dtype) * (high - low)
-    return value + tensorflow.where(is_up, off, -off)
+    drawn = tensorflow.random.stateless_uniform(tensorflow.shape(value), seed, -1, 1, value.dtype)
+    return value + drawn * tensorflow.cast(share, value.dtype) * (high - low)
 
 
 _SIGMOIDS = {"sigmoid", "silu", "swish", "gelu"}
@@ -322,5 +354,5 @@ class Weights:
                 if self._of_largest and kept.ndim > 1:
                     largest = np.abs(kept).max(axis=tuple(range(kept.ndim - 1)), keepdims=True)
                     off = np.maximum(self._of_largest * largest, step * np.abs(kept))
-                    value = kept + off * np.array([-1.0, 1.0])[up]
+                    value = kept + off * generator.uniform(-1, 1, kept.shape)
             weight.assign(tensorflow.cast(value, weight.dtype))

@@ -18,9 +18,9 @@ it is, u = 2^-24, which is much where the exact value is 1e-10. So every sigmoid
 is perturbed by u / 4, up or down, beside the weights; times 32 that is three times that error. In
 SiLU and GELU it is multiplied by x. What moves less than that, a file cannot be seen to compute.
 
-Where both values are below one rounding of the output's largest magnitude, which for a softmax or
-sigmoid is one, they count as the same zero: where those are saturated, 1e-43 against 0, nothing
-that is measured moves.
+Where both values are below one rounding of the output's largest magnitude, which for a sigmoid is
+one, they count as the same zero: where it is saturated, 1e-43 against 0, nothing that is measured
+moves. A softmax in float32 is precise further down, so there only what is next to nothing does.
 
 A file of reduced precision is judged by `bnfold.verification.approximate`.
 """
@@ -272,13 +272,13 @@ class Trial:
         judged = approximate.judge(
             self.case, self.expected, files, steps, self.precision, is_user_data=self.is_user_data
         )
-        exercised = any(one.conclusive for one in judged.comparisons)
-        verdict = Verdict.APPROXIMATE if exercised and not self._doubts else Verdict.UNDECIDED
+        doubts = [*self._doubts, *judged.doubts]
+        verdict = Verdict.UNDECIDED if doubts else Verdict.APPROXIMATE
         return Verification(
             verdict=Verdict.DIFFERENT if judged.differences else verdict,
             basis=_BASES[binding.file.runtime],
             differences=judged.differences,
-            warnings=tuple(dict.fromkeys([*self.warnings, *self._doubts, *judged.doubts])),
+            warnings=tuple(dict.fromkeys([*self.warnings, *doubts, *judged.notes])),
             seed=self.case.seed,
             library=self.case.original.library,
             rule=approximate.text(self.precision),
@@ -459,11 +459,29 @@ def _rounded(
     of_largest = 0.0 if precision.weight_bits is None else 2.0**-precision.weight_bits
     of_range = 2.0 ** -(precision.value_bits + 1) if precision.value_bits else least / 2
     # One kind of samples at a time: ranges are those of the values that are there.
-    alone = [replace(one, alone=True) for one in case.sets]
+    generator = np.random.default_rng(case.seed)
+    alone = [
+        replace(
+            one,
+            alone=True,
+            inputs=tuple(_rounded_input(each, of_range, generator) for each in one.inputs),
+        )
+        for one in case.sets
+    ]
     with keras_runner.quantized(subject.loaded, of_range, case.seed):
         perturbed = subject.perturbed(alone, moved, _REPETITIONS, case.seed, of_largest=of_largest)
         with contextlib.closing(perturbed):
             return list(perturbed)
+
+
+def _rounded_input(array: Array, of_range: float, generator: np.random.Generator) -> Array:
+    """Samples as a file of reduced precision takes them, which has its inputs rounded too."""
+    finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array[:0]
+    if not finite.size:
+        return array
+    length = float(max(finite.max(), 0) - min(finite.min(), 0))
+    off = of_range * length * generator.uniform(-1, 1, array.shape)
+    return np.asarray(array + off, array.dtype)
 
 
 def _steps(case: Compared) -> Sequence[float]:
@@ -544,14 +562,15 @@ def verify_deployed(
     keras_runner.prepare_alone(loaded)
     interface = ports.interface(loaded.model)
     bindings, differences = bind(interface, file)
-    told = _Told(file, Rule(tolerance), samples.seed, loaded.library)
+    rule = Rule(tolerance)
     if differences:
-        return held_to(told.different(differences), bounds)
-    found, reasons = None, []
+        found = _different(file, differences, rule, samples.seed, loaded.library)
+        return held_to(found, bounds)
+    first, reasons = None, []
     replays: list[Replay] = []
     for binding in bindings:
         report("running the model with Keras")
-        trial = _expected(loaded, binding, opening, samples, told.rule)
+        trial = _expected(loaded, binding, opening, samples, rule)
         case = replace(trial.case, counts_all=bounds.max_changed is not None)
         trial = replace(trial, case=case, keep=replays.append)
         report(f"running {_NAMED[file.format]}")
@@ -564,13 +583,13 @@ def verify_deployed(
             if keep is not None:
                 keep(replays[-1])
             return held_to(replace(judged, warnings=(*file.notes, *judged.warnings)), bounds)
-        found = found or (binding, trial, judged)
-    if found is None:
+        first = first or (binding, trial, judged)
+    if first is None:
         raise VerificationImpossibleError(f"{printable(str(other))}: {reasons[0]}")
     if keep is not None:
         keep(replays[0])
     report("looking for the first layer that differs")
-    return held_to(_blamed(*found), bounds)
+    return held_to(_blamed(*first), bounds)
 
 
 def _blamed(binding: Binding, trial: Trial, found: Verification) -> Verification:
@@ -623,25 +642,18 @@ def _expected(
         ) from error
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What is known of a verification before anything has run."""
-
-    file: Deployed
-    rule: Rule
-    seed: int
-    library: str
-
-    def different(self, differences: Sequence[str]) -> Verification:
-        """The verdict where the interfaces differ."""
-        return Verification(
-            Verdict.DIFFERENT,
-            Basis.INTERFACE,
-            tuple(differences),
-            self.file.notes,
-            self.seed,
-            self.library,
-            replace(self.rule, slack=_SLACK).text(),
-            format=self.file.format,
-            precision=self.file.precision.name,
-        )
+def _different(
+    file: Deployed, differences: Sequence[str], rule: Rule, seed: int, library: str
+) -> Verification:
+    """The verdict where the interfaces differ."""
+    return Verification(
+        Verdict.DIFFERENT,
+        Basis.INTERFACE,
+        tuple(differences),
+        file.notes,
+        seed,
+        library,
+        replace(rule, slack=_SLACK).text(),
+        format=file.format,
+        precision=file.precision.name,
+    )

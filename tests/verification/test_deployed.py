@@ -93,6 +93,17 @@ def test_reduced_precision_is_approximate(files: Path, name: str, of_user: bool)
         assert kind.decisions.counted == 48
 
 
+def test_an_output_that_never_changes_leaves_it_open(tmp_path: Path) -> None:
+    """Beside one that does: what no sample reached is not called approximate."""
+    given = keras.Input((6,), name="x")
+    constant = L.Dense(4, kernel_initializer="zeros", bias_initializer="ones", name="constant")
+    model = keras.Model(given, [L.Dense(4, name="alive")(given), constant(given)])
+    model.save(tmp_path / "model.keras")
+    found = check(tmp_path, to_litert(model, tmp_path / "half.tflite", "float16"))
+    assert found.verdict is Verdict.UNDECIDED
+    assert "output 'constant' was not exercised" in " ".join(found.warnings)
+
+
 def off(change: Callable[[Any], Any]) -> Any:
     """The model after something was done to it."""
     model = network()
