@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from bnfold.audit import Finding
-from bnfold.errors import BnfoldError, SettingsError, VerificationImpossibleError
+from bnfold.errors import SettingsError, VerificationImpossibleError
 from bnfold.jobs.export import TargetReport, export_file
 from bnfold.jobs.fold import fold_file
 from bnfold.jobs.gate import check, fails
@@ -28,6 +28,7 @@ from bnfold.jobs.settings import RECALIBRATIONS, TARGETS, Settings
 from bnfold.jobs.staging import FOLDER_SUFFIX, Staging, check_target
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import files_in, printable
+from bnfold.model.container.model_file import held
 from bnfold.model.graph import show
 from bnfold.observation import labels as labelled
 from bnfold.observation import observe
@@ -36,7 +37,7 @@ from bnfold.running import borrowing, options, ports, requirements
 from bnfold.running.arrays import Array
 from bnfold.running.data import Source
 from bnfold.running.deployed.binding import bind
-from bnfold.running.deployed.opening import open_deployed
+from bnfold.running.deployed.opening import kind_of, open_deployed
 from bnfold.serialize import Report, Serializable
 from bnfold.supervision import link
 from bnfold.verification import Verification
@@ -218,7 +219,8 @@ def prepare_model(
         staging.path.mkdir()
         shown = Path(source if name is None else name)
         job = _Job(Path(source), staging.path, work, wanted, settings, link.told(progress))
-        report = replace(job.run(sha256), source=shown, directory=target)
+        with held([source], sha256):  # all steps are about one and the same file
+            report = replace(job.run(), source=shown, directory=target)
         if report.refused:
             return report
         report = replace(report, written=True)
@@ -251,10 +253,10 @@ class _Job:
             return None
         return DataRun(self.wanted.data, None, self.wanted.proof.loading, self.report)
 
-    def run(self, sha256: Sequence[str]) -> PrepareReport:
+    def run(self) -> PrepareReport:
         """All steps, until one of them finds a reason not to go on."""
         self.report("inspecting the model")
-        self.inspection = self._inspected(self.source, sha256)
+        self.inspection = self._inspected(self.source)
         digest = _digest(self.source)
         report = PrepareReport(self.source, self.folder, written=False, source_sha256=digest)
         subject = self.source
@@ -262,15 +264,13 @@ class _Job:
         if self.run_of_data is not None and (asked or self.wanted.recalibrate == "always"):
             self.report("recalibrating")
             subject = self.work / self.source.name
-            done = recalibrate_file(
-                self.source, subject, run=self.run_of_data, labels=self._labels, sha256=sha256
-            )
+            done = recalibrate_file(self.source, subject, run=self.run_of_data, labels=self._labels)
             told = replace(done, source=Path(self.source.name), target=Path(self._folded.name))
             report = replace(report, recalibration=told, asked_for=asked)
             if not done.written:
                 return replace(report, refused=(f"not recalibrated: {done.refusal}",))
             self.report("inspecting the recalibrated model")
-            self.inspection = self._inspected(subject, ())
+            self.inspection = self._inspected(subject)
         report = replace(report, findings=self.inspection.findings)
         if stopping := self._stopping():
             return replace(report, refused=tuple(map(_sentence, stopping)))
@@ -286,12 +286,11 @@ class _Job:
         """Where the folded Keras model goes."""
         return self.folder / f"model{self.source.suffix}"
 
-    def _inspected(self, path: Path, sha256: Sequence[str]) -> Inspection:
+    def _inspected(self, path: Path) -> Inspection:
         """The findings on a model that count, as those on the source."""
 
         def inspect_it(_: Path, **asked: Any) -> Inspection:
-            given = {**asked, "sha256": sha256}
-            return replace(inspect_file(path, **given), path=self.source)
+            return replace(inspect_file(path, **asked), path=self.source)
 
         outcome = check([self.source], self.settings, inspect_it)
         if outcome.unreadable:
@@ -391,15 +390,15 @@ class _Job:
         if given is None or not all((self.folder / one).exists() for one in names):
             return nothing, None, None
         if wanted.labels is None and labelled.beside(given) is None:
-            if wanted.test_data is None:
-                return nothing, None, None
-            return nothing, None, "the test data have no array 'y'"
+            return nothing, None, self._without_labels
         run = DataRun(given, None, wanted.proof.loading, self.report)
         self.report("scoring the model")
         running = observe.start(self.source, run)
-        targets, problem = self._targets(running, given)
+        labels = None if wanted.labels is None else labelled.read(wanted.labels)
+        model = running.loaded.model
+        targets, problem = labelled.targets_for(labels, model, running.data, given)
         if not targets:
-            return nothing, None, problem
+            return nothing, None, problem or self._without_labels
         before = labelled.Scorer(targets)
         observe.observe_running(running, {}, run.report, before.note)
         found = []
@@ -411,22 +410,14 @@ class _Job:
             found.append(labelled.compare(before, after))
         return found, running.data.name, None
 
-    def _targets(
-        self, running: observe.Running, data: Source
-    ) -> tuple[tuple[labelled.Target, ...], str | None]:
-        model, samples = running.loaded.model, running.data.count
-        if self.wanted.labels is not None:
-            given = labelled.read(self.wanted.labels)
-            return labelled.targets(given, model, samples), None
-        try:
-            beside = labelled.beside(data)
-            return (() if beside is None else labelled.targets(beside, model, samples)), None
-        except BnfoldError as error:
-            return (), str(error)
+    @property
+    def _without_labels(self) -> str | None:
+        """What is wrong where there are no labels: with samples that are for the scores alone."""
+        return None if self.wanted.test_data is None else "the test data have no array 'y'"
 
     def _outputs(self, path: Path, running: observe.Running, run: DataRun) -> Iterator[list[Array]]:
         """What a product computes from the data, batch by batch."""
-        if path.suffix in {".keras", ".h5", ".hdf5", ""}:
+        if kind_of(path) is None:
             seen: list[list[Array]] = []
             observe.observe_running(observe.start(path, run), {}, run.report, seen.append)
             yield from seen

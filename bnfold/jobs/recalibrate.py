@@ -42,9 +42,9 @@ from bnfold.observation.estimate import (
     OtherScaleError,
     ScaleCheck,
 )
-from bnfold.observation.observe import DataRun, Running, observe_running, start
+from bnfold.observation.observe import DataRun, observe_running, start
 from bnfold.running import borrowing, keras_runner, options, requirements
-from bnfold.running.data import LABELS, Source
+from bnfold.running.data import Source
 from bnfold.serialize import Report, plain
 from bnfold.version import __version__
 
@@ -194,7 +194,7 @@ def recalibrate_file(
         _refuse_unused(layers, decisions)
         given = None if labels is None else labelled.read(labels)
         running = start(model.path, run)
-        wanted, problem = _targets(given, running, run)
+        wanted, problem = labelled.targets_for(given, running.loaded.model, running.data, run.data)
         before = labelled.Scorer(wanted)
         if before.wanted:
             observe_running(running, {}, run.report, before.note)
@@ -284,25 +284,6 @@ def _variables(changes: Sequence[Change]) -> dict[str, NDArray[Any]]:
         for weight in [(change.batchnorm.weights or {})[name]]
         if weight.source is not None
     }
-
-
-def _targets(
-    labels: labelled.Labels | None, running: Running, run: DataRun
-) -> tuple[tuple[labelled.Target, ...], str | None]:
-    """What the outputs should be, and why what stands beside the data is no labels.
-
-    An array beside the data may be anything; labels that were given must fit.
-    """
-    model, samples = running.loaded.model, running.data.count
-    if labels is not None:
-        return labelled.targets(labels, model, samples), None
-    if LABELS in {spec.name for spec in running.data.specs}:
-        return (), None
-    try:
-        beside = labelled.beside(run.data)
-        return (() if beside is None else labelled.targets(beside, model, samples)), None
-    except BnfoldError as error:
-        return (), str(error)
 
 
 def check_written(

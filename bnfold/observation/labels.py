@@ -21,7 +21,7 @@ from bnfold.model.container.guard import printable, shortened
 from bnfold.running import data as user_data
 from bnfold.running import ports, taps
 from bnfold.running.arrays import Array
-from bnfold.running.data import Source
+from bnfold.running.data import Source, UserData
 from bnfold.running.ports import Port
 from bnfold.serialize import Serializable
 
@@ -138,6 +138,25 @@ def targets(labels: Labels, model: Any, samples: int) -> tuple[Target, ...]:
             kind = None if tap is None else tap.activation
             found.append(_target(index, port, array, kind, title))
     return tuple(found)
+
+
+def targets_for(
+    labels: Labels | None, model: Any, data: UserData, source: Source
+) -> tuple[tuple[Target, ...], str | None]:
+    """What the outputs should be, and why what stands beside the data is no labels.
+
+    An array y beside the data may be anything, and is an input where the model has one of this
+    name; labels that were given must fit. Raises BnfoldError where they do not.
+    """
+    if labels is not None:
+        return targets(labels, model, data.count), None
+    if user_data.LABELS in {spec.name for spec in data.specs}:
+        return (), None
+    try:
+        found = beside(source)
+        return (() if found is None else targets(found, model, data.count)), None
+    except BnfoldError as error:
+        return (), str(error)
 
 
 def _target(index: int, port: Port, labels: Array, activation: str | None, title: str) -> Target:

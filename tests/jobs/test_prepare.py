@@ -163,6 +163,33 @@ def test_what_is_in_the_way_stays(folder: Path, tmp_path: Path) -> None:
         assert (other / "thesis.txt").read_text() == "all of it"
 
 
+def test_an_input_called_y_is_no_label(tmp_path: Path) -> None:
+    given = keras.Input((4,), name="y")
+    keras.Model(given, L.Dense(3, name="out")(given)).save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", y=np.random.default_rng(0).normal(size=(8, 4)), x=np.zeros(8))
+    words = (tmp_path / "model.keras", tmp_path / "out", "--data", tmp_path / "data.npz")
+    found = report(command(*words, "--format", "json"))
+    assert (found["written"], found["scored_on"]) == (True, None)
+
+
+def test_all_steps_are_about_one_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model.keras"
+    model.write_bytes((folder / "model.keras").read_bytes())
+    export = prepare.export_file
+
+    def changed(*args: Any, **options: Any) -> Any:
+        model.touch()
+        return export(*args, **options)
+
+    monkeypatch.setattr(prepare, "export_file", changed)
+    result = command(model, tmp_path / "out", "--fail-on", "never")
+    assert result.exit_code == 2
+    assert "changed while it was read" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_what_it_made_is_replaced(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command(folder / "model.keras", out, "--to", "onnx").exit_code == 0
