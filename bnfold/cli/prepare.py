@@ -1,6 +1,6 @@
 """`bnfold prepare`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,17 @@ _OWN = (
 )
 
 
+def _own(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that no other command has, and where settings come from."""
+    for option in reversed((*_OWN, *SETTINGS_FILE)):
+        command = option(command)
+    return command
+
+
 @click.command(context_settings=CONTEXT)
 @click.argument("source", metavar="MODEL", type=MODEL)
 @click.argument("directory", metavar="DIR", type=MODEL)
+@_own
 @keep_option
 @keras_option
 @inference_option
@@ -147,7 +155,3 @@ def prepare(
         sha256=sha256,
     )
     show(report, format_, good=report.written)
-
-
-for _option in reversed((*_OWN, *SETTINGS_FILE)):
-    _option(prepare)

@@ -245,19 +245,21 @@ def exactly(interface: Interface, file: Deployed) -> Binding:
     Raises CannotRunError where it has not.
     """
     found, differences = bind(interface, file)
-    said = [*differences, *(found[0].said if found else ())]
-    for ports, slots, ends in (
-        (interface.inputs, found[0].inputs, file.inputs) if found else ((), (), ()),
-        (interface.outputs, found[0].outputs, file.outputs) if found else ((), (), ()),
-    ):
-        said += [
-            f"{port.name!r} of {port.dtype} became one of {ends[slot.at].dtype}"
-            for port, slot in zip(ports, slots, strict=True)
-            if ends[slot.at].dtype != {"string": "object"}.get(port.dtype, port.dtype)
-        ]
-    if said:
-        raise CannotRunError(said[0])
-    return found[0]
+    if differences:
+        raise CannotRunError(differences[0])
+    first = found[0]
+    dtypes = (
+        f"{port.name!r} of {port.dtype} became one of {ends[slot.at].dtype}"
+        for ports, slots, ends in (
+            (interface.inputs, first.inputs, file.inputs),
+            (interface.outputs, first.outputs, file.outputs),
+        )
+        for port, slot in zip(ports, slots, strict=True)
+        if ends[slot.at].dtype != {"string": "object"}.get(port.dtype, port.dtype)
+    )
+    if wrong := [*first.said, *dtypes]:
+        raise CannotRunError(wrong[0])
+    return first
 
 
 class _NoPairError(Exception):

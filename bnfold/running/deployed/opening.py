@@ -31,8 +31,11 @@ def open_deployed(path: Path, *, trust: bool = False) -> Deployed:
     Raises UnreadableModelError where it is damaged, or is run by what is not installed, and
     UnsafeModelError where it could do more than compute.
     """
+    read = _READERS.get(kind_of(path) or "")
+    if read is None:
+        raise UnreadableModelError(f"{printable(str(path))}: no ONNX, LiteRT or SavedModel")
     try:
-        return _READERS[kind_of(path) or ""](path, trust)
+        return read(path, trust)
     except CannotRunError as error:
         raise UnreadableModelError(f"{printable(str(path))}: {error}") from error
 
