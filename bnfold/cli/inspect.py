@@ -14,6 +14,7 @@ from bnfold.cli.options import (
     MODEL,
     SETTINGS_FILE,
     data_run,
+    having,
     keras_option,
     limited,
     over_data,
@@ -112,9 +113,7 @@ _SETTINGS = (
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed((*_SELECTION, keras_option, pinned, *_SETTINGS, reported(*FORMATS))):
-        command = option(command)
-    return command
+    return having(command, *_SELECTION, keras_option, pinned, *_SETTINGS, reported(*FORMATS))
 
 
 @click.command(context_settings=CONTEXT)

@@ -24,6 +24,13 @@ NAME = click.Path()
 SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def having(command: Callable[..., Any], *options: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with these options, which its help lists in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 class Finite(click.FloatRange):
     """A number in a range, and neither NaN, which is in every range, nor infinity."""
 
@@ -107,9 +114,7 @@ _LIMITS = (
 
 def limited(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that opens models: what it may take, and `debug`."""
-    for option in reversed(_LIMITS):
-        command = option(command)
-    return debug(command)
+    return debug(having(command, *_LIMITS))
 
 
 def _digests(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -206,16 +211,12 @@ _STRICT = click.option(
 
 def execution(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that runs models."""
-    for option in reversed(_EXECUTION):
-        command = option(command)
-    return command
+    return having(command, *_EXECUTION)
 
 
 def comparison(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that compares what models compute."""
-    for option in reversed(_TOLERANCES):
-        command = option(command)
-    return _DATA(execution(command))
+    return _DATA(execution(having(command, *_TOLERANCES)))
 
 
 _BOUNDS = (
@@ -235,9 +236,7 @@ _BOUNDS = (
 
 def bounded(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options for what is asked of the figures of a verification."""
-    for option in reversed(_BOUNDS):
-        command = option(command)
-    return command
+    return having(command, *_BOUNDS)
 
 
 def proving(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -263,9 +262,7 @@ def over_data(*, required: bool) -> Callable[[Callable[..., Any]], Callable[...,
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed((data, batch, *_LOADING)):
-            command = option(command)
-        return command
+        return having(command, data, batch, *_LOADING)
 
     return decorate
 
@@ -340,9 +337,7 @@ def gating(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Write nothing, and exit with 1, when 'bnfold inspect' would have a finding on MODEL "
         "this bad, or worse. Errors are reported in any case.",
     )
-    for option in reversed((fail_on, *SETTINGS_FILE)):
-        command = option(command)
-    return command
+    return having(command, fail_on, *SETTINGS_FILE)
 
 
 def settings_file(config: Path | None, *, no_config: bool) -> "Settings":

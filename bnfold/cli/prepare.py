@@ -16,6 +16,7 @@ from bnfold.cli.options import (
     SAMPLES,
     SETTINGS_FILE,
     bounded,
+    having,
     inference_option,
     keep_option,
     keras_option,
@@ -69,9 +70,7 @@ _OWN = (
 
 def _own(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that no other command has, and where settings come from."""
-    for option in reversed((*_OWN, *SETTINGS_FILE)):
-        command = option(command)
-    return command
+    return having(command, *_OWN, *SETTINGS_FILE)
 
 
 @click.command(context_settings=CONTEXT)
