@@ -172,7 +172,8 @@ class Decisions(Serializable):
 class Fidelity(Serializable):
     """How near one runtime's output is to the reference, over all samples.
 
-    `sqnr_db` is the signal-to-quantization-noise ratio in dB, None where there is no error. `scale`
+    `sqnr_db` is the signal-to-quantization-noise ratio in dB, None where there is no error, or no
+    signal: then the percentiles tell which. `scale`
     is the largest magnitude of the output in the reference, of which the percentiles of the error
     are shares. `decisions` is None where the output decides nothing.
     """

@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError, UnsafeModelError
 from bnfold.reports.schema import schema
-from bnfold.verification import Basis, Verdict, Verification
+from bnfold.running.options import Bounds
+from bnfold.verification import Basis, Verdict, Verification, bounds, fidelity
 
 L = keras.layers
 
@@ -288,6 +290,22 @@ def test_a_gate_without_a_classifier_is_not_met(tmp_path: Path) -> None:
     found = check(tmp_path, "model.onnx", max_changed=0)
     assert found.refused == ("no output decides for a class, so that none can be counted",)
     assert not found.accepted()
+
+
+def test_what_no_figure_can_say_is_said(tmp_path: Path) -> None:
+    """Where an output should be zero, its error is all there is; whole numbers have no ratio."""
+    silent = fidelity.measured("zero", "litert", [np.zeros((4, 2))], [np.full((4, 2), 1e-3)])
+    assert silent is not None
+    assert (silent.sqnr_db, silent.percentiles.max) == (None, 1e-3)
+    given = keras.Input((6,), name="x")
+    real = L.Dense(4, name="real")(given)
+    model = keras.Model(given, [real, keras.ops.cast(real > 0, "int32")])
+    model.save(tmp_path / "model.keras")
+    found = check(tmp_path, to_onnx(model, tmp_path / "model.onnx"), min_sqnr=20)
+    assert found.accepted()
+    assert "says nothing of" in " ".join(found.warnings)
+    zero = replace(found, fidelity=(silent,))
+    assert "no signal, less than 20" in bounds.held_to(zero, Bounds(min_sqnr=20.0)).refused[0]
 
 
 def test_samples_are_saved_and_run_again(files: Path, tmp_path: Path) -> None:
