@@ -42,6 +42,7 @@ from bnfold.jobs.settings import Settings
 from bnfold.jobs.verify import Proof
 from bnfold.model.container import unchanging
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Where, located
 from bnfold.model.graph import show
 from bnfold.model.training import training_rules
 from bnfold.observation.observe import DataRun
@@ -913,11 +914,11 @@ class _File:
 
     Attributes:
         path: where it is; of a live model, in a temporary directory that nobody is told of.
-        shown: what stands for it in reports: the path, or the name of the live model.
+        shown: what stands for it in reports: where it is, or the name of the live model.
     """
 
-    path: Path
-    shown: Path
+    path: Where
+    shown: Where
 
     @property
     def is_live(self) -> bool:
@@ -926,13 +927,20 @@ class _File:
 
     def beside(self, made: str) -> Path:
         """Where what is made of the live model goes, such as "folded"."""
-        return self.path.with_name(f"{self.path.stem}-{made}.keras")
+        folder, stem = self._place
+        return folder / f"{stem}-{made}.keras"
+
+    @property
+    def _place(self) -> tuple[Path, str]:
+        """The folder of the temporary file, and its name without suffix."""
+        path = Path(str(self.path))
+        return path.parent, path.stem
 
     def said(self, text: str) -> str:
         """A text with the name of the live model in place of each temporary file."""
         if not self.is_live:
             return text
-        directory, stem = re.escape(str(self.path.parent)), re.escape(self.path.stem)
+        directory, stem = (re.escape(str(one)) for one in self._place)
         temporary = rf"(?:{directory}[/\\])?(?:\.bnfold-\w+[/\\])?{stem}(?:-(\w+))?\.keras"
         name = printable(str(self.shown))
         return re.sub(temporary, lambda m: f"{name} ({m[1]})" if m[1] else name, text)
@@ -942,13 +950,14 @@ class _File:
 def _as_file(model: Any) -> Iterator[_File]:
     """The file of a model; of a live one, a temporary `.keras` file, named in no error."""
     if not _is_live(model):
-        yield _File(Path(model), Path(model))
+        yield _File(located(model), located(model))
         return
     with link.temporary_folder() as folder:
         # Named like its folder, so that it cannot be taken for another file in a message.
-        file = _File(folder / f"{folder.name}.keras", Path(str(model.name)))
+        saved = folder / f"{folder.name}.keras"
+        file = _File(saved, Path(str(model.name)))
         try:
-            live.save_live(model, file.path)
+            live.save_live(model, saved)
             yield file
         except BnfoldError as error:
             error.args = tuple(file.said(str(text)) for text in error.args)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import PurePath
 from typing import Any, Literal
 
 from bnfold.audit.finding import Finding
@@ -66,9 +65,9 @@ class Suppression:
     reason: str
     model: str = "*"
 
-    def concerns(self, model: PurePath) -> bool:
-        """Whether it is about this model, whose path is from the settings' folder."""
-        return any(fnmatchcase(name, self.model) for name in (model.name, model.as_posix()))
+    def concerns(self, model: str) -> bool:
+        """Whether it is about this model, by its path from the settings' folder, or its URL."""
+        return any(fnmatchcase(name, self.model) for name in (model.rpartition("/")[2], model))
 
     def covers(self, finding: Finding) -> bool:
         """Whether it is about this finding, on a model that it concerns."""

@@ -1,14 +1,13 @@
 """`bnfold bench`."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bnfold.cli.options import (
     CONTEXT,
-    MODEL,
+    SOURCE,
     Finite,
     execution,
     limited,
@@ -18,10 +17,13 @@ from bnfold.cli.options import (
 )
 from bnfold.cli.show import show
 
+if TYPE_CHECKING:
+    from bnfold.model.container.remote import Where
+
 
 @click.command(context_settings=CONTEXT)
-@click.argument("a", type=MODEL)
-@click.argument("b", metavar="[B]", type=MODEL, required=False)
+@click.argument("a", type=SOURCE)
+@click.argument("b", metavar="[B]", type=SOURCE, required=False)
 @click.option(
     "--runtime",
     "runtimes",
@@ -56,8 +58,8 @@ from bnfold.cli.show import show
 @report_format
 @limited
 def bench(
-    a: Path,
-    b: Path | None,
+    a: "Where",
+    b: "Where | None",
     trust: bool,
     imports: Sequence[str],
     format_: str,

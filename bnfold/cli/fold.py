@@ -10,8 +10,8 @@ from click.core import ParameterSource
 from bnfold.cli import options
 from bnfold.cli.options import (
     CONTEXT,
-    MODEL,
     NAME,
+    SOURCE,
     comparison,
     gate_settings,
     gating,
@@ -29,10 +29,11 @@ from bnfold.cli.show import show
 if TYPE_CHECKING:
     from bnfold.jobs.fold import Standalone
     from bnfold.jobs.verify import Proof
+    from bnfold.model.container.remote import Where
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("source", metavar="MODEL", type=SOURCE)
 @click.argument("target", metavar="OUT", type=NAME)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 def fold(
     ctx: click.Context,
     /,
-    source: Path,
+    source: "Where",
     target: str,
     force: bool,
     no_verify: bool,
@@ -117,14 +118,15 @@ def fold(
     show(report, format_, good=report.written)
 
 
-def _is_deployed(source: Path, target: str) -> bool:
+def _is_deployed(source: "Where", target: str) -> bool:
     """Whether OUT is to be exported, and is not a model of Keras like MODEL.
 
     A slash at the end is what a shell adds to any folder, so where MODEL is one it says nothing.
     """
     from bnfold.jobs.staging import format_of
 
-    return format_of(Path(target) if source.is_dir() else target) is not None
+    is_folder = isinstance(source, Path) and source.is_dir()
+    return format_of(Path(target) if is_folder else target) is not None
 
 
 def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
@@ -138,7 +140,7 @@ def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("source", metavar="MODEL", type=SOURCE)
 @click.argument("targets", metavar="OUT...", type=NAME, nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Replace each OUT that exists.")
 @click.option("--no-fold", is_flag=True, help="Write the model as it is.")
@@ -169,7 +171,7 @@ def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
 def export(
     ctx: click.Context,
     /,
-    source: Path,
+    source: "Where",
     targets: Sequence[str],
     force: bool,
     no_fold: bool,
@@ -235,7 +237,7 @@ def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None)
 
 
 def _export(
-    source: Path, targets: Sequence[str], running: "Proof", format_: str, **settings: Any
+    source: "Where", targets: Sequence[str], running: "Proof", format_: str, **settings: Any
 ) -> None:
     from bnfold.jobs.export import export_file
 

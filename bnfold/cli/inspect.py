@@ -13,6 +13,7 @@ from bnfold.cli.options import (
     FAIL_ON,
     MODEL,
     SETTINGS_FILE,
+    SOURCE,
     data_run,
     having,
     keras_option,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from bnfold.jobs.gate import Outcome
     from bnfold.jobs.inspect import Inspection
     from bnfold.jobs.settings import Settings
+    from bnfold.model.container.remote import Where
 
 _LAYER_FORMATS = ("text", "json")
 FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
@@ -117,7 +119,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=MODEL)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=SOURCE)
 @click.option(
     "--layer",
     metavar="NAME",
@@ -130,7 +132,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 def inspect(
     ctx: click.Context,
     /,
-    models: Sequence[Path],
+    models: "Sequence[Where]",
     layer: str | None,
     write_baseline: Path | None,
     format_: str | None,
@@ -260,11 +262,11 @@ def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> s
     return report
 
 
-def _refuse_unknown_layer(models: Sequence[Path], name: str, sha256: Sequence[str]) -> None:
+def _refuse_unknown_layer(models: "Sequence[Where]", name: str, sha256: Sequence[str]) -> None:
     """Refuse a name that no layer has before the model runs, which takes long."""
     from bnfold.jobs.inspect import inspect_file
 
-    if len(models) == 1 and not models[0].is_dir():
+    if len(models) == 1 and isinstance(models[0], Path) and not models[0].is_dir():
         found = inspect_file(models[0], rules=(), sha256=sha256)
         if found.layer(name) is None:
             raise click.UsageError(_no_such_layer(found, name))

@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 MODEL = click.Path(path_type=Path)
+
+
+class Source(click.ParamType):  # type: ignore[type-arg]
+    """A model, or a folder of models: a path, or a URL."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What it names, or a usage error."""
+        from bnfold.errors import UnreadableModelError
+        from bnfold.model.container.remote import located
+
+        try:
+            return located(value)
+        except UnreadableModelError as error:
+            self.fail(str(error), param, ctx)
+
+
+SOURCE = Source()
 NAME = click.Path()
 """Of a path that keeps a slash at its end."""
 SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -13,6 +13,8 @@ from bnfold.model.container.guard import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from bnfold.model.container.remote import Where
+
 
 def reported(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options for how to report, in one of these formats, and where."""
@@ -37,11 +39,11 @@ def ending_says(output: Path | None, formats: Mapping[str, str]) -> str:
     return next((form for ending, form in formats.items() if name.endswith(ending)), "text")
 
 
-def refuse_unwritable(output: Path, read: Iterable[Path | None]) -> None:
+def refuse_unwritable(output: Path, read: "Iterable[Where | None]") -> None:
     """Refuse what cannot be written, or would replace what is `read`, before anything is done."""
     check_target(output, "text", force=True)
     for other in read:
-        if other is not None and (
+        if isinstance(other, Path) and (
             output.resolve() == other.resolve() or _is_same_file(output, other)
         ):
             raise click.UsageError(f"--output {output} would replace what it is made from")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,6 +15,7 @@ from bnfold.cli.options import (
     MODEL,
     SAMPLES,
     SETTINGS_FILE,
+    SOURCE,
     bounded,
     having,
     inference_option,
@@ -27,6 +28,9 @@ from bnfold.cli.options import (
     report_format,
 )
 from bnfold.cli.show import show
+
+if TYPE_CHECKING:
+    from bnfold.model.container.remote import Where
 
 _TO = ("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model")
 _RECALIBRATE = ("never", "auto", "always")
@@ -74,7 +78,7 @@ def _own(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("source", metavar="MODEL", type=SOURCE)
 @click.argument("directory", metavar="DIR", type=MODEL)
 @_own
 @keep_option
@@ -89,7 +93,7 @@ def _own(command: Callable[..., Any]) -> Callable[..., Any]:
 def prepare(
     ctx: click.Context,
     /,
-    source: Path,
+    source: "Where",
     directory: Path,
     config: Path | None,
     no_config: bool,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,7 @@ from bnfold.cli.options import (
     CONTEXT,
     MODEL,
     SAMPLES,
+    SOURCE,
     limited,
     over_data,
     pinned,
@@ -18,9 +19,12 @@ from bnfold.cli.options import (
 )
 from bnfold.cli.show import show
 
+if TYPE_CHECKING:
+    from bnfold.model.container.remote import Where
+
 
 @click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=MODEL)
+@click.argument("source", metavar="MODEL", type=SOURCE)
 @click.argument("target", metavar="OUT", type=MODEL)
 @over_data(required=True)
 @click.option(
@@ -60,7 +64,7 @@ from bnfold.cli.show import show
 @report_format
 @limited
 def recalibrate(
-    source: Path,
+    source: "Where",
     target: Path,
     layers: Sequence[str],
     cache: int,

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bnfold.cli.output import print_text, put
+
+if TYPE_CHECKING:
+    from bnfold.model.container.remote import Where
 
 _TEXT = {
     "FoldReport": ("fold", "fold"),
@@ -26,7 +29,7 @@ def show(
     *,
     good: bool = True,
     output: Path | None = None,
-    files: Sequence[Path] = (),
+    files: "Sequence[Where]" = (),
     **how: Any,
 ) -> None:
     """Print a result, or write it to a file, and exit with 1 where it is not `good`.

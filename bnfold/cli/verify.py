@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bnfold.cli import options
-from bnfold.cli.options import CONTEXT, MODEL, bounded, limited, pinned, progress, proving
+from bnfold.cli.options import CONTEXT, MODEL, SOURCE, bounded, limited, pinned, progress, proving
 from bnfold.cli.output import ending_says, refuse_unwritable, reported, say
 from bnfold.cli.show import show
+
+if TYPE_CHECKING:
+    from bnfold.model.container.remote import Where
 
 _BY_ENDING = {".html": "html", ".json": "json"}
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("original", metavar="MODEL", type=MODEL)
-@click.argument("folded", metavar="OTHER", type=MODEL)
+@click.argument("original", metavar="MODEL", type=SOURCE)
+@click.argument("folded", metavar="OTHER", type=SOURCE)
 @bounded
 @click.option(
     "--save-samples",
@@ -32,8 +35,8 @@ _BY_ENDING = {".html": "html", ".json": "json"}
 def verify(
     ctx: click.Context,
     /,
-    original: Path,
-    folded: Path,
+    original: "Where",
+    folded: "Where",
     save_samples: Path | None,
     sha256: Sequence[str],
     format_: str | None,
@@ -63,7 +66,8 @@ def verify(
     format_ = format_ or ending_says(output, _BY_ENDING)
     if output is not None:
         refuse_unwritable(output, (original, folded, proof["data"], save_samples))
-        if any(output.resolve().is_relative_to(one.resolve()) for one in (original, folded)):
+        here = [one for one in (original, folded) if isinstance(one, Path)]
+        if any(output.resolve().is_relative_to(one.resolve()) for one in here):
             raise click.UsageError(f"--output {output} is inside of a model, and would damage it")
     wanted = options.proof(**proof)
     result = wanted.run(original, folded, progress, sha256=sha256, save_samples=save_samples)

@@ -172,7 +172,8 @@ class Magnitudes:
         slot: the slot.
         before, scaled: the largest magnitudes in the file, and with the factors of the edits,
             along all axes on which factors vary; empty for a bias.
-        exact: numbers that must be finite, with all of the edits; of a bias all numbers.
+        exact: numbers that must be finite, with all of the edits; of a bias all numbers. Empty
+            where the numbers are far, so that nobody has looked.
         dtypes: those in which the slot is stored and computed with.
     """
 
@@ -225,14 +226,40 @@ def _widens_to(shape: tuple[int, ...], wider: tuple[int, ...]) -> bool:
 
 
 def magnitudes(layer: Layer, edits: Sequence[WeightEdit]) -> tuple[Magnitudes, ...]:
-    """How large each slot gets that edits change; reads each of them once."""
-    weights = layers.weights(layer) or {}
+    """How large each slot gets that edits change; reads each of them once.
+
+    One that depends on numbers that are far is not measured, and its `Magnitudes` are empty.
+    """
+    weights = {slot: _near(one) for slot, one in (layers.weights(layer) or {}).items()}
     used = policy(layer)
     dtypes = (dtype_beside(weights), *([] if used is None else [dtype_named(used.compute)]))
     with np.errstate(over="ignore", invalid="ignore"):
         return tuple(
-            Magnitudes(slot, *_largest(weights, edits, slot), dtypes) for slot in slots_of(edits)
+            Magnitudes(slot, *_measured(weights, edits, slot), dtypes) for slot in slots_of(edits)
         )
+
+
+class _FarError(Exception):
+    """Numbers would have to be fetched; never leaves this module."""
+
+
+def _near(weight: Weight) -> Weight:
+    """A weight that raises _FarError where its numbers are far."""
+
+    def refuse() -> NDArray[Any]:
+        raise _FarError
+
+    return replace(weight, read=refuse) if weight.is_far else weight
+
+
+def _measured(
+    weights: dict[str, Weight], edits: Sequence[WeightEdit], slot: str
+) -> tuple[Array, Array, Array]:
+    """`_largest`, or nothing where that is far."""
+    try:
+        return _largest(weights, edits, slot)
+    except _FarError:
+        return _NONE, _NONE, _NONE
 
 
 class OutOfRange(Refusal):

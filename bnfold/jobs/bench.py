@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
 
@@ -33,6 +33,8 @@ from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.jobs.fold import fold_file
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import held
+from bnfold.model.container.remote import Where
+from bnfold.model.container.store import Copies
 from bnfold.running import (
     borrowing,
     inputs,
@@ -285,8 +287,8 @@ class BenchReport(Report):
         left_behind: what is left of the layers, by runtime where that could be seen.
     """
 
-    a: Path
-    b: Path | None
+    a: Where
+    b: Where | None
     folded: tuple[int, int] | None
     threads: int | None
     seconds: float
@@ -318,8 +320,8 @@ class BenchReport(Report):
 
 @borrowing.guest()
 def bench_files(
-    a: Path,
-    b: Path | None = None,
+    a: Where,
+    b: Where | None = None,
     *,
     threads: int | None = None,
     batches: int | Sequence[int] = (),
@@ -353,8 +355,10 @@ def bench_files(
         raise SettingsError(f"{threads} threads are more than the {processors} processors here")
     requirements.require("bench", everything="onnxruntime" in runtimes)
     report = link.told(progress)
-    with link.temporary_folder() as folder, held([a] if b is None else [a, b], sha256):
-        opening, folded, second = session.look([a], loading, None), None, b
+    with Copies() as copies, link.temporary_folder() as folder:
+        first, second = copies.of(a), None if b is None else copies.of(b)
+        copies.enter_context(held([first] if second is None else [first, second], sha256))
+        opening, folded = session.look([first], loading, None), None
         if second is None:
             report("folding A")
             second, folded = _folded(opening.files[0], folder)
@@ -368,9 +372,10 @@ def bench_files(
     results, skipped, left = bench.run(runtimes or RUNTIMES, sizes)
     if not results:
         reasons = "; ".join(f"{one.runtime}: {one.reason}" for one in skipped)
-        raise BnfoldError(f"no runtime can run both models: {reasons}")
+        raise BnfoldError(copies.said(f"no runtime can run both models: {reasons}"))
     notes = tuple(dict.fromkeys(note for loaded in pair for note in loaded.notes))
-    found = tuple(results), tuple(skipped)
+    told = tuple(replace(one, reason=copies.said(one.reason)) for one in skipped)
+    found = tuple(results), told
     return BenchReport(a, b, folded, threads, seconds, seed, *found, notes, tuple(left))
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from bnfold import errors
 from bnfold.errors import BnfoldError, ProcessStoppedError, UnreadableModelError
+from bnfold.model.container.remote import located
 from bnfold.running import options, process
 from bnfold.supervision import link
 
@@ -196,13 +197,14 @@ class _File:
     def __init__(self, arguments: Mapping[str, Any], folder: Path) -> None:
         self._arguments = arguments
         source, target = arguments.get("source") or arguments.get("path"), arguments.get("target")
-        self._source = Path(source or "")  # some jobs have none, and refer to none
+        self._source = located(source or "")  # some jobs have none, and refer to none
         self._found: dict[tuple[str, ...], Any] = {}
         self.plan: Any = None
         self.graph: Any = None
-        both = [Path(given) for given in (source, target) if given]
-        if len(both) == 2 and all(map(Path.exists, both)) and both[0].samefile(both[1]):
-            self._source = _copied(self._source, folder)
+        if isinstance(self._source, Path) and source and target:
+            both = self._source, Path(target)
+            if all(map(Path.exists, both)) and both[0].samefile(both[1]):
+                self._source = _copied(self._source, folder)
 
     def batchnorm(self, path: tuple[str, ...]) -> Any:
         """The BatchNormalization of a path."""
@@ -220,7 +222,9 @@ class _File:
         from bnfold.jobs.planning import planned  # noqa: PLC0415
         from bnfold.model.container.model_file import open_model  # noqa: PLC0415
 
-        with open_model(self._source) as model:
+        is_inspected = "path" in self._arguments and not self._arguments.get("run")
+        digests = self._arguments.get("sha256", ())
+        with open_model(self._source, digests, ranged=is_inspected) as model:
             given = {key: self._arguments[key] for key in _PLANNING if key in self._arguments}
             self.plan, self.graph = planned(model, **given), model.graph
             for decision in self.plan.decisions:

@@ -36,6 +36,7 @@ from bnfold.jobs.targets import Making, Target, targets_of
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import ModelFile, open_model
+from bnfold.model.container.remote import Where
 from bnfold.model.edit import for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import (
@@ -153,7 +154,7 @@ class ExportReport:
         is_checked: whether the targets were to be checked.
     """
 
-    source: Path
+    source: Where
     targets: tuple[TargetReport, ...]
     plan: Plan | None
     replaced: tuple[LayerPath, ...]
@@ -227,7 +228,7 @@ def _port(port: Port) -> Json:
 
 @borrowing.guest()
 def export_file(
-    source: str | Path,
+    source: str | Where,
     targets: Sequence[str | Path],
     *,
     fold: bool = True,
@@ -293,7 +294,7 @@ def export_file(
                     model, decided, sha256, standalone, subject, inference=inference
                 )
             report = ExportReport(
-                source=model.path if name is None else Path(name),
+                source=model.given if name is None else Path(name),
                 targets=tuple(TargetReport(one.path, one.format, one.precision) for one in wanted),
                 plan=decided if fold else None,
                 replaced=replaced,
@@ -306,7 +307,7 @@ def export_file(
             if prove and check and not audit.stops:
                 as_called = changed is None or not changed.untold
                 proof = running.run(original, subject, progress, as_called=as_called)
-                report = replace(report, verification=proof)
+                report = replace(report, verification=proof.reworded(model.said))
             if opening is not None and _is_proved(report, running):
                 places = list(zip(wanted, (one.path for one in stagings), strict=True))
                 report = job.convert(opening, subject, places, report)
@@ -353,7 +354,7 @@ class _Job:
     @property
     def label(self) -> str:
         """The source for messages."""
-        return printable(self.name or str(self.model.path))
+        return printable(self.name or str(self.model.given))
 
     def start(self, wanted: Sequence[Target]) -> Opening:
         """Refuse what cannot or must not be loaded, and start TensorFlow."""
@@ -461,7 +462,7 @@ class _Job:
         opset = self._opset() if target.format == "onnx" else None
         # A live model has a name and no file; the file it went through means nothing to others.
         live = self.name is not None
-        origin = {"source": self.model.path.name, "source_sha256": self.sha256}
+        origin = {"source": self.model.given.name, "source_sha256": self.sha256}
         folded = describe_folds(report.plan) if report.plan is not None else []
         metadata = {
             "version": __version__,

@@ -18,6 +18,7 @@ from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import record
+from bnfold.model.container.remote import Where
 from bnfold.model.edit import ForInference, for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
@@ -72,7 +73,7 @@ class FoldReport:
         audit: the findings on the source.
     """
 
-    source: Path
+    source: Where
     target: Path
     written: bool
     container: Kind
@@ -133,7 +134,7 @@ def describe_kept(decided: Plan) -> list[Json]:
 
 
 def fold_file(
-    source: str | Path,
+    source: str | Where,
     target: str | Path,
     *,
     keep: Sequence[str] = (),
@@ -174,7 +175,7 @@ def fold_file(
         refuse_obstacle(model)
         if model.graph.kind == "subclassed" and proof is not None:
             raise VerificationImpossibleError(
-                f"{printable(str(source))}: a subclassed model: its file holds no graph, so "
+                f"{printable(str(model.given))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
         decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
@@ -194,13 +195,13 @@ def fold_file(
                     is_changed=is_changed,
                     as_called=changed is None or not changed.untold,
                 )
-                verification = verification.reworded(staging.said)
+                verification = verification.reworded(lambda said: model.said(staging.said(said)))
                 accepted = verification.accepted(strict=proof.strict)
             if accepted:
                 model.release()
                 staging.publish()
         return FoldReport(
-            source=model.path,
+            source=model.given,
             target=target,
             written=accepted,
             container=model.kind,
@@ -236,7 +237,7 @@ def refuse_inside(target: Path, model: ModelFile) -> None:
 def refuse_obstacle(model: ModelFile) -> None:
     """Raise UnreadableModelError for a file of which nothing can be folded, whatever is in it."""
     if model.graph.obstacle is not None:
-        raise UnreadableModelError(f"{printable(str(model.path))}: {model.graph.obstacle.reason}")
+        raise UnreadableModelError(f"{printable(str(model.given))}: {model.graph.obstacle.reason}")
 
 
 def plan_and_hash(

@@ -7,7 +7,7 @@ What is left decides. A command that makes another file of a model looks at it h
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from bnfold.audit import Finding, Severity, baseline, joined
@@ -20,6 +20,7 @@ from bnfold.jobs.settings import NEVER, Settings
 from bnfold.jobs.staging import check_target, is_stream, write_text
 from bnfold.model.container.guard import printable, read_whole
 from bnfold.model.container.model_file import ModelFile
+from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.model.container.search import models_at
 from bnfold.serialize import plain
 
@@ -33,7 +34,7 @@ class Unreadable:
     `may_have_run` is true where the model was to be run over data: it may have been by then.
     """
 
-    path: Path
+    path: Where
     error: BnfoldError
     may_have_run: bool = False
 
@@ -107,13 +108,13 @@ def of_input(model: ModelFile, settings: Settings, decided: Plan | None) -> Inpu
     """
 
     def inspect_open(
-        path: Path, *, sha256: Sequence[str], keras: str | None, **asked: Any
+        path: Where, *, sha256: Sequence[str], keras: str | None, **asked: Any
     ) -> Inspection:
         if decided is None:
             return inspect_file(path, sha256=sha256, keras=keras, **asked)
         return inspect_model(model, decided, **asked)
 
-    outcome, fail_on = check([model.path], settings, inspect_open), settings.fail_on
+    outcome, fail_on = check([model.given], settings, inspect_open), settings.fail_on
     if outcome.unreadable:
         return InputFindings((), fail_on, str(outcome.unreadable[0].error))
     bad = Severity.ERROR
@@ -128,9 +129,11 @@ def fails(finding: Finding, fail_on: Severity | None) -> bool:
 
 
 def check(
-    paths: Sequence[Path], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
+    paths: Sequence[Where], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
 ) -> Outcome:
     """Inspect the models at `paths`, which are files, Keras directories, or folders to search.
+
+    Each may be a URL in a store.
 
     `inspect` is called as `inspect_file` is.
 
@@ -149,7 +152,7 @@ def check(
     return _joined(replace(_compare(outcome, where, known), stale=tuple(stale)))
 
 
-def write_baseline(paths: Sequence[Path], settings: Settings, target: Path) -> Outcome:
+def write_baseline(paths: Sequence[Where], settings: Settings, target: Path) -> Outcome:
     """Inspect as `check` does, and let all that is found be known from now on.
 
     Of an earlier baseline in `target`, what this run says nothing about stays: other models, other
@@ -177,7 +180,7 @@ def _joined(outcome: Outcome) -> Outcome:
 
 
 def _inspect(
-    paths: Sequence[Path], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
+    paths: Sequence[Where], settings: Settings, inspect: Callable[..., Inspection] = inspect_file
 ) -> Outcome:
     if settings.run is not None:
         require_data()
@@ -202,9 +205,9 @@ def _inspect(
     return Outcome(tuple(models), tuple(unreadable))
 
 
-def _files(paths: Sequence[Path], exclude: Sequence[str]) -> tuple[list[Path], list[Unreadable]]:
+def _files(paths: Sequence[Where], exclude: Sequence[str]) -> tuple[list[Where], list[Unreadable]]:
     """The models at these paths, each once, and the folders that hold none or cannot be read."""
-    files: dict[str, Path] = {}
+    files: dict[str, Where] = {}
     unreadable: list[Unreadable] = []
 
     def skip(error: OSError) -> None:
@@ -215,7 +218,8 @@ def _files(paths: Sequence[Path], exclude: Sequence[str]) -> tuple[list[Path], l
     for path in paths:
         try:
             for file in models_at(path, exclude, skip):
-                files.setdefault(os.path.abspath(file), file)
+                name = file.url if isinstance(file, Remote) else os.path.abspath(file)
+                files.setdefault(name, file)
         except BnfoldError as error:
             unreadable.append(Unreadable(path, error))
     return list(files.values()), unreadable
@@ -226,7 +230,7 @@ def _suppress(raw: Outcome, settings: Settings) -> Outcome:
     models: list[Inspection] = []
     used: set[Suppression] = set()
     for model in raw.models:
-        name = PurePath(_path_from(settings.root, model.path))
+        name = _path_from(settings.root, model.path)
         here = [one for one in settings.suppressions if one.concerns(name)]
         used |= {one for one in here if any(map(one.covers, model.findings))}
         kept, suppressed = suppress(model.findings, here)
@@ -271,7 +275,7 @@ def _judged(
         entry
         for entry in known
         if (entry.model in read and entry.rule in codes)
-        or not os.path.lexists(where.parent / entry.model)
+        or not (is_url(entry.model) or os.path.lexists(where.parent / entry.model))
     )
 
 
@@ -287,8 +291,10 @@ def _read(path: Path) -> frozenset[Entry]:
     raise SettingsError(f"{printable(str(path))}: {reason}")
 
 
-def _path_from(folder: Path, path: Path) -> str:
+def _path_from(folder: Path, path: Where) -> str:
     """The path as seen from a folder, with slashes; as it is where there is no way (Windows)."""
+    if isinstance(path, Remote):
+        return str(path)
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:

@@ -18,6 +18,7 @@ from bnfold.jobs.planning import SUBCLASSED, planned
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import recalibration
+from bnfold.model.container.remote import Where
 from bnfold.model.graph import Graph, LayerPath, show
 from bnfold.model.moments import Divergence, Observed, divergence, spread
 from bnfold.model.outline import Step, outline
@@ -43,7 +44,7 @@ class Inspection:
     """One model file, inspected.
 
     Attributes:
-        path: the file.
+        path: the file, or the URL of a model in a store.
         container: "keras", "keras-directory" or "h5".
         keras_version: the version that wrote it, where it tells.
         plan: one decision for each BatchNormalization.
@@ -56,7 +57,7 @@ class Inspection:
         thresholds: the settings of the rules that were asked.
     """
 
-    path: Path
+    path: Where
     container: Kind
     keras_version: str | None
     plan: Plan = field(repr=False)
@@ -115,7 +116,7 @@ class Inspection:
 
 
 def inspect_file(
-    path: str | Path,
+    path: str | Where,
     *,
     rules: Iterable[Rule] = RULES,
     thresholds: Thresholds | None = None,
@@ -128,7 +129,8 @@ def inspect_file(
     """Inspect a model file without running or importing anything that it names, unless `run`.
 
     Args:
-        path: the file.
+        path: the file, or the URL of a model in a store. Of a large one there only parts are
+            fetched, unless it runs or must have a digest; `note` says what that leaves out.
         rules: the health rules to ask.
         thresholds: their settings; without it the defaults.
         target_dtype: what the model will be run in, as for `bnfold.audit.audit`.
@@ -147,7 +149,8 @@ def inspect_file(
     """
     if run is not None:
         require_data()
-    with open_model(path, sha256) as model, ThreadPoolExecutor(1) as pool:
+    opened = open_model(path, sha256, ranged=run is None)
+    with opened as model, ThreadPoolExecutor(1) as pool:
         checked = pool.submit(model.check_weights, CHECKED_AT_ONCE)
         return inspect_model(
             model,
@@ -188,13 +191,14 @@ def inspect_model(
         recalibration=recalibration(model.metadata),
     )
     return Inspection(
-        path=model.path,
+        path=model.given,
         container=model.kind,
         keras_version=model.keras_version,
         plan=_read(decided),
         findings=joined(found) if join else found,
         graph=model.graph,
-        note="; ".join([*_notes(model.graph), *filter(None, [unchecked()]), *notes]) or None,
+        note="; ".join([*_notes(model.graph), *filter(None, [unchecked(), model.note]), *notes])
+        or None,
         observed=observed,
         thresholds=Thresholds() if thresholds is None else thresholds,
     )

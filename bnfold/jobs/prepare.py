@@ -29,6 +29,8 @@ from bnfold.jobs.staging import FOLDER_SUFFIX, Staging, check_target
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import files_in, printable
 from bnfold.model.container.model_file import held
+from bnfold.model.container.remote import Where, located
+from bnfold.model.container.store import Copies
 from bnfold.model.graph import show
 from bnfold.observation import labels as labelled
 from bnfold.observation import observe
@@ -151,7 +153,7 @@ class PrepareReport(Report):
         is_held_out: whether these are others than those that gave the statistics and ranges.
     """
 
-    source: Path
+    source: Where
     directory: Path
     written: bool
     refused: tuple[str, ...] = ()
@@ -188,7 +190,7 @@ Write: TypeAlias = Callable[[PrepareReport, Inspection, Path], None]
 
 @borrowing.guest()
 def prepare_model(
-    source: str | Path,
+    source: str | Where,
     directory: str | Path,
     write: Write,
     *,
@@ -215,12 +217,21 @@ def prepare_model(
     target = Path(directory)
     check_target(target, "prepared", force=force)
     requirements.require("prepare", everything=wanted.proof.strict)
-    with Staging(target, "prepared", force=force) as staging, link.temporary_folder() as work:
+    given = located(source)
+    with (
+        Staging(target, "prepared", force=force) as staging,
+        Copies() as copies,
+        link.temporary_folder() as work,
+    ):
         staging.path.mkdir()
-        shown = Path(source if name is None else name)
-        job = _Job(Path(source), staging.path, work, wanted, settings, link.told(progress))
-        with held([source], sha256):  # all steps are about one and the same file
+        shown = given if name is None else Path(name)
+        file = copies.of(given)
+        job = _Job(given, file, staging.path, work, wanted, settings, link.told(progress))
+        with held([file], sha256):  # all steps are about one and the same file
             report = replace(job.run(), source=shown, directory=target)
+        if report.verification is not None:
+            found = report.verification.reworded(copies.said)
+            report = replace(report, verification=found)
         if report.refused:
             return report
         report = replace(report, written=True)
@@ -233,6 +244,7 @@ def prepare_model(
 class _Job:
     """One preparation on its way: in `folder`, which may become DIR, and in `work`, which goes."""
 
+    given: Where
     source: Path
     folder: Path
     work: Path
@@ -289,10 +301,10 @@ class _Job:
     def _inspected(self, path: Path) -> Inspection:
         """The findings on a model that count, as those on the source."""
 
-        def inspect_it(_: Path, **asked: Any) -> Inspection:
-            return replace(inspect_file(path, **asked), path=self.source)
+        def inspect_it(_: Where, **asked: Any) -> Inspection:
+            return replace(inspect_file(path, **asked), path=self.given)
 
-        outcome = check([self.source], self.settings, inspect_it)
+        outcome = check([self.given], self.settings, inspect_it)
         if outcome.unreadable:
             raise outcome.unreadable[0].error
         return outcome.models[0]

@@ -28,6 +28,7 @@ from bnfold.jobs.staging import Staging, check_target
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import record
+from bnfold.model.container.remote import Where
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
@@ -107,7 +108,7 @@ class RecalibrationReport(Report):
         notes: sentences on what had to be done to load the model.
     """
 
-    source: Path
+    source: Where
     target: Path
     written: bool
     container: Kind
@@ -153,7 +154,7 @@ class RecalibrationReport(Report):
 
 @borrowing.guest()
 def recalibrate_file(
-    source: str | Path,
+    source: str | Where,
     target: str | Path,
     *,
     run: DataRun,
@@ -201,7 +202,7 @@ def recalibrate_file(
         candidates = list(_candidates(decided, layers))
         job = Estimation(running, candidates, run.report, allow_other_scale=allow_other_scale)
         report = RecalibrationReport(
-            source=Path(source),
+            source=model.given,
             target=target,
             written=False,
             container=model.kind,
@@ -216,7 +217,8 @@ def recalibrate_file(
         if not changes:
             reasons = "; ".join(dict.fromkeys(one.reason for one in kept)) or "it has none"
             raise BnfoldError(
-                f"{printable(str(source))}: no BatchNormalization can be recalibrated: {reasons}"
+                f"{printable(str(model.given))}: no BatchNormalization can be recalibrated: "
+                f"{reasons}"
             )
         made = record(
             model.metadata,

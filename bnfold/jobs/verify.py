@@ -10,6 +10,8 @@ from bnfold.errors import VerificationImpossibleError
 from bnfold.jobs.staging import Staging, check_target
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import held, unchanged
+from bnfold.model.container.remote import Remote, Where
+from bnfold.model.container.store import Copies
 from bnfold.running import options, requirements, safety
 from bnfold.running.deployed.opening import kind_of
 from bnfold.running.options import (
@@ -56,8 +58,8 @@ class Proof:
 
     def run(
         self,
-        original: Path,
-        folded: Path,
+        original: Where,
+        folded: Where,
         progress: Callable[[str], None] | None,
         *,
         is_changed: bool = True,
@@ -79,6 +81,19 @@ class Proof:
         """
         if save_samples is not None:
             check_target(save_samples, "samples", force=True)
+        if isinstance(original, Remote) or isinstance(folded, Remote):
+            self.require("verify")
+            with Copies() as copies:
+                found = self.run(
+                    copies.of(original),
+                    copies.of(folded),
+                    progress,
+                    is_changed=is_changed,
+                    as_called=as_called,
+                    sha256=sha256,
+                    save_samples=save_samples,
+                )
+                return found.reworded(copies.said)
         kept: list[Replay] = []
         format_ = kind_of(folded)
         self.require("verify" if format_ is None else f"verify {format_}")

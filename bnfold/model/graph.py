@@ -45,7 +45,8 @@ class Weight:
 
     `shape` is a tuple of ints, `dtype` the variable's dtype, `read` returns the numbers as an array
     of both. `name` is the variable's own name where the file gives one. `source` is where the file
-    stores it; None means that the numbers are new.
+    stores it; None means that the numbers are new. One that `is_far` is large, and would have to be
+    fetched from a store: what can do without its numbers does.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +54,7 @@ class Weight:
     read: Callable[[], NDArray[Any]] = field(compare=False)
     name: str = ""
     source: str | None = None
+    is_far: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

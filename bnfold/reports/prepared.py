@@ -12,12 +12,13 @@ from typing import Any
 from bnfold.jobs.inspect import Inspection
 from bnfold.jobs.prepare import PrepareReport, Wanted, prepare_model
 from bnfold.jobs.settings import Settings
+from bnfold.model.container.remote import Where
 from bnfold.reports import html
 from bnfold.reports.formats import json, sarif
 
 
 def prepare_folder(
-    source: str | Path,
+    source: str | Where,
     directory: str | Path,
     *,
     wanted: Wanted,

@@ -2,13 +2,15 @@
 
 import os
 import re
-from pathlib import Path
+from typing import Any, Protocol
 
 from bnfold.supervision import platforms
 
 MIB = 1 << 20
 
 READING_SECONDS, READING_SECONDS_PER_MIB = 10.0, 2.0
+CONNECTING_SECONDS = 60.0
+"""For an answer of a store, with what its library tries again, on top of reading."""
 READING_MEMORY, READING_MEMORY_PER_BYTE = 512 * MIB, 3
 """For reading a file, planning and writing, which take a small part of that."""
 SECONDS_PER_LAYER, MEMORY_PER_LAYER = 0.01, 48 << 10
@@ -24,12 +26,22 @@ RUNNING_SHARE = 0.75
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
 
 
-def size(path: Path) -> int:
+class Sized(Protocol):
+    """A file or folder, or what has of `Path` what tells its size."""
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+
+    def stat(self) -> Any:
+        """Its size, as `st_size`, among other things."""
+
+
+def size(path: Sized) -> int:
     """The bytes of a model file, or of the files in a folder; 0 where there is nothing."""
     try:
         if path.is_dir():
-            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
-        return path.stat().st_size
+            return sum(entry.stat().st_size for entry in os.scandir(str(path)) if entry.is_file())
+        return int(path.stat().st_size)
     except OSError:
         return 0
 

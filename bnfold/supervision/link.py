@@ -101,9 +101,10 @@ def allow(seconds: float | None = None, memory: int | None = None) -> None:
         _limit_memory(memory)
 
 
-def reading(path: Path, shown: str) -> None:
+def reading(path: limits.Sized, shown: str) -> None:
     """A model file is read from now on; `shown` is its name for messages."""
-    _name_files({path: shown})
+    if isinstance(path, Path):  # what is in a store has its name already
+        _name_files({path: shown})
     _begin("reading it")
     seconds = limits.reading_seconds(limits.size(path))
     if _link.read:
@@ -114,7 +115,20 @@ def reading(path: Path, shown: str) -> None:
     _remember_reading(path)
 
 
-def counted(path: Path, layers: int) -> None:
+def fetching(shown: str, size: int = 0) -> None:
+    """A model of so many bytes is fetched from a store from now on; `shown` names it."""
+    _link.file = shown
+    _link.say("file", shown)
+    _begin("fetching it")
+    seconds = limits.CONNECTING_SECONDS + limits.reading_seconds(size)
+    _link.read += seconds
+    _link.is_narrow = True
+    _within(seconds)
+    if not _link.runs_models:
+        _remember(limits.reading_memory(0, kept=_link.kept))
+
+
+def counted(path: limits.Sized, layers: int) -> None:
     """The model file that is being read has so many layers, each of which takes some more."""
     seconds = limits.SECONDS_PER_LAYER * layers
     _link.read += seconds
@@ -188,7 +202,7 @@ def _remember(memory: int | None) -> None:
         _limit_memory(memory)
 
 
-def _remember_reading(path: Path, layers: int = 0) -> None:
+def _remember_reading(path: limits.Sized, layers: int = 0) -> None:
     if not _link.runs_models:
         _remember(limits.reading_memory(limits.size(path), layers, _link.kept))
 

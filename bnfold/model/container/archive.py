@@ -25,6 +25,7 @@ from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
 from bnfold.model.container import foreign, guard, hdf5
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.store import FAR, RemoteFile, archive_file
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
@@ -46,12 +47,12 @@ _CHUNK = 1 << 20
 class _ZipParts:
     """The parts of a `.keras` archive."""
 
-    def __init__(self, path: Path, resources: ExitStack) -> None:
-        self._file = resources.enter_context(guard.ArchiveFile(path))
+    def __init__(self, path: Path | RemoteFile, resources: ExitStack) -> None:
+        self._file = resources.enter_context(archive_file(path))
         self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
         self._path, self._start, self._is_checked = path, 0, False
-        self.costs = Costs(self._size())
+        self.costs = Costs(self._size(), far_above=hdf5.far_above(path))
 
     def names(self) -> list[str]:
         return [info.filename for info in self._archive.infolist() if not info.is_dir()]
@@ -70,6 +71,8 @@ class _ZipParts:
         info = self._archive.getinfo(WEIGHTS)
         if info.compress_type != zipfile.ZIP_STORED or self._is_checked:
             return None
+        if isinstance(self._path, RemoteFile):
+            return "the checksum of its weights was not checked, which are not fetched as a whole"
         if most is not None and info.file_size > most:
             return f"the checksum of its weights, of more than {most >> 20} MiB, was not checked"
         # A handle of its own, because the weights may be read meanwhile.
@@ -119,7 +122,8 @@ class _ZipParts:
         return self._resources.enter_context(found)
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
-        guard.check_member(self._archive, WEIGHTS)
+        first = FAR if isinstance(self._path, RemoteFile) else _CHUNK
+        guard.check_member(self._archive, WEIGHTS, first)
         self._file.seek(info.header_offset)
         header = self._file.read(_LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
@@ -131,7 +135,7 @@ class _ZipParts:
         return start
 
     def _size(self) -> int:
-        return self._file.seek(0, io.SEEK_END)
+        return int(self._file.seek(0, io.SEEK_END))
 
 
 class _DirectoryParts:
@@ -184,10 +188,14 @@ class KerasArchive:
         dropped: what `write` leaves out because it belongs to training.
     """
 
-    def __init__(self, path: Path, resources: ExitStack) -> None:
+    def __init__(self, path: Path | RemoteFile, resources: ExitStack) -> None:
         """Read the graph and the places of its weights; `resources` closes what stays open."""
-        self._is_directory = path.is_dir()
-        self._parts = (_DirectoryParts if self._is_directory else _ZipParts)(path, resources)
+        self._is_directory = isinstance(path, Path) and path.is_dir()
+        self._parts = (
+            _DirectoryParts(path, resources)
+            if isinstance(path, Path) and self._is_directory
+            else _ZipParts(path, resources)
+        )
         names = set(self._parts.names())
         _require(names)
         self.metadata = self._read_metadata(names)

@@ -83,12 +83,14 @@ class Costs:
 
     Attributes:
         size: that of the file, in bytes.
+        far_above: how many bytes a variable must have not to be read where that is not needed,
+            because it would have to be fetched; None where it is at hand.
         read_at: the bytes of its HDF5 part from an address on, so many or as many as there are;
             None for a file that is not a stranger's.
     """
 
-    def __init__(self, size: int = 0) -> None:
-        self.size = size
+    def __init__(self, size: int = 0, far_above: int | None = None) -> None:
+        self.size, self.far_above = size, far_above
         self._spent: Counter[Budget] = Counter()
         self._names: dict[int, str] = {}
         self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}

@@ -57,19 +57,19 @@ _ARCHITECTURE = (
 )
 
 
-def named(path: Path, head: bytes) -> str | None:
-    """What a file that begins with `head` is, if it is known; `path` is asked for its name only."""
+def named(name: str, head: bytes) -> str | None:
+    """What a file of this name that begins with `head` is, if it is known."""
     for offset, magic, what in _STARTS:
         if head[offset:].startswith(magic):
             return what
-    return _by_form(head) or _by_name(path.name.lower()) or _pickled(head)
+    return _by_form(head) or _by_name(name.lower()) or _pickled(head)
 
 
 def deployed(path: Path, head: bytes) -> str | None:
     """The format of a deployed model that begins with `head`: "onnx", "tflite", None for others."""
     if head[4:8] == b"TFL3":
         return "tflite"
-    return "onnx" if named(path, head) == _ONNX else None
+    return "onnx" if named(path.name, head) == _ONNX else None
 
 
 def _by_form(head: bytes) -> str | None:

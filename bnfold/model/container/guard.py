@@ -250,9 +250,18 @@ class ArchiveFile(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most `size` bytes."""
-        if size is not None and size > MAX_LISTING_BYTES:
-            raise UnsafeModelError("the archive's listing is too long; refused")
+        check_listing(size)
         return super().read(-1 if size is None else size) or b""
+
+
+def check_listing(size: int | None) -> None:
+    """Refuse to read so many bytes of an archive at once, as only a listing asks for.
+
+    Raises:
+        UnsafeModelError: they are more than an honest listing has.
+    """
+    if size is not None and size > MAX_LISTING_BYTES:
+        raise UnsafeModelError("the archive's listing is too long; refused")
 
 
 def files_in(directory: Path) -> Iterator[str]:
@@ -295,15 +304,17 @@ def open_archive(file: ArchiveFile) -> zipfile.ZipFile:
     return archive
 
 
-def member_chunks(archive: zipfile.ZipFile, name: str) -> Generator[bytes, None, None]:
-    """The bytes of one member, never more than it claims, in pieces.
+def member_chunks(
+    archive: zipfile.ZipFile, name: str, size: int = _CHUNK
+) -> Generator[bytes, None, None]:
+    """The bytes of one member, never more than it claims, in pieces of so many.
 
     Raises:
         UnreadableModelError: there is no such member, or it is damaged.
     """
     try:
         with archive.open(name) as stream:
-            while piece := stream.read(_CHUNK):
+            while piece := stream.read(size):
                 yield piece
     except KeyError:
         raise UnreadableModelError(f"the archive holds no {name}; is it a Keras model?") from None
@@ -313,13 +324,15 @@ def member_chunks(archive: zipfile.ZipFile, name: str) -> Generator[bytes, None,
         raise UnreadableModelError(f"{what} in the archive is damaged: {reason(error)}") from None
 
 
-def check_member(archive: zipfile.ZipFile, name: str) -> None:
+def check_member(archive: zipfile.ZipFile, name: str, size: int = _CHUNK) -> None:
     """See that the header in front of a member's bytes is that of the archive's listing.
+
+    The first `size` bytes are read, too.
 
     Raises:
         UnreadableModelError: it is not, or there is no such member.
     """
-    with closing(member_chunks(archive, name)) as chunks:
+    with closing(member_chunks(archive, name, size)) as chunks:
         next(chunks, None)
 
 

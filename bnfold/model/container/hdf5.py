@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import budget, guard
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.store import FAR, RemoteFile
 from bnfold.model.graph import Weight
 
 HEADER_LIMIT = 64512
@@ -208,7 +209,14 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
             _check_dtype(found, dtype, what)
         if shape is None:
             return None
-        return Weight(shape, dtype, Stored(found, shape, dtype, what), name, source)
+        most = budget.of(group).far_above
+        is_far = most is not None and math.prod(shape) * dtype.itemsize > most
+        return Weight(shape, dtype, Stored(found, shape, dtype, what), name, source, is_far)
+
+
+def far_above(file: Path | RemoteFile) -> int | None:
+    """From how many bytes on the variables of a file are far, as `Costs` has it."""
+    return FAR if isinstance(file, RemoteFile) else None
 
 
 def _check_dtype(dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None:

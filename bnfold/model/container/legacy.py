@@ -22,6 +22,7 @@ from bnfold.model import keras1, keras_json
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.ownership import Owned, leaves, owners
+from bnfold.model.container.store import RemoteFile
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, title, walk_all
 from bnfold.model.layers import facts, slots
 from bnfold.model.optimizer import Optimizer
@@ -34,6 +35,7 @@ TRAINING_CONFIG = "training_config"
 TOP_LEVEL = "top_level_model_weights"
 RECORD = "bnfold"
 
+_CHUNK = 1 << 20
 _COUNTER = re.compile(r"(^|/)iter(ations?)?(_\d+)?(:\d+)?$")
 """The variable of an optimizer that counts its steps, as every version of Keras names it."""
 
@@ -41,11 +43,11 @@ _COUNTER = re.compile(r"(^|/)iter(ations?)?(_\d+)?(:\d+)?$")
 class LegacyHdf5:
     """An open legacy `.h5` file; the attributes are those of `KerasArchive`."""
 
-    def __init__(self, path: Path, resources: ExitStack) -> None:
+    def __init__(self, path: Path | RemoteFile, resources: ExitStack) -> None:
         """Read the graph and the places of its weights; `resources` closes what stays open."""
         self._path = path
-        stream = resources.enter_context(path.open("rb", buffering=0))
-        self._costs = Costs(path.stat().st_size)
+        stream: Any = resources.enter_context(path.open("rb", buffering=0))
+        self._costs = Costs(path.stat().st_size, far_above=hdf5.far_above(path))
         opened = hdf5.open_hdf5(stream, "the HDF5 file", self._costs)
         self._file = resources.enter_context(opened)
         text = hdf5.read_text(self._file, "model_config")
@@ -196,7 +198,8 @@ class LegacyHdf5:
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy to `target`, in which some variables have other numbers."""
-        shutil.copyfile(self._path, target)
+        with self._path.open("rb") as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _CHUNK)
         hdf5.overwrite(target, changes, {RECORD: json.dumps(record).encode()})
 
     def _write_weights(self, graph: Graph, target: h5py.Group) -> None:

@@ -13,16 +13,19 @@ import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError, UnsafeModelError
-from bnfold.model.container import foreign, unchanging
+from bnfold.model.container import foreign, store, unchanging
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.container.guard import printable
 from bnfold.model.container.legacy import LegacyHdf5
+from bnfold.model.container.remote import Remote, Where, located
+from bnfold.model.container.store import RemoteFile
 from bnfold.model.graph import Graph, Json, LayerPath
 from bnfold.model.optimizer import Optimizer
 from bnfold.supervision import link
 
 Kind = Literal["keras", "keras-directory", "h5"]
 Result = TypeVar("Result")
+Place = TypeVar("Place", Path, Where)
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 """How the names of model files end, where they are not directories."""
@@ -55,18 +58,35 @@ class ModelFile:
     """An open model file.
 
     Attributes:
-        path: where it is.
+        given: where it is, as it was named.
+        file: what is read; of a model in a store, a copy or what reads it there.
         kind: "keras" (a ZIP), "keras-directory" (`zipped=False`) or "h5" (legacy HDF5).
         format: the container, which reads and writes.
         watch: sees whether the file changes.
         close: closes it; nothing can be read from it any more.
+        note: what of it is not looked at, because it is in a store, in a sentence.
     """
 
-    path: Path
+    given: Where
+    file: Path | RemoteFile
     kind: Kind
     format: _Format = field(repr=False)
     watch: unchanging.Watch = field(repr=False)
     close: Callable[[], None] = field(repr=False)
+    note: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that is read. Raises TypeError for a model that is read where it is."""
+        if isinstance(self.file, Path):
+            return self.file
+        raise TypeError(f"{self.given} is no file on this machine")
+
+    def said(self, text: str) -> str:
+        """A text that names the URL where it names a copy of what is there."""
+        if isinstance(self.given, Remote) and isinstance(self.file, Path):
+            return store.renamed(text, self.file, self.given)
+        return text
 
     @property
     def graph(self) -> Graph:
@@ -129,7 +149,9 @@ class ModelFile:
         try:
             yield
         except (UnreadableModelError, UnsafeModelError) as error:
-            raise type(error)(f"{printable(str(self.path))}: {error}") from None
+            if isinstance(self.file, RemoteFile):
+                self.watch.check()  # if it changed, its parts do not fit together
+            raise type(error)(f"{printable(str(self.given))}: {error}") from None
 
     def _refuse_inside(self, target: Path) -> None:
         if target.resolve().is_relative_to(self.path.resolve()):
@@ -137,7 +159,7 @@ class ModelFile:
 
     def sha256(self) -> str:
         """The SHA-256 of the file; of a directory, that of what `sha256sum` says of its files."""
-        return unchanging.sha256(self.path)
+        return unchanging.sha256(self.file)
 
     def check_weights(self, most: int | None = None) -> str | None:
         """See that the weights have the checksum that an archive has of them.
@@ -197,12 +219,14 @@ def unchanged(
         watch.check()
 
 
-def _held(path: Path, sha256: Sequence[str]) -> tuple[Kind, unchanging.Watch]:
+def _held(
+    path: Path | RemoteFile, sha256: Sequence[str], shown: str = ""
+) -> tuple[Kind, unchanging.Watch]:
     """The kind of a file that has one of these digests, and what sees whether it changes."""
-    return sniff(path), unchanging.Watch(path, sha256)
+    return sniff(path), unchanging.Watch(path, sha256, shown)
 
 
-def _named(path: Path, action: Callable[[Path], Result]) -> Result:
+def _named(path: Place, action: Callable[[Place], Result]) -> Result:
     """Do something with a file, whose errors name it."""
     try:
         return action(path)
@@ -214,35 +238,52 @@ def _named(path: Path, action: Callable[[Path], Result]) -> Result:
 
 
 @contextmanager
-def open_model(path: str | Path, sha256: Sequence[str] = ()) -> Iterator[ModelFile]:
+def open_model(
+    path: str | Where, sha256: Sequence[str] = (), *, ranged: bool = False
+) -> Iterator[ModelFile]:
     """Open a Keras model file of any kind for reading; it must have one of these digests, if any.
+
+    One in a store is copied to a file first. With `ranged` a large one, which needs no digest, is
+    read where it is: then it has no `path`, and what is large in it `is_far`.
 
     Raises:
         UnreadableModelError: it is missing, truncated, no Keras model, or has another SHA-256; at
             the end, it changed while it was read.
         UnsafeModelError: it asks for what a model file must not ask for.
     """
-    path = Path(path)
-    link.reading(path, printable(str(path)))
-    with ExitStack() as resources:
+    given = located(path)
+    shown = printable(str(given))
+    with ExitStack() as outside, ExitStack() as resources:
 
-        def opened(path: Path) -> ModelFile:
-            kind, watch = _held(path, sha256)
-            format_class = LegacyHdf5 if kind == "h5" else KerasArchive
-            return ModelFile(path, kind, format_class(path, resources), watch, resources.close)
+        def opened(given: Where) -> ModelFile:
+            if isinstance(given, Remote):
+                found = store.at_hand(given, outside, ranged=ranged and not sha256)
+            else:
+                found = store.AtHand(given)
+            file = found.file
+            link.reading(file, shown)
+            try:
+                kind, watch = _held(file, sha256, str(given))
+                format_class = LegacyHdf5 if kind == "h5" else KerasArchive
+                format_ = format_class(file, resources)
+            except UnreadableModelError:
+                if isinstance(file, RemoteFile):
+                    file.look()  # if it changed, its parts do not fit together
+                raise
+            return ModelFile(given, file, kind, format_, watch, resources.close, found.note)
 
-        model = _named(path, opened)
+        model = _named(given, opened)
         yield model
         model.watch.finish()
 
 
-def sniff(path: Path) -> Kind:
+def sniff(path: Path | RemoteFile) -> Kind:
     """The kind of a model file by its first bytes.
 
     Raises:
         UnreadableModelError: it is missing or of no kind that Keras writes.
     """
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         return _sniff_directory(path)
     if not path.exists():
         raise UnreadableModelError("no such file")
@@ -251,16 +292,16 @@ def sniff(path: Path) -> Kind:
     with path.open("rb") as stream:
         start = stream.read(foreign.HEAD)
     if start.startswith(_ZIP_MAGIC):
-        _refuse_both(path.suffix.lower() != ".keras" and h5py.is_hdf5(path))
+        _refuse_both(path.suffix.lower() != ".keras" and _has_hdf5(path))
         return "keras"
     if start.startswith(_HDF5_MAGIC):
-        _refuse_both(zipfile.is_zipfile(path) and _is_archive(path))
+        _refuse_both(_is_archive(path))
         return "h5"
     if not start:
         raise UnreadableModelError("the file is empty")
     if start.startswith(_GIT_LFS):
         raise UnreadableModelError("a pointer of Git LFS, not the model: run 'git lfs pull'")
-    what = foreign.named(path, start)
+    what = foreign.named(path.name, start)
     raise UnreadableModelError(what or "neither a .keras archive nor an HDF5 file")
 
 
@@ -271,11 +312,28 @@ def _refuse_both(is_both: bool) -> None:
         )
 
 
-def _is_archive(path: Path) -> bool:
+def _has_hdf5(path: Path | RemoteFile) -> bool:
+    """Whether an HDF5 file begins somewhere in it where the library looks for one."""
+    if isinstance(path, Path):
+        return bool(h5py.is_hdf5(path))
+    with path.open() as stream:
+        at = 512
+        while at < path.stat().st_size:
+            stream.seek(at)
+            if stream.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC:
+                return True
+            at *= 2
+    return False
+
+
+def _is_archive(path: Path | RemoteFile) -> bool:
     """Whether a file ends as a `.keras` archive does."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return CONFIG in archive.namelist()
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                return False
+            with zipfile.ZipFile(stream) as archive:
+                return CONFIG in archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
 

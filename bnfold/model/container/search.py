@@ -1,32 +1,36 @@
 """Where the model files are: what a user names, and what is in the folders among it."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model.container import foreign
-from bnfold.model.container.archive import CONFIG
+from bnfold.model.container import foreign, store
+from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import SAVED_MODEL, SUFFIXES, is_model_directory
+from bnfold.model.container.remote import Remote, Where
 
 _WEIGHTS_ALONE = ".weights.h5"  # the suffix that Keras demands of model.save_weights()
 
 
 def models_at(
-    path: Path, exclude: Sequence[str] = (), on_error: Callable[[OSError], None] | None = None
-) -> list[Path]:
+    path: Where, exclude: Sequence[str] = (), on_error: Callable[[OSError], None] | None = None
+) -> list[Path] | list[Remote]:
     """The model at `path`, whatever its name; of a folder, those in it at any depth, sorted.
 
     In a folder they are files that end in .keras, .h5 or .hdf5, Keras directories, and SavedModels,
     which nobody here can read, but which Keras 2 wrote and which may be sick. Hidden ones are
     skipped, and what matches a shell pattern of `exclude` by its name or by its path from the
     folder; links to folders are not followed. `on_error` is told of folders that cannot be read.
+    What is below a URL in a store is searched in the same way.
 
     Raises:
-        UnreadableModelError: it is a folder without a model.
+        UnreadableModelError: it is a folder without a model, or a URL where nothing is.
     """
+    if isinstance(path, Remote):
+        return _models_below(path, exclude)
     if not os.path.isdir(path) or is_model_directory(path):
         return [path]
     found = sorted(_search(path, exclude, on_error), key=lambda model: model.parts)
@@ -36,10 +40,60 @@ def models_at(
         return [path]  # whoever reads it as a model says what it is instead
     if exclude and any(_search(path, (), None)):
         raise UnreadableModelError(f"{printable(str(path))}: every model in it is excluded")
-    raise UnreadableModelError(
-        f"{printable(str(path))}: not a Keras model, and a folder without one: nothing in it ends "
-        f"in {', '.join(SUFFIXES)}, or is a Keras directory"
-    )
+    raise UnreadableModelError(f"{printable(str(path))}: {_WITHOUT}")
+
+
+_WITHOUT = (
+    "not a Keras model, and a folder without one: nothing in it ends in "
+    f"{', '.join(SUFFIXES)}, or is a Keras directory"
+)
+
+
+def _models_below(remote: Remote, exclude: Sequence[str]) -> list[Remote]:
+    """The same for what is in a store, where there are names only."""
+    name = printable(str(remote))
+    try:
+        listed = store.listed(remote)
+    except UnreadableModelError as error:
+        raise UnreadableModelError(f"{name}: {error}") from None
+    if listed is None:
+        return [remote]
+    folders: dict[PurePosixPath, set[str]] = {}
+    for one in map(PurePosixPath, listed):
+        folders.setdefault(one.parent, set()).add(one.name)
+    here = PurePosixPath()
+    if _is_model_directory(folders.get(here, set())):
+        return [remote]
+    inside = {
+        folder
+        for folder, names in folders.items()
+        if _is_model_directory(names) or not names.isdisjoint(SAVED_MODEL)
+    }
+    inside |= {
+        path
+        for path in map(PurePosixPath, listed)
+        if _has_model_name(path.name) and not any(_is_in_model(path, folders))
+    }
+    found = [
+        path
+        for path in sorted(inside, key=lambda one: one.parts)
+        if all(_is_wanted_in(one, exclude) for one in (path, *path.parents) if one != here)
+    ]
+    if found:
+        base = remote.url.rstrip("/")
+        return [remote if one == here else Remote(f"{base}/{one}") for one in found]
+    if exclude and inside:
+        raise UnreadableModelError(f"{name}: every model in it is excluded")
+    raise UnreadableModelError(f"{name}: {_WITHOUT}")
+
+
+def _is_model_directory(names: Collection[str]) -> bool:
+    """`is_model_directory`, by the names in it."""
+    return CONFIG in names and (METADATA in names or WEIGHTS in names)
+
+
+def _is_in_model(path: PurePosixPath, folders: Mapping[PurePosixPath, set[str]]) -> Iterator[bool]:
+    return (_is_model_directory(folders.get(folder, ())) for folder in path.parents)
 
 
 def _search(
@@ -64,6 +118,11 @@ def _has_model_name(name: str) -> bool:
 
 
 def _is_wanted(path: Path, folder: Path, exclude: Sequence[str]) -> bool:
-    names = (path.name, path.relative_to(folder).as_posix())
+    return _is_wanted_in(path.relative_to(folder), exclude)
+
+
+def _is_wanted_in(path: PurePath, exclude: Sequence[str]) -> bool:
+    """Whether a path, from the folder that is searched, is neither hidden nor excluded."""
+    names = (path.name, path.as_posix())
     excluded = any(fnmatchcase(name, pattern) for name in names for pattern in exclude)
     return not path.name.startswith(".") and not excluded

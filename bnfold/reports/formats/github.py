@@ -6,11 +6,13 @@ of its own.
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from bnfold.audit import Severity
 from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Where
 from bnfold.model.graph import show
 
 _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
@@ -23,7 +25,7 @@ def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] =
 
     The order matters, because GitHub shows ten errors, ten warnings and ten notices of a step.
     """
-    lines = [_line("error", str(one.path), "unreadable", str(one.error)) for one in unreadable]
+    lines = [_line("error", one.path, "unreadable", str(one.error)) for one in unreadable]
     ranked = [(rank, line) for model in models for rank, line in _findings(model)]
     lines += [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
     if len(models) + len(unreadable) > 1:
@@ -37,11 +39,11 @@ def _findings(model: Inspection) -> Iterator[tuple[int, str]]:
         title = f"{found.code} {found.name}"
         message = f"{show(found.layer)}: {found.message}. To do: {found.remedy}"
         command = _COMMANDS[found.severity]
-        yield found.severity.rank, _line(command, str(model.path), title, message)
+        yield found.severity.rank, _line(command, model.path, title, message)
 
 
-def _line(command: str, path: str, title: str, message: str) -> str:
-    file = _property(os.path.relpath(path))
+def _line(command: str, path: Where, title: str, message: str) -> str:
+    file = _property(os.path.relpath(path) if isinstance(path, Path) else str(path))
     return f"::{command} file={file},title={_property(title)}::{_data(message)}"
 
 

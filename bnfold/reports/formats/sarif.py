@@ -16,6 +16,7 @@ from bnfold.audit import RULES, Finding, Rule, Severity
 from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Remote, Where
 from bnfold.model.graph import show
 from bnfold.reports import rule_page
 from bnfold.reports.formats.json import dump
@@ -85,7 +86,7 @@ def _results(model: Inspection) -> Iterator[dict[str, Any]]:
         yield {**_result(model.path, one.finding), "suppressions": [reason]}
 
 
-def _result(path: Path, finding: Finding) -> dict[str, Any]:
+def _result(path: Where, finding: Finding) -> dict[str, Any]:
     said = finding.to_dict()
     layer = _plain(show(finding.layer))
     place = {
@@ -122,8 +123,10 @@ def _plain(text: str) -> str:
     return printable(text).replace("](", r"\](")
 
 
-def _location(path: Path) -> dict[str, Any]:
-    """Where a file is: from here, or absolute where it is not below."""
+def _location(path: Where) -> dict[str, Any]:
+    """Where a file is: from here, or absolute where it is not below; or its URL."""
+    if isinstance(path, Remote):
+        return {"uri": quote(str(path), safe=":/?@%+=,~")}
     below = os.path.relpath(path)
     if below.startswith(os.pardir):
         return {"uri": Path(os.path.abspath(path)).as_uri()}

@@ -6,7 +6,6 @@ made visible, and only as text or as a quoted `title` or `aria-label`; links and
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +14,7 @@ from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.jobs.prepare import PrepareReport
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Where
 from bnfold.model.graph import show
 from bnfold.reports.html import page, plots, profile, strips, wires
 from bnfold.reports.html import verification as verified
@@ -36,8 +36,8 @@ def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] =
 
 def verification(
     result: Verification,
-    original: Path | None = None,
-    other: Path | None = None,
+    original: Where | None = None,
+    other: Where | None = None,
     *,
     strict: bool = False,
 ) -> str:

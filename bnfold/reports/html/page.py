@@ -219,7 +219,8 @@ class ModelPage:
     @property
     def folder(self) -> str:
         """The folders of the file as they were given; empty where none were."""
-        return "" if self.model.path.parent == _HERE else str(self.model.path.parent)
+        parent = self.model.path.parent
+        return "" if parent == _HERE else str(parent)
 
     @property
     def verdict(self) -> str:

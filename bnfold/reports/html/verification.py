@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
+from bnfold.model.container.remote import Where
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis
 from bnfold.reports.html import strips
@@ -141,8 +141,8 @@ class Page:
     """One verification; `original` and `other` are None where the models have no file."""
 
     result: Verification
-    original: Path | None
-    other: Path | None
+    original: Where | None
+    other: Where | None
     strict: bool
 
     @cached_property
@@ -332,7 +332,7 @@ def _rank(one: Comparison) -> tuple[bool, bool, float]:
     return not one.passed, one.conclusive, one.excess
 
 
-def _name(path: Path | None, instead: str) -> str:
+def _name(path: Where | None, instead: str) -> str:
     return instead if path is None else path.name or str(path)
 
 

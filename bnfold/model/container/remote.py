@@ -1,0 +1,142 @@
+"""Models that are named by a URL: how one is told from a path, and shown without its secrets.
+
+A URL is only what a user types, or passes to a function: nothing that stands in a file is ever
+taken for one. What is not in `STORES` is refused, chains such as `zip::https` among it.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from bnfold.errors import UnreadableModelError
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
+_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>,;)]+", re.IGNORECASE)
+_LEFT_OUT = "?..."
+
+
+@dataclass(frozen=True)
+class Store:
+    """What is known of a kind of store.
+
+    Attributes:
+        package: what must be installed beside fsspec; empty where nothing is.
+        lists: whether it can say what is in a folder.
+        writes: whether an object can be written there as a whole or not at all.
+    """
+
+    package: str = ""
+    lists: bool = True
+    writes: bool = True
+
+
+STORES = {
+    "s3": Store("s3fs"),
+    "gs": Store("gcsfs"),
+    "az": Store("adlfs"),
+    "abfs": Store("adlfs"),
+    "hf": Store("huggingface_hub", writes=False),
+    "https": Store("aiohttp", lists=False, writes=False),
+    "http": Store("aiohttp", lists=False, writes=False),
+    "memory": Store(),
+}
+"""The stores that are read from, by the protocol of their URLs."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model, or a folder of models, in a store.
+
+    As a text it is its URL without what may be secret: a user's name and password, and all values
+    after a question mark.
+    """
+
+    url: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    @property
+    def protocol(self) -> str:
+        """The part of the URL before `://`."""
+        return self.url.partition("://")[0].lower()
+
+    @property
+    def store(self) -> Store:
+        """The kind of store that it is in."""
+        return STORES[self.protocol]
+
+    @property
+    def path(self) -> str:
+        """The URL as it is shown, without question mark and slashes at its end."""
+        return str(self).removesuffix(_LEFT_OUT).rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """How its name ends, from the last full stop on."""
+        return Path(self.name).suffix
+
+    @property
+    def parent(self) -> str:
+        """The URL, as it is shown, of the folder that it is in."""
+        return self.path.rpartition("/")[0]
+
+
+Where: TypeAlias = Path | Remote
+"""Where a model is: a path on this machine, or a URL."""
+
+
+def located(given: str | os.PathLike[str] | Remote) -> Where:
+    """Where a model is, as a user says it.
+
+    Raises:
+        UnreadableModelError: it is a URL of a protocol that is not read.
+    """
+    if isinstance(given, Remote):
+        return given
+    text = os.fspath(given)
+    found = _SCHEME.match(text) if isinstance(given, str) else None
+    if found is None:
+        return Path(text)
+    protocol = found[1].lower()
+    if protocol in STORES:
+        return Remote(protocol + text[len(protocol) :])
+    from bnfold.model.container.guard import printable  # noqa: PLC0415 - a path needs no h5py
+
+    name = printable(shown(text))
+    if protocol == "file":
+        raise UnreadableModelError(f"{name}: name a file on this machine by its path")
+    chained = "; protocols cannot be chained" if "::" in protocol else ""
+    raise UnreadableModelError(
+        f"{name}: {printable(protocol)}:// is not read; what is: {', '.join(STORES)}{chained}"
+    )
+
+
+def is_url(text: str) -> bool:
+    """Whether a text begins as a URL does."""
+    return _SCHEME.match(text) is not None
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret in it."""
+    protocol, _, rest = url.partition("://")
+    rest, question, _ = rest.partition("?")
+    is_web = protocol.lower() in ("http", "https")
+    rest = rest.partition("#")[0] if is_web else rest
+    host, slash, path = rest.partition("/")
+    user, at, bare = host.rpartition("@")
+    if at and (is_web or ":" in user):  # of Azure's, what stands there is a container
+        host = bare
+    return f"{protocol}://{host}{slash}{path}{_LEFT_OUT if question else ''}"
+
+
+def without_secrets(text: str) -> str:
+    """A text of a library's, in which every URL is shown without what may be secret."""
+    return _IN_TEXT.sub(lambda url: shown(url[0]), text)

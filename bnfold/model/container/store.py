@@ -1,0 +1,513 @@
+"""Objects in stores, through fsspec: read range by range where they are, or copied to a file.
+
+What a reader asks for is fetched in blocks, which are kept. Whoever needs a model as a file, as
+Keras does, gets a copy in a temporary folder. In both cases the object must be the same before and
+after: what the store says of it (size, ETag, time of change) is compared. Credentials are those of
+the user's environment, as fsspec and the library of each store find them.
+"""
+
+import io
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Any
+
+from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
+from bnfold.model.container import foreign, guard
+from bnfold.model.container.remote import Remote, Where, without_secrets
+from bnfold.supervision import link
+
+BLOCK = 16 << 10
+"""How many bytes are fetched at least. For the statistics of ResNet50, of 98 MiB, 118 times."""
+AT_ONCE = 2 << 20
+"""An object of at most so many bytes is fetched as a whole, which is one request."""
+FAR = BLOCK
+"""Of a model that is read where it is, variables of more bytes are not measured; see `Weight`."""
+
+_KEPT_BLOCKS = 4096
+_PIECE = 8 << 20
+_MOST_UNTOLD = 4 << 30
+"""The bytes of an object whose store does not tell its size."""
+_CONNECT_SECONDS, _READ_SECONDS = 20, 60
+_VOLATILE = {"url", "name", "Key"}  # a redirection may lead to another address each time
+_DIRECTORY = {"config.json", "model.weights.h5"}
+_PLAIN_NAME = re.compile(r"[\w.-]{1,100}")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large something is, as `os.stat` says it of files."""
+
+    st_size: int
+
+
+class RemoteFile:
+    """An object that is read where it is; it has of `Path` what readers of models ask for."""
+
+    parents = ()
+
+    def __init__(self, remote: Remote, stores: Any, info: Mapping[str, Any]) -> None:
+        """`stores` is the file system of fsspec's that it is in, `info` what that says of it."""
+        self._remote, self._stores, self.stamp = remote, stores, _stamp(info)
+        self._size: int = info["size"]
+        self._stream: Any = None
+        self._is_whole = False  # because parts of it cannot be fetched
+        self._blocks: dict[int, bytes] = {}
+        self._lock = Lock()
+        self.fetched = 0
+
+    def __str__(self) -> str:
+        return str(self._remote)
+
+    @property
+    def name(self) -> str:
+        """The last part of its URL's path."""
+        return self._remote.name
+
+    @property
+    def suffix(self) -> str:
+        """How its name ends."""
+        return self._remote.suffix
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder, which it is not."""
+        return False
+
+    def exists(self) -> bool:
+        """Whether it is there; it was when it was opened."""
+        return True
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return True
+
+    def stat(self) -> Size:
+        """How large it is."""
+        return Size(self._size)
+
+    def open(self, mode: str = "rb", buffering: int = 0) -> "_Stream":
+        """Open it for reading, in binary."""
+        return _Stream(self)
+
+    def again(self) -> "RemoteFile":
+        """The same object as it is now, of which nothing has been fetched."""
+        return RemoteFile(self._remote, self._stores, _info(self._remote, self._stores))
+
+    def look(self) -> None:
+        """See that it is what it was when it was opened. Raises UnreadableModelError."""
+        if self.again().stamp != self.stamp:
+            raise UnreadableModelError(_ANSWERS[412])
+
+    def gives_ranges(self) -> bool:
+        """Whether parts of it can be fetched; tried with the last one, where archives begin."""
+        try:
+            last = self._size - 1
+            return len(self._block(last // BLOCK)) == last % BLOCK + 1
+        except UnreadableModelError:
+            if self._is_whole:
+                return False
+            raise
+
+    def read_into(self, view: memoryview, position: int) -> None:
+        """Fill a view with the bytes from a position on; it must end inside the object."""
+        end = position + len(view)
+        if len(view) > BLOCK * 64:  # a kernel: nobody will ask for it again soon
+            view[:] = self._fetch(position, end)
+            return
+        for number in range(position // BLOCK, -(-end // BLOCK)):
+            start = number * BLOCK
+            block = self._block(number, until=end)
+            first, last = max(position, start), min(end, start + len(block))
+            view[first - position : last - position] = block[first - start : last - start]
+
+    def _block(self, number: int, until: int = 0) -> bytes:
+        """A block; with it those after it are fetched that go up to `until` and are not there."""
+        with self._lock:
+            if number not in self._blocks:
+                behind = number + 1
+                while behind * BLOCK < until and behind not in self._blocks:
+                    behind += 1
+                content = self._fetch(number * BLOCK, min(behind * BLOCK, self._size))
+                for one in range(number, behind):
+                    at = (one - number) * BLOCK
+                    self._blocks[one] = content[at : at + BLOCK]
+                while len(self._blocks) > _KEPT_BLOCKS:
+                    del self._blocks[next(iter(self._blocks))]
+                return content[:BLOCK]
+            return self._blocks[number]
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        with _answered(self._remote):
+            if self._stream is None:
+                self._stream = self._stores.open(
+                    self._remote.url, "rb", block_size=BLOCK, cache_type="none"
+                )
+            try:
+                self._stream.seek(start)
+                content: bytes = self._stream.read(end - start)
+            except ValueError:  # fsspec's, where a server answers with the whole
+                self._is_whole = True
+                raise UnreadableModelError("the server gives no parts of it any more") from None
+        self.fetched += len(content)
+        if len(content) != end - start:
+            raise UnreadableModelError(
+                f"{len(content)} bytes came where {end - start} were asked for: it changed, or the"
+                " store cut them off"
+            )
+        return content
+
+    def close(self) -> None:
+        """End what reads from it."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+class _Stream(io.RawIOBase):
+    """A place in an object, to read on from."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file, self._position, self._size = file, 0, file.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("a place before the first byte")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        if view:
+            self._file.read_into(view, self._position)
+        self._position += len(view)
+        return len(view)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most `size` bytes, and no more than an honest archive's listing has."""
+        left = max(0, self._size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        guard.check_listing(wanted)
+        content = bytearray(wanted)
+        return bytes(content[: self.readinto(content)])
+
+
+def archive_file(file: Path | RemoteFile) -> Any:
+    """A file to read the listing of an archive from, which is never longer than an honest one."""
+    return guard.ArchiveFile(file) if isinstance(file, Path) else file.open()
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """A model of which something can be read.
+
+    `note` says what that means for what was looked at, in a sentence; None for nothing.
+    """
+
+    file: Path | RemoteFile
+    note: str | None = None
+
+
+def at_hand(remote: Remote, resources: ExitStack, *, ranged: bool) -> AtHand:
+    """A model in a store: read where it is if it is `ranged` and large, else copied.
+
+    Errors that leave `resources` name the URL where they name the copy.
+
+    Raises:
+        UnreadableModelError: it is not there, or cannot be fetched.
+    """
+    stores, info = _found(remote)
+    size, note = info.get("size"), None
+    if ranged and info["type"] == "file" and (size is None or size > AT_ONCE):
+        if size is not None and info.get("partial", True):
+            file = RemoteFile(remote, stores, info)
+            resources.callback(file.close)
+            if file.gives_ranges():
+                link.fetching(str(remote), size)
+                return AtHand(file, _LEFT_OUT)
+        note = "the server gives no parts of it, so that all of it was fetched"
+    return AtHand(resources.enter_context(_copied(remote, stores, info)), note)
+
+
+_LEFT_OUT = (
+    f"variables of more than {FAR >> 10} KiB were not fetched, so that nobody has looked whether "
+    "folded weights fit their dtype: inspect a copy, or give its --sha256, for that"
+)
+
+
+@contextmanager
+def copied(remote: Remote) -> Iterator[Path]:
+    """A copy of a model in a store, in a temporary folder; errors name the URL and not the copy.
+
+    Raises:
+        UnreadableModelError: it is not there, cannot be fetched, or changed meanwhile.
+    """
+    with ExitStack() as resources:
+        try:
+            copy = resources.enter_context(_copied(remote, *_found(remote)))
+        except UnreadableModelError as error:
+            raise UnreadableModelError(f"{guard.printable(str(remote))}: {error}") from None
+        yield copy
+
+
+class Copies(ExitStack):
+    """Copies of models in stores, for what must have files, until the end of a `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[Path, Remote] = {}
+
+    def of(self, where: Where) -> Path:
+        """The file at a path itself, or a copy of what is at a URL."""
+        if isinstance(where, Path):
+            return where
+        copy = self.enter_context(copied(where))
+        self._made[copy] = where
+        return copy
+
+    def said(self, text: str) -> str:
+        """A text that names URLs where it names copies."""
+        for copy, remote in self._made.items():
+            text = renamed(text, copy, remote)
+        return text
+
+
+@contextmanager
+def _copied(remote: Remote, stores: Any, info: Mapping[str, Any]) -> Iterator[Path]:
+    with link.temporary_folder() as folder:
+        name = remote.name if _PLAIN_NAME.fullmatch(remote.name) else f"model{remote.suffix}"
+        copy = folder / name
+        if info["type"] == "directory":
+            _copy_folder(remote, stores, copy)
+        else:
+            link.fetching(str(remote), info.get("size") or 0)
+            _copy(remote, stores, info, copy)
+            if _stamp(_info(remote, stores)) != _stamp(info):
+                raise UnreadableModelError("changed while it was read")
+        try:
+            yield copy
+        except BnfoldError as error:
+            error.args = tuple(renamed(str(text), copy, remote) for text in error.args)
+            raise
+
+
+def renamed(text: str, copy: Path, remote: Remote) -> str:
+    """A text that names the URL of a model where it names a copy of it."""
+    for old in dict.fromkeys((str(copy), guard.printable(str(copy)))):
+        text = text.replace(old, guard.printable(str(remote)))
+    return text
+
+
+def _found(remote: Remote) -> tuple[Any, Mapping[str, Any]]:
+    link.fetching(str(remote))
+    stores = _stores(remote)
+    return stores, _info(remote, stores)
+
+
+def _stores(remote: Remote) -> Any:
+    """The file system of fsspec's for a URL. Raises UnreadableModelError if one is missing."""
+    options: dict[str, Any] = {}
+    try:
+        import fsspec  # noqa: PLC0415 - models on this machine need none of it
+
+        if remote.protocol in ("http", "https"):
+            import aiohttp  # noqa: PLC0415
+
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS
+            )
+            options["client_kwargs"] = {"trust_env": True, "timeout": timeout}
+            options["encoded"] = "%" in remote.url
+        with _answered(remote):
+            return fsspec.filesystem(remote.protocol, **options)
+    except ImportError:
+        packages = dict.fromkeys(("bnfold[remote]", remote.store.package))
+        known = {"s3fs", "aiohttp", ""}
+        line = " ".join(shlex.quote(one) for one in packages if one not in known)
+        raise UnreadableModelError(
+            f"reading {remote.protocol}:// needs packages that are not installed: "
+            f"pip install {line}"
+        ) from None
+
+
+def _info(remote: Remote, stores: Any) -> Mapping[str, Any]:
+    """What a store says of an object now."""
+    with _answered(remote):
+        stores.invalidate_cache()
+        found: Mapping[str, Any] = stores.info(remote.url)
+    return found
+
+
+def _stamp(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What tells an object from what it is after a change."""
+    return tuple(sorted((key, str(info[key])) for key in info.keys() - _VOLATILE))
+
+
+def _copy(remote: Remote, stores: Any, info: Mapping[str, Any], target: Path) -> None:
+    """Copy one object to a file, in pieces."""
+    size = info.get("size")
+    free = shutil.disk_usage(target.parent).free
+    most = min(free, _MOST_UNTOLD if size is None else size)
+    if size is not None and size > free:
+        raise UnreadableModelError(f"has {size} bytes, and {free} are free in the temporary folder")
+    done = 0
+    with target.open("xb") as file:
+        for piece in _pieces(remote, stores, is_sized=size is not None):
+            done += len(piece)
+            if done > most:
+                raise UnreadableModelError(f"has more than the {most} bytes that it may have")
+            file.write(piece)
+    if size is not None and done < size:
+        raise UnreadableModelError(f"is truncated: {done} of its {size} bytes came")
+
+
+def _pieces(remote: Remote, stores: Any, *, is_sized: bool) -> Iterator[bytes]:
+    is_stream = remote.protocol in ("http", "https") or not is_sized
+    options = {"block_size": 0} if is_stream else {"block_size": _PIECE, "cache_type": "none"}
+    with _answered(remote), closing(stores.open(remote.url, "rb", **options)) as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
+
+
+def _copy_folder(remote: Remote, stores: Any, target: Path) -> None:
+    """Copy what is below a prefix, as far as a model directory may go."""
+    before = _below(remote, stores)
+    if not before.keys() >= _DIRECTORY:
+        raise UnreadableModelError(foreign.foldered(before) or "a folder, not a Keras model")
+    for name, info in before.items():
+        check_key(name)
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        link.fetching(str(remote), info.get("size") or 0)
+        one = Remote(f"{remote.url.rstrip('/')}/{name}")
+        _copy(one, stores, info, file)
+    now = _below(remote, stores)
+    if {name: _stamp(info) for name, info in now.items()} != {
+        name: _stamp(info) for name, info in before.items()
+    }:
+        raise UnreadableModelError("changed while it was read")
+
+
+def check_key(name: str) -> None:
+    """See that the name of an object, from its folder on, is one of a file below a folder.
+
+    Raises:
+        UnsafeModelError: it leads elsewhere.
+    """
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or set(name) & set("\\:\0") or not parts:
+        raise UnsafeModelError(f"the object {guard.shortened(name)!r} has no place here; refused")
+
+
+def _below(remote: Remote, stores: Any) -> dict[str, Mapping[str, Any]]:
+    found = dict(walk(remote, stores))
+    if len(found) > guard.MAX_MEMBERS:
+        raise UnsafeModelError(f"it holds more than {guard.MAX_MEMBERS} objects; refused")
+    return found
+
+
+_MOST_LISTED = 200_000
+
+
+def walk(remote: Remote, stores: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All objects below a prefix, by their names from there on, and what the store says of each.
+
+    Raises:
+        UnreadableModelError: there are more than anybody wants to have searched.
+    """
+    number = 0
+    with _answered(remote):
+        stores.invalidate_cache()
+        top = stores.info(remote.url)["name"].strip("/")
+        for folder, _, files in stores.walk(remote.url, detail=True):
+            inside = folder.strip("/").removeprefix(top).strip("/")
+            for name, info in files.items():
+                number += 1
+                if number > _MOST_LISTED:
+                    raise UnreadableModelError(
+                        f"holds more than {_MOST_LISTED} objects; name a part of it"
+                    )
+                yield f"{inside}/{name}" if inside else name, info
+
+
+def listed(remote: Remote) -> list[str] | None:
+    """The names of all objects below a prefix, from there on; None for what is an object.
+
+    Raises:
+        UnreadableModelError: it is not there, or its store cannot list anything.
+    """
+    if not remote.store.lists:
+        return None
+    stores, info = _found(remote)
+    if info["type"] != "directory":
+        return None
+    return sorted(name for name, _ in walk(remote, stores))
+
+
+@contextmanager
+def _answered(remote: Remote) -> Iterator[None]:
+    """Say in one line what a store, or the library for it, complains of."""
+    try:
+        yield
+    except (BnfoldError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # each library has its own
+        raise UnreadableModelError(_reason(error)) from None
+
+
+_ANSWERS = {
+    401: "access is denied (401); credentials are those of your environment",
+    403: "access is denied (403); credentials are those of your environment",
+    404: "there is no such object",
+    410: "there is no such object any more",
+    412: "changed while it was read",
+}
+
+
+def _reason(error: BaseException) -> str:
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    status = next(filter(None, map(_status, reversed(chain))), None)
+    if status is not None:
+        return _ANSWERS.get(status, f"the server answers with {status}")
+    names = [kind.__name__ for one in reversed(chain) for kind in type(one).__mro__]
+    known = next((_KINDS[name] for name in names if name in _KINDS), None)
+    return known or f"cannot be fetched: {without_secrets(guard.reason(chain[-1]))}"
+
+
+_KINDS = {
+    "FileExpired": _ANSWERS[412],
+    "TimeoutError": "the server does not answer in time",
+    "HTTPClientError": "the server cannot be reached",
+    "EndpointConnectionError": "the server cannot be reached",
+    "ClientConnectorError": "the server cannot be reached",
+    "ClientPayloadError": "is truncated: the server ended early",
+    "NoCredentialsError": "there are no credentials for it in your environment",
+    "FileNotFoundError": _ANSWERS[404],
+    "PermissionError": _ANSWERS[403],
+}
+"""What errors mean, by the names of their classes, which belong to libraries not imported here."""
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of an answer over HTTP, as libraries keep it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return found if isinstance(found, int) and found >= 400 else None

@@ -1,0 +1,105 @@
+"""A web server that gives the files of a folder: in parts, whole, cut off, or not at all."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass
+class Web:
+    """What a server does, and what it was asked for.
+
+    Attributes:
+        folder: the files that it gives.
+        ranges: whether it gives parts of them.
+        status: what it answers in place of 200.
+        cut: how many bytes it leaves out at the end, though it has announced them.
+        tagged: whether it tells an ETag.
+        sized: whether it tells how long a file is.
+        before: called before each answer, with the number of the request.
+        requests: the methods and paths of all requests, with their ranges.
+        sent: the bytes that it has sent of files.
+    """
+
+    folder: Path
+    url: str = ""
+    ranges: bool = True
+    status: int = 200
+    cut: int = 0
+    tagged: bool = True
+    sized: bool = True
+    before: Callable[[int], None] = lambda _: None
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    sent: int = 0
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Web]:
+    """A server on this machine."""
+    web = Web(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # or a head and its body are two packets, the second of which waits
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+        def do_HEAD(self) -> None:
+            self.answer(is_head=True)
+
+        def do_GET(self) -> None:
+            self.answer(is_head=False)
+
+        def answer(self, *, is_head: bool) -> None:
+            name, wanted = self.path.partition("?")[0], self.headers.get("Range", "")
+            web.requests.append((self.command, self.path, wanted))
+            web.before(len(web.requests))
+            file = web.folder / name.lstrip("/")
+            status = web.status if file.is_file() else 404
+            if status != 200:
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = file.read_bytes()
+            size, found = len(content), re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+            if found and web.ranges:
+                first, last = int(found[1]), min(int(found[2] or size), size - 1)
+                content = content[first : last + 1]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+            else:
+                self.send_response(200)
+            if web.tagged:
+                self.send_header("ETag", f'"{file.stat().st_mtime_ns}-{size}"')
+            if web.sized:
+                self.send_header("Content-Length", str(len(content)))
+            self.send_header("Connection", "keep-alive" if web.sized and not web.cut else "close")
+            self.end_headers()
+            if not is_head:
+                content = content[: len(content) - web.cut]
+                web.sent += len(content)
+                self.wfile.write(content)
+                self.close_connection = bool(web.cut) or not web.sized
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """Whoever reads may have had enough."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

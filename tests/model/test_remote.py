@@ -1,0 +1,403 @@
+"""Models that are named by a URL: how they are read, and what is said of them."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from archives import (
+    CHANNELS,
+    directory_model,
+    entry,
+    fill,
+    functional,
+    keras_file,
+    legacy_file,
+    norm_arrays,
+    weights,
+)
+from click.testing import Result
+from damage import invoke
+from servers import Web, serving
+
+import bnfold
+from bnfold.errors import UnreadableModelError
+from bnfold.jobs.inspect import inspect_file
+from bnfold.model.container import store
+from bnfold.model.container.remote import Remote, located, without_secrets
+
+WIDTH = 1024
+
+
+def wide_config() -> dict[str, Any]:
+    layers = [
+        entry("InputLayer", "x", batch_shape=[None, WIDTH]),
+        entry("Dense", "dense", "x", units=WIDTH, activation="linear", use_bias=True),
+        entry("BatchNormalization", "bn", "dense", axis=-1, epsilon=0.001),
+    ]
+    text = json.dumps(functional(layers, "bn"))
+    found: dict[str, Any] = json.loads(text.replace(f"[null, {CHANNELS}]", f"[null, {WIDTH}]"))
+    return found
+
+
+def wide_arrays() -> list[Any]:
+    return [np.eye(WIDTH, dtype="f4"), np.ones(WIDTH, "f4")]
+
+
+def wide_keras(path: Path) -> Path:
+    """A model of 4 MiB, nearly all of which is one kernel."""
+
+    def widen(file: Any) -> None:
+        for name, arrays in (("dense", wide_arrays()), ("batch_normalization", norm_arrays(WIDTH))):
+            del file[f"layers/{name}/vars"]
+            fill(file.create_group(f"layers/{name}/vars"), arrays)
+
+    return keras_file(path, config=wide_config(), h5=weights(widen))
+
+
+def wide_h5(path: Path) -> Path:
+    """The same in the legacy format."""
+
+    def widen(file: Any) -> None:
+        norm = ["bn/gamma", "bn/beta", "bn/moving_mean", "bn/moving_variance"]
+        for name, arrays, names in (
+            ("dense", wide_arrays(), ["dense/kernel", "dense/bias"]),
+            ("bn", norm_arrays(WIDTH), norm),
+        ):
+            inside = file[f"model_weights/{name}"]
+            del inside[name]
+            fill(inside, arrays, names)
+
+    return legacy_file(path, config=wide_config(), edit=widen)
+
+
+WIDE = {".keras": wide_keras, ".h5": wide_h5}
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("fsspec")
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with serving(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """The store `memory://`, as fsspec has it."""
+    fsspec = pytest.importorskip("fsspec")
+    found = fsspec.filesystem("memory")
+    yield found
+    found.store.clear()
+    found.pseudo_dirs[:] = [""]
+
+
+def refused(result: Result, says: str) -> None:
+    """A command has ended with one line and exit code 2, and has no secret in it."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == ""
+    assert result.stderr.startswith("bnfold: ")
+    assert result.stderr.count("\n") == 1
+    assert "internal error" not in result.stderr
+    assert says in result.stderr, result.stderr
+    assert "secret" not in result.stderr
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://bucket/a/m.keras", "s3://bucket/a/m.keras"),
+        ("https://host/m.keras?X-Amz-Signature=secret&x=1", "https://host/m.keras?..."),
+        ("https://user:secret@host:8/m.keras", "https://host:8/m.keras"),
+        ("https://secret@host/m.keras#secret", "https://host/m.keras"),
+        ("HTTPS://host/a%20b.keras", "https://host/a%20b.keras"),
+        ("abfs://box@account.host/m.h5", "abfs://box@account.host/m.h5"),
+        ("s3://key:secret@bucket/m.h5?versionId=secret", "s3://bucket/m.h5?..."),
+        ("hf://owner/name@revision/m.keras", "hf://owner/name@revision/m.keras"),
+        ("memory://a//b.keras", "memory://a//b.keras"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    found = located(url)
+    assert isinstance(found, Remote)
+    assert str(found) == shown
+    assert "secret" not in repr(found)
+    assert found.name == shown.removesuffix("?...").rpartition("/")[2]
+    assert without_secrets(f"cannot open '{url}': no") == f"cannot open '{shown}': no".replace(
+        "https", url[:5] if url[0] == "H" else "https"
+    )
+
+
+@pytest.mark.parametrize("path", ["m.keras", "s3:/bucket/m.keras", "C:/m.keras", "/a/b//c", "x:y"])
+def test_what_is_no_url_is_a_path(path: str) -> None:
+    assert located(path) == Path(path)
+    assert located(Path("s3://bucket/m.keras")) == Path("s3:/bucket/m.keras")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ftp://host/m.keras", "ftp:// is not read; what is: s3, gs, az,"),
+        ("zip://m.keras::https://host/a.zip", "zip:// is not read"),
+        ("simplecache::s3://bucket/m.keras", "protocols cannot be chained"),
+        ("reference://m.keras", "reference:// is not read"),
+        ("file:///m.keras", "name a file on this machine by its path"),
+        ("ssh://user:secret@host/m.keras?secret", "ssh://host/m.keras?...: ssh:// is not read"),
+    ],
+)
+def test_other_protocols_are_refused_before_anything_is_loaded(url: str, says: str) -> None:
+    refused(invoke("inspect", url), says)
+
+
+def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    refused(invoke("inspect", "s3://bucket/m.keras"), "pip install 'bnfold[remote]'\n")
+    refused(invoke("inspect", "gs://bucket/m.keras"), "pip install 'bnfold[remote]' gcsfs\n")
+
+
+# --- reading ---
+
+
+def report(model: Any) -> dict[str, Any]:
+    """What `inspect` says of a model, but for where it is and what was not looked at."""
+    said = inspect_file(model).to_dict()
+    return {key: value for key, value in said.items() if key not in ("path", "note")}
+
+
+@pytest.mark.parametrize("suffix", WIDE)
+def test_only_parts_are_fetched(suffix: str, web: Web) -> None:
+    model = WIDE[suffix](web.folder / f"m{suffix}")
+    found = inspect_file(f"{web.url}/m{suffix}")
+    assert web.sent < 300_000 < model.stat().st_size
+    assert found.to_dict()["path"] == f"{web.url}/m{suffix}"
+    assert "variables of more than 16 KiB were not fetched" in (found.note or "")
+    assert ("checksum of its weights was not checked" in (found.note or "")) == (suffix == ".keras")
+    assert report(f"{web.url}/m{suffix}") == report(model)
+
+
+def test_what_was_not_fetched_is_not_measured(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide_keras(web.folder / "m.keras")
+    local = inspect_file(web.folder / "m.keras").plan.folds[0].absorbers[0].magnitudes
+    far = inspect_file(f"{web.url}/m.keras").plan.folds[0].absorbers[0].magnitudes
+    assert {one.slot: one.exact.size for one in local} == {"kernel": WIDTH, "bias": WIDTH}
+    assert {one.slot: one.exact.size for one in far} == {"kernel": 0, "bias": WIDTH}
+
+
+def test_a_small_model_is_fetched_at_once_and_looked_at_as_a_whole(web: Web) -> None:
+    keras_file(web.folder / "m.keras")
+    found = inspect_file(f"{web.url}/m.keras?token=secret")
+    assert found.note is None
+    assert str(found.path) == f"{web.url}/m.keras?..."
+    assert [wanted for method, _, wanted in web.requests if method == "GET"] == [""]
+
+
+def test_a_digest_is_that_of_the_whole(web: Web) -> None:
+    model = wide_keras(web.folder / "m.keras")
+    digest = bnfold_sha256(model)
+    assert inspect_file(f"{web.url}/m.keras", sha256=(digest,)).note is None
+    refused(invoke("inspect", f"{web.url}/m.keras", "--sha256", "0" * 64), f"SHA-256 is {digest}")
+
+
+def bnfold_sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_server_without_ranges_gives_the_whole(sized: bool, web: Web) -> None:
+    wide_keras(web.folder / "m.keras")
+    web.ranges, web.sized = False, sized
+    found = inspect_file(f"{web.url}/m.keras")
+    assert found.note == "the server gives no parts of it, so that all of it was fetched"
+
+
+def test_memory_has_the_same_report(memory: Any, tmp_path: Path) -> None:
+    model = wide_keras(tmp_path / "m.keras")
+    memory.put_file(str(model), "/models/m.keras")
+    assert report("memory://models/m.keras") == report(model)
+
+
+def test_a_model_directory_is_copied(memory: Any, tmp_path: Path) -> None:
+    model = directory_model(tmp_path / "m")
+    memory.put(str(model), "/models/m", recursive=True)
+    assert report("memory://models/m") == report(model)
+
+
+def test_an_object_with_a_name_that_climbs_is_refused(memory: Any, tmp_path: Path) -> None:
+    memory.put(str(directory_model(tmp_path / "m")), "/models/m", recursive=True)
+    memory.pipe_file("/models/m/a\\b", b"x")
+    refused(invoke("inspect", "memory://models/m"), "has no place here; refused")
+
+
+# --- what makes something of a model ---
+
+
+@pytest.mark.parametrize("suffix", WIDE)
+def test_a_fold_of_a_copy_is_that_of_the_file(suffix: str, memory: Any, tmp_path: Path) -> None:
+    model = WIDE[suffix](tmp_path / f"m{suffix}")
+    memory.put_file(str(model), f"/models/m{suffix}?secret")
+    url, out = f"memory://models/m{suffix}?secret", tmp_path / f"out{suffix}"
+    result = invoke("fold", "--no-verify", url, out, "--format", "json", "--no-config")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["source"] == f"memory://models/m{suffix}?..."
+    again = tmp_path / f"again{suffix}"
+    assert invoke("fold", "--no-verify", model, again, "--no-config").exit_code == 0
+    assert out.read_bytes() == again.read_bytes()
+    refused(invoke("fold", "--no-verify", url, out, "--sha256", "0" * 64, "--force"), "SHA-256")
+
+
+@pytest.mark.parametrize(
+    "command", [["verify", "U", "U"], ["recalibrate", "U", "out.keras", "--data", "x.npy"]]
+)
+def test_other_commands_say_what_is_wrong_with_a_url(
+    command: list[str], memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((2, 4)))
+    given = [{"U": "memory://models/m.keras?secret"}.get(word, word) for word in command]
+    refused(invoke(*given), "memory://models/m.keras?...: there is no such object")
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (401, "access is denied (401)"),
+        (403, "access is denied (403)"),
+        (404, "there is no such object"),
+        (500, "the server answers with 500"),
+    ],
+)
+def test_what_a_server_answers_is_said_in_one_line(status: int, says: str, web: Web) -> None:
+    wide_keras(web.folder / "m.keras")
+    web.status = status
+    url = web.url.replace("//", "//user:secret@")
+    refused(invoke("inspect", f"{url}/m.keras?token=secret"), f"{web.url}/m.keras?...: {says}")
+
+
+def test_a_server_that_does_not_answer(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_READ_SECONDS", 0.2)
+    wait = __import__("threading").Event()
+    web.before = lambda _: wait.wait(5) and None
+    wide_keras(web.folder / "m.keras")
+    refused(invoke("inspect", f"{web.url}/m.keras"), "the server does not answer in time")
+    wait.set()
+
+
+def test_a_server_that_is_not_there(web: Web) -> None:
+    refused(invoke("inspect", "http://127.0.0.1:1/m.keras"), "the server cannot be reached")
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_is_cut_off(ranges: bool, web: Web) -> None:
+    wide_keras(web.folder / "m.keras")
+    web.cut, web.ranges = 100, ranges
+    refused(invoke("inspect", f"{web.url}/m.keras"), "is truncated: the server ended early")
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("suffix", WIDE)
+def test_what_changes_while_it_is_read(suffix: str, ranges: bool, web: Web) -> None:
+    model = WIDE[suffix](web.folder / f"m{suffix}")
+    web.ranges = ranges
+    now = model.stat().st_mtime_ns
+
+    def change(number: int) -> None:
+        os.utime(model, ns=(now, now + number // 3))
+
+    web.before = change
+    refused(invoke("inspect", f"{web.url}/m{suffix}"), f"m{suffix}: changed while it was read")
+
+
+def test_what_is_damaged_because_it_changed_is_told_as_changed(web: Web) -> None:
+    model = wide_keras(web.folder / "m.keras")
+    content, now = model.read_bytes(), model.stat().st_mtime_ns
+
+    def change(number: int) -> None:
+        if number == 3:
+            model.write_bytes(bytes(len(content)))
+            os.utime(model, ns=(now, now + 1))
+
+    web.before = change
+    refused(invoke("inspect", f"{web.url}/m.keras"), "m.keras: changed while it was read")
+
+
+# --- several, and reports ---
+
+
+@pytest.fixture
+def models(memory: Any, tmp_path: Path) -> Any:
+    """A folder of models in a store, some of them in folders."""
+    memory.put_file(str(wide_keras(tmp_path / "m.keras")), "/models/b.keras")
+    memory.put_file(str(legacy_file(tmp_path / "m.h5")), "/models/deep/er/a.h5")
+    memory.put(str(directory_model(tmp_path / "d")), "/models/deep/d", recursive=True)
+    memory.pipe_file("/models/.hidden/c.keras", b"x")
+    memory.pipe_file("/models/notes.txt", b"x")
+    memory.pipe_file("/models/w.weights.h5", b"x")
+    memory.pipe_file("/models/saved/saved_model.pb", b"x")
+    return memory
+
+
+def test_a_folder_in_a_store_is_searched(models: Any) -> None:
+    result = invoke("inspect", "memory://models/", "--format", "json", "--exclude", "saved")
+    assert result.exit_code == 0, result.output
+    assert [one["path"] for one in json.loads(result.stdout)["models"]] == [
+        "memory://models/b.keras",
+        "memory://models/deep/d",
+        "memory://models/deep/er/a.h5",
+    ]
+    result = invoke("inspect", "memory://models", "--exclude", "deep", "--format", "json")
+    assert [one["path"] for one in json.loads(result.stdout)["models"]] == [
+        "memory://models/b.keras"
+    ]
+    assert "memory://models/saved: " in result.stderr  # a SavedModel is told, as in any folder
+    refused(invoke("inspect", "memory://models/.hidden"), "memory://models/.hidden/c.keras: ")
+    refused(invoke("inspect", "memory://models", "--exclude", "*"), "every model in it is excluded")
+
+
+def test_sarif_baseline_and_suppressions_have_the_url(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "memory://models/b.keras?secret"
+    models.store["/models/b.keras?secret"] = models.store["/models/b.keras"]
+    result = invoke("inspect", url, "--format", "sarif")
+    run = json.loads(result.stdout)["runs"][0]
+    places = [one["locations"][0]["physicalLocation"] for one in run["results"]]
+    assert places
+    shown = "memory://models/b.keras?..."
+    assert {json.dumps(one["artifactLocation"]) for one in places} == {json.dumps({"uri": shown})}
+    assert invoke("inspect", url, "--write-baseline", "known.json").exit_code == 0
+    known = json.loads(Path("known.json").read_text())["findings"]
+    assert {one["model"] for one in known} == {shown}
+    again = invoke("inspect", url, "--baseline", "known.json", "--format", "json")
+    assert json.loads(again.stdout)["models"][0]["findings"] == []
+    other = invoke("inspect", "memory://models/deep", "--baseline", "known.json")
+    assert "found no more" not in other.stderr  # nobody has looked
+    text = '[[tool.bnfold.suppress]]\nmodel = "b.keras*"\nlayer = "*"\nrules = ["BN"]\nreason = "x"'
+    Path("pyproject.toml").write_text(text)
+    found = json.loads(invoke("inspect", url, "--format", "json").stdout)["models"][0]
+    assert found["findings"] == []
+    for form in ("text", "github", "junit", "markdown", "html"):
+        said = invoke("inspect", url, "--no-config", "--format", form).stdout
+        assert "secret" not in said
+        assert "//models" in said
+
+
+def test_python_takes_urls(models: Any) -> None:
+    found = bnfold.inspect("memory://models/b.keras")
+    assert str(found.path) == "memory://models/b.keras"
+    with pytest.raises(UnreadableModelError, match="ftp:// is not read"):
+        bnfold.inspect("ftp://host/m.keras")
