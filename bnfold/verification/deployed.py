@@ -513,9 +513,11 @@ def _is_near(exact: Array, value: Array) -> bool:
     """Whether two arrays are the same but for what a low precision does."""
     if exact.dtype.kind != "f" or value.dtype.kind != "f":
         return bool(np.array_equal(exact, value))
-    off, size = value - exact.astype(np.float64), exact.astype(np.float64)
+    size = exact.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        return bool(np.nansum(np.square(off)) <= 0.01 * np.nansum(np.square(size)))
+        off = value - size
+    known = np.isfinite(size)
+    return bool(np.sum(np.square(off[known])) <= 0.01 * np.sum(np.square(size[known])))
 
 
 def _breaks(value: Array, drawn: SampleSet) -> bool:
@@ -562,8 +564,10 @@ def verify_deployed(
     keras_runner.prepare_alone(loaded)
     interface = ports.interface(loaded.model)
     bindings, differences = bind(interface, file)
+    for one in file.others:
+        bindings += bind(interface, one)[0]
     rule = Rule(tolerance)
-    if differences:
+    if not bindings:
         found = _different(file, differences, rule, samples.seed, loaded.library)
         return held_to(found, bounds)
     first, reasons = None, []
@@ -582,28 +586,35 @@ def verify_deployed(
         if judged.verdict is not Verdict.DIFFERENT:
             if keep is not None:
                 keep(replays[-1])
-            return held_to(replace(judged, warnings=(*file.notes, *judged.warnings)), bounds)
-        first = first or (binding, trial, judged)
+            return held_to(_noted(judged, binding.file), bounds)
+        first = first or (binding, trial, judged, replays[-1])
     if first is None:
         raise VerificationImpossibleError(f"{printable(str(other))}: {reasons[0]}")
     if keep is not None:
-        keep(replays[0])
+        keep(first[-1])
     report("looking for the first layer that differs")
     return held_to(_blamed(*first), bounds)
 
 
-def _blamed(binding: Binding, trial: Trial, found: Verification) -> Verification:
+def _blamed(binding: Binding, trial: Trial, found: Verification, showed: Replay) -> Verification:
     """The same with what the difference comes of, as far as names of tensors tell."""
     file, case = binding.file, trial.case
-    located = layers.locate(case.original, binding, case.sets[0], _agreeing(file.precision))
-    said = [] if located is None else [located.sentence]
-    culprits = () if located is None or located.layer is None else (located.layer,)
-    return replace(
-        found,
-        differences=(*found.differences, *said),
-        culprits=culprits,
-        warnings=(*file.notes, *found.warnings),
+    failed = {one.name for one in found.comparisons if not one.passed}
+    located = layers.locate(
+        case.original,
+        binding,
+        list(showed.inputs.values()),
+        [value.name in failed for value in case.values],
+        _agreeing(file.precision),
     )
+    said = [] if located is None else [located.sentence]
+    culprits = () if located is None else located.layers
+    said_of_all = replace(found, differences=(*found.differences, *said), culprits=culprits)
+    return _noted(said_of_all, file)
+
+
+def _noted(found: Verification, file: Deployed) -> Verification:
+    return replace(found, warnings=(*file.notes, *found.warnings))
 
 
 def _agreeing(precision: Precision) -> float:

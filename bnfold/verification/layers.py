@@ -1,29 +1,33 @@
-"""The first layer whose value a deployed model computes otherwise, by the names of its tensors.
+"""Where a deployed model begins to compute something else, by the names of its tensors.
 
 Converters keep the names of layers in those of tensors: `net_1/stem_1/BiasAdd` is made by `stem` of
-`net`. The last tensor of each layer is held against what the layer makes in Keras. They need not be
-the same: a file in which a BatchNormalization was folded has its value where the convolution's
-stood. So a layer that differs is excused where all that follow it agree, and what is told is the
-first one that is not, with nothing of the kind upstream.
+`net`. The last tensor of each layer is held against what the layer makes in Keras, and the outputs
+have been judged already. They need not be the same: a file in which a BatchNormalization was folded
+has its value where the convolution's stood. So a layer that differs is excused where all that
+follow it agree, and what is told is the first one that is not, with nothing of the kind upstream.
+
+Its value differs by its own fault or by that of a layer whose name is in no tensor, since a
+converter merged it with others: one upstream, back to values that agree, or one downstream that its
+kernel has absorbed. All of these are named.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from bnfold.model.layers import ROWS, UNKNOWN
 from bnfold.running import keras_runner
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.binding import Binding, layouts
 from bnfold.running.deployed.model import Inner
 from bnfold.running.libraries import CannotRunError, quiet
 from bnfold.running.loading import LoadedModel
-from bnfold.running.samples import SampleSet
 from bnfold.running.unrolled import FlatCall, Unrolled, name_apart, unroll
 
 _SAMPLES = 4
@@ -31,33 +35,50 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Located:
-    """Where a difference begins: `layer` is None where all layers that were compared agree."""
+    """Where a difference begins.
 
-    layer: str | None
+    Attributes:
+        first: the first layer whose value differs; None where all differ by too little to tell.
+        error: by how much, as a share of its magnitude.
+        layers: those that may be wrong: `first`, and what is merged with it.
+        agreed: how many of the layers agree that could be compared.
+        compared: how many these are.
+    """
+
+    first: str | None
     error: float
-    agreed: tuple[str, ...]
+    layers: tuple[str, ...]
+    agreed: int
     compared: int
 
     @property
     def sentence(self) -> str:
         """What is said of it."""
-        count = f"{len(self.agreed)} of {self.compared} layers that could be compared agree"
-        if self.layer is None:
-            after = f"; the difference arises after {self.agreed[-1]!r}" if self.agreed else ""
-            return f"{count}{after}"
-        return (
-            f"the first layer whose value differs is {self.layer!r}, by {self.error:.2g} of its"
+        count = f"{self.agreed} of {self.compared} layers that could be compared agree"
+        if self.first is None:
+            return f"{count}, and no value differs by enough to tell where it begins"
+        said = (
+            f"the first layer whose value differs is {self.first!r}, by {self.error:.2g} of its"
             f" magnitude; {count}"
         )
+        if len(self.layers) == 1:
+            return said
+        *others, last = map(repr, self.layers)
+        return f"{said}; wrong may be {', '.join(others)} or {last}, which the file has as one"
 
 
 def locate(
-    loaded: LoadedModel, binding: Binding, drawn: SampleSet, allowed: float
+    loaded: LoadedModel,
+    binding: Binding,
+    samples: Sequence[Array],
+    wrong: Sequence[bool],
+    allowed: float,
 ) -> Located | None:
     """Where a file begins to differ from MODEL, whose layers may be given other names for it.
 
-    `allowed` is the error of a value that agrees, as a share of its root mean square. None where
-    nothing can be told.
+    `samples` are those that showed it, for each input, and `wrong` says for each output whether it
+    differs. `allowed` is the error of a value that agrees, as a share of its root mean square. None
+    where nothing can be told.
     """
     try:
         with quiet():
@@ -71,35 +92,53 @@ def locate(
         return None
     calls = list(paired)
     try:
-        few = [one[:_SAMPLES] for one in drawn.inputs]
-        shown = keras_runner.showing(loaded, [call.outputs[0] for call in calls])
-        expected = keras_runner.run(shown, few, training=False)
+        few = [one[:_SAMPLES] for one in samples]
+        tensors = [*flat.outputs, *(call.outputs[0] for call in calls)]
+        expected = keras_runner.run(keras_runner.showing(loaded, tensors), few, training=False)
         extra = [paired[call] for call in calls]
-        call_file = binding.file.start_showing(extra)
-        found = binding.run(call_file, few, extra)[len(binding.outputs) :]
+        found = binding.run(binding.file.start_showing(extra), few, extra)
     except (CannotRunError, ValueError):
         return None
-    errors = {
-        id(call): error
-        for call, one, other in zip(calls, expected, found, strict=True)
-        if (error := _error(one, other)) is not None
-    }
-    return _located(flat, errors, allowed) if errors else None
+    states: dict[int, _State] = {}
+    count = len(flat.outputs)
+    for call, one, other in zip(calls, expected[count:], found[count:], strict=True):
+        if (error := _error(one, other)) is not None:
+            states[id(call)] = _State(error, error <= allowed)
+    if not states:
+        return None
+    for tensor, is_wrong, one, other in zip(flat.outputs, wrong, expected, found, strict=False):
+        if (maker := flat.makers.get(id(tensor))) is not None:
+            error = max(_error(one, other) or 0.0, states.get(id(maker), _NOTHING).error)
+            agrees = not is_wrong and states.get(id(maker), _NOTHING).agrees
+            states[id(maker)] = _State(error, agrees)
+    return _located(flat, states, allowed)
+
+
+class _State(NamedTuple):
+    """How far a layer's value in the file is off, as a share of its size; and if it agrees."""
+
+    error: float
+    agrees: bool
+
+
+_NOTHING = _State(0.0, True)
 
 
 def _error(expected: Array, found: Array) -> float | None:
-    """The root mean square of the error over that of the value; None for another shape."""
+    """The root mean square of the error over that of the value; None for another shape.
+
+    In the layout in which it is the least, where a shape allows several.
+    """
     if expected.dtype.kind != "f" or found.ndim != expected.ndim:
         return None
-    for axes in layouts(expected.ndim):
-        moved = np.transpose(expected, axes)
-        if moved.shape != found.shape:
-            continue
-        exact = moved.astype(np.float64)
-        size = float(np.sqrt(np.mean(np.square(exact)))) if exact.size else 0.0
-        off = float(np.sqrt(np.mean(np.square(found - exact)))) if exact.size else 0.0
-        return off / size if size else (0.0 if not off else float("inf"))
-    return None
+    exact = expected.astype(np.float64)
+    size = float(np.sqrt(np.mean(np.square(exact)))) if exact.size else 0.0
+    moved = (np.transpose(exact, axes) for axes in layouts(exact.ndim))
+    squares = [np.square(found - one) for one in moved if one.shape == found.shape]
+    if not squares:
+        return None
+    off = min(float(np.sqrt(np.mean(one))) if one.size else 0.0 for one in squares)
+    return off / size if size else (0.0 if not off else float("inf"))
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -155,36 +194,75 @@ def _is_within(path: Sequence[str], scopes: Sequence[str]) -> bool:
 # --- where it begins -----------------------------------------------------------------------------
 
 
-def _located(flat: Unrolled, errors: Mapping[int, float], allowed: float) -> Located:
-    calls = list(flat.calls.values())
-    agrees = {key: error <= allowed for key, error in errors.items()}
-    known = [call for call in calls if id(call) in agrees]
+def _located(flat: Unrolled, states: Mapping[int, _State], allowed: float) -> Located:
+    known = [call for call in flat.calls.values() if id(call) in states]
+    ends = {id(flat.makers.get(id(tensor))) for tensor in flat.outputs}
+
+    def readers(call: FlatCall) -> list[FlatCall]:
+        return _readers(flat, call)
+
+    def makers(call: FlatCall) -> list[FlatCall]:
+        return _makers(flat, call)
+
+    def is_known(call: FlatCall) -> bool:
+        return id(call) in states
+
+    def is_apart(call: FlatCall) -> bool:
+        return is_known(call) or _has_kernel(call)
+
     excused: dict[int, bool] = {}
     for call in reversed(known):
-        after = list(_next(call, agrees, lambda one: _readers(flat, one)))
-        excused[id(call)] = agrees[id(call)] or (
-            bool(after) and all(excused.get(id(one), agrees[id(one)]) for one in after)
+        after = _around(call, is_known, readers)[0]
+        excused[id(call)] = states[id(call)].agrees or (
+            bool(after) and all(excused[id(one)] for one in after)
         )
-    agreed = tuple(call.name for call in known if excused[id(call)])
+    agreed = sum(excused.values())
     for call in known:
-        before = _next(call, agrees, lambda one: _makers(flat, one))
-        if not excused[id(call)] and all(excused[id(one)] for one in before):
-            return Located(call.name, errors[id(call)], agreed, len(known))
-    return Located(None, 0.0, agreed, len(known))
+        before, merged_before = _around(call, is_known, makers)
+        if excused[id(call)] or not all(excused[id(one)] for one in before):
+            continue
+        if states[id(call)].error <= allowed:  # an output, which is judged more strictly
+            break
+        # What a converter put into a kernel is found where the layer of the kernel was.
+        is_whole = id(call) in ends or not _has_kernel(call)
+        merged_after = [] if is_whole else _around(call, is_apart, readers)[1]
+        at = {id(one) for one in (*merged_before, call, *merged_after)}
+        names = [one.name for one in flat.calls.values() if id(one) in at and _computes(one)]
+        layers = tuple(dict.fromkeys(names))
+        return Located(call.name, states[id(call)].error, layers, agreed, len(known))
+    return Located(None, 0.0, (), agreed, len(known))
 
 
-def _next(call: FlatCall, known: Mapping[int, bool], step: Any) -> Iterator[FlatCall]:
-    """The nearest calls in one direction of which something is known."""
-    pending, seen = list(step(call)), set()
+def _computes(call: FlatCall) -> bool:
+    """Whether a layer does something to its values, so that it can do it wrongly."""
+    return ROWS.get(call.class_name, UNKNOWN).at_inference != "nothing"
+
+
+def _has_kernel(call: FlatCall) -> bool:
+    row = ROWS.get(call.class_name, UNKNOWN)
+    return row is UNKNOWN or row.output is not None
+
+
+def _around(
+    call: FlatCall,
+    is_end: Callable[[FlatCall], bool],
+    step: Callable[[FlatCall], list[FlatCall]],
+) -> tuple[list[FlatCall], list[FlatCall]]:
+    """The nearest calls in one direction at which the search ends, and those between."""
+    pending, seen = step(call), set()
+    found: list[FlatCall] = []
+    between: list[FlatCall] = []
     while pending:
         one = pending.pop()
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if id(one) in known:
-            yield one
+        if is_end(one):
+            found.append(one)
         else:
+            between.append(one)
             pending += step(one)
+    return found, between
 
 
 def _readers(flat: Unrolled, call: FlatCall) -> list[FlatCall]:

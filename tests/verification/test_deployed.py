@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flatbuffers
@@ -21,8 +22,18 @@ import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError, UnsafeModelError
 from bnfold.reports.schema import schema
+from bnfold.running.deployed.model import Precision
 from bnfold.running.options import Bounds
-from bnfold.verification import Basis, Verdict, Verification, bounds, fidelity
+from bnfold.verification import (
+    Basis,
+    Verdict,
+    Verification,
+    approximate,
+    bounds,
+    deployed,
+    fidelity,
+)
+from bnfold.verification.values import Value
 
 L = keras.layers
 
@@ -137,24 +148,31 @@ def without_preprocessing(model: Any) -> Any:
     return keras.Model(given, list(named))
 
 
-WRONG = {
-    "a stale kernel": (stale("body"), "body"),
-    "a stale BatchNormalization": (stale("dw_bn"), "dw_bn"),
+def without_softmax(model: Any) -> None:
+    model.get_layer("kind").activation = keras.activations.linear
+
+
+WRONG: dict[str, tuple[Callable[[Any], Any], tuple[str, ...] | None]] = {
+    "a stale kernel": (stale("body"), ("body",)),
+    "a stale BatchNormalization": (stale("dw_bn"), ("dw", "dw_bn")),
     "another epsilon": (epsilon, None),
     "a forgotten preprocessing": (without_preprocessing, None),
+    "a missing softmax": (without_softmax, ("kind",)),
 }
+"""What is wrong, and the layers that are one in the file, of which one is."""
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_onnx_file_is_refused_with_the_layer(
     files: Path, name: str, tmp_path: Path
 ) -> None:
-    change, culprit = WRONG[name]
+    change, culprits = WRONG[name]
     found = check(files, to_onnx(off(change), tmp_path / "wrong.onnx"))
     assert found.verdict is Verdict.DIFFERENT
-    if culprit is not None:
-        assert found.culprits == (culprit,)
-        assert f"the first layer whose value differs is {culprit!r}" in found.differences[-1]
+    if culprits is not None:
+        assert found.culprits == culprits
+        assert "the first layer whose value differs is" in found.differences[-1]
+        assert all(repr(one) in found.differences[-1] for one in culprits)
 
 
 SLOW = pytest.mark.slow
@@ -176,7 +194,64 @@ def test_a_wrong_litert_file_is_refused(files: Path, precision: str, tmp_path: P
 def test_a_wrong_saved_model_is_refused(files: Path, tmp_path: Path) -> None:
     found = check(files, to_saved_model(off(stale("body")), tmp_path / "wrong"))
     assert found.verdict is Verdict.DIFFERENT
-    assert found.culprits == ("body",)
+    assert found.culprits == ("body", "post_bn")  # which TensorFlow merges as it freezes the graph
+
+
+def test_of_several_signatures_the_one_that_fits_is_run(files: Path, tmp_path: Path) -> None:
+    """Where none is the default: the first one by name may have another purpose."""
+    import tensorflow as tf
+
+    model = keras.models.load_model(files / "model.keras")
+    module = tf.Module()
+    module.model = model
+    given = [tf.TensorSpec((None, 12, 10, 3), tf.float32, name="picture")]
+    classify = tf.function(
+        lambda picture: dict(zip(("kind", "box"), model(picture), strict=True)),
+        input_signature=given,
+    )
+    other = tf.function(lambda picture: {"size": tf.shape(picture)}, input_signature=given)
+    signatures = {"classify": classify, "aside": other}
+    tf.saved_model.save(module, str(tmp_path / "several"), signatures=signatures)
+    found = check(files, tmp_path / "several")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert "of its 2 signatures 'classify' was run" in found.warnings
+
+
+def test_weights_that_nothing_sets_are_said(files: Path, tmp_path: Path) -> None:
+    """As TensorFlow's converter writes what tf.saved_model.save made: it computes NaN."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(files / "by_tensorflow"))
+    (tmp_path / "unset.tflite").write_bytes(converter.convert())
+    found = check(files, tmp_path / "unset.tflite")
+    assert found.verdict is Verdict.DIFFERENT
+    assert "variables that nothing in the file sets" in found.warnings[0]
+
+
+def test_what_integer_operations_lose_on_a_processor_is_no_fault_of_the_file() -> None:
+    """Sums of 8-bit products saturate on some: a file is wrong where it is so in plain ones too."""
+    exact = np.random.default_rng(0).normal(0, 1, (64, 4))
+    value = Value("y", is_output=True, axes=())
+    case: Any = SimpleNamespace(sets=[SimpleNamespace(kind="data")])
+    known = approximate.Expected({value: [exact]}, {value: [0.01]})
+    precision = Precision("int8", "float32", 8, 8, is_calibrated=True)
+
+    def judged(optimised: float, plain: float) -> approximate.Judged:
+        files = {"ort": {value: [exact + optimised]}, "ort plain": {value: [exact + plain]}}
+        return approximate.judge(case, known, files, [0.0], precision, is_user_data=True)
+
+    found = judged(0.1, 0.01)
+    assert not found.differences
+    assert "10 times what rounding to int8 does" in found.notes[0]
+    assert "integer operations on this processor" in found.notes[0]
+    assert all(one.passed for one in found.comparisons)
+    assert len(judged(0.2, 0.01).differences) == 1
+    assert len(judged(0.1, 0.1).differences) == 2
+
+
+def test_no_output_is_what_another_one_should_be_where_there_are_no_numbers() -> None:
+    assert not deployed._is_near(np.ones(3), np.full(3, np.nan))
+    assert deployed._is_near(np.array([1, np.nan]), np.array([1, 2.0]))
 
 
 def test_exchanged_outputs_are_named(tmp_path: Path) -> None:

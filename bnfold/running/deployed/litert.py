@@ -26,12 +26,19 @@ from bnfold.running.libraries import CannotRunError, imported, one_line_on_failu
 
 _CUSTOM = 32  # the code of an operation that is nobody's but its author's
 _QUANTIZE = 114
+_READ_VARIABLE, _ASSIGN_VARIABLE = 143, 144
 _SIGNATURE = "serving_default"
 _OWN_CUSTOM = {
     "TFLite_Detection_PostProcess",
     "Convolution2DTransposeBias",
     "MaxPoolingWithArgmax2D",
 }
+
+
+_UNSET = (
+    "its weights are variables that nothing in the file sets, so that it cannot compute; convert"
+    " the model itself or what model.export writes, not what tf.saved_model.save does"
+)
 
 
 def interpreter_module() -> Any:
@@ -133,7 +140,7 @@ def read(path: Path) -> LiteRTFile:
     """Read a `.tflite` file. Raises UnreadableModelError, UnsafeModelError and CannotRunError."""
     label = printable(str(path))
     with one_line_on_failure(f"{label}: damaged: ", UnreadableModelError):
-        custom, constants, quantized_at, inside = _parsed(path)
+        custom, constants, quantized_at, inside, notes = _parsed(path)
     _refuse_foreign_operations(custom, label)
     interpreter = _interpreter(path, optimised=False)
     with one_line_on_failure(f"{label}: damaged: ", UnreadableModelError):
@@ -142,14 +149,13 @@ def read(path: Path) -> LiteRTFile:
         details = interpreter.get_tensor_details()
     by_index = {one["index"]: one for one in details}
     signature, sides = None, [_plain(side) for side in primary]
-    notes: tuple[str, ...] = ()
     if signatures:
         signature = _SIGNATURE if _SIGNATURE in signatures else next(iter(signatures))
         named = _signed(interpreter, signature, primary)
         if named is not None:
             sides = named
         if len(signatures) > 1:
-            notes = (f"of its {len(signatures)} signatures {printable(signature)!r} was run",)
+            notes += (f"of its {len(signatures)} signatures {printable(signature)!r} was run",)
     return LiteRTFile(
         path=path,
         inputs=tuple(
@@ -258,10 +264,13 @@ class _Inside(NamedTuple):
     weight_bits: tuple[int, ...]
 
 
-def _parsed(path: Path) -> tuple[list[str], frozenset[int], dict[int, int], _Inside]:
+def _parsed(
+    path: Path,
+) -> tuple[list[str], frozenset[int], dict[int, int], _Inside, tuple[str, ...]]:
     """The custom operations of a file, its tensors that hold weights, and which are quantized.
 
-    The third are the tensors that others become by being quantized. All is read from the bytes.
+    The third are the tensors that others become by being quantized, the last are sentences on what
+    is odd. All is read from the bytes.
     """
     package = interpreter_module().__name__.rpartition(".")[0]
     schema = importlib.import_module(f"{package}.schema_py_generated")
@@ -285,7 +294,9 @@ def _parsed(path: Path) -> tuple[list[str], frozenset[int], dict[int, int], _Ins
         for one in steps
         if kinds[one.OpcodeIndex()] == _QUANTIZE
     }
-    return custom, constants, quantized, _inside(schema, model)
+    is_unset = _READ_VARIABLE in kinds and _ASSIGN_VARIABLE not in kinds
+    notes = (_UNSET,) if is_unset else ()
+    return custom, constants, quantized, _inside(schema, model), notes
 
 
 def _inside(schema: Any, model: Any) -> _Inside:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,6 +110,7 @@ class Deployed(ABC):
         precision: how precisely it computes.
         producer: what made it, where it says so.
         notes: sentences on what is odd about it.
+        others: the same as it is called by other signatures, where none is the default one.
     """
 
     path: Path
@@ -118,6 +119,7 @@ class Deployed(ABC):
     precision: Precision
     producer: str | None
     notes: tuple[str, ...]
+    others: tuple[Deployed, ...] = field(default=(), kw_only=True)
 
     format: ClassVar[str]
     runtime: ClassVar[str]

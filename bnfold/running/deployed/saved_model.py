@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,9 +133,14 @@ def read(path: Path, *, trust: bool = False) -> SavedModel:
     usable = [one for one in names if not one.startswith("__")]
     if not usable:
         raise UnreadableModelError(f"{label}: has no signature, so nothing says how it is called")
-    signature = _SIGNATURE if _SIGNATURE in usable else usable[0]
+    called = [_SIGNATURE] if _SIGNATURE in usable else usable
+    first, *others = [_called_by(one, graph, path, is_one_of=len(called)) for one in called]
+    return replace(first, others=tuple(others))
+
+
+def _called_by(signature: str, graph: Any, path: Path, *, is_one_of: int) -> SavedModel:
+    """The model as one of its signatures calls it."""
     entry = graph.signature_def[signature]
-    others = [one for one in usable if one != signature]
     version = graph.meta_info_def.tensorflow_version
     return SavedModel(
         path=path,
@@ -143,11 +148,9 @@ def read(path: Path, *, trust: bool = False) -> SavedModel:
         outputs=tuple(_endpoint(name, entry.outputs[name]) for name in _ordered(entry.outputs)),
         precision=_precision(graph),
         producer=f"tensorflow {printable(version)}" if version else None,
-        notes=(
-            (f"of its {len(usable)} signatures {printable(signature)!r} was run",)
-            if others and signature != _SIGNATURE
-            else ()
-        ),
+        notes=(f"of its {is_one_of} signatures {printable(signature)!r} was run",)
+        if is_one_of > 1
+        else (),
         signature=signature,
     )
 
