@@ -54,8 +54,9 @@ _OWN = (
         "--labels",
         type=SAMPLES,
         metavar="FILE",
-        help="What the outputs should be: score MODEL and everything that is made of it.  "
-        "[default: the array y in --data, if there is one]",
+        help="What the outputs should be for --data (or --test-data): an .npy, or an .npz with an "
+        "array for each output, of class numbers, vectors with a single 1, or other numbers. MODEL "
+        "and all that is made of it are scored on them.  [default: an array y in the data]",
     ),
     click.option(
         "--test-data",

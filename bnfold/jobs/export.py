@@ -1,7 +1,7 @@
 """Exporting: read, fold, convert, run beside the original, and only then put it all there.
 
 One call writes one or several files, in formats that `bnfold.jobs.targets` knows. All are converted
-from the same folded model, and judged together with the fold, by `bnfold.verification.deployed`:
+from the same folded model, and judged together with the fold, by `bnfold.verification.trial`:
 MODEL is run once for all of them. None of them appears unless all of them may.
 """
 
@@ -36,6 +36,7 @@ from bnfold.jobs.targets import Making, Target, targets_of
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import ModelFile, open_model
+from bnfold.model.container.record import recalibration
 from bnfold.model.container.remote import Where
 from bnfold.model.edit import for_inference
 from bnfold.model.graph import Json, LayerPath, show
@@ -63,8 +64,8 @@ from bnfold.running.session import Opening
 from bnfold.serialize import SCHEMA_VERSION, Serializable, plain
 from bnfold.supervision import link
 from bnfold.verification import Verdict, Verification
-from bnfold.verification.deployed import Check, Trial, expect
 from bnfold.verification.tolerance import Rule
+from bnfold.verification.trial import Check, Trial, expect
 from bnfold.version import __version__
 
 _NONE: tuple[LayerPath, ...] = ()
@@ -246,6 +247,7 @@ def export_file(
     name: str | None = None,
     progress: _Progress | None = None,
     sha256: Sequence[str] = (),
+    origin: str | None = None,
 ) -> ExportReport:
     """Write the model in `source` to the `targets`, folded unless `fold` is False.
 
@@ -255,7 +257,8 @@ def export_file(
     stands for the file's name in the report and in the files. The targets are written only when
     their runtimes compute what Keras computes from the source, all of them, and no finding on the
     source is as bad as `settings.fail_on`. `sha256` are digests of which the source must have one,
-    if there are any.
+    if there are any. `origin` is the one that the targets name as their source's, of a source that
+    is gone afterwards.
 
     Raises:
         SettingsError: the baseline of the settings is missing or damaged, or options contradict
@@ -277,7 +280,8 @@ def export_file(
             check_target(target.path, target.format, force=force)
             refuse_inside(target.path, model)
         refuse_obstacle(model)
-        decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
+        decided, found = plan_and_hash(model, keep, keras=keras, inference=inference)
+        digest = origin or found
         audit = of_input(model, settings, None if keep else decided)
         changed = for_inference(model.graph) if inference else None
         with ExitStack() as stack:
@@ -285,13 +289,13 @@ def export_file(
                 stack.enter_context(Staging(one.path, one.format, force=force)) for one in wanted
             ]
             original = to_compare(model, changed, stagings[0])
-            job = _Job(model, original, running, name, link.told(progress), opset, check, sha256)
+            job = _Job(model, original, running, name, link.told(progress), opset, check, digest)
             opening = None if audit.stops else job.start(wanted)
             subject, replaced = original, _NONE
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(stagings[0].path, model)
                 replaced, decided = write_folded(
-                    model, decided, sha256, standalone, subject, inference=inference
+                    model, decided, digest, standalone, subject, inference=inference
                 )
             report = ExportReport(
                 source=model.given if name is None else Path(name),
@@ -464,6 +468,7 @@ class _Job:
         live = self.name is not None
         origin = {"source": self.model.given.name, "source_sha256": self.sha256}
         folded = describe_folds(report.plan) if report.plan is not None else []
+        again = recalibration(self.model.metadata)
         metadata = {
             "version": __version__,
             **({"source": self.name} if live else origin),
@@ -472,6 +477,7 @@ class _Job:
             **({} if opset is None else {"opset": str(opset)}),
             "folded": folded,
             "depthwise": [show(path) for path in report.replaced],
+            **({} if again is None else {"recalibrated": dict(again.samples)}),
         }
         free = [port.shape[:1] == (None,) for port in interface.outputs]
         return Making(

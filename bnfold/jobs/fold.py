@@ -146,6 +146,7 @@ def fold_file(
     settings: Settings = SILENT,
     progress: Callable[[str], None] | None = None,
     sha256: Sequence[str] = (),
+    origin: str | None = None,
 ) -> FoldReport:
     """Fold the model in `source` and write it to `target`, in the same kind of container.
 
@@ -155,7 +156,8 @@ def fold_file(
     With `standalone` "depthwise", what cannot be folded becomes a depthwise convolution where it
     can. Without a `proof` nothing is run. The target is written only when the proof succeeds, and
     no finding on the source is as bad as `settings.fail_on`; the settings are those of `inspect`.
-    `sha256` are digests of which the source must have one, if there are any.
+    `sha256` are digests of which the source must have one, if there are any. `origin` is the one
+    that the result names as its source's, of a source that is gone afterwards.
 
     Raises:
         SettingsError: their baseline is missing or damaged.
@@ -178,12 +180,12 @@ def fold_file(
                 f"{printable(str(model.given))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
-        decided, sha256 = plan_and_hash(model, keep, keras=keras, inference=inference)
+        decided, digest = plan_and_hash(model, keep, keras=keras, inference=inference)
         audit = of_input(model, settings, None if keep else decided)
         changed = for_inference(model.graph) if inference else None
         with Staging(target, model.kind, force=force) as staging:
             replaced, decided = write_folded(
-                model, decided, sha256, standalone, staging.path, inference=inference
+                model, decided, origin or digest, standalone, staging.path, inference=inference
             )
             verification, accepted = None, not audit.stops
             if proof is not None and accepted:

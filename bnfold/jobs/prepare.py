@@ -178,6 +178,11 @@ class PrepareReport(Report):
         """Whether DIR was written."""
         return self.written
 
+    @property
+    def stopped_by(self) -> tuple[Finding, ...]:
+        """The findings that are as bad as the gate allows none to be."""
+        return tuple(one for one in self.findings if _sentence(one) in self.refused)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
         folded = self.folded and dict(zip(("layers", "of"), self.folded, strict=True))
@@ -267,10 +272,12 @@ class _Job:
 
     def run(self) -> PrepareReport:
         """All steps, until one of them finds a reason not to go on."""
-        self.report("inspecting the model")
-        self.inspection = self._inspected(self.source)
         digest = _digest(self.source)
         report = PrepareReport(self.source, self.folder, written=False, source_sha256=digest)
+        if problem := self._miscounted():
+            return replace(report, refused=(problem,))
+        self.report("inspecting the model")
+        self.inspection = self._inspected(self.source)
         subject = self.source
         asked = self._asked_for()
         if self.run_of_data is not None and (asked or self.wanted.recalibrate == "always"):
@@ -287,6 +294,15 @@ class _Job:
         if stopping := self._stopping():
             return replace(report, refused=tuple(map(_sentence, stopping)))
         return self._made(subject, report)
+
+    def _miscounted(self) -> str | None:
+        """Why the labels cannot be those of the samples, before anything is run."""
+        wanted = self.wanted
+        given = wanted.data if wanted.test_data is None else wanted.test_data
+        if given is None:
+            return None
+        problem = labelled.miscounted(wanted.labels, given)
+        return None if problem is None else f"the labels cannot be used: {problem}"
 
     @property
     def _labels(self) -> Source | None:
@@ -327,6 +343,7 @@ class _Job:
             "keras": self.settings.keras,
             "inference": wanted.inference,
             "progress": self.report,
+            "origin": report.source_sha256,  # that of a recalibrated model is in nobody's hands
         }
         self.report("folding")
         fold = fold_file(subject, folded, proof=wanted.proof, **common)

@@ -151,11 +151,11 @@ def _values(table: Any, keys: Mapping[str, tuple[str, _Reader]], where: str) -> 
 
 
 def _did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A hint at the words that are like one that is unknown."""
+    """A hint at the words that are like one that is unknown, or at all of them."""
     import difflib  # noqa: PLC0415 - for a mistake only
 
     alike = difflib.get_close_matches(word, list(words))
-    return f"; did you mean {' or '.join(alike)}?" if alike else ""
+    return f"; did you mean {' or '.join(alike)}?" if alike else f"; known are {', '.join(words)}"
 
 
 def _checked(key: str, value: Any, kind: type, what: str) -> Any:

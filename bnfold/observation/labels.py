@@ -106,6 +106,28 @@ def beside(data: Source) -> Labels | None:
     )
 
 
+def miscounted(labels: Source | None, data: Source) -> str | None:
+    """Why the array y beside the data is not as long as they are; None where it is.
+
+    No model is needed for that. Raises BnfoldError where labels that were given are not as many as
+    the samples, and for files that cannot be read.
+    """
+    given = user_data.read(data)
+    counts = [
+        len(one) for name, one in given.arrays.items() if name != user_data.LABELS and one.ndim
+    ]
+    found = beside(data) if labels is None else read(labels)
+    if found is None or not counts:
+        return None
+    for array in found.arrays.values():
+        if len(array) not in counts:  # beside the inputs there may be arrays that are none
+            problem = f"{found.name}: {len(array)} labels, the data have {counts[0]} samples"
+            if labels is not None:
+                raise BnfoldError(problem)
+            return problem
+    return None
+
+
 def _numbers(name: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     for array in arrays.values():
         if array.dtype.kind not in "biuf" or array.ndim == 0:

@@ -89,6 +89,11 @@ def plural(noun: str, count: int) -> str:
     return noun if count == 1 else f"{noun}s"
 
 
+def decibels(value: float, digits: int = 0) -> str:
+    """A number of decibels, without the minus of one that is rounded to zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def size(count: int) -> str:
     """So many bytes, in the largest unit that leaves a whole number before the point."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -27,6 +27,10 @@ from bnfold.running.saved_model_file import SIGNATURE, write_saved_model
 LitePrecision = Literal["float32", "float16", "int8"]
 
 METADATA = "bnfold"
+_RECURRENT = (
+    "LiteRT has no recurrent layers with a free batch: save the model with one of a fixed size, as"
+    " by keras.Input(..., batch_size=1)"
+)
 CALIBRATION_SAMPLES = 500
 """How many samples at most the ranges of values are measured on; these are spread over all."""
 
@@ -49,8 +53,14 @@ def write_litert(
     try:
         inputs = write_saved_model(loaded, folder, interface, plainly=True)
         names = [port.name for port in inputs]
-        with one_line_on_failure("TensorFlow's converter cannot write it: "):
-            content = _converted(folder, precision, _calibrating(names, calibration))
+        try:
+            with one_line_on_failure("TensorFlow's converter cannot write it: "):
+                content = _converted(folder, precision, _calibrating(names, calibration))
+        except CannotRunError as error:
+            is_free = any(None in port.shape for port in inputs)
+            if is_free and "TensorList" in str(error):
+                raise CannotRunError(_RECURRENT) from error
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     wanted = [port.name for port in named_ports(interface)[0]]

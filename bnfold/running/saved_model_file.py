@@ -23,7 +23,8 @@ from bnfold.running.onnx_file import named_ports
 from bnfold.running.ports import Interface, Port
 
 SIGNATURE = "serving_default"
-_RECORD = ("assets.extra", "bnfold.json")
+RECORD = ("assets.extra", "bnfold.json")
+"""Where a SavedModel says how it was made."""
 
 
 def write_saved_model(
@@ -54,7 +55,7 @@ def write_saved_model(
     with one_line_on_failure("TensorFlow wrote an invalid fingerprint: "):
         _settle_fingerprint(path / "fingerprint.pb")
     if metadata is not None:
-        place = path.joinpath(*_RECORD)
+        place = path.joinpath(*RECORD)
         place.parent.mkdir(exist_ok=True)
         place.write_text(json.dumps(metadata, indent=2) + "\n")
     return inputs

@@ -218,7 +218,11 @@ class _Kind:
     @property
     def allowed(self) -> float:
         """What it may be."""
-        return self.slack * FACTOR * self.noise + self.step / 2
+        return self.slack * self._explained + self.step / 2
+
+    @property
+    def _explained(self) -> float:
+        return FACTOR * self.noise
 
     @functools.cached_property
     def excess(self) -> float:
@@ -236,7 +240,10 @@ class _Kind:
             return False
         exact = self.exact.astype(np.float64)
         exact = np.where(np.isfinite(exact), exact, 0)
-        return _rms(exact, exact.mean(axis=0, keepdims=True)) * math.sqrt(2) > self.allowed
+        return (
+            _rms(exact, exact.mean(axis=0, keepdims=True)) * math.sqrt(2)
+            > self._explained + self.step / 2
+        )
 
 
 def _rms(found: Array, exact: Array) -> float:

@@ -371,6 +371,10 @@ def _lost(name: str) -> str:
     return f"BatchNormalization {name!r} is no longer called with training=True"
 
 
+_FAR = 1e6
+"""Above this many tolerances their number says nothing but that a value should not vary at all."""
+
+
 def _sentence(judged: _Judged) -> str:
     row = judged.comparison
     place = f"output {row.name!r}" if row.is_output else f"the value of {row.name!r}"
@@ -382,6 +386,8 @@ def _sentence(judged: _Judged) -> str:
         said = f"differs in {row.error:.2%} of its numbers, rounding explains {row.tolerance:.2%}"
     elif row.tolerance == 0:
         said = f"is off by {row.error:.3g} where rounding changes nothing"
+    elif row.excess >= _FAR:
+        said = f"is off by {row.error:.3g}, where {row.tolerance:.3g} is allowed"
     else:
         ratio = f"{row.excess:.3g} times the tolerance of {row.tolerance:.3g}"
         said = f"is off by {row.error:.3g}, {ratio}"

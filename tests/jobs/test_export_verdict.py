@@ -17,7 +17,7 @@ from bnfold.cli import main
 from bnfold.reports.schema import schema
 from bnfold.running import onnx_file
 from bnfold.running.deployed import onnx as onnx_deployed
-from bnfold.verification import Verdict, deployed
+from bnfold.verification import Verdict, trial
 
 L = keras.layers
 ops = keras.ops
@@ -73,10 +73,10 @@ def test_the_verdict_on_tiny_outputs_does_not_depend_on_the_samples(
 def test_sigmoids_are_moved_and_put_back() -> None:
     layers = [L.LSTM(4, return_sequences=True), L.Dense(3, activation="sigmoid")]
     model = randomize(chain((5, 3), *layers))
-    loaded = deployed.LoadedModel(Path("model"), "keras", model, trust=False, shown=model)
+    loaded = trial.LoadedModel(Path("model"), "keras", model, trust=False, shown=model)
     inputs = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
     before = np.asarray(model(inputs))
-    with deployed.keras_runner.approximated(loaded, 1e-3, 0):
+    with trial.keras_runner.approximated(loaded, 1e-3, 0):
         moved = np.asarray(model(inputs))
     assert 1e-3 < np.abs(moved - before).max() < 1e-2  # of the gates and of the output
     np.testing.assert_array_equal(np.asarray(model(inputs)), before)

@@ -17,6 +17,8 @@ from bnfold.cli.prepare import prepare as cli_prepare
 from bnfold.errors import SettingsError
 from bnfold.jobs import prepare, settings
 from bnfold.reports.schema import schema
+from bnfold.running.deployed.model import Origin
+from bnfold.running.deployed.opening import open_deployed
 
 L = keras.layers
 REPORTS = {"report.html", "report.json", "report.sarif"}
@@ -80,6 +82,14 @@ def test_all_of_it(folder: Path, tmp_path: Path) -> None:
     page = (out / "report.html").read_text("utf-8")
     assert all(name in page for name in models)
     assert "script" not in page
+    digest = sha256((folder / "model.keras").read_bytes()).hexdigest()
+    for name in ("model.onnx", "model_int8.tflite", "model.savedmodel"):
+        made = open_deployed(out / name).origin
+        assert made == Origin("model.keras", digest, is_recalibrated=True), name
+    against = bnfold.verify(folder / "model.keras", out / "model.onnx", in_process=True)
+    assert against.verdict is bnfold.Verdict.DIFFERENT
+    assert "the statistics of 'model.keras' were estimated again" in against.warnings[0]
+    assert bnfold.verify(out / "model.keras", out / "model.onnx", in_process=True)
 
 
 def test_the_same_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
@@ -101,8 +111,29 @@ def test_a_finding_stops_it(folder: Path, tmp_path: Path) -> None:
     result = command(*words)
     assert result.exit_code == 1
     assert "was not written" in result.stdout
+    assert "as bad as --fail-on" in result.stdout
+    lines = " ".join(result.stdout.split())
+    assert lines.count("BN501") == 1
+    assert "to do: " in lines
     assert not out.exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_counted_before_anything_is_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "inspect_file", pytest.fail)
+    with np.load(folder / "data.npz") as arrays:
+        x = arrays["x"]
+    np.savez(tmp_path / "data.npz", x=x)
+    np.save(tmp_path / "short.npy", np.zeros(7))
+    words = [folder / "model.keras", tmp_path / "out", "--data", tmp_path / "data.npz"]
+    result = command(*words, "--labels", tmp_path / "short.npy")
+    assert result.exit_code == 2
+    assert "short.npy: 7 labels, the data have 240 samples" in result.stderr
+    np.savez(tmp_path / "data.npz", x=x, y=np.zeros(7))
+    result = command(*words)
+    assert (result.exit_code, "array 'y': 7 labels" in result.stdout) == (1, True)
 
 
 def test_a_figure_that_is_not_met_stops_it(folder: Path, tmp_path: Path) -> None:
@@ -147,6 +178,7 @@ def test_its_settings_stand_in_a_file(
         ('to = ["onx"]', "must be onnx"),
         ("max-changed = 1.5", "whole number"),
         ("too = []", "unknown key; did you mean to?"),
+        ("force = true", "unknown key; known are to, data, labels, test-data,"),
     ):
         Path("pyproject.toml").write_text(f"[tool.bnfold.prepare]\n{wrong}\n")
         result = command(folder / "model.keras", "other")

@@ -13,8 +13,8 @@ import bnfold
 from bnfold.jobs.export import ExportReport, TargetReport
 from bnfold.jobs.recalibrate import Check, RecalibrationReport
 from bnfold.verification import Verdict, Verification
-from bnfold.verification.deployed import Check as ExportCheck
 from bnfold.verification.result import Accuracy, Basis, Comparison, Site, SiteStatus
+from bnfold.verification.trial import Check as ExportCheck
 
 PROVED = Verification(Verdict.EQUIVALENT, Basis.BOTH, (), (), 0, "keras", "rule")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from bnfold.jobs import export, targets
 from bnfold.jobs.export import ExportReport, TargetReport
 from bnfold.reports.schema import schema
 from bnfold.running import litert_file, saved_model_file
+from bnfold.running.libraries import CannotRunError
+from bnfold.running.ports import Interface, Port
 from bnfold.verification import Verdict
 
 L = keras.layers
@@ -106,6 +109,24 @@ def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def verdict_of(told: TargetReport) -> Verdict | None:
     return None if told.check is None else told.check.verdict
+
+
+def test_a_recurrent_model_with_a_free_batch_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiteRT's converter says this on three lines, of its own operations."""
+    free = (Port("s", (None, 9, 6), "float32"),)
+
+    def fails(*_: object) -> bytes:
+        raise RuntimeError("<unknown>:0: error: TensorListReserve: 'tf.TensorListReserve' op")
+
+    monkeypatch.setattr(litert_file, "_converted", fails)
+    loaded: Any = None
+    fixed = (replace(free[0], shape=(1, 9, 6)),)
+    for ports, says in ((free, "batch_size=1"), (fixed, "unknown")):
+        monkeypatch.setattr(litert_file, "write_saved_model", lambda *_, _now=ports, **__: _now)
+        with pytest.raises(CannotRunError, match=says):
+            litert_file.write_litert(loaded, tmp_path / "out.tflite", Interface((), (), "", ""))
 
 
 def test_all_are_written_for_one_run_of_the_model(made: tuple[Path, ExportReport, int]) -> None:

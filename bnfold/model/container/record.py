@@ -41,7 +41,7 @@ def recalibration(metadata: Json) -> Recalibration | None:
     """What all recalibrations did that the record tells of; None where there was none."""
     samples: dict[str, int] = {}
     kept: dict[str, str] = {}
-    done = [made for one in _records(metadata) if (made := one.get("recalibrated")) is not None]
+    done = [made for one in records(metadata) if (made := one.get("recalibrated")) is not None]
     for made in reversed(done):
         found = made if isinstance(made, dict) else {}
         count = found.get("samples")
@@ -59,7 +59,7 @@ def recalibration(metadata: Json) -> Recalibration | None:
     return Recalibration(samples, kept) if done else None
 
 
-def _records(metadata: Json) -> Iterator[Json]:
+def records(metadata: Json) -> Iterator[Json]:
     """The records from the newest one on."""
     found = metadata.get(KEY)
     while isinstance(found, dict):

@@ -18,7 +18,7 @@ from bnfold.model.container.remote import Where
 from bnfold.model.graph import show
 from bnfold.reports.html import page, plots, profile, strips, wires
 from bnfold.reports.html import verification as verified
-from bnfold.reports.terminal import plural, size
+from bnfold.reports.terminal import decibels, plural, size
 from bnfold.reports.text import inspect, prepare
 from bnfold.verification.result import Fidelity, Verification
 from bnfold.version import __version__
@@ -80,7 +80,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"show": show, "plural": plural, "size": size}
+    found.filters |= {"show": show, "plural": plural, "size": size, "decibels": decibels}
     found.globals |= {
         "version": __version__,
         "containers": inspect.CONTAINERS,

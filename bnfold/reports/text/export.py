@@ -13,7 +13,7 @@ from bnfold.reports.text import fold
 from bnfold.running.deployed.leftovers import Leftover, State
 from bnfold.running.ports import Port
 from bnfold.verification import Verdict
-from bnfold.verification.deployed import STANDARD_RULE, Check
+from bnfold.verification.trial import STANDARD_RULE, Check
 
 
 def export(report: ExportReport) -> RenderableType:

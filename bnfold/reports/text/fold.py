@@ -17,9 +17,9 @@ from bnfold.model.training import named_versions
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
-from bnfold.verification.deployed import STANDARD_RULE
 from bnfold.verification.result import Decisions
 from bnfold.verification.tolerance import Rule
+from bnfold.verification.trial import STANDARD_RULE
 
 
 def fold(report: FoldReport) -> RenderableType:
@@ -132,8 +132,9 @@ def verification(result: Verification, *, strict: bool = False) -> RenderableTyp
     """The report on a verification: the outputs and the worst sites, then the verdict."""
     parts: list[RenderableType] = []
     outputs = [one for one in result.comparisons if one.is_output]
+    has_figures = result.format != "keras" and bool(result.fidelity)
     if outputs:
-        parts.append(_table("output", outputs))
+        parts.append(_table("output", outputs, with_sqnr=not has_figures))
     inside = sorted(
         (one for one in result.comparisons if not one.is_output),
         key=lambda one: -one.excess if one.conclusive or not one.passed else 1.0,
@@ -141,7 +142,7 @@ def verification(result: Verification, *, strict: bool = False) -> RenderableTyp
     if inside:
         title = "value inside" if len(inside) <= _SHOWN else f"the worst of {len(inside)} inside"
         parts.append(_table(title, inside[:_SHOWN]))
-    if result.format != "keras" and result.fidelity:
+    if has_figures:
         parts.append(figures(result))
     parts += verdict(result)
     return Group(*parts, *(Text(one, style="red") for one in _refused(result, strict=strict)))
@@ -158,13 +159,18 @@ def _refused(result: Verification, *, strict: bool) -> Iterator[str]:
 _SHOWN = 6
 
 
-def _table(title: str, comparisons: Sequence[Comparison]) -> Table:
-    """One block of rows for each value, a row for each runtime, in the order that they come in."""
-    table = terminal.table(title, numbers=("error", "original's", "SQNR dB", "of tolerance"))
+def _table(title: str, comparisons: Sequence[Comparison], *, with_sqnr: bool = True) -> Table:
+    """One block of rows for each value, a row for each runtime, in the order that they come in.
+
+    The SQNR is that of the worst kind of samples; where figures follow, theirs is that of all.
+    """
+    shown = ("error", "original's", *(["SQNR dB"] if with_sqnr else []), "of tolerance")
+    table = terminal.table(title, numbers=shown)
     for block in terminal.grouped(comparisons, lambda one: one.name).values():
         table.add_row(_value(block[0]))
         for comparison in block:
-            table.add_row(*_comparison(comparison))
+            row = _comparison(comparison)
+            table.add_row(*(row if with_sqnr else [*row[:3], *row[4:]]))
     return table
 
 
@@ -177,7 +183,7 @@ def figures(result: Verification) -> Table:
         for one in block:
             told = one.percentiles
             shares = [f"{share:.1e}" for share in (told.p50, told.p90, told.p99, told.max)]
-            noise = "none" if one.sqnr_db is None else f"{one.sqnr_db:.1f}"
+            noise = "none" if one.sqnr_db is None else terminal.decibels(one.sqnr_db, 1)
             table.add_row(f"  {one.runtime}", noise, *shares, _changed(one.decisions))
     return table
 
@@ -202,7 +208,7 @@ def _comparison(comparison: Comparison) -> list[Text]:
     share = "not exercised" if quiet else f"{comparison.excess:.2g}"
     own, folded = comparison.original, comparison.folded
     error = max(folded.max_abs_error, comparison.error)  # infinite where there is no number
-    noise = "none" if folded.sqnr_db is None else f"{folded.sqnr_db:.0f}"
+    noise = "none" if folded.sqnr_db is None else terminal.decibels(folded.sqnr_db)
     return [
         Text(f"  {comparison.runtime}"),
         Text(f"{error:.2e}"),

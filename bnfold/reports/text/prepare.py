@@ -24,7 +24,7 @@ def prepare(report: PrepareReport) -> RenderableType:
         parts.append(Text(f"wrote {printable(str(report.directory))}", style="green"))
     else:
         parts.append(Text(f"{printable(str(report.directory))} was not written", style="red"))
-        parts += [terminal.indented(printable(one), "red") for one in report.refused]
+        parts += [terminal.indented(printable(one), "red") for one in _refused(report)]
     return Group(*parts)
 
 
@@ -39,9 +39,21 @@ def scored(report: PrepareReport) -> str:
 
 
 def _findings(report: PrepareReport) -> Iterator[RenderableType]:
+    """The findings, with what to do about those for which nothing was written."""
     for one in report.findings:
         text = f"{one.severity} {one.code} {show(one.layer)}: {one.message}"
         yield Text(printable(text), style=COLOURS[one.severity])
+        if one in report.stopped_by:
+            yield terminal.indented(f"to do: {printable(one.remedy)}", "dim")
+
+
+def _refused(report: PrepareReport) -> Iterator[str]:
+    """Why nothing was written: of findings how many, since they stand above."""
+    count = len(report.stopped_by)
+    if count:
+        yield f"{count} {terminal.plural('finding', count)} as bad as --fail-on"
+    else:
+        yield from report.refused
 
 
 def _done(report: PrepareReport) -> Iterator[RenderableType]:

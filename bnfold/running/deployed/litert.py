@@ -20,9 +20,10 @@ from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container.guard import printable
 from bnfold.running import requirements
 from bnfold.running.arrays import Array
-from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits
+from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits, origin
 from bnfold.running.deployed.names import position, scopes
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
+from bnfold.running.litert_file import METADATA
 
 _CUSTOM = 32  # the code of an operation that is nobody's but its author's
 _QUANTIZE = 114
@@ -140,7 +141,7 @@ def read(path: Path) -> LiteRTFile:
     """Read a `.tflite` file. Raises UnreadableModelError, UnsafeModelError and CannotRunError."""
     label = printable(str(path))
     with one_line_on_failure(f"{label}: damaged: ", UnreadableModelError):
-        custom, constants, quantized_at, inside, notes = _parsed(path)
+        custom, constants, quantized_at, inside, notes, made = _parsed(path)
     _refuse_foreign_operations(custom, label)
     interpreter = _interpreter(path, optimised=False)
     with one_line_on_failure(f"{label}: damaged: ", UnreadableModelError):
@@ -166,6 +167,7 @@ def read(path: Path) -> LiteRTFile:
         precision=_precision(details, constants, inside),
         producer=None,
         notes=notes,
+        origin=origin(made),
         signature=signature,
         places=(
             tuple(int(one["index"]) for _, one in sides[0]),
@@ -266,11 +268,11 @@ class _Inside(NamedTuple):
 
 def _parsed(
     path: Path,
-) -> tuple[list[str], frozenset[int], dict[int, int], _Inside, tuple[str, ...]]:
+) -> tuple[list[str], frozenset[int], dict[int, int], _Inside, tuple[str, ...], bytes]:
     """The custom operations of a file, its tensors that hold weights, and which are quantized.
 
-    The third are the tensors that others become by being quantized, the last are sentences on what
-    is odd. All is read from the bytes.
+    The third are the tensors that others become by being quantized, then come sentences on what is
+    odd, and what bnfold has written. All is read from the bytes.
     """
     package = interpreter_module().__name__.rpartition(".")[0]
     schema = importlib.import_module(f"{package}.schema_py_generated")
@@ -296,7 +298,14 @@ def _parsed(
     }
     is_unset = _READ_VARIABLE in kinds and _ASSIGN_VARIABLE not in kinds
     notes = (_UNSET,) if is_unset else ()
-    return custom, constants, quantized, _inside(schema, model), notes
+    return custom, constants, quantized, _inside(schema, model), notes, _made(model)
+
+
+def _made(model: Any) -> bytes:
+    for entry in map(model.Metadata, range(model.MetadataLength())):
+        if entry.Name() == METADATA.encode():
+            return bytes(model.Buffers(entry.Buffer()).DataAsNumpy())
+    return b""
 
 
 def _inside(schema: Any, model: Any) -> _Inside:

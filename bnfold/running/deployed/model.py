@@ -6,8 +6,9 @@ they mean for the Keras model that the file is compared with is `bnfold.running.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -51,6 +52,33 @@ def limits(dtype: str, scale: float | None, zero_point: int) -> tuple[float, flo
     kind = np.iinfo(dtype)
     low, high = (scale * (end - zero_point) for end in (kind.min, kind.max))
     return low, high
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of what bnfold made a file, as the file says: the name of a model file and its SHA-256.
+
+    `is_recalibrated` tells whether its moving statistics were estimated again before.
+    """
+
+    source: str
+    sha256: str
+    is_recalibrated: bool
+
+
+def origin(made: Mapping[str, object] | bytes) -> Origin | None:
+    """What a record tells of that, or the JSON text of one; None where it tells nothing."""
+    if isinstance(made, bytes):
+        try:
+            made = json.loads(made)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(made, Mapping):
+        return None
+    source, digest = made.get("source"), made.get("source_sha256")
+    if not isinstance(source, str) or not isinstance(digest, str):
+        return None
+    return Origin(source, digest, "recalibrated" in made)
 
 
 @dataclass(frozen=True)
@@ -111,6 +139,7 @@ class Deployed(ABC):
         producer: what made it, where it says so.
         notes: sentences on what is odd about it.
         others: the same as it is called by other signatures, where none is the default one.
+        origin: of what bnfold made it, where it says so.
     """
 
     path: Path
@@ -120,6 +149,7 @@ class Deployed(ABC):
     producer: str | None
     notes: tuple[str, ...]
     others: tuple[Deployed, ...] = field(default=(), kw_only=True)
+    origin: Origin | None = field(default=None, kw_only=True)
 
     format: ClassVar[str]
     runtime: ClassVar[str]

@@ -21,7 +21,7 @@ import numpy as np
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container.guard import printable
 from bnfold.running.arrays import Array
-from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits
+from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits, origin
 from bnfold.running.deployed.names import position, scopes
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 
@@ -129,6 +129,7 @@ def read(path: Path) -> OnnxFile:
         precision=_precision(proto),
         producer=printable(producer) or None,
         notes=(),
+        origin=origin({one.key.removeprefix("bnfold."): one.value for one in proto.metadata_props}),
         proto=proto,
     )
 

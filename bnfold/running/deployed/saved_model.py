@@ -17,14 +17,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.guard import printable, read_whole
 from bnfold.running.arrays import Array
-from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision
+from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Origin, Precision, origin
 from bnfold.running.deployed.names import position, scopes
 from bnfold.running.deployed.pure_operations import PURE
 from bnfold.running.libraries import imported, one_line_on_failure
+from bnfold.running.saved_model_file import RECORD
 
 _SIGNATURE = "serving_default"
+_MOST_BYTES = 16 << 20
 _PASSING = {"Const", "Placeholder", "Identity", "NoOp", "ReadVariableOp", "IdentityN"}
 _CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
 
@@ -151,8 +153,16 @@ def _called_by(signature: str, graph: Any, path: Path, *, is_one_of: int) -> Sav
         notes=(f"of its {is_one_of} signatures {printable(signature)!r} was run",)
         if is_one_of > 1
         else (),
+        origin=_origin(path),
         signature=signature,
     )
+
+
+def _origin(path: Path) -> Origin | None:
+    try:
+        return origin(read_whole(path.joinpath(*RECORD), _MOST_BYTES))
+    except OSError:
+        return None
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
