@@ -165,11 +165,11 @@ def _findings(subject: Subject, rules: tuple[Rule, ...]) -> Iterator[Finding]:
             yield Finding(**vars(found), code=one.code, name=one.name, layer=layer)
 
 
-def _known(subject: Subject) -> set[Needs]:
+def _known(subject: Subject) -> tuple[Needs, ...]:
     """What is known of a layer."""
     vectors = subject.vectors.values()
     if not any(vector.size for vector in vectors):
-        return {Needs.SETTINGS}
+        return (Needs.SETTINGS,)
     if not all(np.isfinite(vector).all() for vector in vectors):
-        return {Needs.SETTINGS, Needs.NUMBERS}
-    return set(Needs)
+        return (Needs.SETTINGS, Needs.NUMBERS)
+    return (Needs.SETTINGS, Needs.NUMBERS, Needs.FINITE_NUMBERS)

@@ -125,6 +125,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME",
     help="Show this one layer in full, channel by channel, as text or JSON.",
 )
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="As text, list all layers of a model that has hundreds, not only what deviates.",
+)
 @_options
 @over_data(required=False)
 @limited
@@ -134,6 +140,7 @@ def inspect(
     /,
     models: "Sequence[Where]",
     layer: str | None,
+    every: bool,
     write_baseline: Path | None,
     format_: str | None,
     output: Path | None,
@@ -182,7 +189,7 @@ def inspect(
     if layer is not None:
         findings = _show_layer(outcome.models, layer, format_, output)
     else:
-        _show_models(outcome, format_, settings.fail_on, output)
+        _show_models(outcome, format_, settings.fail_on, output, every=every)
     ctx.exit(outcome.exit_code(findings, settings.fail_on))
 
 
@@ -235,14 +242,20 @@ def _warn(outcome: "Outcome") -> None:
 
 
 def _show_models(
-    outcome: "Outcome", format_: str, fail_on: "Severity | None", output: Path | None
+    outcome: "Outcome",
+    format_: str,
+    fail_on: "Severity | None",
+    output: Path | None,
+    *,
+    every: bool,
 ) -> None:
     unreadable = outcome.unreadable
     if format_ == "text":
         from bnfold.reports.text import inspect as inspect_text
 
         print_text(
-            lambda width: inspect_text.inspections(outcome.models, width, unreadable), output
+            lambda width: inspect_text.inspections(outcome.models, width, unreadable, every=every),
+            output,
         )
     else:
         put(_rendered(outcome, format_, fail_on), output)

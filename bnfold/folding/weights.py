@@ -8,7 +8,7 @@ still overflow or underflow where it is stored or computed with.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -204,7 +204,7 @@ class Magnitudes:
 
         A channel that was as small before, as weight decay leaves dead ones, loses nothing.
         """
-        tiny = smallest_of(dtype.name)
+        tiny = _smallest(dtype)
         found: NDArray[np.bool_] = (self.scaled < tiny) & (self.scaled != 0) & (self.before >= tiny)
         return found
 
@@ -232,7 +232,8 @@ def magnitudes(layer: Layer, edits: Sequence[WeightEdit]) -> tuple[Magnitudes, .
     """
     weights = {slot: _near(one) for slot, one in (layers.weights(layer) or {}).items()}
     used = policy(layer)
-    dtypes = (dtype_beside(weights), *([] if used is None else [dtype_named(used.compute)]))
+    stored, computed = dtype_beside(weights), None if used is None else dtype_named(used.compute)
+    dtypes = (stored,) if computed in (None, stored) else (stored, computed)
     with np.errstate(over="ignore", invalid="ignore"):
         return tuple(
             Magnitudes(slot, *_measured(weights, edits, slot), dtypes) for slot in slots_of(edits)
@@ -324,7 +325,7 @@ def _largest(
 def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:
     """The largest magnitudes along some axes, which keep size 1; read a part at a time."""
     lead = next((n for n in range(len(kernel.shape)) if n not in axes), len(kernel.shape))
-    if lead == 0 or not isinstance(kernel.read, hdf5.Stored):
+    if lead == 0 or not isinstance(kernel.read, hdf5.Stores):
         values = kernel.read()
         return _magnitude(
             values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)
@@ -340,6 +341,11 @@ def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:
 
 def _magnitude(low: NDArray[Any], high: NDArray[Any]) -> Array:
     return np.maximum(-low.astype(np.float64), high.astype(np.float64))
+
+
+@lru_cache(maxsize=16)
+def _smallest(dtype: np.dtype[Any]) -> float:
+    return smallest_of(dtype.name)
 
 
 def smallest_of(name: str) -> float:

@@ -8,8 +8,8 @@ copied.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,39 @@ if TYPE_CHECKING:
     from bnfold.model.inbound_nodes import Numbering
 
 T = TypeVar("T")
+Found = TypeVar("Found")
 Json = dict[str, Any]
 LayerPath = tuple[str, ...]
 """The names of the layers around, outermost first, then its own: `("backbone", "bn1")`."""
+
+
+_UNKNOWN = object()
+
+
+def once(find: Callable[[T], Found]) -> Callable[[T], Found]:
+    """Have a function of a graph, a layer or a region find its answer once for each of them.
+
+    They are immutable; whoever asks must not change the answer.
+    """
+    key = f"{find.__module__}.{find.__qualname__}"
+
+    @wraps(find)
+    def known(one: T) -> Found:
+        found: Any = one.__dict__.get(key, _UNKNOWN)
+        if found is _UNKNOWN:
+            found = one.__dict__[key] = find(one)
+        return found  # type: ignore[no-any-return]
+
+    return known
+
+
+def changed(one: T, **changes: Any) -> T:
+    """`dataclasses.replace` for a graph or a layer, which a model of many has often, and faster."""
+    made = object.__new__(type(one))
+    values = one.__dict__
+    made.__dict__.update({name: values[name] for name in one.__dataclass_fields__})  # type: ignore[attr-defined]
+    made.__dict__.update(changes)
+    return made
 
 
 def show(path: LayerPath) -> str:
@@ -30,8 +60,7 @@ def show(path: LayerPath) -> str:
     return "/".join(path)
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """One tensor of a graph: output number `output` of call number `call` (from 0) of a layer."""
 
     layer: str
@@ -196,6 +225,12 @@ def each_once(waiting: list[T]) -> Iterator[T]:
         if one not in seen:
             seen.add(one)
             yield one
+
+
+def inside(value: dict[str, Any] | list[Any]) -> list[Any]:
+    """The objects and lists that stand right in one of JSON."""
+    every = value.values() if isinstance(value, dict) else value
+    return [one for one in every if isinstance(one, (dict, list))]
 
 
 def walk_all(graph: Graph, path: LayerPath = ()) -> Iterator[tuple[LayerPath, Layer]]:

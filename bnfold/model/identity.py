@@ -9,6 +9,8 @@ with a setting that Keras' class of this name does not know in any version, is s
 with the same settings cannot be told apart.
 """
 
+from functools import lru_cache
+
 from bnfold.model.graph import Json
 from bnfold.model.layer_settings import SETTINGS
 
@@ -25,7 +27,12 @@ def is_keras_class(entry: Json) -> bool:
     module = entry.get("module")
     if module is None:
         return registered is None
-    return any(module == root or str(module).startswith(f"{root}.") for root in _KERAS_MODULES)
+    return _is_of_keras(str(module))
+
+
+@lru_cache(maxsize=64)
+def _is_of_keras(module: str) -> bool:
+    return any(module == root or module.startswith(f"{root}.") for root in _KERAS_MODULES)
 
 
 def is_keras_layer(entry: Json) -> bool:

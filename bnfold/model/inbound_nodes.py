@@ -135,6 +135,22 @@ def _map_keras3(value: Any, visit: Visit) -> Any:
     return {key: changed[key] for key in value}
 
 
+def _visit_keras3(value: Any, visit: Visit) -> None:
+    """Visit as `_map_keras3` does, and make nothing."""
+    if isinstance(value, list):
+        for item in value:
+            _visit_keras3(item, visit)
+    elif isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            config = value.get("config")
+            if isinstance(config, dict) and config.get("keras_history") is not None:
+                _refuse_shape(config)
+                visit(_triple(config["keras_history"]))
+        else:
+            for key in sorted(value):
+                _visit_keras3(value[key], visit)
+
+
 def _refuse_shape(config: Json) -> None:
     """Refuse what Keras could not read as a tensor's shape, whether or not it is ever asked for."""
     listed = config.get("shape")
@@ -221,7 +237,7 @@ def parse_call(node: Any, count: Numbering, *, positional: bool) -> Call:
         return triple
 
     if is_keras3(node):
-        _map_keras3(node, note)
+        _visit_keras3(node, note)
         arguments = _keras3_arguments(node, positional=positional)
     else:
         leaves = list(_keras2_tensors(node, count.in_calls))
@@ -315,7 +331,7 @@ def leading(node: Any, names: Iterable[str]) -> int:
         return triple
 
     if isinstance(node, dict) and isinstance(node.get("args"), list):
-        _map_keras3(node["args"][:1], note)
+        _visit_keras3(node["args"][:1], note)
         return found
     leaves = list(_keras2_tensors(node, names))
     return 0 if any(leaf[0] == CONSTANT for leaf in leaves) else len(leaves)

@@ -13,7 +13,7 @@ from typing import Any
 from bnfold.errors import UnreadableModelError
 from bnfold.model import inbound_nodes, shape_rules
 from bnfold.model.container.guard import shortened
-from bnfold.model.graph import Call, Graph, Json, Layer, Ref, unwrapped
+from bnfold.model.graph import Call, Graph, Json, Layer, Ref, changed, unwrapped
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.layers import BATCHNORM_CLASSES, facts, is_input
 from bnfold.model.setting_types import check_settings
@@ -111,7 +111,7 @@ def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> G
     entries = _entries(config)
     count = inbound_nodes.numbering(entries, config["output_layers"])
     layers = {
-        key: replace(_parse_layer(key, found, depth), calls=_parse_calls(found, count))
+        key: changed(_parse_layer(key, found, depth), calls=_parse_calls(found, count))
         for key, found in entries.items()
     }
     inputs = tuple(str(triple[0]) for triple in inbound_nodes.flatten(config["input_layers"]))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from bnfold.model import shape_rules
 from bnfold.model.einsum import parse_equation
-from bnfold.model.graph import Layer, Weight
+from bnfold.model.graph import Layer, Weight, once
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.shape_rules import Shape, ShapeRule
 
@@ -450,6 +450,7 @@ def setting(layer: Layer, flag: str) -> Any:
     return layer.config.get(flag, _FLAG_DEFAULTS.get(flag))
 
 
+@once
 def slots(layer: Layer) -> tuple[Slot, ...] | None:
     """The variables that a layer has by its class and settings; None for an unknown class."""
     if layer.builtin and not layer.is_operation and layer.class_name == "Bidirectional":
@@ -494,12 +495,17 @@ def variable_groups(layer: Layer) -> tuple[str, ...]:
 
 
 def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None:
-    """A layer's variables by the names of their slots.
+    """A layer's variables by the names of their slots; whoever asks must not change the answer.
 
     None when the class is unknown or the file's variables are not the ones it has (a quantized
     layer has more). The variables of `renorm` come after those that matter for inference and are
     left out. With `any_rank` they may have other numbers of axes than their slots.
     """
+    return _weights_of_any_rank(layer) if any_rank else _weights(layer)
+
+
+@once
+def _weights_of_any_rank(layer: Layer) -> dict[str, Weight] | None:
     expected = slots(layer)
     if expected is None or layer.weights is None:
         return None
@@ -507,11 +513,20 @@ def weights(layer: Layer, *, any_rank: bool = False) -> dict[str, Weight] | None
     if surplus != 0 and not (surplus > 0 and layer.config.get("renorm")):
         return None
     pairs = list(zip(expected, layer.weights, strict=False))
-    if not any_rank and any(s.rank not in (None, len(weight.shape)) for s, weight in pairs):
-        return None
     if any(weight.dtype.kind != "f" and weight.dtype.name != "bfloat16" for _, weight in pairs):
         return None
     return {slot.name: weight for slot, weight in pairs}
+
+
+@once
+def _weights(layer: Layer) -> dict[str, Weight] | None:
+    found = _weights_of_any_rank(layer)
+    ranks = {slot.name: slot.rank for slot in slots(layer) or ()}
+    if found is None or any(
+        ranks[name] not in (None, len(weight.shape)) for name, weight in found.items()
+    ):
+        return None
+    return found
 
 
 def drops_mask(layer: Layer) -> bool:

@@ -23,7 +23,7 @@ from enum import Enum
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.guard import shortened
-from bnfold.model.graph import Graph, Layer, LayerPath
+from bnfold.model.graph import Graph, Layer, LayerPath, once
 from bnfold.model.layers import is_input
 
 Node = tuple[str, int]
@@ -37,6 +37,7 @@ class Container(Enum):
     CHECKPOINT_DEPENDENCIES = "_layer_checkpoint_dependencies"  # Keras 2.13 and 2.14
 
 
+@once
 def keras_order(graph: Graph) -> tuple[str, ...]:
     """The names of a graph's layers and operations in the order in which Keras rebuilds them.
 
@@ -47,8 +48,8 @@ def keras_order(graph: Graph) -> tuple[str, ...]:
     """
     if graph.kind == "sequential":
         return tuple(graph.layers)
-    calls, first_visit = _depth_first(graph)
-    _, depths = _depths(graph, calls)
+    first_visit = _depth_first(graph)[1]
+    depths, first_visit = {**_depths(graph)[1]}, {**first_visit}
     for name in graph.inputs:
         if name not in depths:
             depths[name] = 0
@@ -61,6 +62,7 @@ def calls_in_order(graph: Graph) -> list[Node]:
     return _depth_first(graph)[0]
 
 
+@once
 def _depth_first(graph: Graph) -> tuple[list[Node], dict[str, int]]:
     """All calls that the outputs depend on, each after its inputs; and each layer's first visit."""
     finished: list[Node] = []
@@ -107,14 +109,15 @@ def call_depths(graph: Graph) -> dict[Node, int]:
     if graph.kind == "sequential":
         names = list(graph.layers)
         return {(name, 0): len(names) - number for number, name in enumerate(names)}
-    return _depths(graph, _depth_first(graph)[0])[0]
+    return _depths(graph)[0]
 
 
-def _depths(graph: Graph, calls: list[Node]) -> tuple[dict[Node, int], dict[str, int]]:
+@once
+def _depths(graph: Graph) -> tuple[dict[Node, int], dict[str, int]]:
     """The depths of calls and layers; a call knows only its layer's calls before it."""
     call_depths: dict[Node, int] = {}
     layer_depths: dict[str, int] = {}
-    for node in reversed(calls):
+    for node in reversed(_depth_first(graph)[0]):
         name, number = node
         depth = max(call_depths.get(node, 0), layer_depths.get(name, 0))
         call_depths[node] = layer_depths[name] = depth

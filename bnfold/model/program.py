@@ -23,6 +23,7 @@ from bnfold.model.graph import (
     chain,
     core_path,
     each_once,
+    inside,
     parts,
     title,
     unwrapped,
@@ -363,7 +364,8 @@ class Region:
 
     def repeats(self, layer: Layer) -> bool:
         """Whether a layer, or one that it wraps, stands in several places of the whole model."""
-        return any(part.shared_object_id in self._repeated for part in chain(layer))
+        repeated = self._repeated
+        return bool(repeated) and any(part.shared_object_id in repeated for part in chain(layer))
 
     @cached_property
     def obstacle(self) -> Refusal | None:
@@ -463,16 +465,12 @@ def _in_order(region: Region) -> Iterator[Call]:
 def _repeated_objects(value: object) -> frozenset[int]:
     """The objects that a config holds in more than one place, whoever holds them."""
     count: Counter[int] = Counter()
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     while level:
-        dicts = [node for node in level if isinstance(node, dict)]
-        count.update(n for n in (d.get("shared_object_id") for d in dicts) if isinstance(n, int))
-        level = [
-            inside
-            for node in level
-            if isinstance(node, (dict, list))
-            for inside in (node.values() if isinstance(node, dict) else node)
-        ]
+        for node in level:
+            if isinstance(node, dict) and isinstance(node.get("shared_object_id"), int):
+                count[node["shared_object_id"]] += 1
+        level = [one for node in level for one in inside(node)]
     return frozenset(number for number, times in count.items() if times > 1)
 
 

@@ -13,7 +13,7 @@ def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
     to odd (Boldo and Melquiond, 2008) the second rounding is the only one that counts.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype.name == "bfloat16":
+        if dtype.kind != "f" and dtype.name == "bfloat16":
             values = _to_odd(values)
         return values.astype(dtype)
 

@@ -60,6 +60,7 @@ _FORMS: dict[str, _Form] = {
 }
 _SHAPES: dict[str, _Form] = dict.fromkeys(("batch_shape", "batch_input_shape"), _SHAPE)
 """By the name of the setting; null is the default of each."""
+_EVERY = _FORMS | _SHAPES
 
 
 def check_settings(layer: Layer) -> None:
@@ -67,7 +68,7 @@ def check_settings(layer: Layer) -> None:
     if layer.is_operation or not layer.builtin:
         return
     is_computed = facts(layer).shape is not None or facts(layer).output is not None
-    for name, (wanted, fits) in (_FORMS | _SHAPES if is_computed else _SHAPES).items():
+    for name, (wanted, fits) in (_EVERY if is_computed else _SHAPES).items():
         value = layer.config.get(name)
         if value is not None and not fits(value):
             raise UnreadableModelError(

@@ -44,11 +44,13 @@ class Shapes:
         self._noted_dtypes = {ref: dtype for ref, (_, dtype) in noted.items()}
         self._dtypes: dict[Ref, str | None] = {}
         self._shapes: dict[Ref, Shape | None] = {ref: shape for ref, (shape, _) in noted.items()}
+        # The tensors of which all has been looked up that they are made of.
+        self._settled: tuple[set[Ref], set[Ref]] = set(), set()
         self._misstated = _downstream(graph, self._reverses_axes)
 
     def of(self, ref: Ref) -> Shape | None:
         """The shape of a tensor, batch included."""
-        shape = self._look_up(ref, self._shapes, self._find_shape)
+        shape = self._look_up(ref, self._shapes, self._find_shape, self._settled[0])
         if shape is None or ref.layer not in self._misstated:
             return shape
         return (shape[0], *(None,) * (len(shape) - 1))
@@ -58,7 +60,7 @@ class Shapes:
 
         A layer without weights may hand on integers as they are, whatever Keras notes for it.
         """
-        return self._look_up(ref, self._dtypes, self._find_dtype)
+        return self._look_up(ref, self._dtypes, self._find_dtype, self._settled[1])
 
     def inside(self, name: str, call: int) -> "Shapes":
         """The shapes inside one call of a nested model, or of one in wrappers.
@@ -77,12 +79,20 @@ class Shapes:
             found[given] = Shapes(nested, known, self._interiors)
         return found[given]
 
-    def _look_up(self, ref: Ref, known: dict[Ref, _Fact], find: Callable[[Ref], _Fact]) -> _Fact:
+    def _look_up(
+        self,
+        ref: Ref,
+        known: dict[Ref, _Fact],
+        find: Callable[[Ref], _Fact],
+        entered: set[Ref],
+    ) -> _Fact:
         """What `find` says of a tensor, asked first for what it is made of, however far back."""
-        waiting, entered = [ref], set[Ref]()
+        if ref in entered and ref in known:
+            return known[ref]
+        waiting = [ref]
         while waiting:
             top = waiting[-1]
-            missing = [] if top in entered else self._sources(top)
+            missing = () if top in entered else self._sources(top)
             entered.add(top)
             waiting += [source for source in missing if source not in known]
             if waiting[-1] == top:

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bnfold.errors import SettingsError
-from bnfold.model.graph import Layer, LayerPath, chain, parts
+from bnfold.model.graph import Layer, LayerPath, chain, once, parts
 from bnfold.model.inbound_nodes import is_keras3, without_arguments
 from bnfold.model.layers import facts, is_batchnorm, is_input
 from bnfold.model.order import call_depths
@@ -394,6 +394,7 @@ def is_keras2(region: "Region") -> bool:
     )
 
 
+@once
 def _by_depth(region: "Region") -> list[list["Call"]]:
     """The calls of a model in the order in which Keras makes them, those of one depth together."""
     by_depth: dict[int, list[Call]] = defaultdict(list)
@@ -405,10 +406,22 @@ def _by_depth(region: "Region") -> list[list["Call"]]:
 _Sources = dict["Region", str]
 
 
+@once
+def _may_set_modes(region: "Region") -> bool:
+    """Whether a call of its own layers may set training mode for others."""
+    return any(
+        is_set(call.written.training) or facts(call.outer).training_default is True
+        for call in region.all_calls
+    )
+
+
 def _sources(region: "Region", rule: TrainingRule, use: Use) -> _Sources:
     """For each model, the first layer in it that sets training mode for others, if any does."""
     found: _Sources = {}
-    for one in reversed([*region.with_nested()] if rule.propagates else []):
+    regions = [*region.with_nested()] if rule.propagates else []
+    if not any(map(_may_set_modes, regions)):  # as in nearly all models, which have many calls
+        return found
+    for one in reversed(regions):
         every = (call for calls in _by_depth(one) for call in calls)
         first = next(filter(None, (_source(call, found, rule, use) for call in every)), None)
         if first is not None:

@@ -47,7 +47,7 @@ def test_pieces_are_the_whole(
     if dtype == "bfloat16":
         values = values.view("V2")
     weight = stored(tmp_path / "w.h5", values, **LAYOUTS[layout])
-    assert isinstance(weight.read, hdf5.Stored)
+    assert isinstance(weight.read, hdf5.Stores)
     whole = weight.read()
     assert whole.dtype == kind
     for lead in range(1, len(shape) + 1):
@@ -91,7 +91,7 @@ def test_the_largest_numbers_are_those_of_the_whole_kernel(
 
 def test_a_large_kernel_takes_little_memory(tmp_path: Path) -> None:
     weight = stored(tmp_path / "w.h5", np.ones((3, 3, 1024, 1024), "float32"))  # 36 MiB
-    assert isinstance(weight.read, hdf5.Stored)
+    assert isinstance(weight.read, hdf5.Stores)
     tracemalloc.start()
     largest = max(piece.max() for piece in weight.read.pieces(3))
     _, peak = tracemalloc.get_traced_memory()
@@ -115,7 +115,7 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
     with path.open("rb", buffering=0) as stream, hdf5.open_hdf5(stream, "w.h5", costs) as file:
         weight = hdf5.weight_in(file, "0", "0")
         assert weight is not None
-        assert isinstance(weight.read, hdf5.Stored)
+        assert isinstance(weight.read, hdf5.Stores)
         with path.open("r+b") as cut:
             cut.truncate(1 << 20)
         with pytest.raises(UnreadableModelError, match="is damaged"):

@@ -4,13 +4,23 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import large
 import numpy as np
 import pytest
 from places import FIXTURES
 from rich.console import Console
 
-from bnfold.jobs.inspect import inspect_file
+from bnfold.audit import audit
+from bnfold.folding.plan import plan
+from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.model.graph import Layer, Weight
+from bnfold.model.keras_json import parse_model
+from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis
 from bnfold.reports.sparkline import Sparkline
 from bnfold.reports.text import inspect
@@ -103,3 +113,66 @@ def test_a_bar_is_as_high_as_its_count() -> None:
 def test_what_is_found_in_several_layers_is_said_once_and_said() -> None:
     text = " ".join(" ".join(shown(300)).split())
     assert re.search(r"\d layers\. The layer right before it has a bias", text)
+
+
+def many_layers(edit: Callable[[large.Sketch, int], None]) -> Inspection:
+    """A row of 210 Dense and BatchNormalization, after `edit` of the sketch with each number."""
+    sketch = large.Sketch()
+    last = sketch.input()
+    for number in range(210):
+        last = sketch.norm(sketch.dense(last, f"dense_{number}"), f"norm_{number}")
+        edit(sketch, number)
+    graph = parse_model(sketch.config([last]))
+
+    def filled(layer: Layer) -> Layer:
+        arrays = sketch.weights.get(layer.name, ())
+        weights = [Weight(a.shape, a.dtype, lambda a=a: a) for a in arrays]  # type: ignore[misc]
+        return replace(layer, weights=tuple(weights))
+
+    graph = replace(graph, layers={n: filled(layer) for n, layer in graph.layers.items()})
+    decided = plan(graph)
+    return Inspection(Path("m.keras"), "keras", None, decided, audit(decided), graph)
+
+
+def text_of(model: Inspection, **how: Any) -> str:
+    return terminal.plain(lambda width: inspect.inspection(model, width, **how))
+
+
+def test_of_very_many_layers_those_are_listed_that_deviate() -> None:
+    def edit(sketch: large.Sketch, number: int) -> None:
+        if number == 7:
+            sketch.layers["norm_7"]["config"]["epsilon"] = 0.01
+        if number == 9:
+            sketch.weights["norm_9"][3][:] = np.nan
+
+    model = many_layers(edit)
+    lines = text_of(model).splitlines()
+    named = [line.split()[0] for line in lines if line.startswith(" norm_")]
+    assert named == ["norm_7", "norm_9"]
+    assert "  epsilon 0.01" in "".join(lines)
+    (said,) = (line.strip() for line in lines if "--all" in line)
+    assert said == (
+        "listed are 2 of 210 layers that stay, have an error or a warning, or other settings than "
+        "most; --all lists all"
+    )
+    every = text_of(model, every=True)
+    assert every.count("\n norm_") == 210
+    assert "--all" not in every
+
+
+def test_of_very_many_that_deviate_the_worst_are_listed() -> None:
+    def edit(sketch: large.Sketch, number: int) -> None:
+        sketch.layers[f"norm_{number}"]["config"]["epsilon"] = 0.001 + number
+        if number > 205:
+            sketch.weights[f"norm_{number}"][3][:] = np.nan
+
+    text = text_of(many_layers(edit))
+    assert text.count("\n norm_") == 200
+    assert all(f" norm_{number} " in text for number in range(206, 210))
+    assert "listed are the 200 worst of 209 of 210 layers" in text
+
+
+def test_no_table_of_layers_that_are_alike() -> None:
+    text = text_of(many_layers(lambda sketch, number: None))
+    assert "listed are 0 of 210 layers" in text
+    assert "210 BatchNormalization layers: 210 can be folded" in text

@@ -26,7 +26,7 @@ from bnfold.model import keras_json
 from bnfold.model.container import foreign, guard, hdf5
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.store import FAR, RemoteFile, archive_file
-from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, changed, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.order import Container, GroupNames
@@ -391,34 +391,31 @@ class KerasArchive:
         self._parts.costs.check_storage()
 
     def _write_layer(self, layer: Layer, target: h5py.Group) -> None:
-        source = self._groups.at(layer.location) if layer.location else None
+        place = layer.location or None
         inside = {self._container.value, OPTIMIZER} if layer.graph is not None else set()
         if layer.inner is not None:
             inside.add("layer")
         if layer.weights is None:
-            if source is not None:
-                hdf5.copy_children(source, target, skip=inside)
+            if place is not None:
+                self._groups.copy(place, target, inside)
             return
         groups = variable_groups(layer)
-        if groups != ("",) and weights(layer) is None and source is not None:
-            hdf5.copy_children(source, target)
+        if groups != ("",) and weights(layer) is None and place is not None:
+            self._groups.copy(place, target)
             return
         if groups != ("",):
-            self._write_grouped(layer, groups, source, target)
+            self._write_grouped(layer, groups, target)
             return
         variables = target.require_group("vars")
-        if source is not None:
-            hdf5.copy_children(source, target, skip={*inside, "vars"})
-            old = self._groups.at(f"{layer.location}/vars")
-            if old is not None:
-                hdf5.copy_attributes(old, variables)
+        if place is not None:
+            self._groups.copy(place, target, {*inside, "vars"})
+            self._groups.copy_attributes(f"{place}/vars", variables)
         for number, weight in enumerate(layer.weights):
             self._write_variable(weight, variables, number)
 
-    def _write_grouped(
-        self, layer: Layer, groups: tuple[str, ...], source: h5py.Group | None, target: h5py.Group
-    ) -> None:
+    def _write_grouped(self, layer: Layer, groups: tuple[str, ...], target: h5py.Group) -> None:
         """A layer that keeps its variables in the groups of its parts, as recurrent layers do."""
+        source = self._groups.at(layer.location) if layer.location else None
         if source is not None:
             hdf5.copy_around(source, target, {f"{group}/vars" for group in groups})
         whose = [slot.group for slot in slots(layer) or ()]
@@ -533,33 +530,29 @@ def _attach_layer(
     siblings: Collection[str],
 ) -> Layer:
     location = names.get(path)
-    layer = replace(layer, location=location)
+    layer = changed(layer, location=location)
     if layer.graph is not None:
         layer = replace(layer, graph=_attach_graph(layer.graph, path, names, groups))
     if layer.inner is not None:
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
     if slots(layer) == ():
-        return replace(layer, weights=None)  # copied as it is, not looked into
+        return changed(layer, weights=None)  # copied as it is, not looked into
     if location is None:
         return layer
-    variables = groups.at(f"{location}/vars")
-    if variables is not None:
-        _check_name(layer, siblings, variables)
+    _check_name(layer, siblings, groups.text(f"{location}/vars", "name"))
     weights: tuple[Weight, ...] = ()
     for group in variable_groups(layer):
         place = f"{location}/{group}/vars" if group else f"{location}/vars"
-        variables = groups.at(place)
-        found = () if variables is None else hdf5.numbered(variables, place)
+        found = groups.variables(place)
         if found is None:
-            return replace(layer, weights=None)
+            return changed(layer, weights=None)
         weights += found
-    return replace(layer, weights=weights)
+    return changed(layer, weights=weights)
 
 
-def _check_name(layer: Layer, siblings: Collection[str], variables: h5py.Group) -> None:
+def _check_name(layer: Layer, siblings: Collection[str], noted: str | None) -> None:
     """Refuse variables that are, by the name that newer files note, those of another layer."""
-    noted = hdf5.read_text(variables, "name")
     if noted is not None and noted != layer.name and noted in siblings:
         raise UnreadableModelError(
             f"the weights in {guard.printable(str(layer.location))} are by name those of layer "

@@ -78,6 +78,10 @@ UNPACKED = Budget("its compressed variables would take", 128 * _MIB, 3)
 WRITTEN = Budget("the new file would take", 128 * _MIB, 3)
 
 
+ReadInto = Callable[[int, memoryview], None]
+"""Fills a buffer with bytes from an offset on."""
+
+
 class Costs:
     """What reading one file has cost so far, and which of its bytes are whose.
 
@@ -87,6 +91,8 @@ class Costs:
             because it would have to be fetched; None where it is at hand.
         read_at: the bytes of its HDF5 part from an address on, so many or as many as there are;
             None for a file that is not a stranger's.
+        read_into: fills a buffer with the bytes of its HDF5 part from an offset on; None likewise.
+        before: how many bytes of that part are before the place that addresses count from.
     """
 
     def __init__(self, size: int = 0, far_above: int | None = None) -> None:
@@ -95,6 +101,12 @@ class Costs:
         self._names: dict[int, str] = {}
         self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}
         self.read_at: Callable[[int, int], bytes] | None = None
+        self.read_into: ReadInto | None = None
+        self.before = 0
+
+    def is_far(self, size: int) -> bool:
+        """Whether a variable of so many bytes is not read where that is not needed."""
+        return self.far_above is not None and size > self.far_above
 
     def spend(self, budget: Budget, amount: int = 1) -> None:
         """Note that something takes `amount` more. Raises UnsafeModelError if that is too much."""

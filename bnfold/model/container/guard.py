@@ -15,12 +15,15 @@ import re
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import budget, headers
@@ -147,11 +150,11 @@ def _memory_for(text: bytes | str) -> int:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in unique:
-            raise UnsafeModelError(f"{what} repeats the key {shortened(key)!r}; refused")
-        unique[key] = value
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key, count in counts.items() if count > 1)
+        raise UnsafeModelError(f"{what} repeats the key {shortened(key)!r}; refused")
     return unique
 
 
@@ -163,18 +166,17 @@ def _json_constant(literal: str, what: str) -> float:
 
 
 def _deeper_than(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(limit - 1):
         level = [
-            child for node in level if isinstance(node, (dict, list)) for child in _inside(node)
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
         ]
         if not level:
             return False
-    return True
-
-
-def _inside(node: dict[str, Any] | list[Any]) -> list[Any]:
-    return list(node.values()) if isinstance(node, dict) else node
+    return any(level)
 
 
 def check_archive(archive: zipfile.ZipFile) -> None:
@@ -426,20 +428,61 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
             dataset is not plain, or there is more to open than an honest file has.
         UnreadableModelError: it is damaged.
     """
+    found = _child(group, name)
+    return found.opened() if isinstance(found, Variable) else found
+
+
+def variable(group: h5py.Group, path: str) -> "Variable | None":
+    """The dataset at a path inside `group`, looked at as `child` does; None if there is none."""
+    parent, _, name = path.strip("/").rpartition("/")
+    inside = descend(group, parent) if parent else group
+    if not name or not isinstance(inside, h5py.Group):
+        return None
+    found = _child(inside, name)
+    return found if isinstance(found, Variable) else None
+
+
+@dataclass(slots=True)
+class Variable:
+    """A dataset that may be read, with what was seen of it when it was looked at.
+
+    Attributes:
+        id: h5py's object for it.
+        info: what HDF5 says of the object.
+        shape: None where it holds nothing, not even one number.
+        dtype: as numpy has it.
+        offset: where its numbers are in the HDF5 file, one after the other as numpy has them, where
+            they are of a dtype that most weights are of; None where HDF5 has to read them.
+        is_chunked: whether it is stored in chunks.
+    """
+
+    id: h5py.h5d.DatasetID
+    info: h5py.h5o.ObjInfo
+    shape: tuple[int, ...] | None
+    dtype: np.dtype[Any]
+    offset: int | None
+    is_chunked: bool
+
+    def opened(self) -> h5py.Dataset:
+        """The same for h5py's own functions."""
+        return h5py.Dataset(self.id)
+
+
+def _child(group: h5py.Group, name: str) -> "h5py.Group | Variable | None":
     try:
-        found = _open_child(group, link_name(name))
+        return _open_child(group, link_name(name))
     except _NotPlainError as error:
         raise UnsafeModelError(f"{_hdf5_name(group, name)} {error}; refused") from None
     except _HDF5_DAMAGE as error:
         where = _hdf5_name(group, name)
         raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
-    return found
 
 
-def _open_child(group: h5py.Group, key: bytes) -> h5py.Group | h5py.Dataset | None:
-    if not group.id.links.exists(key):
+def _open_child(group: h5py.Group, key: bytes) -> "h5py.Group | Variable | None":
+    links = group.id.links
+    if not links.exists(key):
         return None
-    if group.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+    if links.get_info(key).type != h5py.h5l.TYPE_HARD:
         raise _NotPlainError("is a link, which weights never need")
     found = h5py.h5o.open(group.id, key)
     info = h5py.h5o.get_info(found)
@@ -452,12 +495,51 @@ def _open_child(group: h5py.Group, key: bytes) -> h5py.Group | h5py.Dataset | No
     if isinstance(found, h5py.h5g.GroupID):
         return h5py.Group(found)
     if isinstance(found, h5py.h5d.DatasetID):
-        dataset = h5py.Dataset(found)
-        problem = _dataset_problem(dataset, info.addr, costs)
-        if problem is not None:
-            raise _NotPlainError(problem)
-        return dataset
+        return _simple(found, info, costs) or _looked_at(found, info, costs)
     raise _NotPlainError("is neither a group nor a dataset")
+
+
+_NUMBERS = [
+    (kind, np.dtype(name))
+    for kind, name in (
+        (h5py.h5t.IEEE_F32LE, "<f4"),
+        (h5py.h5t.IEEE_F16LE, "<f2"),
+        (h5py.h5t.IEEE_F64LE, "<f8"),
+    )
+]
+"""The types that most weights are of, which numpy reads as they are stored."""
+
+_NOT_SIMPLE = 1 << 0x07 | 1 << 0x0B
+"""Messages in the header of a dataset: that its data are in other files, and through filters."""
+
+
+def _simple(found: h5py.h5d.DatasetID, info: h5py.h5o.ObjInfo, costs: Costs) -> "Variable | None":
+    """A dataset as nearly all are, of common numbers in one block; None for any other.
+
+    It is the short form of `_looked_at`: h5py takes four times as long to find out all of that.
+    """
+    offset = found.get_offset()
+    if offset is None or info.hdr.mesg.present & _NOT_SIMPLE:
+        return None
+    kind = found.get_type()
+    dtype = next((known for one, known in _NUMBERS if kind.equal(one)), None)
+    stored = found.get_storage_size()
+    if dtype is None or not stored:
+        return None
+    shape: tuple[int, ...] = found.shape
+    if math.prod(shape) * dtype.itemsize != stored:
+        return None
+    costs.stored(info.addr, [(offset, stored)])
+    return Variable(found, info, shape, dtype, offset, is_chunked=False)
+
+
+def _looked_at(found: h5py.h5d.DatasetID, info: h5py.h5o.ObjInfo, costs: Costs) -> Variable:
+    dataset = h5py.Dataset(found)
+    problem = _dataset_problem(dataset, info.addr, costs)
+    if problem is not None:
+        raise _NotPlainError(problem)
+    is_chunked = found.get_create_plist().get_layout() == h5py.h5d.CHUNKED
+    return Variable(found, info, dataset.shape, dataset.dtype, None, is_chunked)
 
 
 def check_root(file: h5py.File) -> int:
@@ -492,7 +574,7 @@ def listed(iterate: Callable[..., object], costs: Costs) -> list[bytes]:
 
     def note(name: bytes) -> bool | None:
         nonlocal left
-        left -= len(name) + _NAME_BYTES
+        left -= len(name) + NAME_BYTES
         found.append(name)
         return True if left < 0 else None  # an exception would not get through
 
@@ -501,7 +583,8 @@ def listed(iterate: Callable[..., object], costs: Costs) -> list[bytes]:
     return sorted(found)
 
 
-_NAME_BYTES = 64  # what Python takes beside the name
+NAME_BYTES = 64
+"""What Python takes beside the bytes of a name."""
 
 
 def address(group: h5py.Group) -> int:

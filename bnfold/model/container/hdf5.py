@@ -2,8 +2,8 @@
 
 import io
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container import budget, guard
+from bnfold.model.container import budget, guard, objects
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.store import FAR, RemoteFile
 from bnfold.model.graph import Weight
@@ -45,9 +45,7 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._transferred += len(view)
-        if self._transferred > budget.TRANSFER.limit(self._size):
-            raise budget.TRANSFER.refusal(self._size)
+        self._count(len(view))
         self._fill(view, self._position)
         heap = guard.heap_size(view)
         if heap:  # HDF5 asks for a part first, and for the rest before it looks into it
@@ -55,10 +53,27 @@ class _Window(io.RawIOBase):
         self._position += len(view)
         return len(view)
 
+    def read_into(self, position: int, view: memoryview) -> None:
+        """Fill a buffer with the bytes from a position on; HDF5's own position stays.
+
+        Raises:
+            OSError: there are not so many.
+        """
+        if position + len(view) > self._size:
+            raise OSError("it is longer than the file")
+        self._count(len(view))
+        self._fill(view, position)
+
+    def _count(self, size: int) -> None:
+        self._transferred += size
+        if self._transferred > budget.TRANSFER.limit(self._size):
+            raise budget.TRANSFER.refusal(self._size)
+
     def read_at(self, position: int, size: int) -> bytes:
         """Bytes from a position on, as many as there are; HDF5's own position stays."""
         found = bytearray(max(0, min(size, self._size - position)))
-        self._fill(memoryview(found), position)
+        if found:
+            self._fill(memoryview(found), position)
         return bytes(found)
 
     def _fill(self, view: memoryview, position: int) -> None:
@@ -89,6 +104,7 @@ def open_hdf5(
             number = guard.check_root(opened)
             before = opened.userblock_size  # addresses count from behind it
         costs.read_at = lambda address, size: window.read_at(before + address, size)
+        costs.read_into, costs.before = window.read_into, before
         with budget.counting(number, costs):
             yield opened
 
@@ -172,10 +188,23 @@ def replace_text(target: Path, attribute: str, text: str) -> None:
 
 
 class Groups:
-    """The groups of a file by path; each link is looked at, and followed, once."""
+    """The groups of a file by path; each link is looked at, and followed, once.
+
+    What is in the form that nearly all files have is read from its bytes, the rest by HDF5.
+    """
 
     def __init__(self, root: h5py.Group) -> None:
         self._found: dict[str, h5py.Group | None] = {"": root}
+        self._seen: dict[str, objects.Group | None] = {}
+        self._costs = budget.of(root)
+        self._objects: objects.Objects | None = None
+        if self._costs.read_at is not None:
+            with suppress(*objects.ODD):
+                self._objects = objects.Objects(self._costs.read_at, self._note)
+                self._seen[""] = self._objects.group(guard.address(root))
+
+    def _note(self, name: bytes) -> None:
+        self._costs.spend(budget.NAMES, len(name) + guard.NAME_BYTES)
 
     def at(self, path: str) -> h5py.Group | None:
         """The group at a path, None when there is none."""
@@ -186,6 +215,91 @@ class Groups:
             self._found[path] = found if isinstance(found, h5py.Group) else None
         return self._found[path]
 
+    def variables(self, path: str) -> tuple[Weight, ...] | None:
+        """The variables "0", "1", ... of the group at a path; None if it holds others too."""
+        try:
+            return self._variables(path)
+        except objects.ODD:
+            group = self.at(path)
+            return () if group is None else numbered(group, path)
+
+    def text(self, path: str, attribute: str) -> str | None:
+        """A text that Keras stores in an attribute of the group at a path, None if none."""
+        try:
+            seen, reader = self._look(path), self._reader()
+            found = None if seen is None else reader.text(seen, attribute.encode())
+        except objects.ODD:
+            group = self.at(path)
+            return None if group is None else read_text(group, attribute)
+        self._costs.spend(budget.ATTRIBUTES, len(found or ""))
+        return found
+
+    def copy(self, path: str, target: h5py.Group, skip: Collection[str] = ()) -> None:
+        """Copy what is in the group at a path, but the names in `skip`, and its attributes."""
+        with suppress(*objects.ODD):
+            seen = self._look(path)
+            if seen is None or (not seen.attributes and {*map(str.encode, skip)} >= {*seen.links}):
+                return  # there is nothing to copy
+        group = self.at(path)
+        if group is not None:
+            copy_children(group, target, skip=skip)
+
+    def copy_attributes(self, path: str, target: h5py.Group) -> None:
+        """Copy the attributes of the group at a path, if there is one."""
+        with suppress(*objects.ODD):
+            seen = self._look(path)
+            if seen is None or not seen.attributes:
+                return
+        group = self.at(path)
+        if group is not None:
+            copy_attributes(group, target)
+
+    def _reader(self) -> objects.Objects:
+        if self._objects is None:
+            raise objects.OddError
+        return self._objects
+
+    def _look(self, path: str) -> objects.Group | None:
+        """The same as `at`, by its bytes. Raises one of `objects.ODD`."""
+        if path in self._seen:
+            return self._seen[path]
+        if not path:
+            raise objects.OddError
+        parent_path, _, name = path.rpartition("/")
+        parent = self._look(parent_path)
+        address = None if parent is None else parent.links.get(guard.link_name(name))
+        found = None
+        if address is not None:
+            found = self._reader().group(address)
+            self._costs.spend(budget.OBJECTS)
+        if name != _VARIABLES:  # which nobody asks for again but to write
+            self._seen[path] = found
+        return found
+
+    def _variables(self, path: str) -> tuple[Weight, ...] | None:
+        group, reader, costs = self._look(path), self._reader(), self._costs
+        found: list[Weight] = []
+        for number in range(0 if group is None else len(group.links)):
+            address = group.links.get(b"%d" % number) if group is not None else None
+            if address is None:
+                return None
+            block = reader.block(address)
+            source = f"{path}/{number}"
+            what = guard.shortened(source)
+            offset = costs.before + block.address
+            if costs.read_into is None or offset + block.size > costs.size:
+                raise objects.OddError  # it was never written, or is cut off
+            costs.spend(budget.OBJECTS)
+            costs.named(address, what)
+            costs.stored(address, [(offset, block.size)])
+            read = Plain(costs.read_into, offset, block.shape, block.dtype, what)
+            is_far = costs.is_far(block.size)
+            found.append(Weight(block.shape, block.dtype, read, "", source, is_far))
+        return tuple(found)
+
+
+_VARIABLES = "vars"
+
 
 def group_at(parent: h5py.Group, path: str) -> h5py.Group | None:
     """The group at a path, None when there is none."""
@@ -195,23 +309,30 @@ def group_at(parent: h5py.Group, path: str) -> h5py.Group | None:
 
 def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weight | None:
     """The variable at `path` in a group, None if none; `source` is its path in the file."""
-    found = guard.descend(group, path)
-    if not isinstance(found, h5py.Dataset):
+    found = guard.variable(group, path)
+    if found is None:
         return None
     what = guard.shortened(source or path)
     with guard.hdf5_damage(what):
+        costs = budget.by_number(found.info.fileno)
         if source:
-            info = h5py.h5o.get_info(found.id)
-            budget.by_number(info.fileno).named(info.addr, what)
-        dtype = _numeric_dtype(found)
-        shape = found.shape
-        if dtype.kind != "V" and h5py.h5a.exists(found.id, b"dtype"):
-            _check_dtype(found, dtype, what)
-        if shape is None:
+            costs.named(found.info.addr, what)
+        # HDF5 has no bfloat16: Keras stores the two bytes as they are.
+        dtype = bfloat16() if found.dtype == _TWO_BYTES else found.dtype
+        if dtype.kind != "V" and found.info.num_attrs and h5py.h5a.exists(found.id, b"dtype"):
+            _check_dtype(found.opened(), dtype, what)
+        if found.shape is None:
             return None
-        most = budget.of(group).far_above
-        is_far = most is not None and math.prod(shape) * dtype.itemsize > most
-        return Weight(shape, dtype, Stored(found, shape, dtype, what), name, source, is_far)
+        read: Callable[[], NDArray[Any]]
+        if found.offset is not None and costs.read_into is not None:
+            read = Plain(costs.read_into, found.offset, found.shape, dtype, what)
+        else:
+            read = Stored(found, found.shape, dtype, what)
+        is_far = costs.is_far(math.prod(found.shape) * dtype.itemsize)
+        return Weight(found.shape, dtype, read, name, source, is_far)
+
+
+_TWO_BYTES = np.dtype("V2")
 
 
 def far_above(file: Path | RemoteFile) -> int | None:
@@ -223,12 +344,6 @@ def _check_dtype(dataset: h5py.Dataset, dtype: np.dtype[Any], what: str) -> None
     """Refuse numbers that Keras would round to bfloat16 because the file calls them so."""
     if read_text(dataset, "dtype") == "bfloat16" and dtype.name != "bfloat16":
         raise UnreadableModelError(f"{what} is called bfloat16 and holds {dtype.name}")
-
-
-def _numeric_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = dataset.dtype
-    # HDF5 has no bfloat16: Keras stores the two bytes as they are.
-    return bfloat16() if dtype == np.dtype("V2") else dtype
 
 
 def bfloat16() -> np.dtype[Any]:
@@ -247,9 +362,9 @@ class _Closed:
 
     __slots__ = ("_address", "_file")
 
-    def __init__(self, node: h5py.Dataset) -> None:
-        self._file = h5py.h5i.get_file_id(node.id)
-        self._address = h5py.h5r.create(node.id, b".", h5py.h5r.OBJECT)
+    def __init__(self, node: h5py.h5d.DatasetID) -> None:
+        self._file = h5py.h5i.get_file_id(node)
+        self._address = h5py.h5r.create(node, b".", h5py.h5r.OBJECT)
 
     def open(self) -> Any:
         """The id of the same object, wherever links point by now."""
@@ -262,13 +377,12 @@ class Stored:
     __slots__ = ("_closed", "_dtype", "_is_chunked", "_shape", "_stored_as", "_what")
 
     def __init__(
-        self, dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
+        self, found: guard.Variable, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
     ) -> None:
         """`dtype` is that of the numbers, `what` names them where they cannot be read."""
-        self._closed, self._shape, self._dtype, self._what = _Closed(dataset), shape, dtype, what
-        self._stored_as: np.dtype[Any] = dataset.dtype if dtype.name == "bfloat16" else dtype
-        layout = dataset.id.get_create_plist().get_layout()
-        self._is_chunked = layout == h5py.h5d.CHUNKED
+        self._closed, self._shape, self._dtype, self._what = _Closed(found.id), shape, dtype, what
+        self._stored_as: np.dtype[Any] = found.dtype if dtype.name == "bfloat16" else dtype
+        self._is_chunked = found.is_chunked
 
     def __call__(self) -> NDArray[Any]:
         """All numbers."""
@@ -289,12 +403,12 @@ class Stored:
         one block is read a part at a time, which costs no memory.
         """
         shape, size = self._shape, self._stored_as.itemsize
-        if self._is_chunked or math.prod(shape) * size <= _PIECE_BYTES:
+        if self._is_chunked or math.prod(shape) * size <= PIECE_BYTES:
             yield self().reshape(-1, *shape[lead:])
             return
         self._check_kind()
         sizes = [math.prod(shape[axis + 1 :]) for axis in range(lead)]
-        most = _PIECE_BYTES // size
+        most = PIECE_BYTES // size
         axis = next((n for n, size in enumerate(sizes) if size <= most), lead - 1)
         rows = max(1, most // sizes[axis])
         buffer = np.empty((rows, *shape[axis + 1 :]), self._stored_as)
@@ -318,7 +432,57 @@ class Stored:
         return values.view(self._dtype) if values.dtype.kind == "V" else values
 
 
-_PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
+"""How much of a large variable is in memory at once."""
+
+
+class Plain:
+    """The numbers of a dataset that is one block of the file, read past the HDF5 library.
+
+    It takes a tenth of the time, and no object of HDF5's is kept open, or opened again.
+    """
+
+    __slots__ = ("_dtype", "_offset", "_read_into", "_shape", "_what")
+
+    def __init__(
+        self,
+        read_into: budget.ReadInto,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        what: str,
+    ) -> None:
+        """`offset` is where they are in the HDF5 file; `what` names them in errors."""
+        self._read_into, self._offset, self._what = read_into, offset, what
+        self._shape, self._dtype = shape, dtype
+
+    def __call__(self) -> NDArray[Any]:
+        """All numbers."""
+        values = np.empty(self._shape, self._dtype)
+        self._fill(values, 0)
+        return values
+
+    def pieces(self, lead: int) -> Iterator[NDArray[Any]]:
+        """As those of `Stored`; the rows of a piece need not be of one row of the first axis."""
+        behind = self._shape[lead:]
+        length = math.prod(behind)
+        rows = math.prod(self._shape[:lead])
+        most = max(1, PIECE_BYTES // max(1, length * self._dtype.itemsize))
+        buffer = np.empty((min(most, rows), *behind), self._dtype)
+        for start in range(0, rows, most):
+            part = buffer[: rows - start]
+            self._fill(part, start * length)
+            yield part
+
+    def _fill(self, part: NDArray[Any], first: int) -> None:
+        """Fill an array with the numbers from number `first` on."""
+        with guard.hdf5_damage(self._what):
+            at = self._offset + first * self._dtype.itemsize
+            self._read_into(at, part.data.cast("B"))
+
+
+Stores = Stored | Plain
+"""What reads the numbers of a variable of a file."""
 
 
 def names(group: h5py.Group) -> list[str]:

@@ -1,7 +1,7 @@
 """Inspections for people: the table of a model's layers, and one layer in full."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import show
+from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Observed
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis, histogram
@@ -28,6 +28,8 @@ _SPREAD = 4
 _DROPPED_IN_TURN = (4, 2, 1, 3)
 _PADDING = 3
 _BINS = 12
+_MOST_ROWS = 200
+"""A table of more layers lists those that deviate; drawing thousands of rows takes long."""
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 CONTAINERS = {
@@ -39,12 +41,19 @@ _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dt
 
 
 def inspections(
-    models: Sequence[Inspection], width: int, unreadable: Sequence[Unreadable] = ()
+    models: Sequence[Inspection],
+    width: int,
+    unreadable: Sequence[Unreadable] = (),
+    *,
+    every: bool = False,
 ) -> RenderableType:
-    """The reports on some models, the files that could not be read, and the totals."""
+    """The reports on some models, the files that could not be read, and the totals.
+
+    Of a model with very many layers those are listed that deviate, unless `every` one is wanted.
+    """
     if len(models) == 1 and not unreadable:
-        return inspection(models[0], width)
-    parts = [part for model in models for part in (inspection(model, width), Text(""))]
+        return inspection(models[0], width, every=every)
+    parts = [part for model in models for part in (inspection(model, width, every=every), Text(""))]
     unread = [
         terminal.Hanging(
             Text("not read ", style="red").append(printable(str(one.error)), "default")
@@ -54,14 +63,14 @@ def inspections(
     return Group(*parts, *unread, Text(terminal.totals(models, unreadable)))
 
 
-def inspection(model: Inspection, width: int) -> RenderableType:
+def inspection(model: Inspection, width: int, *, every: bool = False) -> RenderableType:
     """The report on one model: a table of its layers, the reasons for what stays, the findings.
 
     Where `width` is too small for a table of whole lines, columns of statistics are left out.
     """
     parts: list[RenderableType] = [_headline(model)]
     if model.plan.decisions:
-        parts += [_table(model, width), *_reasons(model.plan)]
+        parts += [*_table(model, width, every=every), *_reasons(model.plan)]
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(_not_said_yet(model.findings))
@@ -87,25 +96,28 @@ def _headline(model: Inspection) -> Text:
     return text.append(f"; run over {samples} samples" if samples else "", style="not bold")
 
 
-def _table(model: Inspection, width: int) -> Table:
-    """One line a layer; in a narrow terminal the statistics go first, and names never."""
-    rows = [
-        {"axis": decision.batchnorm.axis, **settings(decision.batchnorm)}
-        for decision in model.plan.decisions
-    ]
-    usual = {key: Counter(row[key] for row in rows).most_common(1)[0][0] for key in _TABULATED}
+def _table(model: Inspection, width: int, *, every: bool) -> list[RenderableType]:
+    """One line a layer; in a narrow terminal the statistics go first, and names never.
+
+    Below stands how many layers are left out, if any are.
+    """
+    decisions = model.plan.decisions
+    settings_of = [{"axis": d.batchnorm.axis, **settings(d.batchnorm)} for d in decisions]
+    usual = {
+        key: Counter(row[key] for row in settings_of).most_common(1)[0][0] for key in _TABULATED
+    }
+    unusual = [_unusual(row, usual) for row in settings_of]
+    findings = terminal.grouped(model.findings, lambda finding: finding.layer)
+    rows = _Rows(decisions, unusual, findings, every=every)
     numbers = {
         reason: number for number, reason in enumerate(terminal.by_reason(model.plan), start=1)
     }
-    axis = _variance_axis(model.plan)
-    findings = terminal.grouped(model.findings, lambda finding: finding.layer)
-    cells = [
-        _row(decision, findings.get(decision.batchnorm.path, ()), numbers, axis)
-        for decision in model.plan.decisions
-    ]
+    listed = [decisions[number] for number in rows.listed]
+    axis = _variance_axis(listed)
+    cells = [_row(d, findings.get(d.batchnorm.path, ()), numbers, axis) for d in listed]
     shown = _columns_that_fit(cells, width)
     caption = _caption(usual)
-    if _SPREAD in shown and any(d.batchnorm.vectors is not None for d in model.plan.decisions):
+    if _SPREAD in shown and any(d.batchnorm.vectors is not None for d in listed):
         caption.append(f"\nspread: channels by variance, {_extent(axis)}")
     table = terminal.table()
     table.caption = caption
@@ -115,17 +127,58 @@ def _table(model: Inspection, width: int) -> Table:
             justify="left" if column in (*_NAME_COLUMNS, _SPREAD) else "right",
             overflow="fold" if column in _NAME_COLUMNS else "ellipsis",
         )
-    for row, row_cells in zip(rows, cells, strict=True):
+    for number, row_cells in zip(rows.listed, cells, strict=True):
         table.add_row(*(row_cells[column] for column in shown))
-        unusual = _unusual(row, usual)
-        if unusual:
-            table.add_row(Text(f"  {', '.join(unusual)}", style="dim"))
-    return table
+        if unusual[number]:
+            table.add_row(Text(f"  {', '.join(unusual[number])}", style="dim"))
+    return [table, *([Text(rows.said)] if rows.said else [])]
 
 
-def _variance_axis(plan: Plan) -> Axis:
-    """An axis for the variances of all layers."""
-    vectors = (decision.batchnorm.vectors for decision in plan.decisions)
+class _Rows:
+    """Which layers a table lists: all, or of very many those that deviate, the worst of them.
+
+    Attributes:
+        listed: the numbers of the layers, in their order.
+        said: a sentence on what is left out; empty where nothing is.
+    """
+
+    def __init__(
+        self,
+        decisions: Sequence[Fold | Blocked],
+        unusual: Sequence[Sequence[str]],
+        findings: Mapping[LayerPath, Sequence[Finding]],
+        *,
+        every: bool,
+    ) -> None:
+        total = len(decisions)
+        self.listed, self.said = list(range(total)), ""
+        if every or total <= _MOST_ROWS:
+            return
+
+        def rank(number: int) -> int | None:
+            """How far a layer deviates, the lower the more; None for one like most others."""
+            decision = decisions[number]
+            worst = min(
+                (one.severity.rank for one in findings.get(decision.batchnorm.path, ())),
+                default=Severity.INFO.rank,
+            )
+            if worst < Severity.INFO.rank:
+                return worst
+            stays = isinstance(decision, Blocked)
+            return Severity.INFO.rank if stays or unusual[number] else None
+
+        ranks = {n: found for n in self.listed if (found := rank(n)) is not None}
+        self.listed = sorted(sorted(ranks, key=lambda number: ranks[number])[:_MOST_ROWS])
+        few = "" if len(ranks) == len(self.listed) else f"the {len(self.listed)} worst of "
+        self.said = (
+            f"listed are {few}{len(ranks)} of {total} layers that stay, have an error or a "
+            "warning, or other settings than most; --all lists all"
+        )
+
+
+def _variance_axis(listed: Iterable[Fold | Blocked]) -> Axis:
+    """An axis for the variances of all layers that are listed."""
+    vectors = (decision.batchnorm.vectors for decision in listed)
     known = (found["moving_variance"] for found in vectors if found is not None)
     return Axis.of(known, logarithmic=True)
 
@@ -137,7 +190,7 @@ def _extent(axis: Axis) -> str:
 
 def _columns_that_fit(cells: list[list[Text | Sparkline]], width: int) -> list[int]:
     widths = [
-        max(len(heading), *(cell[column].cell_len for cell in cells))
+        max([len(heading), *(cell[column].cell_len for cell in cells)])
         for column, heading in enumerate(_HEADINGS)
     ]
     shown = list(range(len(_HEADINGS)))

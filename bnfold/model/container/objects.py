@@ -1,0 +1,317 @@
+"""The objects of an HDF5 file as nearly all are that Keras writes, read from their bytes.
+
+The HDF5 library takes a tenth of a millisecond to open an object, and a model has thousands. Here
+an object is read that has the one form that h5py gives it by default: a group of the old format,
+with plain links, and a variable of common numbers in one block. Whatever is in any other form is
+odd, and left to the library, whose answer counts. So this may refuse what the library reads, and
+must not read what the library would read otherwise.
+
+Source: "HDF5 File Format Specification Version 3.0", sections III.A, III.D, III.E and IV.A.
+"""
+
+import math
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Read = Callable[[int, int], bytes]
+"""The bytes of a file from an address on: so many, or as many as there are."""
+
+_SUPERBLOCK = b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08"
+"""Version 0, and addresses and lengths of 8 bytes."""
+
+_SPACE, _TYPE, _FILL, _LAYOUT, _ATTRIBUTE, _CONTINUATION, _LINKS = 1, 3, 5, 8, 0x0C, 0x10, 0x11
+_IGNORED = {0x00, 0x12}  # nothing, and the time of the last change
+_ONCE = {_SPACE, _TYPE, _FILL, _LAYOUT, _LINKS}
+
+_HEADER = struct.Struct("<BBHII4x")
+_MESSAGE = struct.Struct("<HHB3x")
+_PAIR = struct.Struct("<QQ")
+_NODE = struct.Struct("<4sBBH16x")
+_LEAF = struct.Struct("<4sBBH")
+_ENTRY = struct.Struct("<QQI4x16x")
+_HEAP = struct.Struct("<4sB3xQQQ")
+_COLLECTION = struct.Struct("<8sQ")
+_REFERENCE = struct.Struct("<IQI")
+
+_FLOATS: Mapping[bytes, np.dtype[Any]] = {
+    bytes.fromhex(text): np.dtype(name)
+    for text, name in (
+        ("11200f0002000000 0000 1000 0a05 00 0a 0f000000", "<f2"),
+        ("11201f0004000000 0000 2000 1708 00 17 7f000000", "<f4"),
+        ("11203f0008000000 0000 4000 340b 00 34 ff030000", "<f8"),
+    )
+}
+"""The messages of the types of most weights."""
+
+_TEXT = bytes.fromhex("19010100 10000000")
+"""How the type of a text of any length in UTF-8 begins."""
+
+_MAX_BLOCKS = 20
+_MAX_MESSAGES = 100
+_MAX_LEVELS = 8
+_MAX_BYTES = 16 << 20  # of the names in a group, and of a part of a header
+
+
+class OddError(Exception):
+    """Something is not in the one form that is read here."""
+
+
+ODD = (OddError, struct.error, ValueError, IndexError)
+"""What says so; the last ones where something is shorter than its form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group: where each of its links leads, by name, and its attributes, undecoded."""
+
+    links: Mapping[bytes, int]
+    attributes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A variable without attributes; `address` is where its numbers are, `size` in bytes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    address: int
+    size: int
+
+
+class Objects:
+    """The objects of one file, found by their addresses. Every method raises one of `ODD`."""
+
+    def __init__(self, read: Read, note: Callable[[bytes], None]) -> None:
+        """`note` is told the name of each link that is read."""
+        self._read, self._note = _Pages(read), note
+        head = self._read(0, 20)
+        if head[: len(_SUPERBLOCK)] != _SUPERBLOCK:
+            raise OddError
+        leaf, inner = struct.unpack("<HH", head[16:])
+        self._most_in_leaf, self._most_in_node = 2 * leaf, 2 * inner
+
+    def group(self, address: int) -> Group:
+        """The group at an address."""
+        links: Mapping[bytes, int] | None = None
+        attributes: list[bytes] = []
+        for kind, content in self._messages(address):
+            if kind == _LINKS:
+                links = self._links(*_PAIR.unpack(content[:16]))
+            elif kind == _ATTRIBUTE:
+                attributes.append(content)
+            elif kind not in _IGNORED:
+                raise OddError
+        if links is None:
+            raise OddError
+        return Group(links, tuple(attributes))
+
+    def block(self, address: int) -> Block:
+        """The variable at an address."""
+        found: dict[int, bytes] = {}
+        for kind, content in self._messages(address):
+            if kind in (_SPACE, _TYPE, _FILL, _LAYOUT):
+                found[kind] = content
+            elif kind not in _IGNORED:
+                raise OddError
+        if len(found) < 4:
+            raise OddError
+        shape, dtype = _shape(found[_SPACE]), _FLOATS.get(found[_TYPE][:20])
+        version, storage = found[_LAYOUT][:2]
+        address, size = _PAIR.unpack(found[_LAYOUT][2:18])
+        is_whole = dtype is not None and math.prod(shape) * dtype.itemsize == size > 0
+        if dtype is None or (version, storage) != (3, 1) or not is_whole:
+            raise OddError
+        return Block(shape, dtype, address, size)
+
+    def text(self, group: Group, name: bytes) -> str | None:
+        """The text of an attribute, None if there is none of this name."""
+        every = [_attribute(content) for content in group.attributes]
+        found = [value for whose, value in every if whose == name]
+        if not found:
+            return None
+        length, address, number = _REFERENCE.unpack(found[0])
+        return self._heap_text(address, number, length)
+
+    def _messages(self, address: int) -> Iterator[tuple[int, bytes]]:
+        """The messages of a header of version 1, through all of its blocks."""
+        head = self._read(address, 16)
+        version, _, count, references, size = _unpacked(_HEADER, head)
+        if version != 1 or references != 1 or count > _MAX_MESSAGES:
+            raise OddError
+        blocks, seen = [(address + 16, size)], set()
+        for number, (start, length) in enumerate(blocks):
+            if number == _MAX_BLOCKS or length > _MAX_BYTES:
+                raise OddError
+            content = self._read(start, length)
+            if len(content) < length:
+                raise OddError
+            at = 0
+            while at + 8 <= length and count:
+                kind, size, flags = _MESSAGE.unpack_from(content, at)
+                message = content[at + 8 : at + 8 + size]
+                at += 8 + size
+                if flags & ~1 or len(message) < size or kind in seen:
+                    raise OddError  # it is shared, or must be understood
+                count -= 1
+                if kind in _ONCE:
+                    seen.add(kind)
+                if kind == _CONTINUATION:
+                    blocks.append(_unpacked(_PAIR, message[:16]))
+                else:
+                    yield kind, message
+        if count:
+            raise OddError
+
+    def _links(self, tree: int, heap: int) -> Mapping[bytes, int]:
+        """The links of a group, which must be sorted: HDF5 looks for them by halves."""
+        mark, version, size, _, data = _unpacked(_HEAP, self._read(heap, _HEAP.size))
+        if mark != b"HEAP" or version != 0 or size > _MAX_BYTES:
+            raise OddError
+        names = self._read(data, size)
+        if len(names) < size:
+            raise OddError
+        found: dict[bytes, int] = {}
+        last = b""
+        for name, target in self._sorted(tree, names, None, _MAX_LEVELS, set()):
+            if name <= last:
+                raise OddError
+            self._note(name)
+            found[name], last = target, name
+        return found
+
+    def _sorted(
+        self, address: int, names: bytes, level: int | None, depth: int, seen: set[int]
+    ) -> Iterator[tuple[bytes, int]]:
+        """The links in a node of a tree, each with its name, between the keys that bound them."""
+        if address in seen or not depth:
+            raise OddError
+        seen.add(address)
+        mark, kind, height, count = _unpacked(_NODE, self._read(address, _NODE.size))
+        if mark != b"TREE" or kind != 0 or level not in (None, height):
+            raise OddError
+        if count > self._most_in_node:
+            raise OddError
+        content = self._read(address + _NODE.size, 16 * count + 8)
+        if len(content) < 16 * count + 8:
+            raise OddError
+        words = struct.unpack(f"<{2 * count + 1}Q", content)
+        for low, child, high in zip(words[::2], words[1::2], words[2::2], strict=False):
+            below = (
+                self._sorted(child, names, height - 1, depth - 1, seen)
+                if height
+                else self._leaf(child, names)
+            )
+            least, most = _name(names, low), _name(names, high)
+            for name, target in below:
+                if not least < name <= most:
+                    raise OddError
+                yield name, target
+
+    def _leaf(self, address: int, names: bytes) -> Iterator[tuple[bytes, int]]:
+        mark, version, _, count = _unpacked(_LEAF, self._read(address, _LEAF.size))
+        if mark != b"SNOD" or version != 1 or count > self._most_in_leaf:
+            raise OddError
+        content = self._read(address + _LEAF.size, _ENTRY.size * count)
+        if len(content) < _ENTRY.size * count:
+            raise OddError
+        for name, target, kind in _ENTRY.iter_unpack(content):
+            if kind > 1:  # it is a soft link
+                raise OddError
+            yield _name(names, name), target
+
+    def _heap_text(self, address: int, number: int, length: int) -> str:
+        """A text in a heap of such texts, which must be UTF-8, and as long as it is said to be."""
+        mark, size = _unpacked(_COLLECTION, self._read(address, _COLLECTION.size))
+        content = self._read(address, min(size, _Pages.SIZE))  # its least, and what h5py makes
+        if mark != b"GCOL\1\0\0\0" or size > len(content):
+            raise OddError
+        at = _COLLECTION.size
+        while at + 16 <= size:
+            one, long = int.from_bytes(content[at : at + 2], "little"), content[at + 8 : at + 16]
+            used = int.from_bytes(long, "little")
+            if not one or at + 16 + used > size:
+                break
+            if one == number:
+                try:
+                    text = content[at + 16 : at + 16 + used].decode()
+                except UnicodeDecodeError:
+                    break
+                if used != length or "\0" in text:
+                    break
+                return text
+            at += 16 + (used + 7) // 8 * 8
+        raise OddError
+
+
+class _Pages:
+    """The bytes of a file, a page at a time: the objects of one layer are side by side."""
+
+    SIZE = 4096
+    _KEPT = 64
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._pages: OrderedDict[int, bytes] = OrderedDict()
+
+    def __call__(self, address: int, size: int) -> bytes:
+        """So many bytes from an address on, or as many as there are."""
+        number, start = divmod(address, self.SIZE)
+        if start + size <= self.SIZE:
+            return self._page(number)[start : start + size]
+        if size > self._KEPT * self.SIZE:
+            return self._read(address, size)
+        last = (address + size - 1) // self.SIZE
+        content = b"".join(self._page(one) for one in range(number, last + 1))
+        return content[start : start + size]
+
+    def _page(self, number: int) -> bytes:
+        found = self._pages.get(number)
+        if found is None:
+            found = self._pages[number] = self._read(number * self.SIZE, self.SIZE)
+            if len(self._pages) > self._KEPT:
+                self._pages.popitem(last=False)
+        return found
+
+
+def _unpacked(form: struct.Struct, content: bytes) -> Any:
+    if len(content) < form.size:
+        raise OddError
+    return form.unpack(content)
+
+
+def _name(names: bytes, start: int) -> bytes:
+    end = names.find(b"\0", start)
+    if start >= len(names) or end < 0:
+        raise OddError
+    return names[start:end]
+
+
+def _shape(content: bytes) -> tuple[int, ...]:
+    """The sizes of a simple dataspace of version 1 that cannot grow."""
+    version, rank, flags = content[:3]
+    sizes = content[8 : 8 + 8 * rank * (1 + flags)]
+    if version != 1 or flags > 1 or len(sizes) < 8 * rank * (1 + flags):
+        raise OddError
+    shape: tuple[int, ...] = struct.unpack(f"<{rank}Q", sizes[: 8 * rank])
+    if flags and sizes[8 * rank :] != sizes[: 8 * rank]:
+        raise OddError
+    return shape
+
+
+def _attribute(content: bytes) -> tuple[bytes, bytes]:
+    """The name of an attribute that is one text of any length, and what refers to that text."""
+    version, name_size, type_size, space_size = struct.unpack("<BxHHH", content[:8])
+    if version != 1:
+        raise OddError
+    type_at = 8 + (name_size + 7) // 8 * 8
+    space_at = type_at + (type_size + 7) // 8 * 8
+    value_at = space_at + (space_size + 7) // 8 * 8
+    kind, space = content[type_at:space_at], content[space_at:value_at]
+    if kind[: len(_TEXT)] != _TEXT or _shape(space) != () or space[1]:
+        raise OddError
+    return content[8 : 8 + name_size].partition(b"\0")[0], content[value_at : value_at + 16]

@@ -1,0 +1,138 @@
+"""Groups and variables that are read from their bytes are what HDF5 says they are."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from bnfold.errors import BnfoldError
+from bnfold.model.container import hdf5, objects
+from bnfold.model.container.budget import Costs
+from bnfold.model.graph import Weight
+
+VARS = "layers/dense/vars"
+ARRAYS = [np.arange(12, dtype="f4").reshape(3, 4), np.float32(7), np.arange(5, dtype="f2")]
+
+
+class Bytes(io.BytesIO):
+    """A file in memory that can be opened as one of a user's."""
+
+
+@contextmanager
+def groups(content: bytes) -> Iterator[hdf5.Groups]:
+    with hdf5.open_hdf5(Bytes(content), "w.h5", Costs(len(content))) as file:
+        yield hdf5.Groups(file)
+
+
+@contextmanager
+def by_hdf5(content: bytes) -> Iterator[hdf5.Groups]:
+    with groups(content) as found:
+        found._objects = None
+        found._seen.clear()
+        yield found
+
+
+def written(fill: Callable[[h5py.Group], object], **settings: Any) -> bytes:
+    stream = io.BytesIO()
+    with h5py.File(stream, "w", **settings) as file:
+        fill(file.require_group(VARS))
+    return stream.getvalue()
+
+
+def plain(group: h5py.Group) -> None:
+    group.attrs["name"] = "dense_\u00fc"
+    for number, array in enumerate(ARRAYS):
+        group[str(number)] = array
+
+
+def told(found: hdf5.Groups) -> Any:
+    try:
+        weights = found.variables(VARS)
+    except BnfoldError as error:
+        return str(error)
+    return values(weights), found.text(VARS, "name")
+
+
+def values(weights: tuple[Weight, ...] | None) -> Any:
+    if weights is None:
+        return None
+    return [(one.shape, one.dtype, one.source, one.read().tobytes()) for one in weights]
+
+
+def test_a_file_as_keras_writes_it_is_read_past_hdf5() -> None:
+    content = written(plain)
+    with groups(content) as found, by_hdf5(content) as other:
+        weights = found.variables(VARS)
+        assert weights is not None
+        assert [type(one.read) for one in weights] == [hdf5.Plain] * 3
+        assert set(found._found) == {""}
+        assert told(found) == told(other)
+        assert found.text(VARS, "name") == "dense_\u00fc"
+        assert found.text(VARS, "none") is found.text("layers/none", "name") is None
+        assert found.variables("layers/none/vars") == ()
+
+
+FORMS: dict[str, Callable[[h5py.Group], object]] = {
+    "big-endian": lambda group: group.create_dataset("0", data=np.arange(3, dtype=">f4")),
+    "integers": lambda group: group.create_dataset("0", data=np.arange(3)),
+    "in chunks": lambda group: group.create_dataset("0", data=ARRAYS[0], chunks=(2, 2)),
+    "compressed": lambda group: group.create_dataset("0", data=ARRAYS[0], compression="gzip"),
+    "may grow": lambda group: group.create_dataset("0", data=ARRAYS[0], maxshape=(None, 4)),
+    "of no numbers": lambda group: group.create_dataset("0", data=np.zeros((0, 3), "f4")),
+    "never written": lambda group: group.create_dataset("0", (3,), "f4"),
+    "opaque": lambda group: group.create_dataset("0", data=np.arange(3, dtype="u2").view("V2")),
+    "with an attribute": lambda group: group.create_dataset("0", data=ARRAYS[0]).attrs.update(a=1),
+    "a gap": lambda group: group.create_dataset("1", data=ARRAYS[0]),
+    "a group": lambda group: group.create_group("0"),
+    "many": lambda group: [group.create_dataset(str(n), data=np.float32(n)) for n in range(400)],
+    "a fixed text": lambda group: group.attrs.update(name=np.bytes_("dense")),
+    "several texts": lambda group: group.attrs.update(name="dense", other="one", third="two" * 99),
+    "a long text": lambda group: group.attrs.update(name="dense" * 2000),
+    "a list of texts": lambda group: group.attrs.update(name=["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"libver": "latest"}, {"userblock_size": 1024}], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_any_other_form_is_read_as_hdf5_reads_it(form: str, settings: dict[str, Any]) -> None:
+    content = written(FORMS[form], **settings)
+    with groups(content) as found, by_hdf5(content) as other:
+        assert told(found) == told(other)
+
+
+def test_a_soft_link_is_refused_all_the_same() -> None:
+    content = written(lambda group: (plain(group), group.__setitem__("3", h5py.SoftLink("0"))))
+    with groups(content) as found, pytest.raises(BnfoldError, match="is a link"):
+        found.variables(VARS)
+
+
+@pytest.mark.parametrize("value", [0x00, 0x01, 0x10, 0xFF])
+def test_a_damaged_byte_is_never_read_otherwise_than_hdf5_reads_it(value: int) -> None:
+    content = written(plain)
+    others = np.flatnonzero(np.frombuffer(content, "u1") != value)
+    read = 0
+    for position in np.random.default_rng(value).choice(others, 120, replace=False).tolist():
+        damaged = bytearray(content)
+        damaged[position] = value
+        whole = bytes(damaged)
+
+        def of_bytes(whole: bytes = whole) -> Any:
+            with groups(whole) as found:
+                return values(found._variables(VARS)), found.text(VARS, "name")
+
+        def of_hdf5(whole: bytes = whole) -> Any:
+            with by_hdf5(whole) as found:
+                return values(found.variables(VARS)), found.text(VARS, "name")
+
+        try:
+            found = of_bytes()
+        except (BnfoldError, *objects.ODD):
+            continue
+        read += 1
+        with suppress(BnfoldError):  # what HDF5 cannot read, as a time of change, matters to nobody
+            assert found == of_hdf5(), position
+    assert read > 10
