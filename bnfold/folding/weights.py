@@ -22,8 +22,8 @@ from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
 
-_BLOCK = 1 << 20
-"""How many numbers are held in float64 at once."""
+_BLOCK = 1 << 16
+"""How many numbers are held in float64 at once: half a megabyte, which a core has beside it."""
 
 Read = Callable[[str], Array]
 """The numbers of a slot in float64, as they are before an edit."""
@@ -120,13 +120,29 @@ def exact_numbers(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot:
 def _fold_kernel(kernel: Weight, edits: Sequence[WeightEdit], slot: str) -> NDArray[Any]:
     """A kernel's new numbers, rounded once, a block of them in float64 at a time."""
     values = kernel.read()
-    folded = np.empty_like(values)
     steps = list(steps_of(edits, slot, values.ndim))
-    rows = max(1, _BLOCK * values.shape[0] // max(1, values.size))
-    for start in range(0, values.shape[0], rows):
+    # Leading axes along which no number varies are one, so that a block can be of any size.
+    varying = (
+        next((axis for axis, size in enumerate(array.shape) if size > 1), values.ndim - 1)
+        for step in steps
+        for array in step
+        if array is not None
+    )
+    lead = max(1, min(varying, default=values.ndim - 1))
+    flat = values.reshape(-1, *values.shape[lead:])
+    steps = [(_flat(factor, lead), _flat(offset, lead)) for factor, offset in steps]
+    is_ours = isinstance(kernel.read, hdf5.Stores)  # nobody else has these numbers
+    folded = flat if is_ours else np.empty_like(flat)
+    rows = max(1, _BLOCK * flat.shape[0] // max(1, flat.size))
+    for start in range(0, flat.shape[0], rows):
         block = slice(start, start + rows)
-        folded[block] = rounded(stepped(values[block], steps, block), values.dtype)
-    return folded
+        folded[block] = rounded(stepped(flat[block], steps, block), values.dtype)
+    return folded.reshape(values.shape)
+
+
+def _flat(array: Array | None, lead: int) -> Array | None:
+    """An array with its first axes, of size 1 if they are several, as one."""
+    return None if array is None else array.reshape(-1, *array.shape[lead:])
 
 
 _Step = tuple[Array | None, Array | None]

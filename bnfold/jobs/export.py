@@ -20,9 +20,10 @@ from bnfold.jobs.fold import (
     SILENT,
     Promise,
     Standalone,
+    checked_plan,
     describe_folds,
     describe_kept,
-    plan_and_hash,
+    hashing,
     refuse_inside,
     refuse_obstacle,
     to_compare,
@@ -280,8 +281,9 @@ def export_file(
             check_target(target.path, target.format, force=force)
             refuse_inside(target.path, model)
         refuse_obstacle(model)
-        decided, found = plan_and_hash(model, keep, keras=keras, inference=inference)
-        digest = origin or found
+        with hashing(model) as hashed:
+            decided = checked_plan(model, keep, keras=keras, inference=inference)
+        digest = origin or hashed()
         audit = of_input(model, settings, None if keep else decided)
         changed = for_inference(model.graph) if inference else None
         with ExitStack() as stack:
@@ -295,7 +297,7 @@ def export_file(
             if fold and (decided.folds or standalone == "depthwise"):
                 subject = _beside(stagings[0].path, model)
                 replaced, decided = write_folded(
-                    model, decided, digest, standalone, subject, inference=inference
+                    model, decided, lambda: digest, standalone, subject, inference=inference
                 )
             report = ExportReport(
                 source=model.given if name is None else Path(name),

@@ -1,9 +1,11 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, get_args
 
 from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossibleError
@@ -180,28 +182,31 @@ def fold_file(
                 f"{printable(str(model.given))}: a subclassed model: its file holds no graph, so "
                 "nothing can be folded and nothing proved"
             )
-        decided, digest = plan_and_hash(model, keep, keras=keras, inference=inference)
-        audit = of_input(model, settings, None if keep else decided)
         changed = for_inference(model.graph) if inference else None
-        with Staging(target, model.kind, force=force) as staging:
-            replaced, decided = write_folded(
-                model, decided, origin or digest, standalone, staging.path, inference=inference
-            )
-            verification, accepted = None, not audit.stops
-            if proof is not None and accepted:
-                is_changed = bool(decided.folds or replaced)
-                verification = proof.run(
-                    to_compare(model, changed, staging),
-                    staging.path,
-                    progress,
-                    is_changed=is_changed,
-                    as_called=changed is None or not changed.untold,
+        with hashing(model, origin) as digest:
+            decided = checked_plan(model, keep, keras=keras, inference=inference)
+            audit = of_input(model, settings, None if keep else decided)
+            with Staging(target, model.kind, force=force) as staging:
+                replaced, decided = write_folded(
+                    model, decided, digest, standalone, staging.path, inference=inference
                 )
-                verification = verification.reworded(lambda said: model.said(staging.said(said)))
-                accepted = verification.accepted(strict=proof.strict)
-            if accepted:
-                model.release()
-                staging.publish()
+                verification, accepted = None, not audit.stops
+                if proof is not None and accepted:
+                    is_changed = bool(decided.folds or replaced)
+                    verification = proof.run(
+                        to_compare(model, changed, staging),
+                        staging.path,
+                        progress,
+                        is_changed=is_changed,
+                        as_called=changed is None or not changed.untold,
+                    )
+                    verification = verification.reworded(
+                        lambda said: model.said(staging.said(said))
+                    )
+                    accepted = verification.accepted(strict=proof.strict)
+                if accepted:
+                    model.release()
+                    staging.publish()
         return FoldReport(
             source=model.given,
             target=target,
@@ -242,25 +247,53 @@ def refuse_obstacle(model: ModelFile) -> None:
         raise UnreadableModelError(f"{printable(str(model.given))}: {model.graph.obstacle.reason}")
 
 
-def plan_and_hash(
+@contextmanager
+def hashing(model: ModelFile, known: str | None = None) -> Iterator[Callable[[], str]]:
+    """What tells the SHA-256 of the file, which is found meanwhile: it takes no Python.
+
+    Where it is `known`, that is told. It raises UnreadableModelError where the file cannot be read.
+    """
+    if known is not None:
+        yield lambda: known
+        return
+    found: Future[str] = Future()
+
+    def find() -> None:
+        try:
+            with model.named():
+                found.set_result(model.sha256())
+        except OSError as error:  # of the source: whoever asks is writing the target
+            name = printable(str(model.given))
+            found.set_exception(UnreadableModelError(f"{name}: {error.strerror or error}"))
+        except BaseException as error:  # which whoever asks is told
+            found.set_exception(error)
+
+    thread = Thread(target=find)  # which has ended when the digest is known, before any fork
+    thread.start()
+    try:
+        yield found.result
+    finally:
+        thread.join()
+
+
+def checked_plan(
     model: ModelFile, keep: Sequence[str], *, keras: str | None, inference: bool
-) -> tuple[Plan, str]:
-    """Decide what folds, as `planned` does; the plan, and the SHA-256 of the file.
+) -> Plan:
+    """Decide what folds, as `planned` does.
 
     Raises UnreadableModelError for weights that do not have the checksum that the file has of them.
     """
-    # Neither sum needs Python: they go on beside the plan, which reads the same bytes.
-    with ThreadPoolExecutor(2) as pool:
-        digest, checked = pool.submit(model.sha256), pool.submit(model.check_weights)
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(model.check_weights)
         decided = planned(model, keep, keras=keras, inference=inference)
     checked.result()
-    return decided, digest.result()
+    return decided
 
 
 def write_folded(
     model: ModelFile,
     decided: Plan,
-    sha256: str,
+    sha256: Callable[[], str],
     standalone: Standalone,
     path: Path,
     *,
@@ -276,6 +309,6 @@ def write_folded(
         replaced, decided = replaceable(folded, decided)
     folded = replace_leftovers(folded, replaced) if replaced else folded
     folded = for_inference(folded).graph if inference else folded
-    made = record(model.metadata, __version__, sha256, folded=describe_folds(decided))
-    model.write(folded, path, made)
+    folds = describe_folds(decided)
+    model.write(folded, path, lambda: record(model.metadata, __version__, sha256(), folded=folds))
     return replaced, decided

@@ -131,7 +131,7 @@ def test_each_layer_is_given_more_time_and_memory(for_each_layer: str, says: str
 def test_the_report_has_a_limit_of_its_own() -> None:
     before = (
         "limits.READING_SECONDS = 1\n"
-        "patch('bnfold.cli.inspect', '_show_models', lambda *_: does(_))"
+        "patch('bnfold.cli.inspect', '_show_models', lambda *_, **__: does(_))"
     )
     _, _, error = ended(started("inspect", MODEL, does=SPIN, before=before))
     assert "took more than 1 s while making the report" in error

@@ -10,8 +10,7 @@ import json
 import shutil
 import struct
 import zipfile
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
-from bnfold.model.container import foreign, guard, hdf5
+from bnfold.model.container import checksums, foreign, guard, hdf5
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.store import FAR, RemoteFile, archive_file
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, changed, walk_all
@@ -78,7 +77,7 @@ class _ZipParts:
         # A handle of its own, because the weights may be read meanwhile.
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._start)
-            if _checksum(file, info.file_size) != info.CRC:
+            if checksums.of_part(file, info.file_size) != info.CRC:
                 raise UnreadableModelError(f"{WEIGHTS} in the archive is damaged: bad checksum")
         self._is_checked = True
         return None
@@ -297,21 +296,23 @@ class KerasArchive:
         """See that the weights have their checksum; a sentence where they are too large for it."""
         return self._parts.check_weights(most)
 
-    def write(self, graph: Graph, target: Path, record: Json) -> None:
+    def write(self, graph: Graph, target: Path, record: Callable[[], Json]) -> None:
         """Write `graph` with this file's other parts to `target`, which does not exist yet.
 
-        `record` goes into metadata.json under "bnfold".
+        What `record` tells goes into metadata.json under "bnfold"; it is asked as late as can be.
         """
         self.check_weights()
         names = self._group_names().assign(graph)
-        documents = {
-            METADATA: self._recorded(record),
+        if self._is_directory:
+            self._write_directory(graph, names, record, target)
+        else:
+            self._write_zip(graph, names, record, target)
+
+    def _documents(self, graph: Graph, record: Callable[[], Json]) -> dict[str, bytes]:
+        return {
+            METADATA: self._recorded(record()),
             CONFIG: json.dumps(keras_json.to_json(keras_json.decompile(graph))).encode(),
         }
-        if self._is_directory:
-            self._write_directory(graph, names, documents, target)
-        else:
-            self._write_zip(graph, names, documents, target)
 
     def _group_names(self) -> GroupNames:
         twice: set[str] = set()
@@ -320,7 +321,11 @@ class KerasArchive:
         return GroupNames(self._container, lambda layer, _: (layer.location or "") in twice)
 
     def _write_zip(
-        self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
+        self,
+        graph: Graph,
+        names: dict[LayerPath, str],
+        record: Callable[[], Json],
+        target: Path,
     ) -> None:
         # HDF5 must seek, which a ZIP member cannot: the weights are written into their place first,
         # and get their header when their size is known. A copy would cost as much again.
@@ -329,27 +334,32 @@ class KerasArchive:
         is_large = self._weights.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
         start = len(info.FileHeader(is_large))
         target.write_bytes(bytes(start))
-        self._write_weights(graph, names, target, start)
-        with target.open("r+b") as file:
-            _describe(info, file, start)
+        with checksums.Running(target) as sums:
+            self._write_weights(graph, names, target, start, sums.wrote)
+        with target.open("r+b", buffering=0) as file:
+            _describe(info, file, start, sums)
             file.seek(0)
             file.write(info.FileHeader(is_large))
             file.seek(0, io.SEEK_END)
             with zipfile.ZipFile(file, "w") as archive:
                 archive.filelist.append(info)
                 archive.NameToInfo[info.filename] = info
-                for name, content in documents.items():
+                for name, content in self._documents(graph, record).items():
                     archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
                 for name, new_name in self._assets(graph, names):
                     _store(archive, new_name, self._parts.chunks(name), self._parts.size(name))
 
     def _write_directory(
-        self, graph: Graph, names: dict[LayerPath, str], documents: dict[str, bytes], target: Path
+        self,
+        graph: Graph,
+        names: dict[LayerPath, str],
+        record: Callable[[], Json],
+        target: Path,
     ) -> None:
         target.mkdir()
-        for name, content in documents.items():
-            (target / name).write_bytes(content)
         self._write_weights(graph, names, target / WEIGHTS)
+        for name, content in self._documents(graph, record).items():
+            (target / name).write_bytes(content)
         for name, new_name in self._assets(graph, names):
             (target / new_name).parent.mkdir(parents=True, exist_ok=True)
             _write_chunks(self._parts.chunks(name), target / new_name)
@@ -376,9 +386,14 @@ class KerasArchive:
                 yield name, _moved_asset(name, moved)
 
     def _write_weights(
-        self, graph: Graph, names: dict[LayerPath, str], target: Path, start: int = 0
+        self,
+        graph: Graph,
+        names: dict[LayerPath, str],
+        target: Path,
+        start: int = 0,
+        wrote: Callable[[int, int], None] | None = None,
     ) -> None:
-        with hdf5.new_file(target, start) as new:
+        with hdf5.new_file(target, start, wrote) as new:
             # What a subclassed model holds nobody knows: it stays where it is.
             replaced = set() if graph.kind == "subclassed" else {self._container.value}
             hdf5.copy_children(self._weights, new, skip={OPTIMIZER, *replaced})
@@ -446,20 +461,10 @@ def _require(names: set[str]) -> None:
         raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
 
 
-def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int) -> None:
+def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int, sums: checksums.Running) -> None:
     """Note size and checksum of what stands in `file` from `start` on, stored uncompressed."""
     info.file_size = info.compress_size = file.seek(0, io.SEEK_END) - start
-    file.seek(start)
-    info.CRC = _checksum(file, info.file_size)
-
-
-def _checksum(file: IO[bytes], size: int) -> int:
-    """The CRC-32 of the next `size` bytes of a file."""
-    checksum, buffer = 0, bytearray(_CHUNK)
-    while size > 0 and (count := file.readinto(memoryview(buffer)[:size])):  # type: ignore[attr-defined]
-        checksum = zlib.crc32(memoryview(buffer)[:count], checksum)
-        size -= count
-    return checksum
+    info.CRC = sums.of_rest(file, start, info.file_size)
 
 
 def _store(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes], size: int) -> None:

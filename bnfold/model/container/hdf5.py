@@ -113,13 +113,16 @@ class _Recorder(io.FileIO):
     """A file that notes what went wrong while it was written, and goes on as if nothing had.
 
     The HDF5 library cannot close a file that it cannot write, and complains of that itself. What
-    stands before `start` is not part of the file.
+    stands before `start` is not part of the file. `wrote` is told where in all of it how many
+    bytes were written.
     """
 
-    def __init__(self, target: Path, start: int) -> None:
+    def __init__(
+        self, target: Path, start: int, wrote: Callable[[int, int], None] | None = None
+    ) -> None:
         super().__init__(target, "r+" if start else "w+")
         self.failure: BaseException | None = None
-        self._start = start
+        self._start, self._wrote = start, wrote
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         if whence == io.SEEK_SET:
@@ -132,8 +135,11 @@ class _Recorder(io.FileIO):
     def write(self, content: Any, /) -> int:
         with self._noting():
             rest = memoryview(content).cast("B")
+            size = len(rest)
             while rest and self.failure is None:
                 rest = rest[super().write(rest) :]
+            if self._wrote is not None:
+                self._wrote(super().tell() - size, size)
         return len(content)
 
     def truncate(self, size: int | None = None, /) -> int:
@@ -150,12 +156,15 @@ class _Recorder(io.FileIO):
 
 
 @contextmanager
-def new_file(target: Path, start: int = 0) -> Iterator[h5py.File]:
+def new_file(
+    target: Path, start: int = 0, wrote: Callable[[int, int], None] | None = None
+) -> Iterator[h5py.File]:
     """A new HDF5 file to write to; raises what went wrong while it was written at the end.
 
-    With `start` it is written into the file `target`, behind its first `start` bytes.
+    With `start` it is written into the file `target`, behind its first `start` bytes. `wrote` is
+    told of all bytes that are written, where they stand in `target` and how many they are.
     """
-    with _Recorder(target, start) as stream:
+    with _Recorder(target, start, wrote) as stream:
         try:
             with h5py.File(stream, "w") as file:
                 yield file

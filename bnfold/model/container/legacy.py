@@ -180,16 +180,16 @@ class LegacyHdf5:
     def check_weights(self, most: int | None) -> None:
         """Do nothing: HDF5 has checksums where a filter puts them, and checks them by itself."""
 
-    def write(self, graph: Graph, target: Path, record: Json) -> None:
+    def write(self, graph: Graph, target: Path, record: Callable[[], Json]) -> None:
         """Write `graph` with this file's other parts to `target`, which does not exist yet.
 
-        `record` goes into an attribute of the root.
+        What `record` tells goes into an attribute of the root.
         """
         text = json.dumps(keras_json.to_json(keras_json.decompile(graph)))
         with hdf5.new_file(target) as new:
             hdf5.copy_attributes(self._file, new, skip={"model_config", TRAINING_CONFIG, RECORD})
             new.attrs["model_config"] = text.encode()
-            new.attrs[RECORD] = json.dumps(record).encode()
+            new.attrs[RECORD] = json.dumps(record()).encode()
             for name, node in hdf5.children(self._file):
                 if name not in (MODEL_WEIGHTS, OPTIMIZER_WEIGHTS) and isinstance(node, h5py.Group):
                     hdf5.copy_children(node, new.create_group(name))

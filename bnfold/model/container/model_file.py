@@ -46,7 +46,7 @@ class _Format(Protocol):
     @property
     def optimizers(self) -> Mapping[LayerPath, Optimizer]: ...
 
-    def write(self, graph: Graph, target: Path, record: Json) -> None: ...
+    def write(self, graph: Graph, target: Path, record: Callable[[], Json]) -> None: ...
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None: ...
 
@@ -120,15 +120,17 @@ class ModelFile:
         """
         return self.format.optimizers
 
-    def write(self, graph: Graph, target: Path, record: Json) -> None:
+    def write(self, graph: Graph, target: Path, record: Json | Callable[[], Json]) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.
+
+        A function is asked for it as late as can be.
 
         Raises:
             OutputError: the target is inside the model, which is a directory.
         """
         self._refuse_inside(target)
         with self.named():
-            self.format.write(graph, target, record)
+            self.format.write(graph, target, record if callable(record) else lambda: record)
 
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None:
         """Write a copy in which some variables, by their `source`, have other numbers.
