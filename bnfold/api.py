@@ -321,7 +321,7 @@ def fold(
         if report.verification is not None and not report.written:
             reasons = "; ".join(report.verification.differences or report.verification.warnings)
             raise VerificationFailedError(f"the folded model was refused: {reasons}")
-        return live.load_live(report.target, model)
+        return live.load_live(folded, model)
 
 
 def _version(keras: Any) -> str | None:
@@ -756,7 +756,7 @@ def recalibrate(
         report = place.run(recalibrate_file, True, True, file.path, made, **settings)
         if not report.written:
             raise VerificationFailedError(f"nothing was recalibrated: {report.refusal}")
-        return live.load_live(report.target, model)
+        return live.load_live(made, model)
 
 
 def _data_run(
@@ -866,8 +866,8 @@ def bench(
     return replace(report, a=first.shown, b=shown, skipped=tuple(skipped))
 
 
-def _target(function: str, model: Any, out: Any) -> Path | None:
-    """Where the result goes: of a file a path, of a live model nowhere, because it is handed out.
+def _target(function: str, model: Any, out: Any) -> Where | None:
+    """Where the result goes: of a file a path or URL, of a live model nowhere: it is handed out.
 
     Raises TypeError where the one is given for the other.
     """
@@ -877,7 +877,7 @@ def _target(function: str, model: Any, out: Any) -> Path | None:
         return None
     if out is None:
         raise TypeError(f"{function} of a file takes an out path: {function}(model, out)")
-    return _path("out", out)
+    return located(out) if isinstance(out, str) else _path("out", out)
 
 
 def _path(name: str, value: Any) -> Path:

@@ -113,7 +113,7 @@ def fold(
         _export(source, [target], asked, format_, **how, **settings)
         return
     report = fold_file(
-        source, Path(target), proof=None if no_verify else asked, progress=progress, **settings
+        source, target, proof=None if no_verify else asked, progress=progress, **settings
     )
     show(report, format_, good=report.written)
 
@@ -124,9 +124,11 @@ def _is_deployed(source: "Where", target: str) -> bool:
     A slash at the end is what a shell adds to any folder, so where MODEL is one it says nothing.
     """
     from bnfold.jobs.staging import format_of
+    from bnfold.model.container.remote import Remote, located
 
     is_folder = isinstance(source, Path) and source.is_dir()
-    return format_of(Path(target) if is_folder else target) is not None
+    where = located(target)
+    return format_of(where if is_folder or isinstance(where, Remote) else target) is not None
 
 
 def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:

@@ -8,7 +8,6 @@ import click
 
 from bnfold.cli.options import (
     CONTEXT,
-    MODEL,
     SAMPLES,
     SOURCE,
     limited,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings=CONTEXT)
 @click.argument("source", metavar="MODEL", type=SOURCE)
-@click.argument("target", metavar="OUT", type=MODEL)
+@click.argument("target", metavar="OUT", type=SOURCE)
 @over_data(required=True)
 @click.option(
     "--layers",
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
 @limited
 def recalibrate(
     source: "Where",
-    target: Path,
+    target: "Where",
     layers: Sequence[str],
     cache: int,
     force: bool,

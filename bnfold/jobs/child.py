@@ -201,10 +201,9 @@ class _File:
         self._found: dict[tuple[str, ...], Any] = {}
         self.plan: Any = None
         self.graph: Any = None
-        if isinstance(self._source, Path) and source and target:
-            both = self._source, Path(target)
-            if all(map(Path.exists, both)) and both[0].samefile(both[1]):
-                self._source = _copied(self._source, folder)
+        both = [one for one in (source, target) if one and isinstance(located(one), Path)]
+        if len(both) == 2 and all(map(os.path.exists, both)) and os.path.samefile(*both):
+            self._source = _copied(Path(both[0]), folder)
 
     def batchnorm(self, path: tuple[str, ...]) -> Any:
         """The BatchNormalization of a path."""

@@ -107,7 +107,7 @@ class TargetReport:
         left_behind: what is left of each BatchNormalization; None where that was not looked at.
     """
 
-    target: Path
+    target: Where
     format: Format
     precision: LitePrecision
     written: bool = False
@@ -176,7 +176,7 @@ class ExportReport:
         return all(one.written for one in self.targets)
 
     @property
-    def target(self) -> Path:
+    def target(self) -> Where:
         """Where the first target was to go."""
         return self.targets[0].target
 
@@ -231,7 +231,7 @@ def _port(port: Port) -> Json:
 @borrowing.guest()
 def export_file(
     source: str | Where,
-    targets: Sequence[str | Path],
+    targets: Sequence[str | Where],
     *,
     fold: bool = True,
     opset: int | None = None,

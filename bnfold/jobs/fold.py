@@ -20,7 +20,7 @@ from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import record
-from bnfold.model.container.remote import Where
+from bnfold.model.container.remote import Remote, Where, located
 from bnfold.model.edit import ForInference, for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
@@ -76,7 +76,7 @@ class FoldReport:
     """
 
     source: Where
-    target: Path
+    target: Where
     written: bool
     container: Kind
     plan: Plan
@@ -137,7 +137,7 @@ def describe_kept(decided: Plan) -> list[Json]:
 
 def fold_file(
     source: str | Where,
-    target: str | Path,
+    target: str | Where,
     *,
     keep: Sequence[str] = (),
     keras: str | None = None,
@@ -170,7 +170,7 @@ def fold_file(
     """
     options.some_of("standalone", standalone, get_args(Standalone))
     keep = options.names("keep", keep)
-    target = Path(target)
+    target = located(target)
     if proof is not None:
         proof.require("fold")
     with open_model(source, sha256) as model:
@@ -235,8 +235,10 @@ def to_compare(model: ModelFile, changed: ForInference | None, staging: Staging)
     return path
 
 
-def refuse_inside(target: Path, model: ModelFile) -> None:
+def refuse_inside(target: Where, model: ModelFile) -> None:
     """Raise OutputError for a target in the directory that is the model."""
+    if isinstance(target, Remote):
+        return
     if model.kind == "keras-directory" and model.path.resolve() in target.resolve().parents:
         raise OutputError(f"{printable(str(target))}: is inside of the model it is made of")
 

@@ -393,7 +393,7 @@ class _Job:
         return replace(product, refused=found.refused or (f"the fold is {product.verdict}",))
 
     def _exported(self, one: TargetReport) -> Product:
-        path = self.folder / one.target
+        path = self.folder / one.target.name
         if one.check is None:
             return _product(path, one.format, one.precision)
         found = held_to(one.check, self.wanted.proof.bounds)

@@ -28,7 +28,7 @@ from bnfold.jobs.staging import Staging, check_target
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.record import record
-from bnfold.model.container.remote import Where
+from bnfold.model.container.remote import Where, located
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
@@ -109,7 +109,7 @@ class RecalibrationReport(Report):
     """
 
     source: Where
-    target: Path
+    target: Where
     written: bool
     container: Kind
     samples: int
@@ -155,7 +155,7 @@ class RecalibrationReport(Report):
 @borrowing.guest()
 def recalibrate_file(
     source: str | Where,
-    target: str | Path,
+    target: str | Where,
     *,
     run: DataRun,
     layers: Sequence[str] = (),
@@ -185,7 +185,7 @@ def recalibrate_file(
     """
     layers = options.names("layers", layers)
     cache = options.whole("cache", cache)
-    target = Path(target)
+    target = located(target)
     requirements.require("recalibrate")
     with open_model(source, sha256) as model:
         check_target(target, model.kind, force=force)

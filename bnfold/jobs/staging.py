@@ -6,6 +6,8 @@ was and nothing beside it; what a process that is killed leaves there, the next 
 directory takes two steps, because it cannot be replaced in one: between them the old one stands
 inside the staging directory.
 
+A target in a store is written to a temporary folder, and put there with one request at the end.
+
 A link as target stays, and what it points to is replaced. The new file has the permissions, owner
 and group of the one that it replaces; without one, those that the umask gives.
 """
@@ -14,12 +16,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-from bnfold.errors import BnfoldError, OutputError
+from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
+from bnfold.model.container import store
 from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import (
     SUFFIXES,
@@ -27,6 +31,7 @@ from bnfold.model.container.model_file import (
     is_model_directory,
     is_saved_model,
 )
+from bnfold.model.container.remote import Remote, Where
 from bnfold.supervision import leftovers, link
 
 Format: TypeAlias = Literal["onnx", "tflite", "saved_model"]
@@ -67,11 +72,13 @@ _ACCESS_LIST = "system.posix_acl_access"
 _IS_WINDOWS = os.name == "nt"
 
 
-def format_of(name: str | Path) -> Format | None:
+def format_of(name: str | Where) -> Format | None:
     """The format that a name means: by its suffix, or of a folder; None where it means none.
 
     A folder is meant by a name that ends in a slash, and by one of an existing SavedModel.
     """
+    if isinstance(name, Remote):
+        return _EXPORTED.get(name.suffix.lower(), "saved_model" if name.url[-1] == "/" else None)
     text = os.fspath(name)
     path = Path(text)
     if found := _EXPORTED.get(path.suffix.lower()):
@@ -80,7 +87,7 @@ def format_of(name: str | Path) -> Format | None:
     return "saved_model" if text.endswith(ends) or is_saved_model(path) else None
 
 
-def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
+def check_target(target: Where, kind: TargetKind, *, force: bool) -> None:
     """See that a result of this kind may be written to `target`.
 
     Raises:
@@ -96,6 +103,9 @@ def check_target(target: Path, kind: TargetKind, *, force: bool) -> None:
         raise OutputError(f"{name}: must end in {' or '.join(wanted)}{like}")
     if wanted is None and target.suffix.lower() in SUFFIXES:
         raise OutputError(f"{name}: {_NO_SUFFIX[kind]}")
+    if isinstance(target, Remote):
+        _check_remote(target, kind, force=force)
+        return
     if kind == "text" and is_stream(target):
         return
     if os.path.lexists(target):
@@ -113,6 +123,26 @@ _NO_SUFFIX: dict[TargetKind, str] = {
     "saved_model": "a SavedModel is a folder, and cannot have a model file's suffix",
     "prepared": "what is made is a folder, whose name cannot have a model file's suffix",
 }
+
+
+def _check_remote(target: Remote, kind: TargetKind, *, force: bool) -> None:
+    name = printable(str(target))
+    if not target.store.writes:
+        raise OutputError(f"{name}: nothing is written to {target.protocol}://")
+    if kind in _FOLDERS:
+        raise OutputError(f"{name}: a folder cannot be put there as a whole or not at all")
+    with _remote_named(target):
+        if not force and store.is_there(target):
+            raise OutputError(f"{name}: exists already; use --force to replace it")
+
+
+@contextmanager
+def _remote_named(target: Remote) -> Iterator[None]:
+    """Let what a store complains of be about a result that cannot be written."""
+    try:
+        yield
+    except UnreadableModelError as error:
+        raise OutputError(f"{printable(str(target))}: {error}") from None
 
 
 def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -> None:
@@ -140,21 +170,32 @@ def followed(target: Path) -> Path:
     return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
+def _beside(target: Where) -> Path:
+    """The path at which a result would stand that is written beside it first."""
+    if isinstance(target, Path):
+        return followed(target)
+    import tempfile  # noqa: PLC0415 - most commands need none of it
+
+    return Path(tempfile.gettempdir()) / store.file_name(target)
+
+
 class Staging:
     """A place beside `target` to write to; `publish` puts what is there in the target's place.
 
-    Beside what a link points to, where the target is one. Used as a context manager: what was not
+    Beside what a link points to, where the target is one, and in the folder for temporary files
+    where it is in a store. Used as a context manager: what was not
     published is removed at the end.
     """
 
-    def __init__(self, target: Path, kind: TargetKind, *, force: bool) -> None:
+    def __init__(self, target: Where, kind: TargetKind, *, force: bool) -> None:
         check_target(target, kind, force=force)
         self._given, self._kind, self._force = target, kind, force
-        self._target = followed(target)
+        self._target = _beside(target)
         # Named before it is made, so that it is removed whenever Ctrl-C comes.
         self._directory = self._target.parent / leftovers.name(_PREFIX)
-        self.path = self._directory / target.name
-        self._stands_for = {self.path: target}
+        name = target.name if isinstance(target, Path) else self._target.name
+        self.path = self._directory / name
+        self._stands_for: dict[Path, Where] = {self.path: target}
 
     def __enter__(self) -> "Staging":
         leftovers.remove(self._directory.parent, _PREFIX)
@@ -207,6 +248,10 @@ class Staging:
     def publish(self) -> None:
         """Flush what was written and move it to the target."""
         self.ready()
+        if isinstance(self._given, Remote):
+            with _remote_named(self._given):
+                store.put(self.path, self._given)
+            return
         _admit_as_before(self._target, self.path)
         if self._target.is_dir():
             self._replace_directory()

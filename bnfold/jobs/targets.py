@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from bnfold.errors import OutputError, SettingsError
 from bnfold.jobs import child
 from bnfold.jobs.staging import FOLDER_SUFFIX, Format, format_of
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Remote, Where, located
 from bnfold.running import litert_file, onnx_file, options, process, saved_model_file
 from bnfold.running.arrays import Array
 from bnfold.running.deployed import binding, leftovers, litert, onnx, saved_model
@@ -34,13 +35,13 @@ PRECISIONS: tuple[LitePrecision, ...] = get_args(LitePrecision)
 class Target:
     """One file or folder to write, and how precisely it shall compute."""
 
-    path: Path
+    path: Where
     format: Format
     precision: LitePrecision = "float32"
 
 
 def targets_of(
-    names: Sequence[str | Path], precisions: str | Sequence[str] = ()
+    names: Sequence[str | Where], precisions: str | Sequence[str] = ()
 ) -> tuple[Target, ...]:
     """What the names mean; the precisions are those of the LiteRT files, in order, or of all.
 
@@ -49,7 +50,7 @@ def targets_of(
     """
     known: dict[str, LitePrecision] = {str(one): one for one in PRECISIONS}
     wanted = [known[one] for one in options.some_of("precision", precisions, PRECISIONS)]
-    found = [Target(Path(one), _known(one)) for one in names]
+    found = [Target(located(one), _known(one)) for one in names]
     _refuse_overlaps(found)
     lite = [at for at, one in enumerate(found) if one.format == "tflite"]
     if wanted and not lite:
@@ -67,18 +68,23 @@ def targets_of(
     return tuple(found)
 
 
-def _known(name: str | Path) -> Format:
+def _known(name: str | Where) -> Format:
+    where = located(name)
+    name = where if isinstance(where, Remote) else name
     found = format_of(name)
     if found is None:
         raise OutputError(
-            f"{printable(os.fspath(name))}: must end in .onnx or .tflite, or in / or"
+            f"{printable(str(name))}: must end in .onnx or .tflite, or in / or"
             f" {FOLDER_SUFFIX} for the folder of a SavedModel"
         )
     return found
 
 
 def _refuse_overlaps(targets: Sequence[Target]) -> None:
-    places = [Path(os.path.realpath(one.path)) for one in targets]
+    places = [
+        PurePath(one.path.url if isinstance(one.path, Remote) else os.path.realpath(one.path))
+        for one in targets
+    ]
     for at, place in enumerate(places):
         for other, number in zip(targets, range(len(targets)), strict=True):
             if number < at and places[number] == place:

@@ -116,10 +116,10 @@ def reading(path: limits.Sized, shown: str) -> None:
 
 
 def fetching(shown: str, size: int = 0) -> None:
-    """A model of so many bytes is fetched from a store from now on; `shown` names it."""
+    """A model of so many bytes goes from or to a store from now on; `shown` names it."""
     _link.file = shown
     _link.say("file", shown)
-    _begin("fetching it")
+    _begin("transferring it")
     seconds = limits.CONNECTING_SECONDS + limits.reading_seconds(size)
     _link.read += seconds
     _link.is_narrow = True

@@ -256,6 +256,44 @@ def test_a_fold_of_a_copy_is_that_of_the_file(suffix: str, memory: Any, tmp_path
     refused(invoke("fold", "--no-verify", url, out, "--sha256", "0" * 64, "--force"), "SHA-256")
 
 
+def test_a_result_in_a_store_is_there_as_a_whole_or_not_at_all(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    model, local = wide_keras(tmp_path / "m.keras"), tmp_path / "out.keras"
+    fold = ["fold", "--no-verify", "--no-config", model]
+    assert invoke(*fold, local).exit_code == 0
+    result = invoke(*fold, "memory://made/out.keras", "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["target"] == "memory://made/out.keras"
+    assert memory.cat_file("/made/out.keras") == local.read_bytes()
+    refused(invoke(*fold, "memory://made/out.keras"), "exists already; use --force to replace it")
+    memory.pipe_file("/made/out.keras", b"old")
+    monkeypatch.setattr(memory, "put_file", lambda *_: 1 / 0)
+    refused(invoke(*fold, "memory://made/out.keras", "--force"), "the store fails: division")
+    assert memory.cat_file("/made/out.keras") == b"old"
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (
+            "https://host/out.keras?secret",
+            "host/out.keras?...: nothing is written to https",
+        ),
+        ("hf://owner/name/out.keras", "nothing is written to hf://"),
+        ("memory://made/out.h5", "must end in .keras, like the model it is made of"),
+        ("ftp://host/out.keras", "ftp:// is not read"),
+    ],
+)
+def test_what_cannot_be_written_to_a_store(url: str, says: str, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    refused(invoke("fold", "--no-verify", keras_file(tmp_path / "m.keras"), url), says)
+
+
 @pytest.mark.parametrize(
     "command", [["verify", "U", "U"], ["recalibrate", "U", "out.keras", "--data", "x.npy"]]
 )

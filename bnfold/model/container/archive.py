@@ -51,7 +51,7 @@ class _ZipParts:
         self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
         self._path, self._start, self._is_checked = path, 0, False
-        self.costs = Costs(self._size(), far_above=hdf5.far_above(path))
+        self.costs = Costs(path.stat().st_size, far_above=hdf5.far_above(path))
 
     def names(self) -> list[str]:
         return [info.filename for info in self._archive.infolist() if not info.is_dir()]

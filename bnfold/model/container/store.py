@@ -35,6 +35,8 @@ _MOST_UNTOLD = 4 << 30
 """The bytes of an object whose store does not tell its size."""
 _CONNECT_SECONDS, _READ_SECONDS = 20, 60
 _VOLATILE = {"url", "name", "Key"}  # a redirection may lead to another address each time
+_MOST_COUNTED = 256 << 20
+"""Whoever serves an object says how large it is: for what reading may cost, no more than this."""
 _DIRECTORY = {"config.json", "model.weights.h5"}
 _PLAIN_NAME = re.compile(r"[\w.-]{1,100}")
 
@@ -87,8 +89,13 @@ class RemoteFile:
         return True
 
     def stat(self) -> Size:
-        """How large it is."""
-        return Size(self._size)
+        """How large it counts for what reading it may cost; that is for its store to say."""
+        return Size(min(self._size, _MOST_COUNTED))
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self._size
 
     def open(self, mode: str = "rb", buffering: int = 0) -> "_Stream":
         """Open it for reading, in binary."""
@@ -171,7 +178,7 @@ class _Stream(io.RawIOBase):
     """A place in an object, to read on from."""
 
     def __init__(self, file: RemoteFile) -> None:
-        self._file, self._position, self._size = file, 0, file.stat().st_size
+        self._file, self._position, self._size = file, 0, file.size
 
     def readable(self) -> bool:
         return True
@@ -288,8 +295,7 @@ class Copies(ExitStack):
 @contextmanager
 def _copied(remote: Remote, stores: Any, info: Mapping[str, Any]) -> Iterator[Path]:
     with link.temporary_folder() as folder:
-        name = remote.name if _PLAIN_NAME.fullmatch(remote.name) else f"model{remote.suffix}"
-        copy = folder / name
+        copy = folder / file_name(remote)
         if info["type"] == "directory":
             _copy_folder(remote, stores, copy)
         else:
@@ -302,6 +308,40 @@ def _copied(remote: Remote, stores: Any, info: Mapping[str, Any]) -> Iterator[Pa
         except BnfoldError as error:
             error.args = tuple(renamed(str(text), copy, remote) for text in error.args)
             raise
+
+
+def file_name(remote: Remote) -> str:
+    """A name for a file on this machine that is, or will be, what is at a URL."""
+    if _PLAIN_NAME.fullmatch(remote.name) and remote.name.strip("."):
+        return remote.name
+    return f"model{remote.suffix}" if _PLAIN_NAME.fullmatch(remote.suffix) else "model"
+
+
+def is_there(remote: Remote) -> bool:
+    """Whether something is at a URL.
+
+    Raises:
+        UnreadableModelError: its store does not say.
+    """
+    stores = _stores(remote)
+    with _answered(remote):
+        stores.invalidate_cache()
+        return bool(stores.exists(remote.url))
+
+
+def put(file: Path, remote: Remote) -> None:
+    """Write a file to a store: as a whole or not at all, as stores do with each object.
+
+    Raises:
+        UnreadableModelError: it cannot be written there.
+    """
+    size = file.stat().st_size
+    link.fetching(str(remote), size)
+    stores = _stores(remote)
+    with _answered(remote):
+        stores.put_file(str(file), remote.url)
+    if _info(remote, stores)["size"] != size:
+        raise UnreadableModelError("was not written as a whole")
 
 
 def renamed(text: str, copy: Path, remote: Remote) -> str:
@@ -486,7 +526,7 @@ def _reason(error: BaseException) -> str:
         return _ANSWERS.get(status, f"the server answers with {status}")
     names = [kind.__name__ for one in reversed(chain) for kind in type(one).__mro__]
     known = next((_KINDS[name] for name in names if name in _KINDS), None)
-    return known or f"cannot be fetched: {without_secrets(guard.reason(chain[-1]))}"
+    return known or f"the store fails: {without_secrets(guard.reason(chain[-1]))}"
 
 
 _KINDS = {

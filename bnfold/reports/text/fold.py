@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +11,7 @@ from bnfold.folding.plan import Plan
 from bnfold.jobs.fold import FoldReport, Promise
 from bnfold.jobs.gate import InputFindings
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Where
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.training import named_versions
 from bnfold.reports import terminal
@@ -55,7 +55,7 @@ def findings(audit: InputFindings) -> list[RenderableType]:
     return lines
 
 
-def not_written(target: Path, audit: InputFindings, proof: Verification | None) -> Text:
+def not_written(target: Where, audit: InputFindings, proof: Verification | None) -> Text:
     """That the result was refused, and why."""
     if audit.stops:
         reason = f"findings on the model are as bad as --fail-on {audit.fail_on}"
