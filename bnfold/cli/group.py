@@ -18,6 +18,7 @@ from bnfold.cli import garbage
 from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.errors import BnfoldError
 from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import PlainHttpWarning
 from bnfold.running import process
 from bnfold.running.advisories import VulnerableVersionWarning
 from bnfold.supervision import link
@@ -193,7 +194,7 @@ def _say_warnings() -> None:
     by_python = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, VulnerableVersionWarning):
+        if issubclass(category, (VulnerableVersionWarning, PlainHttpWarning)):
             click.echo(f"bnfold: warning: {message}", err=True)
         else:
             by_python(message, category, *place, **more)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +24,15 @@ from archives import (
 )
 from click.testing import Result
 from damage import invoke
+from places import ROOT
 from servers import Web, serving
 
 import bnfold
 from bnfold.errors import UnreadableModelError
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
-from bnfold.model.container.remote import Remote, located, without_secrets
+from bnfold.model.container.remote import PlainHttpWarning, Remote, located, without_secrets
+from bnfold.serialize import plain
 
 WIDTH = 1024
 
@@ -130,7 +134,8 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     found = located(url)
     assert isinstance(found, Remote)
     assert str(found) == shown
-    assert "secret" not in repr(found)
+    assert repr(found) == f"Remote({shown!r})"
+    assert plain(found) == shown
     assert found.name == shown.removesuffix("?...").rpartition("/")[2]
     assert without_secrets(f"cannot open '{url}': no") == f"cannot open '{shown}': no".replace(
         "https", url[:5] if url[0] == "H" else "https"
@@ -211,6 +216,36 @@ def bnfold_sha256(path: Path) -> str:
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_change_that_could_not_be_seen_is_told(web: Web) -> None:
+    wide_keras(web.folder / "m.keras")
+    web.tagged = False
+    assert "a change while it was read would not be seen" in (
+        inspect_file(f"{web.url}/m.keras").note or ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "is_open"),
+    [
+        ("http://host/m.keras", True),
+        ("http://127.evil.org/m.keras", True),
+        ("http://localhost.evil.org/m.keras", True),
+        ("http://localhost@host/m.keras", True),
+        ("http://localhost:80/m.keras", False),
+        ("http://127.0.0.1/m.keras", False),
+        ("http://[::1]:80/m.keras", False),
+        ("https://host/m.keras", False),
+    ],
+)
+def test_others_on_the_way_are_warned_of(url: str, is_open: bool) -> None:
+    found = located(url)
+    assert isinstance(found, Remote)
+    assert found.is_open == is_open
+    if is_open and "host" in url:
+        with pytest.warns(PlainHttpWarning, match="use https"), pytest.raises(UnreadableModelError):
+            inspect_file(url.replace("host/", "0.0.0.0:1/"))
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -439,3 +474,92 @@ def test_python_takes_urls(models: Any) -> None:
     assert str(found.path) == "memory://models/b.keras"
     with pytest.raises(UnreadableModelError, match="ftp:// is not read"):
         bnfold.inspect("ftp://host/m.keras")
+
+
+# --- S3 ---
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server on this machine, as moto has it, which the environment names."""
+    server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    found = s3fs.S3FileSystem()
+    found.mkdir("bucket")
+    yield found
+    running.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_s3(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide_keras(tmp_path / "m.keras")
+    bucket.put_file(str(model), "bucket/models/m.keras")
+    bucket.put_file(str(legacy_file(tmp_path / "m.h5")), "bucket/models/deep/m.h5")
+    assert report("s3://bucket/models/m.keras") == report(model)
+    result = invoke("inspect", "s3://bucket/models", "--format", "json")
+    assert [one["path"] for one in json.loads(result.stdout)["models"]] == [
+        "s3://bucket/models/deep/m.h5",
+        "s3://bucket/models/m.keras",
+    ]
+    fold = ["fold", "--no-verify", "--no-config"]
+    assert invoke(*fold, model, tmp_path / "out.keras").exit_code == 0
+    out = "s3://bucket/made/out.keras"
+    assert invoke(*fold, "s3://bucket/models/m.keras", out).exit_code == 0
+    bucket.invalidate_cache()
+    assert bucket.cat_file("bucket/made/out.keras") == (tmp_path / "out.keras").read_bytes()
+    refused(invoke(*fold, model, out), "exists already; use --force to replace it")
+    refused(invoke("inspect", "s3://bucket/models/n.keras"), "there is no such object")
+    refused(invoke("inspect", "s3://none/n.keras"), "there is no such object")
+    refused(invoke(*fold, model, "s3://none/n.keras"), "s3://none/n.keras: ")
+
+    times, read_into = [], store.RemoteFile.read_into
+
+    def change(self: store.RemoteFile, view: memoryview, position: int) -> None:
+        times.append(position)
+        if len(times) == 5:
+            content = bytearray(model.read_bytes())
+            content[-1000:-900] = bytes(100)
+            bucket.pipe_file("bucket/models/m.keras", bytes(content))
+        read_into(self, view, position)
+
+    monkeypatch.setattr(store.RemoteFile, "read_into", change)
+    refused(invoke("inspect", "s3://bucket/models/m.keras"), "changed while it was read")
+
+
+# --- who may ask for anything ---
+
+
+def test_one_file_imports_what_asks_stores() -> None:
+    names = ("fsspec", "aiohttp", "s3fs", "gcsfs", "adlfs", "huggingface_hub", "urllib.request")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "bnfold").rglob("*.py")
+        if re.search(rf"^\s*(import|from) ({'|'.join(names)})\b", path.read_text("utf-8"), re.M)
+    }
+    assert found == {"bnfold/model/container/store.py"}
+
+
+@pytest.mark.processes
+def test_a_model_on_this_machine_loads_nothing_that_asks_stores(tmp_path: Path) -> None:
+    code = (
+        "import sys; from bnfold.jobs.inspect import inspect_file; inspect_file(sys.argv[1])\n"
+        "print({'fsspec', 'aiohttp', 'socket', 'ssl', 'asyncio'} & set(sys.modules))"
+    )
+    model = str(keras_file(tmp_path / "m.keras"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, model], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

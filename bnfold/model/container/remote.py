@@ -14,7 +14,12 @@ from bnfold.errors import UnreadableModelError
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
 _IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>,;)]+", re.IGNORECASE)
+_HERE = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 _LEFT_OUT = "?..."
+
+
+class PlainHttpWarning(UserWarning):
+    """A model comes over a connection on which others can change it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ STORES = {
 """The stores that are read from, by the protocol of their URLs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Remote:
     """A model, or a folder of models, in a store.
 
@@ -58,6 +63,13 @@ class Remote:
     def __str__(self) -> str:
         return shown(self.url)
 
+    def __repr__(self) -> str:
+        return f"Remote({str(self)!r})"
+
+    def to_dict(self) -> str:
+        """Its form in JSON, which is what is shown."""
+        return str(self)
+
     @property
     def protocol(self) -> str:
         """The part of the URL before `://`."""
@@ -67,6 +79,12 @@ class Remote:
     def store(self) -> Store:
         """The kind of store that it is in."""
         return STORES[self.protocol]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others on the way can change what comes from there, as over http."""
+        host = self.path.partition("://")[2].partition("/")[0]
+        return self.protocol == "http" and not _HERE.fullmatch(host)
 
     @property
     def path(self) -> str:

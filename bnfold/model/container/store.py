@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard
-from bnfold.model.container.remote import Remote, Where, without_secrets
+from bnfold.model.container.remote import PlainHttpWarning, Remote, Where, without_secrets
 from bnfold.supervision import link
 
 BLOCK = 16 << 10
@@ -104,6 +105,12 @@ class RemoteFile:
     def again(self) -> "RemoteFile":
         """The same object as it is now, of which nothing has been fetched."""
         return RemoteFile(self._remote, self._stores, _info(self._remote, self._stores))
+
+    @property
+    def can_be_watched(self) -> bool:
+        """Whether its store tells more than its size, so that a change can be seen."""
+        told = {key for key, _ in self.stamp}
+        return self._remote.store.lists or bool(told & {"ETag", "Last-Modified", "Content-MD5"})
 
     def look(self) -> None:
         """See that it is what it was when it was opened. Raises UnreadableModelError."""
@@ -244,11 +251,15 @@ def at_hand(remote: Remote, resources: ExitStack, *, ranged: bool) -> AtHand:
             resources.callback(file.close)
             if file.gives_ranges():
                 link.fetching(str(remote), size)
-                return AtHand(file, _LEFT_OUT)
+                return AtHand(file, _LEFT_OUT if file.can_be_watched else f"{_LEFT_OUT}; {_UNSEEN}")
         note = "the server gives no parts of it, so that all of it was fetched"
     return AtHand(resources.enter_context(_copied(remote, stores, info)), note)
 
 
+_UNSEEN = (
+    "the server tells neither an ETag nor a time of change, so that a change while it was read "
+    "would not be seen"
+)
 _LEFT_OUT = (
     f"variables of more than {FAR >> 10} KiB were not fetched, so that nobody has looked whether "
     "folded weights fit their dtype: inspect a copy, or give its --sha256, for that"
@@ -353,6 +364,11 @@ def renamed(text: str, copy: Path, remote: Remote) -> str:
 
 def _found(remote: Remote) -> tuple[Any, Mapping[str, Any]]:
     link.fetching(str(remote))
+    if remote.is_open:
+        text = (
+            f"{guard.printable(str(remote))}: over http others can change what is read; use https"
+        )
+        warnings.warn(text, PlainHttpWarning, stacklevel=2)
     stores = _stores(remote)
     return stores, _info(remote, stores)
 
@@ -388,6 +404,8 @@ def _info(remote: Remote, stores: Any) -> Mapping[str, Any]:
     with _answered(remote):
         stores.invalidate_cache()
         found: Mapping[str, Any] = stores.info(remote.url)
+    if remote.protocol == "https" and str(found.get("url", "")).startswith("http:"):
+        raise UnreadableModelError("the server leads to http://, where others can change it")
     return found
 
 
