@@ -16,6 +16,7 @@ import pytest
 import tiers
 from places import FIXTURES
 
+from bnfold.cli import many
 from bnfold.jobs import child
 
 # TensorFlow has kernels for channels first on some processors only, unless it is told to.
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, honest)
     tiers.EVERYTHING = tiers.thorough(config)
     child.FILES_GO_THERE = False  # a child would import TensorFlow for every test anew
+    many.IN_PROCESS = True  # starting a worker takes longer than what most tests have it do
     if tiers.without_keras(config):
         sys.meta_path.insert(0, NoFrameworks())  # type: ignore[arg-type]
     if "processes" in tiers.left_out(config):

@@ -31,6 +31,7 @@ BELOW = {
     "model": {"supervision", "errors"},
     "folding": {"model", "errors"},
     "running": {"model", "supervision", "errors"},
+    "fleet": {"supervision", "errors", "serialize"},
     "audit": {"folding", "model", "errors", "serialize"},
     "verification": {"running", "model", "supervision", "errors", "serialize"},
     "observation": {"running", "model", "supervision", "errors", "serialize"},

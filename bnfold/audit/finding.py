@@ -71,6 +71,7 @@ class Finding(Diagnosis):
             "name": self.name,
             "severity": self.severity.value,
             "layer": show(self.layer),
+            "path": list(self.layer),
             **{name: plain(getattr(self, name)) for name in ("message", "remedy", "channels")},
             "figures": {name: finite_number(value) for name, value in self.figures.items()},
             "consequences": [

@@ -20,6 +20,7 @@ from bnfold.cli.doctor import doctor
 from bnfold.cli.fold import export, fold
 from bnfold.cli.group import main, run
 from bnfold.cli.inspect import inspect
+from bnfold.cli.merge import merge
 from bnfold.cli.prepare import prepare
 from bnfold.cli.recalibrate import recalibrate
 from bnfold.cli.rules import rule, rules
@@ -28,7 +29,7 @@ from bnfold.cli.verify import verify
 if _collects:
     gc.enable()
 
-_COMMANDS = (inspect, fold, verify, export, prepare, recalibrate, bench, rules, rule, doctor)
+_COMMANDS = (inspect, fold, verify, export, prepare, recalibrate, bench, merge, rules, rule, doctor)
 for _command in _COMMANDS:
     main.add_command(_command)
 

@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bnfold.cli import options
+from bnfold.cli import many, options
 from bnfold.cli.options import (
     CONTEXT,
     NAME,
-    SOURCE,
     comparison,
     gate_settings,
     gating,
     inference_option,
     keep_option,
     keras_option,
-    limited,
+    limitable,
     pinned,
     progress,
     proving,
-    report_format,
 )
+from bnfold.cli.output import reported
 from bnfold.cli.show import show
 
 if TYPE_CHECKING:
@@ -31,10 +30,19 @@ if TYPE_CHECKING:
     from bnfold.jobs.verify import Proof
     from bnfold.model.container.remote import Where
 
+_ENDINGS = {
+    "onnx": ".onnx",
+    "tflite": ".tflite",
+    "tflite:float16": "_float16.tflite",
+    "tflite:int8": "_int8.tflite",
+    "saved_model": ".savedmodel",
+}
+"""What the name of a model ends in that is exported to this, as `prepare` has it too."""
+_TO = tuple(_ENDINGS)
 
-@click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=SOURCE)
-@click.argument("target", metavar="OUT", type=NAME)
+
+@click.command(cls=many.Command, context_settings=CONTEXT)
+@click.argument("paths", metavar="MODEL... [OUT]", type=NAME, nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
     "--no-verify",
@@ -54,14 +62,14 @@ if TYPE_CHECKING:
 @gating
 @pinned
 @proving
-@report_format
-@limited
+@many.many(writes=True)
+@reported("text", "json", "jsonl")
+@limitable
 @click.pass_context
 def fold(
     ctx: click.Context,
     /,
-    source: "Where",
-    target: str,
+    paths: Sequence[str],
     force: bool,
     no_verify: bool,
     keep: Sequence[str],
@@ -72,7 +80,8 @@ def fold(
     config: Path | None,
     no_config: bool,
     sha256: Sequence[str],
-    format_: str,
+    format_: str | None,
+    output: Path | None,
     **proof: Any,
 ) -> None:
     """Fold the BatchNormalization layers of MODEL into OUT, and verify that it computes the same.
@@ -81,7 +90,7 @@ def fold(
     .onnx, a LiteRT file if it ends in .tflite, a SavedModel if it ends in .savedmodel, or in / and
     MODEL is a file. What cannot be folded exactly stays as it is. Optimizer state is left out. OUT
     appears whole or not at all, and not at all if verification fails. Errors that 'bnfold inspect'
-    finds are reported.
+    finds are reported. Many MODELs, folders among them, go to --out-dir.
 
     \b
     Examples:
@@ -94,11 +103,16 @@ def fold(
       bnfold fold model.keras folded.onnx
       bnfold fold model.keras folded.tflite
       bnfold fold model.keras serving/
+      bnfold fold models --out-dir folded --jobs 4
     """
     from bnfold.jobs.fold import fold_file
 
     if no_verify:
         _refuse_with_no_verify(ctx, "strict", "data", "rtol", "atol")
+    run, proof = many.taken(proof, format_, output, runs_models=not no_verify)
+    if (folder := run.options["out_dir"]) is not None:
+        run.each(ctx, options.sources(paths), lambda below: [str(folder / below)], writes=True)
+    source, target = many.pair(paths, run)
     asked = options.proof(**proof)
     settings: dict[str, Any] = {
         "keep": keep,
@@ -110,12 +124,12 @@ def fold(
     settings |= _gate(fail_on, config, no_config, keras)
     if _is_deployed(source, target):
         how = {"prove": not no_verify, "check": not no_verify}
-        _export(source, [target], asked, format_, **how, **settings)
+        _export(source, [target], asked, run, **how, **settings)
         return
     report = fold_file(
         source, target, proof=None if no_verify else asked, progress=progress, **settings
     )
-    show(report, format_, good=report.written)
+    show(report, run.format, good=report.written, output=output)
 
 
 def _is_deployed(source: "Where", target: str) -> bool:
@@ -141,9 +155,14 @@ def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
         raise click.UsageError(f"--no-verify contradicts {' and '.join(wanted)}")
 
 
-@click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=SOURCE)
-@click.argument("targets", metavar="OUT...", type=NAME, nargs=-1, required=True)
+@click.command(cls=many.Command, context_settings=CONTEXT)
+@click.argument("paths", metavar="MODEL [OUT...]", type=NAME, nargs=-1, required=True)
+@click.option(
+    "--to",
+    type=click.Choice(_TO),
+    multiple=True,
+    help="With --out-dir: what to write of each model. Repeatable.  [default: onnx]",
+)
 @click.option("--force", is_flag=True, help="Replace each OUT that exists.")
 @click.option("--no-fold", is_flag=True, help="Write the model as it is.")
 @click.option("--no-verify", is_flag=True, help="Do not run what was written.")
@@ -167,14 +186,15 @@ def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
 @gating
 @pinned
 @comparison
-@report_format
-@limited
+@many.many(writes=True)
+@reported("text", "json", "jsonl")
+@limitable
 @click.pass_context
 def export(
     ctx: click.Context,
     /,
-    source: "Where",
-    targets: Sequence[str],
+    paths: Sequence[str],
+    to: Sequence[str],
     force: bool,
     no_fold: bool,
     no_verify: bool,
@@ -187,7 +207,8 @@ def export(
     config: Path | None,
     no_config: bool,
     sha256: Sequence[str],
-    format_: str,
+    format_: str | None,
+    output: Path | None,
     **running: Any,
 ) -> None:
     """Fold the BatchNormalization layers of MODEL and write it for the runtimes that deploy it.
@@ -199,7 +220,7 @@ def export(
     All are written only if what runs each of them (ONNX Runtime, LiteRT, TensorFlow without Keras)
     computes from it what Keras computes from MODEL, or what is left of that at its precision. The
     report says what the runtime would have left of each BatchNormalization without bnfold. Errors
-    that 'bnfold inspect' finds are reported.
+    that 'bnfold inspect' finds are reported. Many MODELs, folders among them, go to --out-dir.
 
     \b
     Examples:
@@ -210,6 +231,7 @@ def export(
       bnfold export model.h5 model.onnx --opset 13 --keep 'head/*'
       bnfold export model.keras model.onnx --no-fold --force --format json
       bnfold export model.keras model.onnx --fail-on error --rtol 1e-3 --atol 1e-6
+      bnfold export models --out-dir deployed --to onnx --to tflite:float16
     """
     if no_fold and keep:
         raise click.UsageError("--keep says what not to fold, and --no-fold folds nothing")
@@ -218,6 +240,12 @@ def export(
     if no_verify:
         calibrates = () if "int8" in precision else ("data",)
         _refuse_with_no_verify(ctx, *calibrates, "rtol", "atol")
+    run, running = many.taken(running, format_, output, runs_models=True)
+    if run.options["out_dir"] is not None:
+        _export_many(ctx, options.sources(paths), run, to or ("onnx",), precision)
+    if to:
+        raise click.UsageError("--to goes with --out-dir")
+    source, _ = many.pair(paths[:2], run)
     settings: dict[str, Any] = {
         "fold": not no_fold,
         "opset": opset,
@@ -229,7 +257,29 @@ def export(
         "sha256": sha256,
     }
     settings |= _gate(fail_on, config, no_config, keras)
-    _export(source, targets, options.proof(**running), format_, **settings)
+    _export(source, paths[1:], options.proof(**running), run, **settings)
+
+
+def _export_many(
+    ctx: click.Context, models: "list[Where]", run: many.Run, to: Sequence[str], precision: object
+) -> None:
+    """Export each of many models to `to`, side by side in the folder that it belongs to."""
+    if precision:
+        raise click.UsageError("--to tflite:float16 says the precision, and --precision does too")
+    precisions = [word for one in to for word in _precision(one)]
+    folder: Path = run.options["out_dir"]
+
+    def targets(below: Path) -> list[str]:
+        return [f"{folder / many.stem(below)}{_ENDINGS[one]}" for one in dict.fromkeys(to)]
+
+    more = [word for one in precisions for word in ("--precision", one)]
+    run.each(ctx, models, targets, writes=True, more=more)
+
+
+def _precision(target: str) -> list[str]:
+    """The precision of a LiteRT file, which has one of its own; empty for other targets."""
+    format_, _, precision = target.partition(":")
+    return [precision or "float32"] if format_ == "tflite" else []
 
 
 def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None) -> dict[str, Any]:
@@ -239,9 +289,9 @@ def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None)
 
 
 def _export(
-    source: "Where", targets: Sequence[str], running: "Proof", format_: str, **settings: Any
+    source: "Where", targets: Sequence[str], running: "Proof", run: many.Run, **settings: Any
 ) -> None:
     from bnfold.jobs.export import export_file
 
     report = export_file(source, targets, running=running, progress=progress, **settings)
-    show(report, format_, good=report.written)
+    show(report, run.format, good=report.written, output=run.options["output"])

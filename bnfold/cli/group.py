@@ -16,8 +16,9 @@ import click
 
 from bnfold.cli import garbage
 from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
+from bnfold.cli.output import say
+from bnfold.cli.recorder import current
 from bnfold.errors import BnfoldError
-from bnfold.model.container.guard import printable
 from bnfold.model.container.remote import PlainHttpWarning
 from bnfold.running import process
 from bnfold.running.advisories import VulnerableVersionWarning
@@ -127,7 +128,10 @@ def _propose_no_code(error: click.UsageError) -> None:
 def _fail(ctx: click.Context, message: str) -> NoReturn:
     if ctx.meta.get("bnfold.debug"):
         raise  # noqa: PLE0704 - called while the error is being handled
-    click.echo(f"bnfold: {printable(message)}", err=True)
+    if (recorder := current()) is not None:
+        recorder.error = message
+    else:
+        say(message)
     ctx.exit(2)
 
 
@@ -195,15 +199,15 @@ def _say_warnings() -> None:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, (VulnerableVersionWarning, PlainHttpWarning)):
-            click.echo(f"bnfold: warning: {message}", err=True)
+            say(f"warning: {message}")
         else:
             by_python(message, category, *place, **more)
 
     vars(warnings)["showwarning"] = show  # the documented way to have them shown differently
 
 
-def run() -> None:
-    """Run the command of `sys.argv` in this process, which is bnfold's own."""
+def enter() -> None:
+    """Have this process be bnfold's own, which runs commands."""
     process.take_over()
     _say_warnings()
     if os.name == "posix":
@@ -217,6 +221,11 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def run() -> None:
+    """Run the command of `sys.argv` in this process, which is bnfold's own."""
+    enter()
     try:
         main()
     except SystemExit as end:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold.cli import many
 from bnfold.cli.options import (
     CONTEXT,
     FAIL_ON,
@@ -17,12 +18,15 @@ from bnfold.cli.options import (
     data_run,
     having,
     keras_option,
-    limited,
+    limit,
+    limitable,
     over_data,
     pinned,
     settings_file,
 )
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, reported, say
+from bnfold.cli.recorder import Recorder, current, drawn
+from bnfold.fleet.row import Row
 from bnfold.supervision import link
 
 if TYPE_CHECKING:
@@ -33,18 +37,17 @@ if TYPE_CHECKING:
     from bnfold.model.container.remote import Where
 
 _LAYER_FORMATS = ("text", "json")
-FORMATS = (*_LAYER_FORMATS, "sarif", "github", "junit", "markdown", "html")
+FORMATS = (*_LAYER_FORMATS, "jsonl", "sarif", "github", "junit", "markdown", "html")
 _BY_ENDING = {
     ".html": "html",
     ".sarif.json": "sarif",
     ".json": "json",
+    ".jsonl": "jsonl",
     ".md": "markdown",
     ".sarif": "sarif",
     ".xml": "junit",
 }
 """What a report is that is written to a file whose name ends so; the first one counts."""
-_PAGES = {"html": "bnfold.reports.html"}
-"""Formats that are not a module of `reports.formats`, but a package of their own."""
 _OVERRIDING = ("select", "ignore", "exclude", "baseline", "target_dtype", "keras")
 """The options that go before the settings of a file as they are, each by itself."""
 _RUNNING = ("data", "batch", "trust", "imports")
@@ -118,7 +121,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return having(command, *_SELECTION, keras_option, pinned, *_SETTINGS, reported(*FORMATS))
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=many.Command, context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=SOURCE)
 @click.option(
     "--layer",
@@ -133,7 +136,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_options
 @over_data(required=False)
-@limited
+@many.many(writes=False, searches=False)
+@limitable
 @click.pass_context
 def inspect(
     ctx: click.Context,
@@ -172,6 +176,10 @@ def inspect(
     if output is not None:
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
         refuse_unwritable(output, read)
+    run = many.Run({**options, "output": output}, format_, repr(settings), settings.run is not None)
+    if layer is None and (many.is_many(models) or run.is_asked_for() or format_ == "jsonl"):
+        ctx.exit(_inspect_many(ctx, models, settings, write_baseline, run))
+    limit()
     if layer is not None and settings.run is not None:
         _refuse_unknown_layer(models, layer, options["sha256"])
     if write_baseline is None:
@@ -181,16 +189,101 @@ def inspect(
     link.reporting()
     if not outcome.models and len(outcome.unreadable) == 1:
         raise outcome.unreadable[0].error
+    if (recorder := current()) is not None:
+        _record(recorder, outcome, settings, every=every)
+        ctx.exit(outcome.exit_code(outcome.models[0].findings, settings.fail_on))
     _warn(outcome)
     if write_baseline is not None:
-        unread = ": not written, because not everything could be read"
-        say(f"{write_baseline}{unread if outcome.unreadable else ': written'}")
+        _say_whether_written(write_baseline, is_written=not outcome.unreadable)
     findings = [finding for model in outcome.models for finding in model.findings]
     if layer is not None:
         findings = _show_layer(outcome.models, layer, format_, output)
     else:
         _show_models(outcome, format_, settings.fail_on, output, every=every)
     ctx.exit(outcome.exit_code(findings, settings.fail_on))
+
+
+def _record(recorder: Recorder, outcome: "Outcome", settings: "Settings", *, every: bool) -> None:
+    """Keep what was found out about one model among many."""
+    (model,) = outcome.models
+    recorder.report = model.to_dict()
+    recorder.notes = {
+        "unused": [settings.suppressions.index(one) for one in outcome.unused],
+        "stale": [list(entry) for entry in outcome.stale],
+    }
+    if how := recorder.wanted.get("text"):
+        from bnfold.reports.text import inspect as inspect_text
+
+        text = inspect_text.inspection(model, how["width"], every=every)
+        recorder.views["text"] = drawn(text, how)
+    if how := recorder.wanted.get("html"):
+        from bnfold.reports import html
+
+        recorder.views["html"] = html.fragment(model, how["number"], is_alone=how["is_alone"])
+
+
+def _inspect_many(
+    ctx: click.Context,
+    models: "Sequence[Where]",
+    settings: "Settings",
+    write_baseline: Path | None,
+    run: many.Run,
+) -> int:
+    """Inspect each of many models in a worker; the exit code."""
+    from bnfold.jobs import gate
+
+    tasks = many.tasks(ctx, models, run, exclude=settings.exclude)
+    rows = run.rows(tasks)
+    found = [row.report for row in rows if row.report is not None]
+    if write_baseline is not None and len(found) == len(rows):
+        gate.write_baseline_of(found, settings, write_baseline)
+        known = ("--baseline", str(write_baseline))
+        rows = run.rows([one.with_options(known) for one in tasks])
+        found = [row.report for row in rows if row.report is not None]
+    _warn(_merged(rows, settings))
+    if not found and len(rows) == 1:
+        return many.exit_code(rows)
+    if write_baseline is not None:
+        _say_whether_written(write_baseline, is_written=len(found) == len(rows))
+    failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
+    report = gate.report(found, failed, run.options["shard"])
+    _show_many(rows, report, run, settings)
+    return many.exit_code(rows)
+
+
+def _say_whether_written(baseline: Path, *, is_written: bool) -> None:
+    unread = "not written, because not everything could be read"
+    say(f"{baseline}: {'written' if is_written else unread}")
+
+
+def _merged(rows: Sequence[Row], settings: "Settings") -> "Outcome":
+    """What was not read, and what of the settings and the baseline concerns none of the models."""
+    from bnfold.audit.baseline import Entry
+    from bnfold.errors import BnfoldError
+    from bnfold.jobs.gate import Outcome, Unreadable
+
+    failed = [Unreadable(Path(row.path), BnfoldError(row.error)) for row in rows if row.error]
+    unused = set(range(0 if failed else len(settings.suppressions)))
+    stale: set[Entry] = set()
+    for row in rows:
+        unused &= set(row.notes.get("unused", ()))
+        stale |= {Entry(*entry) for entry in row.notes.get("stale", ())}
+    suppressions = tuple(settings.suppressions[number] for number in sorted(unused))
+    return Outcome((), tuple(failed), suppressions, tuple(sorted(stale)))
+
+
+def _show_many(
+    rows: Sequence[Row], report: dict[str, Any], run: many.Run, settings: "Settings"
+) -> None:
+    from bnfold.reports import terminal
+
+    totals = terminal.totals(report)
+    if run.format == "html":
+        from bnfold.reports import html
+
+        ran = settings.run is not None
+        run.show_pages(*html.many(rows, totals, run.folder(len(rows)), ran=ran))
+    run.show(rows, totals, "not read", lambda: _rendered(report, run.format, settings.fail_on))
 
 
 def _refuse_contradictions(
@@ -249,30 +342,28 @@ def _show_models(
     *,
     every: bool,
 ) -> None:
-    unreadable = outcome.unreadable
     if format_ == "text":
         from bnfold.reports.text import inspect as inspect_text
 
-        print_text(
-            lambda width: inspect_text.inspections(outcome.models, width, unreadable, every=every),
-            output,
-        )
+        (model,) = outcome.models
+        print_text(lambda width: inspect_text.inspection(model, width, every=every), output)
+    elif format_ == "html":
+        html = import_module("bnfold.reports.html")  # which is asked for again where it failed
+        put(html.inspections(outcome.models, outcome.unreadable), output)
     else:
-        put(_rendered(outcome, format_, fail_on), output)
+        put(_rendered(outcome.to_dict(), format_, fail_on), output)
     if output is not None:
         from bnfold.reports import terminal
 
-        say(f"{output}: written; {terminal.totals(outcome.models, unreadable)}")
+        say(f"{output}: written; {terminal.totals(outcome.to_dict())}")
 
 
-def _rendered(outcome: "Outcome", format_: str, fail_on: "Severity | None") -> str:
-    """The report in a format that needs no terminal; its module is imported now."""
-    arguments: dict[str, Any] = {"unreadable": outcome.unreadable}
-    if format_ == "junit":
-        arguments["fail_on"] = fail_on
-    renderer = import_module(_PAGES.get(format_, f"bnfold.reports.formats.{format_}"))
-    report: str = renderer.inspections(outcome.models, **arguments)
-    return report
+def _rendered(report: dict[str, Any], format_: str, fail_on: "Severity | None") -> str:
+    """The report in a format that is made of JSON; its module is imported now."""
+    arguments = {"fail_on": fail_on} if format_ == "junit" else {}
+    renderer = import_module(f"bnfold.reports.formats.{format_}")
+    text: str = renderer.inspections(report, **arguments)
+    return text
 
 
 def _refuse_unknown_layer(models: "Sequence[Where]", name: str, sha256: Sequence[str]) -> None:

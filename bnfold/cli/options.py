@@ -1,5 +1,6 @@
 """The options that several commands share, and how a command says what it is doing."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli import garbage
+from bnfold.cli import garbage, recorder
 from bnfold.supervision import limits, link
 
 if TYPE_CHECKING:
     from bnfold.jobs.settings import Settings
     from bnfold.jobs.verify import Proof
+    from bnfold.model.container.remote import Where
     from bnfold.observation.observe import DataRun
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -38,6 +40,13 @@ class Source(click.ParamType):  # type: ignore[type-arg]
 
 
 SOURCE = Source()
+
+
+def sources(paths: Sequence[str]) -> "list[Where]":
+    """What these paths and URLs name; see `Source`."""
+    return [SOURCE.convert(one, None, click.get_current_context()) for one in paths]
+
+
 NAME = click.Path()
 """Of a path that keeps a slash at its end."""
 SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -95,12 +104,20 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return found
 
 
+_GIVEN = "bnfold.limits"
+
+
 def _limit(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is None:
         return
     if ctx.meta.get("bnfold.debug"):
         raise click.BadParameter("no limit holds with --debug.", ctx, param)
-    link.allow(**{"seconds" if param.name == "timeout" else "memory": value})
+    ctx.meta.setdefault(_GIVEN, {})["seconds" if param.name == "timeout" else "memory"] = value
+
+
+def limit() -> None:
+    """Have the limits that were given hold from now on, for all that this process does."""
+    link.allow(**click.get_current_context().meta.get(_GIVEN, {}))
 
 
 _LIMITS = (
@@ -131,9 +148,20 @@ _LIMITS = (
 )
 
 
-def limited(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of everything that opens models: what it may take, and `debug`."""
+def limitable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that opens models: what it may take, see `limit`, and `debug`."""
     return debug(having(command, *_LIMITS))
+
+
+def limited(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, of a command for which they hold from its start."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> Any:
+        limit()
+        return command(*args, **given)
+
+    return limitable(run)
 
 
 def _digests(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -420,4 +448,5 @@ inference_option = click.option(
 def progress(stage: str) -> None:
     """Say on standard error what is being done."""
     garbage.settle()
-    click.echo(f"bnfold: {stage} ...", err=True)
+    if recorder.current() is None:
+        click.echo(f"bnfold: {stage} ...", err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bnfold.cli.options import MODEL
+from bnfold.cli.recorder import current
 from bnfold.jobs.staging import check_target, write_text
 from bnfold.model.container.guard import printable
 
@@ -75,4 +76,7 @@ def print_text(report: "Callable[[int], RenderableType]", output: Path | None) -
 
 def say(line: str) -> None:
     """Say something on standard error."""
+    if (recorder := current()) is not None:
+        recorder.said.append(line)
+        return
     click.echo(f"bnfold: {printable(line)}", err=True)

@@ -8,29 +8,28 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bnfold.cli import options
+from bnfold.cli import many, options
 from bnfold.cli.options import (
     CONTEXT,
     FAIL_ON,
-    MODEL,
+    NAME,
     SAMPLES,
     SETTINGS_FILE,
-    SOURCE,
     bounded,
     having,
     inference_option,
     keep_option,
     keras_option,
-    limited,
+    limitable,
     pinned,
     progress,
     proving,
-    report_format,
 )
+from bnfold.cli.output import reported
 from bnfold.cli.show import show
 
 if TYPE_CHECKING:
-    from bnfold.model.container.remote import Where
+    pass
 
 _TO = ("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model")
 _RECALIBRATE = ("never", "auto", "always")
@@ -78,9 +77,8 @@ def _own(command: Callable[..., Any]) -> Callable[..., Any]:
     return having(command, *_OWN, *SETTINGS_FILE)
 
 
-@click.command(context_settings=CONTEXT)
-@click.argument("source", metavar="MODEL", type=SOURCE)
-@click.argument("directory", metavar="DIR", type=MODEL)
+@click.command(cls=many.Command, context_settings=CONTEXT)
+@click.argument("paths", metavar="MODEL... [DIR]", type=NAME, nargs=-1, required=True)
 @_own
 @keep_option
 @keras_option
@@ -88,18 +86,19 @@ def _own(command: Callable[..., Any]) -> Callable[..., Any]:
 @bounded
 @pinned
 @proving
-@report_format
-@limited
+@many.many(writes=True)
+@reported("text", "json", "jsonl")
+@limitable
 @click.pass_context
 def prepare(
     ctx: click.Context,
     /,
-    source: "Where",
-    directory: Path,
+    paths: Sequence[str],
     config: Path | None,
     no_config: bool,
     sha256: Sequence[str],
-    format_: str,
+    format_: str | None,
+    output: Path | None,
     force: bool,
     **given: Any,
 ) -> None:
@@ -111,17 +110,25 @@ def prepare(
     verification fails, or a model fits the labels worse.
 
     What the pipeline always gives can stand in [tool.bnfold.prepare] of pyproject.toml, such as
-    to = ["onnx", "tflite:int8"]; options on the command line win.
+    to = ["onnx", "tflite:int8"]; options on the command line win. Many MODELs, folders among them,
+    get a folder each in --out-dir.
 
     \b
     Examples:
       bnfold prepare model.keras deploy
       bnfold prepare model.keras deploy --to onnx --to tflite:int8 --data samples.npz
       bnfold prepare model.keras deploy --data train.npz --recalibrate auto --max-changed 1%
+      bnfold prepare models --out-dir deploy
     """
     from bnfold.jobs.prepare import Wanted
     from bnfold.reports.prepared import prepare_folder
 
+    run, given = many.taken(given, format_, output, runs_models=True)
+    if (folder := run.options["out_dir"]) is not None:
+        run.each(
+            ctx, options.sources(paths), lambda below: [str(folder / many.stem(below))], writes=True
+        )
+    source, directory = many.pair(paths, run)
     settings = options.settings_file(config, no_config=no_config)
     said = {
         name: value
@@ -151,11 +158,11 @@ def prepare(
     wanted = Wanted(data=chosen["data"], proof=options.proof(**chosen), **own)
     report = prepare_folder(
         source,
-        directory,
+        Path(directory),
         wanted=wanted,
         settings=settings,
         force=force,
         progress=progress,
         sha256=sha256,
     )
-    show(report, format_, good=report.written)
+    show(report, run.format, good=report.written, output=output)

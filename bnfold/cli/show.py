@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bnfold.cli.output import print_text, put
+from bnfold.cli.recorder import current, drawn
+from bnfold.serialize import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 if TYPE_CHECKING:
     from bnfold.model.container.remote import Where
@@ -36,17 +41,33 @@ def show(
 
     A page names the `files` that the result is about; `how` is for people's eyes, not for JSON.
     """
-    if format_ == "json":
+    if (recorder := current()) is not None:
+        recorder.report = {"schema_version": SCHEMA_VERSION, **result.to_dict()}
+        if wanted := recorder.wanted.get("text"):
+            recorder.views["text"] = drawn(_text(result, how), wanted)
+        if "html" in recorder.wanted:
+            recorder.views["html"] = _page(result, files, how)
+    elif format_ == "json":
         from bnfold.reports.formats import json
 
         put(json.report(result), output)
     elif format_ == "html":
-        from bnfold.reports import html
-
-        put(html.verification(result, *files, **how), output)
+        put(_page(result, files, how), output)
     else:
-        module, function = _TEXT[type(result).__name__]
-        text = getattr(import_module(f"bnfold.reports.text.{module}"), function)
-        print_text(lambda _: text(result, **how), output)
+        print_text(lambda _: _text(result, how), output)
     if not good:
         click.get_current_context().exit(1)
+
+
+def _text(result: Any, how: dict[str, Any]) -> "RenderableType":
+    module, function = _TEXT[type(result).__name__]
+    found: RenderableType = getattr(import_module(f"bnfold.reports.text.{module}"), function)(
+        result, **how
+    )
+    return found
+
+
+def _page(result: Any, files: "Sequence[Where]", how: dict[str, Any]) -> str:
+    from bnfold.reports import html
+
+    return html.verification(result, *files, **how)

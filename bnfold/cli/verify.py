@@ -1,25 +1,22 @@
 """`bnfold verify`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from bnfold.cli import options
-from bnfold.cli.options import CONTEXT, MODEL, SOURCE, bounded, limited, pinned, progress, proving
+from bnfold.cli import many, options
+from bnfold.cli.options import CONTEXT, MODEL, NAME, bounded, limitable, pinned, progress, proving
 from bnfold.cli.output import ending_says, refuse_unwritable, reported, say
 from bnfold.cli.show import show
 
-if TYPE_CHECKING:
-    from bnfold.model.container.remote import Where
-
-_BY_ENDING = {".html": "html", ".json": "json"}
+_BY_ENDING = {".html": "html", **many.BY_ENDING}
 
 
-@click.command(context_settings=CONTEXT)
-@click.argument("original", metavar="MODEL", type=SOURCE)
-@click.argument("folded", metavar="OTHER", type=SOURCE)
+@click.command(cls=many.Command, context_settings=CONTEXT)
+@click.argument("paths", metavar="MODEL... OTHER", type=NAME, nargs=-1, required=True)
 @bounded
 @click.option(
     "--save-samples",
@@ -29,14 +26,14 @@ _BY_ENDING = {".html": "html", ".json": "json"}
 )
 @proving
 @pinned
-@reported("text", "json", "html")
-@limited
+@many.many(writes=False)
+@reported("text", "json", "jsonl", "html")
+@limitable
 @click.pass_context
 def verify(
     ctx: click.Context,
     /,
-    original: "Where",
-    folded: "Where",
+    paths: Sequence[str],
     save_samples: Path | None,
     sha256: Sequence[str],
     format_: str | None,
@@ -53,6 +50,9 @@ def verify(
     errors. Another kind of file is run in its own runtime, as it is. If it has float16 or
     quantized numbers, it is verified that this explains all of the error.
 
+    Many MODELs, or a folder of them, are compared with what has their place and name in the folder
+    OTHER, whatever its kind.
+
     \b
     Examples:
       bnfold verify model.keras folded.keras
@@ -62,8 +62,21 @@ def verify(
       bnfold verify model.keras folded.keras --data samples.npz --strict
       bnfold verify model.keras folded.keras --import my_package.layers
       bnfold verify model.keras folded.keras --output verification.html
+      bnfold verify models folded --jobs 4
     """
     format_ = format_ or ending_says(output, _BY_ENDING)
+    run, proof = many.taken(proof, format_, output, runs_models=True)
+    if len(paths) < 2:
+        raise click.UsageError("Missing argument 'OTHER'.")
+    *models, other = options.sources(paths)
+    if many.is_many(models) or format_ == "jsonl":
+        if save_samples is not None:
+            raise click.UsageError("--save-samples writes those of one model")
+        if not isinstance(other, Path) or not os.path.isdir(other):
+            raise click.UsageError(f"{other} is no folder with something for each of many models")
+        run.each(ctx, models, lambda below: [str(many.counterpart(other, below))], writes=False)
+    many.pair(paths, run, "a folder of them")
+    original, folded = models[0], other
     if output is not None:
         refuse_unwritable(output, (original, folded, proof["data"], save_samples))
         here = [one for one in (original, folded) if isinstance(one, Path)]

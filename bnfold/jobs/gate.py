@@ -5,10 +5,10 @@ What is left decides. A command that makes another file of a model looks at it h
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bnfold.audit import Finding, Severity, baseline, joined
 from bnfold.audit.baseline import Entry
@@ -22,7 +22,9 @@ from bnfold.model.container.guard import printable, read_whole
 from bnfold.model.container.model_file import ModelFile
 from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.model.container.search import models_at
-from bnfold.serialize import plain
+from bnfold.serialize import SCHEMA_VERSION, plain
+
+Json: TypeAlias = dict[str, Any]
 
 _MOST_BYTES = 64 << 20  # of a baseline: some half a million findings
 
@@ -59,12 +61,29 @@ class Outcome:
         """2 where something was not read, 1 where a finding is as bad as `fail_on`, else 0."""
         if self.unreadable or not self.models:
             return 2
-        return int(any(fails(finding, fail_on) for finding in findings))
+        return int(any(fails(finding.severity, fail_on) for finding in findings))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report of `bnfold inspect`, of which all others are made."""
+        failed = [{"path": str(one.path), "message": str(one.error)} for one in self.unreadable]
+        return report(plain(self.models), failed)
 
 
-def how_many_read(models: Sequence[Inspection], unreadable: Sequence[Unreadable]) -> str:
-    """How many of the models that were found could be read: `28 of 32 read`."""
-    return f"{len(models)} of {len(models) + len(unreadable)} read"
+def report(models: Sequence[Json], unreadable: Sequence[Json], shard: str | None = None) -> Json:
+    """The JSON report on models of which each has its own; with a `shard` they are that of all."""
+    part = {} if shard is None else {"shard": shard}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "summary": {"found": len(models) + len(unreadable), "read": len(models), **part},
+        "models": list(models),
+        "unreadable": list(unreadable),
+    }
+
+
+def how_many_read(summary: Mapping[str, Any]) -> str:
+    """How many of the models that were found could be read: `28 of 32 read`; of which shard."""
+    part = f" of shard {summary['shard']}" if "shard" in summary else ""
+    return f"{summary['read']} of {summary['found']} read{part}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class InputFindings:
     def stops(self) -> bool:
         """Whether nothing is to be made of the model; what was not looked at stops it too."""
         unknown = self.problem is not None and self.fail_on is not None
-        return unknown or any(fails(finding, self.fail_on) for finding in self.findings)
+        return unknown or any(fails(one.severity, self.fail_on) for one in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """What the JSON report of a command has of it."""
@@ -119,13 +138,13 @@ def of_input(model: ModelFile, settings: Settings, decided: Plan | None) -> Inpu
         return InputFindings((), fail_on, str(outcome.unreadable[0].error))
     bad = Severity.ERROR
     found = (finding for model in outcome.models for finding in model.findings)
-    told = tuple(one for one in found if fails(one, bad) or fails(one, fail_on))
+    told = tuple(one for one in found if fails(one.severity, bad) or fails(one.severity, fail_on))
     return InputFindings(told, fail_on)
 
 
-def fails(finding: Finding, fail_on: Severity | None) -> bool:
-    """Whether a finding is as bad as `fail_on`, or worse; none is where that is None."""
-    return fail_on is not None and finding.severity.rank <= fail_on.rank
+def fails(severity: Severity, fail_on: Severity | None) -> bool:
+    """Whether a finding of this severity is as bad as `fail_on`, or worse; none is at None."""
+    return fail_on is not None and severity.rank <= fail_on.rank
 
 
 def check(
@@ -147,7 +166,7 @@ def check(
     outcome = _suppress(raw, settings)
     if where is None:
         return _joined(outcome)
-    judged = _judged(known, where, raw, settings)
+    judged = _judged(known, where, [str(one.path) for one in raw.models], settings)
     stale = sorted(judged - _entries(raw.models, where))
     return _joined(replace(_compare(outcome, where, known), stale=tuple(stale)))
 
@@ -168,9 +187,29 @@ def write_baseline(paths: Sequence[Where], settings: Settings, target: Path) -> 
     outcome = _suppress(raw, settings)
     if outcome.unreadable:
         return _joined(outcome)
-    entries = _entries(outcome.models, target) | (earlier - _judged(earlier, target, raw, settings))
+    entries = _entries(outcome.models, target)
+    entries |= earlier - _judged(earlier, target, [str(one.path) for one in raw.models], settings)
     write_text(target, baseline.dump(entries))
     return _joined(_compare(outcome, target, entries))
+
+
+def write_baseline_of(models: Sequence[Json], settings: Settings, target: Path) -> None:
+    """What `write_baseline` writes, of the JSON reports on models.
+
+    Raises:
+        SettingsError: what is there is no baseline.
+        OutputError: it cannot be written there.
+    """
+    check_target(target, "text", force=True)
+    earlier = _read(target) if target.exists() and not is_stream(target) else frozenset()
+    entries = {
+        Entry(_path_from(target.parent, model["path"]), finding["layer"], one["code"])
+        for model in models
+        for finding in model["findings"]
+        for one in (finding, *finding["consequences"])
+    }
+    judged = _judged(earlier, target, [model["path"] for model in models], settings)
+    write_text(target, baseline.dump(entries | (earlier - judged)))
 
 
 def _joined(outcome: Outcome) -> Outcome:
@@ -184,11 +223,11 @@ def _inspect(
 ) -> Outcome:
     if settings.run is not None:
         require_data()
-    files, unreadable = _files(paths, settings.exclude)
+    found, unreadable = files(paths, settings.exclude)
     rules, models = settings.rules(), []
-    for file in files:
+    for file in found:
         try:
-            found = inspect(
+            inspected = inspect(
                 file,
                 rules=rules,
                 thresholds=settings.thresholds,
@@ -201,11 +240,11 @@ def _inspect(
         except BnfoldError as error:
             unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))
         else:
-            models.append(found)
+            models.append(inspected)
     return Outcome(tuple(models), tuple(unreadable))
 
 
-def _files(paths: Sequence[Where], exclude: Sequence[str]) -> tuple[list[Where], list[Unreadable]]:
+def files(paths: Sequence[Where], exclude: Sequence[str]) -> tuple[list[Where], list[Unreadable]]:
     """The models at these paths, each once, and the folders that hold none or cannot be read."""
     files: dict[str, Where] = {}
     unreadable: list[Unreadable] = []
@@ -230,7 +269,7 @@ def _suppress(raw: Outcome, settings: Settings) -> Outcome:
     models: list[Inspection] = []
     used: set[Suppression] = set()
     for model in raw.models:
-        name = _path_from(settings.root, model.path)
+        name = _path_from(settings.root, str(model.path))
         here = [one for one in settings.suppressions if one.concerns(name)]
         used |= {one for one in here if any(map(one.covers, model.findings))}
         kept, suppressed = suppress(model.findings, here)
@@ -248,7 +287,9 @@ def _compare(outcome: Outcome, where: Path, known: frozenset[Entry]) -> Outcome:
     """Set aside what a baseline knows."""
     models = []
     for model in outcome.models:
-        new, old = baseline.set_aside(model.findings, _path_from(where.parent, model.path), known)
+        new, old = baseline.set_aside(
+            model.findings, _path_from(where.parent, str(model.path)), known
+        )
         models.append(replace(model, findings=new, suppressed=(*model.suppressed, *old)))
     return replace(outcome, models=tuple(models))
 
@@ -256,20 +297,20 @@ def _compare(outcome: Outcome, where: Path, known: frozenset[Entry]) -> Outcome:
 def _entries(models: Sequence[Inspection], where: Path) -> frozenset[Entry]:
     """All findings as a baseline at `where` would know them."""
     return frozenset(
-        Entry.of(finding, _path_from(where.parent, model.path))
+        Entry.of(finding, _path_from(where.parent, str(model.path)))
         for model in models
         for finding in model.findings
     )
 
 
 def _judged(
-    known: frozenset[Entry], where: Path, raw: Outcome, settings: Settings
+    known: frozenset[Entry], where: Path, paths: Iterable[str], settings: Settings
 ) -> frozenset[Entry]:
     """The entries of a baseline on which this run has the last word.
 
     They are those of its rules on the models that it read, and all of models that are gone.
     """
-    read = {_path_from(where.parent, model.path) for model in raw.models}
+    read = {_path_from(where.parent, path) for path in paths}
     codes = {rule.code for rule in settings.rules()}
     return frozenset(
         entry
@@ -291,11 +332,11 @@ def _read(path: Path) -> frozenset[Entry]:
     raise SettingsError(f"{printable(str(path))}: {reason}")
 
 
-def _path_from(folder: Path, path: Where) -> str:
+def _path_from(folder: Path, path: str) -> str:
     """The path as seen from a folder, with slashes; as it is where there is no way (Windows)."""
-    if isinstance(path, Remote):
-        return str(path)
+    if is_url(path):
+        return path
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:
-        return path.as_posix()
+        return Path(path).as_posix()

@@ -332,7 +332,7 @@ class _Job:
 
     def _stopping(self) -> list[Finding]:
         every = self.inspection.findings
-        return [one for one in every if fails(one, self.settings.fail_on)]
+        return [one for one in every if fails(one.severity, self.settings.fail_on)]
 
     def _made(self, subject: Path, report: PrepareReport) -> PrepareReport:
         """Fold, export, score."""

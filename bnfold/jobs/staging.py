@@ -35,7 +35,7 @@ from bnfold.model.container.remote import Remote, Where
 from bnfold.supervision import leftovers, link
 
 Format: TypeAlias = Literal["onnx", "tflite", "saved_model"]
-TargetKind: TypeAlias = Kind | Format | Literal["text", "samples", "prepared"]
+TargetKind: TypeAlias = Kind | Format | Literal["text", "samples", "prepared", "pages"]
 
 _SUFFIXES: dict[TargetKind, tuple[str, ...]] = {
     "keras": (".keras",),
@@ -56,6 +56,13 @@ PREPARED = re.compile(r"model(?:_float16|_int8)?(?:\.(?:keras|h5|hdf5|onnx|tflit
 """What models in such a folder are called; with anything else in it, it is somebody's."""
 
 
+_PAGE = re.compile(r"\d{5}\.html")
+
+
+def _are_pages(folder: Path) -> bool:
+    return all(_PAGE.fullmatch(one.name) for one in folder.iterdir())
+
+
 def _is_prepared(folder: Path) -> bool:
     names = {one.name for one in folder.iterdir()}
     return names >= set(REPORTS) and all(map(PREPARED.fullmatch, names - set(REPORTS)))
@@ -65,6 +72,7 @@ _FOLDERS: dict[TargetKind, Callable[[Path], bool]] = {
     "keras-directory": is_model_directory,
     "saved_model": is_saved_model,
     "prepared": _is_prepared,
+    "pages": _are_pages,
 }
 """What is a folder, and what tells that one is of this kind."""
 _PREFIX = ".bnfold-"
@@ -122,6 +130,7 @@ _NO_SUFFIX: dict[TargetKind, str] = {
     "keras-directory": "must have no suffix, because the model it is made of is a directory",
     "saved_model": "a SavedModel is a folder, and cannot have a model file's suffix",
     "prepared": "what is made is a folder, whose name cannot have a model file's suffix",
+    "pages": "pages go to a folder, whose name cannot have a model file's suffix",
 }
 
 
@@ -161,7 +170,7 @@ def _check_existing(target: Path, name: str, kind: TargetKind, *, force: bool) -
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise OutputError(f"{name}: exists and is neither a file nor a directory")
     if is_own is not None and target.is_dir() and not is_own(target) and any(target.iterdir()):
-        what = "what 'bnfold prepare' makes" if kind == "prepared" else "a model"
+        what = {"prepared": "what 'bnfold prepare' makes", "pages": "pages"}.get(kind, "a model")
         raise OutputError(f"{name}: exists and is a directory with something else than {what}")
 
 

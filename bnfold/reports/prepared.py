@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bnfold.jobs import gate
 from bnfold.jobs.inspect import Inspection
 from bnfold.jobs.prepare import PrepareReport, Wanted, prepare_model
 from bnfold.jobs.settings import Settings
@@ -47,7 +48,7 @@ def write_reports(report: PrepareReport, inspection: Inspection, folder: Path) -
     texts = {
         "report.json": json.dump(report.to_dict()),
         "report.html": html.prepared(report, inspection),
-        "report.sarif": sarif.inspections([inspection]),
+        "report.sarif": sarif.inspections(gate.report([inspection.to_dict()], [])),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")

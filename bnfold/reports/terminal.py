@@ -7,9 +7,9 @@ never into markup: a layer's name must not be able to paint the terminal.
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -18,10 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Severity
-from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Plan
-from bnfold.jobs.gate import Unreadable, how_many_read
-from bnfold.jobs.inspect import Inspection
+from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
 
@@ -29,20 +27,20 @@ _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
 _SHOWN_LAYERS = 4
-_PIPE_WIDTH = 400
+PIPE_WIDTH = 400
 
 
 def console() -> Console:
     """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
     found = Console(highlight=False, soft_wrap=False)
-    return found if found.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+    return found if found.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def plain(report: Callable[[int], RenderableType]) -> str:
     """What is made for a width as the text for a file: whole lines and no colours."""
     text = io.StringIO()
-    Console(file=text, highlight=False, width=_PIPE_WIDTH, color_system=None).print(
-        report(_PIPE_WIDTH)
+    Console(file=text, highlight=False, width=PIPE_WIDTH, color_system=None).print(
+        report(PIPE_WIDTH)
     )
     return text.getvalue()
 
@@ -107,29 +105,29 @@ def share(number: float) -> str:
     return "under 1%" if 0 < number < 0.005 else f"{number:.0%}"
 
 
-def foldable(plan: Plan) -> str:
+def foldable(folds: int, total: int) -> str:
     """How many layers a model has, and how many of them fold."""
-    folds, total = len(plan.folds), len(plan.decisions)
     layers = f"{total} BatchNormalization {plural('layer', total)}"
     return f"{layers}: {folds} can be folded, {total - folds} cannot"
 
 
-def totals(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
+def totals(report: Mapping[str, Any]) -> str:
     """How many findings there are in how many models: `2 errors, 1 warning in 3 models`.
 
     Also how many of those that were found could be read, unless it is the only one.
     """
-    counts = Counter(finding.severity for model in models for finding in model.findings)
+    models = report["models"]
+    counts = Counter(finding["severity"] for model in models for finding in model["findings"])
     found = [f"{counts[s]} {plural(str(s), counts[s])}" for s in Severity if counts[s]]
     said = f"{', '.join(found) or 'no findings'} in {len(models)} {plural('model', len(models))}"
-    aside = set_aside([one for model in models for one in model.suppressed])
-    shares = [how_many_read(models, unreadable)] if len(models) + len(unreadable) > 1 else []
+    aside = set_aside(one["by"] for model in models for one in model["suppressed"])
+    shares = [how_many_read(report["summary"])] if report["summary"]["found"] > 1 else []
     return "; ".join([said, *([aside] if aside else []), *shares])
 
 
-def set_aside(suppressed: Iterable[Suppressed]) -> str:
-    """How many findings are ignored, and why; empty if none are."""
-    counts = Counter(one.by for one in suppressed)
+def set_aside(by: Iterable[str]) -> str:
+    """How many findings are ignored, and by what, of which there is one for each; empty if none."""
+    counts = Counter(by)
     said = []
     if counts["suppression"]:
         said.append(f"{counts['suppression']} suppressed")

@@ -76,6 +76,22 @@ def connect(pipe: int, seconds: float | None = None, memory: int | None = None) 
     allow(seconds, memory)
 
 
+def begin() -> None:
+    """Something new begins, with limits of its own; until it sets them there are none."""
+    _link.seconds = _link.memory = _link.at_most = None
+    _link.file = _link.stage = ""
+    _link.is_narrow = _link.runs_models = False
+    _link.read, _link.kept = 0.0, platforms.resident(os.getpid()) or 0
+    _link.say("next")
+    if _link.pipe is not None:
+        platforms.allow_allocations()
+
+
+def has_run_models() -> bool:
+    """Whether models were run since something new began."""
+    return _link.runs_models
+
+
 def is_supervised() -> bool:
     """Whether this process has a supervisor."""
     return _link.pipe is not None

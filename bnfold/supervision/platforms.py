@@ -143,6 +143,16 @@ def leave_no_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
+def allow_allocations() -> None:
+    """Take back what `refuse_allocations` refuses."""
+    if sys.platform == "linux":
+        with suppress(ImportError, ValueError, OSError):
+            import resource  # noqa: PLC0415 - not on Windows
+
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
 def refuse_allocations(size: int) -> None:
     """Refuse this process more memory than `size` bytes and what its threads reserve.
 

@@ -201,6 +201,10 @@ class Watch:
                 self._stage = name
                 if models and self._may_adopt and not self._adopts:
                     self._adopts = platforms.adopt_orphans()
+            case ["next"]:
+                self._file = self._stage = ""
+                self._whole = self._within = self._memory = None
+                self._passed = self._worked = 0.0
             case ["whole", seconds]:
                 self._whole = float(seconds)
             case ["within", seconds]:
@@ -211,16 +215,20 @@ class Watch:
                     self._within = (before + float(seconds), until + float(seconds))
             case ["memory", size]:
                 self._memory = int(size)
-            case ["made", folder] if os.path.basename(folder).startswith(OURS):
-                self._folders.add(folder)
-            case ["gone", folder]:
-                self._folders.discard(folder)
+            case ["made" | "gone" as what, folder]:
+                self._heed_folder(folder, is_there=what == "made")
             case ["finished", code, *problem]:
                 self._finished, self._last_words = int(code), " ".join(problem) or None
                 self._to_kill = self._passed + _AFTERWARDS
             case _:
                 return False
         return True
+
+    def _heed_folder(self, folder: str, *, is_there: bool) -> None:
+        if is_there and os.path.basename(folder).startswith(OURS):
+            self._folders.add(folder)
+        elif not is_there:
+            self._folders.discard(folder)
 
     def _look(self) -> None:
         """Pass a signal on, count the time, and kill the process if it takes more than it may."""

@@ -12,8 +12,8 @@ from bnfold.cli import main
 CHANNELS = 4
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+def run(*arguments: object, command: str = "inspect") -> Result:
+    return CliRunner().invoke(main, [command, *map(str, arguments)])
 
 
 def model(path: Path, *norms: str, spoil: Sequence[str] = (), negative: float = -0.5) -> Path:

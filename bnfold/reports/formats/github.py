@@ -5,45 +5,44 @@ of its own.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from bnfold.audit import Severity
-from bnfold.jobs.gate import Unreadable, how_many_read
-from bnfold.jobs.inspect import Inspection
+from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.guard import printable
-from bnfold.model.container.remote import Where
-from bnfold.model.graph import show
+from bnfold.model.container.remote import is_url
 
-_COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
+_COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
+def inspections(report: Mapping[str, Any]) -> str:
     """A line for what could not be read, and one for each finding, the worst first.
 
     Where several models were found, a last one says how many of them were read.
 
     The order matters, because GitHub shows ten errors, ten warnings and ten notices of a step.
     """
-    lines = [_line("error", one.path, "unreadable", str(one.error)) for one in unreadable]
-    ranked = [(rank, line) for model in models for rank, line in _findings(model)]
+    unreadable = report["unreadable"]
+    lines = [_line("error", one["path"], "unreadable", one["message"]) for one in unreadable]
+    ranked = [(rank, line) for model in report["models"] for rank, line in _findings(model)]
     lines += [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
-    if len(models) + len(unreadable) > 1:
+    if report["summary"]["found"] > 1:
         level = "error" if unreadable else "notice"
-        lines.append(f"::{level} title=bnfold::{how_many_read(models, unreadable)}")
+        lines.append(f"::{level} title=bnfold::{how_many_read(report['summary'])}")
     return "\n".join(lines)
 
 
-def _findings(model: Inspection) -> Iterator[tuple[int, str]]:
-    for found in model.findings:
-        title = f"{found.code} {found.name}"
-        message = f"{show(found.layer)}: {found.message}. To do: {found.remedy}"
-        command = _COMMANDS[found.severity]
-        yield found.severity.rank, _line(command, model.path, title, message)
+def _findings(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    for found in model["findings"]:
+        title = f"{found['code']} {found['name']}"
+        message = f"{found['layer']}: {found['message']}. To do: {found['remedy']}"
+        command = _COMMANDS[found["severity"]]
+        yield Severity(found["severity"]).rank, _line(command, model["path"], title, message)
 
 
-def _line(command: str, path: Where, title: str, message: str) -> str:
-    file = _property(os.path.relpath(path) if isinstance(path, Path) else str(path))
+def _line(command: str, path: str, title: str, message: str) -> str:
+    file = _property(path if is_url(path) else os.path.relpath(path))
     return f"::{command} file={file},title={_property(title)}::{_data(message)}"
 
 

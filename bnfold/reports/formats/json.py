@@ -1,28 +1,18 @@
 """Reports for programs: JSON with a version, described by `schema.json`."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
-from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection, describe_layer
 from bnfold.serialize import SCHEMA_VERSION, plain
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
+def inspections(report: Mapping[str, Any]) -> str:
     """The report of `bnfold inspect`."""
-    return dump(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "summary": {"found": len(models) + len(unreadable), "read": len(models)},
-            "models": plain(models),
-            "unreadable": [
-                {"path": str(one.path), "message": str(one.error)} for one in unreadable
-            ],
-        }
-    )
+    return dump(report)
 
 
 def layer(model: Inspection, decision: Fold | Blocked) -> str:

@@ -5,31 +5,26 @@ and each finding. Findings that fail the gate are failures, suppressed ones are 
 pass with what was found as their output.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 from xml.etree import ElementTree as ET
 
-from bnfold.audit import Finding, Severity
-from bnfold.jobs.gate import Unreadable, fails, how_many_read
-from bnfold.jobs.inspect import Inspection
+from bnfold.audit import Severity
+from bnfold.jobs.gate import fails, how_many_read
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import show
 
 _READABLE = "the file can be read"
 
 
-def inspections(
-    models: Sequence[Inspection],
-    unreadable: Sequence[Unreadable] = (),
-    fail_on: Severity | None = Severity.ERROR,
-) -> str:
+def inspections(report: Mapping[str, Any], fail_on: Severity | None = Severity.ERROR) -> str:
     """The report on some models and on what could not be read."""
-    root = ET.Element("testsuites", name=f"bnfold: {how_many_read(models, unreadable)}")
-    for model in models:
+    root = ET.Element("testsuites", name=f"bnfold: {how_many_read(report['summary'])}")
+    for model in report["models"]:
         _count(_suite(root, model, fail_on))
-    for one in unreadable:
-        suite = ET.SubElement(root, "testsuite", name=_text(one.path))
+    for one in report["unreadable"]:
+        suite = ET.SubElement(root, "testsuite", name=_text(one["path"]))
         case = _case(suite, _READABLE)
-        ET.SubElement(case, "error", type="unreadable", message=_text(one.error))
+        ET.SubElement(case, "error", type="unreadable", message=_text(one["message"]))
         _count(suite)
     _count(root, ("tests", "failures", "errors"))  # Jenkins' schema has no `skipped` here
     ET.indent(root)
@@ -38,26 +33,26 @@ def inspections(
     return text.decode()
 
 
-def _suite(root: ET.Element, model: Inspection, fail_on: Severity | None) -> ET.Element:
-    suite = ET.SubElement(root, "testsuite", name=_text(model.path))
+def _suite(root: ET.Element, model: Mapping[str, Any], fail_on: Severity | None) -> ET.Element:
+    suite = ET.SubElement(root, "testsuite", name=_text(model["path"]))
     _case(suite, _READABLE)
-    suppressed = [one.finding for one in model.suppressed]
-    sick = {finding.layer for finding in (*model.findings, *suppressed)}
-    for decision in model.plan.decisions:
-        if decision.batchnorm.path not in sick:
-            _case(suite, show(decision.batchnorm.path))
-    for finding in model.findings:
+    suppressed = model["suppressed"]
+    sick = {finding["layer"] for finding in (*model["findings"], *suppressed)}
+    for layer in model["batchnorms"]:
+        if layer["name"] not in sick:
+            _case(suite, layer["name"])
+    for finding in model["findings"]:
         case = _case(suite, _name(finding))
-        if fails(finding, fail_on):
+        if fails(Severity(finding["severity"]), fail_on):
             failure = ET.SubElement(
-                case, "failure", type=finding.code, message=_text(finding.message)
+                case, "failure", type=finding["code"], message=_text(finding["message"])
             )
             failure.text = _said(finding)
         else:
             ET.SubElement(case, "system-out").text = _said(finding)
-    for one in model.suppressed:
-        case = _case(suite, _name(one.finding))
-        ET.SubElement(case, "skipped", message=_text(one.reason))
+    for one in model["suppressed"]:
+        case = _case(suite, _name(one))
+        ET.SubElement(case, "skipped", message=_text(one["reason"]))
     return suite
 
 
@@ -65,12 +60,13 @@ def _case(suite: ET.Element, name: str) -> ET.Element:
     return ET.SubElement(suite, "testcase", classname=suite.attrib["name"], name=_text(name))
 
 
-def _name(finding: Finding) -> str:
-    return f"{show(finding.layer)}: {finding.code} {finding.name}"
+def _name(finding: Mapping[str, Any]) -> str:
+    return f"{finding['layer']}: {finding['code']} {finding['name']}"
 
 
-def _said(finding: Finding) -> str:
-    return f"{finding.severity}: {_text(finding.message)}\nto do: {_text(finding.remedy)}"
+def _said(finding: Mapping[str, Any]) -> str:
+    said = f"{finding['severity']}: {_text(finding['message'])}"
+    return f"{said}\nto do: {_text(finding['remedy'])}"
 
 
 _COUNTS = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}

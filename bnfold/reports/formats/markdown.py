@@ -5,13 +5,11 @@ appears literally.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
-from bnfold.audit import Finding
-from bnfold.jobs.gate import Unreadable
-from bnfold.jobs.inspect import Inspection
+from bnfold.audit import Severity
 from bnfold.model.container.guard import printable
-from bnfold.model.graph import show
 from bnfold.reports import terminal
 
 _HEAD = "| level | rule | layer | finding | what to do |\n| --- | --- | --- | --- | --- |"
@@ -23,28 +21,30 @@ _MARKUP = re.compile(
 )
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
+def inspections(report: Mapping[str, Any]) -> str:
     """The report on some models, and on what could not be read."""
-    blocks = [f"## bnfold: {terminal.totals(models, unreadable)}"]
-    if unreadable:
-        blocks.append("\n".join(f"- **unreadable** {_text(one.error)}" for one in unreadable))
-    return "\n\n".join([*blocks, *map(_model, models)]) + "\n"
+    blocks = [f"## bnfold: {terminal.totals(report)}"]
+    if report["unreadable"]:
+        lines = (f"- **unreadable** {_text(one['message'])}" for one in report["unreadable"])
+        blocks.append("\n".join(lines))
+    return "\n\n".join([*blocks, *map(_model, report["models"])]) + "\n"
 
 
-def _model(model: Inspection) -> str:
-    blocks = [f"### {_code(model.path)}", f"{terminal.foldable(model.plan)}."]
-    if model.findings:
-        rows = sorted(model.findings, key=lambda finding: finding.severity.rank)
+def _model(model: Mapping[str, Any]) -> str:
+    layers = [one["fold"]["status"] == "foldable" for one in model["batchnorms"]]
+    blocks = [f"### {_code(model['path'])}", f"{terminal.foldable(sum(layers), len(layers))}."]
+    if model["findings"]:
+        rows = sorted(model["findings"], key=lambda one: Severity(one["severity"]).rank)
         blocks.append("\n".join([_HEAD, *map(_row, rows)]))
-    if model.suppressed:
-        blocks.append(f"{terminal.set_aside(model.suppressed)}.")
+    if model["suppressed"]:
+        blocks.append(f"{terminal.set_aside(one['by'] for one in model['suppressed'])}.")
     return "\n\n".join(blocks)
 
 
-def _row(finding: Finding) -> str:
-    rule = f"{finding.code} {_text(finding.name)}"
-    cells = (_code(show(finding.layer)), _text(finding.message), _text(finding.remedy))
-    return f"| {finding.severity} | {rule} | {' | '.join(cells)} |"
+def _row(finding: Mapping[str, Any]) -> str:
+    rule = f"{finding['code']} {_text(finding['name'])}"
+    cells = (_code(finding["layer"]), _text(finding["message"]), _text(finding["remedy"]))
+    return f"| {finding['severity']} | {rule} | {' | '.join(cells)} |"
 
 
 def _code(value: object) -> str:

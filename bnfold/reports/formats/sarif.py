@@ -7,17 +7,15 @@ identified by rule and layer alone, so a changed number or a retrained model is 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bnfold.audit import RULES, Finding, Rule, Severity
-from bnfold.jobs.gate import Unreadable, how_many_read
-from bnfold.jobs.inspect import Inspection
+from bnfold.audit import RULES, Rule
+from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.guard import printable
-from bnfold.model.container.remote import Remote, Where
-from bnfold.model.graph import show
+from bnfold.model.container.remote import is_url
 from bnfold.reports import rule_page
 from bnfold.reports.formats.json import dump
 from bnfold.version import __version__
@@ -26,16 +24,18 @@ _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 _ROOT = "%SRCROOT%"  # what viewers take for the folder that the tool was started in
-_LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
+_LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+_INDEX = {rule.code: number for number, rule in enumerate(RULES)}
 
 
-def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
+def inspections(report: Mapping[str, Any]) -> str:
     """The report on some models, and on what could not be read; paths are from here."""
+    models = report["models"]
     run = {
         "tool": {"driver": _driver()},
-        "invocations": [_invocation(models, unreadable)],
+        "invocations": [_invocation(report)],
         "artifacts": [
-            {"location": _location(model.path), "roles": ["analysisTarget"]} for model in models
+            {"location": _location(model["path"]), "roles": ["analysisTarget"]} for model in models
         ],
         "results": [result for model in models for result in _results(model)],
     }
@@ -62,57 +62,58 @@ def _rule(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _invocation(models: Sequence[Inspection], unreadable: Sequence[Unreadable]) -> dict[str, Any]:
+def _invocation(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "executionSuccessful": not unreadable,
-        "exitCodeDescription": how_many_read(models, unreadable),
-        "properties": {"found": len(models) + len(unreadable), "read": len(models)},
+        "executionSuccessful": not report["unreadable"],
+        "exitCodeDescription": how_many_read(report["summary"]),
+        "properties": dict(report["summary"]),
         "toolExecutionNotifications": [
             {
                 "level": "error",
-                "message": {"text": _plain(str(one.error))},
-                "locations": [{"physicalLocation": {"artifactLocation": _location(one.path)}}],
+                "message": {"text": _plain(one["message"])},
+                "locations": [{"physicalLocation": {"artifactLocation": _location(one["path"])}}],
             }
-            for one in unreadable
+            for one in report["unreadable"]
         ],
     }
 
 
-def _results(model: Inspection) -> Iterator[dict[str, Any]]:
-    for finding in model.findings:
-        yield {**_result(model.path, finding), "suppressions": []}
-    for one in model.suppressed:
-        reason = {"kind": "external", "status": "accepted", "justification": _plain(one.reason)}
-        yield {**_result(model.path, one.finding), "suppressions": [reason]}
+def _results(model: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for finding in model["findings"]:
+        yield {**_result(model["path"], finding), "suppressions": []}
+    for one in model["suppressed"]:
+        reason = {"kind": "external", "status": "accepted", "justification": _plain(one["reason"])}
+        yield {**_result(model["path"], one), "suppressions": [reason]}
 
 
-def _result(path: Where, finding: Finding) -> dict[str, Any]:
-    said = finding.to_dict()
-    layer = _plain(show(finding.layer))
+def _result(path: str, finding: Mapping[str, Any]) -> dict[str, Any]:
+    layer = _plain(finding["layer"])
     place = {
         # Code scanning on GitHub shows nothing that has no line.
         "physicalLocation": {"artifactLocation": _location(path), "region": {"startLine": 1}},
         "logicalLocations": [
             {
-                "name": printable(show(finding.layer[-1:])),  # a root may have no name
+                "name": printable("/".join(finding["path"][-1:])),  # a root may have no name
                 "fullyQualifiedName": layer,
                 "kind": "layer",
             }
         ],
     }
     return {
-        "ruleId": finding.code,
-        "ruleIndex": next(n for n, rule in enumerate(RULES) if rule.code == finding.code),
-        "level": _LEVELS[finding.severity],
-        "message": {"text": _plain(f"{layer}: {finding.message}. To do: {finding.remedy}")},
+        "ruleId": finding["code"],
+        "ruleIndex": _INDEX[finding["code"]],
+        "level": _LEVELS[finding["severity"]],
+        "message": {
+            "text": _plain(f"{layer}: {finding['message']}. To do: {finding['remedy']}"),
+        },
         "locations": [place],
         "partialFingerprints": _fingerprints(finding),
-        "properties": {name: said[name] for name in ("channels", "figures", "consequences")},
+        "properties": {name: finding[name] for name in ("channels", "figures", "consequences")},
     }
 
 
-def _fingerprints(finding: Finding) -> dict[str, str]:
-    text = json.dumps([finding.code, finding.layer])
+def _fingerprints(finding: Mapping[str, Any]) -> dict[str, str]:
+    text = json.dumps([finding["code"], finding["path"]])
     digest = hashlib.sha256(text.encode()).hexdigest()
     # GitHub uses the second name only, and would otherwise compute it from the file's first line.
     return {"ruleAndLayer/v1": digest, "primaryLocationLineHash": digest}
@@ -123,10 +124,10 @@ def _plain(text: str) -> str:
     return printable(text).replace("](", r"\](")
 
 
-def _location(path: Where) -> dict[str, Any]:
+def _location(path: str) -> dict[str, Any]:
     """Where a file is: from here, or absolute where it is not below; or its URL."""
-    if isinstance(path, Remote):
-        return {"uri": quote(str(path), safe=":/?@%+=,~")}
+    if is_url(path):
+        return {"uri": quote(path, safe=":/?@%+=,~")}
     below = os.path.relpath(path)
     if below.startswith(os.pardir):
         return {"uri": Path(os.path.abspath(path)).as_uri()}

@@ -4,12 +4,14 @@ Whatever comes from a file is put in by Jinja with autoescape on, after its cont
 made visible, and only as text or as a quoted `title` or `aria-label`; links and ids are numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bnfold.audit import Severity
+from bnfold.fleet.row import Row
 from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.jobs.prepare import PrepareReport
@@ -18,6 +20,7 @@ from bnfold.model.container.remote import Where
 from bnfold.model.graph import show
 from bnfold.reports.html import page, plots, profile, strips, wires
 from bnfold.reports.html import verification as verified
+from bnfold.reports.summary import Summary, summary
 from bnfold.reports.terminal import decibels, plural, size
 from bnfold.reports.text import inspect, prepare
 from bnfold.verification.result import Fidelity, Verification
@@ -26,12 +29,92 @@ from bnfold.version import __version__
 
 def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """The report on some models, and on what could not be read, as an HTML file in UTF-8."""
-    pages = [page.model_page(model, number) for number, model in enumerate(models, start=1)]
-    template = _environment().get_template("page.html.j2")
+    is_alone = len(models) == 1 and not unreadable
+    found = [fragment(model, number, is_alone=is_alone) for number, model in enumerate(models, 1)]
     ran = any(model.observed is not None for model in models)
     ran = ran or any(one.may_have_run for one in unreadable)
-    read = how_many_read(models, unreadable)
-    return template.render(pages=pages, unreadable=unreadable, ran=ran, read=read)
+    return _page(found, [str(one.error) for one in unreadable], ran=ran)
+
+
+def fragment(model: Inspection, number: int, *, is_alone: bool) -> dict[str, Any]:
+    """What a page has of one model, with its number on it: plain values, which can be sent.
+
+    With `is_alone` it has the page to itself.
+    """
+    one = page.model_page(model, number)
+    template = _environment().get_template("model.html.j2")
+    return {
+        "number": number,
+        "path": str(model.path),
+        "file_name": one.file_name,
+        "layers": len(one.norms),
+        "stay": one.fates["stays"],
+        "concerned": {str(severity): one.concerned[severity] for severity in Severity},
+        "html": template.render(one=one, single=is_alone),
+    }
+
+
+def _page(models: Sequence[Mapping[str, Any]], unreadable: Sequence[str], *, ran: bool) -> str:
+    template = _environment().get_template("page.html.j2")
+    read = how_many_read({"read": len(models), "found": len(models) + len(unreadable)})
+    return template.render(models=models, unreadable=unreadable, ran=ran, read=read)
+
+
+def many(
+    rows: Sequence[Row], totals: str, folder: str | None, *, ran: bool
+) -> tuple[str, dict[str, str]]:
+    """Many models as one page or, with a `folder` for them, as an index and a page for each.
+
+    The pages are those that `fragment` made, or whole ones; they are returned by file name.
+    """
+    failed = [row.error or row.path for row in rows if row.report is None]
+    views = [row.views["html"] for row in rows if row.report is not None]
+    if folder is None:
+        return _page(views, failed, ran=ran), {}
+    pages: dict[str, str] = {}
+    lines: list[dict[str, Any]] = []
+    for number, one in enumerate(map(summary, rows), start=1):
+        name = f"{number:05d}.html"
+        if one.row.report is not None:
+            view = one.row.views["html"]
+            pages[name] = view if isinstance(view, str) else _page([view], [], ran=ran)
+        lines.append(
+            {
+                "href": f"{folder}/{name}" if name in pages else None,
+                "kind": _kind(one),
+                "path": one.row.path,
+                "verdict": one.verdict,
+                "counts": one.counts,
+                "folds": one.folds,
+                "layers": one.layers,
+                "bytes": one.row.bytes,
+                "error": one.row.error,
+                "badness": one.badness,
+            }
+        )
+    lines.sort(key=lambda line: line["badness"])
+    kinds = [{"name": "all", "count": len(lines)}]
+    for name, kind in _KINDS.items():
+        kinds.append({"name": name, "count": sum(kind in line["kind"].split() for line in lines)})
+    template = _environment().get_template("index.html.j2")
+    return template.render(rows=lines, totals=totals, kinds=kinds), pages
+
+
+_KINDS = {
+    "failed": "failed",
+    "negative": "negative",
+    "with findings": "findings",
+    "without findings": "clean",
+}
+"""What the index can be narrowed to, and the class of the rows that are left."""
+
+
+def _kind(one: Summary) -> str:
+    """The classes of a row of the index."""
+    if one.row.report is None:
+        return "failed"
+    found = "findings" if any(one.counts.values()) else "clean"
+    return f"{found} negative" if one.row.exit_code else found
 
 
 def verification(
@@ -49,16 +132,16 @@ def verification(
     return template.render(page=verified.Page(result, original, other, strict))
 
 
-def prepared(report: PrepareReport, inspection: Inspection) -> str:
+def prepared(found: PrepareReport, inspection: Inspection) -> str:
     """The report on a preparation, and on the model that was prepared, as an HTML file in UTF-8."""
-    codes = dict.fromkeys(one.code for one in report.asked_for)
+    codes = dict.fromkeys(one.code for one in found.asked_for)
     template = _environment().get_template("prepared.html.j2")
     return template.render(
-        report=report,
-        done=report.recalibration,
+        report=found,
+        done=found.recalibration,
         codes=list(codes),
-        scored=prepare.scored(report),
-        figures=list(_figures(report)),
+        scored=prepare.scored(found),
+        figures=list(_figures(found)),
         page=page.model_page(inspection, 1),
     )
 

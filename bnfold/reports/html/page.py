@@ -243,7 +243,7 @@ class ModelPage:
     @property
     def aside(self) -> str:
         """How many findings are ignored, and why."""
-        return terminal.set_aside(self.model.suppressed)
+        return terminal.set_aside(one.by for one in self.model.suppressed)
 
     def anchor(self, line: int) -> str:
         """The id of a line that links lead to."""

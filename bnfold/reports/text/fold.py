@@ -83,7 +83,7 @@ def decisions(
     """
     folded, total = len(plan.folds), len(plan.decisions)
     said = f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}"
-    parts: list[RenderableType] = [Text(said if done else terminal.foldable(plan))]
+    parts: list[RenderableType] = [Text(said if done else terminal.foldable(folded, total))]
     reasons = terminal.reasons(plan)
     parts += [terminal.indented(f"kept {reason}", "dim") for reason, _ in reasons]
     remedies = {remedy for _, remedy in reasons}

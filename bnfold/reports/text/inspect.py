@@ -12,7 +12,6 @@ from rich.text import Text
 from bnfold.audit import RULES, Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold, Plan
-from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.guard import printable
@@ -40,33 +39,11 @@ CONTAINERS = {
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
 
 
-def inspections(
-    models: Sequence[Inspection],
-    width: int,
-    unreadable: Sequence[Unreadable] = (),
-    *,
-    every: bool = False,
-) -> RenderableType:
-    """The reports on some models, the files that could not be read, and the totals.
-
-    Of a model with very many layers those are listed that deviate, unless `every` one is wanted.
-    """
-    if len(models) == 1 and not unreadable:
-        return inspection(models[0], width, every=every)
-    parts = [part for model in models for part in (inspection(model, width, every=every), Text(""))]
-    unread = [
-        terminal.Hanging(
-            Text("not read ", style="red").append(printable(str(one.error)), "default")
-        )
-        for one in unreadable
-    ]
-    return Group(*parts, *unread, Text(terminal.totals(models, unreadable)))
-
-
 def inspection(model: Inspection, width: int, *, every: bool = False) -> RenderableType:
     """The report on one model: a table of its layers, the reasons for what stays, the findings.
 
-    Where `width` is too small for a table of whole lines, columns of statistics are left out.
+    Where `width` is too small for a table of whole lines, columns of statistics are left out. Of a
+    model with very many layers those are listed that deviate, unless `every` one is wanted.
     """
     parts: list[RenderableType] = [_headline(model)]
     if model.plan.decisions:
@@ -78,7 +55,7 @@ def inspection(model: Inspection, width: int, *, every: bool = False) -> Rendera
 
 
 def _set_aside(suppressed: Sequence[Suppressed]) -> list[RenderableType]:
-    said = terminal.set_aside(suppressed)
+    said = terminal.set_aside(one.by for one in suppressed)
     return [Text(f"ignored findings: {said}")] if said else []
 
 
@@ -91,7 +68,8 @@ def _headline(model: Inspection) -> Text:
     version = f", Keras {printable(model.keras_version)}" if model.keras_version else ""
     text = Text(printable(str(model.path)), style="bold")
     text.append(f"  {CONTAINERS[model.container]}{version}\n", style="not bold")
-    text.append(terminal.foldable(model.plan), style="not bold")
+    folds, total = len(model.plan.folds), len(model.plan.decisions)
+    text.append(terminal.foldable(folds, total), style="not bold")
     samples = max((one.samples for one in (model.observed or {}).values()), default=0)
     return text.append(f"; run over {samples} samples" if samples else "", style="not bold")
 

@@ -1,0 +1,580 @@
+"""The same command for many models: its options, the workers, and one report on all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from bnfold.cli.options import MODEL, having, limit, sources
+from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
+from bnfold.cli.recorder import current
+from bnfold.errors import BnfoldError
+from bnfold.fleet import journal
+from bnfold.fleet.row import Json, Row, Task, digest, is_in_shard
+from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import Remote, Where
+from bnfold.serialize import SCHEMA_VERSION
+from bnfold.supervision import link
+from bnfold.version import __version__
+
+if TYPE_CHECKING:
+    from bnfold.cli.progress import Progress
+
+MOST_ON_A_PAGE = 25
+"""Models in one HTML file; more get a file each, and an index."""
+
+BY_ENDING = {".json": "json", ".jsonl": "jsonl"}
+
+IN_PROCESS = False
+"""Whether tasks are done in this process, one after another, as with --debug."""
+
+_OPTIONS = (
+    click.option(
+        "--jobs",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="With many models: so many at a time, each in a process.  [default: one for each "
+        "processor, and no more than memory allows where models are run]",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["processes", "dask"]),
+        default="processes",
+        show_default=True,
+        help="With many models: where the work is done.",
+    ),
+    click.option("--scheduler", metavar="ADDRESS", help="Of Dask, such as tcp://host:8786."),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        help="Of many models, do the I-th of N parts; 'bnfold merge' puts the reports together.",
+    ),
+    click.option(
+        "--resume",
+        metavar="FILE",
+        type=MODEL,
+        help="Write JSON Lines to FILE as models are done; do not do again what FILE has of "
+        "models that have not changed.",
+    ),
+    click.option("--fail-fast", is_flag=True, help="Of many models, stop at the first that fails."),
+    click.option("--full", is_flag=True, help="Of many models, show each in full."),
+    click.option("--quiet", "-q", is_flag=True, help="With many models: no progress."),
+)
+_OUT_DIR = click.option(
+    "--out-dir",
+    metavar="DIR",
+    type=MODEL,
+    help="With many models: write into DIR, in the same folders below it.",
+)
+_EXCLUDE = click.option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="In folders, skip what matches this shell pattern, by name or path. Repeatable.",
+)
+FLEET = frozenset(
+    (
+        *("jobs", "engine", "scheduler", "shard", "resume", "fail_fast", "full", "quiet"),
+        *("out_dir", "exclude", "format_", "output", "write_baseline"),
+    )
+)
+"""The options that are about the run as a whole, and not for a worker."""
+
+
+def many(
+    *, writes: bool, searches: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options for many models, of a command that `writes` something for each."""
+    extra = ((_OUT_DIR,) if writes else ()) + ((_EXCLUDE,) if searches else ())
+    return lambda command: having(command, *extra, *_OPTIONS)
+
+
+class Command(click.Command):
+    """A command that can be done for many models: it keeps its command line for the workers."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and remember what was parsed."""
+        ctx.meta[_WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+_WORDS = "bnfold.words"
+
+
+def words(ctx: click.Context) -> list[str]:
+    """The command and its options as they were given, without those of `FLEET` and the models."""
+    command = ctx.command
+    given, _, _ = command.make_parser(ctx).parse_args(list(ctx.meta[_WORDS]))
+    found = [str(ctx.info_name)]
+    for option in command.params:
+        value = given.get(option.name or "")
+        if not isinstance(option, click.Option) or option.name in FLEET or value is None:
+            continue
+        if option.is_flag:
+            found.append(option.opts[0])
+        else:
+            every = value if option.multiple else [value]
+            found += [word for one in every for word in (option.opts[0], str(one))]
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model, and where it stands below what was named."""
+
+    path: Where
+    below: Path
+
+
+def places(models: Sequence[Where], exclude: Sequence[str]) -> tuple[list[Place], list[Row]]:
+    """The models that are named or found in folders, and what could not be read of those."""
+    from bnfold.jobs import gate
+
+    found, unreadable = gate.files(_globbed(models), exclude)
+    roots = [one for one in _globbed(models) if isinstance(one, Remote) or os.path.isdir(one)]
+    failed = [Row(str(one.path), 2, str(one.error)) for one in unreadable]
+    return [Place(path, _below(path, roots)) for path in found], failed
+
+
+def _below(path: Where, roots: Sequence[Where]) -> Path:
+    """The path of a model from the folder that was named; its name where none was."""
+    for root in roots:
+        if isinstance(path, Remote) and isinstance(root, Remote):
+            below = path.path.removeprefix(f"{root.path}/")
+            if below != path.path:
+                return Path(below)
+        elif isinstance(path, Path) and isinstance(root, Path) and root in path.parents:
+            return path.relative_to(root)
+    return Path(path.name)
+
+
+def stem(model: Path) -> Path:
+    """A model's path without what its name ends in, if that says what it is."""
+    return model.with_suffix("") if model.suffix.lower() in _SUFFIXES else model
+
+
+_SUFFIXES = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".savedmodel")
+
+
+def counterpart(folder: Path, below: Path) -> Path:
+    """What stands in a folder where a model does in its own: of the same name, whatever its kind.
+
+    Raises:
+        BnfoldError: there is nothing, or more than one thing.
+    """
+    if (folder / below).exists():
+        return folder / below
+    found = [stem(folder / below).with_name(stem(below).name + one) for one in ("", *_SUFFIXES)]
+    there = [one for one in found if one.exists()]
+    if len(there) == 1:
+        return there[0]
+    shown = printable(str(folder / below))
+    if not there:
+        raise BnfoldError(f"{shown}: nothing there is named like the model")
+    names = ", ".join(printable(one.name) for one in there)
+    raise BnfoldError(f"{shown}: several things there are named like the model: {names}")
+
+
+def _globbed(models: Sequence[Where]) -> list[Where]:
+    """The models with patterns replaced by what they match, where a shell has not done so."""
+    import glob
+
+    found: list[Where] = []
+    for one in models:
+        if isinstance(one, Remote):
+            found.append(one)
+            continue
+        text = str(one)
+        is_pattern = glob.has_magic(text) and not os.path.lexists(one)
+        matches = sorted(glob.glob(text, recursive=True)) if is_pattern else []
+        found += map(Path, matches) if matches else [one]
+    return found
+
+
+def is_many(models: Sequence[Where]) -> bool:
+    """Whether these are several models, or folders or patterns that may be."""
+    import glob
+
+    from bnfold.model.container.model_file import is_model_directory
+
+    if current() is not None:  # a worker is asked about one
+        return False
+    if len(models) != 1:
+        return True
+    only = models[0]
+    if isinstance(only, Remote):
+        return only.url.endswith("/")
+    if os.path.isdir(only):
+        return not is_model_directory(only)
+    return glob.has_magic(str(only)) and not os.path.lexists(only)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How many models are to be done, and how that is told.
+
+    Attributes:
+        options: those of `many`.
+        format: that of the report.
+        depends_on: what results depend on beside the command line, such as settings.
+        runs_models: whether each task runs models, which takes memory.
+    """
+
+    options: Mapping[str, Any]
+    format: str
+    depends_on: str
+    runs_models: bool
+
+    def rows(self, tasks: Sequence[Task]) -> list[Row]:
+        """Do all tasks, and tell what is to be told meanwhile; a row for each, in their order."""
+        from bnfold.cli.progress import Progress
+
+        link.begin()  # the limits that were given are those of each model
+        rows: list[Row] = []
+        with contextlib.ExitStack() as stack:
+            known = self._known()
+            add = stack.enter_context(self._journal(known, len(tasks)))
+            progress = stack.enter_context(
+                Progress(len(tasks), is_quiet=self.options["quiet"], is_live=not self._streams)
+            )
+            results = stack.enter_context(contextlib.closing(self._results(tasks, known, progress)))
+            for row in results:
+                add(row)
+                self._tell(row)
+                rows.append(row if self.options["output"] is not None else row.told())
+                if self.options["fail_fast"] and row.exit_code:
+                    break
+        return rows
+
+    def is_asked_for(self) -> str:
+        """An option that is for many models only, as it is written; "" where none is given."""
+        names = ("jobs", "scheduler", "shard", "resume", "fail_fast", "full", "quiet", "exclude")
+        given = next((name for name in names if self.options.get(name)), "")
+        return f"--{given.replace('_', '-')}" if given else ""
+
+    @property
+    def _streams(self) -> bool:
+        """Whether standard output gets something while models are done."""
+        return self.options["full"] or self.format == "jsonl"
+
+    def _tell(self, row: Row) -> None:
+        """What is told of one model as soon as all before it are done."""
+        for line in row.said:
+            say(f"{row.path}: {line}" if row.path not in line else line)
+        if self.format == "jsonl" and self.options["output"] is None:
+            click.echo(journal.line(row))
+        elif self.format == "text" and self.options["full"] and self.options["output"] is None:
+            if row.report is None:
+                say(row.error or row.path)
+            else:
+                click.echo(row.views["text"], color=True)
+
+    @contextlib.contextmanager
+    def _journal(self, known: Mapping[str, Row], total: int) -> Iterator[Callable[[Row], None]]:
+        """Adds rows to the file of --resume; when all are done it has those, in their order."""
+        target: Path | None = self.options["resume"]
+        if target is None:
+            yield lambda _: None
+            return
+        from bnfold.jobs.staging import write_text
+
+        lines: list[str] = []
+
+        def add(row: Row) -> None:
+            lines.append(f"{journal.line(row)}\n")
+            stream.write(lines[-1])
+            stream.flush()
+
+        write_text(target, "".join(f"{journal.line(row)}\n" for row in known.values()))
+        with target.open("a", encoding="utf-8") as stream:
+            yield add
+        if len(lines) == total:
+            write_text(target, "".join(lines))
+
+    def _results(
+        self, tasks: Sequence[Task], known: Mapping[str, Row], progress: Progress
+    ) -> Generator[Row]:
+        """The rows in the order of the tasks, each as soon as those before it are there."""
+        wanted = self._views(len(tasks))
+        common = digest(__version__, self.depends_on)
+        requests: list[Json] = []
+        numbers: list[int] = []
+        ready: dict[int, Row] = {}
+        for number, task in enumerate(tasks):
+            options = digest(common, *task.words)
+            if task.error is not None:
+                ready[number] = Row(task.path, 2, task.error, shard=self.options["shard"])
+                continue
+            before = known.get(task.path)
+            is_kept = before is not None and before.options == options and task.is_there()
+            requests.append(
+                {
+                    "words": list(task.words),
+                    "path": task.path,
+                    "folder": os.getcwd(),
+                    "target": task.target,
+                    "views": {name: {**how, "number": number + 1} for name, how in wanted.items()},
+                    "known": before.sha256 if before is not None and is_kept else None,
+                    "options": options,
+                }
+            )
+            numbers.append(number)
+        done = self._engine(requests)
+        with contextlib.closing(done):
+            for number in range(len(tasks)):
+                while number not in ready:
+                    place, answer = next(done)
+                    row = _row(requests[place], answer, known, self.options["shard"])
+                    ready[numbers[place]] = row
+                    progress.add(row)
+                yield ready.pop(number)
+
+    def _show_in_full(self, rows: Sequence[Row], totals: str) -> None:
+        """End what was shown of each model, or write all of it to the file of --output."""
+        output: Path | None = self.options["output"]
+        if output is None:
+            click.echo(totals)
+        else:
+            texts = [row.views.get("text") or f"{row.error}\n" for row in rows]
+            put("\n".join([*texts, totals]), output)
+
+    def _show_lines(self, rows: Sequence[Row]) -> None:
+        """Write JSON Lines to the file of --output; to standard output they went already."""
+        if self.options["output"] is not None:
+            put("\n".join(map(journal.line, rows)), self.options["output"])
+
+    def folder(self, total: int, most: int = MOST_ON_A_PAGE) -> str | None:
+        """The name of the folder for the pages of so many models; None where one is for `most`.
+
+        Raises:
+            click.UsageError: a folder is needed, and the report goes to standard output.
+        """
+        output: Path | None = self.options["output"]
+        if total <= most:
+            return None
+        if output is None:
+            raise click.UsageError(
+                f"pages for more than {MOST_ON_A_PAGE} models need --output FILE"
+            )
+        return f"{output.stem}_pages"
+
+    def show_pages(self, index: str, pages: Mapping[str, str]) -> None:
+        """Write a page, and the pages that it leads to beside it."""
+        output: Path | None = self.options["output"]
+        if pages and output is not None:
+            from bnfold.jobs.staging import Staging
+
+            target = output.with_name(f"{output.stem}_pages")
+            with Staging(target, "pages", force=True) as staging:
+                staging.path.mkdir()
+                for name, text in pages.items():
+                    (staging.path / name).write_text(text, encoding="utf-8")
+                staging.publish()
+        put(index, output)
+
+    def refuse_contradictions(self) -> None:
+        """Refuse options that do not go together. Raises click.UsageError."""
+        options, is_dask = self.options, self.options["engine"] == "dask"
+        if is_dask != (options["scheduler"] is not None):
+            raise click.UsageError("--engine dask and --scheduler ADDRESS go together")
+        if is_dask and options["jobs"] is not None:
+            raise click.UsageError("--jobs is for this machine, which --engine dask is not for")
+        if options["resume"] is not None and self.format == "html":
+            raise click.UsageError("--resume keeps what is in JSON, and a page shows more")
+        if options["resume"] is not None and options["full"]:
+            raise click.UsageError("--resume keeps what is in JSON, and --full shows more")
+
+    def each(
+        self,
+        ctx: click.Context,
+        models: Sequence[Where],
+        arguments: Callable[[Path], Sequence[str]],
+        *,
+        writes: bool,
+        more: Sequence[str] = (),
+    ) -> NoReturn:
+        """Do the command for each of many models, report on all, and exit; see `tasks`."""
+        from bnfold.reports.text import many as text
+
+        if self.options["output"] is not None:
+            refuse_unwritable(self.options["output"], models)
+        rows = self.rows(tasks(ctx, models, self, arguments, writes=writes, more=more))
+        totals = text.totals(rows)
+        if self.format == "html":
+            from bnfold.reports import html
+
+            self.show_pages(*html.many(rows, totals, self.folder(len(rows), 0), ran=True))
+        self.show(rows, totals, "failed", lambda: _report(rows, self.options["shard"]))
+        ctx.exit(exit_code(rows))
+
+    def show(
+        self, rows: Sequence[Row], totals: str, failed: str, report: Callable[[], str]
+    ) -> None:
+        """The report on many models: in a table, or in whatever the format is made of JSON."""
+        from bnfold.reports.text import many as text
+
+        output: Path | None = self.options["output"]
+        if self.format == "text" and self.options["full"]:
+            self._show_in_full(rows, totals)
+        elif self.format == "text":
+            print_text(lambda _: text.short(rows, failed, totals), output)
+        elif self.format == "jsonl":
+            self._show_lines(rows)
+        elif self.format != "html":
+            put(report(), output)
+        if output is not None:
+            say(f"{output}: written; {totals}")
+
+    def _views(self, total: int) -> Json:
+        """The forms of each report that are wanted beside JSON."""
+        if self.format == "html":
+            return {"html": {"is_alone": total > MOST_ON_A_PAGE}}
+        if self.format == "text" and self.options["full"]:
+            from bnfold.reports import terminal
+
+            if self.options["output"] is None:
+                console = terminal.console()
+                return {"text": {"width": console.width, "colors": console.color_system}}
+            return {"text": {"width": terminal.PIPE_WIDTH, "colors": None}}
+        return {}
+
+    def _known(self) -> dict[str, Row]:
+        """What an earlier run has found out, by model."""
+        target: Path | None = self.options["resume"]
+        if target is None:
+            return {}
+        rows = journal.read(target, printable(str(target)))
+        return {row.path: row for row in rows if row.report is not None}
+
+    def _engine(self, requests: Sequence[Json]) -> Generator[tuple[int, Json]]:
+        if self.options["engine"] == "dask":
+            from bnfold.fleet import cluster
+
+            return cluster.on_cluster(requests, self.options["scheduler"])
+        if IN_PROCESS or click.get_current_context().meta.get("bnfold.debug"):
+            return _here(requests)
+        from bnfold.fleet import pool
+
+        jobs = self.options["jobs"] or pool.default_jobs(runs_models=self.runs_models)
+        return pool.in_processes(requests, jobs)
+
+
+def _here(requests: Sequence[Json]) -> Generator[tuple[int, Json]]:
+    from bnfold.cli import worker
+
+    for number, request in enumerate(requests):
+        yield number, worker.perform(request)
+
+
+def _row(request: Json, answer: Json, known: Mapping[str, Row], shard: str | None) -> Row:
+    answer.pop("is_spent", None)
+    if answer.pop("is_unchanged", False):
+        return replace(known[request["path"]], shard=shard)
+    if answer.get("report") is None and not answer.get("error"):
+        answer |= {"exit_code": 2, "error": f"{request['path']}: nothing came of it"}
+    return Row(path=request["path"], shard=shard, options=request["options"], **answer)
+
+
+def tasks(
+    ctx: click.Context,
+    models: Sequence[Where],
+    run: Run,
+    arguments: Callable[[Path], Sequence[str]] = lambda _: (),
+    *,
+    exclude: Sequence[str] = (),
+    writes: bool = False,
+    more: Sequence[str] = (),
+) -> list[Task]:
+    """A task for each model that is named or found.
+
+    `arguments` says what follows the model on its command line, from its place below what was
+    named; with `writes` these are paths that are written. `more` are options for all.
+
+    Raises:
+        click.UsageError: two models would be written to one place, or options contradict.
+    """
+    run.refuse_contradictions()
+    shard = _shard(run.options["shard"])
+    found, failed = places(models, (*run.options.get("exclude", ()), *exclude))
+    command = (*words(ctx), *more, "--")
+    every: list[Task] = []
+    taken: dict[str, Where] = {}
+    for place in found:
+        path = str(place.path)
+        try:
+            following = tuple(arguments(place.below))
+        except BnfoldError as error:
+            failed.append(Row(path, 2, str(error)))
+            continue
+        named = place.path.url if isinstance(place.path, Remote) else path
+        line = (*command, named, *following)
+        if not writes:
+            every.append(Task(path, line))
+            continue
+        for target in following:
+            if (other := taken.setdefault(target, place.path)) != place.path:
+                raise click.UsageError(f"{other} and {path} would both become {target}")
+        every.append(Task(path, line, str(Path(following[0]).parent), following))
+    every += [Task(one.path, error=one.error) for one in failed]
+    return [one for one in every if shard is None or is_in_shard(one.path, *shard)]
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, slash, second = text.partition("/")
+    if slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit():
+        shard, of = int(first), int(second)
+        if 1 <= shard <= of:
+            return shard, of
+    raise click.UsageError(f"--shard {text!r} is no part of a whole, such as 3/20")
+
+
+def _report(rows: Sequence[Row], shard: str | None) -> str:
+    """The JSON report on many models, with that of the command for each."""
+    from bnfold.reports.formats import json
+
+    keys = ("path", "exit_code", "report")
+    done = [{k: getattr(row, k) for k in keys} for row in rows if row.report is not None]
+    failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
+    part = {} if shard is None else {"shard": shard}
+    summary = {"found": len(rows), "done": len(done), **part}
+    found = {"schema_version": SCHEMA_VERSION, "summary": summary}
+    return json.dump({**found, "reports": done, "failed": failed})
+
+
+def taken(
+    given: Mapping[str, Any], format_: str | None, output: Path | None, *, runs_models: bool
+) -> tuple[Run, dict[str, Any]]:
+    """The options of `many` among those that are given to a command, and the others."""
+    options = {name: value for name, value in given.items() if name in FLEET}
+    others = {name: value for name, value in given.items() if name not in FLEET}
+    wanted = format_ or ending_says(output, BY_ENDING)
+    return Run({**options, "output": output}, wanted, "", runs_models), others
+
+
+def pair(paths: Sequence[str], run: Run, folder: str = "--out-dir") -> tuple[Where, str]:
+    """MODEL and what follows it, of a command that is for one model here.
+
+    Raises:
+        click.UsageError: it is for many, which are written to `folder`, or there is nothing more.
+    """
+    limit()
+    if given := run.is_asked_for():
+        raise click.UsageError(f"{given} is for many models, and goes with {folder}")
+    if len(paths) == 1:
+        raise click.UsageError("where is the result to go? after MODEL, or with --out-dir")
+    if len(paths) > 2:
+        raise click.UsageError("many models need --out-dir DIR, which they are written to")
+    return sources(paths[:1])[0], paths[1]
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """2 where something could not be done, 1 where an answer is no, else 0."""
+    return max((row.exit_code for row in rows), default=0)

@@ -1,0 +1,78 @@
+"""`bnfold merge`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bnfold.cli.options import CONTEXT, MODEL, debug
+from bnfold.cli.output import put, refuse_unwritable, say
+from bnfold.errors import BnfoldError, SettingsError
+from bnfold.model.container.guard import parse_json, printable, read_whole
+
+_MOST_BYTES = 1 << 30
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("reports", metavar="REPORT...", nargs=-1, required=True, type=MODEL)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=MODEL,
+    help="Write to this file, in the place of an earlier one.",
+)
+@debug
+def merge(reports: Sequence[Path], output: Path | None) -> None:
+    """Merge reports on parts of the models into one, as if all had been looked at in one run.
+
+    REPORTs are of one kind: JSON, JSON Lines (.jsonl), SARIF or baselines. Those of --shard know
+    which part they are of, and a missing one is an error.
+
+    \b
+    Examples:
+      bnfold inspect models --shard 1/2 --output 1.json
+      bnfold inspect models --shard 2/2 --output 2.json
+      bnfold merge 1.json 2.json --output all.json
+
+    \b
+    Exit codes: 0 success, 2 wrong usage or something that cannot be merged.
+    """
+    from bnfold.audit import baseline
+    from bnfold.fleet import journal, merging
+    from bnfold.reports.formats.json import dump
+
+    if output is not None:
+        refuse_unwritable(output, reports)
+    if all(path.suffix.lower() == ".jsonl" for path in reports):
+        every = [journal.read(path, printable(str(path)), must_exist=True) for path in reports]
+        text = "\n".join(map(journal.line, merging.rows(every)))
+    else:
+        parts = [_json(path) for path in reports]
+        try:
+            if all("runs" in part for part in parts):
+                text = dump(merging.sarif(parts))
+            elif all(part.keys() == {"version", "findings"} for part in parts):
+                known = [baseline.parse(json.dumps(part).encode()) for part in parts]
+                text = baseline.dump(frozenset().union(*known)).removesuffix("\n")
+            else:
+                text = dump(merging.reports(parts))
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise SettingsError("not all of these are reports that bnfold wrote") from None
+    put(text, output)
+    if output is not None:
+        say(f"{output}: written, of {len(reports)} reports")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    name = printable(str(path))
+    try:
+        found = parse_json(read_whole(path, _MOST_BYTES), "the report")
+    except OSError as error:
+        raise SettingsError(f"{name}: {error.strerror or error}") from None
+    except BnfoldError as error:
+        raise SettingsError(f"{name}: {error}") from None
+    if not isinstance(found, dict):
+        raise SettingsError(f"{name}: no report of bnfold's")
+    return found

@@ -1,0 +1,107 @@
+"""The process that does tasks of `bnfold.fleet`: one command line after another, about one model.
+
+Requests come as lines of JSON through standard input, and each is answered by a line through what
+was standard output. A request has the words of the command, the current directory, the folder that
+what is written needs, and the names of the views of the report that are wanted. An answer has what
+`Row` has but the path, and says whether the process is spent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bnfold.cli import recorder
+from bnfold.cli.group import enter
+from bnfold.cli.group import main as command
+from bnfold.cli.recorder import Recorder
+from bnfold.errors import BnfoldError
+from bnfold.model.container.guard import printable
+from bnfold.model.container.remote import is_url
+from bnfold.supervision import limits, link
+
+
+def main(pipe: int) -> NoReturn:
+    """Do tasks until there is none any more. This is what the pool starts."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # what libraries say there is nobody's concern
+        os.dup2(nothing, stream)
+    link.connect(pipe)
+    enter()
+    for line in requests:
+        answer = perform(json.loads(line))
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+        link.begin()  # until the next task comes nothing is limited
+    link.finished(0)
+    os._exit(0)  # which leaves out what the libraries do at their end
+
+
+def perform(request: dict[str, Any]) -> dict[str, Any]:
+    """Do one task, in this process."""
+    start = time.monotonic()
+    link.begin()
+    found = Recorder(request["views"])
+    try:
+        os.chdir(request["folder"])
+    except OSError as error:
+        return _answer(found, 2, error=f"{request['folder']}: {error.strerror}")
+    if not is_url(request["path"]):
+        path = Path(request["path"])
+        link.reading(path, printable(str(path)))
+        with contextlib.suppress(OSError, BnfoldError):  # the command says what is wrong with it
+            found.bytes, found.sha256 = _size(path), _sha256(path)
+    if request["known"] is not None and request["known"] == found.sha256:
+        return {"is_unchanged": True, "is_spent": False}
+    made = _made(request["target"])
+    with recorder.recording(found), contextlib.redirect_stdout(io.StringIO()):
+        code = command(request["words"], "bnfold", standalone_mode=False)
+    for folder in made:
+        with contextlib.suppress(OSError):  # something is in it
+            folder.rmdir()
+    return _answer(found, code or 0, seconds=time.monotonic() - start)
+
+
+def _answer(found: Recorder, code: int, **more: Any) -> dict[str, Any]:
+    return {
+        "exit_code": code,
+        "error": found.error,
+        "report": found.report,
+        "sha256": found.sha256,
+        "bytes": found.bytes,
+        "views": found.views,
+        "said": found.said,
+        "notes": found.notes,
+        "is_spent": link.has_run_models() or "tensorflow" in sys.modules,
+        **more,
+    }
+
+
+def _size(path: Path) -> int | None:
+    return limits.size(path) if os.path.isfile(path) or os.path.isdir(path) else None
+
+
+def _sha256(path: Path) -> str | None:
+    """The SHA-256 of a model; None of what is none, and may have no end."""
+    from bnfold.model.container.model_file import is_model_directory
+    from bnfold.model.container.unchanging import sha256
+
+    return sha256(path) if os.path.isfile(path) or is_model_directory(path) else None
+
+
+def _made(target: str | None) -> list[Path]:
+    """Make a folder; those that are new, the inner ones first."""
+    if target is None:
+        return []
+    folder = Path(target)
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    with contextlib.suppress(OSError):  # whoever writes there says it
+        folder.mkdir(parents=True, exist_ok=True)
+    return new

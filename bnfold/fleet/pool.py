@@ -1,0 +1,167 @@
+"""Tasks in processes of this machine, each of them supervised as the command itself is.
+
+A process is started once and does one task after another, because starting one takes longer than
+reading a small model. It is not used again after it ran models: the libraries that do so keep
+memory, numbers and whatever a model's own code changed, and the next result must be the same
+whichever came before it. A task that takes too much time or memory, or crashes its process, has
+that as its answer; the next task gets a new process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any
+
+from bnfold.fleet.row import Json
+from bnfold.supervision import limits, spawning
+from bnfold.supervision.watch import Watch
+
+WORKER = "bnfold.cli.worker"
+"""The module whose `main` does tasks; see there for what is sent."""
+
+_PROOF_MEMORY = 4 << 30  # bytes that a verification of a large model takes
+_PATIENCE = 5.0  # seconds for a process to end that has nothing more to do
+_GROUP: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
+
+
+def default_jobs(*, runs_models: bool) -> int:
+    """How many processes work at a time where the user does not say it.
+
+    One for each processor; of those that run models, no more than their memory allows.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = limits.running_memory() if runs_models else None
+    return max(1, min(count or 1, (count or 1) if most is None else most // _PROOF_MEMORY))
+
+
+class _LostError(Exception):
+    """A process ended before its task was done; the text says why."""
+
+
+class _Worker:
+    """A process that does tasks."""
+
+    def __init__(self) -> None:
+        self._process, pipe = spawning.start(
+            *(WORKER, "main", ["bnfold"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            **_GROUP,
+        )
+        self._watch = Watch(self._process, pipe)
+        self._thread = threading.Thread(target=self._supervise, daemon=True)
+        self._thread.start()
+
+    def _supervise(self) -> None:
+        try:
+            self._watch.run()
+        finally:
+            if os.name == "posix":
+                with contextlib.suppress(OSError):  # it has started none that outlived it
+                    os.killpg(self._process.pid, signal.SIGKILL)
+
+    def do(self, request: Json) -> Json:
+        """Have it do a task. Raises _LostError where it ends before."""
+        requests, answers = self._process.stdin, self._process.stdout
+        line = b""
+        if requests is not None and answers is not None:
+            with contextlib.suppress(OSError):
+                requests.write(json.dumps(request).encode() + b"\n")
+                requests.flush()
+                line = answers.readline()
+        if line.endswith(b"\n"):
+            answer: Json = json.loads(line)
+            return answer
+        self._thread.join()
+        raise _LostError(self._watch.problem or "the process that did the work was ended")
+
+    def end(self) -> None:
+        """Have it end by itself, now that there is nothing more to do."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._thread.join(_PATIENCE)
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, whatever it does; what it was writing is put away."""
+        if self._thread.is_alive():
+            self._watch.stop(signal.SIGTERM)
+            self._thread.join()
+
+
+_lock = threading.Lock()
+_idle: list[_Worker] = []
+_busy: set[_Worker] = set()
+
+
+def perform(request: Json) -> Json:
+    """Do a task in a process of its own, or in one that has done others.
+
+    The answer is that of `bnfold.cli.worker`, or says which limit the task broke, or how its
+    process ended.
+    """
+    with _lock:
+        worker = _idle.pop() if _idle else None
+    try:
+        worker = worker or _Worker()
+    except OSError as error:
+        return lost(f"cannot start: {error.strerror or error}")
+    with _lock:
+        _busy.add(worker)
+    try:
+        answer = worker.do(request)
+        is_spent = bool(answer.pop("is_spent"))
+    except _LostError as error:
+        answer, is_spent = lost(str(error)), True
+    finally:
+        with _lock:
+            _busy.discard(worker)
+    if is_spent:
+        worker.end()
+    else:
+        with _lock:
+            _idle.append(worker)
+    return answer
+
+
+def lost(problem: str) -> Json:
+    """The answer of a task whose process said nothing."""
+    return {"exit_code": 2, "error": problem}
+
+
+def release() -> None:
+    """End the processes that are there, also those that are at work."""
+    with _lock:
+        idle, busy = _idle[:], list(_busy)
+        _idle.clear()
+    for worker in busy:
+        worker.stop()
+    for worker in idle:
+        worker.end()
+
+
+def in_processes(requests: Sequence[Json], jobs: int) -> Generator[tuple[int, Json]]:
+    """The number and the answer of each request, as they are done.
+
+    Whoever takes no more of them ends what is being done.
+    """
+    pool = ThreadPoolExecutor(max(1, min(jobs, len(requests))))
+    futures: dict[Future[Json], int] = {}
+    try:
+        for number, request in enumerate(requests):
+            futures[pool.submit(perform, request)] = number
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        release()
+        pool.shutdown()

@@ -1,0 +1,104 @@
+"""What is to be done with one model, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bnfold.serialize import SCHEMA_VERSION
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command about one model.
+
+    Attributes:
+        path: the model, as it was named or found.
+        words: the command line for it.
+        target: the folder that must be there for what the command writes; None where it writes
+            nothing.
+        products: what it writes.
+        error: why nothing can be done with the model; None where something can.
+    """
+
+    path: str
+    words: tuple[str, ...] = ()
+    target: str | None = None
+    products: tuple[str, ...] = ()
+    error: str | None = None
+
+    def with_options(self, more: Sequence[str]) -> Task:
+        """The same with more options."""
+        end = self.words.index("--") if "--" in self.words else len(self.words)
+        return replace(self, words=(*self.words[:end], *more, *self.words[end:]))
+
+    def is_there(self) -> bool:
+        """Whether all that it writes is there."""
+        return all(map(os.path.exists, self.products))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one model.
+
+    Attributes:
+        path: the model.
+        exit_code: that of the command: 0, 1 for a negative answer, or 2.
+        error: why there is no report, in a line; None where there is one.
+        report: the JSON report of the command.
+        sha256: that of the model when it was looked at; None where it could not be read.
+        bytes: the size of the model likewise.
+        shard: which part of the models it is of, "3/20"; None of all.
+        options: the digest of the command line and all that it depends on.
+        views: other forms of the report, by name, that were asked for.
+        said: what else the command had to say, line by line.
+        notes: what the command tells for the run as a whole.
+        seconds: how long it took; None where it was not done in this run.
+    """
+
+    path: str
+    exit_code: int
+    error: str | None = None
+    report: Json | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    shard: str | None = None
+    options: str = ""
+    views: Mapping[str, Any] = field(default_factory=dict)
+    said: Sequence[str] = ()
+    notes: Json = field(default_factory=dict)
+    seconds: float | None = None
+
+    def told(self) -> Row:
+        """The same without its text, once that was shown."""
+        return replace(self, views={key: view for key, view in self.views.items() if key != "text"})
+
+    def to_dict(self) -> Json:
+        """The row in JSON Lines; how long it took is another thing in each run, and not in it."""
+        return {"schema_version": SCHEMA_VERSION, **{key: getattr(self, key) for key in KEYS}}
+
+
+KEYS = ("path", "exit_code", "error", "sha256", "bytes", "shard", "options", "notes", "report")
+"""What is in JSON Lines of a row."""
+
+
+def digest(*parts: str) -> str:
+    """A short digest of some texts."""
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def is_in_shard(path: str, shard: int, of: int) -> bool:
+    """Whether a model belongs to this shard of so many, numbered from 1.
+
+    The hash of its path decides, with slashes on every system, so a model stays in its shard
+    whatever others come and go.
+    """
+    name = Path(path).as_posix()
+    found = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(found[:8]) % of == shard - 1

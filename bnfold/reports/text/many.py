@@ -1,0 +1,67 @@
+"""Many models for people's eyes: a line each, the worst first, and the totals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bnfold.audit.finding import Severity
+from bnfold.fleet.row import Row
+from bnfold.model.container.guard import printable
+from bnfold.reports import terminal
+from bnfold.reports.summary import Summary, summary
+from bnfold.reports.text.inspect import COLOURS
+
+_HEADINGS = ("verdict", "model", "errors", "warnings", "infos", "fold", "size", "time")
+_TEXTS = 2
+"""How many of these columns hold text; those without anything are left out."""
+_EXIT_COLOURS = ("green", "yellow", "red")
+
+
+def short(rows: Sequence[Row], failed: str, totals: str) -> RenderableType:
+    """A line for each model, the worst first, then what has `failed`, and the totals."""
+    every = sorted(map(summary, rows), key=lambda one: one.badness)
+    done = [_cells(one) for one in every if one.row.report is not None]
+    shown = [n for n, _ in enumerate(_HEADINGS) if any(cells[n] for cells in done)]
+    table = terminal.table()
+    for column in shown:
+        is_text = column < _TEXTS
+        table.add_column(
+            _HEADINGS[column], justify="left" if is_text else "right", no_wrap=not is_text
+        )
+    for cells in done:
+        table.add_row(*(cells[column] for column in shown))
+    lines = [failure(one.row, failed) for one in every if one.row.report is None]
+    return Group(*([table] if done else []), *lines, Text(totals))
+
+
+def _cells(one: Summary) -> list[Text]:
+    row = one.row
+    counts = [
+        Text(str(one.counts[severity] or ""), style=COLOURS[severity]) for severity in Severity
+    ]
+    return [
+        Text(one.verdict, style=_EXIT_COLOURS[row.exit_code]),
+        Text(printable(row.path), overflow="fold"),
+        *counts,
+        Text("" if one.layers is None else f"{one.folds} of {one.layers}"),
+        Text("" if row.bytes is None else terminal.size(row.bytes)),
+        Text("before" if row.seconds is None else f"{row.seconds:.2f} s"),
+    ]
+
+
+def failure(row: Row, failed: str) -> RenderableType:
+    """That a model could not be done, and why."""
+    said = Text(f"{failed} ", style="red").append(printable(row.error or row.path), "default")
+    return terminal.Hanging(said)
+
+
+def totals(rows: Sequence[Row]) -> str:
+    """What came of all of them, in a line: `28 equivalent, 1 different; 29 of 32 done`."""
+    every = [summary(row) for row in rows if row.report is not None]
+    verdicts = Counter(one.verdict for one in every)
+    said = [", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())]
+    return "; ".join([*filter(None, said), f"{len(every)} of {len(rows)} done"])

@@ -1,0 +1,452 @@
+"""Many models at a time: one report, whoever did the work and however often it was interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from archives import legacy_file
+from places import ROOT
+from projects import model, run
+
+from bnfold.cli import many, worker
+from bnfold.fleet import pool
+from bnfold.reports.schema import schema
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+BROKEN = b"PK\x03\x04"
+
+
+@pytest.fixture
+def models() -> Path:
+    """Seven models in two folders, one with an error, and two that cannot be read."""
+    for name in ("b", "a", "sub/a", "sub/c", "sub/deep/d", "sub/deep/e"):
+        path = Path("models", f"{name}.keras")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model(path, "good", "other", spoil=["other"] if name == "sub/c" else [])
+    legacy_file(Path("models/old.h5"))
+    for name in ("cut", "sub/cut"):
+        Path("models", f"{name}.keras").write_bytes(BROKEN)
+    return Path("models")
+
+
+def bnfold(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """A command as users have it, with workers of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "bnfold", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- the short form ---
+
+
+def test_each_model_has_a_line_the_worst_first(models: Path) -> None:
+    result = run(models)
+    assert result.exit_code == 2
+    names = [word for word in result.stdout.split() if word.endswith(".keras")]
+    assert names[0] == "models/sub/c.keras"
+    assert sorted(names[1:]) == [
+        *("models/a.keras", "models/b.keras", "models/sub/a.keras"),
+        *("models/sub/deep/d.keras", "models/sub/deep/e.keras"),
+    ]
+    assert "not read models/cut.keras: " in result.stdout
+    assert "1 error" in result.stdout.splitlines()[-1]
+    assert result.stdout.endswith("7 of 9 read\n")
+    assert [line.split(":")[1] for line in result.stderr.splitlines()] == [
+        *(" models/cut.keras", " models/sub/cut.keras"),
+    ]
+
+
+def test_in_full_each_model_is_shown_as_it_is_alone(models: Path) -> None:
+    alone = run("models/sub/c.keras").stdout
+    every = run(models, "--full")
+    assert alone in every.stdout
+    assert every.stdout.endswith("7 of 9 read\n")
+    run(models, "--full", "--output", "report.txt")
+    assert alone in Path("report.txt").read_text()
+
+
+def test_a_pattern_stands_for_what_it_matches(models: Path) -> None:
+    found = run("models/**/[ad].keras", "--format", "jsonl")
+    assert [line["path"] for line in lines(found.stdout)] == [
+        *("models/a.keras", "models/sub/a.keras", "models/sub/deep/d.keras"),
+    ]
+    nothing = run("models/*.none")
+    assert nothing.exit_code == 2
+    assert nothing.stderr == "bnfold: models/*.none: no such file\n"
+
+
+def test_a_file_with_the_name_of_a_pattern_is_that_file() -> None:
+    model(Path("m[1].keras"), "good")
+    assert "1 can be folded" in run("m[1].keras").stdout
+
+
+# --- one report ---
+
+
+def reports(models: Path, *options: str) -> dict[str, str]:
+    """The reports on all models that are made of JSON."""
+    formats = ("json", "jsonl", "sarif", "junit", "markdown", "github")
+    return {one: run(models, "--format", one, *options).stdout for one in formats}
+
+
+def test_workers_and_one_process_report_the_same(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = reports(models)
+    monkeypatch.setattr(many, "IN_PROCESS", False)
+    assert subprocess  # which this starts
+    assert reports(models, "--jobs", "3") == found
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "sarif"])
+def test_shards_are_a_partition_and_merge_to_the_report_on_all(models: Path, ending: str) -> None:
+    run(models, "--output", f"all.{ending}")
+    parts = [f"{number}.{ending}" for number in range(1, 4)]
+    for number, part in enumerate(parts, start=1):
+        run(models, "--shard", f"{number}/3", "--output", part)
+    assert run(*reversed(parts), "--output", f"merged.{ending}", command="merge").exit_code == 0
+    assert Path(f"merged.{ending}").read_bytes() == Path(f"all.{ending}").read_bytes()
+    refused = run(*parts[1:], command="merge")
+    assert refused.exit_code == 2
+    assert refused.stderr == "bnfold: of 3 shards these are missing: 1\n"
+
+
+def test_baselines_merge() -> None:
+    for number in (1, 2):
+        path = model(Path(f"{number}.keras"), "bad", spoil=["bad"])
+        run(path, "--write-baseline", f"{number}.json")
+    run("1.json", "2.json", "--output", "known.json", command="merge")
+    result = run("1.keras", "2.keras", "--baseline", "known.json", "--fail-on", "info")
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (["{}"], "not all of these are reports"),
+        (["[]"], "no report of bnfold's"),
+        (["nonsense"], "a.json: "),
+        (['{"runs": [{}]}'], "not all of these are reports that bnfold wrote"),
+        (['{"version": 1, "findings": []}', "{}"], "not all of these are reports"),
+    ],
+)
+def test_what_is_no_report_is_not_merged(contents: Sequence[str], says: str) -> None:
+    names = [f"{letter}.json" for letter in "ab"[: len(contents)]]
+    for name, content in zip(names, contents, strict=True):
+        Path(name).write_text(content)
+    result = run(*names, command="merge")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_reports_of_two_runs_that_differ_are_not_merged(models: Path) -> None:
+    run("models/a.keras", "models/b.keras", "--output", "one.json")
+    run("models/a.keras", "models/b.keras", "--output", "two.json", "--ignore", "BN")
+    result = run("one.json", "two.json", command="merge")
+    assert result.exit_code in (0, 2)
+    run("models/sub/c.keras", "models/b.keras", "--output", "one.json")
+    run("models/sub/c.keras", "models/b.keras", "--output", "two.json", "--ignore", "BN105")
+    result = run("one.json", "two.json", command="merge")
+    assert result.exit_code == 2
+    assert "two reports on models/sub/c.keras differ" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "-1/3", "¹/3"])
+def test_what_is_no_shard_is_refused(models: Path, text: str) -> None:
+    result = run(models, f"--shard={text}")
+    assert result.exit_code == 2
+    assert "is no part of a whole" in result.stderr
+
+
+def test_a_line_follows_its_schema(models: Path) -> None:
+    found = lines(run(models, "--format", "jsonl").stdout)
+    assert len(found) == 9
+    for line in found:
+        jsonschema.validate(line, schema("line"))
+
+
+# --- what a model does to others ---
+
+
+def test_a_failing_model_stops_nothing_but_with_fail_fast(models: Path) -> None:
+    every = run(models, "--format", "jsonl")
+    assert len(lines(every.stdout)) == 9
+    first = run(models, "--format", "jsonl", "--fail-fast")
+    assert first.exit_code == 2
+    assert [one["exit_code"] for one in lines(first.stdout)] == [0, 0, 2]
+
+
+DEATHS = """
+import os, sys
+from bnfold.cli import worker
+
+perform = worker.perform
+
+def deadly(request):
+    if "deadly" in request["path"]:
+        os.kill(os.getpid(), 9)
+    return perform(request)
+
+worker.perform = deadly
+
+def main(pipe):
+    worker.main(pipe)
+"""
+
+
+def test_a_model_that_kills_its_process_is_told_and_the_next_has_another(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("deaths.py").write_text(DEATHS)
+    shutil.copy("models/a.keras", "models/deadly.keras")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setattr(many, "IN_PROCESS", False)
+    monkeypatch.setattr(pool, "WORKER", "deaths")
+    assert subprocess  # which this starts
+    found = lines(run(models, "--format", "jsonl", "--jobs", "2").stdout)
+    assert [one["exit_code"] for one in found] == [0, 0, 2, 2, 0, 0, 1, 2, 0, 0]
+    assert "was killed" in found[3]["error"]
+
+
+def test_limits_are_those_of_each_model(models: Path) -> None:
+    result = bnfold("inspect", models, "--format", "jsonl", "--timeout", "0.001", "--jobs", "2")
+    assert result.returncode == 2
+    found = lines(result.stdout)
+    assert len(found) == 9
+    assert {"took more than 0.001 s" in (one["error"] or "") for one in found} >= {True}
+    result = bnfold("inspect", models, "--format", "jsonl", "--timeout", "60", "--memory", "1G")
+    assert [one["exit_code"] for one in lines(result.stdout)] == [0, 0, 2, 0, 0, 1, 2, 0, 0]
+
+
+# --- interrupted, and started again ---
+
+
+class Counting:
+    """Counts the models that a worker was asked about and that were not unchanged."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[str] = []
+        perform = worker.perform
+
+        def counted(request: dict[str, Any]) -> dict[str, Any]:
+            answer = perform(request)
+            if not answer.get("is_unchanged"):
+                self.paths.append(request["path"])
+            return answer
+
+        monkeypatch.setattr(worker, "perform", counted)
+
+    def taken(self) -> list[str]:
+        found, self.paths = self.paths, []
+        return found
+
+
+def test_what_is_done_and_has_not_changed_is_not_done_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    failing = ["models/cut.keras", "models/sub/cut.keras"]
+    first = run(models, "--format", "json", "--resume", "rows.jsonl")
+    assert len(counting.taken()) == 9
+    assert run(models, "--format", "json", "--resume", "rows.jsonl").stdout == first.stdout
+    assert counting.taken() == failing
+    model(models / "b.keras", "good", "another")
+    run(models, "--resume", "rows.jsonl")
+    assert counting.taken() == ["models/b.keras", *failing]
+    run(models, "--resume", "rows.jsonl", "--target-dtype", "float16")
+    assert len(counting.taken()) == 9
+
+
+def test_settings_that_change_count_as_another_command(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    run(models, "--resume", "rows.jsonl")
+    counting.taken()
+    Path("pyproject.toml").write_text('[tool.bnfold]\nignore = ["BN4"]\n')
+    run(models, "--resume", "rows.jsonl")
+    assert len(counting.taken()) == 9
+
+
+def test_a_journal_that_was_cut_off_is_gone_on_with(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(models, "--resume", "rows.jsonl")
+    whole = Path("rows.jsonl").read_text()
+    Path("rows.jsonl").write_text(whole[: len(whole) * 2 // 3])
+    kept = whole[: len(whole) * 2 // 3].count("\n")
+    counting = Counting(monkeypatch)
+    run(models, "--resume", "rows.jsonl")
+    assert len(counting.taken()) == 9 - kept + 1  # one of those that are kept cannot be read
+    assert Path("rows.jsonl").read_text() == whole
+
+
+@pytest.mark.parametrize("content", ["nonsense\n{}\n", "{}\n{}\n", "[1]\n\n[2]\n"])
+def test_what_is_no_journal_is_left_alone(models: Path, content: str) -> None:
+    Path("rows.jsonl").write_text(content)
+    result = run(models, "--resume", "rows.jsonl")
+    assert result.exit_code == 2
+    assert result.stderr == "bnfold: rows.jsonl: line 1 is no row of bnfold's JSON Lines\n"
+    assert Path("rows.jsonl").read_text() == content
+
+
+def test_an_interrupted_run_leaves_what_it_has_done(models: Path) -> None:
+    for number in range(300):
+        shutil.copy("models/a.keras", f"models/sub/{number:03}.keras")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "bnfold", "inspect", models, "--resume", "rows.jsonl"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    journal = Path("rows.jsonl")
+    while not (journal.exists() and journal.read_text().count("\n") > 5):
+        time.sleep(0.02)
+        assert started.poll() is None
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert 5 < journal.read_text().count("\n") < 309
+    assert bnfold("inspect", models, "--resume", "rows.jsonl", "-q").stdout.endswith(
+        "307 of 309 read\n"
+    )
+
+
+# --- what is written for each ---
+
+
+def test_folded_models_keep_their_folders(models: Path) -> None:
+    result = run(models, "--out-dir", "out", "--no-verify", command="fold")
+    assert result.exit_code == 2
+    made = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.*")}
+    assert made == {
+        *("a.keras", "b.keras", "old.h5", "sub/a.keras", "sub/c.keras"),
+        *("sub/deep/d.keras", "sub/deep/e.keras"),
+    }
+    alone = run("models/a.keras", "alone.keras", "--no-verify", command="fold")
+    assert alone.exit_code == 0
+    assert Path("out/a.keras").read_bytes() == Path("alone.keras").read_bytes()
+    again = run(models, "--out-dir", "out", "--no-verify", command="fold")
+    assert again.stderr.count("exists already") == 0
+    assert again.stdout.count("exists already") == 7
+    assert again.exit_code == 2
+
+
+def test_a_folder_that_nothing_is_written_to_is_not_left() -> None:
+    Path("models/sub").mkdir(parents=True)
+    Path("models/sub/cut.keras").write_bytes(BROKEN)
+    model(Path("models/a.keras"), "good")
+    run("models", "--out-dir", "out", "--no-verify", command="fold")
+    assert [path.name for path in Path("out").iterdir()] == ["a.keras"]
+
+
+def test_a_product_that_is_gone_is_made_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--out-dir", "out", "--no-verify", "--resume", "rows.jsonl"]
+    run(models, *options, command="fold")
+    Path("out/b.keras").unlink()
+    counting = Counting(monkeypatch)
+    run(models, *options, command="fold")
+    assert "models/b.keras" in counting.taken()
+    assert Path("out/b.keras").exists()
+
+
+def test_two_models_do_not_become_one_file(models: Path) -> None:
+    result = run("models/a.keras", "models/sub/a.keras", "--out-dir", "out", command="fold")
+    assert result.exit_code == 2
+    assert "would both become out/a.keras" in result.stderr
+    assert not Path("out").exists()
+
+
+def test_json_of_many_follows_its_schema(models: Path) -> None:
+    result = run(models, "--out-dir", "out", "--no-verify", "--format", "json", command="fold")
+    found = json.loads(result.stdout)
+    jsonschema.validate(found, schema("many"))
+    assert found["summary"] == {"found": 9, "done": 7}
+    assert [one["path"] for one in found["failed"]] == [
+        *("models/cut.keras", "models/sub/cut.keras"),
+    ]
+    lined = run(models, "--out-dir", "two", "--no-verify", "--format", "jsonl", command="fold")
+    for line in lines(lined.stdout):
+        jsonschema.validate(line, schema("line"))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("fold", ["models/a.keras"], "where is the result to go?"),
+        ("fold", ["a", "b", "c"], "many models need --out-dir"),
+        ("fold", ["a", "b", "--jobs", "2"], "--jobs is for many models"),
+        ("fold", ["a", "b", "--shard", "1/2"], "--shard is for many models"),
+        ("export", ["models/a.keras"], "where is the result to go?"),
+        ("export", ["a", "b.onnx", "--to", "onnx"], "--to goes with --out-dir"),
+        ("export", ["a", "--out-dir", "o", "--precision", "float16"], "says the precision"),
+        ("prepare", ["models/a.keras"], "where is the result to go?"),
+        ("verify", ["models/a.keras"], "Missing argument 'OTHER'"),
+        ("verify", ["models", "models/a.keras"], "is no folder with something for each"),
+        ("inspect", ["models", "--engine", "dask"], "--scheduler ADDRESS go together"),
+        ("inspect", ["models", "--scheduler", "x"], "--scheduler ADDRESS go together"),
+        ("inspect", ["models", "--full", "--resume", "r"], "--resume keeps what is in JSON"),
+        ("inspect", ["models", "--format", "html", "--resume", "r"], "--resume keeps"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    models: Path, command: str, arguments: list[str], says: str
+) -> None:
+    before = sorted(Path().rglob("*"))
+    result = run(*arguments, command=command)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert sorted(Path().rglob("*")) == before
+
+
+# --- pages ---
+
+
+def test_more_models_than_a_page_holds_get_an_index(models: Path) -> None:
+    few = run(models, "--format", "html").stdout
+    assert few.count("<article") == 7
+    for number in range(many.MOST_ON_A_PAGE):
+        shutil.copy("models/a.keras", f"models/sub/{number:03}.keras")
+    refused = run(models, "--format", "html")
+    assert refused.exit_code == 2
+    assert "need --output FILE" in refused.stderr
+    run(models, "--output", "report.html")
+    index = Path("report.html").read_text()
+    pages = sorted(Path("report_pages").iterdir())
+    assert len(pages) == 7 + many.MOST_ON_A_PAGE
+    for page in pages:
+        assert f'href="report_pages/{page.name}"' in index
+        assert page.read_text().count("<article") == 1
+    assert index.index("models/sub/c.keras") < index.index("models/sub/000.keras")
+    assert "models/cut.keras" in index
+    run(models, "--output", "report.html")
+    Path("report_pages/own.txt").write_text("mine")
+    kept = run(models, "--output", "report.html")
+    assert kept.exit_code == 2
+    assert Path("report_pages/own.txt").read_text() == "mine"
