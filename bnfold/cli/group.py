@@ -142,7 +142,8 @@ def main() -> None:
     """Audit Keras models, fold their BatchNormalization layers, verify the result.
 
     MODEL is what model.save() writes: a .keras file, a directory (zipped=False) or a legacy .h5
-    file. It is read as data: nothing in it is executed. Verification loads it in Keras' safe mode.
+    file, or the URL of one (s3://, gs://, az://, hf://, https://). It is read as data: nothing in
+    it is executed. Verification loads it in Keras' safe mode.
 
     \b
     Exit codes: 0 success, 1 a negative answer, 2 wrong usage or unreadable input.

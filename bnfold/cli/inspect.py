@@ -152,8 +152,8 @@ def inspect(
 ) -> None:
     """Show every BatchNormalization: where, how configured, its statistics, whether it folds.
 
-    A MODEL that is a folder is searched for .keras, .h5 and .hdf5 files and Keras directories;
-    SavedModels in it are reported as not read.
+    A MODEL that is a folder, or one in a store (s3://bucket/models), is searched for .keras, .h5
+    and .hdf5 files and Keras directories; SavedModels in it are reported as not read.
     'bnfold rules' lists what is looked for.
 
     \b

@@ -165,8 +165,8 @@ def test_other_protocols_are_refused_before_anything_is_loaded(url: str, says: s
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    refused(invoke("inspect", "s3://bucket/m.keras"), "pip install 'bnfold[remote]'\n")
-    refused(invoke("inspect", "gs://bucket/m.keras"), "pip install 'bnfold[remote]' gcsfs\n")
+    refused(invoke("inspect", "s3://bucket/m.keras"), 'pip install "bnfold[remote]"\n')
+    refused(invoke("inspect", "gs://bucket/m.keras"), 'pip install "bnfold[remote]" gcsfs\n')
 
 
 # --- reading ---

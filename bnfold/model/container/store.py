@@ -8,7 +8,6 @@ the user's environment, as fsspec and the library of each store find them.
 
 import io
 import re
-import shlex
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,6 +38,7 @@ _VOLATILE = {"url", "name", "Key"}  # a redirection may lead to another address 
 _MOST_COUNTED = 256 << 20
 """Whoever serves an object says how large it is: for what reading may cost, no more than this."""
 _DIRECTORY = {"config.json", "model.weights.h5"}
+_IN_EXTRA = {"", "s3fs", "aiohttp"}
 _PLAIN_NAME = re.compile(r"[\w.-]{1,100}")
 
 
@@ -390,12 +390,10 @@ def _stores(remote: Remote) -> Any:
         with _answered(remote):
             return fsspec.filesystem(remote.protocol, **options)
     except ImportError:
-        packages = dict.fromkeys(("bnfold[remote]", remote.store.package))
-        known = {"s3fs", "aiohttp", ""}
-        line = " ".join(shlex.quote(one) for one in packages if one not in known)
+        other = remote.store.package
+        line = 'pip install "bnfold[remote]"' + (f" {other}" if other not in _IN_EXTRA else "")
         raise UnreadableModelError(
-            f"reading {remote.protocol}:// needs packages that are not installed: "
-            f"pip install {line}"
+            f"{remote.protocol}:// needs packages that are not installed: {line}"
         ) from None
 
 
