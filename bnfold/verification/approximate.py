@@ -24,7 +24,7 @@ A kind of samples counts where two samples differ by more than is allowed, since
 could be seen. Quantized values are clipped outside of the ranges that were measured on other data.
 With samples of the user's a file must pass all the same; of random ones it is enough that one kind
 passes, since a wrong file passes with none. Where the only kinds that could show something may be
-clipped, nothing is said for or against a file.
+clipped, and the file passes with a narrower one, nothing is said for or against it.
 """
 
 from __future__ import annotations
@@ -178,12 +178,14 @@ def _counted(kinds: Sequence[_Kind], *, within_range: bool) -> list[_Kind]:
     """The kinds of samples that could show something; none where they may show clipping alone.
 
     Where the range that a file was calibrated for is known, those from within it are asked, of
-    which the wider ones may still leave the ranges inside the model.
+    which the wider ones may still leave the ranges inside the model. Where the file is off by more
+    than is allowed in the narrow ones too, whether these could show it or not, that is no clipping.
     """
     inside = [one for one in kinds if within_range and one.name in WITHIN]
     found = [one for one in inside or kinds if one.is_visible]
+    is_wrong_in_all = all(one.excess > 1 for one in inside)
     may_be_clipped = len(found) < len(inside) and all(one.excess > 1 for one in found)
-    return [] if may_be_clipped else found
+    return [] if may_be_clipped and not is_wrong_in_all else found
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Where a deployed model begins to compute something else, by the names of its tensors.
 
 Converters keep the names of layers in those of tensors: `net_1/stem_1/BiasAdd` is made by `stem` of
-`net`. The last tensor of each layer is held against what the layer makes in Keras, and the outputs
-have been judged already. They need not be the same: a file in which a BatchNormalization was folded
-has its value where the convolution's stood. So a layer that differs is excused where all that
-follow it agree, and what is told is the first one that is not, with nothing of the kind upstream.
+`net`. The last tensor of each layer is held against what the layer makes in Keras, and against what
+those make that follow it and have no tensor of their own: a file in which a BatchNormalization was
+folded has its value where the convolution's stood. The outputs have been judged already. A layer
+that differs is excused where all that follow it agree, and what is told is the first one that is
+not, with nothing of the kind upstream.
 
 Its value differs by its own fault or by that of a layer whose name is in no tensor, since a
 converter merged it with others: one upstream, back to values that agree, or one downstream that its
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,20 +91,26 @@ def locate(
     paired = dict(_paired(flat, inner))
     if not paired:
         return None
-    calls = list(paired)
+    ends = {id(flat.makers.get(id(tensor))) for tensor in flat.outputs}
+    known = {id(call) for call in paired} | ends
+    holds = {call: [call, *_absorbed(flat, call, known)] for call in paired}
+    shown = list(dict.fromkeys(one for several in holds.values() for one in several))
     try:
         few = [one[:_SAMPLES] for one in samples]
-        tensors = [*flat.outputs, *(call.outputs[0] for call in calls)]
+        tensors = [*flat.outputs, *(call.outputs[0] for call in shown)]
         expected = keras_runner.run(keras_runner.showing(loaded, tensors), few, training=False)
-        extra = [paired[call] for call in calls]
+        extra = list(paired.values())
         found = binding.run(binding.file.start_showing(extra), few, extra)
     except (CannotRunError, ValueError):
         return None
-    states: dict[int, _State] = {}
     count = len(flat.outputs)
-    for call, one, other in zip(calls, expected[count:], found[count:], strict=True):
-        if (error := _error(one, other)) is not None:
-            states[id(call)] = _State(error, error <= allowed)
+    values = dict(zip(shown, expected[count:], strict=True))
+    states: dict[int, _State] = {}
+    for call, other in zip(paired, found[count:], strict=True):
+        errors = [_error(values[one], other) for one in holds[call]]
+        told = [error for error in errors if error is not None]
+        if told:
+            states[id(call)] = _State(min(told), min(told) <= allowed)
     if not states:
         return None
     for tensor, is_wrong, one, other in zip(flat.outputs, wrong, expected, found, strict=False):
@@ -194,6 +201,21 @@ def _is_within(path: Sequence[str], scopes: Sequence[str]) -> bool:
 # --- where it begins -----------------------------------------------------------------------------
 
 
+def _absorbed(flat: Unrolled, call: FlatCall, known: Collection[int]) -> list[FlatCall]:
+    """What follows a layer and has no tensor of its own, up to the next layer with a kernel.
+
+    A converter may have merged these into the layer, whose tensor has the value of one of them.
+    """
+
+    def is_end(one: FlatCall) -> bool:
+        return id(one) in known or _has_kernel(one)
+
+    def readers(one: FlatCall) -> list[FlatCall]:
+        return _readers(flat, one)
+
+    return [one for one in _around(call, is_end, readers)[1] if one.outputs]
+
+
 def _located(flat: Unrolled, states: Mapping[int, _State], allowed: float) -> Located:
     known = [call for call in flat.calls.values() if id(call) in states]
     ends = {id(flat.makers.get(id(tensor))) for tensor in flat.outputs}
@@ -206,9 +228,6 @@ def _located(flat: Unrolled, states: Mapping[int, _State], allowed: float) -> Lo
 
     def is_known(call: FlatCall) -> bool:
         return id(call) in states
-
-    def is_apart(call: FlatCall) -> bool:
-        return is_known(call) or _has_kernel(call)
 
     excused: dict[int, bool] = {}
     for call in reversed(known):
@@ -225,7 +244,7 @@ def _located(flat: Unrolled, states: Mapping[int, _State], allowed: float) -> Lo
             break
         # What a converter put into a kernel is found where the layer of the kernel was.
         is_whole = id(call) in ends or not _has_kernel(call)
-        merged_after = [] if is_whole else _around(call, is_apart, readers)[1]
+        merged_after = [] if is_whole else _absorbed(flat, call, states)
         at = {id(one) for one in (*merged_before, call, *merged_after)}
         names = [one.name for one in flat.calls.values() if id(one) in at and _computes(one)]
         layers = tuple(dict.fromkeys(names))

@@ -22,7 +22,9 @@ import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError, UnsafeModelError
 from bnfold.reports.schema import schema
+from bnfold.running.deployed.binding import WITHIN
 from bnfold.running.deployed.model import Precision
+from bnfold.running.deployed.opening import open_deployed
 from bnfold.running.options import Bounds
 from bnfold.verification import (
     Basis,
@@ -250,6 +252,20 @@ def test_what_integer_operations_lose_on_a_processor_is_no_fault_of_the_file() -
     assert len(judged(1.0, 1.0).differences) == 2
 
 
+@pytest.mark.parametrize(("narrow", "wide", "counts"), [(0.5, 20, 0), (1.6, 20, 1), (0.5, 0.5, 1)])
+def test_what_is_off_in_a_narrow_range_too_is_not_clipped(
+    narrow: float, wide: float, counts: int
+) -> None:
+    """Here the narrow samples make too little of a difference to show anything by themselves."""
+    samples_of = (np.zeros((2, 1)), np.array([[0.0], [9.0]]))
+    kinds = [
+        approximate._Kind(name, exact, exact + 0.4 * excess, 0.1, 0.0, 1.0)
+        for name, exact, excess in zip(WITHIN, samples_of, (narrow, wide), strict=True)
+    ]
+    assert [one.is_visible for one in kinds] == [False, True]
+    assert len(approximate._counted(kinds, within_range=True)) == counts
+
+
 def test_no_output_is_what_another_one_should_be_where_there_are_no_numbers() -> None:
     assert not trial._is_near(np.ones(3), np.full(3, np.nan))
     assert trial._is_near(np.array([1, np.nan]), np.array([1, 2.0]))
@@ -473,6 +489,63 @@ def test_a_saved_model_that_writes_files_is_not_run(files: Path, tmp_path: Path)
     with pytest.raises(UnsafeModelError, match="'WriteFile', which is not known to compute only"):
         check(files, tmp_path / "writer")
     assert not (tmp_path / "canary").exists()
+
+
+def of_table(tf: Any, folder: Path) -> None:
+    keys, values = tf.constant([1], tf.int64), tf.constant([2.0])
+    module = tf.Module()
+    rows = tf.lookup.KeyValueTensorInitializer(keys, values)
+    module.table = tf.lookup.StaticHashTable(rows, 0.0)
+    save(tf, module, lambda x: module.table.lookup(tf.cast(x, tf.int64)), folder)
+
+
+def of_asset(tf: Any, folder: Path) -> None:
+    module = tf.Module()
+    module.asset = tf.saved_model.Asset(__file__)
+    save(tf, module, lambda x: x, folder)
+
+
+def of_version_1(tf: Any, folder: Path) -> None:
+    one = tf.compat.v1
+    with tf.Graph().as_default(), one.Session() as session:
+        given = one.placeholder(tf.float32, (None, 4), "x")
+        one.saved_model.simple_save(session, str(folder), {"x": given}, {"y": given + 1.0})
+
+
+def of_assertions(tf: Any, folder: Path) -> None:
+    def checked(x: Any) -> Any:
+        tf.debugging.assert_greater(tf.shape(x)[0], 0)
+        return tf.debugging.check_numerics(x, "not finite")
+
+    save(tf, tf.Module(), checked, folder)
+
+
+def save(tf: Any, module: Any, compute: Callable[[Any], Any], folder: Path) -> None:
+    given = [tf.TensorSpec((None, 4), tf.float32, name="x")]
+    module.serve = tf.function(lambda x: {"y": compute(x)}, input_signature=given)
+    tf.saved_model.save(module, str(folder), signatures=module.serve)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (of_table, "the operation '[A-Za-z]*Table[A-Za-z0-9]*', which is not known to compute"),
+        (of_asset, "has an asset or a resource that is set up from a file"),
+        (of_version_1, "a SavedModel of TensorFlow 1, whose graph is run to load it"),
+        (of_assertions, None),
+    ],
+)
+def test_what_a_saved_model_may_do_as_it_is_loaded(
+    write: Callable[[Any, Path], None], says: str | None, tmp_path: Path
+) -> None:
+    import tensorflow as tf
+
+    write(tf, tmp_path / "saved")
+    if says is not None:
+        with pytest.raises(UnsafeModelError, match=says):
+            open_deployed(tmp_path / "saved")
+    assert open_deployed(tmp_path / "saved", trust=True).outputs[0].name == "y"
+    assert says is not None or open_deployed(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(

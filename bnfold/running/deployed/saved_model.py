@@ -205,8 +205,8 @@ def _refuse_impure(graph: Any, label: str) -> None:
         kind = node.WhichOneof("kind")
         if kind in {"asset", "resource"}:
             raise UnsafeModelError(
-                f"{label}: has a {kind} that is set up from a file when it is loaded; --trust"
-                " allows that"
+                f"{label}: has an asset or a resource that is set up from a file when it is loaded;"
+                " --trust allows that"
             )
 
 
