@@ -87,6 +87,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what imports Keras or starts a process; leave out what was not asked for."""
+    tiers.thin(items)
     for item in items:
         if tiers.imports_keras(item.path):
             item.add_marker("keras")

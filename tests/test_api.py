@@ -278,6 +278,7 @@ def test_arrays_will_do_wherever_a_file_does(model: Any, tmp_path: Path) -> None
 # --- what is named ---
 
 
+@pytest.mark.slow
 def test_a_live_model_is_named_by_its_name_alone(model: Any, tmp_path: Path) -> None:
     """In results and in errors, whatever of them knows only the temporary file."""
     images = np.zeros((4, 6, 6, 3), "float32")

@@ -944,6 +944,7 @@ def long_trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[
     ],
     ids=["slow Adam", "fast Adam", "SGD", "a schedule"],
 )
+@pytest.mark.few(1)
 def test_gammas_tell_that_the_counter_is_younger(
     optimizer: Callable[[], Any],
     silent: bool,

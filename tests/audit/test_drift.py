@@ -61,6 +61,7 @@ LEGACY = [axis_in_front, nested, shared, shared_model, time_distributed]
     [*((make, ".keras") for make in CASES), *((make, ".h5") for make in LEGACY)],
     ids=lambda value: getattr(value, "__name__", value),
 )
+@pytest.mark.few(6)
 def test_every_layer_is_seen_as_plain_keras_sees_it(
     make: Callable[[], Case], form: str, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def trained(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("count", [8, 1797, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.few(1)
 def test_a_healthy_model_is_silent_on_its_training_data(
     count: int, trained: Path, digits: Any
 ) -> None:

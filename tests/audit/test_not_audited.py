@@ -160,6 +160,7 @@ HIDDEN: dict[str, tuple[Callable[[], list[Any]], set[str]]] = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 @pytest.mark.parametrize("build", [flat, nested])
+@pytest.mark.few(7)
 def test_the_names_of_variables_show_what_classes_hide(
     build: Any, name: str, tmp_path: Path
 ) -> None:
@@ -321,6 +322,7 @@ class Residual(keras.layers.Layer):  # type: ignore[misc]
         (lambda: new.MultiHeadAttention(1, 2), 0),
     ],
 )
+@pytest.mark.few(13)
 def test_what_keras_3_hides(make: Any, count: int, form: str, tmp_path: Path) -> None:
     layer, entry = make(), keras.Input((6, 4))
     inputs = (entry, entry) if isinstance(layer, new.MultiHeadAttention) else (entry,)
@@ -460,6 +462,7 @@ def backbone(layers: Any, *, trained: bool = False) -> list[Any]:
 )
 @pytest.mark.parametrize("shape", ["flat", "nested", "flat with a head that trains"])
 @pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.few(8)
 def test_a_frozen_backbone_without_its_weights_is_a_warning(
     shape: str, library: Any, form: str, trained: bool, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def follow(recipe: str, build: Build, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("cause", some(AUGMENTED))
+@pytest.mark.few(1)
 def test_augmentation_is_switched_off_in_a_saved_model(
     cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ PLAIN = "save keras.Model(model.inputs, model.outputs) in its place"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.few(2)
 def test_a_model_of_an_own_class_is_imported(command: str, own: Path) -> None:
     refused = bnfold(*COMMANDS[command])
     assert PLAIN in " ".join(refused.output.split())

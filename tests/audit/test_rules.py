@@ -87,6 +87,7 @@ def test_a_page_names_only_rules_and_thresholds_that_there_are(rule: Rule) -> No
 
 @pytest.mark.keras
 @EACH
+@pytest.mark.few(3)
 def test_the_example_gives_what_the_page_quotes(rule: Rule, tmp_path: Path) -> None:
     import support
 

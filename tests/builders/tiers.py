@@ -131,6 +131,22 @@ def _is_ours(function: FunctionType) -> bool:
     return Path(function.__code__.co_filename).is_relative_to(HELPERS.parent)
 
 
+def thin(items: Iterable[pytest.Item]) -> None:
+    """Mark as slow what `few` leaves out of each family: all but n, as far apart as can be."""
+    families: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            family = item.path, getattr(item, "originalname", item.name)
+            families.setdefault(family, []).append(item)
+    for family in families.values():
+        mark = family[0].get_closest_marker("few")
+        count = 0 if mark is None else mark.args[0]
+        kept = {number * len(family) // count for number in range(count)}
+        for number, item in enumerate(family):
+            if number not in kept and len(family) > 1:
+                item.add_marker("slow")
+
+
 def some(values: Iterable[Any], step: int = 2, first: int = 0) -> list[Any]:
     """The parameters of a test: one in `step` from the `first` on by default, the others slow."""
     every = (value if isinstance(value, tuple) else (value,) for value in values)

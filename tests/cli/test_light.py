@@ -85,6 +85,7 @@ def test_what_needs_onnx_runtime_says_which_part_is_missing(missing: str, tmp_pa
 
 
 @pytest.mark.keras
+@pytest.mark.slow
 def test_what_needs_onnx_runtime_in_part_does_the_rest_and_says_so(tmp_path: Path) -> None:
     """A fold is proved by Keras alone, and `bench` leaves a runtime out. Both in one process."""
     fold = ["fold", str(FIXTURE), "out.keras"]

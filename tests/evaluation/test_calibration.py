@@ -41,6 +41,7 @@ def test_a_healthy_model_has_no_warning(one: Specimen, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("one", rows({**BROKEN, **LIMITS}))
+@pytest.mark.few(1)
 def test_a_defect_is_found_and_nothing_else(one: Specimen, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     result = examined(one, tmp_path)

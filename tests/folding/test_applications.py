@@ -42,6 +42,7 @@ def check(name: str, folder: Path) -> None:
 
 # One by default: most of the time goes to Keras, which builds the network.
 @pytest.mark.parametrize("name", some(["MobileNetV3Small", "EfficientNetV2B0"]))
+@pytest.mark.slow
 def test_small_networks(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
 

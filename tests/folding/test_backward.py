@@ -182,6 +182,7 @@ NOT_FOLDED: dict[str, tuple[Build, str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_FOLDED)
+@pytest.mark.few(6)
 def test_what_cannot_fold_stays(name: str, tmp_path: Path) -> None:
     build, reason = NOT_FOLDED[name]
     left = 1
@@ -282,6 +283,7 @@ GRAPHS: dict[str, tuple[Build, Any]] = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.few(4)
 def test_graphs(name: str, tmp_path: Path) -> None:
     build, left = GRAPHS[name]
     examine(randomize(build()), tmp_path, left=left)
@@ -418,6 +420,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize(("build", "left"), NESTED)
+@pytest.mark.few(5)
 def test_models_inside_models(build: Build, left: int, tmp_path: Path) -> None:
     # Keras itself cannot save variables of the same name in a legacy file.
     forms = KERAS if build is same_names_at_every_depth else BOTH
@@ -606,6 +609,7 @@ LIVE: dict[str, tuple[Build, int, str]] = {
 
 
 @pytest.mark.parametrize("name", LIVE)
+@pytest.mark.few(5)
 def test_training_mode(name: str, tmp_path: Path) -> None:
     build, left, reason = LIVE[name]
     examine(randomize(build()), tmp_path, left=left, reason=reason or None, bare=True)
@@ -738,6 +742,7 @@ def mask_into_a_nested_join() -> Any:
         (mask_dropped_before, 0),
     ],
 )
+@pytest.mark.few(5)
 def test_masks_reach_those_downstream(build: Build, left: int, tmp_path: Path) -> None:
     """Keras cannot load a legacy file with a mask: it has no operation NotEqual there."""
     model = randomize(build())
@@ -866,6 +871,7 @@ NUMBERS: dict[str, tuple[Build, int, str]] = {
 
 
 @pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.few(8)
 def test_numbers(name: str, tmp_path: Path) -> None:
     build, left, reason = NUMBERS[name]
     examine(build(), tmp_path, left=left, reason=reason or None, forms=KERAS)
@@ -1043,6 +1049,7 @@ def test_the_same_file_gives_the_same_bytes(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", BOTH)
+@pytest.mark.few(1)
 def test_folding_again_changes_nothing(form: str, tmp_path: Path) -> None:
     first, second, third = (tmp_path / f"{name}{form}" for name in ("first", "second", "third"))
     randomize(three_deep()).save(first)

@@ -19,6 +19,7 @@ SOME = {"keras": ["recurrent", "mixed"], "tf_keras": ["dictionaries"]}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.few(1)
 def test_models_of_each_kind_fold_in_each_format(library: str, tmp_path: Path) -> None:
     written = compat_models.write(
         LIBRARIES[library], tmp_path, [*compat_models.MODELS] if tiers.EVERYTHING else SOME[library]

@@ -68,6 +68,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.few(6)
 def test_a_dead_channel_folds(name: str, beta: float, tmp_path: Path) -> None:
     model = faded(MODELS[name](), 1e-39, beta)
     left = 1 if name.startswith("another") else 0

@@ -134,6 +134,7 @@ SETTINGS = settings(
 
 # One batch by default: each takes as long as a whole file of other tests.
 @pytest.mark.parametrize("number", some(range(8), 8))
+@pytest.mark.slow
 def test_drawn_models(number: int) -> None:
     check_many(number, 8)
 

@@ -207,6 +207,7 @@ STRUCTURE: dict[str, tuple[Build, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", STRUCTURE)
+@pytest.mark.few(5)
 def test_structure(name: str, tmp_path: Path) -> None:
     build, forms = STRUCTURE[name]
     examine(randomize(build()), tmp_path, forms=by_turns(forms))
@@ -385,6 +386,7 @@ STAY: dict[str, tuple[Build, str]] = {
 
 
 @pytest.mark.parametrize("name", STAY)
+@pytest.mark.few(4)
 def test_what_must_stay_says_why(name: str, tmp_path: Path) -> None:
     build, reason = STAY[name]
     plan = examine(randomize(build()), tmp_path, left=1, reason=reason, forms=KERAS)

@@ -170,6 +170,7 @@ def test_a_layer_may_hand_on_integers_that_a_convolution_refuses(name: str, tmp_
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "float32", "float16"])
 @pytest.mark.parametrize("name", ["dense", "lstm", "einsum"])
+@pytest.mark.few(6)
 def test_layers_that_cast_their_input_take_in_what_is_before_them(
     name: str, dtype: str, tmp_path: Path
 ) -> None:
@@ -273,6 +274,7 @@ GIVEN_MASKS: dict[str, Build] = {
 
 @pytest.mark.parametrize("place", ["upstream", "upstream in a nested model", "inside"])
 @pytest.mark.parametrize("name", GIVEN_MASKS)
+@pytest.mark.few(3)
 def test_a_mask_that_a_call_is_given_is_handed_on(name: str, place: str, tmp_path: Path) -> None:
     inputs = [Input((4, 4)), Input((4, 4)), Input((4,), dtype="bool")]
     one, other = [Input((4, 4)), Input((4, 4))] if place == "inside" else inputs[:2]

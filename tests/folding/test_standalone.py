@@ -47,6 +47,7 @@ REPLACED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("form", [".keras", ".h5"])
 @pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.few(8)
 def test_leftovers_become_depthwise_convolutions(name: str, form: str, tmp_path: Path) -> None:
     keras.backend.clear_session(free_memory=False)
     model = randomize(REPLACED[name]())

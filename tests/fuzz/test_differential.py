@@ -31,6 +31,7 @@ def accepted(seed: object, wanted: int) -> None:
     pytest.fail(f"too few that both accept: {endings}")
 
 
+@pytest.mark.slow
 def test_mutants_that_both_accept() -> None:
     accepted("default", 12)
 

@@ -226,6 +226,7 @@ def test_a_model_beside_its_fold(fixture_model: Unpack) -> None:
         assert 0 < one["a"]["lower_quartile"] <= one["a"]["median"] < 1
 
 
+@pytest.mark.slow
 def test_the_ratio_comes_first(fixture_model: Unpack, tmp_path: Path) -> None:
     source, target = fixture_model(DIGITS), tmp_path / "folded.keras"
     bnfold.fold(source, target, verify=False)
@@ -252,12 +253,14 @@ def wired() -> Any:
     return randomize(keras.Model([image, word], outputs, name="wired"))
 
 
+@pytest.mark.slow
 def test_every_runtime_computes_what_keras_does(wired: Any) -> None:
     found = bnfold.bench(wired, batch=[2], seconds=0.05, runtimes=["onnxruntime", "litert"])
     assert [one.runtime for one in found.results] == ["onnxruntime", "litert"], found.skipped
     assert (found.a, found.b, found.folded) == (Path("wired"), None, (1, 1))
 
 
+@pytest.mark.slow
 def test_it_says_what_the_runtimes_have_left() -> None:
     layers = keras.layers
     norm = layers.BatchNormalization(name="norm")
@@ -271,12 +274,14 @@ def test_it_says_what_the_runtimes_have_left() -> None:
     jsonschema.validate(json.loads(json.dumps(found.to_dict())), schema("bench"))
 
 
+@pytest.mark.slow
 def test_live_models_side_by_side(wired: Any) -> None:
     found = bnfold.bench(wired, bnfold.fold(wired, verify=False), seconds=0.05, runtimes="keras")
     assert found.b == Path("wired")
     assert len(found.results) == 1
 
 
+@pytest.mark.slow
 def test_threads_are_set_before_tensorflow_starts(fixture_model: Unpack) -> None:
     words = [str(fixture_model(DIGITS)), "--threads=1", "--runtime=keras", "--seconds=0.1"]
     done = subprocess.run(
@@ -290,6 +295,7 @@ def test_threads_are_set_before_tensorflow_starts(fixture_model: Unpack) -> None
     assert (found["threads"], len(found["results"]), found["skipped"]) == (1, 1, [])
 
 
+@pytest.mark.slow
 def test_threads_of_a_tensorflow_that_runs_are_not_what_was_asked_for(wired: Any) -> None:
     wired([np.zeros((1, 8, 8, 3)), np.zeros((1, 4))])
     found = bnfold.bench(wired, threads=1, seconds=0.05, runtimes=["keras", "onnxruntime"])
@@ -300,6 +306,7 @@ def test_threads_of_a_tensorflow_that_runs_are_not_what_was_asked_for(wired: Any
 # --- refusals ---
 
 
+@pytest.mark.slow
 def test_a_runtime_that_cannot_run_a_model_is_left_out(
     fixture_model: Unpack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +353,7 @@ def test_models_of_different_inputs_are_refused(fixture_model: Unpack, tmp_path:
     assert "float32[any, 5]" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_size_is_the_only_one(tmp_path: Path) -> None:
     path = tmp_path / "fixed.keras"
     chain((5,), keras.layers.Dense(2), batch_size=4).save(path)
@@ -364,6 +372,7 @@ def test_an_unreadable_model_is_exit_2(tmp_path: Path, fixture_model: Unpack) ->
         assert done.stderr.splitlines()[-1] == f"bnfold: {tmp_path / 'none.keras'}: no such file"
 
 
+@pytest.mark.slow
 def test_code_in_a_file_needs_trust(tmp_path: Path) -> None:
     path = tmp_path / "lambda.keras"
     chain((5,), keras.layers.Lambda(lambda x: x + 1), keras.layers.Dense(2)).save(path)

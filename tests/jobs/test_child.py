@@ -262,6 +262,7 @@ def test_a_fold_that_is_stopped_leaves_no_trace(saved: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("standalone", ["keep", "depthwise"])
+@pytest.mark.few(1)
 def test_results_are_as_in_this_process(standalone: Any, tmp_path: Path) -> None:
     source, out = tmp_path / "model.keras", tmp_path / "out.keras"
     norms = [keras.layers.BatchNormalization(name=name) for name in ("folds", "stays", "kept")]
@@ -406,6 +407,7 @@ def test_the_backend_is_foreseen(
     assert process.keras_backend() == backend
 
 
+@pytest.mark.slow
 def test_the_command_line_chooses_the_backend_itself(saved: Path, tmp_path: Path) -> None:
     """Whatever the environment and the settings in the user's home say of it."""
     (tmp_path / "keras.json").write_text('{"backend": "jax", "floatx": "float16"}')
@@ -419,6 +421,7 @@ def test_the_command_line_chooses_the_backend_itself(saved: Path, tmp_path: Path
     assert json.loads(done.stdout)["verdict"] == "equivalent"
 
 
+@pytest.mark.slow
 def test_another_backend_in_the_environment_is_no_hindrance(saved: Path, tmp_path: Path) -> None:
     """It need not even be installed, as nothing of it is imported."""
     script = (
@@ -547,6 +550,7 @@ assert 'imports=["MODULE"]' in said, said
 
 
 @pytest.mark.parametrize("job", ["inspect", pytest.param("fold", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_what_this_process_has_registered_is_known_there(job: str, tmp_path: Path) -> None:
     """If it is in a module; else it is said what can be done about it."""
     places = tmp_path / "modules"

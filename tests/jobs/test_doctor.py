@@ -66,6 +66,7 @@ def test_all_is_well(tmp_path: Path) -> None:
     assert versions["tensorflow"]["fixed_in"] == "2.21.0"
 
 
+@pytest.mark.slow
 def test_every_kind_of_damage_is_told_of_its_library_alone(tmp_path: Path) -> None:
     libraries(
         tmp_path,
@@ -109,6 +110,7 @@ def test_nothing_is_imported_where_nobody_wants_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rich", "jinja2", "ml_dtypes"])
+@pytest.mark.few(1)
 def test_a_library_that_every_command_needs_is_the_exit_code(name: str, tmp_path: Path) -> None:
     libraries(tmp_path)
     (tmp_path / name).mkdir()

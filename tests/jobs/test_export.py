@@ -157,6 +157,7 @@ def test_the_batch_is_free(saved: Path, tmp_path: Path) -> None:
         assert_same(tmp_path / "out.onnx", model, samples(model, batch=batch))
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     """Also in another process, whose hashes are others; and its stages are told once."""
     here, there = tmp_path / "here.onnx", tmp_path / "there.onnx"
@@ -173,6 +174,7 @@ def test_a_convolutional_network_gives_the_same_bytes(saved: Path, tmp_path: Pat
     assert done.stderr.splitlines().count("bnfold: loading TensorFlow ...") == 1
 
 
+@pytest.mark.slow
 def test_without_a_fold_the_model_is_written_as_it_is(saved: Path, tmp_path: Path) -> None:
     model = randomize(
         chain((4,), L.BatchNormalization(name="norm"), L.ReLU(), L.Dense(2), name="vector")
@@ -284,6 +286,7 @@ NAMES: dict[Callable[[], Any], tuple[Sequence[Any], Sequence[Any]]] = {
 
 # Each is exported and verified, so the default run takes every second one.
 @pytest.mark.parametrize("build", some(NAMES), ids=lambda build: str(build.__name__))
+@pytest.mark.few(1)
 def test_names_order_and_shapes_are_the_models(build: Callable[[], Any], tmp_path: Path) -> None:
     keras.backend.clear_session()  # for the names that Keras numbers
     model = randomize(build())
@@ -300,6 +303,7 @@ def test_names_order_and_shapes_are_the_models(build: Callable[[], Any], tmp_pat
     assert [port.dtype for port in found.outputs] == dtypes
 
 
+@pytest.mark.slow
 def test_other_free_sizes_stay_free(tmp_path: Path) -> None:
     model = randomize(
         chain(
@@ -334,6 +338,7 @@ DIFFICULT = {
 
 
 @pytest.mark.parametrize("name", some(DIFFICULT))
+@pytest.mark.few(1)
 def test_difficult_layers(name: str, tmp_path: Path) -> None:
     model = randomize(DIFFICULT[name]())
     if name == "saturated":
@@ -343,6 +348,7 @@ def test_difficult_layers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["branches_keras315.keras", "digits_cnn_keras315.h5"])
+@pytest.mark.few(1)
 def test_files_of_all_kinds(name: str, fixture_model: Unpack, tmp_path: Path) -> None:
     source, target = fixture_model(name), tmp_path / "out.onnx"
     assert bnfold.export(source, target).written
@@ -360,6 +366,7 @@ def test_what_is_odd_about_the_data_is_said(tmp_path: Path) -> None:
     assert found.check.warnings == ("data.npy: the first 2 of 3 samples were used",)
 
 
+@pytest.mark.slow
 def test_a_file_that_only_keras_2_reads(fixture_model: Unpack, tmp_path: Path) -> None:
     tf_keras = pytest.importorskip("tf_keras")
     source, target = fixture_model("branches_keras215.keras"), tmp_path / "out.onnx"
@@ -389,6 +396,7 @@ def test_a_model_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [8, pytest.param(13, marks=pytest.mark.slow), 18])
+@pytest.mark.few(1)
 def test_opset(opset: int, saved: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
     result = command("export", saved, target, "--opset", opset, "--format", "json")
@@ -412,6 +420,7 @@ def test_an_opset_that_cannot_be_written(opset: int, saved: Path, tmp_path: Path
 # --- fold IN OUT.onnx ---
 
 
+@pytest.mark.slow
 def test_fold_to_onnx_proves_the_fold_too(saved: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
     result = command("fold", saved, target, "--strict", "--format", "json")
@@ -460,6 +469,7 @@ def test_a_refused_fold_is_not_converted(
 @pytest.mark.parametrize(
     ("share", "said"), [(0.0, "0%"), (0.004, "under 1%"), (0.006, "1%"), (0.5, "50%")]
 )
+@pytest.mark.few(1)
 def test_a_small_share_of_the_tolerance_is_not_none(
     share: float, said: str, saved: Path, tmp_path: Path
 ) -> None:
@@ -536,6 +546,7 @@ def test_a_conversion_that_fails_is_followed_by_another(
 
 
 @pytest.mark.parametrize("way", [0, 1, 2])
+@pytest.mark.few(1)
 def test_every_way_to_convert_gives_the_names(way: int, tmp_path: Path) -> None:
     ways = onnx_file.conversions
     with pytest.MonkeyPatch.context() as patch:
@@ -546,6 +557,7 @@ def test_every_way_to_convert_gives_the_names(way: int, tmp_path: Path) -> None:
     assert (ports(written.graph.input), ports(written.graph.output)) == NAMES[named_in_a_dictionary]
 
 
+@pytest.mark.slow
 def test_what_the_exporter_gets_wrong_by_itself_is_refused(tmp_path: Path) -> None:
     model = randomize(chain((None, 6), L.TimeDistributed(L.Dense(3, name="dense"))))
     found = bnfold.export(model, tmp_path / "out.onnx")

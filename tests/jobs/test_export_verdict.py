@@ -59,6 +59,7 @@ HEADS: dict[str, Callable[[], Any]] = {
     ("name", "seed"),
     [("sigmoid", 0), ("sigmoid", 1), ("sigmoid", 2), ("silu", 0), ("gelu", 0), ("an operation", 1)],
 )
+@pytest.mark.few(1)
 def test_the_verdict_on_tiny_outputs_does_not_depend_on_the_samples(
     name: str, seed: int, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def spoilt(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.few(1)
 def test_a_wrong_conversion_is_seen_behind_a_sigmoid(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_wrong_conversion_is_seen_behind_a_sigmoid(
 
 
 @pytest.mark.parametrize("nested", ["", "nested", "unknown"])
+@pytest.mark.few(1)
 def test_channels_on_a_middle_axis_are_told_apart(
     nested: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +171,7 @@ UNDECIDED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNDECIDED)
+@pytest.mark.few(1)
 def test_what_cannot_be_compared_is_not_called_checked(name: str, tmp_path: Path) -> None:
     build, said = UNDECIDED[name]
     source, target = saved(build(), tmp_path), tmp_path / "out.onnx"
@@ -221,6 +225,7 @@ def test_outputs_that_are_no_floats_are_checked(head: Any, tmp_path: Path) -> No
     assert found.check.verdict is Verdict.EQUIVALENT
 
 
+@pytest.mark.slow
 def test_the_tolerance_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = saved(plain(L.Dense(3)), tmp_path), tmp_path / "out.onnx"
     strict = command("export", source, target, "--rtol", "0", "--atol", "1e-12")

@@ -92,6 +92,7 @@ def test_all_of_it(folder: Path, tmp_path: Path) -> None:
     assert bnfold.verify(out / "model.keras", out / "model.onnx", in_process=True)
 
 
+@pytest.mark.slow
 def test_the_same_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """Of a SavedModel too, but from one process to the next: functions in one are numbered."""
     options = ("--to", "onnx", "--to", "tflite")
@@ -158,6 +159,7 @@ def test_a_model_that_fits_worse_stops_it(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_its_settings_stand_in_a_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +206,7 @@ def test_an_input_called_y_is_no_label(tmp_path: Path) -> None:
     assert (found["written"], found["scored_on"]) == (True, None)
 
 
+@pytest.mark.slow
 def test_all_steps_are_about_one_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +225,7 @@ def test_all_steps_are_about_one_file(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_only_what_it_made_is_replaced(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command(folder / "model.keras", out, "--to", "onnx").exit_code == 0
@@ -232,6 +236,7 @@ def test_only_what_it_made_is_replaced(folder: Path, tmp_path: Path) -> None:
     assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_scores_on_other_samples(folder: Path, tmp_path: Path) -> None:
     with np.load(folder / "data.npz") as arrays:
         x, y = arrays["x"], arrays["y"]

@@ -131,6 +131,7 @@ def refused(job: Callable[[], Any]) -> None:
         job()
 
 
+@pytest.mark.slow
 def test_every_job_leaves_the_process_as_it_was(
     saved: Path, odd_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_every_job_leaves_the_process_as_it_was(
         assert gc.get_freeze_count() <= frozen  # less where something died that was frozen
 
 
+@pytest.mark.slow
 def test_libraries_that_a_job_imports_leave_the_environment_as_it_was(saved: Path) -> None:
     script = (
         "import os, sys, gc, bnfold\n"
@@ -170,6 +172,7 @@ def test_libraries_that_a_job_imports_leave_the_environment_as_it_was(saved: Pat
     assert done.stderr == "whole\n"
 
 
+@pytest.mark.slow
 def test_two_threads_judge_at_once(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before, found = state_of_the_process(), {}
 

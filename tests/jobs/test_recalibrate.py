@@ -67,6 +67,7 @@ def statistics(path: Path) -> dict[str, tuple[Any, Any]]:
 
 # Every second case by default: each is recalibrated and run again, layer by layer.
 @pytest.mark.parametrize("make", some(CASES), ids=lambda make: make.__name__)
+@pytest.mark.few(1)
 def test_every_layer_gets_the_statistics_of_its_corrected_input(
     make: Callable[[], Case], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_every_layer_gets_the_statistics_of_its_corrected_input(
 @pytest.mark.parametrize(
     ("batch", "cache"), some(product([7, 50], [0, 20_000, 60_000, 1 << 30]), 3)
 )
+@pytest.mark.few(1)
 def test_what_is_kept_in_memory_changes_the_work_and_not_the_result(
     cache: int, batch: int, tmp_path: Path
 ) -> None:
@@ -581,6 +583,7 @@ def test_a_file_that_holds_no_arrays(content: bytes, small: Path, tmp_path: Path
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.few(1)
 def test_data_of_every_kind_of_file(
     compressed: bool, order: str, small: Path, tmp_path: Path
 ) -> None:
@@ -750,6 +753,7 @@ def test_a_live_model_gives_a_new_one(small: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["digits_cnn_keras315.keras", "digits_cnn_keras36.keras", "digits_cnn_keras215.h5"]
 )
+@pytest.mark.few(1)
 def test_files_of_several_versions(
     name: str, fixture_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

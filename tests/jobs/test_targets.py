@@ -244,6 +244,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("spoilt")
 @pytest.mark.parametrize("name", ["out.tflite", "out/"])
+@pytest.mark.few(1)
 def test_a_wrong_conversion_is_refused(name: str, source: Path, tmp_path: Path) -> None:
     result = command("export", source, f"{tmp_path}/{name}")
     assert result.exit_code == 1
@@ -371,6 +372,7 @@ HARD = {"class": ["class", "1x"], "collision": ["a-b", "a_b"], "self": ["self", 
 
 
 @pytest.mark.parametrize("names", HARD.values(), ids=HARD)
+@pytest.mark.few(1)
 def test_names_that_python_has_no_parameters_for(names: list[str], tmp_path: Path) -> None:
     """LiteRT has them all the same; a SavedModel numbers its inputs, and says so."""
     first, second = (

@@ -101,6 +101,7 @@ def test_a_supervisor_that_is_gone_is_told_nothing(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.keras
 @pytest.mark.parametrize("name", ["digits_cnn_keras315.keras", "digits_cnn_keras315.h5"])
+@pytest.mark.few(1)
 def test_what_runs_models_lets_go_of_their_files(
     name: str, tmp_path: Path, as_on_windows: None
 ) -> None:

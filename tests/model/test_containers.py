@@ -263,6 +263,7 @@ def fresh_names() -> None:
 # By default every second pair. There are three forms, so that each model and each form is there,
 # and the forms that one test leaves out are those that the next one takes.
 @pytest.mark.parametrize(("name", "form"), some(product(MODELS, FORMS), 2, 0))
+@pytest.mark.few(3)
 def test_nothing_is_lost(name: str, form: str, tmp_path: Path) -> None:
     model, inputs = MODELS[name]()
     source = save(model, tmp_path / f"original{form}")
@@ -272,6 +273,7 @@ def test_nothing_is_lost(name: str, form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "form"), some(product(MODELS, FORMS), 2, 1))
+@pytest.mark.few(2)
 def test_a_fold_leaves_the_rest_alone(name: str, form: str, tmp_path: Path) -> None:
     model, inputs = MODELS[name]()
     source = save(model, tmp_path / f"original{form}")
@@ -290,6 +292,7 @@ def check_same_outputs(
 
 
 @pytest.mark.parametrize("form", [".keras", ".h5"])
+@pytest.mark.few(2)
 def test_dtypes(policy: str, form: str, tmp_path: Path) -> None:
     entry = keras.Input((5, 4))
     inside = keras.Sequential([layers.Dense(4, use_bias=False), layers.BatchNormalization()])
@@ -310,6 +313,7 @@ def test_dtypes(policy: str, form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("build", [compiled, compiled_inside])
+@pytest.mark.few(3)
 def test_training_state_is_dropped(build: Any, form: str, tmp_path: Path) -> None:
     model, _ = build()
     source = save(model, tmp_path / f"original{form}")
@@ -356,6 +360,7 @@ def text_model() -> Case:
 
 
 @pytest.mark.parametrize("form", [".keras", ""])
+@pytest.mark.few(1)
 def test_assets_move_with_their_layer(form: str, tmp_path: Path) -> None:
     model, inputs = text_model()
     source = save(model, tmp_path / f"original{form}")
@@ -440,6 +445,7 @@ def test_new_biases_in_a_legacy_file_get_names_of_their_own(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["functional", "sequential"])
 @pytest.mark.parametrize("frozen", ["first", "second", "norm", "model"])
+@pytest.mark.few(3)
 def test_frozen_parts_of_a_nested_model(kind: str, frozen: str, tmp_path: Path) -> None:
     """A legacy file lists the trainable variables of a nested model before all others."""
     entry = keras.Input((4,))
@@ -503,6 +509,7 @@ def test_stored_files_lose_nothing(
 
 
 @pytest.mark.parametrize("name", some(STORED, first=1))
+@pytest.mark.few(3)
 def test_stored_files_fold(name: str, fixture_model: Callable[[str], Path], tmp_path: Path) -> None:
     source = fixture_model(name)
     target = tmp_path / f"folded{source.suffix}"

@@ -18,6 +18,7 @@ FEW, MANY = 250, 2000
 
 
 @pytest.mark.parametrize("form", ["norms", "outputs", "same_output", "inputs", "wide_norms"])
+@pytest.mark.few(1)
 def test_thousands_of_layers(form, tmp_path, monkeypatch):
     monkeypatch.setattr(large.Sketch, "write", lambda sketch, _, outputs: sketch.config(outputs))
     few, many = (parse_model(large.FORMS[form](size, tmp_path)) for size in (FEW, MANY))

@@ -705,6 +705,7 @@ def renamed(old: str, name: str) -> Edit:
         *(pytest.param(".keras", name, marks=pytest.mark.slow) for name in list(NAMES)[1::2]),
     ],
 )
+@pytest.mark.few(8)
 def test_names_cannot_paint_the_terminal(case: str, suffix: str, tmp_path: Path) -> None:
     name = NAMES[case]
     path = tmp_path / f"m{suffix}"
@@ -820,6 +821,7 @@ FUZZED = ("branches_keras315.keras.xz", "branches_keras215.h5.xz", "digits_cnn_k
 
 # A few by default, drawn from those that the next test takes one and all.
 @pytest.mark.parametrize("name", FUZZED)
+@pytest.mark.few(1)
 def test_some_values_of_real_configs_replaced(name: str, tmp_path: Path) -> None:
     mutants = list(config_mutants(name))
     for write in random.Random(7).sample(mutants, 6):
@@ -839,6 +841,7 @@ def test_all_values_of_real_configs_replaced(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [6, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FUZZED)
+@pytest.mark.few(1)
 def test_configs_that_are_wrong_in_some_places(name: str, count: int, tmp_path: Path) -> None:
     source, choose = tmp_path / name.removesuffix(".xz"), random.Random(count)
     source.write_bytes(fixture(name))
@@ -876,6 +879,7 @@ def fuzz(path: Path, seed: int, count: int) -> None:
 # Half of the mutants by default; the seed is the same, so that the longer run begins with them.
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("count", [60, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.few(1)
 def test_random_damage(suffix: str, count: int, tmp_path: Path) -> None:
     make = keras_file if suffix == ".keras" else legacy_file
     fuzz(make(tmp_path / f"m{suffix}"), seed=1, count=count)
@@ -950,6 +954,7 @@ def seconds_to_plan(path: Path) -> float:
 
 
 @pytest.mark.parametrize("kind", ["Add", "Multiply", "norms before Add", "row"])
+@pytest.mark.few(1)
 def test_a_plan_takes_no_square_of_the_width(kind: str, tmp_path: Path) -> None:
     narrow, wide = (wide_file(tmp_path / f"{count}.keras", kind, count) for count in (15, 120))
     seconds_to_plan(narrow)  # what is imported and remembered at the first time

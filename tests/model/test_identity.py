@@ -126,6 +126,7 @@ def customs_of(model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", OWN)
+@pytest.mark.few(8)
 def test_a_class_of_a_script_is_not_keras_own(name: str, tmp_path: Path) -> None:
     keras.backend.clear_session(free_memory=False)
     model = randomize(OWN[name]())

@@ -251,6 +251,7 @@ def check_stored(loaded: keras.Model, file: Path) -> None:
 
 
 @seeds(0, by_default=6, count=120)
+@pytest.mark.few(2)
 def test_a_folded_file_computes_the_same(seed: int, tmp_path: Path) -> None:
     model = weighted_model(seed)
     source, target = (tmp_path / f"{name}{form_of(seed)}" for name in ("original", "folded"))
@@ -263,6 +264,7 @@ def test_a_folded_file_computes_the_same(seed: int, tmp_path: Path) -> None:
 
 
 @seeds(120, by_default=4, count=60)
+@pytest.mark.few(2)
 def test_a_file_without_layers_that_do_nothing_computes_the_same(seed: int, tmp_path: Path) -> None:
     model = weighted_model(seed)
     neutralize(model, seed)

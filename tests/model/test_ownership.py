@@ -218,6 +218,7 @@ def the_inner_model_is_frozen() -> tuple[Any, int]:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.few(4)
 def test_what_is_inside_a_nested_model_is_read_and_folded(name: str, tmp_path: Path) -> None:
     model, count = CASES[name]()
     source = save(model, tmp_path / "model.h5")

@@ -249,6 +249,7 @@ def check(path: Path, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("case", ARCHIVES)
+@pytest.mark.few(12)
 def test_archives(case: str, saved: Path, tmp_path: Path) -> None:
     for one in saved.glob("*.keras"):
         (tmp_path / one.name).write_bytes(one.read_bytes())

@@ -80,6 +80,7 @@ def test_the_installed_keras_runs_layers_in_the_modes_of_its_rule(tmp_path: Path
     check(tmp_path, training_modes.measure(keras, tmp_path), INSTALLED)
 
 
+@pytest.mark.slow
 def test_keras_2_does_and_keras_3_reads_its_files_by_its_own(tmp_path: Path) -> None:
     tf_keras = pytest.importorskip("tf_keras")
     training_modes.write(tf_keras, tmp_path, draws(), ".h5")
@@ -370,6 +371,7 @@ def test_training_mode_that_a_call_around_it_overrides(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("form", tiers.some([".keras", ".h5"]))
+@pytest.mark.few(1)
 def test_a_promise_is_written_into_the_calls(
     name: str, told: tuple[str, ...], form: str, tmp_path: Path
 ) -> None:

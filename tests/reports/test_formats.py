@@ -162,6 +162,7 @@ def test_a_text_in_a_file_has_no_colours(mixed: None, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.few(4)
 def test_no_name_commands_the_terminal_or_the_log(format_: str, hostile: Path) -> None:
     text = text_of(run(hostile, "--format", format_))
     assert not [c for c in text if not c.isprintable() and c != "\n"]

@@ -260,6 +260,7 @@ def test_a_finding_that_does_not_count_is_told_apart(tmp_path: Path) -> None:
     assert "Ignored findings: 1 suppressed." in found.tags("header")[0].text
 
 
+@pytest.mark.slow
 def test_two_hundred_layers_are_a_small_page_soon(tmp_path: Path) -> None:
     model = inspect_file(pictures.residual_file(tmp_path / "deep.keras", 200))
     html.inspections([])

@@ -120,6 +120,7 @@ def show(browser: Any, files: dict[str, Path]) -> Iterator[Callable[..., Any]]:
 
 # By default a small page, and the one whose names would run something.
 @pytest.mark.parametrize("name", [*some(PAGES[:4], 4), *some(PAGES[4:]), "wide"])
+@pytest.mark.few(1)
 def test_nothing_is_loaded_and_nothing_is_complained_about(
     name: str, browser: Any, files: dict[str, Path]
 ) -> None:
@@ -187,6 +188,7 @@ def test_no_diagram_stands_alone_below_three(width: int, show: Callable[..., Any
         ),
     ],
 )
+@pytest.mark.few(3)
 def test_nothing_sticks_out_lies_on_other_text_or_is_cut(
     name: str, size: tuple[int, int], show: Callable[..., Any]
 ) -> None:

@@ -88,6 +88,7 @@ def test_variances_that_are_all_alike_have_no_range() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8"])
+@pytest.mark.few(2)
 def test_any_encoding_can_show_the_table(encoding: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bnfold", "inspect", str(FIXTURE)],

@@ -63,6 +63,7 @@ run()
 
 
 @pytest.mark.keras
+@pytest.mark.slow
 def test_a_command_warns_once_in_one_line(tmp_path: Path) -> None:
     model = FIXTURES / "digits_cnn_keras315.keras"
     done = subprocess.run(

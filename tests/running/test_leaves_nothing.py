@@ -47,6 +47,7 @@ def tree(folder: Path) -> set[str]:
     ),
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
 )
+@pytest.mark.few(1)
 def test_what_a_command_leaves(words: list[str], made: set[str], tmp_path: Path) -> None:
     folder = tmp_path / "here"
     for name in ("here", *FOLDERS.values()):
@@ -68,6 +69,7 @@ def test_what_a_command_leaves(words: list[str], made: set[str], tmp_path: Path)
     assert tree(tmp_path) - before == {f"here/{name}" for name in made}
 
 
+@pytest.mark.slow
 def test_nobody_need_have_a_home() -> None:
     """As in a container that runs as a user of whom its system knows nothing."""
     code = (

@@ -92,6 +92,7 @@ ALONE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ALONE)
+@pytest.mark.few(1)
 def test_what_is_said_to_be_merged_costs_nothing(name: str, tmp_path: Path) -> None:
     """The file of the model has the arithmetic of one without the layer, or what is said more."""
     model = randomize(chain((12, 10, 3), *ALONE[name](), name="image"))

@@ -62,6 +62,7 @@ def load(path: Path) -> LoadedModel:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.few(5)
 def test_a_sequential_without_an_input_layer_reads_what_its_first_layer_says(
     name: str, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
         ("does(_)", [], "is nested too deeply while reading it"),
     ],
 )
+@pytest.mark.few(3)
 def test_whatever_happens_is_one_line(does: str, words: list[str], says: str) -> None:
     code, out, error = ended(started("inspect", MODEL, *words, does=does, before=READING))
     assert (code, out) == (2, "")
@@ -117,6 +118,7 @@ def test_reading_has_a_limit_of_its_own() -> None:
         ("1.0, 1 << 27", "ended early, with exit code 0 while reading it"),
     ],
 )
+@pytest.mark.few(1)
 def test_each_layer_is_given_more_time_and_memory(for_each_layer: str, says: str) -> None:
     before = (
         "limits.READING_SECONDS = 1\n"
@@ -210,6 +212,7 @@ def test_a_file_that_is_being_written_has_no_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("end", ["os.abort()", "time.sleep(60)"])
+@pytest.mark.few(1)
 def test_no_process_of_a_process_outlives_it(end: str, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     does = (
@@ -297,6 +300,7 @@ def wait_for(condition: Callable[[], object]) -> None:
     ],
 )
 @pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.few(2)
 def test_a_signal_ends_what_runs_in_c(
     number: int, says: str, to_group: bool, tmp_path: Path
 ) -> None:
@@ -516,6 +520,7 @@ def test_a_current_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["rules"], ["inspect", MODEL]])
+@pytest.mark.few(2)
 def test_a_full_disk_for_the_output_is_one_line(words: list[object]) -> None:
     with open("/dev/full", "wb") as full:
         found = subprocess.run(
@@ -541,6 +546,7 @@ def test_an_unknown_option_before_the_command_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("route", ["run", "_spawn"])
+@pytest.mark.few(1)
 def test_an_honest_command_is_as_without_a_supervisor(route: str, tmp_path: Path) -> None:
     code, out, error = ended(started("inspect", MODEL, "--format", "json", route=route))
     assert (code, error) == (0, "")

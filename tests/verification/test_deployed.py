@@ -71,6 +71,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.few(2)
 def test_what_other_tools_wrote_is_equivalent(files: Path, name: str) -> None:
     found = check(files, name)
     assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, RIGHT[name])
@@ -93,6 +94,7 @@ def test_made_up_names_are_said(files: Path) -> None:
 
 @pytest.mark.parametrize("name", ["float16.tflite", "dynamic.tflite", "int8.tflite"])
 @pytest.mark.parametrize("of_user", [False, True], ids=["random", "data"])
+@pytest.mark.few(2)
 def test_reduced_precision_is_approximate(files: Path, name: str, of_user: bool) -> None:
     found = check(files, name, data=files / "data.npz" if of_user else None)
     assert found.verdict is Verdict.APPROXIMATE, found.differences
@@ -165,6 +167,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], tuple[str, ...] | None]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.few(2)
 def test_a_wrong_onnx_file_is_refused_with_the_layer(
     files: Path, name: str, tmp_path: Path
 ) -> None:
@@ -184,6 +187,7 @@ SLOW = pytest.mark.slow
     "precision",
     ["float32", pytest.param("float16", marks=SLOW), pytest.param("dynamic", marks=SLOW), "int8"],
 )
+@pytest.mark.few(1)
 def test_a_wrong_litert_file_is_refused(files: Path, precision: str, tmp_path: Path) -> None:
     """Also with random samples, and where the precision alone already costs a lot."""
     wrong = to_litert(off(stale("body")), tmp_path / "wrong.tflite", precision)
@@ -313,6 +317,7 @@ def test_exchanged_classes_are_refused_where_random_samples_saturate(tmp_path: P
     "style",
     ["qdq", pytest.param("operators", marks=SLOW), pytest.param("dynamic", marks=SLOW), "float16"],
 )
+@pytest.mark.few(1)
 def test_onnx_of_reduced_precision(files: Path, style: str, tmp_path: Path) -> None:
     source, target = str(files / "plain.onnx"), str(tmp_path / "reduced.onnx")
     data = iter([{"picture": one[None]} for one in samples()])
@@ -338,6 +343,7 @@ def test_onnx_of_reduced_precision(files: Path, style: str, tmp_path: Path) -> N
     assert found.precision.startswith({"float16": "float16"}.get(style, "int8"))
 
 
+@pytest.mark.slow
 def test_quantized_inputs_and_outputs(files: Path, tmp_path: Path) -> None:
     """Numbers go through the scale and the zero point that the file states."""
     import tensorflow as tf
@@ -400,6 +406,7 @@ def test_what_no_figure_can_say_is_said(tmp_path: Path) -> None:
     assert "no signal, less than 20" in bounds.held_to(zero, Bounds(min_sqnr=20.0)).refused[0]
 
 
+@pytest.mark.slow
 def test_samples_are_saved_and_run_again(files: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.npz"
     found = check(files, "int8.tflite", save_samples=kept)

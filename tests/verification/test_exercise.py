@@ -111,6 +111,7 @@ def test_functions_of_tensorflow_tell_the_range_too():
 
 
 @pytest.mark.parametrize(("budget", "count"), [(1 << 20, 33), (1 << 10, 2)])
+@pytest.mark.few(1)
 def test_large_activations_get_few_samples(budget, count, tmp_path, monkeypatch):
     """However small the input: the work goes by what the layers make of it, 3 kB for each here."""
     monkeypatch.setattr("bnfold.verification.case._VALUES_BUDGET", budget)
@@ -260,6 +261,7 @@ OPAQUE = {
 
 
 @pytest.mark.parametrize("kind", OPAQUE)
+@pytest.mark.few(1)
 def test_no_samples_prove_a_fold_across_custom_code(kind, tmp_path):
     across = OPAQUE[kind]
     original = folded(tmp_path, across, has_norm=True)
@@ -370,6 +372,7 @@ def turned(*, has_norm, scale, wrapped):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.few(1)
 def test_a_channel_that_was_zeroed_on_an_axis_in_the_middle_is_seen(tmp_path, wrapped):
     one, two = tmp_path / "original.keras", tmp_path / "folded.keras"
     turned(has_norm=True, scale=None, wrapped=wrapped).save(one)

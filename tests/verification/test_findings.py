@@ -92,6 +92,7 @@ def two_forward(kind):
 
 
 @pytest.mark.parametrize("kind", FORWARD)
+@pytest.mark.few(1)
 def test_a_fold_forward_may_follow_another(tmp_path, kind):
     found = judge(tmp_path, *two_forward(kind))
     assert found.verdict is Verdict.EQUIVALENT, found.differences
@@ -100,6 +101,7 @@ def test_a_fold_forward_may_follow_another(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
 @pytest.mark.parametrize(("layer", "culprit"), [("two", "norm1"), ("out", "norm2")])
+@pytest.mark.few(1)
 def test_the_wrong_one_of_two_forward_folds_is_named(tmp_path, kind, layer, culprit):
     original, right = two_forward(kind)
     found = judge(tmp_path, original, change(right, layer, of="kernel"))
@@ -128,6 +130,7 @@ TWO = line(
 BACKWARD = [Fold("norm1", ("one",)), Fold("norm2", ("two",))]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_channel_that_a_relu_closes_is_seen(tmp_path):
     original = change(drawn(TWO), "norm1", -100, of="beta")
     right = folded(original, BACKWARD)
@@ -137,6 +140,7 @@ def test_an_error_in_a_channel_that_a_relu_closes_is_seen(tmp_path):
     assert found.culprits == ("norm1",)
 
 
+@pytest.mark.slow
 def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
     """Half of the channels have means of a hundred thousand deviations, which make them noisy."""
     original, noisy = drawn(TWO), np.arange(8) < 4
@@ -158,6 +162,7 @@ def test_noisy_channels_buy_no_tolerance_for_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "of"), [("one", "kernel"), ("norm1", "gamma"), ("out", "kernel")]
 )
+@pytest.mark.few(1)
 def test_a_layer_that_was_kept_but_changed_is_named(tmp_path, layer, of):
     original = drawn(TWO)
     right = folded(original, BACKWARD[1:])
@@ -183,6 +188,7 @@ def test_a_layer_that_was_changed_is_named_where_no_norm_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [None, "two"])
+@pytest.mark.few(1)
 def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
     original = drawn(KEPT)
     other = replace(original, weights=original.weights | folded(original, BACKWARD).weights)
@@ -197,6 +203,7 @@ def test_a_norm_may_stay_as_one_that_does_nothing(tmp_path, wrong):
     assert found.culprits == (() if wrong is None else (wrong,))
 
 
+@pytest.mark.slow
 def test_an_activation_that_was_changed_is_named(tmp_path):
     """And not the BatchNormalization after it, whose fold is right."""
 
@@ -218,6 +225,7 @@ def test_an_activation_that_was_changed_is_named(tmp_path):
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("wrong", [None, "one", "two"])
+@pytest.mark.few(1)
 def test_activations_may_be_fused_or_called_otherwise(tmp_path, fused, wrong):
     original = drawn(TWO)
     rows = []
@@ -236,6 +244,7 @@ def test_activations_may_be_fused_or_called_otherwise(tmp_path, fused, wrong):
 
 
 @pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.few(1)
 def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
     rows = [row("one", "Conv1D", filters=8, kernel_size=2, activation="relu"), norm("norm1")]
     rows += [row("flat", "Flatten"), dense("two", 7), dense("out", 3)]
@@ -250,6 +259,7 @@ def test_what_a_forward_fold_crosses_may_be_called_otherwise(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.few(1)
 def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wrong):
     rows = dense("one", 8), norm("norm1"), dense("two", 7), norm("norm2")
     original = drawn(line((6,), *rows))
@@ -269,6 +279,7 @@ def test_an_output_that_was_a_norm_may_be_called_as_what_took_it_in(tmp_path, wr
 
 
 @pytest.mark.parametrize("shift", [1, 2])
+@pytest.mark.few(1)
 def test_names_that_stand_for_other_layers_are_not_believed(tmp_path, shift):
     """The layers of the other model are numbered from `shift`, as Keras may number them."""
     rows = [

@@ -82,6 +82,7 @@ def statuses(found: Any) -> dict[str, str]:
 
 
 @models(KINDS, BY_DEFAULT)
+@pytest.mark.few(2)
 def test_a_mistake_is_found_at_its_layer(tmp_path, kind, number):
     pair = planted(kind, number)
     found = judge(tmp_path, pair.original, pair.wrong)
@@ -91,6 +92,7 @@ def test_a_mistake_is_found_at_its_layer(tmp_path, kind, number):
 
 
 @models(KINDS, TOOLS_BY_DEFAULT, MODELS_FOR_TOOLS)
+@pytest.mark.slow
 def test_a_mistake_of_a_tool_that_renames_shows_at_the_outputs(tmp_path, kind, number):
     pair = planted(kind, number)
     if not shows_at_the_output(pair):
@@ -127,6 +129,7 @@ def test_a_right_fold_is_equivalent(tmp_path, kind, number):
 
 
 @models(HARMLESS, HARMLESS_BY_DEFAULT)
+@pytest.mark.few(1)
 def test_a_right_fold_that_is_hard_to_judge_is_not_refused(tmp_path, kind, number):
     pair = harmless(kind, number)
     found = judge(tmp_path, pair.original, pair.right)
@@ -135,6 +138,7 @@ def test_a_right_fold_that_is_hard_to_judge_is_not_refused(tmp_path, kind, numbe
 
 
 @models(KINDS, {"epsilon forgotten": 1}, MODELS_FOR_TOOLS)
+@pytest.mark.slow
 def test_a_right_fold_of_a_tool_that_renames_is_equivalent(tmp_path, kind, number):
     pair = planted(kind, number)
     found = judge(tmp_path, pair.original, renamed(pair.right))
@@ -172,6 +176,7 @@ def last(pair: Pair) -> str:
 
 
 @models(KINDS, {"gate order": 1})
+@pytest.mark.slow
 def test_the_planted_pairs_are_what_they_claim(tmp_path, kind, number):
     pair = planted(kind, number)
     expected = assert_right(tmp_path, pair)

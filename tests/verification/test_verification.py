@@ -284,6 +284,7 @@ QUICK = ("conv2d grouped", "transpose2d dilated", "mixed_float16")
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.few(1)
 def test_right_folds_are_equivalent(pair, name):
     found = verify(*pair(name))
     assert found.verdict is Verdict.EQUIVALENT, found.differences
@@ -294,6 +295,7 @@ def test_right_folds_are_equivalent(pair, name):
 @pytest.mark.parametrize(
     "mistake", some(["one channel off by 1e-3", "epsilon forgotten", "two layers swapped"], 3)
 )
+@pytest.mark.slow
 def test_mistakes_are_caught_before_a_softmax_of_a_hundred(pair, mistake):
     found = verify(*pair("epsilon 1e-5", mistake))
     assert found.verdict is Verdict.DIFFERENT
@@ -308,6 +310,7 @@ def test_mistakes_are_caught_before_a_softmax_of_a_hundred(pair, mistake):
 
 
 @pytest.mark.usefixtures("keras_alone")
+@pytest.mark.slow
 def test_float64_is_as_sharp_for_a_model_that_computes_in_16_bits(pair):
     found = verify(*pair("mixed_float16", "one channel off by 1e-3"))
     assert found.culprits == ("norm0",)
@@ -370,6 +373,7 @@ def test_unrelated_models_are_different(tmp_path):
 
 
 @pytest.mark.usefixtures("keras_alone")
+@pytest.mark.slow
 def test_a_layer_called_with_training_true_is_not_folded_unseen(tmp_path):
     inputs = keras.Input((6,), name="inputs")
     linear, norm = layers.Dense(5), layers.BatchNormalization(name="norm")
@@ -390,6 +394,7 @@ def map_of(norm):
 
 
 @pytest.mark.usefixtures("keras_alone")
+@pytest.mark.slow
 def test_training_that_reaches_other_layers_by_their_order_is_no_fault_of_a_fold(tmp_path):
     """Keras 3 hands training=True on to what runs later, and nested models run as one piece."""
 
@@ -438,6 +443,7 @@ def random_and_normalized(kind, *, normalized, training=True):
 
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("kind", some(["dropout", "augmented"]))
+@pytest.mark.slow
 def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, kind):
     def files(training):
         keras.utils.set_random_seed(2)
@@ -464,6 +470,7 @@ def test_random_layers_do_not_hide_a_layer_called_with_training_true(tmp_path, k
     assert verify(tmp_path / "one.keras", tmp_path / "one.keras").verdict is Verdict.EQUIVALENT
 
 
+@pytest.mark.slow
 def test_layers_that_keep_a_state_start_anew_with_each_sample(tmp_path):
     def make():
         inputs = keras.Input(batch_shape=(2, 3, 6), name="inputs")
@@ -547,6 +554,7 @@ def softmax_used_inside():
         ]
     ),
 )
+@pytest.mark.few(1)
 def test_structures_and_taps(tmp_path, make, taps):
     found = verify(*save_pair(tmp_path, make))
     assert found.verdict is Verdict.EQUIVALENT
@@ -583,6 +591,7 @@ def test_a_change_of_the_interface_is_a_difference(tmp_path, changes, sentence):
 
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("tail", [(), (layers.BatchNormalization,)])
+@pytest.mark.few(1)
 def test_names_that_keras_made_up_are_no_promise(tmp_path, tail):
     def build(name=None):
         inputs = hidden = keras.Input((6,), name=name)
@@ -644,6 +653,7 @@ def softmax_of_parts(*, whole):
         (lambda: softmax_of_parts(whole=True), lambda: softmax_of_parts(whole=False)),
     ],
 )
+@pytest.mark.few(1)
 def test_a_softmax_along_another_axis_is_not_taken_away(tmp_path, one, other):
     for make, name in ((one, "one.keras"), (other, "two.keras")):
         keras.utils.set_random_seed(2)
@@ -655,6 +665,7 @@ def test_a_softmax_along_another_axis_is_not_taken_away(tmp_path, one, other):
 
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("reduced", [ops.mean, lambda value: ops.sum(value, axis=0)])
+@pytest.mark.few(1)
 def test_outputs_without_a_batch(tmp_path, reduced):
     def make():
         inputs = keras.Input((6,), name="inputs")
@@ -754,6 +765,7 @@ def test_classes_of_pixels_are_not_called_samples(tmp_path):
 
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("always", [-1e5, 1e15])
+@pytest.mark.few(1)
 def test_an_output_that_never_changes_says_nothing(tmp_path, always):
     dead = layers.Dense(4, "relu6", bias_initializer=keras.initializers.Constant(always))
     found = verify(*save_pair(tmp_path, lambda: small_net(dead)))
@@ -773,6 +785,7 @@ def test_what_onnx_cannot_express_is_judged_by_keras_alone(tmp_path):
     assert "ONNX Runtime cannot judge this model" in found.warnings[0]
 
 
+@pytest.mark.slow
 def test_an_export_that_computes_something_else_is_not_believed(pair, monkeypatch):
     honest = onnx_runner.run_onnx
     monkeypatch.setattr(
@@ -978,6 +991,7 @@ def saved_by_a_script(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("keras_alone")
+@pytest.mark.slow
 def test_a_custom_layer_needs_its_module(saved_by_a_script, monkeypatch):
     monkeypatch.syspath_prepend(saved_by_a_script)
     path = saved_by_a_script / "custom.keras"
@@ -1173,6 +1187,7 @@ def test_files_of_keras_2_go_through_tf_keras(keras_2_file):
 
 
 @pytest.mark.usefixtures("keras_alone")
+@pytest.mark.slow
 def test_a_file_that_tf_keras_cannot_load_is_one_line(keras_2_file, tmp_path):
     """tf_keras leaves its weights open then, which must not crash the process when it ends."""
     broken = tmp_path / "broken.keras"
@@ -1213,6 +1228,7 @@ def test_data_for_one_input(tmp_path):
 
 @pytest.mark.usefixtures("keras_alone")
 @pytest.mark.parametrize("names", [("numbers", "indices"), ("input_1", "input_0")])
+@pytest.mark.few(1)
 def test_data_for_several_inputs(tmp_path, names):
     files = save_pair(tmp_path, dictionaries)
     generator = np.random.default_rng(0)
@@ -1295,6 +1311,7 @@ def masked_inside(*, mask):
         masked_inside,
     ],
 )
+@pytest.mark.slow
 def test_a_mask_that_was_lost_is_seen(tmp_path, make):
     for mask, name in ((True, "one.keras"), (False, "two.keras")):
         keras.utils.set_random_seed(2)
@@ -1547,6 +1564,7 @@ def test_a_backbone_called_for_inference_is_verified_inside(tmp_path):
 
 
 @pytest.mark.usefixtures("keras_alone")
+@pytest.mark.slow
 def test_a_mistake_in_a_backbone_called_for_inference_is_named(tmp_path):
     found = verify(*transfer_pair(tmp_path, off=np.eye(5, 6)[2] * 1e-3))
     assert found.verdict is Verdict.DIFFERENT

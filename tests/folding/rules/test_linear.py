@@ -135,6 +135,7 @@ FOLDED: dict[str, Build] = {
 
 
 @pytest.mark.parametrize("name", some_of_each(FOLDED))
+@pytest.mark.few(12)
 def test_layer_absorbs_a_map_after_it(name: str, tmp_path: Path) -> None:
     forms = LEGACY if list(FOLDED).index(name) % 2 else KERAS
     examine(randomize(FOLDED[name]()), tmp_path, forms=forms)
@@ -317,6 +318,7 @@ def several_readers() -> Any:
 
 
 @pytest.mark.parametrize("name", some_of_each([*ABSORB, *ABSORB_SINGLE]))
+@pytest.mark.few(6)
 def test_layer_absorbs_a_map_before_it(name: str, tmp_path: Path) -> None:
     if name in ABSORB_SINGLE:
         keras.config.set_floatx("float32")
@@ -338,6 +340,7 @@ ABSORB_NO_SHIFT: dict[str, Build] = {
 
 
 @pytest.mark.parametrize("name", ABSORB_NO_SHIFT)
+@pytest.mark.few(4)
 def test_zeros_stay_zeros(name: str, tmp_path: Path) -> None:
     build = ABSORB_NO_SHIFT[name]
     (tmp_path / "without").mkdir()

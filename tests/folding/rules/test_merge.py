@@ -57,6 +57,7 @@ JOIN_BACKWARD: dict[str, tuple[Build, str]] = {
 
 
 @pytest.mark.parametrize("name", JOIN_BACKWARD)
+@pytest.mark.few(6)
 def test_a_map_crosses_a_join_backward(name: str, tmp_path: Path) -> None:
     build, needs = JOIN_BACKWARD[name]
     forms = KERAS if "ops" in name or name in ("numbers", "negative") else forms_of(name)

@@ -36,6 +36,7 @@ ABSORB: dict[str, Build] = {
 
 
 @pytest.mark.parametrize("name", ABSORB)
+@pytest.mark.few(4)
 def test_layer_absorbs_a_map_before_it(name: str, tmp_path: Path) -> None:
     forms = KERAS if name.startswith("wrapped") else forms_of(name)
     examine(randomize(ABSORB[name]()), tmp_path, forms=forms)

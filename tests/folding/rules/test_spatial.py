@@ -74,6 +74,7 @@ SINGLE: dict[str, Row] = {
 
 # By default a layer is crossed in one direction: the rows of the layers are shared by both.
 @pytest.mark.parametrize("name", some([*ROWS, *SINGLE]))
+@pytest.mark.few(4)
 def test_a_map_crosses_forward(name: str, tmp_path: Path) -> None:
     if name in SINGLE:
         keras.config.set_floatx("float32")
@@ -88,6 +89,7 @@ HANDS_TRAINING_ON = ("resizing-nearest", "resizing", "resizing-crop", "center-cr
     "name",
     [one for one in some([*ROWS, *SINGLE], first=1) if one.values[0] not in HANDS_TRAINING_ON],
 )
+@pytest.mark.few(6)
 def test_a_map_crosses_backward(name: str, tmp_path: Path) -> None:
     if name in SINGLE:
         keras.config.set_floatx("float32")
