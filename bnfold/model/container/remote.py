@@ -13,7 +13,9 @@ from typing import TypeAlias
 from bnfold.errors import UnreadableModelError
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
-_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>,;)]+", re.IGNORECASE)
+_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>]+", re.IGNORECASE)
+_SHORT = 4
+"""A value of so many characters, such as `true`, is hidden with its URL alone."""
 _HERE = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 _LEFT_OUT = "?..."
 
@@ -69,6 +71,17 @@ class Remote:
     def to_dict(self) -> str:
         """Its form in JSON, which is what is shown."""
         return str(self)
+
+    def hidden_in(self, text: str) -> str:
+        """A text of a library's without what may be secret in this or any other URL."""
+        rest = self.url.partition("://")[2]
+        before, _, query = rest.partition("?")
+        user, _, _ = before.partition("/")[0].rpartition("@")
+        parts = {query, user, *re.split("[&=]", query), *user.split(":")}
+        for part in sorted(parts, key=len, reverse=True):
+            if len(part) > _SHORT:
+                text = text.replace(part, "...")
+        return _IN_TEXT.sub(lambda url: shown(url[0]), text)
 
     @property
     def protocol(self) -> str:
@@ -153,8 +166,3 @@ def shown(url: str) -> str:
     if at and (is_web or ":" in user):  # of Azure's, what stands there is a container
         host = bare
     return f"{protocol}://{host}{slash}{path}{_LEFT_OUT if question else ''}"
-
-
-def without_secrets(text: str) -> str:
-    """A text of a library's, in which every URL is shown without what may be secret."""
-    return _IN_TEXT.sub(lambda url: shown(url[0]), text)

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard
-from bnfold.model.container.remote import PlainHttpWarning, Remote, Where, without_secrets
+from bnfold.model.container.remote import PlainHttpWarning, Remote, Where
 from bnfold.supervision import link
 
 BLOCK = 16 << 10
@@ -61,7 +61,7 @@ class RemoteFile:
         self._stream: Any = None
         self._is_whole = False  # because parts of it cannot be fetched
         self._blocks: dict[int, bytes] = {}
-        self._lock = Lock()
+        self._lock = RLock()
         self.fetched = 0
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ class RemoteFile:
             return self._blocks[number]
 
     def _fetch(self, start: int, end: int) -> bytes:
-        with _answered(self._remote):
+        with self._lock, _answered(self._remote):
             if self._stream is None:
                 self._stream = self._stores.open(
                     self._remote.url, "rb", block_size=BLOCK, cache_type="none"
@@ -250,7 +250,7 @@ def at_hand(remote: Remote, resources: ExitStack, *, ranged: bool) -> AtHand:
             file = RemoteFile(remote, stores, info)
             resources.callback(file.close)
             if file.gives_ranges():
-                link.fetching(str(remote), size)
+                _say(remote, size)
                 return AtHand(file, _LEFT_OUT if file.can_be_watched else f"{_LEFT_OUT}; {_UNSEEN}")
         note = "the server gives no parts of it, so that all of it was fetched"
     return AtHand(resources.enter_context(_copied(remote, stores, info)), note)
@@ -310,7 +310,7 @@ def _copied(remote: Remote, stores: Any, info: Mapping[str, Any]) -> Iterator[Pa
         if info["type"] == "directory":
             _copy_folder(remote, stores, copy)
         else:
-            link.fetching(str(remote), info.get("size") or 0)
+            _say(remote, info.get("size") or 0)
             _copy(remote, stores, info, copy)
             if _stamp(_info(remote, stores)) != _stamp(info):
                 raise UnreadableModelError("changed while it was read")
@@ -347,7 +347,7 @@ def put(file: Path, remote: Remote) -> None:
         UnreadableModelError: it cannot be written there.
     """
     size = file.stat().st_size
-    link.fetching(str(remote), size)
+    _say(remote, size)
     stores = _stores(remote)
     with _answered(remote):
         stores.put_file(str(file), remote.url)
@@ -362,8 +362,13 @@ def renamed(text: str, copy: Path, remote: Remote) -> str:
     return text
 
 
+def _say(remote: Remote, size: int = 0) -> None:
+    """Tell the supervisor what is transferred."""
+    link.fetching(guard.printable(str(remote)), size)
+
+
 def _found(remote: Remote) -> tuple[Any, Mapping[str, Any]]:
-    link.fetching(str(remote))
+    _say(remote)
     if remote.is_open:
         text = (
             f"{guard.printable(str(remote))}: over http others can change what is read; use https"
@@ -447,7 +452,7 @@ def _copy_folder(remote: Remote, stores: Any, target: Path) -> None:
         check_key(name)
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        link.fetching(str(remote), info.get("size") or 0)
+        _say(remote, info.get("size") or 0)
         one = Remote(f"{remote.url.rstrip('/')}/{name}")
         _copy(one, stores, info, file)
     now = _below(remote, stores)
@@ -491,6 +496,8 @@ def walk(remote: Remote, stores: Any) -> Iterator[tuple[str, Mapping[str, Any]]]
         for folder, _, files in stores.walk(remote.url, detail=True):
             inside = folder.strip("/").removeprefix(top).strip("/")
             for name, info in files.items():
+                if not name:  # an empty object that stands for the folder itself
+                    continue
                 number += 1
                 if number > _MOST_LISTED:
                     raise UnreadableModelError(
@@ -521,7 +528,7 @@ def _answered(remote: Remote) -> Iterator[None]:
     except (BnfoldError, ImportError, MemoryError):
         raise
     except Exception as error:  # each library has its own
-        raise UnreadableModelError(_reason(error)) from None
+        raise UnreadableModelError(_reason(error, remote)) from None
 
 
 _ANSWERS = {
@@ -533,7 +540,7 @@ _ANSWERS = {
 }
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, remote: Remote) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
@@ -542,7 +549,7 @@ def _reason(error: BaseException) -> str:
         return _ANSWERS.get(status, f"the server answers with {status}")
     names = [kind.__name__ for one in reversed(chain) for kind in type(one).__mro__]
     known = next((_KINDS[name] for name in names if name in _KINDS), None)
-    return known or f"the store fails: {without_secrets(guard.reason(chain[-1]))}"
+    return known or f"the store fails: {remote.hidden_in(guard.reason(chain[-1]))}"
 
 
 _KINDS = {
