@@ -8,8 +8,7 @@ import click
 
 from bnfold.cli.options import MODEL
 from bnfold.cli.recorder import current
-from bnfold.jobs.staging import check_target, write_text
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,6 +41,8 @@ def ending_says(output: Path | None, formats: Mapping[str, str]) -> str:
 
 def refuse_unwritable(output: Path, read: "Iterable[Where | None]") -> None:
     """Refuse what cannot be written, or would replace what is `read`, before anything is done."""
+    from bnfold.jobs.staging import check_target
+
     check_target(output, "text", force=True)
     for other in read:
         if isinstance(other, Path) and (
@@ -58,6 +59,8 @@ def _is_same_file(one: Path, other: Path) -> bool:
 def put(report: str, output: Path | None) -> None:
     """Print a report, or write it to a file."""
     if output is not None:
+        from bnfold.jobs.staging import write_text
+
         write_text(output, report + "\n")
     elif report:
         click.echo(report)
@@ -71,6 +74,8 @@ def print_text(report: "Callable[[int], RenderableType]", output: Path | None) -
         console = terminal.console()
         console.print(report(console.width))
     else:
+        from bnfold.jobs.staging import write_text
+
         write_text(output, terminal.plain(report))
 
 

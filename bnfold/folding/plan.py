@@ -17,8 +17,9 @@ folded layer is gone and may clear the path for others, until nothing changes. O
 BatchNormalization absorb another one, again backward first, and everything is tried once more.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal
 
 from bnfold.folding.affine import Affine
@@ -137,7 +138,9 @@ def plan(graph: Graph, keep: Sequence[str] = (), use: Use = ANY_USE) -> Plan:
     found = Plan(tuple(planner.decide()), planner.edited, program)
     if not found.folds:
         return found
-    modes, without = program.region.modes, Program(edited(graph, {}, found.removed), use).region
+    modes = program.region.modes
+    # Hardly any model has a layer that sets modes, and then nobody asks.
+    without = cache(lambda: Program(edited(graph, {}, found.removed), use).region)
     changed = (modes.first_changed(without, rule) for rule in modes.rules)
     path = next(filter(None, changed), None)
     if path is None:
@@ -158,7 +161,7 @@ def plan(graph: Graph, keep: Sequence[str] = (), use: Use = ANY_USE) -> Plan:
 
 
 def _exceptions(
-    found: Plan, modes: Modes, without: Region
+    found: Plan, modes: Modes, without: Callable[[], Region]
 ) -> Mapping[LayerPath, tuple[TrainingRule, ...]]:
     """What may be in training mode elsewhere: folded layers, and those that a fold changes."""
     exceptions = {path: modes.exposed_elsewhere(path) for path in sorted(found.removed)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import NOTHING, Array
 from bnfold.model import layers
 from bnfold.model.container import hdf5
-from bnfold.model.graph import Json, Layer, LayerPath, Weight
+from bnfold.model.graph import Json, Layer, LayerPath, Weight, changed
 from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
@@ -64,11 +64,10 @@ def edited(layer: Layer, edits: Sequence[WeightEdit]) -> Layer:
     weights = layers.weights(layer) or {}
     for edit in edits:
         layer = layer.with_config(**edit.settings)
-    changed = {slot: _changed(weights, edits, slot) for slot in slots_of(edits)}
-    known = {**weights, **changed}
+    known = {**weights, **{slot: _changed(weights, edits, slot) for slot in slots_of(edits)}}
     ordered = tuple(known[slot.name] for slot in layers.slots(layer) or ())
     renorm = (layer.weights or ())[len(weights) :]
-    return replace(layer, weights=(*ordered, *renorm))
+    return changed(layer, weights=(*ordered, *renorm))
 
 
 def slots_of(edits: Iterable[WeightEdit]) -> dict[str, None]:

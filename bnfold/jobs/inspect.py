@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,6 +37,10 @@ CHECKED_AT_ONCE = 256 << 20
 That takes a tenth of a second beside the plan; of larger ones, the inspection reads the statistics
 alone. Whatever makes another file of a model checks all of it.
 """
+
+
+_CHECKED_AT_THE_END = 1 << 20
+"""A file of at most so many bytes is checked in less time than a thread takes to start."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,7 @@ def inspect_file(
     if run is not None:
         require_data()
     opened = open_model(path, sha256, ranged=run is None)
-    with opened as model, ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(model.check_weights, CHECKED_AT_ONCE)
+    with opened as model, _checking(model) as unchecked:
         return inspect_model(
             model,
             planned(model, keras=keras),
@@ -160,8 +163,18 @@ def inspect_file(
             target_dtype=target_dtype,
             run=run,
             join=join,
-            unchecked=checked.result,
+            unchecked=unchecked,
         )
+
+
+@contextmanager
+def _checking(model: ModelFile) -> Iterator[Callable[[], str | None]]:
+    """What says, at the end, what of the weights was not checked; large ones are meanwhile."""
+    if model.file.stat().st_size <= _CHECKED_AT_THE_END:
+        yield partial(model.check_weights, CHECKED_AT_ONCE)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(model.check_weights, CHECKED_AT_ONCE).result
 
 
 def inspect_model(

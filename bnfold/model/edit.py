@@ -14,6 +14,7 @@ from bnfold.model.graph import (
     Ref,
     Weight,
     chain,
+    changed,
     core_path,
 )
 from bnfold.model.order import keras_order
@@ -68,7 +69,7 @@ def _edited_layer(
         inner = _edited_layer(layer.inner, (*path, layer.inner.name), replaced, removed)
         return layer if inner is layer.inner else replace(layer, inner=inner)
     found = replaced.get(path)
-    return layer if found is None else replace(found, calls=layer.calls)
+    return layer if found is None else changed(found, calls=layer.calls)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def rewire(graph: Graph, instead: Mapping[Ref, Ref]) -> Graph:
 def _rewire_layer(layer: Layer, graph: Graph, instead: Mapping[Ref, Ref]) -> Layer:
     if not any(ref in instead for call in layer.calls for ref in call.reads):
         return layer
-    return replace(layer, calls=tuple(_rewire_call(call, graph, instead) for call in layer.calls))
+    return changed(layer, calls=tuple(_rewire_call(call, graph, instead) for call in layer.calls))
 
 
 def _rewire_call(call: Call, graph: Graph, instead: Mapping[Ref, Ref]) -> Call:

@@ -11,7 +11,7 @@ on. Keras 3 up to 3.15 writes the defaults of classes into a file as if calls ha
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -254,15 +254,17 @@ class Modes:
             self._simulations[rule] = _Simulation(self._region, rule, self.use)
         return self._simulations[rule]
 
-    def first_changed(self, changed: "Region", rule: TrainingRule) -> LayerPath | None:
+    def first_changed(
+        self, changed: "Callable[[], Region]", rule: TrainingRule
+    ) -> LayerPath | None:
         """A layer that runs in training mode in one of two models and not in the other.
 
         Layers that are gone change depths, and with them the order of what is left; and one that is
-        gone propagates nothing.
+        gone propagates nothing. The changed model is made only if that matters.
         """
         if not _sources(self._region, rule, self.use):
             return None
-        other = changed.modes.simulated(rule)
+        other = changed().modes.simulated(rule)
         found = (self.simulated(rule).first_difference(other, outer) for outer in (None, False))
         return next(filter(None, found), None)
 

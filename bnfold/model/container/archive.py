@@ -421,7 +421,7 @@ class KerasArchive:
         if groups != ("",):
             self._write_grouped(layer, groups, target)
             return
-        variables = target.require_group("vars")
+        variables = hdf5.group_for(target, "vars")
         if place is not None:
             self._groups.copy(place, target, {*inside, "vars"})
             self._groups.copy_attributes(f"{place}/vars", variables)

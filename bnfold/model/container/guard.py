@@ -11,7 +11,6 @@ import errno
 import io
 import json
 import math
-import re
 import stat
 import zipfile
 import zlib
@@ -26,7 +25,7 @@ import h5py
 import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container import budget, headers
+from bnfold.model.container import budget, headers, printing
 from bnfold.model.container.budget import Costs
 
 # Depths, which have no reason to grow with a file: each nested model adds some four levels of JSON
@@ -74,33 +73,11 @@ _ZIP_DAMAGE = (
     ValueError,
 )
 _SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_HDF5_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
+HDF5_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
 
 
-# What a CI runner obeys when it stands in a log: `::error::` and its kind at the start of a line
-# on GitHub, `##[command]`, `##vso[task...]` or `##teamcity[...]` anywhere on others.
-_COMMAND = re.compile(
-    r":(?=:(?:add-|debug|echo|end|error|group|notice|remove-|save-|set-|stop-|warning)[^:]*::)"
-    r"|#(?=#\w*\[)",
-    re.IGNORECASE,
-)
-
-
-def printable(text: str) -> str:
-    """Text from a file with what a terminal or a CI log would obey made visible.
-
-    That is control characters (terminal escapes, newlines) and the commands of CI runners.
-    """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if "::" in text or "##" in text:
-        text = _COMMAND.sub(lambda mark: f"\\x{ord(mark[0]):x}", text)
-    return text
-
-
-def shortened(text: str, limit: int = 200) -> str:
-    """`printable` text for a message, cut where it is long."""
-    return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
+# In a module of its own, which costs the command line no h5py where it shows a mistake.
+printable, shortened = printing.printable, printing.shortened
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -363,8 +340,13 @@ def hdf5_damage(what: str) -> Iterator[None]:
     """Say of an HDF5 file that the library cannot read that it is damaged, and of what in it."""
     try:
         yield
-    except _HDF5_DAMAGE as error:
-        raise UnreadableModelError(f"{what} is damaged: {reason(error)}") from None
+    except HDF5_DAMAGE as error:
+        raise damaged(what, error) from None
+
+
+def damaged(what: str, error: BaseException) -> UnreadableModelError:
+    """What to say of something that the HDF5 library cannot read, or that is not there."""
+    return UnreadableModelError(f"{what} is damaged: {reason(error)}")
 
 
 def heap_size(start: memoryview) -> int:
@@ -473,7 +455,7 @@ def _child(group: h5py.Group, name: str) -> "h5py.Group | Variable | None":
         return _open_child(group, link_name(name))
     except _NotPlainError as error:
         raise UnsafeModelError(f"{_hdf5_name(group, name)} {error}; refused") from None
-    except _HDF5_DAMAGE as error:
+    except HDF5_DAMAGE as error:
         where = _hdf5_name(group, name)
         raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
 
@@ -625,7 +607,7 @@ def attribute(group: h5py.Group | h5py.Dataset, name: str) -> Any:
             problem = _count(found, group, key)
         if problem is None:
             return group.attrs[name]
-    except _HDF5_DAMAGE as error:
+    except HDF5_DAMAGE as error:
         where = _attribute_name(group, name)
         raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
     raise UnsafeModelError(f"{_attribute_name(group, name)} {problem}; refused")

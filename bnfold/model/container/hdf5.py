@@ -133,14 +133,16 @@ class _Recorder(io.FileIO):
         return super().tell() - self._start
 
     def write(self, content: Any, /) -> int:
-        with self._noting():
-            rest = memoryview(content).cast("B")
-            size = len(rest)
-            while rest and self.failure is None:
-                rest = rest[super().write(rest) :]
-            if self._wrote is not None:
+        size = len(content)
+        try:
+            rest, done = memoryview(content).cast("B"), 0
+            while done < size and self.failure is None:
+                done += super().write(rest[done:] if done else rest)
+            if self._wrote is not None and self.failure is None:
                 self._wrote(super().tell() - size, size)
-        return len(content)
+        except BaseException as error:
+            self.failure = self.failure or error
+        return size
 
     def truncate(self, size: int | None = None, /) -> int:
         with self._noting():
@@ -205,6 +207,7 @@ class Groups:
     def __init__(self, root: h5py.Group) -> None:
         self._found: dict[str, h5py.Group | None] = {"": root}
         self._seen: dict[str, objects.Group | None] = {}
+        self._last: tuple[str | None, objects.Group | None] = None, None
         self._costs = budget.of(root)
         self._objects: objects.Objects | None = None
         if self._costs.read_at is not None:
@@ -272,6 +275,8 @@ class Groups:
         """The same as `at`, by its bytes. Raises one of `objects.ODD`."""
         if path in self._seen:
             return self._seen[path]
+        if path == self._last[0]:
+            return self._last[1]
         if not path:
             raise objects.OddError
         parent_path, _, name = path.rpartition("/")
@@ -281,7 +286,9 @@ class Groups:
         if address is not None:
             found = self._reader().group(address)
             self._costs.spend(budget.OBJECTS)
-        if name != _VARIABLES:  # which nobody asks for again but to write
+        if name == _VARIABLES:  # which nobody asks for again but to write
+            self._last = path, found
+        else:
             self._seen[path] = found
         return found
 
@@ -485,9 +492,11 @@ class Plain:
 
     def _fill(self, part: NDArray[Any], first: int) -> None:
         """Fill an array with the numbers from number `first` on."""
-        with guard.hdf5_damage(self._what):
-            at = self._offset + first * self._dtype.itemsize
+        at = self._offset + first * self._dtype.itemsize
+        try:
             self._read_into(at, part.data.cast("B"))
+        except guard.HDF5_DAMAGE as error:
+            raise guard.damaged(self._what, error) from None
 
 
 Stores = Stored | Plain
@@ -692,27 +701,39 @@ def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: st
     _check_free(target, new_path)
     parent, _, name = new_path.rpartition("/")
     group = group_for(target, parent) if parent else target
-    plain = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
-    plain.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # attributes are looked at first
     key = path.encode("utf-8", "surrogateescape")
     with guard.hdf5_damage(guard.shortened(path)):
-        budget.of(source).spend(budget.WRITTEN, source[path].id.get_storage_size())
-        h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), plain)
-    copy_attributes(source[path], group[name])
+        found = h5py.h5o.open(source.id, key)
+        info = h5py.h5o.get_info(found)
+        budget.by_number(info.fileno).spend(budget.WRITTEN, found.get_storage_size())
+        h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), _WITHOUT_ATTRIBUTES)
+    if info.num_attrs:
+        copy_attributes(h5py.Dataset(found), group[name])
+
+
+_WITHOUT_ATTRIBUTES = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
+_WITHOUT_ATTRIBUTES.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # they are looked at first
 
 
 def group_for(target: h5py.Group, path: str) -> h5py.Group:
     """The group at a path in a file that is being written, made if need be."""
     guard.check_path(path)
+    with suppress(ValueError, RuntimeError, OSError):  # it is there already, as few are
+        if path.isascii():
+            return h5py.Group(h5py.h5g.create(target.id, path.encode(), lcpl=_WITH_PARENTS))
     try:
         return target.require_group(path)
     except (TypeError, ValueError):
         raise _taken(target, path) from None
 
 
+_WITH_PARENTS = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+_WITH_PARENTS.set_create_intermediate_group(True)
+
+
 def _check_free(group: h5py.Group, path: str) -> None:
     guard.check_path(path)
-    if path in group:
+    if group.id.links.exists(path.encode()) if path.isdigit() else path in group:
         raise _taken(group, path)
 
 
@@ -725,9 +746,24 @@ def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
     """Write a variable whose numbers are new."""
     _check_free(target, path)
     values = weight.read()
+    if path.isdigit() and values.dtype.kind == "f":
+        _write_numbers(target, path.encode(), np.asarray(values, order="C"))
+        return
     dataset = target.create_dataset(path, data=values)
     if weight.dtype.name == "bfloat16":
         dataset.attrs["dtype"] = "bfloat16"
+
+
+_UNTIMED = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+_UNTIMED.set_obj_track_times(False)
+
+
+def _write_numbers(target: h5py.Group, name: bytes, values: NDArray[Any]) -> None:
+    """What `create_dataset` does for plain numbers, without all that it asks first."""
+    kind = h5py.h5t.py_create(values.dtype, logical=1)
+    space = h5py.h5s.create_simple(values.shape)
+    found = h5py.h5d.create(target.id, name, kind, space, dcpl=_UNTIMED)
+    found.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
 
 
 def read_names(group: h5py.Group, attribute: str) -> list[str]:
