@@ -261,8 +261,9 @@ def _merged(rows: Sequence[Row], settings: "Settings") -> "Outcome":
     from bnfold.audit.baseline import Entry
     from bnfold.errors import BnfoldError
     from bnfold.jobs.gate import Outcome, Unreadable
+    from bnfold.model.container.remote import located
 
-    failed = [Unreadable(Path(row.path), BnfoldError(row.error)) for row in rows if row.error]
+    failed = [Unreadable(located(row.path), BnfoldError(row.error)) for row in rows if row.error]
     unused = set(range(0 if failed else len(settings.suppressions)))
     stale: set[Entry] = set()
     for row in rows:

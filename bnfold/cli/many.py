@@ -154,6 +154,17 @@ def _below(path: Where, roots: Sequence[Where]) -> Path:
     return Path(path.name)
 
 
+def _check_place(place: Place) -> None:
+    """Refuse an object whose name leads out of the folder that results are written to."""
+    from bnfold.errors import UnsafeModelError
+    from bnfold.model.container.store import check_key
+
+    try:
+        check_key(place.below.as_posix())
+    except UnsafeModelError as error:
+        raise UnsafeModelError(f"{printable(str(place.path))}: {error}") from None
+
+
 def stem(model: Path) -> Path:
     """A model's path without what its name ends in, if that says what it is."""
     return model.with_suffix("") if model.suffix.lower() in _SUFFIXES else model
@@ -508,6 +519,8 @@ def tasks(
     for place in found:
         path = str(place.path)
         try:
+            if writes and isinstance(place.path, Remote):
+                _check_place(place)
             following = tuple(arguments(place.below))
         except BnfoldError as error:
             failed.append(Row(path, 2, str(error)))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from places import ROOT
 from servers import Web, serving
 
 import bnfold
+from bnfold.cli import many
 from bnfold.errors import UnreadableModelError
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
@@ -353,6 +355,35 @@ def test_other_commands_say_what_is_wrong_with_a_url(
     np.save("x.npy", np.zeros((2, 4)))
     given = [{"U": "memory://models/m.keras?secret"}.get(word, word) for word in command]
     refused(invoke(*given), "memory://models/m.keras?...: there is no such object")
+
+
+KEYS = ["//etc/a.keras", "/../../a.keras", "/deep/../../../a.keras", "/a\\b.keras"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_name_of_an_object_leads_out_of_the_folder_of_results(
+    key: str, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe_file("/models/good.keras", b"x")
+    names = ["good.keras", key.removeprefix("/")]
+    monkeypatch.setattr(store, "listed", lambda _: names)
+    monkeypatch.setattr(many, "words", lambda _: ("fold",))
+    run: Any = SimpleNamespace(options={"shard": None}, refuse_contradictions=lambda: None)
+    context: Any = None
+    found = many.tasks(
+        context,
+        [located("memory://models")],
+        run,
+        lambda below: [str(tmp_path / "out" / below)],
+        writes=True,
+    )
+    good = [one for one in found if not one.error]
+    assert [one.products for one in good] == [(str(tmp_path / "out" / "good.keras"),)]
+    said = [one.error for one in found if one.error]
+    if ".." in key:  # hidden, as every name that begins with a full stop
+        assert said == []
+    else:
+        assert ["has no place here; refused" in one for one in said] == [True]
 
 
 # --- what goes wrong ---

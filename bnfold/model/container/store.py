@@ -7,6 +7,7 @@ the user's environment, as fsspec and the library of each store find them.
 """
 
 import io
+import os
 import re
 import shutil
 import warnings
@@ -469,7 +470,8 @@ def check_key(name: str) -> None:
         UnsafeModelError: it leads elsewhere.
     """
     parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or set(name) & set("\\:\0") or not parts:
+    odd = "\\\0:" if os.name == "nt" else "\\\0"
+    if name.startswith("/") or ".." in parts or set(name) & set(odd) or not parts:
         raise UnsafeModelError(f"the object {guard.shortened(name)!r} has no place here; refused")
 
 
