@@ -3,6 +3,7 @@
 import re
 import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -164,3 +165,32 @@ def test_the_page_on_use_has_every_option_and_every_error() -> None:
     found = {name for name in vars(errors) if name.endswith("Error")} - {"BnfoldError"}
     assert {option for option in options if not re.search(rf"{option}\b(?!-)", page)} == set()
     assert {name for name in found if f"| `{name}` |" not in page} == set()
+
+
+def written_pages() -> list[Path]:
+    """The Markdown files of the repository, without those that the build of the site makes."""
+    made = {"changelog.md", "security.md"}
+    pages = [page for page in DOCS.rglob("*.md") if page.parent.name != "rules"]
+    return [
+        *(page for page in pages if page.relative_to(DOCS).as_posix() not in made),
+        *(ROOT / "bnfold" / "audit" / "pages").glob("*.md"),
+        *(ROOT / ".github").glob("*.md"),
+        *ROOT.glob("*.md"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", written_pages(), ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_links_lead_to_files_of_the_repository(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text)
+    missing = [one for one in targets if not (page.parent / one).exists()]
+    assert missing == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    index = (DOCS / "index.md").read_text("utf-8")
+    listed = set(re.findall(r"^- \[[^]]+\]\(([^)#]+)\)", index, re.MULTILINE))
+    pages = {page.relative_to(DOCS).as_posix() for page in written_pages() if DOCS in page.parents}
+    assert pages - {"index.md"} == {one for one in listed if not one.startswith("../")}
