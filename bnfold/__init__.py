@@ -1,8 +1,9 @@
 """bnfold: audit Keras models, fold their BatchNormalization layers, verify the result.
 
-Seven functions, each taking the path of a model file or a live `keras.Model`:
+Eight functions, of which all but `gate` take a live `keras.Model` as well as a path:
 
     inspect(model)            what each BatchNormalization is, whether it folds, how healthy it is
+    gate(models...)           whether all models of a folder pass, as in a pipeline
     fold(model, out)          write the folded model; of a live model, give the folded one back
     verify(original, folded)  verify that two models compute the same
     export(model, target)     fold it and write it for ONNX, LiteRT or TensorFlow
@@ -20,8 +21,9 @@ TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
     from typing import Any
 
-    from bnfold.api import bench, export, fold, inspect, prepare, recalibrate, verify
+    from bnfold.api import bench, export, fold, gate, inspect, prepare, recalibrate, verify
     from bnfold.audit import Finding, Severity, Thresholds
+    from bnfold.audit.selection import Suppression
     from bnfold.errors import (
         BnfoldError,
         ExportImpossibleError,
@@ -37,14 +39,26 @@ if TYPE_CHECKING:
     from bnfold.jobs.bench import BenchReport
     from bnfold.jobs.export import ExportReport
     from bnfold.jobs.fold import FoldReport
+    from bnfold.jobs.gate import Outcome
     from bnfold.jobs.inspect import Inspection
     from bnfold.jobs.prepare import PrepareReport
     from bnfold.jobs.recalibrate import RecalibrationReport
     from bnfold.verification import Verdict, Verification
 
 _HOMES = {
-    "bnfold.api": ("bench", "export", "fold", "inspect", "prepare", "recalibrate", "verify"),
+    "bnfold.api": (
+        "bench",
+        "export",
+        "fold",
+        "gate",
+        "inspect",
+        "prepare",
+        "recalibrate",
+        "verify",
+    ),
     "bnfold.audit": ("Finding", "Severity", "Thresholds"),
+    "bnfold.audit.selection": ("Suppression",),
+    "bnfold.jobs.gate": ("Outcome",),
     "bnfold.jobs.bench": ("BenchReport",),
     "bnfold.jobs.fold": ("FoldReport",),
     "bnfold.errors": (
@@ -76,12 +90,14 @@ __all__ = [
     "FindingsError",
     "FoldReport",
     "Inspection",
+    "Outcome",
     "OutputError",
     "PrepareReport",
     "ProcessStoppedError",
     "RecalibrationReport",
     "SettingsError",
     "Severity",
+    "Suppression",
     "Thresholds",
     "UnreadableModelError",
     "UnsafeModelError",
@@ -93,6 +109,7 @@ __all__ = [
     "bench",
     "export",
     "fold",
+    "gate",
     "inspect",
     "prepare",
     "recalibrate",

@@ -27,14 +27,17 @@ from typing import (
 
 from numpy.typing import NDArray
 
+from bnfold import serialize
 from bnfold.audit import Severity, Thresholds
-from bnfold.audit.selection import ALL, chosen, codes
-from bnfold.errors import BnfoldError, FindingsError, VerificationFailedError
+from bnfold.audit.selection import ALL, Suppression, chosen, codes
+from bnfold.errors import BnfoldError, FindingsError, SettingsError, VerificationFailedError
 from bnfold.jobs import child
+from bnfold.jobs import gate as gates
+from bnfold.jobs import settings as given_settings
 from bnfold.jobs.bench import BenchReport, bench_files
 from bnfold.jobs.export import ExportReport, export_file
 from bnfold.jobs.fold import SILENT, FoldReport, Standalone, fold_file
-from bnfold.jobs.gate import InputFindings
+from bnfold.jobs.gate import InputFindings, Outcome
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.prepare import PrepareReport, Wanted
 from bnfold.jobs.recalibrate import CACHE, RecalibrationReport, recalibrate_file
@@ -97,6 +100,21 @@ def _in_python(function: Callable[_Parameters, _Result]) -> Callable[_Parameters
             raise
 
     return wrapped
+
+
+def _text(result: Any) -> str:
+    from bnfold.reports import notebook  # noqa: PLC0415 - most who call the API print nothing
+
+    return notebook.text(result)
+
+
+def _html(result: Any) -> str:
+    from bnfold.reports import notebook  # noqa: PLC0415
+
+    return notebook.page(result)
+
+
+serialize.VIEWS |= {"text": _text, "html": _html}
 
 
 class LiveModel(Protocol):
@@ -189,6 +207,61 @@ def inspect(
             keras=_version(keras),
         )
     return replace(inspection, path=file.shown)
+
+
+@_in_python
+def gate(
+    *models: FilePath,
+    config: FilePath | None = None,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    fail_on: FailOn | Literal["never"] | None = None,
+    exclude: Sequence[str] | None = None,
+    baseline: FilePath | None = None,
+    suppressions: Sequence[Suppression] | None = None,
+    target_dtype: str | None = None,
+    keras: str | None = None,
+) -> Outcome:
+    """Inspect models as `bnfold inspect` does in a pipeline, and say whether they pass.
+
+    Args:
+        models: files, model directories, folders to search, and URLs.
+        config: a TOML file with a table `[tool.bnfold]`; what is given beside it goes before it.
+        select: codes of the rules to ask, what they begin with, or names.
+        ignore: likewise, those not to ask.
+        fail_on: "error", "warning", "info" or "never": from which severity on a finding fails.
+        exclude: shell patterns of what is passed over in folders.
+        baseline: a file of known findings, which do not count.
+        suppressions: findings to live with, each with a reason.
+        target_dtype: the dtype that the models will run in.
+        keras: the version of Keras that will run the models.
+
+    Returns:
+        The outcome, which is true if every model was read and no finding that counts is as bad as
+        `fail_on`. It has the inspections of the models, what could not be read, and which
+        suppressions and entries of the baseline were not needed.
+
+    Raises:
+        SettingsError: a setting means nothing, or the baseline is missing or damaged.
+    """
+    found = Settings() if config is None else given_settings.read(_path("config", config))
+    values = {
+        "select": None if select is None else codes(select),
+        "ignore": None if ignore is None else codes(ignore),
+        "exclude": None if exclude is None else tuple(exclude),
+        "baseline": None if baseline is None else _path("baseline", baseline),
+        "suppressions": None if suppressions is None else tuple(suppressions),
+        "target_dtype": target_dtype,
+        "keras": keras,
+    }
+    given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    if fail_on is not None:
+        (level,) = options.some_of("fail_on", fail_on, given_settings.FAIL_ON)
+        given["fail_on"] = given_settings.severity(level)
+    wanted = replace(found, **given)
+    if not chosen(wanted.select, wanted.ignore):
+        raise SettingsError("no rule is left of those that are selected: all are ignored")
+    return gates.check([located(one) for one in models], wanted)
 
 
 class _FoldOptions(TypedDict, total=False):

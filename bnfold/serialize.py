@@ -29,6 +29,32 @@ class Serializable:
         return {self.json_names.get(name, name): value for name, value in found.items()}
 
 
+class Shown:
+    """A result that people look at, in a prompt, in a notebook and in the message of a test.
+
+    It is a line as `repr`. As text it is the report of the command line, and in a notebook that in
+    colours, as far as `VIEWS` has them: the Python API puts them there.
+    """
+
+    @property
+    def brief(self) -> str:
+        """What came of it, in a line."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.brief}>"
+
+    def __str__(self) -> str:
+        return VIEWS.get("text", repr)(self)
+
+    def _repr_html_(self) -> str | None:
+        return VIEWS["html"](self) if "html" in VIEWS else None
+
+
+VIEWS: dict[str, Callable[[Any], str]] = {}
+"""The report on a result as "text" and as "html"."""
+
+
 class Report(Serializable):
     """The result of a whole command, whose JSON form says of which version it is."""
 

@@ -1,7 +1,6 @@
 """Showing what a command found out, as text, JSON or a page."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from bnfold.model.container.remote import Where
-
-_TEXT = {
-    "FoldReport": ("fold", "fold"),
-    "ExportReport": ("export", "export"),
-    "Verification": ("fold", "verification"),
-    "RecalibrationReport": ("recalibrate", "recalibration"),
-    "PrepareReport": ("prepare", "prepare"),
-    "BenchReport": ("bench", "bench"),
-}
-"""The module of `reports.text` and the function in it that show a result, by its class."""
 
 
 def show(
@@ -60,11 +49,9 @@ def show(
 
 
 def _text(result: Any, how: dict[str, Any]) -> "RenderableType":
-    module, function = _TEXT[type(result).__name__]
-    found: RenderableType = getattr(import_module(f"bnfold.reports.text.{module}"), function)(
-        result, **how
-    )
-    return found
+    from bnfold.reports import notebook
+
+    return notebook.drawn(result, 0, **how)
 
 
 def _page(result: Any, files: "Sequence[Where]", how: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,6 +89,8 @@ KEYS = ("path", "exit_code", "error", "sha256", "bytes", "shard", "options", "no
 
 def digest(*parts: str) -> str:
     """A short digest of some texts."""
+    import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
+
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -100,5 +101,7 @@ def is_in_shard(path: str, shard: int, of: int) -> bool:
     whatever others come and go.
     """
     name = Path(path).as_posix()
+    import hashlib  # noqa: PLC0415
+
     found = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(found[:8]) % of == shard - 1

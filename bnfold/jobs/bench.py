@@ -53,7 +53,7 @@ from bnfold.running.options import SAFELY, Loading
 from bnfold.running.safety import FileFacts
 from bnfold.running.samples import InputSpec
 from bnfold.running.session import Opening
-from bnfold.serialize import Report, Serializable
+from bnfold.serialize import Report, Serializable, Shown
 from bnfold.supervision import link
 
 RUNTIMES = tuple(timing.RUNTIMES)
@@ -270,8 +270,8 @@ class LeftBehind(Serializable):
     b: tuple[Leftover, ...]
 
 
-@dataclass(frozen=True)
-class BenchReport(Report):
+@dataclass(frozen=True, repr=False)
+class BenchReport(Shown, Report):
     """The times of two models side by side.
 
     Attributes:
@@ -303,6 +303,12 @@ class BenchReport(Report):
         *("a", "b", "folded", "threads", "seconds", "seed", "confidence"),
         *("results", "skipped", "notes", "left_behind"),
     )
+
+    @property
+    def brief(self) -> str:
+        """The ratios of the times of A and B, in a line."""
+        found = [f"{one.ratio:.2f} in {one.runtime} at batch {one.batch}" for one in self.results]
+        return f"times that B is as fast as A: {', '.join(found)}" if found else "nothing measured"
 
     def __bool__(self) -> NoReturn:
         """Refuse: times have no yes or no.

@@ -62,7 +62,7 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Port
 from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
-from bnfold.serialize import SCHEMA_VERSION, Serializable, plain
+from bnfold.serialize import SCHEMA_VERSION, Serializable, Shown, plain
 from bnfold.supervision import link
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.tolerance import Rule
@@ -88,8 +88,8 @@ class LeftBehind(Serializable):
     exported: tuple[Leftover, ...]
 
 
-@dataclass(frozen=True)
-class TargetReport:
+@dataclass(frozen=True, repr=False)
+class TargetReport(Shown):
     """What became of one target.
 
     Attributes:
@@ -122,6 +122,12 @@ class TargetReport:
         """Whether nothing speaks against it; true of one that nobody checked."""
         return self.check is None or self.check.accepted(strict=strict)
 
+    @property
+    def brief(self) -> str:
+        """What became of it, in a line."""
+        proof = "not checked" if self.check is None else self.check.brief
+        return f"{self.target} was{'' if self.written else ' not'} written, {proof}"
+
     def to_dict(self) -> dict[str, Any]:
         """One of `targets` in the JSON report."""
         return {
@@ -138,8 +144,8 @@ class TargetReport:
         }
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Shown):
     """What an export did.
 
     Of the first target it also has `target`, `opset`, `inputs`, `outputs` and `check`.
@@ -165,6 +171,11 @@ class ExportReport:
     audit: InputFindings = field(default_factory=InputFindings)
     inference: Promise | None = None
     is_checked: bool = True
+
+    @property
+    def brief(self) -> str:
+        """What was done, in a line."""
+        return "; ".join(one.brief for one in self.targets)
 
     def __bool__(self) -> bool:
         """Whether all was written."""

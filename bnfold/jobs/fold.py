@@ -24,7 +24,7 @@ from bnfold.model.container.remote import Remote, Where, located
 from bnfold.model.edit import ForInference, for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
-from bnfold.serialize import SCHEMA_VERSION, Serializable, plain
+from bnfold.serialize import SCHEMA_VERSION, Serializable, Shown, plain
 from bnfold.verification import Verification
 from bnfold.version import __version__
 
@@ -56,8 +56,8 @@ class Promise(Serializable):
         return {"told": [*map(show, self.told)], "untold": [*map(show, self.untold)]}
 
 
-@dataclass(frozen=True)
-class FoldReport:
+@dataclass(frozen=True, repr=False)
+class FoldReport(Shown):
     """What a fold did.
 
     Attributes:
@@ -86,6 +86,14 @@ class FoldReport:
     verification: Verification | None
     audit: InputFindings = field(default_factory=InputFindings)
     inference: Promise | None = None
+
+    @property
+    def brief(self) -> str:
+        """What was done, in a line."""
+        folds, layers = len(self.plan.folds), len(self.plan.decisions)
+        proof = "not verified" if self.verification is None else self.verification.brief
+        written = "" if self.written else " not"
+        return f"folded {folds} of {layers} layers, {self.target} was{written} written, {proof}"
 
     def __bool__(self) -> bool:
         """Whether the file was written."""

@@ -22,7 +22,8 @@ from bnfold.model.container.guard import printable, read_whole
 from bnfold.model.container.model_file import ModelFile
 from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.model.container.search import models_at
-from bnfold.serialize import SCHEMA_VERSION, plain
+from bnfold.model.graph import show
+from bnfold.serialize import SCHEMA_VERSION, Shown, plain
 
 Json: TypeAlias = dict[str, Any]
 
@@ -41,8 +42,8 @@ class Unreadable:
     may_have_run: bool = False
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown):
     """What came of the models.
 
     Attributes:
@@ -50,12 +51,33 @@ class Outcome:
         unreadable: the others.
         unused: suppressions that cover nothing.
         stale: entries of the baseline that are found no more.
+        fail_on: from which severity on a finding fails the gate; None is never.
     """
 
     models: tuple[Inspection, ...]
     unreadable: tuple[Unreadable, ...] = ()
     unused: tuple[Suppression, ...] = ()
     stale: tuple[Entry, ...] = ()
+    fail_on: Severity | None = Severity.ERROR
+
+    def __bool__(self) -> bool:
+        """Whether all models were read, and no finding is as bad as `fail_on`."""
+        findings = (finding for model in self.models for finding in model.findings)
+        return self.exit_code(findings, self.fail_on) == 0
+
+    @property
+    def brief(self) -> str:
+        """Whether it passed, and why not, in a line."""
+        failing = [
+            f"{model.path}: {one.code} {one.name} on {show(one.layer)}"
+            for model in self.models
+            for one in model.findings
+            if fails(one.severity, self.fail_on)
+        ]
+        said = [*(str(one.error) for one in self.unreadable), *failing]
+        more = f" and {len(said) - 1} more" if len(said) > 1 else ""
+        reason = f"failed, {said[0]}{more}" if said else "passed" if self else "nothing to read"
+        return f"{reason}; {how_many_read(self.to_dict()['summary'])}"
 
     def exit_code(self, findings: Iterable[Finding], fail_on: Severity | None) -> int:
         """2 where something was not read, 1 where a finding is as bad as `fail_on`, else 0."""
@@ -241,7 +263,7 @@ def _inspect(
             unreadable.append(Unreadable(file, error, may_have_run=settings.run is not None))
         else:
             models.append(inspected)
-    return Outcome(tuple(models), tuple(unreadable))
+    return Outcome(tuple(models), tuple(unreadable), fail_on=settings.fail_on)
 
 
 def files(paths: Sequence[Where], exclude: Sequence[str]) -> tuple[list[Where], list[Unreadable]]:

@@ -1,5 +1,6 @@
 """What `inspect` finds out: every BatchNormalization, the plan for it, and its health."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from bnfold.audit import RULES, Finding, Rule, Thresholds, audit, joined
+from bnfold.audit import RULES, Finding, Rule, Severity, Thresholds, audit, joined
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.affine import from_batchnorm
 from bnfold.folding.plan import Blocked, Fold, Plan
@@ -25,7 +26,7 @@ from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 from bnfold.model.program import Program
 from bnfold.model.refusal import Refusal
-from bnfold.serialize import plain
+from bnfold.serialize import Shown, plain
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
@@ -43,8 +44,8 @@ _CHECKED_AT_THE_END = 1 << 20
 """A file of at most so many bytes is checked in less time than a thread takes to start."""
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Shown):
     """One model file, inspected.
 
     Attributes:
@@ -71,6 +72,15 @@ class Inspection:
     suppressed: tuple[Suppressed, ...] = field(default=(), repr=False)
     observed: Mapping[LayerPath, Observed] | None = field(default=None, repr=False)
     thresholds: Thresholds = field(default_factory=Thresholds, repr=False)
+
+    @property
+    def brief(self) -> str:
+        """What was found, in a line."""
+        folds, layers = len(self.plan.folds), len(self.plan.decisions)
+        counts = Counter(finding.severity for finding in self.findings)
+        found = [f"{counts[s]} {s}{'s' * (counts[s] > 1)}" for s in Severity if counts[s]]
+        said = ", ".join(found) or "no findings"
+        return f"{self.path}, {folds} of {layers} BatchNormalization layers fold, {said}"
 
     def __bool__(self) -> NoReturn:
         """Refuse: which findings count is not for an inspection to say.

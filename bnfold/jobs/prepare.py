@@ -40,7 +40,7 @@ from bnfold.running.arrays import Array
 from bnfold.running.data import Source
 from bnfold.running.deployed.binding import bind
 from bnfold.running.deployed.opening import kind_of, open_deployed
-from bnfold.serialize import Report, Serializable
+from bnfold.serialize import Report, Serializable, Shown
 from bnfold.supervision import link
 from bnfold.verification import Verification
 from bnfold.verification.bounds import held_to
@@ -131,8 +131,8 @@ class Product(Serializable):
     refused: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class PrepareReport(Report):
+@dataclass(frozen=True, repr=False)
+class PrepareReport(Shown, Report):
     """What came of a preparation.
 
     Attributes:
@@ -173,6 +173,14 @@ class PrepareReport(Report):
         *("recalibration", "folded", "verification", "exports", "products", "scored_on"),
         "is_held_out",
     )
+
+    @property
+    def brief(self) -> str:
+        """What was done, in a line."""
+        names = ", ".join(one.name for one in self.products)
+        if self.written:
+            return f"{self.directory} was written: {names}"
+        return f"{self.directory} was not written: {'; '.join(self.refused)}"
 
     def __bool__(self) -> bool:
         """Whether DIR was written."""

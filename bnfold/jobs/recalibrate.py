@@ -46,7 +46,7 @@ from bnfold.observation.estimate import (
 from bnfold.observation.observe import DataRun, observe_running, start
 from bnfold.running import borrowing, keras_runner, options, requirements
 from bnfold.running.data import Source
-from bnfold.serialize import Report, plain
+from bnfold.serialize import Report, Shown, plain
 from bnfold.version import __version__
 
 CACHE = 1 << 30
@@ -86,8 +86,8 @@ class Check:
         }
 
 
-@dataclass(frozen=True)
-class RecalibrationReport(Report):
+@dataclass(frozen=True, repr=False)
+class RecalibrationReport(Shown, Report):
     """What a recalibration did.
 
     Attributes:
@@ -127,6 +127,13 @@ class RecalibrationReport(Report):
         *("source", "target", "written", "container", "samples", "scale", "passes", "work"),
         *("recalibrated", "kept", "scores", "labels_problem", "check", "notes"),
     )
+
+    @property
+    def brief(self) -> str:
+        """What was done, in a line."""
+        written = "" if self.written else " not"
+        layers = f"{len(self.recalibrated)} layers from {self.samples} samples"
+        return f"recalibrated {layers}, {self.target} was{written} written"
 
     def __bool__(self) -> bool:
         """Whether the file was written."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
-from bnfold.serialize import Serializable
+from bnfold.serialize import Serializable, Shown
 
 
 class Verdict(StrEnum):
@@ -186,8 +186,8 @@ class Fidelity(Serializable):
     decisions: Decisions | None
 
 
-@dataclass(frozen=True)
-class Verification(Serializable):
+@dataclass(frozen=True, repr=False)
+class Verification(Shown, Serializable):
     """The verdict, what it rests on, and every comparison that was made.
 
     `differences` says in sentences why the verdict is "different", `culprits` names the layers of
@@ -234,6 +234,15 @@ class Verification(Serializable):
     json_names: ClassVar = {"reference": "yardstick"}
 
     @property
+    def brief(self) -> str:
+        """The verdict in a line, with the first reason for it."""
+        said = [f"{self.verdict} by {self.basis}"]
+        if self.culprits:
+            said.append(f"beginning at {', '.join(self.culprits)}")
+        said += [*self.differences, *self.refused, *self.warnings][:1]
+        return "; ".join(said)
+
+    @property
     def worst(self) -> Comparison | None:
         """The comparison that came nearest to its tolerance, or went furthest beyond it.
 
@@ -257,8 +266,11 @@ class Verification(Serializable):
         return tuple(site for site in self.sites if site.status is status)
 
     def __bool__(self) -> bool:
-        """Whether the two were seen to compute the same; False where that is undecided."""
-        return self.verdict is Verdict.EQUIVALENT
+        """Whether the two were seen to compute the same, as precisely as the other one computes.
+
+        False where that is undecided, and where a figure is not what was asked for.
+        """
+        return self.verdict in {Verdict.EQUIVALENT, Verdict.APPROXIMATE} and not self.refused
 
     def reworded(self, change: Callable[[str], str]) -> Verification:
         """The same with other sentences, as where a file that they name is a temporary one."""

@@ -62,13 +62,15 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_each_model_has_a_line_the_worst_first(models: Path) -> None:
     result = run(models)
     assert result.exit_code == 2
-    names = [word for word in result.stdout.split() if word.endswith(".keras")]
+    table = result.stdout.partition("error BN105")[0]
+    names = [word for word in table.split() if word.endswith(".keras")]
     assert names[0] == "models/sub/c.keras"
     assert sorted(names[1:]) == [
         *("models/a.keras", "models/b.keras", "models/sub/a.keras"),
         *("models/sub/deep/d.keras", "models/sub/deep/e.keras"),
     ]
     assert "not read models/cut.keras: " in result.stdout
+    assert "error BN105 models/sub/c.keras, other: " in result.stdout
     assert "1 error" in result.stdout.splitlines()[-1]
     assert result.stdout.endswith("7 of 9 read\n")
     assert [line.split(":")[1] for line in result.stderr.splitlines()] == [

@@ -12,6 +12,7 @@ from rich.text import Text
 from bnfold.audit import RULES, Finding, Severity
 from bnfold.audit.selection import Suppressed
 from bnfold.folding.plan import Blocked, Fold, Plan
+from bnfold.jobs.gate import Outcome
 from bnfold.jobs.inspect import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.container.guard import printable
@@ -37,6 +38,18 @@ CONTAINERS = {
     "h5": "legacy HDF5",
 }
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
+
+
+def outcome(found: Outcome, width: int) -> RenderableType:
+    """The reports on the models of a gate, what could not be read, and the totals."""
+    parts = [part for model in found.models for part in (inspection(model, width), Text(""))]
+    unread = [
+        terminal.Hanging(
+            Text("not read ", style="red").append(printable(str(one.error)), "default")
+        )
+        for one in found.unreadable
+    ]
+    return Group(*parts, *unread, Text(terminal.totals(found.to_dict())))
 
 
 def inspection(model: Inspection, width: int, *, every: bool = False) -> RenderableType:

@@ -18,6 +18,7 @@ from bnfold.reports.text.inspect import COLOURS
 _HEADINGS = ("verdict", "model", "errors", "warnings", "infos", "fold", "size", "time")
 _TEXTS = 2
 """How many of these columns hold text; those without anything are left out."""
+_FINDINGS = 20
 _EXIT_COLOURS = ("green", "yellow", "red")
 
 
@@ -35,7 +36,24 @@ def short(rows: Sequence[Row], failed: str, totals: str) -> RenderableType:
     for cells in done:
         table.add_row(*(cells[column] for column in shown))
     lines = [failure(one.row, failed) for one in every if one.row.report is None]
-    return Group(*([table] if done else []), *lines, Text(totals))
+    return Group(*([table] if done else []), *_worst(every), *lines, Text(totals))
+
+
+def _worst(every: Sequence[Summary]) -> list[RenderableType]:
+    """The worst findings of the models that fail, as many as a terminal holds."""
+    lines = []
+    for one in every:
+        findings = (one.row.report or {}).get("findings", ()) if one.row.exit_code == 1 else ()
+        worst = min((Severity(found["severity"]).rank for found in findings), default=None)
+        for found in findings:
+            severity = Severity(found["severity"])
+            if severity.rank == worst:
+                said = Text(f"{severity} {found['code']} ", style=COLOURS[severity])
+                text = f"{one.row.path}, {found['layer']}: {found['message']}"
+                lines.append(terminal.Hanging(said.append(printable(text), "default")))
+    more = len(lines) - _FINDINGS
+    left = [Text(f"and {more} more; --full shows all of each model", style="dim")]
+    return [*lines[:_FINDINGS], *(left if more > 0 else [])]
 
 
 def _cells(one: Summary) -> list[Text]:
