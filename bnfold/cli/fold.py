@@ -238,7 +238,7 @@ def export(
     if no_fold and inference:
         raise click.UsageError("--inference is about what to fold, and --no-fold folds nothing")
     if no_verify:
-        calibrates = () if "int8" in precision else ("data",)
+        calibrates = () if "int8" in precision or "tflite:int8" in to else ("data",)
         _refuse_with_no_verify(ctx, *calibrates, "rtol", "atol")
     run, running = many.taken(running, format_, output, runs_models=True)
     if run.options["out_dir"] is not None:
@@ -266,14 +266,15 @@ def _export_many(
     """Export each of many models to `to`, side by side in the folder that it belongs to."""
     if precision:
         raise click.UsageError("--to tflite:float16 says the precision, and --precision does too")
-    precisions = [word for one in to for word in _precision(one)]
+    every = list(dict.fromkeys(to))
+    precisions = [word for one in every for word in _precision(one)]
     folder: Path = run.options["out_dir"]
 
     def targets(below: Path) -> list[str]:
-        return [f"{folder / many.stem(below)}{_ENDINGS[one]}" for one in dict.fromkeys(to)]
+        return [f"{folder / many.stem(below)}{_ENDINGS[one]}" for one in every]
 
     more = [word for one in precisions for word in ("--precision", one)]
-    run.each(ctx, models, targets, writes=True, more=more)
+    run.each(ctx, models, targets, writes=True, more=more, without=["to"])
 
 
 def _precision(target: str) -> list[str]:

@@ -176,7 +176,7 @@ def inspect(
     if output is not None:
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
         refuse_unwritable(output, read)
-    run = many.Run({**options, "output": output}, format_, repr(settings), settings.run is not None)
+    run = many.Run({**options, "output": output}, format_, settings.run is not None)
     if layer is None and (many.is_many(models) or run.is_asked_for() or format_ == "jsonl"):
         ctx.exit(_inspect_many(ctx, models, settings, write_baseline, run))
     limit()
@@ -233,20 +233,26 @@ def _inspect_many(
     from bnfold.jobs import gate
 
     tasks = many.tasks(ctx, models, run, exclude=settings.exclude)
-    rows = run.rows(tasks)
+    is_written = False
+    if write_baseline is None:
+        rows = run.rows(tasks)
+    else:
+        rows = run.but(is_silent=True).rows(tasks)
+        is_written = all(row.report is not None for row in rows)
+        if is_written:
+            gate.write_baseline_of([row.report or {} for row in rows], settings, write_baseline)
+            tasks = [one.with_options(("--baseline", str(write_baseline))) for one in tasks]
+            rows = run.but(resume=None).rows(tasks, [write_baseline])
+        else:
+            rows = list(map(run.tell, rows))
     found = [row.report for row in rows if row.report is not None]
-    if write_baseline is not None and len(found) == len(rows):
-        gate.write_baseline_of(found, settings, write_baseline)
-        known = ("--baseline", str(write_baseline))
-        rows = run.rows([one.with_options(known) for one in tasks])
-        found = [row.report for row in rows if row.report is not None]
     _warn(_merged(rows, settings))
     if not found and len(rows) == 1:
         return many.exit_code(rows)
     if write_baseline is not None:
-        _say_whether_written(write_baseline, is_written=len(found) == len(rows))
+        _say_whether_written(write_baseline, is_written=is_written)
     failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
-    report = gate.report(found, failed, run.options["shard"])
+    report = gate.report(found, failed, many.part(rows, run.options["shard"]))
     _show_many(rows, report, run, settings)
     return many.exit_code(rows)
 
@@ -296,6 +302,10 @@ def _refuse_contradictions(
         raise click.UsageError("--layer shows one layer, and --write-baseline is about all")
     if write_baseline is not None and options["baseline"] is not None:
         raise click.UsageError("--write-baseline contradicts --baseline")
+    if write_baseline is not None and options["fail_fast"]:
+        raise click.UsageError(
+            "--write-baseline is about all models, and --fail-fast leaves some out"
+        )
 
 
 def _settings(options: dict[str, Any]) -> "Settings":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,11 +15,12 @@ import click
 from bnfold.cli.options import MODEL, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
 from bnfold.cli.recorder import current
+from bnfold.cli.resuming import Resuming
 from bnfold.errors import BnfoldError
 from bnfold.fleet import journal
 from bnfold.fleet.row import Json, Row, Task, digest, is_in_shard
 from bnfold.model.container.guard import printable
-from bnfold.model.container.remote import Remote, Where
+from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.serialize import SCHEMA_VERSION
 from bnfold.supervision import link
 from bnfold.version import __version__
@@ -33,6 +35,19 @@ BY_ENDING = {".json": "json", ".jsonl": "jsonl"}
 
 IN_PROCESS = False
 """Whether tasks are done in this process, one after another, as with --debug."""
+
+
+class _Folder(click.ParamType):  # type: ignore[type-arg]
+    """A folder of this machine."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Its path; a URL would become a folder that is called like it."""
+        if is_url(str(value)):
+            self.fail("is a URL; results of many models go to a folder of this machine", param, ctx)
+        return Path(value)
+
 
 _OPTIONS = (
     click.option(
@@ -69,7 +84,7 @@ _OPTIONS = (
 _OUT_DIR = click.option(
     "--out-dir",
     metavar="DIR",
-    type=MODEL,
+    type=_Folder(),
     help="With many models: write into DIR, in the same folders below it.",
 )
 _EXCLUDE = click.option(
@@ -107,14 +122,19 @@ class Command(click.Command):
 _WORDS = "bnfold.words"
 
 
-def words(ctx: click.Context) -> list[str]:
-    """The command and its options as they were given, without those of `FLEET` and the models."""
+def words(ctx: click.Context, without: Collection[str] = ()) -> list[str]:
+    """The command and its options as they were given, but those of `FLEET` and the models.
+
+    Those whose names are in `without` are left out, too: the command says them in another manner.
+    """
     command = ctx.command
     given, _, _ = command.make_parser(ctx).parse_args(list(ctx.meta[_WORDS]))
     found = [str(ctx.info_name)]
     for option in command.params:
         value = given.get(option.name or "")
         if not isinstance(option, click.Option) or option.name in FLEET or value is None:
+            continue
+        if option.name in without:
             continue
         if option.is_flag:
             found.append(option.opts[0])
@@ -136,8 +156,8 @@ def places(models: Sequence[Where], exclude: Sequence[str]) -> tuple[list[Place]
     """The models that are named or found in folders, and what could not be read of those."""
     from bnfold.jobs import gate
 
-    found, unreadable = gate.files(_globbed(models), exclude)
-    roots = [one for one in _globbed(models) if isinstance(one, Remote) or os.path.isdir(one)]
+    named, roots = _globbed(models)
+    found, unreadable = gate.files(named, exclude)
     failed = [Row(str(one.path), 2, str(one.error)) for one in unreadable]
     return [Place(path, _below(path, roots)) for path in found], failed
 
@@ -192,26 +212,58 @@ def counterpart(folder: Path, below: Path) -> Path:
     raise BnfoldError(f"{shown}: several things there are named like the model: {names}")
 
 
-def _globbed(models: Sequence[Where]) -> list[Where]:
-    """The models with patterns replaced by what they match, where a shell has not done so."""
-    import glob
+def _globbed(models: Sequence[Where]) -> tuple[list[Where], list[Where]]:
+    """The models with patterns replaced by what they match, where a shell has not done so.
 
+    Likewise the folders that were named: that of a pattern is what is before its first wildcard.
+    """
     found: list[Where] = []
+    roots: list[Where] = []
     for one in models:
         if isinstance(one, Remote):
             found.append(one)
+            roots.append(one)
             continue
-        text = str(one)
-        is_pattern = glob.has_magic(text) and not os.path.lexists(one)
-        matches = sorted(glob.glob(text, recursive=True)) if is_pattern else []
-        found += map(Path, matches) if matches else [one]
-    return found
+        matches = _matches(one) if _is_pattern(one) else []
+        found += matches or [one]
+        if matches:
+            roots.append(_fixed(one)[0])
+        elif os.path.isdir(one):
+            roots.append(one)
+    return found, roots
+
+
+def _is_pattern(path: Path) -> bool:
+    import glob
+
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def _fixed(pattern: Path) -> tuple[Path, list[str]]:
+    """The folder that a pattern begins with, and what follows."""
+    import glob
+
+    magic = next(n for n, part in enumerate(pattern.parts) if glob.has_magic(part))
+    return Path(*pattern.parts[:magic]), list(pattern.parts[magic:])
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What matches a pattern, sorted: nothing hidden, and nothing that only links lead to."""
+    folder, parts = _fixed(pattern)
+    parts = [one if one == "**" else re.sub(r"\*\*+", "*", one) for one in parts]
+    if parts[-1] == "**":  # which is folders alone in some versions of Python
+        parts.append("*")
+    found = {one.relative_to(folder): one for one in folder.glob("/".join(parts))}
+    is_open = any(part.startswith(".") for part in parts)
+    return [
+        found[below]
+        for below in sorted(found, key=lambda one: one.parts)
+        if is_open or not any(part.startswith(".") for part in below.parts)
+    ]
 
 
 def is_many(models: Sequence[Where]) -> bool:
     """Whether these are several models, or folders or patterns that may be."""
-    import glob
-
     from bnfold.model.container.model_file import is_model_directory
 
     if current() is not None:  # a worker is asked about one
@@ -223,7 +275,7 @@ def is_many(models: Sequence[Where]) -> bool:
         return only.url.endswith("/")
     if os.path.isdir(only):
         return not is_model_directory(only)
-    return glob.has_magic(str(only)) and not os.path.lexists(only)
+    return _is_pattern(only)
 
 
 @dataclass(frozen=True)
@@ -233,35 +285,45 @@ class Run:
     Attributes:
         options: those of `many`.
         format: that of the report.
-        depends_on: what results depend on beside the command line, such as settings.
         runs_models: whether each task runs models, which takes memory.
     """
 
     options: Mapping[str, Any]
     format: str
-    depends_on: str
     runs_models: bool
 
-    def rows(self, tasks: Sequence[Task]) -> list[Row]:
-        """Do all tasks, and tell what is to be told meanwhile; a row for each, in their order."""
+    def rows(self, tasks: Sequence[Task], reads: Sequence[Path] = ()) -> list[Row]:
+        """Do all tasks, and tell what is to be told meanwhile; a row for each, in their order.
+
+        Results depend on what is in the files of the options, and in those that it `reads`.
+        """
         from bnfold.cli.progress import Progress
 
         link.begin()  # the limits that were given are those of each model
         rows: list[Row] = []
         with contextlib.ExitStack() as stack:
-            known = self._known()
-            add = stack.enter_context(self._journal(known, len(tasks)))
+            kept = stack.enter_context(Resuming(self.options["resume"]))
             progress = stack.enter_context(
                 Progress(len(tasks), is_quiet=self.options["quiet"], is_live=not self._streams)
             )
-            results = stack.enter_context(contextlib.closing(self._results(tasks, known, progress)))
-            for row in results:
-                add(row)
-                self._tell(row)
-                rows.append(row if self.options["output"] is not None else row.told())
+            results = self._results(tasks, kept, progress, self._digest(reads))
+            for row in stack.enter_context(contextlib.closing(results)):
+                rows.append(row if self.options.get("is_silent") else self.tell(row))
                 if self.options["fail_fast"] and row.exit_code:
                     break
+            if len(rows) == len(tasks):
+                kept.put_in_order(rows)
+        if len(rows) < len(tasks):
+            left = len(tasks) - len(rows)
+            say(f"stopped at {rows[-1].path}: {left} of {len(tasks)} models were left out")
         return rows
+
+    def _digest(self, reads: Sequence[Path]) -> str:
+        """That of what results depend on beside the model and its command line."""
+        from bnfold.cli.conditions import conditions
+
+        ctx = click.get_current_context()
+        return digest(__version__, conditions(ctx, FLEET, reads, runs_models=self.runs_models))
 
     def is_asked_for(self) -> str:
         """An option that is for many models only, as it is written; "" where none is given."""
@@ -274,8 +336,12 @@ class Run:
         """Whether standard output gets something while models are done."""
         return self.options["full"] or self.format == "jsonl"
 
-    def _tell(self, row: Row) -> None:
-        """What is told of one model as soon as all before it are done."""
+    def but(self, **options: Any) -> Run:
+        """The same with other options; `is_silent` tells nothing of single models."""
+        return replace(self, options={**self.options, **options})
+
+    def tell(self, row: Row) -> Row:
+        """Tell of one model, as soon as all before it are done; what is still to be told then."""
         for line in row.said:
             say(f"{row.path}: {line}" if row.path not in line else line)
         if self.format == "jsonl" and self.options["output"] is None:
@@ -285,53 +351,32 @@ class Run:
                 say(row.error or row.path)
             else:
                 click.echo(row.views["text"], color=True)
-
-    @contextlib.contextmanager
-    def _journal(self, known: Mapping[str, Row], total: int) -> Iterator[Callable[[Row], None]]:
-        """Adds rows to the file of --resume; when all are done it has those, in their order."""
-        target: Path | None = self.options["resume"]
-        if target is None:
-            yield lambda _: None
-            return
-        from bnfold.jobs.staging import write_text
-
-        lines: list[str] = []
-
-        def add(row: Row) -> None:
-            lines.append(f"{journal.line(row)}\n")
-            stream.write(lines[-1])
-            stream.flush()
-
-        write_text(target, "".join(f"{journal.line(row)}\n" for row in known.values()))
-        with target.open("a", encoding="utf-8") as stream:
-            yield add
-        if len(lines) == total:
-            write_text(target, "".join(lines))
+        return row if self.options["output"] is not None else row.told()
 
     def _results(
-        self, tasks: Sequence[Task], known: Mapping[str, Row], progress: Progress
+        self, tasks: Sequence[Task], kept: Resuming, progress: Progress, common: str
     ) -> Generator[Row]:
         """The rows in the order of the tasks, each as soon as those before it are there."""
         wanted = self._views(len(tasks))
-        common = digest(__version__, self.depends_on)
         requests: list[Json] = []
         numbers: list[int] = []
         ready: dict[int, Row] = {}
         for number, task in enumerate(tasks):
             options = digest(common, *task.words)
             if task.error is not None:
-                ready[number] = Row(task.path, 2, task.error, shard=self.options["shard"])
+                ready[number] = self._row(task, {"exit_code": 2, "error": task.error})
                 continue
-            before = known.get(task.path)
-            is_kept = before is not None and before.options == options and task.is_there()
+            before = kept.known(task.path, options)
             requests.append(
                 {
                     "words": list(task.words),
                     "path": task.path,
                     "folder": os.getcwd(),
                     "target": task.target,
+                    "products": list(task.products),
+                    "others": list(task.others),
                     "views": {name: {**how, "number": number + 1} for name, how in wanted.items()},
-                    "known": before.sha256 if before is not None and is_kept else None,
+                    "known": before and {"sha256": before.sha256, "files": dict(before.files)},
                     "options": options,
                 }
             )
@@ -341,10 +386,22 @@ class Run:
             for number in range(len(tasks)):
                 while number not in ready:
                     place, answer = next(done)
-                    row = _row(requests[place], answer, known, self.options["shard"])
+                    task, options = tasks[numbers[place]], requests[place]["options"]
+                    answer.pop("is_spent", None)
+                    is_unchanged = answer.pop("is_unchanged", False)
+                    answer = kept.taken(task.path) if is_unchanged else answer
+                    row = self._row(task, {**answer, "options": options})
                     ready[numbers[place]] = row
+                    if not is_unchanged:
+                        kept.add(row)
                     progress.add(row)
                 yield ready.pop(number)
+
+    def _row(self, task: Task, answer: Json) -> Row:
+        """What came of a task."""
+        if answer.get("report") is None and not answer.get("error"):
+            answer |= {"exit_code": 2, "error": f"{task.path}: nothing came of it"}
+        return Row(path=task.path, shard=self.options["shard"], number=task.number, **answer)
 
     def _show_in_full(self, rows: Sequence[Row], totals: str) -> None:
         """End what was shown of each model, or write all of it to the file of --output."""
@@ -396,6 +453,8 @@ class Run:
             raise click.UsageError("--engine dask and --scheduler ADDRESS go together")
         if is_dask and options["jobs"] is not None:
             raise click.UsageError("--jobs is for this machine, which --engine dask is not for")
+        if is_dask and click.get_current_context().meta.get("bnfold.debug"):
+            raise click.UsageError("--debug works in one process, and --engine dask in others")
         if options["resume"] is not None and self.format == "html":
             raise click.UsageError("--resume keeps what is in JSON, and a page shows more")
         if options["resume"] is not None and options["full"]:
@@ -409,13 +468,16 @@ class Run:
         *,
         writes: bool,
         more: Sequence[str] = (),
+        without: Collection[str] = (),
     ) -> NoReturn:
         """Do the command for each of many models, report on all, and exit; see `tasks`."""
         from bnfold.reports.text import many as text
 
         if self.options["output"] is not None:
             refuse_unwritable(self.options["output"], models)
-        rows = self.rows(tasks(ctx, models, self, arguments, writes=writes, more=more))
+        rows = self.rows(
+            tasks(ctx, models, self, arguments, writes=writes, more=more, without=without)
+        )
         totals = text.totals(rows)
         if self.format == "html":
             from bnfold.reports import html
@@ -455,14 +517,6 @@ class Run:
             return {"text": {"width": terminal.PIPE_WIDTH, "colors": None}}
         return {}
 
-    def _known(self) -> dict[str, Row]:
-        """What an earlier run has found out, by model."""
-        target: Path | None = self.options["resume"]
-        if target is None:
-            return {}
-        rows = journal.read(target, printable(str(target)))
-        return {row.path: row for row in rows if row.report is not None}
-
     def _engine(self, requests: Sequence[Json]) -> Generator[tuple[int, Json]]:
         if self.options["engine"] == "dask":
             from bnfold.fleet import cluster
@@ -483,15 +537,6 @@ def _here(requests: Sequence[Json]) -> Generator[tuple[int, Json]]:
         yield number, worker.perform(request)
 
 
-def _row(request: Json, answer: Json, known: Mapping[str, Row], shard: str | None) -> Row:
-    answer.pop("is_spent", None)
-    if answer.pop("is_unchanged", False):
-        return replace(known[request["path"]], shard=shard)
-    if answer.get("report") is None and not answer.get("error"):
-        answer |= {"exit_code": 2, "error": f"{request['path']}: nothing came of it"}
-    return Row(path=request["path"], shard=shard, options=request["options"], **answer)
-
-
 def tasks(
     ctx: click.Context,
     models: Sequence[Where],
@@ -501,41 +546,79 @@ def tasks(
     exclude: Sequence[str] = (),
     writes: bool = False,
     more: Sequence[str] = (),
+    without: Collection[str] = (),
 ) -> list[Task]:
     """A task for each model that is named or found.
 
     `arguments` says what follows the model on its command line, from its place below what was
-    named; with `writes` these are paths that are written. `more` are options for all.
+    named; with `writes` these are paths that are written. `more` are options for all, in the
+    place of those `without` which the command line is handed on.
 
     Raises:
         click.UsageError: two models would be written to one place, or options contradict.
     """
     run.refuse_contradictions()
     shard = _shard(run.options["shard"])
+    _refuse_unwritable(run, ctx, models)
+    out = run.options.get("out_dir")
     found, failed = places(models, (*run.options.get("exclude", ()), *exclude))
-    command = (*words(ctx), *more, "--")
+    command = (*words(ctx, without), *more, "--")
     every: list[Task] = []
     taken: dict[str, Where] = {}
     for place in found:
+        if out is not None and _is_product(place, out):
+            continue
         path = str(place.path)
         try:
             if writes and isinstance(place.path, Remote):
                 _check_place(place)
             following = tuple(arguments(place.below))
         except BnfoldError as error:
-            failed.append(Row(path, 2, str(error)))
+            every.append(Task(path, error=str(error)))
             continue
         named = place.path.url if isinstance(place.path, Remote) else path
         line = (*command, named, *following)
         if not writes:
-            every.append(Task(path, line))
+            every.append(Task(path, line, others=following))
             continue
         for target in following:
             if (other := taken.setdefault(target, place.path)) != place.path:
                 raise click.UsageError(f"{other} and {path} would both become {target}")
         every.append(Task(path, line, str(Path(following[0]).parent), following))
+    _refuse_nested(taken)
     every += [Task(one.path, error=one.error) for one in failed]
-    return [one for one in every if shard is None or is_in_shard(one.path, *shard)]
+    if shard is None:
+        return every
+    numbered = [replace(one, number=number) for number, one in enumerate(every, start=1)]
+    return [one for one in numbered if is_in_shard(one.path, *shard)]
+
+
+def _is_product(place: Place, out: Path) -> bool:
+    """Whether something that was found is in the folder for results, which itself was searched."""
+    if isinstance(place.path, Remote):
+        return False
+    root = os.path.abspath(place.path)[: -len(str(place.below)) - 1]
+    folder = os.path.abspath(out)
+    return Path(root) in Path(folder).parents and Path(folder) in Path(root, place.below).parents
+
+
+def _refuse_nested(targets: Mapping[str, Where]) -> None:
+    """Refuse what would be written into a folder that is written as well."""
+    for target, path in targets.items():
+        for folder in map(str, Path(target).parents):
+            if folder in targets:
+                raise click.UsageError(
+                    f"{path} would become {target}, inside of what {targets[folder]} would become"
+                )
+
+
+def _refuse_unwritable(run: Run, ctx: click.Context, models: Sequence[Where]) -> None:
+    """Refuse a file of --resume that is another one too, before anything is done."""
+    resume: Path | None = run.options["resume"]
+    if resume is not None:
+        others = [value for name, value in ctx.params.items() if name not in ("resume", "out_dir")]
+        files = [one for one in others if isinstance(one, Path)]
+        refuse_unwritable(resume, (*models, *files), "--resume")
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -556,10 +639,20 @@ def _report(rows: Sequence[Row], shard: str | None) -> str:
     keys = ("path", "exit_code", "report")
     done = [{k: getattr(row, k) for k in keys} for row in rows if row.report is not None]
     failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
-    part = {} if shard is None else {"shard": shard}
-    summary = {"found": len(rows), "done": len(done), **part}
+    summary = {"found": len(rows), "done": len(done), **part(rows, shard)}
     found = {"schema_version": SCHEMA_VERSION, "summary": summary}
     return json.dump({**found, "reports": done, "failed": failed})
+
+
+def part(rows: Sequence[Row], shard: str | None) -> Json:
+    """What a report on a shard says of that: which it is, and where its models are among all."""
+    if shard is None:
+        return {}
+    done = [row.number for row in rows if row.report is not None]
+    return {
+        "shard": shard,
+        "numbers": {"done": done, "failed": [row.number for row in rows if row.report is None]},
+    }
 
 
 def taken(
@@ -569,7 +662,7 @@ def taken(
     options = {name: value for name, value in given.items() if name in FLEET}
     others = {name: value for name, value in given.items() if name not in FLEET}
     wanted = format_ or ending_says(output, BY_ENDING)
-    return Run({**options, "output": output}, wanted, "", runs_models), others
+    return Run({**options, "output": output}, wanted, runs_models), others
 
 
 def pair(paths: Sequence[str], run: Run, folder: str = "--out-dir") -> tuple[Where, str]:

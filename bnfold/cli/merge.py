@@ -58,7 +58,9 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
                 text = baseline.dump(frozenset().union(*known)).removesuffix("\n")
             else:
                 text = dump(merging.reports(parts))
-        except (KeyError, TypeError, IndexError, AttributeError):
+        except SettingsError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError):
             raise SettingsError("not all of these are reports that bnfold wrote") from None
     put(text, output)
     if output is not None:

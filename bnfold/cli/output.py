@@ -39,7 +39,9 @@ def ending_says(output: Path | None, formats: Mapping[str, str]) -> str:
     return next((form for ending, form in formats.items() if name.endswith(ending)), "text")
 
 
-def refuse_unwritable(output: Path, read: "Iterable[Where | None]") -> None:
+def refuse_unwritable(
+    output: Path, read: "Iterable[Where | None]", option: str = "--output"
+) -> None:
     """Refuse what cannot be written, or would replace what is `read`, before anything is done."""
     from bnfold.jobs.staging import check_target
 
@@ -48,7 +50,7 @@ def refuse_unwritable(output: Path, read: "Iterable[Where | None]") -> None:
         if isinstance(other, Path) and (
             output.resolve() == other.resolve() or _is_same_file(output, other)
         ):
-            raise click.UsageError(f"--output {output} would replace what it is made from")
+            raise click.UsageError(f"{option} {output} would replace what it is made from")
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

@@ -2,8 +2,9 @@
 
 Requests come as lines of JSON through standard input, and each is answered by a line through what
 was standard output. A request has the words of the command, the current directory, the folder that
-what is written needs, and the names of the views of the report that are wanted. An answer has what
-`Row` has but the path, and says whether the process is spent.
+what is written needs, what is written, what else is read, what is known of an earlier run, and the
+names of the views of the report that are wanted. An answer has what `Row` has but the path, and
+says whether the process is spent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,15 +60,20 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
         link.reading(path, printable(str(path)))
         with contextlib.suppress(OSError, BnfoldError):  # the command says what is wrong with it
             found.bytes, found.sha256 = _size(path), _sha256(path)
-    if request["known"] is not None and request["known"] == found.sha256:
-        return {"is_unchanged": True, "is_spent": False}
+    known, files = request["known"], _digests(request["others"])
+    if known is not None and known["sha256"] == found.sha256 is not None:
+        now = files | _digests(request["products"])
+        is_seen = all(one or not os.path.lexists(path) for path, one in now.items())
+        if is_seen and known["files"] == now:
+            return {"is_unchanged": True, "is_spent": False}
     made = _made(request["target"])
     with recorder.recording(found), contextlib.redirect_stdout(io.StringIO()):
         code = command(request["words"], "bnfold", standalone_mode=False)
     for folder in made:
         with contextlib.suppress(OSError):  # something is in it
             folder.rmdir()
-    return _answer(found, code or 0, seconds=time.monotonic() - start)
+    files |= _digests(request["products"] if found.report is not None else ())
+    return _answer(found, code or 0, files=files, seconds=time.monotonic() - start)
 
 
 def _answer(found: Recorder, code: int, **more: Any) -> dict[str, Any]:
@@ -86,6 +93,18 @@ def _answer(found: Recorder, code: int, **more: Any) -> dict[str, Any]:
 
 def _size(path: Path) -> int | None:
     return limits.size(path) if os.path.isfile(path) or os.path.isdir(path) else None
+
+
+def _digests(paths: Iterable[str]) -> dict[str, str | None]:
+    """The SHA-256 of each file or folder; None where there is none, or it cannot be read."""
+    from bnfold.model.container.unchanging import sha256
+
+    found: dict[str, str | None] = dict.fromkeys(paths)
+    for one in found:
+        with contextlib.suppress(OSError, BnfoldError):
+            if os.path.isfile(one) or os.path.isdir(one):
+                found[one] = sha256(Path(one))
+    return found
 
 
 def _sha256(path: Path) -> str | None:

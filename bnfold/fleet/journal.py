@@ -47,6 +47,8 @@ def _row(value: Any) -> Row:
         isinstance(given["path"], str)
         and given["exit_code"] in (0, 1, 2)
         and isinstance(given["notes"], dict)
+        and isinstance(given["files"], dict)
+        and isinstance(given["number"], (int, type(None)))
         and isinstance(given["report"], (dict, type(None)))
         and (given["report"] is None) == (given["error"] is not None)
     )

@@ -1,7 +1,8 @@
 """One report of several on parts of the models: of shards, of runs, of machines.
 
-The merged report is what a run over all of the models would have made: models stand in the order
-in which a folder is searched. A part says which one it is, so one that is missing is noticed.
+The merged report is what a run over all of the models would have made. A shard says which one it
+is, so one that is missing is noticed, and where its models stand among all. Those of other parts
+stand in the order in which a folder is searched.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ _SHARD = re.compile(r"([1-9]\d{0,8})/([1-9]\d{0,8})")
 def rows(parts: Sequence[Sequence[Row]]) -> list[Row]:
     """The rows of several journals."""
     check([{row.shard for row in part} for part in parts])
-    every = (replace(row, shard=None) for part in parts for row in part)
-    return _unique(every, lambda row: row.path)
+    every = [row for part in parts for row in part]
+    found = _unique([(row.number, replace(row, shard=None, number=None)) for row in every], _path)
+    return list(found)
+
+
+def _path(row: Row) -> str:
+    return row.path
 
 
 def reports(parts: Sequence[Json]) -> Json:
@@ -36,8 +42,11 @@ def reports(parts: Sequence[Json]) -> Json:
     done_as, done_key, failed_key = kind
     check([{part["summary"].get("shard")} for part in parts])
     done, failed = (
-        _unique([one for part in parts for one in part[key]], lambda one: one["path"])
-        for key in (done_key, failed_key)
+        _unique(
+            [pair for part in parts for pair in _numbered(part[key], part["summary"], name)],
+            lambda one: one["path"],
+        )
+        for name, key in (("done", done_key), ("failed", failed_key))
     )
     return {
         **parts[0],
@@ -62,24 +71,35 @@ def sarif(parts: Sequence[Json]) -> Json:
     if {run["tool"]["driver"]["name"] for run in runs} != {"bnfold"} or len(drivers) != 1:
         raise SettingsError("not all of these logs are of the same version of bnfold")
     invocations = [run["invocations"][0] for run in runs]
-    check([{one["properties"].get("shard")} for one in invocations])
-    read = sum(one["properties"]["read"] for one in invocations)
-    found = sum(one["properties"]["found"] for one in invocations)
-    notes = [note for one in invocations for note in one["toolExecutionNotifications"]]
+    every = [one["properties"] for one in invocations]
+    check([{one.get("shard")} for one in every])
+    read = sum(one["read"] for one in every)
+    found = sum(one["found"] for one in every)
+    notes, artifacts = (
+        [
+            pair
+            for part, about in zip(parts_of, every, strict=True)
+            for pair in _numbered(part, about, name)
+        ]
+        for name, parts_of in (
+            ("failed", [one["toolExecutionNotifications"] for one in invocations]),
+            ("done", [run["artifacts"] for run in runs]),
+        )
+    )
+    models = _unique(artifacts, lambda one: one["location"]["uri"], _parts)
+    place = {one["location"]["uri"]: number for number, one in enumerate(models)}
     invocation = {
         "executionSuccessful": all(one["executionSuccessful"] for one in invocations),
         "exitCodeDescription": f"{read} of {found} read",
         "properties": {"found": found, "read": read},
-        "toolExecutionNotifications": sorted(notes, key=lambda one: _parts(_of_result(one))),
+        "toolExecutionNotifications": _in_order(notes, lambda one: _parts(_of_result(one))),
     }
     run = {
         "tool": runs[0]["tool"],
         "invocations": [invocation],
-        "artifacts": _unique(
-            [one for run in runs for one in run["artifacts"]], lambda one: one["location"]["uri"]
-        ),
+        "artifacts": models,
         "results": sorted(
-            (one for run in runs for one in run["results"]), key=lambda one: _parts(_of_result(one))
+            (one for run in runs for one in run["results"]), key=lambda one: place[_of_result(one)]
         ),
     }
     return {**parts[0], "runs": [run]}
@@ -94,13 +114,28 @@ def _parts(path: str) -> tuple[str, ...]:
     return PurePosixPath(unquote(path)).parts
 
 
-def _unique(every: Iterable[Any], path: Callable[[Any], str]) -> list[Any]:
+def _numbered(every: Sequence[Any], about: Json, name: str) -> Iterator[tuple[int | None, Any]]:
+    """The parts of a report with their numbers, where it is that of a shard."""
+    numbers = about["numbers"][name] if "numbers" in about else [None] * len(every)
+    return zip(numbers, every, strict=True)
+
+
+def _unique(
+    every: Sequence[tuple[int | None, Any]],
+    path: Callable[[Any], str],
+    order: Callable[[str], Any] = lambda name: PurePosixPath(name).parts,
+) -> list[Any]:
     """The parts by path, each once. Raises SettingsError where two on one path differ."""
-    found: dict[str, Any] = {}
-    for one in every:
-        if found.setdefault(path(one), one) != one:
+    found: dict[str, tuple[int | None, Any]] = {}
+    for number, one in every:
+        if found.setdefault(path(one), (number, one))[1] != one:
             raise SettingsError(f"two reports on {path(one)} differ: merge those of one run")
-    return [found[name] for name in sorted(found, key=lambda name: PurePosixPath(name).parts)]
+    return _in_order(list(found.values()), lambda one: order(path(one)))
+
+
+def _in_order(every: Sequence[tuple[int | None, Any]], order: Callable[[Any], Any]) -> list[Any]:
+    """Parts by their numbers, which are those of one run or none, and then by a key."""
+    return [one for _, one in sorted(every, key=lambda pair: (pair[0] or 0, order(pair[1])))]
 
 
 def check(labels: Sequence[set[str | None]]) -> None:

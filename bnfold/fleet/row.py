@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,23 +22,23 @@ class Task:
         target: the folder that must be there for what the command writes; None where it writes
             nothing.
         products: what it writes.
+        others: what it reads beside the model.
         error: why nothing can be done with the model; None where something can.
+        number: where it stands among all models, from 1; None where they are not done in shards.
     """
 
     path: str
     words: tuple[str, ...] = ()
     target: str | None = None
     products: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     error: str | None = None
+    number: int | None = None
 
     def with_options(self, more: Sequence[str]) -> Task:
         """The same with more options."""
         end = self.words.index("--") if "--" in self.words else len(self.words)
         return replace(self, words=(*self.words[:end], *more, *self.words[end:]))
-
-    def is_there(self) -> bool:
-        """Whether all that it writes is there."""
-        return all(map(os.path.exists, self.products))
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,9 @@ class Row:
         sha256: that of the model when it was looked at; None where it could not be read.
         bytes: the size of the model likewise.
         shard: which part of the models it is of, "3/20"; None of all.
+        number: where it stands among all models; None where they were not done in shards.
         options: the digest of the command line and all that it depends on.
+        files: the SHA-256 of what was written, and of what was read beside the model, by path.
         views: other forms of the report, by name, that were asked for.
         said: what else the command had to say, line by line.
         notes: what the command tells for the run as a whole.
@@ -68,7 +69,9 @@ class Row:
     sha256: str | None = None
     bytes: int | None = None
     shard: str | None = None
+    number: int | None = None
     options: str = ""
+    files: Mapping[str, str | None] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
     said: Sequence[str] = ()
     notes: Json = field(default_factory=dict)
@@ -83,7 +86,10 @@ class Row:
         return {"schema_version": SCHEMA_VERSION, **{key: getattr(self, key) for key in KEYS}}
 
 
-KEYS = ("path", "exit_code", "error", "sha256", "bytes", "shard", "options", "notes", "report")
+KEYS = (
+    *("path", "exit_code", "error", "sha256", "bytes", "shard", "number", "options", "files"),
+    *("notes", "report"),
+)
 """What is in JSON Lines of a row."""
 
 

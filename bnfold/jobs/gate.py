@@ -91,12 +91,13 @@ class Outcome(Shown):
         return report(plain(self.models), failed)
 
 
-def report(models: Sequence[Json], unreadable: Sequence[Json], shard: str | None = None) -> Json:
-    """The JSON report on models of which each has its own; with a `shard` they are that of all."""
-    part = {} if shard is None else {"shard": shard}
+def report(
+    models: Sequence[Json], unreadable: Sequence[Json], part: Mapping[str, Any] | None = None
+) -> Json:
+    """The JSON report on models of which each has its own; `part` says which they are of all."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "summary": {"found": len(models) + len(unreadable), "read": len(models), **part},
+        "summary": {"found": len(models) + len(unreadable), "read": len(models), **(part or {})},
         "models": list(models),
         "unreadable": list(unreadable),
     }
