@@ -15,11 +15,10 @@ import click
 from bnfold.cli.options import MODEL, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
 from bnfold.cli.recorder import current
-from bnfold.cli.resuming import Resuming
 from bnfold.errors import BnfoldError
 from bnfold.fleet import journal
 from bnfold.fleet.row import Json, Row, Task, digest, is_in_shard
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.serialize import SCHEMA_VERSION
 from bnfold.supervision import link
@@ -27,6 +26,7 @@ from bnfold.version import __version__
 
 if TYPE_CHECKING:
     from bnfold.cli.progress import Progress
+    from bnfold.cli.resuming import Resuming
 
 MOST_ON_A_PAGE = 25
 """Models in one HTML file; more get a file each, and an index."""
@@ -298,6 +298,7 @@ class Run:
         Results depend on what is in the files of the options, and in those that it `reads`.
         """
         from bnfold.cli.progress import Progress
+        from bnfold.cli.resuming import Resuming
 
         link.begin()  # the limits that were given are those of each model
         rows: list[Row] = []

@@ -10,7 +10,7 @@ import click
 from bnfold.cli.options import CONTEXT, MODEL, debug
 from bnfold.cli.output import put, refuse_unwritable, say
 from bnfold.errors import BnfoldError, SettingsError
-from bnfold.model.container.guard import parse_json, printable, read_whole
+from bnfold.model.container.printing import printable
 
 _MOST_BYTES = 1 << 30
 
@@ -68,6 +68,8 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    from bnfold.model.container.guard import parse_json, read_whole
+
     name = printable(str(path))
     try:
         found = parse_json(read_whole(path, _MOST_BYTES), "the report")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bnfold.fleet.row import Row
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 
 _EVERY = 10.0  # seconds between two lines
 _NAME = 40  # characters of a name in the bar

@@ -11,7 +11,7 @@ from typing import IO, Any
 from bnfold.errors import OutputError, SettingsError
 from bnfold.fleet import journal
 from bnfold.fleet.row import Json, Row
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 
 _KEPT = ("exit_code", "report", "sha256", "bytes", "files", "notes")
 

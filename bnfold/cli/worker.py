@@ -24,7 +24,7 @@ from bnfold.cli.group import enter
 from bnfold.cli.group import main as command
 from bnfold.cli.recorder import Recorder
 from bnfold.errors import BnfoldError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import is_url
 from bnfold.supervision import limits, link
 
