@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from places import FIXTURES
 from support import keras, randomize
 
 import bnfold
@@ -290,3 +291,24 @@ def test_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert found.recalibration is not None
     assert found.written
     assert found.products[0].scores[0].after > 0.8
+
+
+STORY = FIXTURES / "story"
+
+
+@pytest.mark.slow
+def test_the_story_of_the_readme(tmp_path: Path) -> None:
+    report = bnfold.prepare(
+        STORY / "three_epochs.keras",
+        tmp_path / "deploy",
+        data=STORY / "train.npz",
+        test_data=STORY / "test.npz",
+        recalibrate="auto",
+        to=["onnx", "tflite"],
+    )
+    assert report.written
+    assert [one.name for one in report.products] == ["model.keras", "model.onnx", "model.tflite"]
+    for one in report.products:
+        (score,) = one.scores
+        assert score.before < 0.12
+        assert score.after > 0.9

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.audit import Severity
 from bnfold.jobs.prepare import PrepareReport, Product
 from bnfold.model.container.guard import printable
 from bnfold.model.graph import show
@@ -39,12 +40,24 @@ def scored(report: PrepareReport) -> str:
 
 
 def _findings(report: PrepareReport) -> Iterator[RenderableType]:
-    """The findings, with what to do about those for which nothing was written."""
-    for one in report.findings:
+    """The findings, with what to do about those for which nothing was written; infos as a number.
+
+    Infos are told one by one only where they stop it.
+    """
+    told = [
+        one
+        for one in report.findings
+        if one.severity is not Severity.INFO or one in report.stopped_by
+    ]
+    for one in told:
         text = f"{one.severity} {one.code} {show(one.layer)}: {one.message}"
         yield Text(printable(text), style=COLOURS[one.severity])
         if one in report.stopped_by:
             yield terminal.indented(f"to do: {printable(one.remedy)}", "dim")
+    count = len(report.findings) - len(told)
+    if count:
+        where = "; report.html has them" if report.written else ""
+        yield Text(f"{count} {terminal.plural('info', count)}{where}", style="dim")
 
 
 def _refused(report: PrepareReport) -> Iterator[str]:
