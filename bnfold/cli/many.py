@@ -21,7 +21,7 @@ from bnfold.fleet.row import Json, Row, Task, digest, is_in_shard
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.serialize import SCHEMA_VERSION
-from bnfold.supervision import link
+from bnfold.supervision import limits, link
 from bnfold.version import __version__
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _OPTIONS = (
         metavar="N",
         type=click.IntRange(min=1),
         help="With many models: so many at a time, each in a process.  [default: one for each "
-        "processor, and no more than memory allows where models are run]",
+        "processor, fewer where models are run and need memory, or where small files are read]",
     ),
     click.option(
         "--engine",
@@ -527,8 +527,14 @@ class Run:
             return _here(requests)
         from bnfold.fleet import pool
 
-        jobs = self.options["jobs"] or pool.default_jobs(runs_models=self.runs_models)
+        jobs = self.options["jobs"] or pool.default_jobs(
+            [_size(request["path"]) for request in requests], runs_models=self.runs_models
+        )
         return pool.in_processes(requests, jobs)
+
+
+def _size(path: str) -> int | None:
+    return None if is_url(path) else limits.size(Path(path))
 
 
 def _here(requests: Sequence[Json]) -> Generator[tuple[int, Json]]:

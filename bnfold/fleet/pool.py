@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,18 +28,36 @@ WORKER = "bnfold.cli.worker"
 """The module whose `main` does tasks; see there for what is sent."""
 
 _PROOF_MEMORY = 4 << 30  # bytes that a verification of a large model takes
+_SMALL_FILES = 16  # are read in the CPU time in which a process starts
+_LARGE = 32 << 20  # bytes after which reading takes twice as long
 _PATIENCE = 5.0  # seconds for a process to end that has nothing more to do
 _GROUP: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
 
 
-def default_jobs(*, runs_models: bool) -> int:
+def default_jobs(sizes: Sequence[int | None], *, runs_models: bool) -> int:
     """How many processes work at a time where the user does not say it.
 
-    One for each processor; of those that run models, no more than their memory allows.
+    One for each processor; of those that run models, no more than their memory allows, and of those
+    that read files, no more than have enough to do.
+
+    Args:
+        sizes: those of the model files, in bytes; None where one is not on this machine.
+        runs_models: whether the processes run models.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     most = limits.running_memory() if runs_models else None
-    return max(1, min(count or 1, (count or 1) if most is None else most // _PROOF_MEMORY))
+    if most is not None:
+        return max(1, min(count or 1, most // _PROOF_MEMORY))
+    return max(
+        1, min(count or 1, len(sizes) if runs_models else math.ceil(sum(map(_share, sizes))))
+    )
+
+
+def _share(size: int | None) -> float:
+    """How long it takes to read a file, as a share of what it takes to start a process."""
+    if size is None:  # others can work while one waits for it
+        return 1.0
+    return (1 + size / _LARGE) / _SMALL_FILES
 
 
 class _LostError(Exception):

@@ -452,3 +452,32 @@ def test_more_models_than_a_page_holds_get_an_index(models: Path) -> None:
     kept = run(models, "--output", "report.html")
     assert kept.exit_code == 2
     assert Path("report_pages/own.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processors", "jobs"),
+    [
+        ([], 8, 1),
+        ([40_000] * 3, 8, 1),  # as in a hook
+        ([40_000] * 15, 8, 1),
+        ([40_000] * 40, 8, 3),
+        ([40_000] * 400, 8, 8),
+        ([500 << 20] * 3, 8, 4),
+        ([None] * 3, 8, 3),  # each waits for its store
+        ([None] * 3, 2, 2),
+    ],
+)
+def test_a_process_is_started_for_those_who_have_enough_to_do(
+    sizes: list[int | None], processors: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    assert pool.default_jobs(sizes, runs_models=False) == jobs
+
+
+def test_so_many_processes_run_models_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    for memory, jobs in ((None, 3), (9 << 30, 2), (1 << 30, 1)):
+        monkeypatch.setattr(
+            "bnfold.supervision.limits.running_memory", lambda memory=memory: memory
+        )
+        assert pool.default_jobs([40_000] * 3, runs_models=True) == jobs

@@ -25,6 +25,7 @@ from bnfold.audit import RULES
 from bnfold.cli import main
 from bnfold.cli.inspect import FORMATS
 from bnfold.model.container.guard import printable
+from bnfold.reports.formats import github
 from bnfold.reports.schema import schema
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -169,7 +170,7 @@ def test_no_name_commands_the_terminal_or_the_log(format_: str, hostile: Path) -
     assert not re.search(r"##\w*\[", text)
     begins = [line.strip() for line in text.splitlines() if line.strip().startswith("::")]
     if format_ == "github":
-        command = re.compile(r"::(error|warning|notice) file=[^:,]*,title=[^:,]*::.*")
+        command = re.compile(r"::(error|warning|notice) (file=[^:,]*,)?title=[^:,]*::.*")
         assert all(command.fullmatch(line) for line in begins)
     else:
         assert not begins
@@ -494,6 +495,54 @@ def test_github_of_a_healthy_model_is_silent() -> None:
     model(Path("m.keras"))
     result = run("m.keras", "--format", "github", "--select", "BN105")
     assert (result.exit_code, result.stdout) == (0, "")
+
+
+def of_github(errors: int, warnings: int, notices: int, unreadable: int = 0) -> list[str]:
+    """What is written for so many findings on two models, of which some are unreadable."""
+    counts = {"error": errors, "warning": warnings, "info": notices}
+    common = {"code": "BN1", "name": "n", "layer": "l", "message": "m", "remedy": "r"}
+    found = [{"severity": kind, **common} for kind, count in counts.items() for _ in range(count)]
+    report = {
+        "models": [{"path": "a.keras", "findings": found}],
+        "unreadable": [{"path": "b.keras", "message": "cut"}] * unreadable,
+        "summary": {"found": 1 + unreadable, "read": 1},
+    }
+    return github.inspections(report).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((10, 10, 10), None),
+        ((14, 0, 0), "notice: GitHub shows 10 of 14 errors of this step; the log has them all"),
+        (
+            (11, 12, 13),
+            "notice: GitHub shows 10 of 11 errors, 10 of 12 warnings, 9 of 13 notices of this"
+            " step; the log has them all",
+        ),
+        ((0, 0, 0, 1), "error: 1 of 2 read"),
+        ((0, 0, 10, 1), "error: 1 of 2 read"),
+        (
+            (10, 0, 10, 1),
+            "notice: 1 of 2 read; GitHub shows 10 of 11 errors, 9 of 10 notices of this step; "
+            "the log has them all",
+        ),
+    ],
+)
+def test_github_is_told_what_it_does_not_show(counts: tuple[int, ...], said: str | None) -> None:
+    lines = of_github(*counts)
+    kinds = [line[2:].split(maxsplit=1)[0] for line in lines]
+    (place,) = [n for n, line in enumerate(lines) if " title=bnfold::" in line] or [None]
+    if said is None:
+        assert place is None
+    else:
+        kind, text = said.split(": ", 1)
+        assert lines[place] == f"::{kind} title=bnfold::{text}"
+        assert kinds[:place].count(kind) < github.MOST  # so that this one is shown
+        assert set(kinds[place + 1 :]) <= {"notice"}
+        del kinds[place]
+    assert kinds == sorted(kinds, key=["error", "warning", "notice"].index)
+    assert len(kinds) == sum(counts)
 
 
 # --- JUnit ---

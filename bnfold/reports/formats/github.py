@@ -5,40 +5,55 @@ of its own.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bnfold.audit import Severity
 from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.guard import printable
 from bnfold.model.container.remote import is_url
 
 _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
+MOST = 10
+"""How many errors GitHub shows of a step, and how many warnings, and how many notices."""
 
 
 def inspections(report: Mapping[str, Any]) -> str:
     """A line for what could not be read, and one for each finding, the worst first.
 
-    Where several models were found, a last one says how many of them were read.
-
-    The order matters, because GitHub shows ten errors, ten warnings and ten notices of a step.
+    The order matters, because GitHub shows `MOST` of a kind as annotations; the log has all lines.
+    Where several models were found, or not all is shown, a last line says so. Only notices that are
+    not shown come after it.
     """
-    unreadable = report["unreadable"]
-    lines = [_line("error", one["path"], "unreadable", one["message"]) for one in unreadable]
-    ranked = [(rank, line) for model in report["models"] for rank, line in _findings(model)]
-    lines += [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
-    if report["summary"]["found"] > 1:
-        level = "error" if unreadable else "notice"
-        lines.append(f"::{level} title=bnfold::{how_many_read(report['summary'])}")
-    return "\n".join(lines)
+    lines: dict[str, list[str]] = {kind: [] for kind in _COMMANDS.values()}
+    for one in report["unreadable"]:
+        lines["error"].append(_line("error", one["path"], "unreadable", one["message"]))
+    for model in report["models"]:
+        for kind, line in _findings(model):
+            lines[kind].append(line)
+    total = _total(report, lines)
+    shown, others = lines["notice"][: MOST - 1], lines["notice"][MOST - 1 :]
+    return "\n".join([*lines["error"], *lines["warning"], *shown, *total, *others])
 
 
-def _findings(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+def _total(report: Mapping[str, Any], lines: Mapping[str, Sequence[str]]) -> list[str]:
+    """The line that says how much was read and how much is not shown, where it is needed."""
+    is_one = report["summary"]["found"] <= 1
+    if is_one and all(len(found) <= MOST for found in lines.values()):
+        return []
+    level = "error" if report["unreadable"] and len(lines["error"]) < MOST else "notice"
+    said = [] if is_one else [how_many_read(report["summary"])]
+    counts = [(MOST - (kind == level), len(found), kind) for kind, found in lines.items()]
+    if cut := [f"{most} of {count} {kind}s" for most, count, kind in counts if count > most]:
+        said.append(f"GitHub shows {', '.join(cut)} of this step; the log has them all")
+    return [f"::{level} title=bnfold::{_data('; '.join(said))}"]
+
+
+def _findings(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for found in model["findings"]:
         title = f"{found['code']} {found['name']}"
         message = f"{found['layer']}: {found['message']}. To do: {found['remedy']}"
-        command = _COMMANDS[found["severity"]]
-        yield Severity(found["severity"]).rank, _line(command, model["path"], title, message)
+        kind = _COMMANDS[found["severity"]]
+        yield kind, _line(kind, model["path"], title, message)
 
 
 def _line(command: str, path: str, title: str, message: str) -> str:
