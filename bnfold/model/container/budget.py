@@ -19,7 +19,7 @@ from bnfold.errors import UnsafeModelError
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Budget:
     """How much of something reading one file may take: `floor`, or its size times `share`.
 
@@ -110,8 +110,8 @@ class Costs:
 
     def spend(self, budget: Budget, amount: int = 1) -> None:
         """Note that something takes `amount` more. Raises UnsafeModelError if that is too much."""
-        self._spent[budget] += amount
-        if self._spent[budget] > budget.limit(self.size):
+        spent = self._spent[budget] = self._spent[budget] + amount
+        if spent > budget.floor and spent > budget.limit(self.size):
             raise budget.refusal(self.size)
 
     def left(self, budget: Budget) -> int:
