@@ -17,7 +17,7 @@ from bnfold.cli.inspect import FORMATS
 from bnfold.errors import BnfoldError
 from bnfold.jobs import gate
 from bnfold.jobs.settings import Settings
-from bnfold.reports import terminal
+from bnfold.reports import html, terminal
 from bnfold.reports.formats import json as json_format
 from bnfold.reports.text import inspect as inspect_text
 
@@ -56,12 +56,14 @@ def _inspected(path: Path) -> str:
     outcome = gate.check([path], Settings())
     for unread in outcome.unreadable:
         _check_line(unread.error)
-    terminal.plain(
-        lambda width: inspect_text.inspections(outcome.models, width, outcome.unreadable)
-    )
-    for name in FORMATS[1:]:
-        module = "bnfold.reports.html" if name == "html" else f"bnfold.reports.formats.{name}"
-        import_module(module).inspections(outcome.models, unreadable=outcome.unreadable)
+    for model in outcome.models:
+        terminal.plain(lambda width, model=model: inspect_text.inspection(model, width))
+    html.inspections(outcome.models, outcome.unreadable)
+    unreadable = [{"path": str(one.path), "message": str(one.error)} for one in outcome.unreadable]
+    report = gate.report([model.to_dict() for model in outcome.models], unreadable)
+    for name in FORMATS:
+        if name not in ("text", "html", "jsonl"):
+            import_module(f"bnfold.reports.formats.{name}").inspections(report)
     for model in outcome.models:
         for decision in model.plan.decisions:
             json_format.layer(model, decision)
