@@ -31,7 +31,7 @@ BELOW = {
     "model": {"supervision", "errors"},
     "folding": {"model", "errors"},
     "running": {"model", "supervision", "errors"},
-    "fleet": {"supervision", "errors", "serialize"},
+    "fleet": {"supervision", "errors", "serialize", "version"},
     "audit": {"folding", "model", "errors", "serialize"},
     "verification": {"running", "model", "supervision", "errors", "serialize"},
     "observation": {"running", "model", "supervision", "errors", "serialize"},

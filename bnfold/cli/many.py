@@ -401,7 +401,10 @@ class Run:
     def _row(self, task: Task, answer: Json) -> Row:
         """What came of a task."""
         if answer.get("report") is None and not answer.get("error"):
-            answer |= {"exit_code": 2, "error": f"{task.path}: nothing came of it"}
+            answer |= {"exit_code": 2, "error": "nothing came of it"}
+        name, error = printable(task.path), answer.get("error")
+        if error and not printable(error).startswith(name):  # what ends a process has no names
+            answer |= {"error": f"{name}: {error}"}
         return Row(path=task.path, shard=self.options["shard"], number=task.number, **answer)
 
     def _show_in_full(self, rows: Sequence[Row], totals: str) -> None:

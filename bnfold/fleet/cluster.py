@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold.errors import BnfoldError, SettingsError
 from bnfold.fleet import pool
 from bnfold.fleet.row import Json
+from bnfold.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -27,16 +28,22 @@ _DEATHS = 2
 _TIMEOUT = 30  # seconds until a scheduler counts as not there
 
 
-def attempt(request: Json, key: Sequence[str]) -> Json:
-    """Do a task on a worker of the cluster, unless two have died of it."""
+def attempt(request: Json, key: Sequence[str], version: str) -> Json:
+    """Do a task on a worker of the cluster, unless two have died of it.
+
+    Nothing is done by another `version` of bnfold, which may find something else.
+    """
     from distributed import get_client  # noqa: PLC0415
 
+    if version != __version__:
+        return pool.lost(f"a worker of the cluster has bnfold {__version__}, and here is {version}")
     client = get_client()
     attempts = int(client.get_metadata(list(key), default=0))
     if attempts >= _DEATHS:
         return killed()
     client.set_metadata(list(key), attempts + 1)
     answer = pool.perform(request)
+    pool.release_soon()  # nobody here knows which task is the last one
     client.set_metadata(list(key), 0)  # should the result be lost with its worker, it was not that
     return answer
 
@@ -68,7 +75,8 @@ def _results(client: Client, requests: Sequence[Json], run: str) -> Generator[tu
 
     keys = [[run, str(number)] for number in range(len(requests))]
     futures = client.map(
-        attempt, requests, keys, key=[f"{run}-{number}" for number in range(len(requests))]
+        *(attempt, requests, keys, [__version__] * len(requests)),
+        key=[f"{run}-{number}" for number in range(len(requests))],
     )
     numbers = {future.key: number for number, future in enumerate(futures)}
     for future in as_completed(futures):

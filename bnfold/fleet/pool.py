@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
@@ -31,6 +32,7 @@ _PROOF_MEMORY = 4 << 30  # bytes that a verification of a large model takes
 _SMALL_FILES = 16  # are read in the CPU time in which a process starts
 _LARGE = 32 << 20  # bytes after which reading takes twice as long
 _PATIENCE = 5.0  # seconds for a process to end that has nothing more to do
+_IDLE = 20.0  # seconds after which a process ends that got nothing more to do, on a cluster
 _GROUP: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
 
 
@@ -120,6 +122,8 @@ class _Worker:
 _lock = threading.Lock()
 _idle: list[_Worker] = []
 _busy: set[_Worker] = set()
+_idle_since = 0.0
+_is_looking = False
 
 
 def perform(request: Json) -> Json:
@@ -155,6 +159,32 @@ def perform(request: Json) -> Json:
 def lost(problem: str) -> Json:
     """The answer of a task whose process said nothing."""
     return {"exit_code": 2, "error": problem}
+
+
+def release_soon() -> None:
+    """End the processes that have nothing to do, once nothing was asked of them for a while."""
+    global _idle_since, _is_looking  # noqa: PLW0603 - they are about the processes above
+    with _lock:
+        _idle_since = time.monotonic()
+        if _is_looking:
+            return
+        _is_looking = True
+    threading.Thread(target=_release_when_idle, daemon=True).start()
+
+
+def _release_when_idle() -> None:
+    global _is_looking  # noqa: PLW0603
+    while True:
+        with _lock:
+            left = _idle_since + _IDLE - time.monotonic()
+            if left <= 0:
+                _is_looking = False
+                idle = _idle[:]
+                _idle.clear()
+                break
+        time.sleep(left)
+    for worker in idle:
+        worker.end()
 
 
 def release() -> None:

@@ -229,6 +229,7 @@ def test_a_model_that_kills_its_process_is_told_and_the_next_has_another(
     found = lines(run(models, "--format", "jsonl", "--jobs", "2").stdout)
     assert [one["exit_code"] for one in found] == [0, 0, 2, 2, 0, 0, 1, 2, 0, 0]
     assert "was killed" in found[3]["error"]
+    assert found[3]["error"].startswith("models/deadly.keras: ")
 
 
 def test_limits_are_those_of_each_model(models: Path) -> None:
@@ -481,3 +482,18 @@ def test_so_many_processes_run_models_as_memory_allows(monkeypatch: pytest.Monke
             "bnfold.supervision.limits.running_memory", lambda memory=memory: memory
         )
         assert pool.default_jobs([40_000] * 3, runs_models=True) == jobs
+
+
+def test_links_of_an_index_lead_to_its_pages_whatever_it_is_called() -> None:
+    Path("models").mkdir()
+    for number in range(many.MOST_ON_A_PAGE + 1):
+        model(Path(f"models/{number:02}.keras"), "good")
+    run("models", "--output", "a b#1?.html")
+    assert 'href="a%20b%231%3F_pages/00001.html"' in Path("a b#1?.html").read_text()
+    assert Path("a b#1?_pages/00001.html").exists()
+
+
+def test_each_failure_names_its_model(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "perform", lambda _: pool.lost("it was ended"))
+    found = lines(run(models, "--format", "jsonl").stdout)
+    assert [one["error"] for one in found] == [f"{one['path']}: it was ended" for one in found]

@@ -107,3 +107,37 @@ def test_without_dask_it_is_said_what_installs_it(monkeypatch: pytest.MonkeyPatc
     result = run("m.keras", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
     assert result.exit_code == 2
     assert "pip install 'bnfold[dask]'" in result.stderr
+
+
+def test_another_version_on_a_worker_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.fleet import cluster
+
+    monkeypatch.setattr(distributed, "get_client", None)  # it does not come to that
+    answer = cluster.attempt({"path": "m"}, ["run", "0"], "0.0.1")
+    assert answer["exit_code"] == 2
+    assert "and here is 0.0.1" in answer["error"]
+
+
+class Ending:
+    """Stands for a process that has nothing to do."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def end(self) -> None:
+        self.ended.set()
+
+
+def test_on_a_cluster_a_process_ends_that_got_nothing_more_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bnfold.fleet import pool
+
+    idle: Any = Ending()
+    monkeypatch.setattr(pool, "_idle", [idle])
+    monkeypatch.setattr(pool, "_IDLE", 0.2)
+    pool.release_soon()
+    pool.release_soon()
+    assert not idle.ended.is_set()
+    assert idle.ended.wait(30)
+    assert not pool._idle

@@ -7,6 +7,7 @@ made visible, and only as text or as a quoted `title` or `aria-label`; links and
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -80,7 +81,7 @@ def many(
             pages[name] = view if isinstance(view, str) else _page([view], [], ran=ran)
         lines.append(
             {
-                "href": f"{folder}/{name}" if name in pages else None,
+                "href": f"{quote(folder)}/{name}" if name in pages else None,
                 "kind": _kind(one),
                 "path": one.row.path,
                 "verdict": one.verdict,
