@@ -303,6 +303,7 @@ class Run:
         link.begin()  # the limits that were given are those of each model
         rows: list[Row] = []
         with contextlib.ExitStack() as stack:
+            stack.callback(_remove_empty, _missing(tasks))
             kept = stack.enter_context(Resuming(self.options["resume"]))
             progress = stack.enter_context(
                 Progress(len(tasks), is_quiet=self.options["quiet"], is_live=not self._streams)
@@ -538,6 +539,21 @@ class Run:
 
 def _size(path: str) -> int | None:
     return None if is_url(path) else limits.size(Path(path))
+
+
+def _missing(tasks: Sequence[Task]) -> list[Path]:
+    """The folders that are not there yet for what is written, the inner ones first."""
+    targets = {Path(task.target) for task in tasks if task.target is not None}
+    every = {folder for target in targets for folder in (target, *target.parents)}
+    missing = [folder for folder in every if not os.path.lexists(folder)]
+    return sorted(missing, key=lambda folder: len(folder.parts), reverse=True)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders that nothing was written to, when nobody writes any more."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # something is in it, or it was never made
+            folder.rmdir()
 
 
 def _here(requests: Sequence[Json]) -> Generator[tuple[int, Json]]:

@@ -66,12 +66,11 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
         is_seen = all(one or not os.path.lexists(path) for path, one in now.items())
         if is_seen and known["files"] == now:
             return {"is_unchanged": True, "is_spent": False}
-    made = _made(request["target"])
+    if request["target"] is not None:
+        with contextlib.suppress(OSError):  # whoever writes there says it
+            Path(request["target"]).mkdir(parents=True, exist_ok=True)
     with recorder.recording(found), contextlib.redirect_stdout(io.StringIO()):
         code = command(request["words"], "bnfold", standalone_mode=False)
-    for folder in made:
-        with contextlib.suppress(OSError):  # something is in it
-            folder.rmdir()
     files |= _digests(request["products"] if found.report is not None else ())
     return _answer(found, code or 0, files=files, seconds=time.monotonic() - start)
 
@@ -113,14 +112,3 @@ def _sha256(path: Path) -> str | None:
     from bnfold.model.container.unchanging import sha256
 
     return sha256(path) if os.path.isfile(path) or is_model_directory(path) else None
-
-
-def _made(target: str | None) -> list[Path]:
-    """Make a folder; those that are new, the inner ones first."""
-    if target is None:
-        return []
-    folder = Path(target)
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
-    with contextlib.suppress(OSError):  # whoever writes there says it
-        folder.mkdir(parents=True, exist_ok=True)
-    return new

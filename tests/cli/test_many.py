@@ -367,6 +367,22 @@ def test_a_folder_that_nothing_is_written_to_is_not_left() -> None:
     assert [path.name for path in Path("out").iterdir()] == ["a.keras"]
 
 
+def test_a_model_that_fails_takes_no_folder_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    perform, seen = worker.perform, []
+
+    def looked(request: dict[str, Any]) -> dict[str, Any]:
+        answer = perform(request)
+        seen.append(Path("out/sub").is_dir())  # others may be about to write there
+        return answer
+
+    monkeypatch.setattr(worker, "perform", looked)
+    Path("models/sub").mkdir(parents=True)
+    Path("models/sub/cut.keras").write_bytes(BROKEN)
+    run("models", "--out-dir", "out", "--no-verify", command="fold")
+    assert seen == [True]
+    assert not Path("out").exists()
+
+
 def test_a_product_that_is_gone_is_made_again(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
