@@ -177,7 +177,8 @@ def inspect(
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
         refuse_unwritable(output, read)
     run = many.Run({**options, "output": output}, format_, settings.run is not None)
-    if layer is None and (many.is_many(models) or run.is_asked_for() or format_ == "jsonl"):
+    is_asked_for = run.but(quiet=False).is_asked_for() or format_ == "jsonl"
+    if layer is None and (many.is_many(models) or is_asked_for):
         ctx.exit(_inspect_many(ctx, models, settings, write_baseline, run))
     limit()
     if layer is not None and settings.run is not None:

@@ -87,6 +87,10 @@ def test_in_full_each_model_is_shown_as_it_is_alone(models: Path) -> None:
     assert alone in Path("report.txt").read_text()
 
 
+def test_one_model_without_progress_is_shown_in_full(models: Path) -> None:
+    assert run("models/a.keras", "-q").stdout == run("models/a.keras").stdout
+
+
 def test_a_pattern_stands_for_what_it_matches(models: Path) -> None:
     found = run("models/**/[ad].keras", "--format", "jsonl")
     assert [line["path"] for line in lines(found.stdout)] == [
