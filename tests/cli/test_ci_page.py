@@ -136,7 +136,8 @@ def test_the_page_shows_every_setting() -> None:
 def test_the_page_names_every_format() -> None:
     from bnfold.cli.inspect import FORMATS
 
-    table = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
+    _, table = PAGE.split("| format | for |", 1)
+    table = re.findall(r"^\| `(\w+)` \|", table.split("\n\n", 1)[0], re.MULTILINE)
     assert table == list(FORMATS)
 
 
@@ -146,11 +147,11 @@ def _is_github(content: Any) -> bool:
 
 def test_workflows_follow_their_schemas() -> None:
     vendor = files("check_jsonschema").joinpath("builtin_schemas", "vendor")
-    own = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    pages = [yaml.safe_load(text) for text in (*blocks("yaml"), own)]
+    own = [path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    pages = [yaml.safe_load(text) for text in (*blocks("yaml"), *own)]
     workflows = [page for page in pages if "jobs" in page]
     pipelines = [page for page in pages if "bnfold" in page]
-    assert (len(workflows), len(pipelines), len(pages)) == (3, 1, 5)
+    assert (len(workflows), len(pipelines), len(pages)) == (3 + len(own), 1, 5 + len(own))
     for name, instances in (("github-workflows", workflows), ("gitlab-ci", pipelines)):
         schema = json.loads(vendor.joinpath(f"{name}.json").read_text("utf-8"))
         for instance in instances:
@@ -167,7 +168,7 @@ def pre_commit(*arguments: object, **options: Any) -> "subprocess.CompletedProce
 def test_the_hook_is_a_valid_one() -> None:
     done = pre_commit("validate-manifest", ROOT / ".pre-commit-hooks.yaml")
     assert done.returncode == 0, done.stdout
-    (text,) = (text for text in blocks("yaml") if "repos" in text)
+    (text,) = (text for text in blocks("yaml") if "repos:" in text)
     Path(".pre-commit-config.yaml").write_text(text)
     done = pre_commit("validate-config", ".pre-commit-config.yaml")
     assert done.returncode == 0, done.stdout
