@@ -117,22 +117,28 @@ def totals(report: Mapping[str, Any]) -> str:
     Also how many of those that were found could be read, unless it is the only one.
     """
     models = report["models"]
-    counts = Counter(finding["severity"] for model in models for finding in model["findings"])
-    found = [f"{counts[s]} {plural(str(s), counts[s])}" for s in Severity if counts[s]]
+    every = counts(finding["severity"] for model in models for finding in model["findings"])
+    found = [f"{count} {plural(str(severity), count)}" for severity, count in every]
     said = f"{', '.join(found) or 'no findings'} in {len(models)} {plural('model', len(models))}"
     aside = set_aside(one["by"] for model in models for one in model["suppressed"])
     shares = [how_many_read(report["summary"])] if report["summary"]["found"] > 1 else []
     return "; ".join([said, *([aside] if aside else []), *shares])
 
 
+def counts(severities: Iterable[str]) -> list[tuple[Severity, int]]:
+    """How many findings there are of each severity that there is, the worst first."""
+    found = Counter(severities)
+    return [(severity, found[severity]) for severity in Severity if found[severity]]
+
+
 def set_aside(by: Iterable[str]) -> str:
     """How many findings are ignored, and by what, of which there is one for each; empty if none."""
-    counts = Counter(by)
+    found = Counter(by)
     said = []
-    if counts["suppression"]:
-        said.append(f"{counts['suppression']} suppressed")
-    if counts["baseline"]:
-        said.append(f"{counts['baseline']} known from the baseline")
+    if found["suppression"]:
+        said.append(f"{found['suppression']} suppressed")
+    if found["baseline"]:
+        said.append(f"{found['baseline']} known from the baseline")
     return ", ".join(said)
 
 

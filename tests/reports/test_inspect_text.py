@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import large
 import numpy as np
 import pytest
 from places import FIXTURES
+from projects import model
 from rich.console import Console
 
 from bnfold.audit import audit
@@ -73,8 +75,39 @@ def test_a_narrow_terminal_shows_less_and_every_name(width: int, columns: list[s
 def test_the_lines_of_a_finding_stand_under_it() -> None:
     lines = shown(60)
     first = next(number for number, line in enumerate(lines) if line.startswith("info BN301"))
-    assert all(line.startswith("  ") for line in lines[first + 1 :])
-    assert len(lines) > first + 3
+    last = next(number for number, line in enumerate(lines) if line.startswith("next: "))
+    assert all(line.startswith("  ") for line in lines[first + 1 : last])
+    assert last > first + 2
+
+
+def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
+    sick = model(tmp_path / "a model.keras", "good", "bad", spoil=["bad"])
+    text = terminal.plain(lambda width: inspect.inspection(inspect_file(sick), width))
+    command = text.splitlines()[-1].removeprefix("next: bnfold ")
+    assert shlex.split(command) == [
+        *("recalibrate", str(sick), "recalibrated.keras", "--data", "TRAINING.npz"),
+    ]
+    well = model(tmp_path / "m.keras", "good")
+    text = terminal.plain(lambda width: inspect.inspection(inspect_file(well), width))
+    assert text.splitlines()[-1] == f"next: bnfold fold {well} folded.keras"
+    gone = inspect_file(well)
+    well.unlink()
+    assert "next:" not in terminal.plain(lambda width: inspect.inspection(gone, width))
+
+
+def test_what_several_layers_have_stands_together_with_the_figures_of_each(tmp_path: Path) -> None:
+    names = [f"bn_{number}" for number in range(12)]
+    sick = inspect_file(model(tmp_path / "m.keras", *names, spoil=names))
+    found = [replace(one, message=f"{one.message} {one.layer[-1]}") for one in sick.findings]
+    text = terminal.plain(
+        lambda width: inspect.inspection(replace(sick, findings=tuple(found)), width)
+    )
+    assert text.count("error BN105") == 1
+    assert "error BN105 12 layers. " in text
+    assert [line.split(":")[0] for line in text.splitlines() if line.startswith("  bn_")] == [
+        f"  bn_{number}" for number in range(8)
+    ]
+    assert "  and bn_8, bn_9, bn_10, bn_11" in text
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 10])

@@ -1,7 +1,10 @@
 """Inspections for people: the table of a model's layers, and one layer in full."""
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,9 @@ _SPREAD = 4
 _DROPPED_IN_TURN = (4, 2, 1, 3)
 _PADDING = 3
 _BINS = 12
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_FIGURES = 8
+"""Layers of which the figures of a finding are told, where several have it."""
 _MOST_ROWS = 200
 """A table of more layers lists those that deviate; drawing thousands of rows takes long."""
 
@@ -64,7 +70,22 @@ def inspection(model: Inspection, width: int, *, every: bool = False) -> Rendera
     if model.note is not None:
         parts.append(Text(model.note))
     parts += _findings(_not_said_yet(model.findings))
-    return Group(*parts, *_set_aside(model.suppressed))
+    return Group(*parts, *_set_aside(model.suppressed), *_next(model))
+
+
+def _next(model: Inspection) -> list[RenderableType]:
+    """What to do next, as a command to paste; nothing for a model that has no file here."""
+    path = model.path
+    if not isinstance(path, Path) or not path.exists():
+        return []
+    serious = (one for one in model.findings if one.severity is not Severity.INFO)
+    if any("bnfold recalibrate" in one.remedy for one in serious):
+        words = ["recalibrate", str(path), f"recalibrated{path.suffix}", "--data", "TRAINING.npz"]
+    elif model.plan.folds:
+        words = ["fold", str(path), f"folded{path.suffix}"]
+    else:
+        return []
+    return [Text(f"next: bnfold {printable(shlex.join(words))}", style="dim")]
 
 
 def _set_aside(suppressed: Sequence[Suppressed]) -> list[RenderableType]:
@@ -84,7 +105,14 @@ def _headline(model: Inspection) -> Text:
     folds, total = len(model.plan.folds), len(model.plan.decisions)
     text.append(terminal.foldable(folds, total), style="not bold")
     samples = max((one.samples for one in (model.observed or {}).values()), default=0)
-    return text.append(f"; run over {samples} samples" if samples else "", style="not bold")
+    text.append(f"; run over {samples} samples" if samples else "", style="not bold")
+    found = terminal.counts(finding.severity for finding in model.findings)
+    for number, (severity, count) in enumerate(found):
+        text.append(", " if number else "; ", style="not bold")
+        text.append(
+            f"{count} {terminal.plural(severity, count)}", style=f"not bold {COLOURS[severity]}"
+        )
+    return text
 
 
 def _table(model: Inspection, width: int, *, every: bool) -> list[RenderableType]:
@@ -108,6 +136,9 @@ def _table(model: Inspection, width: int, *, every: bool) -> list[RenderableType
     cells = [_row(d, findings.get(d.batchnorm.path, ()), numbers, axis) for d in listed]
     shown = _columns_that_fit(cells, width)
     caption = _caption(usual)
+    hidden = [heading for n, heading in enumerate(_HEADINGS) if n not in shown]
+    if hidden:
+        caption.append(f"\nnot shown in a terminal this narrow: {', '.join(hidden)}")
     if _SPREAD in shown and any(d.batchnorm.vectors is not None for d in listed):
         caption.append(f"\nspread: channels by variance, {_extent(axis)}")
     table = terminal.table()
@@ -254,25 +285,37 @@ def _reasons(plan: Plan) -> list[RenderableType]:
 
 
 def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
-    """The findings, the worst first; equal ones of several layers are merged."""
+    """The findings, the worst first; those of one rule that are as bad stand together."""
     lines: list[RenderableType] = [Text("")] if findings else []
     ranked = sorted(findings, key=lambda finding: finding.severity.rank)
-    for (severity, code, _), same in terminal.grouped(ranked, _kind).items():
+    for (severity, code), same in terminal.grouped(ranked, _kind).items():
         head = Text(f"{severity} {code} ", style=COLOURS[severity])
-        layers = terminal.names([show(finding.layer) for finding in same])
         messages = {finding.message for finding in same}
-        said = messages.pop() if len(messages) == 1 else f"{len(same)} layers. {_summary(code)}"
-        lines += [
-            terminal.Hanging(head.append(f"{layers}: {said}", style="default")),
-            terminal.indented(same[0].remedy, "dim", by=6),
-        ]
+        remedies = {_NUMBER.sub("", one.remedy): one.remedy for one in reversed(same)}
+        layers = terminal.names([show(finding.layer) for finding in same])
+        if len(messages) == 1 or (severity is Severity.INFO and len(remedies) == 1):
+            said = f"{len(same)} layers. {_summary(code)}" if len(messages) > 1 else messages.pop()
+            lines.append(terminal.Hanging(head.append(f"{layers}: {said}", style="default")))
+        else:
+            many = f"{len(same)} layers. {_summary(code)}"
+            lines += [terminal.Hanging(head.append(many, style="default")), *_each(same)]
+        lines += [terminal.indented(one, "dim", by=6) for one in reversed(remedies.values())]
     return lines
 
 
-def _kind(finding: Finding) -> tuple[Severity, str, str]:
-    """What findings share that are shown as one; for infos the same remedy is enough."""
-    is_info = finding.severity is Severity.INFO
-    return finding.severity, finding.code, finding.remedy if is_info else finding.message
+def _each(same: Sequence[Finding]) -> list[RenderableType]:
+    """What was found in each of several layers: of many the first few, and the others' names."""
+    lines: list[RenderableType] = [
+        terminal.indented(f"{printable(show(one.layer))}: {one.message}", "default")
+        for one in same[:_FIGURES]
+    ]
+    others = [printable(show(one.layer)) for one in same[_FIGURES:]]
+    return lines + ([terminal.indented(f"and {', '.join(others)}", "default")] if others else [])
+
+
+def _kind(finding: Finding) -> tuple[Severity, str]:
+    """What findings share that stand together."""
+    return finding.severity, finding.code
 
 
 def _summary(code: str) -> str:
