@@ -68,6 +68,7 @@ linkcheck_ignore = [r"https://git\.example\.com/", r"https?://localhost"]
 # Pages from files that live elsewhere: name of the page, the file, and the text if it is not all.
 MIRRORED = {
     "changelog": ("CHANGELOG.md", None),
+    "contributing": (".github/CONTRIBUTING.md", None),
     "security": (".github/SECURITY.md", None),
     **{
         f"rules/{rule.code}": (f"bnfold/audit/pages/{rule.code}.md", markdown(rule))
