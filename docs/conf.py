@@ -120,6 +120,8 @@ def read_page(app: Sphinx, page: str, content: list[str]) -> None:
         content[0] = links_of_the_site(content[0], f"docs/{page}.md", page)
     if page == "index":
         content[0] = navigation(content[0])
+    if page == "decisions/index":
+        content[0] += "\n".join(["", *tree(found[1] for found in ENTRY.findall(content[0]))])
     if page == "rules":
         content[0] += "\n".join(["", *tree(f"rules/{rule.code}" for rule in RULES)])
 

@@ -10,6 +10,7 @@ import click
 import pytest
 from places import ROOT
 
+import bnfold
 from bnfold import errors
 from bnfold.cli import main
 from bnfold.folding.rules import LAYERS, OPERATIONS
@@ -183,14 +184,24 @@ def written_pages() -> list[Path]:
     "page", written_pages(), ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 def test_links_lead_to_files_of_the_repository(page: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
     targets = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text)
     missing = [one for one in targets if not (page.parent / one).exists()]
     assert missing == []
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    index = (DOCS / "index.md").read_text("utf-8")
-    listed = set(re.findall(r"^- \[[^]]+\]\(([^)#]+)\)", index, re.MULTILINE))
+    listed = {"index.md"}
+    for index in ("index.md", "decisions/index.md"):
+        entries = re.findall(r"^- \[[^]]+\]\(([^)#]+)\)", (DOCS / index).read_text("utf-8"), re.M)
+        listed |= {(Path(index).parent / entry).as_posix() for entry in entries}
     pages = {page.relative_to(DOCS).as_posix() for page in written_pages() if DOCS in page.parents}
-    assert pages - {"index.md"} == {one for one in listed if not one.startswith("../")}
+    assert pages == {one for one in listed if not one.startswith("../")}
+
+
+def test_the_page_on_python_has_every_public_name() -> None:
+    page = (DOCS / "reference" / "python.md").read_text("utf-8")
+    errors_of_all = "automodule:: bnfold.errors"
+    assert errors_of_all in page
+    known = {name for name in vars(errors) if name.endswith("Error")} | {"__version__"}
+    assert [name for name in bnfold.__all__ if name not in known and name not in page] == []

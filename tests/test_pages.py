@@ -1,25 +1,28 @@
 """What the pages show runs: Python and commands, in their order, and prints what they say.
 
 A block of `python` runs in the namespace of its page; where a block of `text` follows, that is what
-it prints. The lines of a block of `sh` are commands of bnfold that succeed, or find something.
+it prints. The lines of a block of `sh` are commands of bnfold that succeed, or find something. A
+block of `toml` is the `pyproject.toml` of those that follow.
 """
 
 import contextlib
 import io
+import lzma
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from places import ROOT
+from places import FIXTURES, ROOT
 
 from bnfold.cli import main
 
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^```(python|sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|sh|text|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def run_page(name: str) -> tuple[dict[str, Any], list[str]]:
@@ -35,6 +38,8 @@ def run_page(name: str) -> tuple[dict[str, Any], list[str]]:
                 exec(compile(block, f"{name}.md", "exec"), namespace)
         elif language == "text":
             assert printed.getvalue() == block
+        elif language == "toml":
+            Path("pyproject.toml").write_text(block, "utf-8")
         else:
             told += [_run(line) for line in block.splitlines()]
     return namespace, told
@@ -68,6 +73,74 @@ def test_where_the_tolerance_comes_from() -> None:
 @pytest.mark.slow
 def test_inference_is_one_scale_and_one_shift() -> None:
     run_page("explanation/inference")
+
+
+def test_average_models_of_clients() -> None:
+    run_page("howto/federated")
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["averaged-weights", "fine-tuning"])
+def test_how_to_train(page: str) -> None:
+    pytest.importorskip("sklearn")
+    run_page(f"howto/{page}")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the reader of a page has: models, samples with labels, a class of his own."""
+    import keras
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("made")
+    layers = keras.layers
+    digits = load_digits()
+    images = (digits.images[..., np.newaxis] / 16).astype("float32")
+    image = keras.Input((8, 8, 1), name="image")
+    between = layers.BatchNormalization()(layers.Conv2D(4, 3, activation="relu")(image))
+    plain = layers.BatchNormalization()(layers.Conv2D(8, 3)(layers.ReLU()(between)))
+    digit = layers.Dense(10, activation="softmax", name="digit")
+    model = keras.Model(image, digit(layers.Flatten()(layers.ReLU()(plain))))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(images[:1437], digits.target[:1437], epochs=12, verbose=0)
+    model.save(folder / "model.keras")
+    np.savez(folder / "train.npz", image=images[:1437], y=digits.target[:1437])
+    np.savez(folder / "test.npz", image=images[1437:], y=digits.target[1437:])
+    packed = (FIXTURES / "digits_cnn_keras215.h5.xz").read_bytes()
+    (folder / "old.h5").write_bytes(lzma.decompress(packed))
+
+    page = (DOCS / "howto" / "custom-layers.md").read_text("utf-8")
+    (code,) = [block for language, block in BLOCK.findall(page) if language == "python"]
+    (folder / "my_layers.py").write_text(code, "utf-8")
+    own = runpy.run_path(str(folder / "my_layers.py"))["Scale"](2.0)
+    keras.Model(image, digit(layers.Flatten()(own(plain)))).save(folder / "custom.keras")
+    return folder
+
+
+@pytest.fixture
+def files(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(made, Path.cwd(), dirs_exist_ok=True)
+    monkeypatch.syspath_prepend(Path.cwd())
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("litert", "wrote model_int8.tflite"),
+        ("no-batchnorm", "now depthwise convolutions: "),
+        ("custom-layers", "wrote folded.keras"),
+        ("keras2", "wrote folded.h5"),
+        ("deploy", "wrote deploy"),
+    ],
+)
+def test_how_to(page: str, said: str, files: None) -> None:
+    _, told = run_page(f"howto/{page}")
+    assert said in "".join(told)
+    assert "refused" not in "".join(told)
 
 
 @pytest.mark.keras
