@@ -12,15 +12,17 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
-from bnfold import __version__
+from bnfold import __version__, api
 from bnfold.audit import RULES
 from bnfold.reports.rule_page import markdown
 
@@ -56,7 +58,6 @@ copybutton_only_copy_prompt_lines = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {name: name for name in ("Data", "FailOn", "FilePath", "Precision")}
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
@@ -132,7 +133,9 @@ def navigation(index: str) -> str:
     trees = []
     for number, part in enumerate(parts):
         caption = part.partition("\n")[0].removeprefix("## ")
-        pages = [target for _, target, _ in ENTRY.findall(part)]
+        pages = [
+            f"{title} <{target.removesuffix('.md')}>" for title, target, _ in ENTRY.findall(part)
+        ]
         trees += tree(pages, f":caption: {caption}")
         parts[number] = cards(part)
     return "\n".join([first + "".join(parts), *trees])
@@ -161,9 +164,21 @@ def read_help(app: Sphinx, context: click.Context, lines: list[str]) -> None:
     lines[:] = re.sub(r"(?m)^\|(?=   )", "", text).split("\n")
 
 
+def read_signature(app: Sphinx, what: str, *found: Any) -> tuple[str | None, str | None]:
+    """Have functions name their types of samples and paths, and results say what they have only."""
+    *_, signature, result = found
+    if what == "class":
+        return "", None
+    for name in ("Data", "FilePath"):
+        spelt = stringify_annotation(getattr(api, name), "smart")
+        signature = signature and signature.replace(spelt, name)
+    return signature, result
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is made while the site is built."""
     os.environ.setdefault("COLUMNS", "80")
     app.connect("builder-inited", write_mirrored)
     app.connect("source-read", read_page)
+    app.connect("autodoc-process-signature", read_signature)
     app.connect("sphinx-click-process-description", read_help)

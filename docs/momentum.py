@@ -47,13 +47,11 @@ def drawing() -> str:
     for momentum, colour in LINES.items():
         values = averages(momentum)
         points = " ".join(f"{_x(step)},{_y(values[step])}" for step in range(0, STEPS + 1, 4))
-        end = _y(values[-1]) - (4 if momentum == min(LINES) else 0)
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        parts.append(
-            f'<text x="{LEFT + WIDTH + 6}" y="{end:g}" fill="{colour}">{momentum:g}</text>'
-        )
+        at = (LEFT + WIDTH + 6, _y(values[-1])) if momentum > 0.9 else (_x(26), _y(0.2))
+        parts.append(f'<text x="{at[0]}" y="{at[1]}" fill="{colour}">{momentum:g}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
