@@ -3,7 +3,7 @@
 Each `type: ignore` stands where a call must not type-check: mypy says so of one that is not needed.
 """
 
-from typing import Any
+from typing import Any, assert_type
 
 import keras
 import numpy as np
@@ -27,3 +27,11 @@ assert bnfold.recalibrate("a.keras", "b.keras", data=array)
 assert bnfold.verify(model, "b.keras", data=array).accepted()
 assert bnfold.export(model, "a.onnx", data=array)
 bnfold.bench("a.keras", model, batch=[1, 32])
+
+# What results have, none of it of an unknown type.
+assert_type(bnfold.gate("models", select=["BN1"]).models[0].findings[0].severity, bnfold.Severity)
+assert_type(bnfold.inspect("a.keras").plan.decisions[0].batchnorm.epsilon, float | None)
+assert_type(bnfold.fold("a.keras", "b.keras").verification, bnfold.Verification | None)
+assert_type(bnfold.verify("a.keras", "b.keras").verdict, bnfold.Verdict)
+assert_type(bnfold.bench("a.keras", "b.keras").results[0].ratio, float)
+assert_type(bnfold.bench("a.keras", "b.keras").confidence, float)

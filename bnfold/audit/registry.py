@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Rule(Serializable):
     needs: Needs = Needs.FINITE_NUMBERS
     needs_data: bool = False
 
-    json_keys = ("code", "name", "severities", "summary")
+    json_keys: ClassVar[tuple[str, ...]] = ("code", "name", "severities", "summary")
 
     @property
     def summary(self) -> str:

@@ -83,7 +83,12 @@ class Times(Serializable):
     lower_quartile: float
     upper_quartile: float
 
-    json_keys: ClassVar = ("median", "lower_quartile", "upper_quartile", "interquartile_range")
+    json_keys: ClassVar[tuple[str, ...]] = (
+        "median",
+        "lower_quartile",
+        "upper_quartile",
+        "interquartile_range",
+    )
 
     @property
     def interquartile_range(self) -> float:
@@ -118,7 +123,7 @@ class Result(Serializable):
     rounds: int
     calls: int
 
-    json_keys: ClassVar = (
+    json_keys: ClassVar[tuple[str, ...]] = (
         *("runtime", "version", "batch", "ratio", "interval", "starts", "a", "b", "rounds"),
         *("calls", "verdict", "steady"),
     )
@@ -298,8 +303,8 @@ class BenchReport(Shown, Report):
     notes: tuple[str, ...] = ()
     left_behind: tuple[LeftBehind, ...] = ()
 
-    confidence: ClassVar = CONFIDENCE
-    json_keys: ClassVar = (
+    confidence: ClassVar[float] = CONFIDENCE
+    json_keys: ClassVar[tuple[str, ...]] = (
         *("a", "b", "folded", "threads", "seconds", "seed", "confidence"),
         *("results", "skipped", "notes", "left_behind"),
     )

@@ -55,7 +55,7 @@ class CommandState(Serializable):
     problem: str | None
     limitation: str | None
 
-    json_keys: ClassVar = ("name", "works", "problem", "limitation")
+    json_keys: ClassVar[tuple[str, ...]] = ("name", "works", "problem", "limitation")
 
     @property
     def works(self) -> bool:

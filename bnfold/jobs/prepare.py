@@ -168,7 +168,7 @@ class PrepareReport(Shown, Report):
     scored_on: str | None = None
     is_held_out: bool = False
 
-    json_keys: ClassVar = (
+    json_keys: ClassVar[tuple[str, ...]] = (
         *("source", "source_sha256", "directory", "written", "refused", "findings", "asked_for"),
         *("recalibration", "folded", "verification", "exports", "products", "scored_on"),
         "is_held_out",

@@ -123,7 +123,7 @@ class RecalibrationReport(Shown, Report):
     labels_problem: str | None = None
     notes: tuple[str, ...] = ()
 
-    json_keys: ClassVar = (
+    json_keys: ClassVar[tuple[str, ...]] = (
         *("source", "target", "written", "container", "samples", "scale", "passes", "work"),
         *("recalibrated", "kept", "scores", "labels_problem", "check", "notes"),
     )

@@ -12,7 +12,7 @@ nor against it:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
@@ -231,7 +231,7 @@ class Verification(Shown, Serializable):
         *("max_excess", "culprits", "differences", "refused", "warnings", "merged_by_exporter"),
         *("sites", "agreements", "fidelity", "comparisons"),
     )
-    json_names: ClassVar = {"reference": "yardstick"}
+    json_names: ClassVar[Mapping[str, str]] = {"reference": "yardstick"}
 
     @property
     def brief(self) -> str:

@@ -91,7 +91,7 @@ class OutputCheck(Comparison):
         *("name", "runtime", "samples", "max_abs_error", "error", "tolerance", "excess"),
         *("passed", "conclusive"),
     )
-    json_names: ClassVar = {"name": "output", "conclusive": "exercised"}
+    json_names: ClassVar[Mapping[str, str]] = {"name": "output", "conclusive": "exercised"}
 
     @property
     def max_abs_error(self) -> float:
