@@ -136,7 +136,7 @@ def _fail(ctx: click.Context, message: str) -> NoReturn:
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="bnfold")
+@click.version_option(__version__, "-V", "--version", prog_name="bnfold")
 @debug
 def main() -> None:
     """Audit Keras models, fold their BatchNormalization layers, verify the result.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli import many
+from bnfold.cli import completion, many
 from bnfold.cli.options import (
     CONTEXT,
     FAIL_ON,
@@ -70,6 +70,7 @@ _SELECTION = (
         metavar="CODES",
         multiple=True,
         callback=_codes,
+        shell_complete=completion.rules,
         help="Look for these only: codes of rules, what they begin with, or names, such as "
         "BN1,BN403,non-finite. Repeatable.  [default: all]",
     ),
@@ -78,6 +79,7 @@ _SELECTION = (
         metavar="CODES",
         multiple=True,
         callback=_codes,
+        shell_complete=completion.rules,
         help="Do not look for these. Where --select and --ignore both name a rule, the longer "
         "code counts. Repeatable.",
     ),
@@ -126,6 +128,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--layer",
     metavar="NAME",
+    shell_complete=completion.layers,
     help="Show this one layer in full, channel by channel, as text or JSON.",
 )
 @click.option(

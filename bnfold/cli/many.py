@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from bnfold.cli.completion import WORDS
 from bnfold.cli.options import MODEL, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
 from bnfold.cli.recorder import current
@@ -115,11 +116,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and remember what was parsed."""
-        ctx.meta[_WORDS] = tuple(args)
+        ctx.meta[WORDS] = tuple(args)
         return super().parse_args(ctx, args)
-
-
-_WORDS = "bnfold.words"
 
 
 def words(ctx: click.Context, without: Collection[str] = ()) -> list[str]:
@@ -128,7 +126,7 @@ def words(ctx: click.Context, without: Collection[str] = ()) -> list[str]:
     Those whose names are in `without` are left out, too: the command says them in another manner.
     """
     command = ctx.command
-    given, _, _ = command.make_parser(ctx).parse_args(list(ctx.meta[_WORDS]))
+    given, _, _ = command.make_parser(ctx).parse_args(list(ctx.meta[WORDS]))
     found = [str(ctx.info_name)]
     for option in command.params:
         value = given.get(option.name or "")

@@ -13,6 +13,8 @@ from bnfold.cli import garbage, recorder
 from bnfold.supervision import limits, link
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from bnfold.jobs.settings import Settings
     from bnfold.jobs.verify import Proof
     from bnfold.model.container.remote import Where
@@ -37,6 +39,14 @@ class Source(click.ParamType):  # type: ignore[type-arg]
             return located(value)
         except UnreadableModelError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
+        """Files and folders, which the shell finds."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
 
 SOURCE = Source()

@@ -2,6 +2,7 @@
 
 import click
 
+from bnfold.cli.completion import rules as rule_words
 from bnfold.cli.options import CONTEXT, debug, report_format
 
 
@@ -29,7 +30,7 @@ def rules(format_: str) -> None:
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("name", metavar="RULE")
+@click.argument("name", metavar="RULE", shell_complete=rule_words)
 @debug
 def rule(name: str) -> None:
     """Explain one rule, by its code or its name: what it finds, why it matters, what to do.
