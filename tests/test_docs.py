@@ -199,6 +199,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert pages == {one for one in listed if not one.startswith("../")}
 
 
+def test_the_page_on_settings_has_every_key() -> None:
+    from bnfold.jobs.settings import _KEYS
+
+    (cells,) = tables("reference/settings.md")
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(cells))) == sorted(_KEYS)
+
+
 def test_the_page_on_python_has_every_public_name() -> None:
     page = (DOCS / "reference" / "python.md").read_text("utf-8")
     errors_of_all = "automodule:: bnfold.errors"
