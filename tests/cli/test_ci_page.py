@@ -208,5 +208,5 @@ def test_the_hook_in_a_repository(models: None, tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "exit code: 1" in done.stdout
-    assert "error BN105 bad" in done.stdout
+    assert "error BN105 models/broken.keras, bad" in done.stdout
     assert "healthy.keras" in done.stdout
