@@ -225,7 +225,10 @@ def _put(file: h5py.File, name: str, values: Any, **options: Any) -> None:
 
 
 def _other_numbers(file: h5py.File, choose: Choose) -> None:
-    name = choose.choice(_paths(file, h5py.Dataset))
+    names = _paths(file, h5py.Dataset)
+    if not names:  # an earlier change has taken them all
+        return
+    name = choose.choice(names)
     values = file[name][()]
     if values.dtype.kind == "f":
         factor = choose.choice((-1, 0.3, 1, 4))

@@ -110,6 +110,37 @@ def test_a_soft_link_is_refused_all_the_same() -> None:
         found.variables(VARS)
 
 
+def test_a_name_without_an_end_is_left_to_hdf5() -> None:
+    content = bytearray(written(plain))
+    content[content.index(b"name\0") + 4] = 0xF9
+    with groups(bytes(content)) as found, by_hdf5(bytes(content)) as other:
+        assert found.text(VARS, "name") == other.text(VARS, "name")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [0x00, 0x01, 0x08, 0x10, 0x7F, 0x80, 0xF9, 0xFF])
+def test_no_damaged_byte_is_read_otherwise_than_hdf5_reads_it(value: int) -> None:
+    content = written(plain)
+    differing = [
+        position
+        for position in range(len(content))
+        if content[position] != value and differs(content, position, value)
+    ]
+    assert differing == []
+
+
+def differs(content: bytes, position: int, value: int) -> bool:
+    damaged = bytearray(content)
+    damaged[position] = value
+    try:
+        with groups(bytes(damaged)) as found:
+            read = values(found._variables(VARS)), found.text(VARS, "name")
+        with by_hdf5(bytes(damaged)) as other:
+            return read != (values(other.variables(VARS)), other.text(VARS, "name"))
+    except (BnfoldError, *objects.ODD):
+        return False
+
+
 @pytest.mark.parametrize("value", [0x00, 0x01, 0x10, 0xFF])
 def test_a_damaged_byte_is_never_read_otherwise_than_hdf5_reads_it(value: int) -> None:
     content = written(plain)

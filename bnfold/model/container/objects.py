@@ -48,8 +48,8 @@ _FLOATS: Mapping[bytes, np.dtype[Any]] = {
 }
 """The messages of the types of most weights."""
 
-_TEXT = bytes.fromhex("19010100 10000000")
-"""How the type of a text of any length in UTF-8 begins."""
+_TEXT = bytes.fromhex("19010100 10000000 10000000 01000000 0000 0800 00000000")
+"""The message of the type of a text of any length in UTF-8."""
 
 _MAX_BLOCKS = 20
 _MAX_MESSAGES = 100
@@ -312,6 +312,9 @@ def _attribute(content: bytes) -> tuple[bytes, bytes]:
     space_at = type_at + (type_size + 7) // 8 * 8
     value_at = space_at + (space_size + 7) // 8 * 8
     kind, space = content[type_at:space_at], content[space_at:value_at]
-    if kind[: len(_TEXT)] != _TEXT or _shape(space) != () or space[1]:
+    if kind != _TEXT or _shape(space) != () or space[1]:
         raise OddError
-    return content[8 : 8 + name_size].partition(b"\0")[0], content[value_at : value_at + 16]
+    name, end, more = content[8 : 8 + name_size].partition(b"\0")
+    if not end or more:  # HDF5 takes the last byte for the end, whatever it is
+        raise OddError
+    return name, content[value_at : value_at + 16]
