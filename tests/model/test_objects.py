@@ -167,3 +167,46 @@ def test_a_damaged_byte_is_never_read_otherwise_than_hdf5_reads_it(value: int) -
         with suppress(BnfoldError):  # what HDF5 cannot read, as a time of change, matters to nobody
             assert found == of_hdf5(), position
     assert read > 10
+
+
+def of_links(content: bytes, path: str) -> tuple[int, int]:
+    """Where the tree of a group's links is, and the heap of their names."""
+    with h5py.File(io.BytesIO(content)) as file:
+        address = h5py.h5o.get_info(file[path].id).addr
+    at = content.index(b"\x11\0\x10\0", address) + 8
+    return int.from_bytes(content[at : at + 8], "little"), int.from_bytes(
+        content[at + 8 : at + 16], "little"
+    )
+
+
+@pytest.mark.parametrize("what", ["nodes", "names"])
+@pytest.mark.parametrize("path", ["/", "layers", VARS])
+def test_what_of_a_group_leads_back_to_itself_is_refused_at_once(path: str, what: str) -> None:
+    """HDF5 follows it until there is no memory any more."""
+    content = bytearray(written(plain))
+    tree, heap = of_links(bytes(content), path)
+    assert (content[tree : tree + 4], content[heap : heap + 4]) == (b"TREE", b"HEAP")
+    if what == "nodes":
+        content[tree + 16 : tree + 24] = tree.to_bytes(8, "little")
+    else:
+        free = int.from_bytes(content[heap + 16 : heap + 24], "little")
+        at = int.from_bytes(content[heap + 24 : heap + 32], "little") + free
+        content[at : at + 8] = free.to_bytes(8, "little")
+    with pytest.raises(BnfoldError, match="damaged"), by_hdf5(bytes(content)) as found:
+        found.variables(VARS)
+
+
+@pytest.mark.parametrize("path", ["/", VARS, f"{VARS}/0"])
+def test_a_header_that_leads_back_to_itself_is_refused_at_once(path: str) -> None:
+    """HDF5 follows it until there is no memory any more."""
+    content = bytearray(written(plain))
+    with h5py.File(io.BytesIO(bytes(content))) as file:
+        address = h5py.h5o.get_info(file[path].id).addr
+    size = int.from_bytes(content[address + 8 : address + 12], "little")
+    at = address + 16
+    kind, length = content[at], int.from_bytes(content[at + 2 : at + 4], "little")
+    assert (kind, length >= 16) != (0x10, False)
+    content[at : at + 2] = b"\x10\0"  # a continuation, which is this same block
+    content[at + 8 : at + 24] = (address + 16).to_bytes(8, "little") + size.to_bytes(8, "little")
+    with pytest.raises(BnfoldError, match="damaged"), groups(bytes(content)) as found:
+        found.variables(VARS)

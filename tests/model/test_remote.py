@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from places import ROOT
 from servers import Web, serving
 
 import bnfold
-from bnfold.cli import many
 from bnfold.errors import UnreadableModelError
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
@@ -367,23 +365,16 @@ def test_no_name_of_an_object_leads_out_of_the_folder_of_results(
     memory.pipe_file("/models/good.keras", b"x")
     names = ["good.keras", key.removeprefix("/")]
     monkeypatch.setattr(store, "listed", lambda _: names)
-    monkeypatch.setattr(many, "words", lambda _: ("fold",))
-    run: Any = SimpleNamespace(options={"shard": None}, refuse_contradictions=lambda: None)
-    context: Any = None
-    found = many.tasks(
-        context,
-        [located("memory://models")],
-        run,
-        lambda below: [str(tmp_path / "out" / below)],
-        writes=True,
-    )
-    good = [one for one in found if not one.error]
-    assert [one.products for one in good] == [(str(tmp_path / "out" / "good.keras"),)]
-    said = [one.error for one in found if one.error]
+    options = ["--no-verify", "--format", "json", "--out-dir", str(tmp_path / "out")]
+    result = invoke("fold", "memory://models", *options)
+    assert result.exit_code == 2
+    said = {one["path"]: one["message"] for one in json.loads(result.stdout)["failed"]}
+    good = said.pop("memory://models/good.keras")
+    assert "neither a .keras archive nor an HDF5 file" in good
     if ".." in key:  # hidden, as every name that begins with a full stop
-        assert said == []
+        assert said == {}
     else:
-        assert ["has no place here; refused" in one for one in said] == [True]
+        assert ["has no place here; refused" in one for one in said.values()] == [True]
 
 
 # --- what goes wrong ---

@@ -466,9 +466,11 @@ def _open_child(group: h5py.Group, key: bytes) -> "h5py.Group | Variable | None"
         return None
     if links.get_info(key).type != h5py.h5l.TYPE_HARD:
         raise _NotPlainError("is a link, which weights never need")
+    costs = budget.by_number(h5py.h5o.get_info(group.id).fileno)
+    if costs.read_at is not None:
+        headers.check(costs.read_at, links.get_info(key).u)
     found = h5py.h5o.open(group.id, key)
     info = h5py.h5o.get_info(found)
-    costs = budget.by_number(info.fileno)
     costs.spend(budget.OBJECTS)
     if info.rc != 1:
         raise _NotPlainError("stands in several places of the file")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container import budget, guard, objects
+from bnfold.model.container import budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.store import FAR, RemoteFile
 from bnfold.model.graph import Weight
@@ -98,6 +98,7 @@ def open_hdf5(
         size = file.seek(0, io.SEEK_END) - start
     with guard.hdf5_damage(what):
         window = _Window(file, start, size, costs)
+        headers.check_root(window.read_at, size)
         opened = h5py.File(window, "r")
     with opened:
         with guard.hdf5_damage(what):

@@ -1,20 +1,27 @@
-"""How long the texts of an attribute are, read from the bytes of an HDF5 object's header.
+"""What HDF5 cannot be asked before it reads an object, read from the bytes of the object's header.
 
-A text of any length stands in an attribute as its length and a reference. HDF5 reads all of them at
-once, and cannot be asked beforehand how long they are.
+A text of any length stands in an attribute as its length and a reference, and HDF5 reads all of
+them at once. A header is a chain of blocks, and the links of a group stand in rows of nodes, and
+what is free among its names in a list: HDF5 follows one that leads back to itself until there is no
+memory any more.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from bnfold.errors import UnreadableModelError
 
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on, so many."""
 
-_ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
+_ATTRIBUTE, _CONTINUATION, _LINKS = 0x0C, 0x10, 0x11
+_NOWHERE = 2**64 - 1
+_LAST_FREE = 1
+_MAX_NODES = 1 << 20
 _REFERENCE_BYTES = 16  # 4 of the length, 8 of the heap's address, 4 of the place in it
 _MAX_BLOCKS = 1000  # a header grows by one whenever it is full
+_MAX_BYTES = 64 << 20  # of a block: 500 attributes of 64 KiB are less
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,76 @@ class _Block:
 
     start: int
     size: int
+
+
+def check(read: Read, address: int) -> None:
+    """See that a header comes to an end, and the tree of links that it leads to, if any.
+
+    Raises:
+        UnreadableModelError: one does not.
+    """
+    for kind, content in _messages(read, address):
+        if kind == _LINKS:
+            _check_tree(read, _number(content, 0, 8))
+            _check_heap(read, _number(content, 8, 8))
+
+
+def _check_tree(read: Read, address: int) -> None:
+    """See that each row of nodes comes to an end: HDF5 counts them, from one to the next."""
+    seen: set[int] = set()
+    while True:
+        node = read(address, 40)
+        level, first, following = node[5:6], _number(node, 32, 8), address
+        while node[:4] == b"TREE" and following != _NOWHERE:
+            if following in seen or len(seen) == _MAX_NODES:
+                raise UnreadableModelError("the links of a group in the weights are damaged")
+            seen.add(following)
+            following = _number(node, 16, 8)
+            node = read(following, 24)
+        if level in (b"", b"\0"):
+            return
+        address = first
+
+
+def _check_heap(read: Read, address: int) -> None:
+    """See that the list of what is free among the names of a group comes to an end."""
+    head = read(address, 32)
+    size, free, names = (_number(head, at, 8) for at in (8, 16, 24))
+    seen: set[int] = set()
+    while head[:4] == b"HEAP" and free != _LAST_FREE and free < size:
+        if free in seen:
+            raise UnreadableModelError("the names of a group in the weights are damaged")
+        seen.add(free)
+        free = _number(read(names + free, 8), 0, 8)
+
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_ROOTS = {0: 64, 1: 68, 2: 36, 3: 36}
+"""Where a superblock of each version has the address of the root's header."""
+
+
+def check_root(read: Read, size: int) -> None:
+    """See that the header of the root of a file of so many bytes comes to an end.
+
+    HDF5 looks for the beginning of a file at 0, 512, 1024 and so on, and counts addresses from
+    there.
+
+    Raises:
+        UnreadableModelError: it does not.
+    """
+    start = 0
+    while start < size:
+        head = read(start, 96)
+        if head[:8] == _SIGNATURE and len(head) > 9:
+            if head[8] in _ROOTS:
+                behind = partial(_read_behind, read, start)
+                check(behind, _number(head, _ROOTS[head[8]], 8))
+            return
+        start = max(512, 2 * start)
+
+
+def _read_behind(read: Read, start: int, address: int, size: int) -> bytes:
+    return read(start + address, size)
 
 
 def text_lengths(read: Read, address: int, name: bytes) -> list[int] | None:
@@ -55,10 +132,12 @@ def _messages(read: Read, address: int) -> Iterator[tuple[int, bytes]]:
     is_old = first[:1] == b"\1"
     head, frame, block = (8, 0, _old_block(first, address)) if is_old else _new_head(read, address)
     blocks = [block]
-    for number, part in enumerate(blocks):
-        if number == _MAX_BLOCKS:
+    seen: set[int] = set()
+    for part in blocks:
+        if len(seen) == _MAX_BLOCKS or part.start in seen:
             raise UnreadableModelError("the header of an object in the weights is damaged")
-        content, at = read(part.start, part.size), 0
+        seen.add(part.start)
+        content, at = read(part.start, min(part.size, _MAX_BYTES)), 0
         while at + head <= len(content):
             kind = _number(content, at, 2 if is_old else 1)
             size = _number(content, at + (2 if is_old else 1), 2)
