@@ -137,7 +137,7 @@ _LIMITS = (
         metavar="SECONDS",
         expose_value=False,
         callback=_limit,
-        help="Stop when the command takes longer.  [default: "
+        help="Stop when the command takes longer, or one of many models.  [default: "
         f"{limits.READING_SECONDS:g} for reading a file, with {limits.READING_SECONDS_PER_MIB:g} "
         f"more for each MiB and {limits.SECONDS_PER_LAYER:g} for each layer; "
         f"{limits.RUNNING_SECONDS:g} for running models]",
