@@ -8,6 +8,7 @@ import click
 from bnfold.cli.options import (
     CONTEXT,
     SOURCE,
+    Command,
     Finite,
     execution,
     limited,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from bnfold.model.container.remote import Where
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("a", type=SOURCE)
 @click.argument("b", metavar="[B]", type=SOURCE, required=False)
 @click.option(

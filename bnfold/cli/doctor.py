@@ -2,12 +2,12 @@
 
 import click
 
-from bnfold.cli.options import CONTEXT, Finite, debug, progress, report_format
+from bnfold.cli.options import CONTEXT, Command, Finite, debug, progress, report_format
 
 _SECONDS = 120.0  # TensorFlow takes some ten seconds, from a slow disk a minute
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.option(
     "--no-import",
     is_flag=True,

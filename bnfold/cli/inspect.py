@@ -55,6 +55,8 @@ _RUNNING = ("data", "batch", "trust", "imports")
 
 def _codes(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """The codes in options that may be repeated and hold several, with commas between them."""
+    if not values:
+        return ()
     from bnfold.audit.selection import codes
     from bnfold.errors import SettingsError
 
@@ -235,7 +237,10 @@ def _inspect_many(
 ) -> int:
     """Inspect each of many models in a worker; the exit code."""
     from bnfold.jobs import gate
+    from bnfold.jobs.inspect import require_data
 
+    if settings.run is not None:
+        require_data()
     tasks = many.tasks(ctx, models, run, exclude=settings.exclude)
     is_written = False
     if write_baseline is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from bnfold.cli import options as shared
 from bnfold.cli.completion import WORDS
 from bnfold.cli.options import MODEL, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
@@ -111,7 +112,7 @@ def many(
     return lambda command: having(command, *extra, *_OPTIONS)
 
 
-class Command(click.Command):
+class Command(shared.Command):
     """A command that can be done for many models: it keeps its command line for the workers."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, debug
+from bnfold.cli.options import CONTEXT, MODEL, Command, debug
 from bnfold.cli.output import put, refuse_unwritable, say
 from bnfold.errors import BnfoldError, SettingsError
 from bnfold.model.container.printing import printable
@@ -15,7 +15,7 @@ from bnfold.model.container.printing import printable
 _MOST_BYTES = 1 << 30
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("reports", metavar="REPORT...", nargs=-1, required=True, type=MODEL)
 @click.option(
     "--output",

@@ -1,9 +1,13 @@
 """The options that several commands share, and how a command says what it is doing."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +71,55 @@ def having(command: Callable[..., Any], *options: Callable[..., Any]) -> Callabl
     for option in reversed(options):
         command = option(command)
     return command
+
+
+class Command(click.Command):
+    """A command that reads models: what all of them need is imported before it begins.
+
+    Its help needs none of that.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        import_libraries()
+        return super().invoke(ctx)
+
+
+def import_libraries() -> None:
+    """Import numpy and h5py, whatever they say of what is amiss.
+
+    Raises:
+        BnfoldError: one cannot be imported.
+    """
+    if "bnfold.model.container.guard" in sys.modules:
+        return
+    with contextlib.ExitStack() as stack:
+        if link.is_supervised():  # the supervisor says how it ended, if it does
+            stack.enter_context(_silence())
+        try:
+            import_module("bnfold.model.container.guard")
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            from bnfold.errors import BnfoldError
+
+            text = " ".join(str(error.__cause__ or error).split())[:300]
+            raise BnfoldError(f"cannot start: {type(error).__name__}: {text}") from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Let nothing get to standard error, from C libraries neither."""
+    if sys.stderr is not None:  # it may be closed
+        sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Finite(click.FloatRange):
@@ -175,6 +228,8 @@ def limited(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _digests(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    if not values:
+        return ()
     from bnfold.errors import SettingsError
     from bnfold.model.container.unchanging import digests
 
@@ -425,6 +480,8 @@ def keep_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keras(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if not value:
+        return value
     from bnfold.errors import SettingsError
     from bnfold.model.training import training_rules
 

@@ -10,6 +10,7 @@ from bnfold.cli.options import (
     CONTEXT,
     SAMPLES,
     SOURCE,
+    Command,
     limited,
     over_data,
     pinned,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from bnfold.model.container.remote import Where
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("source", metavar="MODEL", type=SOURCE)
 @click.argument("target", metavar="OUT", type=SOURCE)
 @over_data(required=True)

@@ -3,10 +3,10 @@
 import click
 
 from bnfold.cli.completion import rules as rule_words
-from bnfold.cli.options import CONTEXT, debug, report_format
+from bnfold.cli.options import CONTEXT, Command, debug, report_format
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @report_format
 @debug
 def rules(format_: str) -> None:
@@ -29,7 +29,7 @@ def rules(format_: str) -> None:
         console.print(rules_text.rules(RULES, console.width))
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("name", metavar="RULE", shell_complete=rule_words)
 @debug
 def rule(name: str) -> None:

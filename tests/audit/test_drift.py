@@ -297,7 +297,8 @@ def test_the_reports(trained: Path, digits: Any, tmp_path: Path) -> None:
     text = inspect(trained, "--data", tmp_path / "data.npy")
     assert text.exit_code == 1
     assert "run over 1797 samples" in text.stdout
-    assert "error BN501 first: over 1797 samples its input does not match its" in text.stdout
+    assert "error BN501 3 layers. " in text.stdout
+    assert "  first: over 1797 samples its input does not match its" in text.stdout
     found = inspect(trained, "--data", tmp_path / "data.npy", "--format", "json")
     report = json.loads(found.stdout, parse_constant=pytest.fail)
     jsonschema.validate(report, schema("inspect"))
@@ -345,7 +346,8 @@ def test_a_baseline_made_with_data_is_not_stale_without(
 def test_several_models_run_over_the_same_data(trained: Path, digits: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", digits[0])
     chain((5,), norm("a"), name="x").save(tmp_path / "other.keras")
-    result = inspect(trained, tmp_path / "other.keras", "--data", tmp_path / "data.npy")
+    data = ["--data", tmp_path / "data.npy", "--full"]
+    result = inspect(trained, tmp_path / "other.keras", *data)
     assert result.exit_code == 2
     assert "input 'x' takes shape (any, 5)" in result.stderr
     assert "run over 1797 samples" in result.stdout

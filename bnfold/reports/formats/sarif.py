@@ -25,7 +25,6 @@ _SCHEMA = (
 )
 _ROOT = "%SRCROOT%"  # what viewers take for the folder that the tool was started in
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
-_INDEX = {rule.code: number for number, rule in enumerate(RULES)}
 
 
 def inspections(report: Mapping[str, Any]) -> str:
@@ -101,7 +100,7 @@ def _result(path: str, finding: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "ruleId": finding["code"],
-        "ruleIndex": _INDEX[finding["code"]],
+        "ruleIndex": next(n for n, rule in enumerate(RULES) if rule.code == finding["code"]),
         "level": _LEVELS[finding["severity"]],
         "message": {
             "text": _plain(f"{layer}: {finding['message']}. To do: {finding['remedy']}"),
