@@ -100,6 +100,7 @@ def test_it_follows_its_schema_and_no_input_is_code() -> None:
     assert used == ACTION["inputs"].keys()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("version", "what"), [("", str(ROOT)), ("0.1.0", "bnfold==0.1.0")])
 def test_it_installs_itself_or_a_release(version: str, what: str, runner: Runner) -> None:
     """Into an environment of its own; pip is not run here, since it needs a network."""
@@ -112,6 +113,7 @@ def test_it_installs_itself_or_a_release(version: str, what: str, runner: Runner
     assert (os.path.realpath(found) if found.endswith("..") else found) == what
 
 
+@pytest.mark.processes
 def test_it_annotates_and_writes_a_table_and_alerts(runner: Runner) -> None:
     """Of what is broken, of what is suppressed, and of what cannot be read."""
     configure('[[tool.bnfold.suppress]]\nlayer = "known"\nrules = ["BN105"]\nreason = "r"\n')
@@ -130,6 +132,7 @@ def test_it_annotates_and_writes_a_table_and_alerts(runner: Runner) -> None:
     assert [one["ruleId"] for one in run["results"]] == ["BN105"]
 
 
+@pytest.mark.processes
 def test_inputs_become_options(runner: Runner) -> None:
     """Each of them one, whatever is in it; the exit code is that of bnfold."""
     runner.script("bnfold", 'printf "%s|" "$@"; exit 1')
@@ -147,6 +150,7 @@ def test_inputs_become_options(runner: Runner) -> None:
     assert runner.summary == ""
 
 
+@pytest.mark.processes
 def test_wrong_usage_is_said_once(runner: Runner) -> None:
     runner.script("bnfold", "echo nothing >&2; exit 2")
     assert runner.run("inspect", paths="nothing.keras") == 2
