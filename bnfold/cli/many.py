@@ -307,7 +307,8 @@ class Run:
             progress = stack.enter_context(
                 Progress(len(tasks), is_quiet=self.options["quiet"], is_live=not self._streams)
             )
-            results = self._results(tasks, kept, progress, self._digest(reads))
+            common = self._digest(reads) if self._keeps else ""
+            results = self._results(tasks, kept, progress, common)
             for row in stack.enter_context(contextlib.closing(results)):
                 rows.append(row if self.options.get("is_silent") else self.tell(row))
                 if self.options["fail_fast"] and row.exit_code:
@@ -318,6 +319,11 @@ class Run:
             left = len(tasks) - len(rows)
             say(f"stopped at {rows[-1].path}: {left} of {len(tasks)} models were left out")
         return rows
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether rows are written down, with the digests of what they are of."""
+        return self.options["resume"] is not None or self.format == "jsonl"
 
     def _digest(self, reads: Sequence[Path]) -> str:
         """That of what results depend on beside the model and its command line."""
@@ -379,6 +385,7 @@ class Run:
                     "views": {name: {**how, "number": number + 1} for name, how in wanted.items()},
                     "known": before and {"sha256": before.sha256, "files": dict(before.files)},
                     "options": options,
+                    "keeps": self._keeps,
                 }
             )
             numbers.append(number)

@@ -2,9 +2,9 @@
 
 Requests come as lines of JSON through standard input, and each is answered by a line through what
 was standard output. A request has the words of the command, the current directory, the folder that
-what is written needs, what is written, what else is read, what is known of an earlier run, and the
-names of the views of the report that are wanted. An answer has what `Row` has but the path, and
-says whether the process is spent.
+what is written needs, what is written, what else is read, what is known of an earlier run, the
+names of the views of the report that are wanted, and whether the answer is kept, for which files
+are hashed. An answer has what `Row` has but the path, and says whether the process is spent.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
         path = Path(request["path"])
         link.reading(path, printable(str(path)))
         with contextlib.suppress(OSError, BnfoldError):  # the command says what is wrong with it
-            found.bytes, found.sha256 = _size(path), _sha256(path)
-    known, files = request["known"], _digests(request["others"])
+            found.bytes = _size(path)
+            found.sha256 = _sha256(path) if request["keeps"] else None
+    known, files = request["known"], _digests(request["others"] if request["keeps"] else ())
     if known is not None and known["sha256"] == found.sha256 is not None:
         now = files | _digests(request["products"])
         is_seen = all(one or not os.path.lexists(path) for path, one in now.items())
@@ -71,7 +72,8 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
             Path(request["target"]).mkdir(parents=True, exist_ok=True)
     with recorder.recording(found), contextlib.redirect_stdout(io.StringIO()):
         code = command(request["words"], "bnfold", standalone_mode=False)
-    files |= _digests(request["products"] if found.report is not None else ())
+    is_kept = request["keeps"] and found.report is not None
+    files |= _digests(request["products"] if is_kept else ())
     return _answer(found, code or 0, files=files, seconds=time.monotonic() - start)
 
 

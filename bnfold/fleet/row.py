@@ -50,7 +50,8 @@ class Row:
         exit_code: that of the command: 0, 1 for a negative answer, or 2.
         error: why there is no report, in a line; None where there is one.
         report: the JSON report of the command.
-        sha256: that of the model when it was looked at; None where it could not be read.
+        sha256: that of the model when it was looked at; None where it could not be read, or
+            nobody keeps the row.
         bytes: the size of the model likewise.
         shard: which part of the models it is of, "3/20"; None of all.
         number: where it stands among all models; None where they were not done in shards.

@@ -19,6 +19,7 @@ from projects import model, run
 
 from bnfold.cli import many, worker
 from bnfold.fleet import pool
+from bnfold.model.container import unchanging
 from bnfold.reports.schema import schema
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -517,3 +518,14 @@ def test_each_failure_names_its_model(models: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(worker, "perform", lambda _: pool.lost("it was ended"))
     found = lines(run(models, "--format", "jsonl").stdout)
     assert [one["error"] for one in found] == [f"{one['path']}: it was ended" for one in found]
+
+
+@pytest.mark.parametrize(("options", "is_hashed"), [([], False), (["--resume", "rows"], True)])
+def test_models_are_hashed_only_where_rows_are_kept(
+    models: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], is_hashed: bool
+) -> None:
+    found = []
+    sha256 = unchanging.sha256
+    monkeypatch.setattr(unchanging, "sha256", lambda path: found.append(path) or sha256(path))
+    run(models, *options)
+    assert bool(found) == is_hashed

@@ -110,6 +110,7 @@ def verified(other: str) -> dict[str, Any]:
         "others": [other],
         "views": {},
         "known": None,
+        "keeps": True,
     }
 
 
