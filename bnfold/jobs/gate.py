@@ -77,7 +77,12 @@ class Outcome(Shown):
         said = [*(str(one.error) for one in self.unreadable), *failing]
         more = f" and {len(said) - 1} more" if len(said) > 1 else ""
         reason = f"failed, {said[0]}{more}" if said else "passed" if self else "nothing to read"
-        return f"{reason}; {how_many_read(self.to_dict()['summary'])}"
+        return f"{reason}; {how_many_read(self.summary)}"
+
+    @property
+    def summary(self) -> Json:
+        """How many models were found, and how many of them could be read."""
+        return {"found": len(self.models) + len(self.unreadable), "read": len(self.models)}
 
     def exit_code(self, findings: Iterable[Finding], fail_on: Severity | None) -> int:
         """2 where something was not read, 1 where a finding is as bad as `fail_on`, else 0."""
@@ -204,27 +209,28 @@ def write_baseline(paths: Sequence[Where], settings: Settings, target: Path) -> 
         SettingsError: what is there is no baseline.
         OutputError: it cannot be written there.
     """
-    check_target(target, "text", force=True)
-    earlier = _read(target) if target.exists() and not is_stream(target) else frozenset()
-    raw = _inspect(paths, settings)
-    outcome = _suppress(raw, settings)
+    _earlier(target)  # before models are read for nothing
+    outcome = _suppress(_inspect(paths, settings), settings)
     if outcome.unreadable:
         return _joined(outcome)
-    entries = _entries(outcome.models, target)
-    entries |= earlier - _judged(earlier, target, [str(one.path) for one in raw.models], settings)
-    write_text(target, baseline.dump(entries))
+    entries = write_baseline_of(plain(_joined(outcome).models), settings, target)
     return _joined(_compare(outcome, target, entries))
 
 
-def write_baseline_of(models: Sequence[Json], settings: Settings, target: Path) -> None:
-    """What `write_baseline` writes, of the JSON reports on models.
+def _earlier(target: Path) -> frozenset[Entry]:
+    """The baseline that a new one is to replace. Raises SettingsError and OutputError."""
+    check_target(target, "text", force=True)
+    return _read(target) if target.exists() and not is_stream(target) else frozenset()
+
+
+def write_baseline_of(models: Sequence[Json], settings: Settings, target: Path) -> frozenset[Entry]:
+    """Write what `write_baseline` writes, of the JSON reports on models; its entries.
 
     Raises:
         SettingsError: what is there is no baseline.
         OutputError: it cannot be written there.
     """
-    check_target(target, "text", force=True)
-    earlier = _read(target) if target.exists() and not is_stream(target) else frozenset()
+    earlier = _earlier(target)
     entries = {
         Entry(_path_from(target.parent, model["path"]), finding["layer"], one["code"])
         for model in models
@@ -232,7 +238,9 @@ def write_baseline_of(models: Sequence[Json], settings: Settings, target: Path) 
         for one in (finding, *finding["consequences"])
     }
     judged = _judged(earlier, target, [model["path"] for model in models], settings)
-    write_text(target, baseline.dump(entries | (earlier - judged)))
+    every = frozenset(entries | (earlier - judged))
+    write_text(target, baseline.dump(every))
+    return every
 
 
 def _joined(outcome: Outcome) -> Outcome:
