@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,6 @@ import click
 from bnfold.cli.options import settings_file
 from bnfold.fleet.row import digest
 
-_PIECE = 1 << 20  # bytes
 _VERSIONED = ("keras", "tf_keras")
 """The libraries whose version decides already what can be folded; models that run need others."""
 
@@ -56,16 +54,12 @@ def _seen_from(folder: Path) -> str:
 
 def content(path: Path) -> str:
     """A digest of what a file holds; a text of its own where it cannot be read."""
-    found = hashlib.sha256()
+    from bnfold.model.container.unchanging import sha256
+
     try:
-        if not path.is_file():
-            return "no file"
-        with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                found.update(piece)
+        return sha256(path) if path.is_file() else "no file"
     except OSError as error:
         return f"unreadable: {error.errno}"
-    return found.hexdigest()
 
 
 def _sources(module: str) -> Iterator[Path]:

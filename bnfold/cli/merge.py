@@ -72,8 +72,6 @@ def _json(path: Path) -> dict[str, Any]:
 
     name = printable(str(path))
     try:
-        from bnfold.model.container.guard import parse_json, read_whole
-
         found = parse_json(read_whole(path, _MOST_BYTES), "the report")
     except OSError as error:
         raise SettingsError(f"{name}: {error.strerror or error}") from None

@@ -13,7 +13,6 @@ from bnfold.serialize import SCHEMA_VERSION
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-if TYPE_CHECKING:
     from bnfold.model.container.remote import Where
 
 
@@ -33,7 +32,7 @@ def show(
     if (recorder := current()) is not None:
         recorder.report = {"schema_version": SCHEMA_VERSION, **result.to_dict()}
         if wanted := recorder.wanted.get("text"):
-            recorder.views["text"] = drawn(_text(result, how), wanted)
+            recorder.views["text"] = drawn(_text(result, wanted["width"], how), wanted)
         if "html" in recorder.wanted:
             recorder.views["html"] = _page(result, files, how)
     elif format_ == "json":
@@ -43,15 +42,15 @@ def show(
     elif format_ == "html":
         put(_page(result, files, how), output)
     else:
-        print_text(lambda _: _text(result, how), output)
+        print_text(lambda width: _text(result, width, how), output)
     if not good:
         click.get_current_context().exit(1)
 
 
-def _text(result: Any, how: dict[str, Any]) -> "RenderableType":
+def _text(result: Any, width: int, how: dict[str, Any]) -> "RenderableType":
     from bnfold.reports import notebook
 
-    return notebook.drawn(result, 0, **how)
+    return notebook.drawn(result, width, **how)
 
 
 def _page(result: Any, files: "Sequence[Where]", how: dict[str, Any]) -> str:
