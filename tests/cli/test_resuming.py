@@ -189,11 +189,11 @@ def test_versions_of_libraries_count_where_they_do_something(
     monkeypatch.setattr(installed, "installed_version", versions.get)
 
     def options(command: str) -> str:
-        run("models", "--out-dir", "out", command=command)
+        run("models", "--out-dir", "out", "--format", "jsonl", command=command)
         return found.pop()
 
     def inspected() -> str:
-        run("models")
+        run("models", "--format", "jsonl")
         return found.pop()
 
     exported, looked = options("export"), inspected()
