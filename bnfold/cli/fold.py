@@ -24,21 +24,12 @@ from bnfold.cli.options import (
 )
 from bnfold.cli.output import reported
 from bnfold.cli.show import show
+from bnfold.jobs.products import PRODUCTS
 
 if TYPE_CHECKING:
     from bnfold.jobs.fold import Standalone
     from bnfold.jobs.verify import Proof
     from bnfold.model.container.remote import Where
-
-_ENDINGS = {
-    "onnx": ".onnx",
-    "tflite": ".tflite",
-    "tflite:float16": "_float16.tflite",
-    "tflite:int8": "_int8.tflite",
-    "saved_model": ".savedmodel",
-}
-"""What the name of a model ends in that is exported to this, as `prepare` has it too."""
-_TO = tuple(_ENDINGS)
 
 
 @click.command(cls=many.Command, context_settings=CONTEXT)
@@ -159,7 +150,7 @@ def _refuse_with_no_verify(ctx: click.Context, *names: str) -> None:
 @click.argument("paths", metavar="MODEL [OUT...]", type=NAME, nargs=-1, required=True)
 @click.option(
     "--to",
-    type=click.Choice(_TO),
+    type=click.Choice(PRODUCTS),
     multiple=True,
     help="With --out-dir: what to write of each model. Repeatable.  [default: onnx]",
 )
@@ -267,20 +258,14 @@ def _export_many(
     if precision:
         raise click.UsageError("--to tflite:float16 says the precision, and --precision does too")
     every = list(dict.fromkeys(to))
-    precisions = [word for one in every for word in _precision(one)]
+    precisions = [PRODUCTS[one][1] for one in every if one.startswith("tflite")]
     folder: Path = run.options["out_dir"]
 
     def targets(below: Path) -> list[str]:
-        return [f"{folder / many.stem(below)}{_ENDINGS[one]}" for one in every]
+        return [f"{folder / many.stem(below)}{PRODUCTS[one][0]}" for one in every]
 
     more = [word for one in precisions for word in ("--precision", one)]
     run.each(ctx, models, targets, writes=True, more=more, without=["to"])
-
-
-def _precision(target: str) -> list[str]:
-    """The precision of a LiteRT file, which has one of its own; empty for other targets."""
-    format_, _, precision = target.partition(":")
-    return [precision or "float32"] if format_ == "tflite" else []
 
 
 def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None) -> dict[str, Any]:

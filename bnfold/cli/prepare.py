@@ -27,23 +27,22 @@ from bnfold.cli.options import (
 )
 from bnfold.cli.output import reported
 from bnfold.cli.show import show
+from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
 
 if TYPE_CHECKING:
     pass
 
-_TO = ("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model")
-_RECALIBRATE = ("never", "auto", "always")
 _OWN = (
     click.option("--force", is_flag=True, help="Replace DIR if it was prepared before."),
     click.option(
         "--to",
-        type=click.Choice(_TO),
+        type=click.Choice(PRODUCTS),
         multiple=True,
         help="What to export to, beside the folded Keras model. Repeatable.  [default: onnx]",
     ),
     click.option(
         "--recalibrate",
-        type=click.Choice(_RECALIBRATE),
+        type=click.Choice(RECALIBRATIONS),
         default="never",
         show_default=True,
         help="Estimate the moving statistics again from --data: always, or where BN103, BN110 or "

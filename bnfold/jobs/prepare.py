@@ -23,9 +23,10 @@ from bnfold.jobs.export import TargetReport, export_file
 from bnfold.jobs.fold import fold_file
 from bnfold.jobs.gate import check, fails
 from bnfold.jobs.inspect import Inspection, inspect_file
+from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
 from bnfold.jobs.recalibrate import RecalibrationReport, recalibrate_file
-from bnfold.jobs.settings import RECALIBRATIONS, TARGETS, Settings
-from bnfold.jobs.staging import FOLDER_SUFFIX, Staging, check_target
+from bnfold.jobs.settings import Settings
+from bnfold.jobs.staging import Staging, check_target
 from bnfold.jobs.verify import Proof
 from bnfold.model.container.guard import files_in, printable
 from bnfold.model.container.model_file import held
@@ -48,13 +49,7 @@ from bnfold.verification.bounds import held_to
 STALE = ("BN103", "BN110", "BN501")
 """The findings that new statistics mend: `auto` recalibrates where there is one."""
 
-FILES: dict[str, tuple[str, str]] = {
-    "onnx": ("model.onnx", "float32"),
-    "tflite": ("model.tflite", "float32"),
-    "tflite:float16": ("model_float16.tflite", "float16"),
-    "tflite:int8": ("model_int8.tflite", "int8"),
-    "saved_model": (f"model{FOLDER_SUFFIX}", "float32"),
-}
+FILES = {name: (f"model{ending}", precision) for name, (ending, precision) in PRODUCTS.items()}
 """What each of the targets is called in DIR, and its precision."""
 
 
@@ -63,7 +58,7 @@ class Wanted:
     """What is to be made of a model.
 
     Attributes:
-        to: some of `TARGETS`; the folded Keras model is always made.
+        to: some of `PRODUCTS`; the folded Keras model is always made.
         data: the user's samples; None to run random ones.
         labels: what the outputs should be; None for the array y beside the data, if there is one.
         test_data: other samples for the scores, with an array y or with `labels`; None for `data`.
@@ -88,7 +83,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         """See that every value means something. Raises SettingsError and TypeError."""
-        to = tuple(dict.fromkeys(options.some_of("to", self.to, TARGETS)))
+        to = tuple(dict.fromkeys(options.some_of("to", self.to, tuple(PRODUCTS))))
         options.some_of("recalibrate", self.recalibrate, RECALIBRATIONS)
         options.checked(self, to=to, keep=options.names("keep", self.keep))
         for name, needs in (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
 from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
+from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
 from bnfold.model.container.guard import printable, read_whole
 from bnfold.model.training import training_rules
 from bnfold.running.options import Bounds
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 FILE_NAME = "pyproject.toml"
 NEVER = "never"
 FAIL_ON = (*(severity.value for severity in Severity), NEVER)
-TARGETS = ("onnx", "tflite", "tflite:float16", "tflite:int8", "saved_model")
-"""What `prepare` can export to: a format, and its precision after a colon."""
-RECALIBRATIONS = ("never", "auto", "always")
 
 _TABLE = "tool.bnfold"
 _MOST_BYTES = 4 << 20
@@ -289,7 +287,7 @@ def _prepare(key: str, value: Any) -> dict[str, Any]:
 
 
 _PREPARE_KEYS: dict[str, tuple[str, _Reader]] = {
-    "to": ("to", _some_of(TARGETS)),
+    "to": ("to", _some_of(tuple(PRODUCTS))),
     "data": ("data", _text),
     "labels": ("labels", _text),
     "test-data": ("test_data", _text),

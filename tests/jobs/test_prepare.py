@@ -16,7 +16,8 @@ import bnfold
 from bnfold.cli import main
 from bnfold.cli.prepare import prepare as cli_prepare
 from bnfold.errors import SettingsError
-from bnfold.jobs import prepare, settings
+from bnfold.jobs import prepare
+from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
 from bnfold.reports.schema import schema
 from bnfold.running.deployed.model import Origin
 from bnfold.running.deployed.opening import open_deployed
@@ -266,8 +267,8 @@ def test_what_needs_data_says_so(folder: Path, tmp_path: Path) -> None:
 
 def test_the_words_of_the_options_are_the_same_everywhere() -> None:
     parameters = {one.name: one for one in cli_prepare.params}
-    assert tuple(parameters["to"].type.choices) == settings.TARGETS == tuple(prepare.FILES)
-    assert tuple(parameters["recalibrate"].type.choices) == settings.RECALIBRATIONS
+    assert tuple(parameters["to"].type.choices) == tuple(PRODUCTS) == tuple(prepare.FILES)
+    assert tuple(parameters["recalibrate"].type.choices) == RECALIBRATIONS
 
 
 def test_from_python(folder: Path, tmp_path: Path) -> None:
