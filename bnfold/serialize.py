@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -61,6 +62,11 @@ class Report(Serializable):
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
         return {"schema_version": SCHEMA_VERSION, **super().to_dict()}
+
+
+def text_of(value: Any, **how: Any) -> str:
+    """JSON without commands for a CI log: `##vso[` is written with an escape."""
+    return json.dumps(value, allow_nan=False, **how).replace("##", r"#\u0023")
 
 
 def plain(value: Any) -> Any:

@@ -8,13 +8,12 @@ from typing import Any
 
 from bnfold.errors import SettingsError
 from bnfold.fleet.row import KEYS, Row
-from bnfold.serialize import SCHEMA_VERSION
+from bnfold.serialize import SCHEMA_VERSION, text_of
 
 
 def line(row: Row) -> str:
-    """A row as a line of JSON; commands for a CI log, `##vso[`, are written with an escape."""
-    text = json.dumps(row.to_dict(), allow_nan=False, separators=(",", ":"))
-    return text.replace("##", r"#\u0023")
+    """A row as a line of JSON."""
+    return text_of(row.to_dict(), separators=(",", ":"))
 
 
 def rows(text: str, name: str) -> list[Row]:

@@ -1,13 +1,12 @@
 """Reports for programs: JSON with a version, described by `schema.json`."""
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import Inspection, describe_layer
-from bnfold.serialize import SCHEMA_VERSION, plain
+from bnfold.serialize import SCHEMA_VERSION, plain, text_of
 
 
 def inspections(report: Mapping[str, Any]) -> str:
@@ -39,5 +38,5 @@ def report(result: Any) -> str:
 
 
 def dump(value: Any) -> str:
-    """A JSON text without commands for a CI log: `##vso[` is written with an escape."""
-    return json.dumps(value, indent=2, allow_nan=False).replace("##", r"#\u0023")
+    """A JSON text for people and programs."""
+    return text_of(value, indent=2)
