@@ -221,6 +221,11 @@ def test_of_several_signatures_the_one_that_fits_is_run(files: Path, tmp_path: P
     found = check(files, tmp_path / "several")
     assert found.verdict is Verdict.EQUIVALENT
     assert "of its 2 signatures 'classify' was run" in found.warnings
+    signatures = {"serving_default": classify, "aside": other}
+    tf.saved_model.save(module, str(tmp_path / "default"), signatures=signatures)
+    found = check(files, tmp_path / "default")
+    assert found.verdict is Verdict.EQUIVALENT
+    assert "of its 2 signatures 'serving_default' was run" in found.warnings
 
 
 def test_weights_that_nothing_sets_are_said(files: Path, tmp_path: Path) -> None:

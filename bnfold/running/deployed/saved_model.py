@@ -26,6 +26,8 @@ from bnfold.running.libraries import imported, one_line_on_failure
 from bnfold.running.saved_model_file import RECORD
 
 _SIGNATURE = "serving_default"
+_OF_KERAS = "serve"
+"""What Keras calls the same function as well."""
 _MOST_BYTES = 16 << 20
 _PASSING = {"Const", "Placeholder", "Identity", "NoOp", "ReadVariableOp", "IdentityN"}
 _CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
@@ -136,7 +138,8 @@ def read(path: Path, *, trust: bool = False) -> SavedModel:
     if not usable:
         raise UnreadableModelError(f"{label}: has no signature, so nothing says how it is called")
     called = [_SIGNATURE] if _SIGNATURE in usable else usable
-    first, *others = [_called_by(one, graph, path, is_one_of=len(called)) for one in called]
+    count = len(set(usable) - {_OF_KERAS}) if _SIGNATURE in usable else len(usable)
+    first, *others = [_called_by(one, graph, path, is_one_of=count) for one in called]
     return replace(first, others=tuple(others))
 
 
