@@ -464,11 +464,12 @@ def _open_child(group: h5py.Group, key: bytes) -> "h5py.Group | Variable | None"
     links = group.id.links
     if not links.exists(key):
         return None
-    if links.get_info(key).type != h5py.h5l.TYPE_HARD:
+    link = links.get_info(key)
+    if link.type != h5py.h5l.TYPE_HARD:
         raise _NotPlainError("is a link, which weights never need")
     costs = budget.by_number(h5py.h5o.get_info(group.id).fileno)
     if costs.read_at is not None:
-        headers.check(costs.read_at, links.get_info(key).u)
+        headers.check(costs.read_at, link.u)
     found = h5py.h5o.open(group.id, key)
     info = h5py.h5o.get_info(found)
     costs.spend(budget.OBJECTS)
