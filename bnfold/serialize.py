@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, ClassVar
 
+from bnfold.model.container.printing import printable
+
 SCHEMA_VERSION = 1
 """That of all reports."""
 
@@ -43,7 +45,7 @@ class Shown:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.brief}>"
+        return f"<{type(self).__name__}: {printable(self.brief)}>"  # names from files are in it
 
     def __str__(self) -> str:
         return VIEWS.get("text", repr)(self)

@@ -26,7 +26,7 @@ FRAMEWORKS = {
 BELOW = {
     "errors": set(),
     "version": set(),
-    "serialize": set(),
+    "serialize": {"model"},
     "supervision": {"errors"},
     "model": {"supervision", "errors"},
     "folding": {"model", "errors"},

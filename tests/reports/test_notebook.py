@@ -77,6 +77,15 @@ def test_an_assertion_on_a_verification_says_why_it_fails() -> None:
     assert "array" not in repr(DIFFERENT)
 
 
+def test_no_name_paints_the_prompt() -> None:
+    found = replace(DIFFERENT, culprits=("\x1b[31m", "##vso[x]"), differences=("a\nb",))
+    assert found.brief.isprintable() is False
+    assert repr(found).isprintable()
+    assert "##vso[" not in repr(found)
+    path = model(Path("\x1b[31m.keras"), "good")
+    assert repr(bnfold.inspect(path)).isprintable()
+
+
 def test_what_is_as_good_as_its_precision_is_true_unless_a_figure_is_refused() -> None:
     near = replace(DIFFERENT, verdict=Verdict.APPROXIMATE, differences=())
     assert near
