@@ -44,7 +44,7 @@ from bnfold.jobs.recalibrate import CACHE, RecalibrationReport, recalibrate_file
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.verify import Proof
 from bnfold.model.container import unchanging
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Where, located
 from bnfold.model.graph import show
 from bnfold.model.training import training_rules

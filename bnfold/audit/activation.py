@@ -20,6 +20,7 @@ from bnfold.model import inbound_nodes
 from bnfold.model.graph import Layer, finite_number
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.layers import facts
+from bnfold.model.modes import trains
 from bnfold.model.program import Call
 
 Caps = frozenset[float]
@@ -43,7 +44,7 @@ def _passes(call: Call) -> bool:
     if layer.class_name == "Activation" and layer.config.get("activation") == "linear":
         return True
     happens = facts(layer).at_inference
-    return happens == "moves" or (happens == "nothing" and not call.trains)
+    return happens == "moves" or (happens == "nothing" and not trains(call))
 
 
 def cap_of(call: Call) -> float | None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from bnfold.model.inbound_nodes import is_keras3
+from bnfold.model.modes import modes_of
 from bnfold.model.program import Call, Region
 from bnfold.model.shape_rules import Shape
 from bnfold.model.training import is_off
@@ -105,4 +106,4 @@ def stays_out_of_training(call: Call) -> bool:
 def _is_keras2(call: Call) -> bool:
     """Whether a call is of Keras 2; those of a Sequential leave that to their graph."""
     node = call.written.node
-    return call.region.modes.of_keras2 if node is None else not is_keras3(node)
+    return modes_of(call.region).of_keras2 if node is None else not is_keras3(node)

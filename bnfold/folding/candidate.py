@@ -10,10 +10,11 @@ from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Layer, LayerPath
 from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.model.masks import masks_are_named
+from bnfold.model.modes import CallModes, Modes, modes_of
 from bnfold.model.order import keras_order
 from bnfold.model.program import Region
 from bnfold.model.refusal import Refusal
-from bnfold.model.training import BY_DEFAULT, CallModes, Modes, TrainingRule, is_set, named_versions
+from bnfold.model.training import BY_DEFAULT, TrainingRule, is_set, named_versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ def _problems(one: Candidate) -> Iterator[Refusal]:
 def _training_problem(one: Candidate) -> Refusal | None:
     """Why a layer normalizes with the statistics of the batch, or makes others do so."""
     region, path = one.region, one.batchnorm.path
-    modes = region.modes
+    modes = modes_of(region)
     called = any(is_set(call.training) for call in one.layer.calls)
     if not one.batchnorm.trainable:
         # A frozen layer uses its moving statistics whatever it is told; others may not.

@@ -35,9 +35,10 @@ from bnfold.folding.weights import Magnitudes, OutOfRange
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.edit import edited
 from bnfold.model.graph import Graph, Layer, LayerPath, show
+from bnfold.model.modes import Modes, modes_of
 from bnfold.model.program import Program, Region
 from bnfold.model.refusal import Refusal
-from bnfold.model.training import ANY_USE, Modes, TrainingRule, Use
+from bnfold.model.training import ANY_USE, TrainingRule, Use
 
 __all__ = ["Absorber", "Blocked", "Fold", "Plan", "apply", "plan", "unused_patterns"]
 
@@ -119,7 +120,7 @@ class Plan:
     @property
     def modes(self) -> Modes | None:
         """In which modes the model's layers run; None where the file has no graph."""
-        return None if self.program is None else self.program.region.modes
+        return None if self.program is None else modes_of(self.program.region)
 
     @property
     def blocked(self) -> tuple[Blocked, ...]:
@@ -138,7 +139,7 @@ def plan(graph: Graph, keep: Sequence[str] = (), use: Use = ANY_USE) -> Plan:
     found = Plan(tuple(planner.decide()), planner.edited, program)
     if not found.folds:
         return found
-    modes = program.region.modes
+    modes = modes_of(program.region)
     # Hardly any model has a layer that sets modes, and then nobody asks.
     without = cache(lambda: Program(edited(graph, {}, found.removed), use).region)
     changed = (modes.first_changed(without, rule) for rule in modes.rules)

@@ -15,7 +15,7 @@ from bnfold.folding.rules import rule_of
 from bnfold.folding.sentences import NO_LAYER, NO_OPERATION, QUANTIZED
 from bnfold.folding.state import NUMBERS_FOR_A_SLOT, Demand, FoldState, Place
 from bnfold.model import inbound_nodes, layers
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import Layer, LayerPath, chain, show
 from bnfold.model.identity import foreign_settings
 from bnfold.model.policy import policy

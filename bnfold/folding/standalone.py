@@ -19,6 +19,7 @@ from bnfold.folding.weights import Magnitudes, check_range
 from bnfold.model import edit
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Graph, Layer, LayerPath, Weight
+from bnfold.model.masks import may_be_masked
 from bnfold.model.policy import policy
 from bnfold.model.program import Program, Region
 from bnfold.model.refusal import Refusal
@@ -86,7 +87,7 @@ def _check(batchnorm: BatchNorm, layer: Layer, scope: Region) -> None:
     if {shapes.dtype(ref) for ref in refs} != {used.compute}:
         raise Refusal("it reads numbers of another dtype than it computes in")
     if any(call.mask is not None for call in layer.calls) or any(
-        scope.value(ref).may_be_masked for ref in refs
+        may_be_masked(scope.value(ref)) for ref in refs
     ):
         raise Refusal("its input may have a mask, which a convolution does not propagate")
     check_range(_magnitudes(affine, batchnorm))

@@ -12,6 +12,8 @@ from bnfold.folding.sentences import NO_SOURCE, NO_TRAINING
 from bnfold.folding.weights import Magnitudes, OutOfRange, WeightEdit
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.graph import Layer, LayerPath, title
+from bnfold.model.masks import may_be_masked
+from bnfold.model.modes import may_train
 from bnfold.model.program import Call, Program
 from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import without_axes
@@ -201,9 +203,9 @@ def _site(call: Call) -> Site:
         layer=call.layer,
         inputs=tuple(without_axes(value.shape, call.wrappers) for value in call.inputs),
         output=without_axes(call.output().shape, call.wrappers),
-        training=call.may_train,
+        training=may_train(call),
         masked=layers.facts(call.layer).mask == "reads"
-        and any(value.may_be_masked for value in call.reads),
+        and any(may_be_masked(value) for value in call.reads),
         operands=inbound_nodes.operands(node) if is_operation else (),
     )
 

@@ -31,8 +31,8 @@ import numpy.typing as npt
 
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.jobs.fold import fold_file
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import held
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Where
 from bnfold.model.container.store import Copies
 from bnfold.running import (

@@ -35,8 +35,8 @@ from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Format, Staging, check_target, publish_all
 from bnfold.jobs.targets import Making, Target, targets_of
 from bnfold.jobs.verify import Proof
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import ModelFile, open_model
+from bnfold.model.container.printing import printable
 from bnfold.model.container.record import recalibration
 from bnfold.model.container.remote import Where
 from bnfold.model.edit import for_inference

@@ -17,8 +17,8 @@ from bnfold.jobs.planning import planned
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
 from bnfold.jobs.verify import Proof
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
+from bnfold.model.container.printing import printable
 from bnfold.model.container.record import record
 from bnfold.model.container.remote import Remote, Where, located
 from bnfold.model.edit import ForInference, for_inference

@@ -18,8 +18,9 @@ from bnfold.folding.plan import Plan
 from bnfold.jobs.inspect import Inspection, inspect_file, inspect_model, require_data
 from bnfold.jobs.settings import NEVER, Settings
 from bnfold.jobs.staging import check_target, is_stream, write_text
-from bnfold.model.container.guard import printable, read_whole
+from bnfold.model.container.guard import read_whole
 from bnfold.model.container.model_file import ModelFile
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.model.container.search import models_at
 from bnfold.model.graph import show

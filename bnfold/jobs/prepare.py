@@ -28,8 +28,9 @@ from bnfold.jobs.recalibrate import RecalibrationReport, recalibrate_file
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
 from bnfold.jobs.verify import Proof
-from bnfold.model.container.guard import files_in, printable
+from bnfold.model.container.guard import files_in
 from bnfold.model.container.model_file import held
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Where, located
 from bnfold.model.container.store import Copies
 from bnfold.model.graph import show

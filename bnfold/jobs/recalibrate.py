@@ -25,14 +25,15 @@ from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.jobs.fold import refuse_inside
 from bnfold.jobs.planning import planned
 from bnfold.jobs.staging import Staging, check_target
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import Kind, open_model
+from bnfold.model.container.printing import printable
 from bnfold.model.container.record import record
 from bnfold.model.container.remote import Where, located
 from bnfold.model.graph import LayerPath, show
+from bnfold.model.modes import CallModes
 from bnfold.model.moments import Moments
 from bnfold.model.rounding import rounded
-from bnfold.model.training import CallModes, TrainingRule
+from bnfold.model.training import TrainingRule
 from bnfold.observation import labels as labelled
 from bnfold.observation import observer
 from bnfold.observation.estimate import (

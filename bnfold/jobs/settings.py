@@ -16,7 +16,8 @@ from bnfold.audit import TARGET_DTYPES, Rule, Severity, Thresholds
 from bnfold.audit.selection import ALL, Suppression, chosen, codes
 from bnfold.errors import SettingsError
 from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
-from bnfold.model.container.guard import printable, read_whole
+from bnfold.model.container.guard import read_whole
+from bnfold.model.container.printing import printable
 from bnfold.model.training import training_rules
 from bnfold.running.options import Bounds
 

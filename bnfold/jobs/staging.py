@@ -24,13 +24,13 @@ from typing import Literal, TypeAlias
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError
 from bnfold.model.container import store
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import (
     SUFFIXES,
     Kind,
     is_model_directory,
     is_saved_model,
 )
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where
 from bnfold.supervision import leftovers, link
 

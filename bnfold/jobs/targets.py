@@ -13,7 +13,7 @@ from typing import Any, get_args
 from bnfold.errors import OutputError, SettingsError
 from bnfold.jobs import child
 from bnfold.jobs.staging import FOLDER_SUFFIX, Format, format_of
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, located
 from bnfold.running import litert_file, onnx_file, options, process, saved_model_file
 from bnfold.running.arrays import Array

@@ -8,8 +8,8 @@ import numpy as np
 
 from bnfold.errors import VerificationImpossibleError
 from bnfold.jobs.staging import Staging, check_target
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import held, unchanged
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where
 from bnfold.model.container.store import Copies
 from bnfold.running import options, requirements, safety

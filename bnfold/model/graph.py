@@ -9,15 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.errors import UnreadableModelError
+from bnfold.model.container.printing import shortened
 from bnfold.model.refusal import Refusal
-
-if TYPE_CHECKING:
-    from bnfold.model.inbound_nodes import Numbering
 
 T = TypeVar("T")
 Found = TypeVar("Found")
@@ -66,6 +65,37 @@ class Ref(NamedTuple):
     layer: str
     call: int = 0
     output: int = 0
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The first call number of each layer as its config counts, in calls and in outputs.
+
+    Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model;
+    Keras 2 counts the calls of nested models from 1, because building the model was call 0.
+    """
+
+    in_calls: Mapping[str, int]
+    in_outputs: Mapping[str, int]
+
+    def decode(self, triple: list[Any], *, output: bool = False) -> Ref:
+        """The tensor that `[layer, call, output]` means.
+
+        Raises:
+            UnreadableModelError: there is no such layer, or the numbers are no numbers.
+        """
+        name, call, number = triple[:3]
+        first = (self.in_outputs if output else self.in_calls).get(name)
+        if first is None or call < first or number < 0:
+            raise UnreadableModelError(
+                f"the config uses the tensor {shortened(str(triple[:3]))}, which does not exist"
+            )
+        return Ref(name, call - first, number)
+
+    def encode(self, ref: Ref, *, output: bool = False) -> list[Any]:
+        """The `[layer, call, output]` that means this tensor; the inverse of `decode`."""
+        first = (self.in_outputs if output else self.in_calls)[ref.layer]
+        return [ref.layer, ref.call + first, ref.output]
 
 
 @dataclass(frozen=True)
@@ -158,7 +188,7 @@ class Graph:
     outputs: tuple[Ref, ...]
     entry: Json = field(repr=False)
     builtin: bool = True
-    numbering: "Numbering | None" = field(default=None, repr=False)
+    numbering: Numbering | None = field(default=None, repr=False)
     obstacle: Refusal | None = None
 
     @cached_property

@@ -8,48 +8,16 @@ call, output]` again. Both number the calls of a nested model with an offset of 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model.container.guard import shortened
-from bnfold.model.graph import Call, Json, Ref
+from bnfold.model.container.printing import shortened
+from bnfold.model.graph import Call, Json, Numbering, Ref
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.shape_rules import is_shape
 
 CONSTANT = "_CONSTANT_VALUE"
 """What Keras 2 writes for the layer where a call's first argument is no tensor."""
-
-
-@dataclass(frozen=True)
-class Numbering:
-    """The first call number of each layer as its config counts, in calls and in outputs.
-
-    Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model;
-    Keras 2 counts the calls of nested models from 1, because building the model was call 0.
-    """
-
-    in_calls: Mapping[str, int]
-    in_outputs: Mapping[str, int]
-
-    def decode(self, triple: list[Any], *, output: bool = False) -> Ref:
-        """The tensor that `[layer, call, output]` means.
-
-        Raises:
-            UnreadableModelError: there is no such layer, or the numbers are no numbers.
-        """
-        name, call, number = triple[:3]
-        first = (self.in_outputs if output else self.in_calls).get(name)
-        if first is None or call < first or number < 0:
-            raise UnreadableModelError(
-                f"the config uses the tensor {shortened(str(triple[:3]))}, which does not exist"
-            )
-        return Ref(name, call - first, number)
-
-    def encode(self, ref: Ref, *, output: bool = False) -> list[Any]:
-        """The `[layer, call, output]` that means this tensor; the inverse of `decode`."""
-        first = (self.in_outputs if output else self.in_calls)[ref.layer]
-        return [ref.layer, ref.call + first, ref.output]
 
 
 def numbering(entries: Mapping[str, Json], outputs: Any) -> Numbering:

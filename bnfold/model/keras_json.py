@@ -12,8 +12,8 @@ from typing import Any
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import inbound_nodes, shape_rules
-from bnfold.model.container.guard import shortened
-from bnfold.model.graph import Call, Graph, Json, Layer, Ref, changed, unwrapped
+from bnfold.model.container.printing import shortened
+from bnfold.model.graph import Call, Graph, Json, Layer, Numbering, Ref, changed, unwrapped
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.layers import BATCHNORM_CLASSES, facts, is_input
 from bnfold.model.setting_types import check_settings
@@ -126,7 +126,7 @@ def _parse_functional(entry: Json, name: str, depth: int, *, builtin: bool) -> G
     return graph
 
 
-def _parse_calls(entry: Json, count: inbound_nodes.Numbering) -> tuple[Call, ...]:
+def _parse_calls(entry: Json, count: Numbering) -> tuple[Call, ...]:
     # Of all that Keras has, only these take more than tensors by position, in this order.
     kinds = {*_MODEL_CLASSES, *_WRAPPERS, *BATCHNORM_CLASSES}
     positional = _is_functional(settings(entry)) or str(entry.get("class_name")) in kinds
@@ -246,7 +246,7 @@ def to_json(graph: Graph) -> Json:
     return {**graph.entry, "config": config}
 
 
-def _count(graph: Graph) -> inbound_nodes.Numbering:
+def _count(graph: Graph) -> Numbering:
     if graph.numbering is None:
         raise TypeError(f"a {graph.kind} graph numbers no calls")
     return graph.numbering

@@ -6,17 +6,18 @@ them, and where one is false they put out the other tensor alone (`base_merge.py
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from bnfold.model import layers
-from bnfold.model.graph import chain, each_once
-
-if TYPE_CHECKING:
-    from bnfold.model.program import Call, Region, Value
+from bnfold.model.graph import chain, each_once, once
+from bnfold.model.program import Call, Region, Value
 
 
-def masks_are_named(value: "Value") -> bool:
+def may_be_masked(value: Value) -> bool:
+    """Whether a tensor may have a mask, from however far upstream."""
+    return value.call in masked_calls(value.call.region)
+
+
+def masks_are_named(value: Value) -> bool:
     """Whether no reader of a tensor, near or far, would miss the mask that comes with it."""
     waiting = [value]
     for one in each_once(waiting):
@@ -31,33 +32,35 @@ def masks_are_named(value: "Value") -> bool:
     return True
 
 
-def masked_calls(regions: Iterable["Region"]) -> frozenset["Call"]:
+@once
+def masked_calls(region: Region) -> frozenset[Call]:
     """The calls of a whole model that may put out a mask with what they make.
 
-    `regions` are the model and all nested ones, each after the one around it. A nested model that
-    may make a mask anywhere may put one out.
+    A nested model that may make a mask anywhere may put one out.
     """
+    if region.parent is not None:
+        return masked_calls(region.parent)
     found: set[Call] = set()
     following: dict[Call, list[Call]] = defaultdict(list)
     waiting: list[Call] = []
     masking: dict[Region, bool] = {}
     first_input: dict[Region, list[Call]] = {}
-    for region in reversed([*regions]):
-        own = region.all_calls
+    for one in reversed([*region.with_nested()]):
+        own = one.all_calls
         # Any input may have the mask of anything that the model is given: the others follow one.
         inputs = [call for call in own if layers.is_input(call.layer)]
-        first_input[region] = inputs[:1]
+        first_input[one] = inputs[:1]
         for call in inputs[:1]:
             following[call] += inputs[1:]
-        parts = (part for layer in region.graph.layers.values() for part in chain(layer))
-        masking[region] = (
+        parts = (part for layer in one.graph.layers.values() for part in chain(layer))
+        masking[one] = (
             any(call.written.mask is not None for call in own)
             or any(map(layers.may_make_mask, parts))
-            or any(masking[nested] for nested in region.inside.values())
+            or any(masking[nested] for nested in one.inside.values())
         )
         for call in own:
             # The first layer of a Sequential that lists no InputLayer reads what that is given.
-            reads = call.reads or region.given(0)
+            reads = call.reads or one.given(0)
             for value in reads:
                 following[value.call].append(call)
             body = call.body

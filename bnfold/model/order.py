@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model.container.guard import shortened
+from bnfold.model.container.printing import shortened
 from bnfold.model.graph import Graph, Layer, LayerPath, once
 from bnfold.model.layers import is_input
 

@@ -28,12 +28,11 @@ from bnfold.model.graph import (
     title,
     unwrapped,
 )
-from bnfold.model.masks import masked_calls
 from bnfold.model.order import calls_in_order
 from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 from bnfold.model.shapes import Shapes, input_shape, without_axes
-from bnfold.model.training import ANY_USE, Modes, Use, is_set
+from bnfold.model.training import ANY_USE, Use, is_set
 
 
 class Value(NamedTuple):
@@ -56,11 +55,6 @@ class Value(NamedTuple):
     def dtype(self) -> str | None:
         """None where it is not known."""
         return self.call.region.shapes.dtype(self.ref)
-
-    @property
-    def may_be_masked(self) -> bool:
-        """Whether it may have a mask, from however far upstream."""
-        return self.call in self.call.region.masked
 
     @property
     def is_output(self) -> bool:
@@ -205,20 +199,6 @@ class Call:
             return None
         return self.region.slots.get(self.name)
 
-    @property
-    def may_train(self) -> bool:
-        """Whether the layer may run in training mode."""
-        modes, region = self.region.modes, self.region
-        given = is_set(self.written.training) or region.training is not None
-        return given or self.core_path in modes.exposed
-
-    @property
-    def trains(self) -> bool:
-        """Whether the layer runs in training mode, if the model is called without `training`."""
-        modes, region = self.region.modes, self.region
-        given = is_set(self.written.training) or region.training is not None
-        return given or modes.is_reached(self.path)
-
     def producers(self) -> tuple["Call", ...]:
         """The calls of layers that make what it reads; none at an input of the model."""
         # The first layer of a Sequential that lists no InputLayer reads what that is given.
@@ -347,16 +327,6 @@ class Region:
     def reads(self, ref: Ref) -> int:
         """How often a tensor is read: by slots of calls, and as an output."""
         return len(self.graph.readers.get(ref, ())) + len(self.output_numbers.get(ref, ()))
-
-    @cached_property
-    def modes(self) -> Modes:
-        """What the calls of the whole model do to the training mode of others."""
-        return Modes(self, self.use) if self.parent is None else self.parent.modes
-
-    @cached_property
-    def masked(self) -> frozenset[Call]:
-        """The calls of the whole model that may put out a mask."""
-        return masked_calls(self.with_nested()) if self.parent is None else self.parent.masked
 
     @cached_property
     def _repeated(self) -> frozenset[int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.model.container.guard import shortened
+from bnfold.model.container.printing import shortened
 from bnfold.model.graph import Layer
 from bnfold.model.layers import facts
 from bnfold.model.shape_rules import LARGEST_SIZE, is_shape

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from bnfold.errors import UnsafeModelError
 from bnfold.model import keras_json, layers
-from bnfold.model.container.guard import shortened
+from bnfold.model.container.printing import shortened
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Graph, Layer, Ref, unwrapped
 from bnfold.model.policy import policy, policy_name

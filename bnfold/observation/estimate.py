@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from bnfold.errors import BnfoldError
 from bnfold.model.batchnorm import BatchNorm, Vector
 from bnfold.model.channels import Channels
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import LayerPath, show
+from bnfold.model.modes import CallModes
 from bnfold.model.moments import Divergence, Observed, Scale, divergence, scale, spread, times
 from bnfold.model.rounding import rounded
-from bnfold.model.training import CallModes, TrainingRule, training_rules
+from bnfold.model.training import TrainingRule, training_rules
 from bnfold.observation import observer, steps
 from bnfold.observation.observe import Running, Ticker, in_one_line
 from bnfold.running import keras_runner

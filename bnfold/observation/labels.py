@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bnfold.errors import BnfoldError
-from bnfold.model.container.guard import printable, shortened
+from bnfold.model.container.printing import printable, shortened
 from bnfold.running import data as user_data
 from bnfold.running import ports, taps
 from bnfold.running.arrays import Array

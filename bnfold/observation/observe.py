@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import BnfoldError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.observation.observer import Normalization, Observer, normalizations

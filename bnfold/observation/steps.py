@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.observation.observer import Normalization, Observer, called_by, watching

@@ -14,7 +14,7 @@ from bnfold.audit import Severity
 from bnfold.folding.plan import Fold
 from bnfold.jobs.gate import Outcome
 from bnfold.jobs.inspect import Inspection
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.reports import terminal
 from bnfold.reports.text import inspect as inspect_text

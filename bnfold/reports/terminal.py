@@ -20,7 +20,7 @@ from rich.text import Text
 from bnfold.audit import Severity
 from bnfold.folding.plan import Blocked, Plan
 from bnfold.jobs.gate import how_many_read
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 
 _Key = TypeVar("_Key", bound=Hashable)

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from bnfold.errors import BnfoldError
-from bnfold.model.container.guard import printable, shortened
+from bnfold.model.container.printing import printable, shortened
 from bnfold.running.arrays import Array
 from bnfold.running.samples import InputSpec, SampleSet, storage
 

@@ -17,7 +17,7 @@ from typing import Any
 from bnfold.errors import BnfoldError, UnreadableModelError, VerificationImpossibleError
 from bnfold.model import declared
 from bnfold.model.container import hdf5
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.running import keras_graph, registered, safety
 from bnfold.running.libraries import CannotRunError, import_module, library, one_line, quiet
 from bnfold.running.options import Loading

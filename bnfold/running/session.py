@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.running import data as user_data
 from bnfold.running import libraries, loading, safety, samples
 from bnfold.running.data import Given

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnfold.errors import VerificationImpossibleError
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import open_model
+from bnfold.model.container.printing import printable
 from bnfold.model.container.record import recalibration, records
 from bnfold.running import borrowing, inputs, keras_runner, ports, session
 from bnfold.running import data as user_data

@@ -12,6 +12,8 @@ from bnfold.model.edit import edited
 from bnfold.model.graph import Graph
 from bnfold.model.keras_json import parse_model
 from bnfold.model.layers import is_batchnorm
+from bnfold.model.masks import may_be_masked
+from bnfold.model.modes import modes_of
 from bnfold.model.program import Program
 
 FEW, MANY = 250, 2000
@@ -38,8 +40,8 @@ def seconds_to_look_at(graph: Graph) -> float:
         value = call.output()
         assert value.is_output or any(value.uses())
         assert call.input_slot is not None or call.reads
-        assert not value.may_be_masked
-    assert not program.region.modes.exposed
+        assert not may_be_masked(value)
+    assert not modes_of(program.region).exposed
     norms = [(name,) for name, layer in graph.layers.items() if is_batchnorm(layer)]
     assert len(edited(graph, {}, norms).layers) >= len(graph.layers) - len(norms)
     return time.process_time() - start

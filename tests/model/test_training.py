@@ -30,13 +30,13 @@ from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Graph, show
 from bnfold.model.inbound_nodes import is_keras3
 from bnfold.model.layers import facts
+from bnfold.model.modes import CallModes, modes_of
 from bnfold.model.program import Program
 from bnfold.model.training import (
     KERAS_2,
     KERAS_3,
     KERAS_3_16,
     TRAINING_RULES,
-    CallModes,
     TrainingRule,
     Use,
     training_rules,
@@ -59,7 +59,7 @@ def check(folder: Path, found: dict[str, Found], rule: TrainingRule) -> None:
     assert found
     for name, ways in found.items():
         with open_model(folder / name) as file:
-            modes = Program(file.graph).region.modes
+            modes = modes_of(Program(file.graph).region)
         told = {show(path): one for path, one in modes.by_version[rule].items()}
         for layer in {layer for way in ways.values() for layer in way}:
             plain, off, predict = (any(ways[way].get(layer, [])) for way in ways)
@@ -182,7 +182,7 @@ def test_the_modes_of_3_16(name: str, tmp_path: Path) -> None:
     with open_model(tmp_path / "m.keras") as file:
         graph = file.graph
     for each, expected in zip((graph, without_defaults(graph)), AS_3_16_READS[name], strict=True):
-        modes = Program(each).region.modes
+        modes = modes_of(Program(each).region)
         found = modes.by_version[KERAS_3_16]
         norm = next(path for path in modes.batchnorms if path[-1] == "bn")
         assert found.get(norm, CallModes()) == CallModes(expected, expected)

@@ -24,7 +24,7 @@ from projects import configure, model, run
 from bnfold.audit import RULES
 from bnfold.cli import main
 from bnfold.cli.inspect import FORMATS
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.reports.formats import github
 from bnfold.reports.schema import schema
 

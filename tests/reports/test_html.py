@@ -27,7 +27,7 @@ from bnfold.jobs import gate
 from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.jobs.settings import Settings
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.observation.observe import DataRun
 from bnfold.reports import html

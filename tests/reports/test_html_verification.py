@@ -10,7 +10,7 @@ import pytest
 from pages import HOSTILE, Element, check, parsed
 from verifications import ALL, RUNTIMES, comparison, fidelity, names_of, near, same, unlike, unsure
 
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.reports import html, terminal
 from bnfold.reports.html import strips
 from bnfold.reports.html.verification import Page

@@ -15,6 +15,7 @@ from bnfold.folding.plan import Blocked
 from bnfold.model import layers
 from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer, finite_number
+from bnfold.model.modes import trains
 from bnfold.model.program import Call
 
 
@@ -102,7 +103,7 @@ def dropout_before_batchnorm(subject: Subject) -> Diagnosis | None:
 def _drops(call: Call) -> bool:
     """Whether a call drops in training and not at inference."""
     drops = call.is_known and layers.facts(call.layer).training == "drops"
-    if not drops or stays_out_of_training(call) or call.trains:
+    if not drops or stays_out_of_training(call) or trains(call):
         return False
     rate = finite_number(call.layer.config.get("rate"))
     return rate is not None and rate > 0

@@ -10,7 +10,9 @@ from bnfold.audit.subject import Subject
 from bnfold.folding.plan import Blocked
 from bnfold.folding.sentences import NO_SOURCE
 from bnfold.model.graph import LayerPath, show
-from bnfold.model.training import CallModes, Modes, TrainingRule, named_versions
+from bnfold.model.modes import CallModes, modes_of
+from bnfold.model.program import Region
+from bnfold.model.training import TrainingRule, named_versions
 
 
 @rule("BN006", "axis-mismatch", Severity.WARNING, needs=Needs.SETTINGS)
@@ -42,7 +44,7 @@ def batch_statistics_at_inference(subject: Subject) -> Diagnosis | None:
     if not (isinstance(decision, Blocked) and decision.batch_statistics):
         return None
     calls = "in model(x) and in an export"
-    if subject.place is not None and _trains_in_predict(subject.place.region.modes, subject):
+    if subject.place is not None and _trains_in_predict(subject.place.region, subject):
         calls = "in model(x), in predict and in an export"
     return Diagnosis(
         Severity.ERROR,
@@ -51,8 +53,8 @@ def batch_statistics_at_inference(subject: Subject) -> Diagnosis | None:
     )
 
 
-def _trains_in_predict(modes: Modes, subject: Subject) -> bool:
-    path = subject.batchnorm.path
+def _trains_in_predict(region: Region, subject: Subject) -> bool:
+    path, modes = subject.batchnorm.path, modes_of(region)
     return any(modes.in_version(path, rule).off for rule in modes.rules)
 
 
@@ -61,7 +63,7 @@ def version_dependent(subject: Subject) -> Diagnosis | None:
     """Versions of Keras run it, or other layers of the model, in different modes."""
     if subject.place is None:
         return None
-    modes = subject.place.region.modes
+    modes = modes_of(subject.place.region)
     own = modes.varying.get(subject.batchnorm.path)
     said = [] if own is None else [f"it runs in training mode {_where(own)}"]
     if subject.speaks_for_model:

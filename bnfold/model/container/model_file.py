@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, store, unchanging
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
-from bnfold.model.container.guard import printable
 from bnfold.model.container.legacy import LegacyHdf5
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, located
 from bnfold.model.container.store import RemoteFile
 from bnfold.model.graph import Graph, Json, LayerPath

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bnfold.errors import UnreadableModelError
+from bnfold.model.container.printing import printable
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
 _IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>]+", re.IGNORECASE)
@@ -139,7 +140,6 @@ def located(given: str | os.PathLike[str] | Remote) -> Where:
     protocol = found[1].lower()
     if protocol in STORES:
         return Remote(protocol + text[len(protocol) :])
-    from bnfold.model.container.guard import printable  # noqa: PLC0415 - a path needs no h5py
 
     name = printable(shown(text))
     if protocol == "file":

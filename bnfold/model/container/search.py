@@ -8,8 +8,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container import foreign, store
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS
-from bnfold.model.container.guard import printable
 from bnfold.model.container.model_file import SAVED_MODEL, SUFFIXES, is_model_directory
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where
 
 _WEIGHTS_ALONE = ".weights.h5"  # the suffix that Keras demands of model.save_weights()

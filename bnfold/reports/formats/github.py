@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bnfold.jobs.gate import how_many_read
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import is_url
 
 _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 from bnfold.audit import Severity
 from bnfold.jobs.gate import fails, how_many_read
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 
 _READABLE = "the file can be read"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bnfold.audit import Severity
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
 
 _HEAD = "| level | rule | layer | finding | what to do |\n| --- | --- | --- | --- | --- |"

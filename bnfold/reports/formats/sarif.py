@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from bnfold.audit import RULES, Rule
 from bnfold.jobs.gate import how_many_read
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import is_url
 from bnfold.reports import rule_page
 from bnfold.reports.formats.json import dump

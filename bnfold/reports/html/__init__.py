@@ -16,7 +16,7 @@ from bnfold.fleet.row import Row
 from bnfold.jobs.gate import Unreadable, how_many_read
 from bnfold.jobs.inspect import Inspection
 from bnfold.jobs.prepare import PrepareReport
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Where
 from bnfold.model.graph import show
 from bnfold.reports.html import page, plots, profile, strips, wires

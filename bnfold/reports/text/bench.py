@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.jobs.bench import CONFIDENCE, BenchReport, LeftBehind, Result, Times
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
 from bnfold.reports.text import export
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from bnfold.jobs.export import ExportReport, LeftBehind, TargetReport
 from bnfold.jobs.targets import KINDS
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
 from bnfold.reports.text import fold
 from bnfold.running.deployed.leftovers import Leftover, State

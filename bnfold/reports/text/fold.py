@@ -10,7 +10,7 @@ from rich.text import Text
 from bnfold.folding.plan import Plan
 from bnfold.jobs.fold import FoldReport, Promise
 from bnfold.jobs.gate import InputFindings
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Where
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.training import named_versions

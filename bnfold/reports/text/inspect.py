@@ -18,7 +18,7 @@ from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.jobs.gate import Outcome
 from bnfold.jobs.inspect import Inspection, channel_values, settings
 from bnfold.model.batchnorm import BatchNorm, Vector
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Observed
 from bnfold.reports import terminal

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bnfold.audit.finding import Severity
 from bnfold.fleet.row import Row
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
 from bnfold.reports.summary import Summary, summary
 from bnfold.reports.text.inspect import COLOURS

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bnfold.audit import Severity
 from bnfold.jobs.prepare import PrepareReport, Product
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS

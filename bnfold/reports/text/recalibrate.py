@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bnfold.jobs.recalibrate import RecalibrationReport
 from bnfold.model.batchnorm import Vector
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.model.moments import spread
 from bnfold.observation.estimate import Change, ScaleCheck

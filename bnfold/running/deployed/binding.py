@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner
 from bnfold.running.libraries import CannotRunError

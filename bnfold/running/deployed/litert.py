@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.running import requirements
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits, origin

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits, origin
 from bnfold.running.deployed.names import position, scopes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container import foreign
-from bnfold.model.container.guard import printable
+from bnfold.model.container.printing import printable
 from bnfold.running.deployed.model import Deployed
 from bnfold.running.libraries import CannotRunError
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container.guard import printable, read_whole
+from bnfold.model.container.guard import read_whole
+from bnfold.model.container.printing import printable
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Origin, Precision, origin
 from bnfold.running.deployed.names import position, scopes
