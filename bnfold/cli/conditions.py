@@ -15,6 +15,8 @@ from bnfold.fleet.row import digest
 
 _VERSIONED = ("keras", "tf_keras")
 """The libraries whose version decides already what can be folded; models that run need others."""
+_ELSEWHERE = ("remote", "dask")
+"""Extras of libraries by which no result differs."""
 
 
 def conditions(
@@ -81,5 +83,6 @@ def _versions(*, runs_models: bool) -> list[str]:
     from bnfold.running.installed import installed_version
     from bnfold.running.requirements import LIBRARIES
 
-    names = LIBRARIES if runs_models else _VERSIONED
+    running = [name for name, one in LIBRARIES.items() if one.extra not in _ELSEWHERE]
+    names = running if runs_models else _VERSIONED
     return [f"{name} {installed_version(name)}" for name in names]

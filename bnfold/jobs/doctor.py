@@ -26,6 +26,7 @@ class LibraryState(Serializable):
         version: of the module if it was imported, else of the package; None if unknown.
         lowest: the lowest version that bnfold works with.
         extra: the extra of bnfold that installs it; None for what is always installed.
+        use: what it is for; None where every command, or all that runs models, needs it.
         problem: what is wrong with it, in a few words; None if nothing is.
         advisories: the published vulnerabilities of this version.
         fixed_in: a version without them; None if there are none.
@@ -36,6 +37,7 @@ class LibraryState(Serializable):
     version: str | None
     lowest: str
     extra: str | None
+    use: str | None
     problem: str | None
     advisories: tuple[str, ...] = ()
     fixed_in: str | None = None
@@ -138,8 +140,15 @@ def _library(found: Installed) -> LibraryState:
     library = found.library
     names, better = advisories.known(library.module, found.version or "")
     return LibraryState(
-        *(library.module, found.distribution, found.version, library.lowest),
-        *(library.extra or None, found.problem, names, better or None),
+        module=library.module,
+        distribution=found.distribution,
+        version=found.version,
+        lowest=library.lowest,
+        extra=library.extra or None,
+        use=library.use or None,
+        problem=found.problem,
+        advisories=names,
+        fixed_in=better or None,
     )
 
 

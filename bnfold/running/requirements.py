@@ -27,12 +27,14 @@ class Library:
         lowest: the lowest version that bnfold works with.
         extra: the extra of bnfold that installs it; empty for what is always installed.
         part: the module in it that bnfold imports, where that is not the whole.
+        use: what it is for, where not all that runs models needs it.
     """
 
     module: str
     lowest: str
     extra: str = ""
     part: str = ""
+    use: str = ""
 
     @property
     def distribution(self) -> str:
@@ -54,8 +56,15 @@ LIBRARIES = {
         Library("tf2onnx", "1.17", "verify", "tf2onnx.convert"),
         Library("onnx", "1.21", "verify"),
         Library("onnxruntime", "1.19", "verify"),
-        Library("tf_keras", "2.19", "keras2"),
-        Library("ai_edge_litert", "1.2", "litert", "ai_edge_litert.interpreter"),
+        Library("tf_keras", "2.19", "keras2", use="files of Keras 2 that Keras 3 cannot load"),
+        Library(
+            *("ai_edge_litert", "1.2", "litert", "ai_edge_litert.interpreter"),
+            use="running LiteRT files without TensorFlow's interpreter",
+        ),
+        Library("fsspec", "2024.6", "remote", use="models in stores"),
+        Library("aiohttp", "3.9", "remote", use="models at https://"),
+        Library("s3fs", "2024.6", "remote", use="models at s3://"),
+        Library("distributed", "2024.8", "dask", use="--engine dask"),
     )
 }
 """All of them, by module."""
@@ -171,6 +180,9 @@ COMMANDS = {
     "prepare": Needs("prepare", KERAS, ONNX),
     "recalibrate": Needs("run models", KERAS),
     "bench": Needs("run models", KERAS, ONNX),
+    "models at https://": Needs("read them", ("fsspec", "aiohttp")),
+    "models at s3://": Needs("read them", ("fsspec", "s3fs")),
+    "--engine dask": Needs("use a cluster", ("distributed",)),
 }
 """What each command needs, beside what all of them do."""
 

@@ -61,6 +61,8 @@ def test_all_is_well(tmp_path: Path) -> None:
     assert [one for one in found["libraries"] if one["problem"]] == []
     assert [one["name"] for one in found["commands"] if not one["works"]] == []
     versions = by("module", found["libraries"])
+    assert versions["s3fs"]["use"] == "models at s3://"
+    assert versions["keras"]["use"] is None
     assert versions["tensorflow"]["version"] == LIBRARIES["tensorflow"].lowest  # of the module
     assert "CVE-2026-2492" in versions["tensorflow"]["advisories"]
     assert versions["tensorflow"]["fixed_in"] == "2.21.0"
@@ -106,7 +108,9 @@ def test_nothing_is_imported_where_nobody_wants_it(tmp_path: Path) -> None:
     assert found["imported"] is False
     assert [one for one in found["libraries"] if one["problem"]] == []
     assert not (tmp_path / "imported").exists()
-    assert "which were not imported" in doctor(tmp_path, "--no-import").stdout
+    text = doctor(tmp_path, "--no-import").stdout
+    assert "which were not imported" in text
+    assert re.search(r"\n  fsspec +[\d.]+, for models in stores\n", text)
 
 
 @pytest.mark.parametrize("name", ["rich", "jinja2", "ml_dtypes"])

@@ -38,7 +38,9 @@ def _library(one: LibraryState) -> str:
     if one.problem is not None:
         said += f" {one.problem}"
     if one.problem is not None and one.extra is not None:
-        said += f" (bnfold[{one.extra}])"
+        said += f" (bnfold[{one.extra}]{f', for {one.use}' if one.use else ''})"
+    elif one.use:
+        said += f", for {one.use}"
     if one.advisories:
         said += f"; has {', '.join(one.advisories)}, which {one.fixed_in} does not have"
     return said.strip()
