@@ -30,6 +30,24 @@ if TYPE_CHECKING:
     from bnfold.cli.progress import Progress
     from bnfold.cli.resuming import Resuming
 
+_SECTIONS = {
+    "Rules": (
+        *("select", "ignore", "fail_on", "target_dtype", "baseline", "write_baseline"),
+        *("config", "no_config"),
+    ),
+    "Samples, and code of models": (
+        *("data", "labels", "test_data", "batch", "seed", "trust", "imports"),
+    ),
+    "Verification": ("rtol", "atol", "strict", "min_sqnr", "max_changed"),
+    "Many models": (
+        *("out_dir", "exclude", "jobs", "engine", "scheduler", "shard", "resume", "fail_fast"),
+        *("full", "quiet"),
+    ),
+    "Report": ("format_", "output"),
+    "Limits, and trouble": ("sha256", "timeout", "memory", "debug"),
+}
+"""What options are about; the help lists those of the command itself before them."""
+
 MOST_ON_A_PAGE = 25
 """Models in one HTML file; more get a file each, and an index."""
 
@@ -119,6 +137,20 @@ class Command(shared.Command):
         """Parse, and remember what was parsed."""
         ctx.meta[WORDS] = tuple(args)
         return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options by what they are about: they are too many for one list."""
+        about = {name: title for title, names in _SECTIONS.items() for name in names}
+        listed: dict[str, list[tuple[str, str]]] = {"Options": [], **{one: [] for one in _SECTIONS}}
+        options = (one for one in self.get_params(ctx) if isinstance(one, click.Option))
+        for option in options:
+            record = option.get_help_record(ctx)
+            if record is not None:
+                listed[about.get(option.name or "", "Options")].append(record)
+        for title, records in listed.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def words(ctx: click.Context, without: Collection[str] = ()) -> list[str]:

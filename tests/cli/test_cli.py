@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import h5py
 import jsonschema
 import numpy as np
@@ -276,6 +277,19 @@ def test_help_has_examples_and_exit_codes(command: list[str]) -> None:
     assert ("Examples:" if command else "Exit codes:") in result.stdout
     assert "proof" not in result.stdout.lower()
     assert "RANGE" not in result.stdout, "an option without a metavar"
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export", "prepare"])
+def test_options_are_listed_by_what_they_are_about(command: str) -> None:
+    text = bnfold(command, "--help").stdout
+    titles = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles[0] == "Options:"
+    assert {"Many models:", "Report:", "Limits, and trouble:"} <= {*titles}
+    (of_it,) = (one for one in main.commands.values() if one.name == command)
+    names = [one.opts[0] for one in of_it.params if isinstance(one, click.Option)]
+    assert [name for name in names if not re.search(rf"^ .*{name}\b", text, re.MULTILINE)] == []
+    first = text.partition("Options:")[2].partition("Many models:")[0]
+    assert "--jobs" not in first
 
 
 def test_the_list_of_commands_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
