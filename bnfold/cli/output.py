@@ -73,8 +73,7 @@ def print_text(report: "Callable[[int], RenderableType]", output: Path | None) -
     from bnfold.reports import terminal
 
     if output is None:
-        console = terminal.console()
-        console.print(report(console.width))
+        terminal.printed(report)
     else:
         from bnfold.jobs.staging import write_text
 

@@ -60,6 +60,8 @@ def drawn(report: RenderableType, how: Mapping[str, Any]) -> str:
 
     from rich.console import Console
 
+    from bnfold.reports import terminal
+
     text = io.StringIO()
     Console(
         file=text,
@@ -68,4 +70,4 @@ def drawn(report: RenderableType, how: Mapping[str, Any]) -> str:
         force_terminal=how["colors"] is not None,
         color_system=how["colors"],
     ).print(report)
-    return text.getvalue()
+    return terminal.without_blanks_at_ends(text.getvalue())

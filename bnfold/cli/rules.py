@@ -25,8 +25,7 @@ def rules(format_: str) -> None:
     if format_ == "json":
         click.echo(json.rules(RULES))
     else:
-        console = terminal.console()
-        console.print(rules_text.rules(RULES, console.width))
+        terminal.printed(lambda width: rules_text.rules(RULES, width))
 
 
 @click.command(cls=Command, context_settings=CONTEXT)

@@ -65,7 +65,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
     found = {one["verdict"] for one in _verifications(report)}
     said = next((str(one) for one in _VERDICTS if one in found), "not verified")
     is_written = report.get("written")
-    return said if is_written is not False else f"not written, {said}"
+    return said if is_written is not False else f"not written ({said})"
 
 
 def _verifications(report: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

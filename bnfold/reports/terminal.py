@@ -7,7 +7,7 @@ never into markup: a layer's name must not be able to paint the terminal.
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,11 +22,13 @@ from bnfold.folding.plan import Blocked, Plan
 from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
+from bnfold.reports.sparkline import Sparkline
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
 _SHOWN_LAYERS = 4
+_BETWEEN_COLUMNS = 3
 PIPE_WIDTH = 400
 
 
@@ -36,13 +38,29 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
+def printed(report: Callable[[int], RenderableType]) -> None:
+    """Print what is made for a width; where nobody sees it in a terminal, as `plain` does."""
+    output = console()
+    if output.is_terminal:
+        output.print(report(output.width))
+        return
+    with output.capture() as captured:
+        output.print(report(PIPE_WIDTH))
+    output.file.write(without_blanks_at_ends(captured.get()))
+
+
 def plain(report: Callable[[int], RenderableType]) -> str:
     """What is made for a width as the text for a file: whole lines and no colours."""
     text = io.StringIO()
     Console(file=text, highlight=False, width=PIPE_WIDTH, color_system=None).print(
         report(PIPE_WIDTH)
     )
-    return text.getvalue()
+    return without_blanks_at_ends(text.getvalue())
+
+
+def without_blanks_at_ends(text: str) -> str:
+    """A text without what tables add to make all their lines equally wide."""
+    return "\n".join(line.rstrip(" ") for line in text.split("\n"))
 
 
 def indented(sentence: str, style: str, by: int = 2) -> RenderableType:
@@ -64,14 +82,69 @@ class Hanging:
             yield Padding(line, (0, 0, 0, self.by), expand=False)
 
 
-def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """A table under a line of headings: columns of text, which may wrap, then of numbers."""
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    for column in columns:
-        found.add_column(column, overflow="fold")
-    for column in numbers:
-        found.add_column(column, justify="right", no_wrap=True)
-    return found
+class Columns:
+    """A table under a line of headings, without the columns for which a terminal is too narrow.
+
+    Columns of `numbers` stay on one line, those of texts may wrap, and count as no wider than
+    `wraps` where it is to be decided whether all fit. If they do not, columns that are `optional`
+    are left out, the first of these first, and a line below says which, after `left_out`.
+    """
+
+    def __init__(
+        self,
+        headings: Sequence[str],
+        *,
+        numbers: Collection[str] = (),
+        optional: Sequence[str] = (),
+        wraps: int = 24,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        self.headings, self.numbers, self.optional = headings, numbers, optional
+        self.left_out = left_out
+        self._wraps = wraps
+        self._rows: list[Sequence[str | Text | Sparkline]] = []
+        self._notes: set[int] = set()
+
+    def add_row(self, *cells: str | Text | Sparkline) -> None:
+        """Add a row, of a cell for each column, or for the first few."""
+        self._rows.append((*cells, *[""] * (len(self.headings) - len(cells))))
+
+    def add_note(self, note: Text) -> None:
+        """Add a row with what belongs to the row above, and wraps where that is narrower."""
+        self._notes.add(len(self._rows))
+        self.add_row(note)
+
+    def shown(self, width: int) -> list[str]:
+        """The headings of the columns that fit into this width."""
+        found = list(self.headings)
+        for heading in (one for one in self.optional if one in found):
+            if sum(self._width(one) + _BETWEEN_COLUMNS for one in found) > width:
+                found.remove(heading)
+        return found
+
+    def _width(self, heading: str) -> int:
+        place = self.headings.index(heading)
+        cells = (row[place] for n, row in enumerate(self._rows) if n not in self._notes)
+        widths = (Text(one).cell_len if isinstance(one, str) else one.cell_len for one in cells)
+        widest = max(widths, default=0)
+        return max(len(heading), widest if heading in self.numbers else min(widest, self._wraps))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = self.shown(options.max_width)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in shown:
+            if heading in self.numbers:
+                table.add_column(heading, justify="right", no_wrap=True)
+            else:
+                table.add_column(heading, overflow="fold")
+        places = [self.headings.index(heading) for heading in shown]
+        for row in self._rows:
+            table.add_row(*(row[place] for place in places))
+        yield table
+        hidden = [one for one in self.headings if one not in shown]
+        if hidden or self.left_out:
+            said = ", ".join((*self.left_out, *hidden))
+            yield Text(f"not shown in a terminal this narrow: {said}", style="dim")
 
 
 def grouped(values: Iterable[_Value], key: Callable[[_Value], _Key]) -> dict[_Key, list[_Value]]:
@@ -107,6 +180,8 @@ def share(number: float) -> str:
 
 def foldable(folds: int, total: int) -> str:
     """How many layers a model has, and how many of them fold."""
+    if not total:
+        return "no BatchNormalization layers"
     layers = f"{total} BatchNormalization {plural('layer', total)}"
     return f"{layers}: {folds} can be folded, {total - folds} cannot"
 

@@ -246,8 +246,8 @@ def library(name: str) -> Any:
     except Exception as error:
         problem = requirements.lacking([requirements.look(name)]) or one_line(error)
         raise VerificationImpossibleError(
-            "Keras 3 cannot load this file of Keras 2; tf_keras can, but for .keras files of 2.13"
-            f" and 2.14: {problem}"
+            "Keras 3 cannot load this file of Keras 2; tf_keras can (except .keras files of 2.13 "
+            f"and 2.14), but {problem}"
         ) from None
     borrowing.borrow_keras(found)
     return found

@@ -184,12 +184,12 @@ def test_what_cannot_be_compared_is_not_called_checked(name: str, tmp_path: Path
     told = command("export", source, target, "--force", "--no-fold")
     assert told.exit_code == 0
     assert "checked" not in told.stdout
-    assert "inconclusive" in told.stdout
+    assert "undecided" in told.stdout
 
 
 def test_the_short_form_is_as_careful(tmp_path: Path) -> None:
     result = command("fold", saved(not_a_number(), tmp_path), tmp_path / "out.onnx")
-    assert "inconclusive" in result.stdout
+    assert "undecided" in result.stdout
 
 
 def test_numbers_where_keras_has_none_are_a_difference(

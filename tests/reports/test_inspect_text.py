@@ -17,7 +17,8 @@ from places import FIXTURES
 from projects import model
 from rich.console import Console
 
-from bnfold.audit import audit
+from bnfold.audit import Severity, audit
+from bnfold.fleet.row import Row
 from bnfold.folding.plan import plan
 from bnfold.jobs.inspect import Inspection, inspect_file
 from bnfold.model.graph import Layer, Weight
@@ -25,7 +26,7 @@ from bnfold.model.keras_json import parse_model
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis
 from bnfold.reports.sparkline import Sparkline
-from bnfold.reports.text import inspect
+from bnfold.reports.text import inspect, many
 
 FIXTURE = FIXTURES / "digits_cnn_keras315.keras"
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -61,7 +62,7 @@ def test_each_layer_shows_how_its_variances_spread() -> None:
         (200, ["channels", "moving mean", "variance", "spread", "folds into"]),
         (95, ["channels", "moving mean", "variance", "folds into"]),
         (80, ["channels", "variance", "folds into"]),
-        (50, ["folds into"]),
+        (45, ["folds into"]),
     ],
 )
 def test_a_narrow_terminal_shows_less_and_every_name(width: int, columns: list[str]) -> None:
@@ -70,6 +71,46 @@ def test_a_narrow_terminal_shows_less_and_every_name(width: int, columns: list[s
     assert [name for name in inspect._HEADINGS[1:] if name in heading] == columns
     assert any("spread:" in line for line in lines) == ("spread" in columns)
     assert sum(line.startswith(" batch_normalization_") for line in lines) == 4
+
+
+def test_codes_of_infos_make_room_before_columns_do() -> None:
+    wide, narrow = shown(200), shown(100)
+    rows = [[line for line in lines if line.startswith(" batch_")] for lines in (wide, narrow)]
+    assert ["BN301" in row for row in rows[0]] == [False, True, True, True]
+    assert "BN301" not in "".join(rows[1])
+    assert any(line.endswith("narrow: codes of infos, spread") for line in narrow)
+    assert not any("narrow:" in line for line in wide)
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"), [(100, None), (70, "narrow: time"), (45, "narrow: fold, size, time")]
+)
+def test_many_models_keep_their_names_and_verdicts(width: int, hidden: str | None) -> None:
+    report = inspect_file(FIXTURE).to_dict()
+    row = Row("folder/of/models/digits.keras", 0, report=report, bytes=10_000, seconds=0.1)
+    console = Console(width=width, color_system=None, force_terminal=True)
+    with console.capture() as capture:
+        console.print(many.short([row], "failed", "in all"))
+    text = capture.get()
+    names = re.findall(r"^ info +(\S+)", text, re.MULTILINE)
+    assert names
+    assert "folder/of/models/digits.keras".startswith(names[0])
+    flat = " ".join(text.split())
+    assert ("not shown in a terminal this narrow" in flat) == (hidden is not None)
+    assert hidden is None or hidden in flat
+
+
+def test_lines_for_a_pipe_have_no_blanks_at_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    found = inspect_file(FIXTURE)
+    terminal.printed(lambda width: inspect.inspection(found, width))
+    printed = capsys.readouterr().out
+    assert printed == terminal.plain(lambda width: inspect.inspection(found, width))
+    assert not any(line.endswith(" ") for line in printed.split("\n"))
+    assert " batch_normalization_4 BN301" in printed
+
+
+def test_a_model_without_the_layers_says_so() -> None:
+    assert terminal.foldable(0, 0) == "no BatchNormalization layers"
 
 
 def test_the_lines_of_a_finding_stand_under_it() -> None:
@@ -90,6 +131,12 @@ def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
     well = model(tmp_path / "m.keras", "good")
     text = terminal.plain(lambda width: inspect.inspection(inspect_file(well), width))
     assert text.splitlines()[-1] == f"next: bnfold fold {well} folded.keras"
+    broken = model(tmp_path / "b.keras", "good", spoil=["good"])
+    found = inspect_file(broken)
+    (error,) = (one for one in found.findings if one.severity is Severity.ERROR)
+    without = replace(found, findings=(replace(error, remedy="train it again"),))
+    text = terminal.plain(lambda width: inspect.inspection(without, width))
+    assert text.splitlines()[-1] == f"next: bnfold rule {error.code}"
     gone = inspect_file(well)
     well.unlink()
     assert "next:" not in terminal.plain(lambda width: inspect.inspection(gone, width))

@@ -56,7 +56,7 @@ def dead_after_relu(subject: Subject) -> Diagnosis | None:
         share = min(99, math.floor(100 * (1 - bound)))  # it is a bound, and never certain
         said.append(
             f"beta + {DEVIATIONS} abs(gamma) is negative in {where} (if their output is "
-            f"Gaussian, 99.9 % of it is negative; under any distribution, at least {share}%)"
+            f"Gaussian, 99.9% of it is negative; under any distribution, at least {share}%)"
         )
     return Diagnosis(
         Severity.ERROR if certain.any() else Severity.WARNING,

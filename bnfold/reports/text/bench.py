@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bnfold.jobs.bench import CONFIDENCE, BenchReport, LeftBehind, Result, Times
@@ -86,8 +85,10 @@ def _models(report: BenchReport) -> Text:
     )
 
 
-def _table(results: Sequence[Result]) -> Table:
-    table = terminal.table("runtime", numbers=("batch", "", "median", "quartiles", "rounds"))
+def _table(results: Sequence[Result]) -> terminal.Columns:
+    headings = ("runtime", "batch", "", "median", "quartiles", "rounds")
+    optional = ("rounds", "quartiles")
+    table = terminal.Columns(headings, numbers=headings[1:], optional=optional)
     for result in results:
         calls = f" of {result.calls} calls" if result.calls > 1 else ""
         rounds = f"{result.rounds}{calls}"

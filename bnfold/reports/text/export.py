@@ -93,7 +93,7 @@ def _verdicts(told: TargetReport, check: Check) -> dict[Verdict, tuple[str, str]
             "green",
         ),
         Verdict.UNDECIDED: (
-            "inconclusive: no difference found, but some outputs could not be compared",
+            "undecided: no difference found, but some outputs could not be compared",
             "yellow",
         ),
         Verdict.DIFFERENT: (f"{runtime} does not compute what Keras computes", "red"),

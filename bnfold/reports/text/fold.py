@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bnfold.folding.plan import Plan
@@ -159,13 +158,16 @@ def _refused(result: Verification, *, strict: bool) -> Iterator[str]:
 _SHOWN = 6
 
 
-def _table(title: str, comparisons: Sequence[Comparison], *, with_sqnr: bool = True) -> Table:
+def _table(
+    title: str, comparisons: Sequence[Comparison], *, with_sqnr: bool = True
+) -> terminal.Columns:
     """One block of rows for each value, a row for each runtime, in the order that they come in.
 
     The SQNR is that of the worst kind of samples; where figures follow, theirs is that of all.
     """
     shown = ("error", "original's", *(["SQNR dB"] if with_sqnr else []), "of tolerance")
-    table = terminal.table(title, numbers=shown)
+    optional = ("original's", "SQNR dB") if with_sqnr else ("original's",)
+    table = terminal.Columns((title, *shown), numbers=shown, optional=optional)
     for block in terminal.grouped(comparisons, lambda one: one.name).values():
         table.add_row(_value(block[0]))
         for comparison in block:
@@ -174,10 +176,12 @@ def _table(title: str, comparisons: Sequence[Comparison], *, with_sqnr: bool = T
     return table
 
 
-def figures(result: Verification) -> Table:
+def figures(result: Verification) -> terminal.Columns:
     """How near every output is to the reference, in each runtime: the figures of its errors."""
-    numbers = ("SQNR dB", "50 %", "90 %", "99 %", "100 % of errors below", "decisions changed")
-    table = terminal.table("error / largest magnitude", numbers=numbers)
+    numbers = ("SQNR dB", "50%", "90%", "99%", "100% of errors below", "decisions changed")
+    table = terminal.Columns(
+        ("error / largest magnitude", *numbers), numbers=numbers, optional=numbers[1:4]
+    )
     for block in terminal.grouped(result.fidelity, lambda one: one.output).values():
         table.add_row(Text(printable(block[0].output)))
         for one in block:
@@ -225,7 +229,7 @@ _VERDICTS = {
         "green",
     ),
     Verdict.UNDECIDED: (
-        "inconclusive: no difference found, but some values were not exercised",
+        "undecided: no difference found, but some values were not exercised",
         "yellow",
     ),
     Verdict.DIFFERENT: ("the two models do not compute the same", "red"),

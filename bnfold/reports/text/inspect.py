@@ -26,10 +26,9 @@ from bnfold.reports.distribution import Axis, histogram
 from bnfold.reports.sparkline import Sparkline
 
 _HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
-_NAME_COLUMNS = (0, 5)
-_SPREAD = 4
-_DROPPED_IN_TURN = (4, 2, 1, 3)
-_PADDING = 3
+_NUMBERS = ("channels", "moving mean", "variance")
+_OPTIONAL = ("spread", "moving mean", "channels", "variance")
+_OPTIONAL_VECTORS = ("shift", "scale", "gamma", "beta", "observed variance", "observed mean")
 _BINS = 12
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _FIGURES = 8
@@ -78,9 +77,12 @@ def _next(model: Inspection) -> list[RenderableType]:
     path = model.path
     if not isinstance(path, Path) or not path.exists():
         return []
-    serious = (one for one in model.findings if one.severity is not Severity.INFO)
+    serious = [one for one in model.findings if one.severity is not Severity.INFO]
+    errors = [one.code for one in serious if one.severity is Severity.ERROR]
     if any("bnfold recalibrate" in one.remedy for one in serious):
         words = ["recalibrate", str(path), f"recalibrated{path.suffix}", "--data", "TRAINING.npz"]
+    elif errors:
+        words = ["rule", errors[0]]
     elif model.plan.folds:
         words = ["fold", str(path), f"folded{path.suffix}"]
     else:
@@ -116,7 +118,7 @@ def _headline(model: Inspection) -> Text:
 
 
 def _table(model: Inspection, width: int, *, every: bool) -> list[RenderableType]:
-    """One line a layer; in a narrow terminal the statistics go first, and names never.
+    """One line a layer; in a narrow terminal codes of infos go first, and names never.
 
     Below stands how many layers are left out, if any are.
     """
@@ -133,27 +135,29 @@ def _table(model: Inspection, width: int, *, every: bool) -> list[RenderableType
     }
     listed = [decisions[number] for number in rows.listed]
     axis = _variance_axis(listed)
-    cells = [_row(d, findings.get(d.batchnorm.path, ()), numbers, axis) for d in listed]
-    shown = _columns_that_fit(cells, width)
-    caption = _caption(usual)
-    hidden = [heading for n, heading in enumerate(_HEADINGS) if n not in shown]
-    if hidden:
-        caption.append(f"\nnot shown in a terminal this narrow: {', '.join(hidden)}")
-    if _SPREAD in shown and any(d.batchnorm.vectors is not None for d in listed):
-        caption.append(f"\nspread: channels by variance, {_extent(axis)}")
-    table = terminal.table()
-    table.caption = caption
-    for column in shown:
-        table.add_column(
-            _HEADINGS[column],
-            justify="left" if column in (*_NAME_COLUMNS, _SPREAD) else "right",
-            overflow="fold" if column in _NAME_COLUMNS else "ellipsis",
+
+    def table(least: Severity, left_out: Sequence[str] = ()) -> terminal.Columns:
+        """With the codes of findings that are at least as bad."""
+        found = terminal.Columns(
+            _HEADINGS, numbers=_NUMBERS, optional=_OPTIONAL, wraps=width, left_out=left_out
         )
-    for number, row_cells in zip(rows.listed, cells, strict=True):
-        table.add_row(*(row_cells[column] for column in shown))
-        if unusual[number]:
-            table.add_row(Text(f"  {', '.join(unusual[number])}", style="dim"))
-    return [table, *([Text(rows.said)] if rows.said else [])]
+        for number, decision in zip(rows.listed, listed, strict=True):
+            of_it = findings.get(decision.batchnorm.path, ())
+            told = [one for one in of_it if one.severity.rank <= least.rank]
+            found.add_row(*_row(decision, told, numbers, axis))
+            if unusual[number]:
+                found.add_note(Text(f"  {', '.join(unusual[number])}", style="dim"))
+        return found
+
+    drawn = table(Severity.INFO)
+    if len(drawn.shown(width)) < len(_HEADINGS) and any(
+        one.severity is Severity.INFO for one in model.findings
+    ):
+        drawn = table(Severity.WARNING, ["codes of infos"])
+    below = [_caption(usual)]
+    if "spread" in drawn.shown(width) and any(d.batchnorm.vectors is not None for d in listed):
+        below.append(Text(f"spread: channels by variance, {_extent(axis)}", style="dim"))
+    return [drawn, *below, *([Text(rows.said)] if rows.said else [])]
 
 
 class _Rows:
@@ -206,20 +210,8 @@ def _variance_axis(listed: Iterable[Fold | Blocked]) -> Axis:
 
 
 def _extent(axis: Axis) -> str:
-    low, high = (f"{10**end:.1g}" for end in (axis.low, axis.high))
+    low, high = (f"{float(f'{10**end:.1g}'):g}" for end in (axis.low, axis.high))
     return f"all about {low}" if low == high else f"logarithmic from {low} to {high}"
-
-
-def _columns_that_fit(cells: list[list[Text | Sparkline]], width: int) -> list[int]:
-    widths = [
-        max([len(heading), *(cell[column].cell_len for cell in cells)])
-        for column, heading in enumerate(_HEADINGS)
-    ]
-    shown = list(range(len(_HEADINGS)))
-    for column in _DROPPED_IN_TURN:
-        if sum(widths[c] + _PADDING for c in shown) > width:
-            shown.remove(column)
-    return shown
 
 
 def _caption(usual: dict[str, Any]) -> Text:
@@ -278,7 +270,7 @@ def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
 def _reasons(plan: Plan) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for number, (reason, remedy) in enumerate(terminal.reasons(plan), start=1):
-        lines.append(Text(f"[{number}] {reason}"))
+        lines.append(terminal.Hanging(Text(f"[{number}] {reason}"), by=4))
         if remedy:
             lines.append(terminal.indented(f"to fold it: {remedy}", "dim", by=6))
     return lines
@@ -364,7 +356,8 @@ def _verdict(decision: Fold | Blocked) -> str:
 def _channels(batchnorm: BatchNorm, observed: Observed | None) -> RenderableType:
     found = channel_values(batchnorm, observed)
     columns = {name: values for name, values in found.items() if values is not None}
-    table = terminal.table(numbers=["channel", *(name.replace("_", " ") for name in columns)])
+    headings = ["channel", *(name.replace("_", " ") for name in columns)]
+    table = terminal.Columns(headings, numbers=headings, optional=_OPTIONAL_VECTORS)
     for channel in range(batchnorm.channels or 0):
         table.add_row(str(channel), *(f"{values[channel]:.6g}" for values in columns.values()))
     return table

@@ -16,23 +16,21 @@ from bnfold.reports.summary import Summary, summary
 from bnfold.reports.text.inspect import COLOURS
 
 _HEADINGS = ("verdict", "model", "errors", "warnings", "infos", "fold", "size", "time")
-_TEXTS = 2
-"""How many of these columns hold text; those without anything are left out."""
+_OPTIONAL = ("time", "size", "fold", "infos", "warnings")
 _FINDINGS = 20
 _EXIT_COLOURS = ("green", "yellow", "red")
 
 
 def short(rows: Sequence[Row], failed: str, totals: str) -> RenderableType:
-    """A line for each model, the worst first, then what has `failed`, and the totals."""
+    """A line for each model, the worst first, then what has `failed`, and the totals.
+
+    Columns without anything in them are left out.
+    """
     every = sorted(map(summary, rows), key=lambda one: one.badness)
     done = [_cells(one) for one in every if one.row.report is not None]
     shown = [n for n, _ in enumerate(_HEADINGS) if any(cells[n] for cells in done)]
-    table = terminal.table()
-    for column in shown:
-        is_text = column < _TEXTS
-        table.add_column(
-            _HEADINGS[column], justify="left" if is_text else "right", no_wrap=not is_text
-        )
+    headings = [_HEADINGS[n] for n in shown]
+    table = terminal.Columns(headings, numbers=_HEADINGS[2:], optional=_OPTIONAL)
     for cells in done:
         table.add_row(*(cells[column] for column in shown))
     lines = [failure(one.row, failed) for one in every if one.row.report is None]
@@ -63,7 +61,7 @@ def _cells(one: Summary) -> list[Text]:
     ]
     return [
         Text(one.verdict, style=_EXIT_COLOURS[row.exit_code]),
-        Text(printable(row.path), overflow="fold"),
+        Text(printable(row.path)),
         *counts,
         Text("" if one.layers is None else f"{one.folds} of {one.layers}"),
         Text("" if row.bytes is None else terminal.size(row.bytes)),

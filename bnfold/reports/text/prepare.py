@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Severity
@@ -83,10 +82,14 @@ def _done(report: PrepareReport) -> Iterator[RenderableType]:
         yield Text(f"folded {count} of {total} BatchNormalization layers")
 
 
-def _table(report: PrepareReport) -> Table:
+def _table(report: PrepareReport) -> terminal.Columns:
     scores = report.products[0].scores
     numbers = ("size", "of tolerance", *(f"{one.measure} of {one.output}" for one in scores))
-    table = terminal.table("model", "precision", "verdict", numbers=numbers)
+    table = terminal.Columns(
+        ("model", "precision", "verdict", *numbers),
+        numbers=numbers,
+        optional=("size", "precision", "of tolerance"),
+    )
     for one in report.products:
         share = "" if one.max_excess is None else f"{one.max_excess:.2g}"
         colour = "red" if one.refused else "default"

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bnfold.jobs.recalibrate import RecalibrationReport
@@ -57,9 +56,11 @@ def _runs(work: float) -> str:
     return f"{number} {terminal.plural('run', 1 if number == '1' else 2)}"
 
 
-def _table(changes: Sequence[Change]) -> Table:
+def _table(changes: Sequence[Change]) -> RenderableType:
     numbers = ("channels", "mean shift", "variance ratio", "KL in nats")
-    table = terminal.table("layer", numbers=numbers)
+    table = terminal.Columns(
+        ("layer", *numbers), numbers=numbers, optional=("channels", "variance ratio", "mean shift")
+    )
     for change in changes:
         found = change.divergence
         table.add_row(
@@ -69,8 +70,8 @@ def _table(changes: Sequence[Change]) -> Table:
             _shown("{min:.2g} to {max:.2g}", found.ratio),
             _shown("{median:.2g}, at most {max:.2g}", found.kl),
         )
-    table.caption = "over the channels; the mean shift is in recorded standard deviations"
-    return table
+    said = "over the channels; the mean shift is in recorded standard deviations"
+    return Group(table, Text(said, style="dim"))
 
 
 def _shown(pattern: str, values: Vector) -> str:
