@@ -58,15 +58,12 @@ def drawn(report: RenderableType, how: Mapping[str, Any]) -> str:
     """A report as text for the console of whoever asked for it: its width, and its colours."""
     import io
 
-    from rich.console import Console
-
     from bnfold.reports import terminal
 
     text = io.StringIO()
-    Console(
-        file=text,
-        highlight=False,
-        width=how["width"],
+    terminal.drawn_into(
+        text,
+        how["width"],
         force_terminal=how["colors"] is not None,
         color_system=how["colors"],
     ).print(report)

@@ -33,6 +33,7 @@ from bnfold.folding.sentences import NO_SOURCE
 from bnfold.folding.state import FoldState, WeightEdits
 from bnfold.folding.weights import Magnitudes, OutOfRange
 from bnfold.model.batchnorm import BatchNorm
+from bnfold.model.container.printing import printable
 from bnfold.model.edit import edited
 from bnfold.model.graph import Graph, Layer, LayerPath, show
 from bnfold.model.modes import Modes, modes_of
@@ -67,6 +68,10 @@ class Fold:
     direction: Direction
     absorbers: tuple[Absorber, ...]
 
+    def __repr__(self) -> str:
+        into = ", ".join(show(absorber.layer) for absorber in self.absorbers)
+        return f"<Fold: {printable(f'{show(self.batchnorm.path)} {self.direction} into {into}')}>"
+
 
 @dataclass(frozen=True)
 class Blocked:
@@ -90,6 +95,9 @@ class Blocked:
     may_be_replaced: bool = False
     magnitudes: tuple[Magnitudes, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Blocked: {printable(f'{show(self.batchnorm.path)}: {self.reason}')}>"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -106,6 +114,9 @@ class Plan:
     exceptions: Mapping[LayerPath, tuple[TrainingRule, ...]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    def __repr__(self) -> str:
+        return f"<Plan: {len(self.folds)} of {len(self.decisions)} BatchNormalization layers fold>"
 
     @property
     def folds(self) -> tuple[Fold, ...]:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model import layers
-from bnfold.model.graph import Layer, LayerPath, Weight, finite_number
+from bnfold.model.container.printing import printable
+from bnfold.model.graph import Layer, LayerPath, Weight, finite_number, show
 from bnfold.model.refusal import Refusal
 
 Vector = NDArray[np.float64]
@@ -29,6 +30,9 @@ class BatchNorm:
     path: LayerPath
     layer: Layer
     wrappers: int = 0
+
+    def __repr__(self) -> str:
+        return f"<BatchNorm: {printable(show(self.path))}>"
 
     @property
     def problem(self) -> Refusal | None:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.model.container.printing import printable
+
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
@@ -139,6 +141,10 @@ class Observed:
     moments: Moments | None
     non_finite: Counts
     problem: str | None = None
+
+    def __repr__(self) -> str:
+        seen = self.problem or f"{self.samples} samples, {self.calls} calls"
+        return f"<Observed: {printable(seen)}>"
 
 
 NOT_SEEN = Observed(

@@ -70,6 +70,9 @@ class Change:
     variance: Vector
     note: str | None = None
 
+    def __repr__(self) -> str:
+        return f"<Change: {printable(show(self.batchnorm.path))}, {self.observed!r}>"
+
     @property
     def divergence(self) -> Divergence:
         """How far the new statistics are from those recorded before."""

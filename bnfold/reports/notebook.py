@@ -7,7 +7,7 @@ import io
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from bnfold.audit import Severity
@@ -58,9 +58,7 @@ def text(result: Any) -> str:
 
 def page(result: Any) -> str:
     """A result for a notebook: what the terminal shows, below a picture of the layers."""
-    console = Console(
-        file=io.StringIO(), record=True, width=_WIDTH, highlight=False, force_terminal=True
-    )
+    console = terminal.drawn_into(io.StringIO(), _WIDTH, record=True, force_terminal=True)
     console.print(drawn(result, _WIDTH))
     shown = console.export_html(inline_styles=True, code_format="{code}")
     style = "overflow-x:auto;line-height:1.3;font-size:.85em"

@@ -34,8 +34,10 @@ PIPE_WIDTH = 400
 
 def console() -> Console:
     """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
-    found = Console(highlight=False, soft_wrap=False)
-    return found if found.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    found = Console(highlight=False, force_jupyter=False)
+    if found.is_terminal:
+        return found
+    return Console(highlight=False, force_jupyter=False, width=PIPE_WIDTH)
 
 
 def printed(report: Callable[[int], RenderableType]) -> None:
@@ -52,10 +54,13 @@ def printed(report: Callable[[int], RenderableType]) -> None:
 def plain(report: Callable[[int], RenderableType]) -> str:
     """What is made for a width as the text for a file: whole lines and no colours."""
     text = io.StringIO()
-    Console(file=text, highlight=False, width=PIPE_WIDTH, color_system=None).print(
-        report(PIPE_WIDTH)
-    )
+    drawn_into(text, PIPE_WIDTH, color_system=None).print(report(PIPE_WIDTH))
     return without_blanks_at_ends(text.getvalue())
+
+
+def drawn_into(text: io.StringIO, width: int, **how: Any) -> Console:
+    """A console that writes into a text, also in a notebook, where rich would show it."""
+    return Console(file=text, width=width, highlight=False, force_jupyter=False, **how)
 
 
 def without_blanks_at_ends(text: str) -> str:

@@ -4,12 +4,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archives import keras_file
 from projects import model, run
 
 import bnfold
 from bnfold.audit.selection import Suppression
+from bnfold.model.moments import Observed
 from bnfold.verification.result import Basis, Verdict, Verification
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -25,6 +27,28 @@ def test_an_inspection_is_a_line_a_report_and_a_picture() -> None:
     assert page.count('title="') == 2
     assert "bad, stays, error BN105" in page
     assert len(page) < 10_000
+
+
+def test_a_notebook_is_shown_a_result_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rich shows what is printed by itself there, which is to become a text."""
+    found = bnfold.inspect(model(Path("m.keras"), "good"))
+    text, page = str(found), found._repr_html_()
+    shown: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: shown.append(given))
+    assert (str(found), found._repr_html_()) == (text, page)
+    assert shown == []
+
+
+def test_no_part_of_a_result_fills_the_screen() -> None:
+    found = bnfold.inspect(model(Path("m.keras"), "good", "bad", spoil=["bad"]))
+    fold, blocked = found.plan.decisions
+    assert repr(found.plan) == "<Plan: 1 of 2 BatchNormalization layers fold>"
+    assert repr(fold).startswith("<Fold: good backward into ")
+    assert repr(blocked) == f"<Blocked: bad: {found.plan.blocked[0].reason}>"
+    assert repr([fold.batchnorm]) == "[<BatchNorm: good>]"
+    observed = Observed(3, 1, None, np.zeros(4, np.int64))
+    assert repr(observed) == "<Observed: 3 samples, 1 calls>"
 
 
 class Tags(HTMLParser):
