@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
     Any,
     Literal,
     ParamSpec,
@@ -54,9 +53,6 @@ from bnfold.running import live, options, registered
 from bnfold.running.litert_file import LitePrecision
 from bnfold.supervision import link
 from bnfold.verification import Verification
-
-if TYPE_CHECKING:
-    import keras
 
 FilePath: TypeAlias = str | os.PathLike[str]
 Data: TypeAlias = FilePath | NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
@@ -125,6 +121,10 @@ class LiveModel(Protocol):
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
+
+
+_Live = TypeVar("_Live", bound=LiveModel)
+"""Of what comes back: known where Keras is not installed, and right for tf_keras."""
 
 
 @_in_python
@@ -298,7 +298,7 @@ def fold(model: FilePath, out: FilePath, **options: Unpack[_FoldFileOptions]) ->
 
 
 @overload
-def fold(model: LiveModel, out: None = None, **options: Unpack[_FoldOptions]) -> "keras.Model": ...
+def fold(model: _Live, out: None = None, **options: Unpack[_FoldOptions]) -> _Live: ...
 
 
 @_in_python
@@ -745,8 +745,8 @@ def recalibrate(
 
 @overload
 def recalibrate(
-    model: LiveModel, out: None = None, **options: Unpack[_RecalibrateOptions]
-) -> "keras.Model": ...
+    model: _Live, out: None = None, **options: Unpack[_RecalibrateOptions]
+) -> _Live: ...
 
 
 @_in_python

@@ -28,6 +28,21 @@ assert bnfold.verify(model, "b.keras", data=array).accepted()
 assert bnfold.export(model, "a.onnx", data=array)
 bnfold.bench("a.keras", model, batch=[1, 32])
 
+
+class Own:
+    """A model as a type checker sees one where Keras is not installed."""
+
+    def save(self, path: str) -> None: ...
+
+    def predict(self, x: Any) -> Any: ...
+
+
+def live(own: Own) -> None:
+    """What comes back of a live model is of its type."""
+    assert_type(bnfold.fold(own), Own)
+    assert_type(bnfold.recalibrate(own, data=array), Own)
+
+
 # What results have, none of it of an unknown type.
 assert_type(bnfold.gate("models", select=["BN1"]).models[0].findings[0].severity, bnfold.Severity)
 assert_type(bnfold.inspect("a.keras").plan.decisions[0].batchnorm.epsilon, float | None)
