@@ -19,6 +19,7 @@ ROOMS = (
     *(
         "errors.py",
         "version.py",
+        "values.py",
         "serialize.py",
         "supervision",
         "model",

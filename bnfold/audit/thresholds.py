@@ -1,9 +1,10 @@
 """The numbers at which rules begin to speak, where no published source fixes one."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from bnfold.errors import SettingsError
+from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

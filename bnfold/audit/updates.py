@@ -20,7 +20,6 @@ of the layer's statistics that is initial.
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from bnfold.audit.neighbours import Place
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import LayerPath
 from bnfold.model.identity import is_keras_class
+from bnfold.values import dataclass
 
 
 def updates(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from bnfold.serialize import SCHEMA_VERSION
+from bnfold.values import dataclass
 
 Json = dict[str, Any]
 

@@ -6,7 +6,8 @@ keras/src/layers/core/einsum_dense.py.
 """
 
 import re
-from dataclasses import dataclass
+
+from bnfold.values import dataclass
 
 _PATTERNS = (
     (r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", "none"),

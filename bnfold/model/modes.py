@@ -6,7 +6,7 @@ the rules. Here the calls of a whole model are walked by them.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from bnfold.model.graph import Layer, LayerPath, chain, once, parts
@@ -25,6 +25,7 @@ from bnfold.model.training import (
     is_off,
     is_set,
 )
+from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ matter. Variances are those of the population, M / n, as BatchNormalization take
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model.container.printing import printable
+from bnfold.values import dataclass
 
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]

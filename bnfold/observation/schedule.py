@@ -13,7 +13,8 @@ no place in that order.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

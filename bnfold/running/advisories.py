@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+
+from bnfold.values import dataclass
 
 Version = tuple[int, int, int]
 

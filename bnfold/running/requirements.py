@@ -9,13 +9,14 @@ Nothing is imported here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 
 from bnfold.errors import VerificationImpossibleError
 from bnfold.running.advisories import numbers
 from bnfold.running.installed import loaded_version, origin
+from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

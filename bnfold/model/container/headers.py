@@ -7,10 +7,10 @@ memory any more.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from bnfold.errors import UnreadableModelError
+from bnfold.values import dataclass
 
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on, so many."""

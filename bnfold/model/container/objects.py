@@ -13,10 +13,11 @@ import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from bnfold.values import dataclass
 
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on: so many, or as many as there are."""
@@ -65,7 +66,7 @@ ODD = (OddError, struct.error, ValueError, IndexError)
 """What says so; the last ones where something is shorter than its form."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """A group: where each of its links leads, by name, and its attributes, undecoded."""
 
@@ -73,7 +74,7 @@ class Group:
     attributes: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
     """A variable without attributes; `address` is where its numbers are, `size` in bytes."""
 

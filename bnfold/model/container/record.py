@@ -5,10 +5,11 @@ it saves the model again, so that a record speaks of the numbers that the file h
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from bnfold.model.graph import Json, LayerPath, show
+from bnfold.values import dataclass
 
 KEY = "bnfold"
 
