@@ -13,7 +13,7 @@ import sys
 
 TYPE_CHECKING = False  # that of `typing` costs the import of `typing`
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, ModuleType
     from typing import NoReturn
 
     from bnfold.supervision.watch import Watch
@@ -24,9 +24,7 @@ def run() -> None:
     words = sys.argv[1:]
     if "--debug" in (words[: words.index("--")] if "--" in words else words):
         _fill_closed_streams()
-        from bnfold import cli  # noqa: PLC0415 - loads all that a command needs
-
-        cli.run()
+        _cli().run()
         return
     try:
         _hold_signals(True)
@@ -64,6 +62,16 @@ def _end(code: int, problem: str | None) -> NoReturn:
     os._exit(code)  # which leaves out what Python does at its end
 
 
+def _cli() -> ModuleType:
+    """What commands have in common; until it runs there is no garbage to search for."""
+    import gc  # noqa: PLC0415
+
+    gc.disable()
+    from bnfold import cli  # noqa: PLC0415
+
+    return cli
+
+
 def command(pipe: int) -> None:
     """The command itself, in the child process, which tells its supervisor through a pipe."""
     try:
@@ -75,7 +83,7 @@ def command(pipe: int) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)  # some libraries say at length what is amiss
         os.close(nowhere)
-        from bnfold import cli  # noqa: PLC0415 - loads all that a command needs
+        cli = _cli()
     except Exception as error:
         _end_with_last_words(pipe, "cannot start", error)
     os.dup2(stderr, 2)

@@ -14,8 +14,14 @@ _settled: list[bool] = []
 
 
 def search_rarely() -> None:
-    """Search less often: reading a model makes many small objects and hardly any garbage."""
-    gc.set_threshold(100_000, 20, 20)
+    """Search less often: imports and models are many small objects, and hardly any garbage.
+
+    What has been imported by now stays for good. `bnfold.__main__` has it imported without any
+    search.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
+    gc.enable()
 
 
 def settle() -> None:

@@ -1,5 +1,6 @@
 """The command group: what all commands have in common, and what becomes of their errors."""
 
+import atexit
 import contextlib
 import gc
 import io
@@ -8,7 +9,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,8 +28,82 @@ from bnfold.supervision import link
 from bnfold.supervision.watch import ASKING
 from bnfold.version import __version__
 
-_SENTENCE = 400  # characters, more than any
 _SOON = 0.1  # seconds
+
+
+COMMANDS = {
+    "bench": (
+        "bench",
+        "Measure how long the models A and B take for the same inputs, side by side.",
+    ),
+    "doctor": (
+        "doctor",
+        "Say what is installed, of which version, and what each command can do with it.",
+    ),
+    "export": (
+        "fold",
+        "Fold the BatchNormalization layers of MODEL and write it for the runtimes that deploy it.",
+    ),
+    "fold": (
+        "fold",
+        "Fold the BatchNormalization layers of MODEL into OUT, and verify that it computes the "
+        "same.",
+    ),
+    "inspect": (
+        "inspect",
+        "Show every BatchNormalization: where, how configured, its statistics, whether it folds.",
+    ),
+    "merge": (
+        "merge",
+        "Merge reports on parts of the models into one, as if all had been looked at in one run.",
+    ),
+    "prepare": (
+        "prepare",
+        "Make of MODEL everything that is deployed, in a new folder DIR.",
+    ),
+    "recalibrate": (
+        "recalibrate",
+        "Estimate the moving statistics of MODEL again from data, and write it to OUT.",
+    ),
+    "rule": (
+        "rules",
+        "Explain one rule, by its code or its name: what it finds, why it matters, what to do.",
+    ),
+    "rules": (
+        "rules",
+        "List the rules by which inspect judges: code, name, levels, and what each finds.",
+    ),
+    "verify": (
+        "verify",
+        "Verify that OTHER computes the same as MODEL, whatever made it.",
+    ),
+}
+"""The module of each command, and the first sentence of its help, for a list of all."""
+
+
+class _Imported(MutableMapping[str, click.Command]):
+    """The commands by their names, each imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._found:
+            module, _ = COMMANDS[name]
+            self._found[name] = getattr(import_module(f"bnfold.cli.{module}"), name)
+        return self._found[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._found[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class Commands(click.Group):
@@ -35,12 +111,8 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with their first sentences, which click would cut to one line."""
-        rows = [
-            (name, self.commands[name].get_short_help_str(limit=_SENTENCE))
-            for name in self.list_commands(ctx)
-        ]
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
     def make_context(self, *given: Any, **more: Any) -> click.Context:
         """Read what stands before the command, such as --version, and answer for errors in it."""
@@ -135,7 +207,7 @@ def _fail(ctx: click.Context, message: str) -> NoReturn:
     ctx.exit(2)
 
 
-@click.group(cls=Commands, context_settings=CONTEXT)
+@click.group(cls=Commands, commands=_Imported(), context_settings=CONTEXT)
 @click.version_option(__version__, "-V", "--version", prog_name="bnfold")
 @debug
 def main() -> None:
@@ -230,10 +302,19 @@ def run() -> None:
     try:
         main()
     except SystemExit as end:
-        # Or the interpreter looks through everything once more before it ends. It must where a
-        # traceback holds on to what HDF5 reads from, which crashes if it dies before its file.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        link.finished(code)
-        if code in (0, 1):
-            gc.freeze()
+        if link.finished(code) and code in (0, 1):
+            _leave(code)
         raise
+
+
+def _leave(code: int) -> None:
+    """End at once where everything is written, or Python puts away one object after the other.
+
+    Not where models were run, whose libraries have threads; nor after an error, whose traceback may
+    hold on to what HDF5 reads from, which crashes if it dies before its file.
+    """
+    gc.freeze()
+    if not link.has_run_models() and threading.active_count() == 1:
+        atexit._run_exitfuncs()
+        os._exit(code)

@@ -267,18 +267,22 @@ def call(number: int, arguments: str) -> None:
     _link.say("call", number, arguments)
 
 
-def finished(code: int) -> None:
-    """The command has come to an end, and all that it had to say is written."""
+def finished(code: int) -> bool:
+    """The command has come to an end, and all that it had to say is written.
+
+    Whether the supervisor is told so.
+    """
     if _link.pipe is None:
-        return
+        return False
     for stream in filter(None, (sys.stdout, sys.stderr)):  # which was closed from the start
         try:
             stream.flush()
         except (BrokenPipeError, ValueError):
             pass  # nobody reads it, or it is closed
         except OSError:
-            return
+            return False
     _link.say("finished", code)
+    return True
 
 
 def out_of_memory() -> str:
