@@ -143,8 +143,8 @@ def test_only_one_room_imports_frameworks() -> None:
     assert faults(lambda path: {n.split(".")[0] for n in imported(path)} & FRAMEWORKS, others) == {}
 
 
-NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng"}
-"""Names with an underscore that are public (of named tuples, of `os`), or TensorFlow's."""
+NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng", "_run_exitfuncs"}
+"""Names with an underscore that are public (of named tuples, of `os`), TensorFlow's or Python's."""
 
 
 def test_one_file_names_what_is_private_to_keras() -> None:
@@ -224,7 +224,13 @@ def test_a_command_that_runs_no_model_loads_no_framework(tmp_path: Path) -> None
 
 NEEDLESS = {
     *("difflib", "hashlib", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
-    *("bnfold.verification", "bnfold.reports.html", "numpy.random", "importlib.metadata"),
+    *(
+        "bnfold.verification",
+        "bnfold.reports.html",
+        "numpy.random",
+        "numpy.ma",
+        "importlib.metadata",
+    ),
     *(f"bnfold.running.{one}" for one in ("requirements", "safety", "samples", "session")),
     *(f"bnfold.reports.formats.{one}" for one in ("json", "sarif", "github", "junit", "markdown")),
 }

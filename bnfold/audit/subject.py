@@ -18,7 +18,7 @@ from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.model.batchnorm import BatchNorm, Vector, as_batchnorm
 from bnfold.model.container.record import Recalibration
 from bnfold.model.graph import LayerPath, show
-from bnfold.model.moments import NOT_SEEN, Observed
+from bnfold.model.moments import NOT_SEEN, Observed, median
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.policy import policy
 from bnfold.values import dataclass
@@ -175,7 +175,7 @@ class Subject:
         speaking = scale[(np.abs(self.gamma) >= SILENT_GAMMA) & np.isfinite(scale)]
         if not speaking.size:
             return np.zeros(len(scale), bool)
-        return scale > self.thresholds.outstanding_scale * np.median(speaking)
+        return scale > self.thresholds.outstanding_scale * median(speaking)
 
     @cached_property
     def scale(self) -> Vector:

@@ -27,6 +27,7 @@ from bnfold.audit.neighbours import Place
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import LayerPath
 from bnfold.model.identity import is_keras_class
+from bnfold.model.moments import median
 from bnfold.values import dataclass
 
 
@@ -169,8 +170,8 @@ def initial(batchnorm: BatchNorm, updates: int, vanishing: float) -> Initial | N
     varying = (own > 0) & (own >= vanishing * epsilon)
     if not varying.any():
         return Initial(weight, 0.0, 1.0)
-    share = float(np.median(weight / (variance[varying] + epsilon)))
-    return Initial(weight, share, float(np.median(own[varying])) / (1 - weight) + epsilon)
+    share = float(median(weight / (variance[varying] + epsilon)))
+    return Initial(weight, share, float(median(own[varying])) / (1 - weight) + epsilon)
 
 
 def updates_needed(layer: Initial, momentum: float, weight: float, share: float) -> int:

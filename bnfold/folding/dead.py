@@ -33,6 +33,7 @@ from bnfold.folding.weights import smallest_of, unit_of
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm, as_batchnorm
 from bnfold.model.graph import Layer, Weight, finite_number
+from bnfold.model.moments import median
 from bnfold.model.policy import policy
 from bnfold.model.program import Region, Value
 from bnfold.model.refusal import Refusal
@@ -60,7 +61,7 @@ def without_dead_channels(
         dead = small & (_FAR * gamma <= unit * np.abs(beta))
     faint = small & ~dead
     if faint.any():
-        most, usual = float(gamma[faint].max()), float(np.median(gamma + np.abs(beta)))
+        most, usual = float(gamma[faint].max()), float(median(gamma + np.abs(beta)))
         limits = _Gain(smallest / (_USUAL * most), unit * usual / (_FAR * most))
         if _stays_below(scope, layer, limits, 1 / unit):
             dead |= faint
@@ -174,7 +175,7 @@ def _gain_of(weights: Array, outputs: tuple[int, ...]) -> _Gain:
     rows = size.reshape((*size.shape[: len(outputs)], -1))
     places = math.prod(weights.shape[:-2])
     with np.errstate(divide="ignore", invalid="ignore"):
-        beside = np.nan_to_num(rows.max(axis=-1) / np.median(rows, axis=-1), posinf=np.inf)
+        beside = np.nan_to_num(rows.max(axis=-1) / median(rows), posinf=np.inf)
     if not outputs:  # channels stay apart, at each of the kernel's places
         beside = beside * places
     return _Gain(places * float(rows.max(initial=0.0)), float(beside.max(initial=0.0)))

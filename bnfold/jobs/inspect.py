@@ -21,7 +21,7 @@ from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.record import recalibration
 from bnfold.model.container.remote import Where
 from bnfold.model.graph import Graph, LayerPath, show
-from bnfold.model.moments import Divergence, Observed, divergence, spread
+from bnfold.model.moments import Divergence, Observed, divergence, median, spread
 from bnfold.model.outline import Step, outline
 from bnfold.model.policy import policy_name
 from bnfold.model.program import Program
@@ -389,7 +389,7 @@ def summary(values: Vector) -> dict[str, float | int | None]:
     return {
         "min": float(finite.min()) if finite.size else None,
         # Halved, because the sum of two large numbers may not be finite.
-        "median": 2 * float(np.median(finite / 2)) if finite.size else None,
+        "median": 2 * float(median(finite / 2)) if finite.size else None,
         "max": float(finite.max()) if finite.size else None,
         "non_finite": int(values.size - finite.size),
     }

@@ -13,6 +13,7 @@ matter. Variances are those of the population, M / n, as BatchNormalization take
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -248,10 +249,10 @@ def scale(recorded: tuple[Vector, Vector], observed: tuple[Vector, Vector]) -> S
             return None
         ratios = np.sqrt(now[1] / old[1])
         excess = min(float(_excess(old, now, w)) for w in _shares(old, now))
-        low, high = np.quantile(ratios, (0.05, 0.95))
+        low, high = quantiles(ratios, (0.05, 0.95))
         return Scale(
-            factor=float(np.median(ratios)),
-            shift=float(np.median(_shifts(old, now))),
+            factor=float(median(ratios)),
+            shift=float(median(_shifts(old, now))),
             uniform=bool(high <= _ALIKE * low),
             excess=excess,
         )
@@ -268,7 +269,7 @@ def _shares(old: tuple[Vector, Vector], now: tuple[Vector, Vector]) -> list[floa
     for shares in ((old[1] - now[1]) / (1 - now[1]), 1 - old[0] / now[0]):
         possible = shares[(shares > 0) & (shares < _INITIAL_LIMIT)]
         if possible.size:
-            found += [float(share) for share in np.quantile(possible, np.linspace(0, 1, 41))]
+            found += [float(share) for share in quantiles(possible, np.linspace(0, 1, 41))]
     return [*found, _INITIAL_LIMIT]
 
 
@@ -287,10 +288,34 @@ def _shifts(old: tuple[Vector, Vector], now: tuple[Vector, Vector]) -> Vector:
     return shifts
 
 
+def median(values: Vector) -> Vector:
+    """The middle of the numbers along the last axis: that of `np.median`, to the last digit.
+
+    Which imports all of numpy's masked arrays for it, as `np.quantile` does.
+    """
+    size = values.shape[-1]
+    low, high = (size - 1) // 2, size // 2
+    ordered = np.partition(values, [low, high, size - 1], axis=-1)  # NaN comes last
+    middle = np.add.reduce(ordered[..., low : high + 1], axis=-1) / (high - low + 1)
+    last: Vector = ordered[..., -1]
+    return np.where(np.isnan(last), last, middle)
+
+
+def quantiles(values: Vector, shares: Sequence[float] | Vector) -> Vector:
+    """The numbers below which these shares of a vector are, as `np.quantile` finds them."""
+    ordered = np.sort(values)
+    places = (len(ordered) - 1) * np.asarray(shares)
+    below = np.floor(places).astype(np.int64)
+    low, high = ordered[below], ordered[np.minimum(below + 1, len(ordered) - 1)]
+    part, step = places - below, high - low
+    found: Vector = np.where(part >= 0.5, high - step * (1 - part), low + step * part)
+    return np.full_like(found, np.nan) if np.isnan(ordered[-1]) else found
+
+
 def spread(values: Vector) -> dict[str, float | None]:
     """The smallest, middle and largest of a vector's numbers, None where there is none."""
     known = values[~np.isnan(values)]
     if not known.size:
         return dict.fromkeys(("min", "median", "max"))
-    found = {"min": known.min(), "median": np.median(known), "max": known.max()}
+    found = {"min": known.min(), "median": median(known), "max": known.max()}
     return {name: float(one) if np.isfinite(one) else None for name, one in found.items()}

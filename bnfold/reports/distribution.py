@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model.batchnorm import Vector
+from bnfold.model.moments import median, quantiles
 from bnfold.values import dataclass
 
 _FENCE = 3.0
@@ -41,7 +42,7 @@ class Axis:
         placed = _transformed(values, unit)
         if not placed.size:
             return cls(-1.0, 1.0, unit)
-        low, high = np.quantile(placed, [_OUTER_SHARE, 1 - _OUTER_SHARE])
+        low, high = quantiles(placed, [_OUTER_SHARE, 1 - _OUTER_SHARE])
         low, high = max(low - _SLACK, placed.min()), min(high + _SLACK, placed.max())
         return cls(low - 0.5, high + 0.5, unit) if low == high else cls(low, high, unit)
 
@@ -85,7 +86,7 @@ def _unit(values: Vector) -> float:
     if not sizes.size:
         return 1.0
     with np.errstate(over="ignore"):  # of two of the largest there are, the sum is infinite
-        found = float(np.median(sizes))
+        found = float(median(sizes))
     return found if math.isfinite(found) else float(sizes.max())
 
 
@@ -111,7 +112,7 @@ def far_out(values: Vector) -> NDArray[np.bool_]:
     if not finite.any():
         return found
     with np.errstate(over="ignore"):
-        first, third = np.quantile(values[finite], [0.25, 0.75])
+        first, third = quantiles(values[finite], [0.25, 0.75])
         reach = _FENCE * (third - first)
     if reach > 0:
         found |= finite & ((values < first - reach) | (values > third + reach))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.model.moments import Moments, Tally, divergence
+from bnfold.model.moments import Moments, Tally, divergence, median, quantiles
 
 GENERATOR = np.random.default_rng(0)
 
@@ -130,3 +130,17 @@ def test_what_is_recorded_wrongly_has_no_distance() -> None:
     recorded = (np.array([np.nan, 0.0, 0.0]), np.array([1.0, -1.0, 1.0]))
     found = divergence(recorded, (np.zeros(3), np.ones(3)), 1e-3)
     assert np.isnan(found.kl).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("special", [[], [np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]])
+def test_the_median_and_other_quantiles_are_those_of_numpy(special: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    for size in range(1, 40):
+        values = rng.normal(size=(3, size)).round(rng.integers(0, 3)) + 0.0  # none is -0
+        values[1, : len(special)] = special[:size]
+        with np.errstate(invalid="ignore"):
+            assert median(values).tobytes() == np.median(values, axis=-1).tobytes()
+            assert median(values[1]).tobytes() == np.median(values[1]).tobytes()
+            shares = [0.0, 0.01, 0.25, 0.3, 0.75, 0.99, 1.0]
+            ours, numpys = (find(values[1], shares) for find in (quantiles, np.quantile))
+            assert ours.tobytes() == numpys.tobytes()

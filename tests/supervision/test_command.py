@@ -325,7 +325,7 @@ def test_a_polite_end_cleans_up_itself(number: int, tmp_path: Path) -> None:
     assert error == ("bnfold: interrupted\n" if number == signal.SIGINT else "")
 
 
-@pytest.mark.parametrize("module", ["click", "numpy", "bnfold.cli.show"])
+@pytest.mark.parametrize("module", ["click", "numpy", "bnfold.cli.many"])
 def test_an_interrupt_while_modules_are_imported(module: str) -> None:
     """As Ctrl-C does it: the signal goes to both processes."""
     before = f"""

@@ -7,7 +7,7 @@ from bnfold.audit.inputs import is_first
 from bnfold.audit.registry import Needs, rule
 from bnfold.audit.subject import Mask, Subject
 from bnfold.model.channels import Channels
-from bnfold.model.moments import Divergence, Observed, divergence, scale, times
+from bnfold.model.moments import Divergence, Observed, divergence, median, scale, times
 
 # Sampling noise alone has a KL divergence of about 1 / samples in a channel. It is larger in the
 # worst of many channels, and several times that in all channels of a layer with twenty upstream.
@@ -44,15 +44,15 @@ def _judge(
 ) -> Diagnosis | None:
     """The diagnosis of the channels that can be judged."""
     limits, samples = subject.thresholds, observed.samples
-    median = float(np.median(found.kl[judged]))
+    middle = float(median(found.kl[judged]))
     usual = limits.drift_warning + _MEDIAN_NOISE / samples
     lone = judged & (found.kl > limits.drift_channel + _CHANNEL_NOISE / samples)
     fatal = limits.drift_error + _MEDIAN_NOISE / samples
     least = min(usual, fatal)
-    if median <= least and not lone.any():
+    if middle <= least and not lone.any():
         return None
-    concerned = judged & (found.kl > least) if median > least else lone
-    severity = Severity.ERROR if median > fatal else Severity.WARNING
+    concerned = judged & (found.kl > least) if middle > least else lone
+    severity = Severity.ERROR if middle > fatal else Severity.WARNING
     channels = Channels.of(concerned)
     shift, ratio = found.shift[concerned], found.ratio[concerned]
     together = "" if observed.calls < 2 else f" and {observed.calls} calls"
@@ -61,12 +61,12 @@ def _judge(
         f"over {samples} samples{together} its input does not match its moving statistics: in "
         f"{channels} the mean is up to {shift.max():.3g} standard deviations off, the variance "
         f"{ratio.min():.3g} to {ratio.max():.3g} times as large; the median KL of all channels is "
-        f"{median:.3g} nats{_scaled(subject, observed)}",
+        f"{middle:.3g} nats{_scaled(subject, observed)}",
         _FROZEN if subject.is_frozen else _PREPARED + subject.estimate_again,
         channels,
         {
             "samples": samples,
-            "median_kl": median,
+            "median_kl": middle,
             "largest_kl": float(found.kl[concerned].max()),
             "largest_shift": float(shift.max()),
             "smallest_ratio": float(ratio.min()),

@@ -18,6 +18,7 @@ from bnfold.folding.weights import Magnitudes, dtype_named, largest_of
 from bnfold.model.batchnorm import Vector
 from bnfold.model.channels import Channels
 from bnfold.model.graph import show
+from bnfold.model.moments import median
 
 DType = np.dtype[Any]
 
@@ -172,7 +173,7 @@ def _lost_in_a_sum(subject: Subject) -> Mask:
     gamma = np.abs(subject.gamma)
     if subject.place is None or not subject.place.feeds_only_sums:
         return np.zeros(len(gamma), bool)
-    small: Mask = gamma * subject.thresholds.outstanding_scale < np.median(gamma)
+    small: Mask = gamma * subject.thresholds.outstanding_scale < median(gamma)
     return small
 
 
