@@ -22,6 +22,7 @@ from places import FIXTURES
 from rich.console import Console
 
 from bnfold.cli import main
+from bnfold.cli.group import COMMANDS
 from bnfold.reports.schema import schema
 from bnfold.reports.text import fold as fold_text
 from bnfold.running.options import Tolerance
@@ -300,6 +301,27 @@ def test_the_list_of_commands_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) 
     )
     assert "..." not in listed
     assert max(map(len, listed.splitlines())) <= 80
+
+
+def test_the_list_of_commands_has_their_own_first_sentences() -> None:
+    assert {name: main.commands[name].get_short_help_str(limit=400) for name in main.commands} == {
+        name: sentence for name, (_, sentence) in COMMANDS.items()
+    }
+
+
+def test_a_command_is_imported_when_it_is_asked_for() -> None:
+    script = (
+        "import sys\n"
+        "from bnfold.cli import main\n"
+        "for words in (['--help'], ['doctor', '--nope']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
+        "print(*(name for name in sys.modules if name.startswith('bnfold.cli.')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.rpartition(".")[2] for name in ran.stdout.splitlines()[-1].split()}
+    assert "doctor" in loaded
+    assert loaded & {"inspect", "fold", "many"} == set()
 
 
 @pytest.mark.parametrize("command", ["fold", "verify", "export", "bench"])
