@@ -461,14 +461,14 @@ class Run:
         if self.options["output"] is not None:
             put("\n".join(map(journal.line, rows)), self.options["output"])
 
-    def folder(self, total: int, most: int = MOST_ON_A_PAGE) -> str | None:
-        """The name of the folder for the pages of so many models; None where one is for `most`.
+    def folder(self, total: int, *, always: bool = False) -> str | None:
+        """The name of the folder for the pages of so many models; None where one page is for all.
 
         Raises:
             click.UsageError: a folder is needed, and the report goes to standard output.
         """
         output: Path | None = self.options["output"]
-        if total <= most:
+        if total <= MOST_ON_A_PAGE and not always:
             return None
         if output is None:
             raise click.UsageError(
@@ -526,7 +526,7 @@ class Run:
         if self.format == "html":
             from bnfold.reports import html
 
-            self.show_pages(*html.many(rows, totals, self.folder(len(rows), 0), ran=True))
+            self.show_pages(*html.many(rows, totals, self.folder(len(rows), always=True), ran=True))
         self.show(rows, totals, "failed", lambda: _report(rows, self.options["shard"]))
         ctx.exit(exit_code(rows))
 

@@ -306,6 +306,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
         for k, form in enumerate((".keras", ".h5"))
     ],
 )
+@pytest.mark.few(3)
 def test_the_steps_of_every_optimizer(optimizer: str, form: str, tmp_path: Path) -> None:
     inspected = saved(fitted(small(), optimizer=OPTIMIZERS[optimizer]()), tmp_path, form)
     found = finding(inspected, "BN103")

@@ -99,6 +99,7 @@ WRAPPED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.few(3)
 def test_whatever_the_optimizer(make: Callable[[], Any], tmp_path: Path) -> None:
     model = stepped(plain(), make())
     for form in by_turns((".keras", ".h5")):
@@ -122,6 +123,7 @@ PARTS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("make", "expected"), PARTS.values(), ids=PARTS)
+@pytest.mark.few(4)
 def test_whose_statistics_it_spoils(
     make: Callable[[], Any], expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -184,6 +186,7 @@ DEGREES: dict[str, tuple[dict[str, Any], float, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("options", "momentum", "expected"), DEGREES.values(), ids=DEGREES)
+@pytest.mark.few(4)
 def test_how_long_the_averages_are(
     options: dict[str, Any], momentum: float, expected: dict[str, str], tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_augmentation_is_switched_off_in_a_saved_model(
 
 
 @pytest.mark.parametrize("cause", some([*TOLD, "RandomFlip", "Sequential"]))
+@pytest.mark.few(2)
 def test_a_saved_model_is_frozen(
     cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from tiers import some
 
 @pytest.mark.keras  # installed: commands look for it before they read a file
 @pytest.mark.parametrize("name", some(commands.COMMANDS, 3))  # each is a whole process
+@pytest.mark.few(2)
 def test_a_command_refuses_a_bomb(name: str, tmp_path: Path) -> None:
     ended = commands.run(name, attacks.doubled(tmp_path))
     assert ended.code == 2

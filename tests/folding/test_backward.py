@@ -787,6 +787,7 @@ DTYPES: dict[str, tuple[Build, int, str]] = {
 
 
 @pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.few(6)
 def test_dtypes(name: str, tmp_path: Path) -> None:
     build, left, reason = DTYPES[name]
     forms = KERAS if "bfloat16" in name or "brain" in name else BOTH  # Keras has no bfloat16 in .h5

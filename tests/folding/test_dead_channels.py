@@ -88,6 +88,7 @@ def test_a_dead_channel_folds(name: str, beta: float, tmp_path: Path) -> None:
         (1e-39, 0.0, (0, 1, 2), 1),
     ],
 )
+@pytest.mark.few(4)
 def test_several_and_all_channels(
     gamma: float, beta: float, channels: tuple[int, ...], left: int, tmp_path: Path
 ) -> None:

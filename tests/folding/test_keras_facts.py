@@ -144,6 +144,7 @@ TRAINING: dict[str, tuple[Build, int]] = {
 
 
 @pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.few(4)
 def test_training_mode_that_a_default_sets_is_handed_on(name: str, tmp_path: Path) -> None:
     build, left = TRAINING[name]
     examine(randomize(build()), tmp_path, left=left, forms=KERAS, bare=True)
@@ -391,6 +392,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("order", ["backward", "forward"])
 @pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.few(5)
 def test_a_constant_in_a_list_is_a_branch_too(name: str, order: str, tmp_path: Path) -> None:
     found = randomize(both_orders(BESIDE[name])[order]())
     examine(found, tmp_path, left=1, forms=KERAS, inputs=np.ones((3, 2, 3)) * np.arange(3.0))

@@ -39,6 +39,7 @@ def stored(path: Path, values: NDArray[Any], **layout: Any) -> Weight:
     ("shape", "layout", "dtype"),
     some(product(SHAPES, LAYOUTS, ["f4", ">f4", "f8", "f2", "bfloat16"]), 3),
 )
+@pytest.mark.few(10)
 def test_pieces_are_the_whole(
     shape: tuple[int, ...], layout: str, dtype: str, tmp_path: Path
 ) -> None:

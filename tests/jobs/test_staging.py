@@ -522,6 +522,7 @@ run()
 @pytest.mark.parametrize(
     ("size", "kind"), some(product([0, 1000, 3000, 6000], [".keras", ".h5", ""]), 2)
 )
+@pytest.mark.few(3)
 def test_a_file_that_may_not_grow(size: int, kind: str, source: Path, folder: Path) -> None:
     model = {
         ".keras": lambda: source,
@@ -562,6 +563,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 # Each starts a process, so the default run takes each size and each kind, not each pair of them.
 @pytest.mark.parametrize(("left", "kind"), some(product([0, 1, 2, 4], [".keras", ".h5", ""]), 2))
+@pytest.mark.few(3)
 def test_a_full_disk(kind: str, left: int, source: Path, small_disk: Path) -> None:
     model = {
         ".keras": lambda: source,
@@ -602,6 +604,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [(0.0, signal.SIGINT), (0.1, signal.SIGINT), (0.4, signal.SIGTERM), (0.02, signal.SIGTERM)]
     ),
 )
+@pytest.mark.few(1)
 def test_a_signal_at_any_moment(number: int, delay: float, large: Path, folder: Path) -> None:
     target = folder / "m.keras"
     target.write_bytes(OLD)

@@ -424,6 +424,7 @@ NEW_NAMES = {
         for k, case in enumerate(ODD)
     ],
 )
+@pytest.mark.few(16)
 def test_variables_of_odd_shapes(case: str, variable: str, tmp_path: Path) -> None:
     edit = replaced(ODD[case])
     old, new = OLD_NAMES[variable], f"layers/{NEW_NAMES[variable]}"
@@ -465,6 +466,7 @@ ATTRIBUTES: dict[str, Callable[[h5py.Group, str], object]] = {
     "model_weights/dense.weight_names", "model_weights/bn.weight_names",
     "model_weights/dense/dense/kernel.x",
 ])))  # fmt: skip
+@pytest.mark.few(32)
 def test_attributes_of_odd_kinds(case: str, name: str, tmp_path: Path) -> None:
     group, _, attribute = name.rpartition(".")
 
@@ -484,6 +486,7 @@ def test_attributes_of_odd_kinds(case: str, name: str, tmp_path: Path) -> None:
         for k, case in enumerate(ATTRIBUTES)
     ],
 )
+@pytest.mark.few(16)
 def test_attributes_of_odd_kinds_in_archives(case: str, place: str, tmp_path: Path) -> None:
     for name in ("name", "dtype"):
         h5 = weights(lambda f, name=name: ATTRIBUTES[case](f[place], name))  # type: ignore[misc]

@@ -98,6 +98,7 @@ FORMS: dict[str, Callable[[h5py.Group], object]] = {
 
 @pytest.mark.parametrize("settings", [{}, {"libver": "latest"}, {"userblock_size": 1024}], ids=str)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.few(24)
 def test_any_other_form_is_read_as_hdf5_reads_it(form: str, settings: dict[str, Any]) -> None:
     content = written(FORMS[form], **settings)
     with groups(content) as found, by_hdf5(content) as other:
@@ -142,6 +143,7 @@ def differs(content: bytes, position: int, value: int) -> bool:
 
 
 @pytest.mark.parametrize("value", [0x00, 0x01, 0x10, 0xFF])
+@pytest.mark.few(2)
 def test_a_damaged_byte_is_never_read_otherwise_than_hdf5_reads_it(value: int) -> None:
     content = written(plain)
     others = np.flatnonzero(np.frombuffer(content, "u1") != value)

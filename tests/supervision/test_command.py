@@ -182,6 +182,7 @@ LOADING = (
         ),
     ],
 )
+@pytest.mark.few(2)
 def test_code_that_a_model_needs_is_not_believed(does: str, says: str) -> None:
     code, out, error = ended(started("verify", MODEL, MODEL, does=does, before=LOADING))
     told = [line for line in error.splitlines() if not line.endswith(" ...")]
@@ -476,6 +477,7 @@ def limited(*words: object, **limits: int) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("mebibytes", [30, 50, 70, 80, 100, 110])
+@pytest.mark.few(3)
 def test_little_address_space_is_one_line(mebibytes: int) -> None:
     code, error = limited("inspect", MODEL, AS=mebibytes << 20)
     assert (code, error.count("\n")) == (2, 1), error

@@ -40,24 +40,39 @@ from bnfold.verification.values import Value
 L = keras.layers
 
 
+MAKERS: dict[str, Callable[[Any, Path], object]] = {
+    "model.keras": lambda model, path: model.save(path),
+    "data.npz": lambda _, path: np.savez(path, picture=samples()),
+    "plain.onnx": to_onnx,
+    "nchw.onnx": lambda model, path: to_onnx(model, path, inputs_as_nchw=["picture"]),
+    "plain.tflite": to_litert,
+    "float16.tflite": lambda model, path: to_litert(model, path, "float16"),
+    "dynamic.tflite": lambda model, path: to_litert(model, path, "dynamic"),
+    "int8.tflite": lambda model, path: to_litert(model, path, "int8"),
+    "by_keras": to_saved_model,
+    "by_tensorflow": lambda model, path: to_saved_model(model, path, by_keras=False),
+}
+
+
+class Files:
+    """A folder with the model and what was made of it, each made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.model = folder, network()
+
+    def __truediv__(self, name: str | Path) -> Path:
+        path = self.folder / name
+        if not path.exists() and str(name) in MAKERS:
+            MAKERS[str(name)](self.model, path)
+        return path
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model and what was made of it, by name."""
-    folder = tmp_path_factory.mktemp("deployed")
-    model = network()
-    model.save(folder / "model.keras")
-    np.savez(folder / "data.npz", picture=samples())
-    to_onnx(model, folder / "plain.onnx")
-    to_onnx(model, folder / "nchw.onnx", inputs_as_nchw=["picture"])
-    to_litert(model, folder / "plain.tflite")
-    for precision in ("float16", "dynamic", "int8"):
-        to_litert(model, folder / f"{precision}.tflite", precision)
-    to_saved_model(model, folder / "by_keras")
-    to_saved_model(model, folder / "by_tensorflow", by_keras=False)
-    return folder
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("deployed"))
 
 
-def check(files: Path, other: str | Path, **options: Any) -> Verification:
+def check(files: Files, other: str | Path, **options: Any) -> Verification:
     return bnfold.verify(files / "model.keras", files / other, in_process=True, **options)
 
 
@@ -72,7 +87,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.few(2)
-def test_what_other_tools_wrote_is_equivalent(files: Path, name: str) -> None:
+def test_what_other_tools_wrote_is_equivalent(files: Files, name: str) -> None:
     found = check(files, name)
     assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, RIGHT[name])
     assert found.precision == "float32"
@@ -83,11 +98,11 @@ def test_what_other_tools_wrote_is_equivalent(files: Path, name: str) -> None:
     assert all(one.percentiles.p50 <= one.percentiles.max < 1e-5 for one in found.fidelity)
 
 
-def test_a_layout_is_said(files: Path) -> None:
+def test_a_layout_is_said(files: Files) -> None:
     assert "channels first" in " ".join(check(files, "nchw.onnx").paired)
 
 
-def test_made_up_names_are_said(files: Path) -> None:
+def test_made_up_names_are_said(files: Files) -> None:
     found = check(files, "plain.tflite").paired
     assert "output 'kind' is 'output_0' in the file: by its number" in found
 
@@ -95,7 +110,7 @@ def test_made_up_names_are_said(files: Path) -> None:
 @pytest.mark.parametrize("name", ["float16.tflite", "dynamic.tflite", "int8.tflite"])
 @pytest.mark.parametrize("of_user", [False, True], ids=["random", "data"])
 @pytest.mark.few(2)
-def test_reduced_precision_is_approximate(files: Path, name: str, of_user: bool) -> None:
+def test_reduced_precision_is_approximate(files: Files, name: str, of_user: bool) -> None:
     found = check(files, name, data=files / "data.npz" if of_user else None)
     assert found.verdict is Verdict.APPROXIMATE, found.differences
     assert found.is_user_data is of_user
@@ -169,7 +184,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], tuple[str, ...] | None]] = {
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.few(2)
 def test_a_wrong_onnx_file_is_refused_with_the_layer(
-    files: Path, name: str, tmp_path: Path
+    files: Files, name: str, tmp_path: Path
 ) -> None:
     change, culprits = WRONG[name]
     found = check(files, to_onnx(off(change), tmp_path / "wrong.onnx"))
@@ -188,7 +203,7 @@ SLOW = pytest.mark.slow
     ["float32", pytest.param("float16", marks=SLOW), pytest.param("dynamic", marks=SLOW), "int8"],
 )
 @pytest.mark.few(1)
-def test_a_wrong_litert_file_is_refused(files: Path, precision: str, tmp_path: Path) -> None:
+def test_a_wrong_litert_file_is_refused(files: Files, precision: str, tmp_path: Path) -> None:
     """Also with random samples, and where the precision alone already costs a lot."""
     wrong = to_litert(off(stale("body")), tmp_path / "wrong.tflite", precision)
     for data in (None, files / "data.npz"):
@@ -197,13 +212,13 @@ def test_a_wrong_litert_file_is_refused(files: Path, precision: str, tmp_path: P
         assert not found.accepted()
 
 
-def test_a_wrong_saved_model_is_refused(files: Path, tmp_path: Path) -> None:
+def test_a_wrong_saved_model_is_refused(files: Files, tmp_path: Path) -> None:
     found = check(files, to_saved_model(off(stale("body")), tmp_path / "wrong"))
     assert found.verdict is Verdict.DIFFERENT
     assert found.culprits == ("body", "post_bn")  # which TensorFlow merges as it freezes the graph
 
 
-def test_of_several_signatures_the_one_that_fits_is_run(files: Path, tmp_path: Path) -> None:
+def test_of_several_signatures_the_one_that_fits_is_run(files: Files, tmp_path: Path) -> None:
     """Where none is the default: the first one by name may have another purpose."""
     import tensorflow as tf
 
@@ -228,7 +243,7 @@ def test_of_several_signatures_the_one_that_fits_is_run(files: Path, tmp_path: P
     assert "of its 2 signatures 'serving_default' was run" in found.warnings
 
 
-def test_weights_that_nothing_sets_are_said(files: Path, tmp_path: Path) -> None:
+def test_weights_that_nothing_sets_are_said(files: Files, tmp_path: Path) -> None:
     """As TensorFlow's converter writes what tf.saved_model.save made: it computes NaN."""
     import tensorflow as tf
 
@@ -323,7 +338,7 @@ def test_exchanged_classes_are_refused_where_random_samples_saturate(tmp_path: P
     ["qdq", pytest.param("operators", marks=SLOW), pytest.param("dynamic", marks=SLOW), "float16"],
 )
 @pytest.mark.few(1)
-def test_onnx_of_reduced_precision(files: Path, style: str, tmp_path: Path) -> None:
+def test_onnx_of_reduced_precision(files: Files, style: str, tmp_path: Path) -> None:
     source, target = str(files / "plain.onnx"), str(tmp_path / "reduced.onnx")
     data = iter([{"picture": one[None]} for one in samples()])
 
@@ -349,7 +364,7 @@ def test_onnx_of_reduced_precision(files: Path, style: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_quantized_inputs_and_outputs(files: Path, tmp_path: Path) -> None:
+def test_quantized_inputs_and_outputs(files: Files, tmp_path: Path) -> None:
     """Numbers go through the scale and the zero point that the file states."""
     import tensorflow as tf
 
@@ -366,7 +381,7 @@ def test_quantized_inputs_and_outputs(files: Path, tmp_path: Path) -> None:
     assert check(files, path).verdict is not Verdict.DIFFERENT
 
 
-def test_a_file_of_one_batch_size_gets_batches_of_it(files: Path, tmp_path: Path) -> None:
+def test_a_file_of_one_batch_size_gets_batches_of_it(files: Files, tmp_path: Path) -> None:
     proto = onnx.load(str(files / "plain.onnx"))
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 5
@@ -374,7 +389,7 @@ def test_a_file_of_one_batch_size_gets_batches_of_it(files: Path, tmp_path: Path
     assert check(files, tmp_path / "five.onnx", data=files / "data.npz")
 
 
-def test_what_figures_are_asked_for_decides(files: Path) -> None:
+def test_what_figures_are_asked_for_decides(files: Files) -> None:
     data = files / "data.npz"
     found = check(files, "int8.tflite", data=data, min_sqnr=80)
     assert found.verdict is Verdict.APPROXIMATE
@@ -412,7 +427,7 @@ def test_what_no_figure_can_say_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_samples_are_saved_and_run_again(files: Path, tmp_path: Path) -> None:
+def test_samples_are_saved_and_run_again(files: Files, tmp_path: Path) -> None:
     kept = tmp_path / "kept.npz"
     found = check(files, "int8.tflite", save_samples=kept)
     with np.load(kept) as arrays:
@@ -423,7 +438,7 @@ def test_samples_are_saved_and_run_again(files: Path, tmp_path: Path) -> None:
     assert (again.sample_count, found.format) == (count, "tflite")
 
 
-def test_the_command(files: Path) -> None:
+def test_the_command(files: Files) -> None:
     words = ["verify", files / "model.keras", files / "plain.tflite", "--format", "json"]
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.stderr
@@ -439,7 +454,7 @@ def test_the_command(files: Path) -> None:
 # --- what cannot be compared ---------------------------------------------------------------------
 
 
-def test_other_interfaces_are_different(files: Path, tmp_path: Path) -> None:
+def test_other_interfaces_are_different(files: Files, tmp_path: Path) -> None:
     given = keras.Input((12, 10, 4), name="picture")
     other = keras.Model(given, L.Dense(3)(L.Flatten()(given)))
     found = check(files, to_onnx(other, tmp_path / "other.onnx"))
@@ -448,7 +463,7 @@ def test_other_interfaces_are_different(files: Path, tmp_path: Path) -> None:
     assert any("the shape" in one for one in found.differences)
 
 
-def test_damaged_files_are_refused_in_one_line(files: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_refused_in_one_line(files: Files, tmp_path: Path) -> None:
     for name in ("plain.onnx", "plain.tflite"):
         whole = (files / name).read_bytes()
         for cut in (len(whole) // 3, len(whole) - 40):
@@ -458,7 +473,7 @@ def test_damaged_files_are_refused_in_one_line(files: Path, tmp_path: Path) -> N
                 check(files, path)
 
 
-def test_weights_outside_of_the_folder_are_not_read(files: Path, tmp_path: Path) -> None:
+def test_weights_outside_of_the_folder_are_not_read(files: Files, tmp_path: Path) -> None:
     proto = onnx.load(str(files / "plain.onnx"))
     tensor = max(proto.graph.initializer, key=lambda one: len(one.raw_data))
     (tmp_path / "weights.bin").write_bytes(tensor.raw_data)
@@ -485,7 +500,7 @@ def test_weights_outside_of_the_folder_are_not_read(files: Path, tmp_path: Path)
     assert check(files, folder / "model.onnx")
 
 
-def test_a_saved_model_that_writes_files_is_not_run(files: Path, tmp_path: Path) -> None:
+def test_a_saved_model_that_writes_files_is_not_run(files: Files, tmp_path: Path) -> None:
     import tensorflow as tf
 
     class Writer(tf.Module):  # type: ignore[misc]
@@ -565,7 +580,7 @@ def test_what_a_saved_model_may_do_as_it_is_loaded(
     [("FlexWriteFile", "TensorFlow operation 'WriteFile'"), ("Own", "custom operation 'Own'")],
 )
 def test_operations_that_are_not_its_own_are_not_run(
-    files: Path, name: str, says: str, tmp_path: Path
+    files: Files, name: str, says: str, tmp_path: Path
 ) -> None:
     """In a LiteRT file, where a converter would write them."""
     schema_of = importlib.import_module("tensorflow.lite.python.schema_py_generated")
@@ -582,7 +597,7 @@ def test_operations_that_are_not_its_own_are_not_run(
         check(files, path)
 
 
-def test_operators_that_nobody_has_are_named(files: Path, tmp_path: Path) -> None:
+def test_operators_that_nobody_has_are_named(files: Files, tmp_path: Path) -> None:
     proto = onnx.load(str(files / "plain.onnx"))
     proto.graph.node[0].domain = "com.example"
     onnx.save(proto, str(tmp_path / "custom.onnx"))

@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.few(6)
 def test_settings_of_the_batchnorm(name: str, tmp_path: Path) -> None:
     examine(randomize(chain((5,), L.Dense(4), BN(**OPTIONS[name]))), tmp_path)
 

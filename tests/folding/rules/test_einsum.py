@@ -50,6 +50,7 @@ EINSUM: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", some_of_each(EINSUM))
+@pytest.mark.few(9)
 def test_einsum_dense(name: str, tmp_path: Path) -> None:
     equation, shape, output, bias, axis = EINSUM[name]
     layer = L.EinsumDense(equation, output, bias_axes=bias)
@@ -99,6 +100,7 @@ ABSORB: dict[str, Build] = {
 
 
 @pytest.mark.parametrize("name", ABSORB)
+@pytest.mark.few(5)
 def test_layer_absorbs_a_map_before_it(name: str, tmp_path: Path) -> None:
     forms = KERAS if name.startswith("wrapped") else forms_of(name)
     examine(randomize(ABSORB[name]()), tmp_path, forms=forms)

@@ -193,6 +193,7 @@ CHANNELS_FIRST: dict[str, Build] = {
 
 
 @pytest.mark.parametrize("name", CHANNELS_FIRST)
+@pytest.mark.few(6)
 def test_channels_first(name: str, tmp_path: Path) -> None:
     """TensorFlow runs few of these on a CPU: the weights go into a channels-last twin instead."""
     keras.config.set_image_data_format("channels_first")
@@ -266,6 +267,7 @@ def test_channels_first_on_a_cpu(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.few(4)
 def test_every_set_of_variables(use_bias: bool, center: bool, scale: bool, tmp_path: Path) -> None:
     model = chain((5,), L.Dense(4, use_bias=use_bias), BN(center=center, scale=scale))
     for form in by_turns(BOTH):

@@ -109,6 +109,7 @@ OPAQUE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPAQUE_OPERATIONS)
+@pytest.mark.few(5)
 def test_a_map_does_not_cross_other_operations(name: str, tmp_path: Path) -> None:
     operation = OPAQUE_OPERATIONS[name]
     for build in by_turns((before, after)):

@@ -54,11 +54,13 @@ ROWS: dict[str, Row] = {
 
 # By default a layer is crossed in one direction: the rows of the layers are shared by both.
 @pytest.mark.parametrize("name", some(ROWS))
+@pytest.mark.few(6)
 def test_a_map_crosses_forward(name: str, tmp_path: Path) -> None:
     crosses_forward(ROWS, name, tmp_path)
 
 
 @pytest.mark.parametrize("name", some(ROWS, first=1))
+@pytest.mark.few(6)
 def test_a_map_crosses_backward(name: str, tmp_path: Path) -> None:
     crosses_backward(ROWS, name, tmp_path)
 
@@ -79,6 +81,7 @@ def test_a_map_that_does_not_meet_the_condition_stays(name: str, tmp_path: Path)
         (lambda: L.Softmax(), "can neither absorb"),
     ],
 )
+@pytest.mark.few(3)
 def test_layers_that_are_not_transparent(layer: Build, reason: str, tmp_path: Path) -> None:
     for number, build in enumerate((before, after)):
         folder = tmp_path / str(number)

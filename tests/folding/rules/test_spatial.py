@@ -97,6 +97,7 @@ def test_a_map_crosses_backward(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ROWS if ROWS[n][2]])
+@pytest.mark.few(5)
 def test_a_map_that_does_not_meet_the_condition_stays(name: str, tmp_path: Path) -> None:
     stays_without_condition(ROWS, name, tmp_path)
 
