@@ -69,7 +69,7 @@ class BackwardSearch(Search):
         try:
             yield from paths
         except Refusal as refusal:
-            self.first = self.first or refusal
+            self.first = self.first or refusal.alone()
 
     def _put_on(self, wanted: _Wanted, reader: str, depth: int) -> Iterator[list[Demand]]:
         """Every path by which a map gets onto a tensor that `reader` reads."""

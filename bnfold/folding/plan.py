@@ -256,7 +256,7 @@ class _Planner:
             try:
                 edits = self._fold_in(one, direction, into_batchnorms=into_batchnorms)
             except Refusal as refusal:
-                refusals.append((direction, refusal))
+                refusals.append((direction, refusal.alone()))
             else:
                 self._folds[one.path] = (one.batchnorm, direction, edits)
                 return True
@@ -292,7 +292,7 @@ class _Planner:
             try:
                 return self._state.commit(path, demands, forward=forward)
             except Refusal as refusal:
-                first = first or refusal
+                first = first or refusal.alone()
             if number >= _MAX_PATHS:
                 break
         raise first or search.obstacle()

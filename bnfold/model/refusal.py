@@ -33,3 +33,11 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an error)
         self.at = at
         self.about_axis = about_axis
         self.batch_statistics = batch_statistics
+
+    def alone(self) -> "Refusal":
+        """The answer without the code that it comes from, to be kept.
+
+        That would keep all that was looked at until the next search for garbage.
+        """
+        self.__traceback__ = self.__context__ = None
+        return self

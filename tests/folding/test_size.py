@@ -1,5 +1,6 @@
 """Tensors of any size that a file of some bytes may speak of, and the memory that a plan takes."""
 
+import gc
 import io
 import tracemalloc
 
@@ -85,7 +86,11 @@ def test_a_long_axis_that_a_model_may_have_is_read(tmp_path):
 
 
 def memory_of(path, folder):
-    """The most bytes that Python and numpy hold at once while a file is inspected and folded."""
+    """The most bytes that Python and numpy hold at once while a file is inspected and folded.
+
+    Nothing large is garbage that waits for a search.
+    """
+    gc.disable()
     tracemalloc.start()
     try:
         assert inspect_file(path).plan.blocked
@@ -93,3 +98,4 @@ def memory_of(path, folder):
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+        gc.enable()
