@@ -8,7 +8,7 @@ from rich.segment import Segment
 
 from bnfold.values import dataclass
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
+BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = ".:-=+*#@"
 
 
@@ -32,7 +32,7 @@ class Sparkline:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # Text would lose the blanks at its end.
-        yield Segment(self.drawn(_ASCII if options.ascii_only else _BLOCKS))
+        yield Segment(self.drawn(_ASCII if options.ascii_only else BLOCKS))
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(self.cell_len, self.cell_len)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from typing import Any, TypeVar
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +23,7 @@ from bnfold.folding.plan import Blocked, Plan
 from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
-from bnfold.reports.sparkline import Sparkline
+from bnfold.reports.sparkline import BLOCKS, Sparkline
 from bnfold.values import dataclass
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -136,20 +138,65 @@ class Columns:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = self.shown(options.max_width)
+        is_plain = console.color_system is None and not options.ascii_only
+        lines = self._lines(shown, options.max_width) if is_plain else None
+        yield self._table(shown) if lines is None else Segment("\n".join([*lines, ""]))
+        hidden = [one for one in self.headings if one not in shown]
+        if hidden or self.left_out:
+            said = ", ".join((*self.left_out, *hidden))
+            yield Text(f"not shown in a terminal this narrow: {said}", style="dim")
+
+    def _cells(self, shown: Sequence[str]) -> list[list[str | Text | Sparkline]]:
+        places = [self.headings.index(heading) for heading in shown]
+        return [[row[place] for place in places] for row in self._rows]
+
+    def _table(self, shown: Sequence[str]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in shown:
             if heading in self.numbers:
                 table.add_column(heading, justify="right", no_wrap=True)
             else:
                 table.add_column(heading, overflow="fold")
-        places = [self.headings.index(heading) for heading in shown]
-        for row in self._rows:
-            table.add_row(*(row[place] for place in places))
-        yield table
-        hidden = [one for one in self.headings if one not in shown]
-        if hidden or self.left_out:
-            said = ", ".join((*self.left_out, *hidden))
-            yield Text(f"not shown in a terminal this narrow: {said}", style="dim")
+        for cells in self._cells(shown):
+            table.add_row(*cells)
+        return table
+
+    def _lines(self, shown: Sequence[str], most: int) -> list[str] | None:
+        """The table as rich draws it without colours; None where a row needs several lines.
+
+        Rich draws each cell like a page of its own, which takes longer than to judge a layer.
+        """
+        rows = [[_on_a_line(cell) for cell in row] for row in [shown, *self._cells(shown)]]
+        if len(rows) == 1 or any(cell is None for row in rows for cell in row):
+            return None
+        columns = [
+            _aligned([cell or "" for cell in cells], right=heading in self.numbers)
+            for heading, cells in zip(shown, zip(*rows, strict=True), strict=True)
+        ]
+        head, *body = (f" {'   '.join(cells)} " for cells in zip(*columns, strict=True))
+        width = cell_len(head)
+        if width > most:
+            return None
+        blank = " " * width
+        return [blank, head, f" {'─' * (width - 2)} ", *body, blank]
+
+
+def _on_a_line(cell: str | Text | Sparkline) -> str | None:
+    """A cell as text; None where rich may make something else of it."""
+    if isinstance(cell, Sparkline):
+        return cell.drawn(BLOCKS)
+    text = cell if isinstance(cell, str) else cell.plain
+    is_markup = isinstance(cell, str) and not {"[", ":"}.isdisjoint(cell)
+    return text if text.isprintable() and not is_markup else None
+
+
+def _aligned(cells: Sequence[str], *, right: bool) -> list[str]:
+    """Cells in a column that is as wide as the widest, with the blanks at its end."""
+    width = max(1, *map(cell_len, cells))
+    cells = [cell.rstrip() for cell in cells] if right else cells
+    blanks = [" " * (width - cell_len(cell)) for cell in cells]
+    pairs = zip(blanks, cells, strict=True) if right else zip(cells, blanks, strict=True)
+    return [f"{one}{other}" for one, other in pairs]
 
 
 def grouped(values: Iterable[_Value], key: Callable[[_Value], _Key]) -> dict[_Key, list[_Value]]:

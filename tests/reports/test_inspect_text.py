@@ -1,11 +1,12 @@
 """The table of `inspect` in terminals of any width and encoding."""
 
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from places import FIXTURES
 from projects import model
 from rich.console import Console
+from rich.text import Text
 
 from bnfold.audit import Severity, audit
 from bnfold.fleet.row import Row
@@ -182,6 +184,35 @@ def test_any_encoding_can_show_the_table(encoding: str) -> None:
     assert "\\u" not in text
     assert ("█" in text) == (encoding == "utf-8")
     assert ("@" in text) == (encoding != "utf-8")
+
+
+CELLS = ["bn1", "", "  in ", "end  ", "層一", "e\u0301", "\N{GRINNING FACE}", "a [b] :x:", "x" * 30]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [5, 20, 60, 200])
+def test_a_table_without_colours_is_drawn_as_rich_draws_it(
+    width: int, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(table: terminal.Columns) -> str:
+        file = io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace")
+        Console(file=file, width=width, color_system=None, highlight=False).print(table)
+        file.flush()
+        return file.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+    def tables() -> Iterator[terminal.Columns]:
+        for number in range(len(CELLS)):
+            table = terminal.Columns(["name", "some", "bars"], numbers=["some"], optional=["bars"])
+            for _ in range(number % 4):
+                words = [Text(CELLS[(number * k) % len(CELLS)], style="red") for k in (1, 3)]
+                table.add_row(*words, Sparkline([0, number, 2, 0]))
+            table.add_note(Text("  a note on it", style="dim"))
+            yield table
+        yield terminal.Columns(["name", "some"])
+
+    found = [drawn(table) for table in tables()]
+    monkeypatch.setattr(terminal.Columns, "_lines", lambda *_: None)
+    assert found == [drawn(table) for table in tables()]
 
 
 def test_a_bar_is_as_high_as_its_count() -> None:
