@@ -254,6 +254,7 @@ def _inspect_many(
             rows = run.but(resume=None).rows(tasks, [write_baseline])
         else:
             rows = list(map(run.tell, rows))
+            run.tell_end(rows)
     found = [row.report for row in rows if row.report is not None]
     _warn(_merged(rows, settings))
     if not found and len(rows) == 1:
@@ -261,7 +262,7 @@ def _inspect_many(
     if write_baseline is not None:
         _say_whether_written(write_baseline, is_written=is_written)
     failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
-    report = gate.report(found, failed, many.part(rows, run.options["shard"]))
+    report = gate.report(found, failed, run.about(rows, tasks))
     _show_many(rows, report, run, settings)
     return many.exit_code(rows)
 
@@ -299,7 +300,14 @@ def _show_many(
 
         ran = settings.run is not None
         run.show_pages(*html.many(rows, totals, run.folder(len(rows)), ran=ran))
-    run.show(rows, totals, "not read", lambda: _rendered(report, run.format, settings.fail_on))
+    summary = report["summary"]
+    run.show(
+        rows,
+        summary,
+        totals,
+        "not read",
+        lambda: _rendered(report, run.format, settings.fail_on),
+    )
 
 
 def _refuse_contradictions(

@@ -244,6 +244,24 @@ def counterpart(folder: Path, below: Path) -> Path:
     raise BnfoldError(f"{shown}: several things there are named like the model: {names}")
 
 
+def uncompared(folder: Path, compared: Collection[Path]) -> list[str]:
+    """The models of any kind in a folder that are not among those which are compared, in order."""
+    from bnfold.model.container.model_file import is_model_directory
+
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder):
+        path = Path(here)
+        if path in compared:
+            folders.clear()
+        elif path != folder and ("saved_model.pb" in files or is_model_directory(path)):
+            found.append(path)
+            folders.clear()
+        else:
+            inside = (path / name for name in files)
+            found += [one for one in inside if one.suffix.lower() in _SUFFIXES]
+    return [str(one) for one in sorted(set(found) - {*compared})]
+
+
 def _globbed(models: Sequence[Where]) -> tuple[list[Where], list[Where]]:
     """The models with patterns replaced by what they match, where a shell has not done so.
 
@@ -347,7 +365,9 @@ class Run:
                 if self.options["fail_fast"] and row.exit_code:
                     break
             if len(rows) == len(tasks):
-                kept.put_in_order(rows)
+                kept.put_in_order(rows, self.options["shard"])
+                if not self.options.get("is_silent"):
+                    self.tell_end(rows)
         if len(rows) < len(tasks):
             left = len(tasks) - len(rows)
             say(f"stopped at {rows[-1].path}: {left} of {len(tasks)} models were left out")
@@ -357,6 +377,12 @@ class Run:
     def _keeps(self) -> bool:
         """Whether rows are written down, with the digests of what they are of."""
         return self.options["resume"] is not None or self.format == "jsonl"
+
+    def tell_end(self, rows: Sequence[Row]) -> None:
+        """Tell that all models of a shard were told of, where each was by itself."""
+        if self.format == "jsonl" and self.options["output"] is None:
+            for line in journal.ending(len(rows), self.options["shard"]):
+                click.echo(line)
 
     def _digest(self, reads: Sequence[Path]) -> str:
         """That of what results depend on beside the model and its command line."""
@@ -456,10 +482,11 @@ class Run:
             texts = [row.views.get("text") or f"{row.error}\n" for row in rows]
             put("\n".join([*texts, totals]), output)
 
-    def _show_lines(self, rows: Sequence[Row]) -> None:
+    def _show_lines(self, rows: Sequence[Row], about: Json) -> None:
         """Write JSON Lines to the file of --output; to standard output they went already."""
         if self.options["output"] is not None:
-            put("\n".join(map(journal.line, rows)), self.options["output"])
+            shard = None if "left_out" in about else self.options["shard"]
+            put(journal.text(rows, shard).removesuffix("\n"), self.options["output"])
 
     def folder(self, total: int, *, always: bool = False) -> str | None:
         """The name of the folder for the pages of so many models; None where one page is for all.
@@ -513,25 +540,48 @@ class Run:
         writes: bool,
         more: Sequence[str] = (),
         without: Collection[str] = (),
+        uncompared: Callable[[], Sequence[str]] = tuple,
     ) -> NoReturn:
-        """Do the command for each of many models, report on all, and exit; see `tasks`."""
+        """Do the command for each of many models, report on all, and exit; see `tasks`.
+
+        `uncompared` tells, when all tasks are known, what else is there that none is about.
+        """
         from bnfold.reports.text import many as text
 
         if self.options["output"] is not None:
             refuse_unwritable(self.options["output"], models)
-        rows = self.rows(
-            tasks(ctx, models, self, arguments, writes=writes, more=more, without=without)
-        )
-        totals = text.totals(rows)
+        every = tasks(ctx, models, self, arguments, writes=writes, more=more, without=without)
+        others = [*uncompared()]
+        rows = self.rows(every)
+        about = {**self.about(rows, every), **({"uncompared": others} if others else {})}
+        totals = text.totals(rows, about)
         if self.format == "html":
             from bnfold.reports import html
 
             self.show_pages(*html.many(rows, totals, self.folder(len(rows), always=True), ran=True))
-        self.show(rows, totals, "failed", lambda: _report(rows, self.options["shard"]))
+        self.show(rows, about, totals, "failed", lambda: _report(rows, about))
         ctx.exit(exit_code(rows))
 
+    def about(self, rows: Sequence[Row], tasks: Sequence[Task]) -> Json:
+        """What a report says of itself: of how many models it is, and of which of all.
+
+        Where each of its models stands among those of all shards, reports are merged by.
+        """
+        left, shard = len(tasks) - len(rows), self.options["shard"]
+        found: Json = {"found": len(tasks), **({"left_out": left} if left else {})}
+        if shard is None:
+            return found
+        done = [row.number for row in rows if row.report is not None]
+        failed = [row.number for row in rows if row.report is None]
+        return {**found, "shard": shard, "numbers": {"done": done, "failed": failed}}
+
     def show(
-        self, rows: Sequence[Row], totals: str, failed: str, report: Callable[[], str]
+        self,
+        rows: Sequence[Row],
+        about: Json,
+        totals: str,
+        failed: str,
+        report: Callable[[], str],
     ) -> None:
         """The report on many models: in a table, or in whatever the format is made of JSON."""
         from bnfold.reports.text import many as text
@@ -542,7 +592,7 @@ class Run:
         elif self.format == "text":
             print_text(lambda _: text.short(rows, failed, totals), output)
         elif self.format == "jsonl":
-            self._show_lines(rows)
+            self._show_lines(rows, about)
         elif self.format != "html":
             put(report(), output)
         if output is not None:
@@ -697,27 +747,16 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     raise click.UsageError(f"--shard {text!r} is no part of a whole, such as 3/20")
 
 
-def _report(rows: Sequence[Row], shard: str | None) -> str:
+def _report(rows: Sequence[Row], about: Json) -> str:
     """The JSON report on many models, with that of the command for each."""
     from bnfold.reports.formats import json
 
     keys = ("path", "exit_code", "report")
     done = [{k: getattr(row, k) for k in keys} for row in rows if row.report is not None]
     failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
-    summary = {"found": len(rows), "done": len(done), **part(rows, shard)}
+    summary = {"found": about["found"], "done": len(done), **about}
     found = {"schema_version": SCHEMA_VERSION, "summary": summary}
     return json.dump({**found, "reports": done, "failed": failed})
-
-
-def part(rows: Sequence[Row], shard: str | None) -> Json:
-    """What a report on a shard says of that: which it is, and where its models are among all."""
-    if shard is None:
-        return {}
-    done = [row.number for row in rows if row.report is not None]
-    return {
-        "shard": shard,
-        "numbers": {"done": done, "failed": [row.number for row in rows if row.report is None]},
-    }
 
 
 def taken(

@@ -46,7 +46,8 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
     if output is not None:
         refuse_unwritable(output, reports)
     if all(path.suffix.lower() == ".jsonl" for path in reports):
-        every = [journal.read(path, printable(str(path)), must_exist=True) for path in reports]
+        names = {path: printable(str(path)) for path in reports}
+        every = {name: journal.read(path, name, must_exist=True) for path, name in names.items()}
         text = "\n".join(map(journal.line, merging.rows(every)))
     else:
         parts = [_json(path) for path in reports]

@@ -44,7 +44,7 @@ class Resuming:
         check_target(self._target, "text", force=True)
         with contextlib.ExitStack() as first:
             self._taken_by(first)
-            rows = journal.read(self._target, self._name)
+            rows = journal.read(self._target, self._name).rows
             self._known = {row.path: row for row in rows if row.report is not None}
             lines = (f"{journal.line(row)}\n" for row in self._known.values())
             write_text(self._target, "".join(lines))
@@ -92,12 +92,12 @@ class Resuming:
         except OSError as error:
             raise OutputError(f"{self._name}: {error.strerror or error}") from None
 
-    def put_in_order(self, rows: Sequence[Row]) -> None:
-        """Let the file have these rows, which are all, one after another."""
+    def put_in_order(self, rows: Sequence[Row], shard: str | None) -> None:
+        """Let the file have these rows, which are all of the shard, one after another."""
         if self._target is not None:
             from bnfold.jobs.staging import write_text
 
-            write_text(self._target, "".join(f"{journal.line(row)}\n" for row in rows))
+            write_text(self._target, journal.text(rows, shard))
 
 
 def _is_taken_now(stream: IO[Any]) -> bool:

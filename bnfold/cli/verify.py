@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -11,6 +11,9 @@ from bnfold.cli import many, options
 from bnfold.cli.options import CONTEXT, MODEL, NAME, bounded, limitable, pinned, progress, proving
 from bnfold.cli.output import ending_says, refuse_unwritable, reported, say
 from bnfold.cli.show import show
+
+if TYPE_CHECKING:
+    from bnfold.model.container.remote import Where
 
 _BY_ENDING = {".html": "html", **many.BY_ENDING}
 
@@ -74,7 +77,7 @@ def verify(
             raise click.UsageError("--save-samples writes those of one model")
         if not isinstance(other, Path) or not os.path.isdir(other):
             raise click.UsageError(f"{other} is no folder with something for each of many models")
-        run.each(ctx, models, lambda below: [str(many.counterpart(other, below))], writes=False)
+        _verify_many(ctx, models, other, run)
     many.pair(paths, run, "a folder of them")
     original, folded = models[0], other
     if output is not None:
@@ -92,3 +95,17 @@ def verify(
         said = statement(result, strict=strict)
         say("; ".join([f"{output}: written", said.verdict, *said.refused]))
     ctx.exit(0 if result.accepted(strict=strict) else 1)
+
+
+def _verify_many(
+    ctx: click.Context, models: "Sequence[Where]", folder: Path, run: many.Run
+) -> NoReturn:
+    """Compare each model with what stands for it in a folder, and say what else is there."""
+    compared: set[Path] = set()
+
+    def other(below: Path) -> list[str]:
+        found = many.counterpart(folder, below)
+        compared.add(found)
+        return [str(found)]
+
+    run.each(ctx, models, other, writes=False, uncompared=lambda: many.uncompared(folder, compared))

@@ -3,39 +3,82 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bnfold.errors import SettingsError
-from bnfold.fleet.row import KEYS, Row
+from bnfold.fleet.row import KEYS, Json, Row
 from bnfold.serialize import SCHEMA_VERSION, text_of
+from bnfold.values import dataclass
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What is in JSON Lines.
+
+    Attributes:
+        rows: the last one of each model.
+        ended: the shard that was done to its end, "3/20"; None where no line says so.
+    """
+
+    rows: Sequence[Row] = ()
+    ended: str | None = None
 
 
 def line(row: Row) -> str:
     """A row as a line of JSON."""
-    return text_of(row.to_dict(), separators=(",", ":"))
+    return _line(row.to_dict())
 
 
-def rows(text: str, name: str) -> list[Row]:
-    """The rows of a journal, the last one of each model; a last line that was cut off is left out.
+def text(rows: Sequence[Row], shard: str | None) -> str:
+    """All rows of a run, a line each, and for a shard one more, which says that these are all.
+
+    Without it nobody could tell a shard in which no model is, or whose run was killed.
+    """
+    lines = [line(row) for row in rows]
+    return "".join(f"{one}\n" for one in (*lines, *ending(len(rows), shard)))
+
+
+def ending(models: int, shard: str | None) -> list[str]:
+    """What follows the rows of a shard with so many models; nothing without a shard."""
+    if shard is None:
+        return []
+    return [_line({"schema_version": SCHEMA_VERSION, "shard": shard, "models": models})]
+
+
+def _line(value: Json) -> str:
+    return text_of(value, separators=(",", ":"))
+
+
+def parse(text: str, name: str) -> Journal:
+    """A journal from its text; a last line that was cut off is left out.
 
     Raises:
         SettingsError: it is no journal of this version.
     """
     found: dict[str, Row] = {}
+    ended: str | None = None
     lines = text.split("\n")
     for number, one in enumerate(lines, start=1):
         if not one.strip():
             continue
         try:
-            row = _row(json.loads(one))
-        except (ValueError, TypeError, KeyError, RecursionError):
+            value = json.loads(one)
+            if value.keys() == _ENDING:
+                ended = str(value["shard"]) if value["models"] == len(found) else None
+                continue
+            row = _row(value)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             if number == len(lines):  # the run ended while it wrote this
                 break
             raise SettingsError(f"{name}: line {number} is no row of bnfold's JSON Lines") from None
         found.pop(row.path, None)
         found[row.path] = row
-    return list(found.values())
+    return Journal(tuple(found.values()), ended)
+
+
+_ENDING = {"schema_version", "shard", "models"}
 
 
 def _row(value: Any) -> Row:
@@ -56,18 +99,18 @@ def _row(value: Any) -> Row:
     return Row(**given)
 
 
-def read(path: Path, name: str, *, must_exist: bool = False) -> list[Row]:
-    """The rows of a file, and none where there is none yet, unless it must be there.
+def read(path: Path, name: str, *, must_exist: bool = False) -> Journal:
+    """The journal in a file, an empty one where there is none yet, unless it must be there.
 
     Raises:
         SettingsError: it cannot be read, or is no journal.
     """
     try:
-        return rows(path.read_text("utf-8"), name)
+        return parse(path.read_text("utf-8"), name)
     except FileNotFoundError as error:
         if must_exist:
             raise SettingsError(f"{name}: {error.strerror}") from None
-        return []
+        return Journal()
     except UnicodeDecodeError:
         raise SettingsError(f"{name}: no JSON Lines of bnfold's") from None
     except OSError as error:

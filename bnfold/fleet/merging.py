@@ -8,22 +8,26 @@ stand in the order in which a folder is searched.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 from bnfold.errors import SettingsError
+from bnfold.fleet.journal import Journal
 from bnfold.fleet.row import Json, Row
 
 _SHARD = re.compile(r"([1-9]\d{0,8})/([1-9]\d{0,8})")
 
 
-def rows(parts: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of several journals."""
-    check([{row.shard for row in part} for part in parts])
-    every = [row for part in parts for row in part]
+def rows(parts: Mapping[str, Journal]) -> list[Row]:
+    """The rows of several journals, by their names."""
+    for name, part in parts.items():
+        if {row.shard for row in part.rows} - {None, part.ended}:
+            raise SettingsError(f"{name}: the run of this shard did not come to its end")
+    check(part.ended for part in parts.values())
+    every = [row for part in parts.values() for row in part.rows]
     found = _unique([(row.number, replace(row, shard=None, number=None)) for row in every], _path)
     return list(found)
 
@@ -40,7 +44,8 @@ def reports(parts: Sequence[Json]) -> Json:
     (kind,) = kinds
     assert kind is not None  # noqa: S101
     done_as, done_key, failed_key = kind
-    check([{part["summary"].get("shard")} for part in parts])
+    summaries = [part["summary"] for part in parts]
+    check(one.get("shard") for one in summaries)
     done, failed = (
         _unique(
             [pair for part in parts for pair in _numbered(part[key], part["summary"], name)],
@@ -48,12 +53,25 @@ def reports(parts: Sequence[Json]) -> Json:
         )
         for name, key in (("done", done_key), ("failed", failed_key))
     )
+    left = _left_out(summaries)
+    others = sorted({name for one in summaries for name in one.get("uncompared", ())})
     return {
         **parts[0],
-        "summary": {"found": len(done) + len(failed), done_as: len(done)},
+        "summary": {
+            "found": len(done) + len(failed) + left.get("left_out", 0),
+            done_as: len(done),
+            **left,
+            **({"uncompared": others} if others else {}),
+        },
         done_key: done,
         failed_key: failed,
     }
+
+
+def _left_out(summaries: Iterable[Json]) -> dict[str, int]:
+    """How many models of all parts were left out, where any was."""
+    left = sum(one.get("left_out", 0) for one in summaries)
+    return {"left_out": left} if left else {}
 
 
 def _kind(part: Json) -> tuple[str, str, str] | None:
@@ -72,7 +90,7 @@ def sarif(parts: Sequence[Json]) -> Json:
         raise SettingsError("not all of these logs are of the same version of bnfold")
     invocations = [run["invocations"][0] for run in runs]
     every = [one["properties"] for one in invocations]
-    check([{one.get("shard")} for one in every])
+    check(one.get("shard") for one in every)
     read = sum(one["read"] for one in every)
     found = sum(one["found"] for one in every)
     notes, artifacts = (
@@ -91,7 +109,7 @@ def sarif(parts: Sequence[Json]) -> Json:
     invocation = {
         "executionSuccessful": all(one["executionSuccessful"] for one in invocations),
         "exitCodeDescription": f"{read} of {found} read",
-        "properties": {"found": found, "read": read},
+        "properties": {"found": found, "read": read, **_left_out(every)},
         "toolExecutionNotifications": _in_order(notes, lambda one: _parts(_of_result(one))),
     }
     run = {
@@ -138,8 +156,8 @@ def _in_order(every: Sequence[tuple[int | None, Any]], order: Callable[[Any], An
     return [one for _, one in sorted(every, key=lambda pair: (pair[0] or 0, order(pair[1])))]
 
 
-def check(labels: Sequence[set[str | None]]) -> None:
-    """See that there are all shards, where there are shards; a part of which is empty has no label.
+def check(labels: Iterable[str | None]) -> None:
+    """See that there are all shards, where there are shards.
 
     Raises:
         SettingsError: one is missing, or they are of different wholes.
@@ -152,13 +170,13 @@ def check(labels: Sequence[set[str | None]]) -> None:
         raise SettingsError("these are shards of different wholes")
     (of,) = wholes
     missing = sorted(set(range(1, of + 1)) - {shard for shard, _ in named})
-    if len(missing) > sum(label <= {None} for label in labels):
+    if missing:
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise SettingsError(f"of {of} shards these are missing: {shown}")
 
 
-def _shards(labels: Iterable[set[str | None]]) -> Iterator[tuple[int, int]]:
-    for label in set().union(*labels) - {None}:
+def _shards(labels: Iterable[str | None]) -> Iterator[tuple[int, int]]:
+    for label in set(labels) - {None}:
         match = _SHARD.fullmatch(str(label))
         if match is None:
             raise SettingsError(f"{label!r} is no shard")

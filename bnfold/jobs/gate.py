@@ -113,7 +113,8 @@ def report(
 def how_many_read(summary: Mapping[str, Any]) -> str:
     """How many of the models that were found could be read: `28 of 32 read`; of which shard."""
     part = f" of shard {summary['shard']}" if "shard" in summary else ""
-    return f"{summary['read']} of {summary['found']} read{part}"
+    left = f", {summary['left_out']} left out" if "left_out" in summary else ""
+    return f"{summary['read']} of {summary['found']} read{left}{part}"
 
 
 @dataclass(frozen=True)

@@ -123,15 +123,78 @@ def test_workers_and_one_process_report_the_same(
 
 @pytest.mark.parametrize("ending", ["json", "jsonl", "sarif"])
 def test_shards_are_a_partition_and_merge_to_the_report_on_all(models: Path, ending: str) -> None:
+    """There are more of them than models, so that some are empty; none of these may be missing."""
     run(models, "--output", f"all.{ending}")
-    parts = [f"{number}.{ending}" for number in range(1, 4)]
+    parts = [f"{number}.{ending}" for number in range(1, 13)]
     for number, part in enumerate(parts, start=1):
-        run(models, "--shard", f"{number}/3", "--output", part)
+        run(models, "--shard", f"{number}/12", "--output", part)
     assert run(*reversed(parts), "--output", f"merged.{ending}", command="merge").exit_code == 0
     assert Path(f"merged.{ending}").read_bytes() == Path(f"all.{ending}").read_bytes()
-    refused = run(*parts[1:], command="merge")
-    assert refused.exit_code == 2
-    assert refused.stderr == "bnfold: of 3 shards these are missing: 1\n"
+    for number, part in enumerate(parts, start=1):
+        refused = run(*(one for one in parts if one != part), command="merge")
+        assert refused.exit_code == 2
+        assert refused.stderr == f"bnfold: of 12 shards these are missing: {number}\n"
+
+
+def test_a_shard_that_was_killed_is_not_taken_for_a_whole_one(models: Path) -> None:
+    run(models, "--shard", "1/2", "--output", "1.jsonl")
+    whole = run(models, "--shard", "2/2", "--format", "jsonl").stdout
+    jsonschema.validate(lines(whole)[-1], schema("ending"))
+    assert lines(whole)[-1]["models"] == len(lines(whole)) - 1 >= 2
+    Path("2.jsonl").write_text(whole)
+    assert run("1.jsonl", "2.jsonl", command="merge").exit_code == 0
+    written = whole.splitlines(keepends=True)
+    for left, says in (
+        (written[:-1], "2.jsonl: the run of this shard did not come to its end"),
+        (written[1:], "2.jsonl: the run of this shard did not come to its end"),
+        ([], "of 2 shards these are missing: 2"),
+    ):
+        Path("2.jsonl").write_text("".join(left))
+        refused = run("1.jsonl", "2.jsonl", command="merge")
+        assert (refused.exit_code, refused.stderr) == (2, f"bnfold: {says}\n")
+
+
+def test_the_file_of_a_resumed_shard_merges_too(models: Path) -> None:
+    run(models, "--format", "jsonl", "--output", "all.jsonl")
+    for number in (1, 2):
+        for _ in range(2):
+            run(models, "--shard", f"{number}/2", "--resume", f"{number}.jsonl", "-q")
+    assert run("1.jsonl", "2.jsonl", command="merge").stdout == Path("all.jsonl").read_text()
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold"])
+def test_what_fail_fast_leaves_out_is_counted(models: Path, command: str) -> None:
+    writes = ["--out-dir", "out", "--no-verify"] if command == "fold" else []
+    words = [models / "sub", *writes, "--fail-fast"]
+    said = run(*words, command=command).stdout.splitlines()[-1]
+    assert "of 5 " in said
+    assert " left out" in said
+    result = run(*words, "--format", "json", *(["--force"] if writes else []), command=command)
+    found = json.loads(result.stdout)
+    jsonschema.validate(found, schema("many" if writes else "inspect"))
+    counted = found["summary"]
+    done = len(found["reports" if writes else "models"]) + len(
+        found["failed" if writes else "unreadable"]
+    )
+    assert counted["found"] == 5 == done + counted["left_out"]
+    part = ["--shard", "1/1", "--output", "part.jsonl", *(["--force"] if writes else [])]
+    run(*words, *part, command=command)
+    refused = run("part.jsonl", command="merge")
+    assert "did not come to its end" in refused.stderr
+
+
+def test_what_verify_compares_with_no_model_is_said(models: Path) -> None:
+    for name in ("sub/other.onnx", "sub/left.tflite", "saved/saved_model.pb", "notes.txt"):
+        path = Path("out", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    model(Path("out/more.keras"), "bn")
+    others = ["out/more.keras", "out/saved", "out/sub/left.tflite", "out/sub/other.onnx"]
+    result = run(models, "out", command="verify")
+    assert result.stdout.endswith(f"0 of 9 done; compared with no model: {', '.join(others)}\n")
+    found = json.loads(run(models, "out", "--format", "json", command="verify").stdout)
+    jsonschema.validate(found, schema("many"))
+    assert found["summary"]["uncompared"] == others
 
 
 def test_baselines_merge() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -75,9 +76,17 @@ def failure(row: Row, failed: str) -> RenderableType:
     return terminal.Hanging(said)
 
 
-def totals(rows: Sequence[Row]) -> str:
-    """What came of all of them, in a line: `28 equivalent, 1 different; 29 of 32 done`."""
+def totals(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+    """What came of all of them, in a line: `28 equivalent, 1 different; 29 of 32 done`.
+
+    `about` is the summary of the report; what else is in it follows.
+    """
     every = [summary(row) for row in rows if row.report is not None]
     verdicts = Counter(one.verdict for one in every)
     said = [", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())]
-    return "; ".join([*filter(None, said), f"{len(every)} of {len(rows)} done"])
+    done = f"{len(every)} of {about['found']} done"
+    left = f", {about['left_out']} left out" if "left_out" in about else ""
+    part = f" of shard {about['shard']}" if "shard" in about else ""
+    others = about.get("uncompared", ())
+    more = [f"compared with no model: {terminal.names(others)}"] if others else []
+    return "; ".join([*filter(None, said), f"{done}{left}{part}", *more])
