@@ -64,7 +64,7 @@ python_use_unqualified_type_names = True
 linkcheck_timeout = 20
 linkcheck_retries = 2
 linkcheck_anchors = False  # many sites make theirs with scripts
-linkcheck_ignore = [r"https://git\.example\.com/", r"https?://localhost"]
+linkcheck_ignore = [r"https?://localhost"]
 
 # Pages from files that live elsewhere: name of the page, the file, and the text if it is not all.
 MIRRORED = {

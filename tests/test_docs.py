@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,18 @@ def test_the_page_on_folding_lists_what_the_code_does(number: int) -> None:
 def test_the_table_of_all_layers_is_what_the_rows_say() -> None:
     written = runpy.run_path(str(DOCS / "layer_table.py"))
     assert written["page"]() == (DOCS / "folding.md").read_text(), "run docs/layer_table.py"
+
+
+def test_one_place_has_the_address_of_the_repository() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    source = urls["Source"]
+    assert all(url.startswith(source) for url in urls.values())
+    places = [ROOT / "README.md", ROOT / "Dockerfile", ROOT / ".pre-commit-hooks.yaml"]
+    for folder in ("docs", ".github", "bnfold"):
+        places += [path for path in (ROOT / folder).rglob("*") if path.suffix != ".pyc"]
+    address = source.removeprefix("https://")
+    texts = (path for path in places if path.is_file())
+    assert [path for path in texts if address.encode() in path.read_bytes()] == []
 
 
 def test_the_map_for_developers_is_what_the_modules_say() -> None:

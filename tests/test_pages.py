@@ -141,7 +141,7 @@ def files(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("litert", "wrote model_int8.tflite"),
         ("no-batchnorm", "now depthwise convolutions: "),
-        ("custom-layers", "wrote folded.keras"),
+        ("custom-layers", "wrote verified.keras"),
         ("keras2", "wrote folded.h5"),
         ("deploy", "wrote deploy"),
     ],
