@@ -257,8 +257,8 @@ def _inspect_many(
             run.tell_end(rows)
     found = [row.report for row in rows if row.report is not None]
     _warn(_merged(rows, settings))
-    if not found and len(rows) == 1:
-        return many.exit_code(rows)
+    if not found and len(rows) == len(tasks) == 1 and run.is_for_eyes:
+        return many.exit_code(rows)  # all that a table would say was said
     if write_baseline is not None:
         _say_whether_written(write_baseline, is_written=is_written)
     failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]

@@ -398,6 +398,12 @@ class Run:
         return f"--{given.replace('_', '-')}" if given else ""
 
     @property
+    def is_for_eyes(self) -> bool:
+        """Whether the report is only shown, and no program will look for it."""
+        options = self.options
+        return self.format == "text" and options["output"] is None and options["shard"] is None
+
+    @property
     def _streams(self) -> bool:
         """Whether standard output gets something while models are done."""
         return self.options["full"] or self.format == "jsonl"

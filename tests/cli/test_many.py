@@ -136,6 +136,18 @@ def test_shards_are_a_partition_and_merge_to_the_report_on_all(models: Path, end
         assert refused.stderr == f"bnfold: of 12 shards these are missing: {number}\n"
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl", "sarif", "html", "txt"])
+def test_a_part_of_which_nothing_can_be_read_has_a_report(ending: str) -> None:
+    Path("models").mkdir()
+    Path("models/cut.keras").write_bytes(BROKEN)
+    result = run("models", "--shard", "1/1", "--output", f"report.{ending}")
+    assert result.exit_code == 2
+    assert result.stderr.count("models/cut.keras: ") == 1
+    assert "models/cut.keras" in Path(f"report.{ending}").read_text()
+    if ending in ("json", "jsonl", "sarif"):
+        assert run(f"report.{ending}", command="merge").exit_code == 0
+
+
 def test_a_shard_that_was_killed_is_not_taken_for_a_whole_one(models: Path) -> None:
     run(models, "--shard", "1/2", "--output", "1.jsonl")
     whole = run(models, "--shard", "2/2", "--format", "jsonl").stdout
