@@ -138,7 +138,8 @@ class FoldState:
         if call not in self._sites:
             self._sites[call] = _site(call)
         site = self._sites[call]
-        return replace(site, layer=self.edited.get(call.core_path, site.layer))
+        now = self.edited.get(call.core_path)
+        return site if now is None else replace(site, layer=now)
 
     def magnitudes(self, path: LayerPath, edit: WeightEdit) -> tuple[Magnitudes, ...]:
         """How large the numbers of a layer get with all edits, by the channels of one of them."""

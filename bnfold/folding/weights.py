@@ -5,6 +5,7 @@ variable. `magnitudes` measures the result without making it: what is exact in r
 still overflow or underflow where it is stored or computed with.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -203,13 +204,11 @@ class Magnitudes:
         """The same by the channels of one of the edits, (channels,) or as its factor's axes."""
         factor = with_rank(edit.factors.get(self.slot), self.scaled.ndim)
         if factor is None or self.slot in edit.biases:
-            return replace(self, before=_NONE, scaled=_NONE)
-        others = tuple(axis for axis in range(self.scaled.ndim) if factor.shape[axis] == 1)
-        before, scaled, exact = (
-            np.abs(array).max(axis=others) if array.size else array
-            for array in (self.before, self.scaled, self.exact)
-        )
-        return replace(self, before=before, scaled=scaled, exact=exact)
+            return Magnitudes(self.slot, _NONE, _NONE, self.exact, self.dtypes)
+        others = tuple(axis for axis, size in enumerate(factor.shape) if size == 1)
+        every = (self.before, self.scaled, self.exact)
+        before, scaled, exact = (_largest_by(array, others) for array in every)
+        return Magnitudes(self.slot, before, scaled, exact, self.dtypes)
 
     def overflows(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
         """Which of the `exact` numbers are not finite in a dtype."""
@@ -223,6 +222,16 @@ class Magnitudes:
         tiny = _smallest(dtype)
         found: NDArray[np.bool_] = (self.scaled < tiny) & (self.scaled != 0) & (self.before >= tiny)
         return found
+
+
+def _largest_by(array: Array, others: tuple[int, ...]) -> Array:
+    """The largest magnitudes along some axes, which are not there any more."""
+    sizes = np.abs(array)
+    kept = tuple(size for axis, size in enumerate(array.shape) if axis not in others)
+    if math.prod(kept) == array.size:  # there is one number along them, as nearly always
+        return sizes.reshape(kept) if array.size else array
+    largest: Array = sizes.max(axis=others)
+    return largest
 
 
 def misfit(layer: Layer, edit: WeightEdit) -> str | None:
@@ -262,11 +271,11 @@ class _FarError(Exception):
 
 def _near(weight: Weight) -> Weight:
     """A weight that raises _FarError where its numbers are far."""
+    return replace(weight, read=_refuse_to_fetch) if weight.is_far else weight
 
-    def refuse() -> NDArray[Any]:
-        raise _FarError
 
-    return replace(weight, read=refuse) if weight.is_far else weight
+def _refuse_to_fetch() -> NDArray[Any]:
+    raise _FarError
 
 
 def _measured(

@@ -168,7 +168,7 @@ class Layer:
 
     def with_config(self, **changes: Any) -> "Layer":
         """The same layer with some settings changed."""
-        return replace(self, config={**self.config, **changes})
+        return changed(self, config={**self.config, **changes})
 
 
 @dataclass(frozen=True)
@@ -256,12 +256,6 @@ def each_once(waiting: list[T]) -> Iterator[T]:
         if one not in seen:
             seen.add(one)
             yield one
-
-
-def inside(value: dict[str, Any] | list[Any]) -> list[Any]:
-    """The objects and lists that stand right in one of JSON."""
-    every = value.values() if isinstance(value, dict) else value
-    return [one for one in every if isinstance(one, (dict, list))]
 
 
 def walk_all(graph: Graph, path: LayerPath = ()) -> Iterator[tuple[LayerPath, Layer]]:

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
-from typing import NamedTuple
+from itertools import chain as joined
+from typing import Any, NamedTuple
 
 from bnfold.model import graph as tree
 from bnfold.model import inbound_nodes, layers
@@ -23,7 +24,6 @@ from bnfold.model.graph import (
     chain,
     core_path,
     each_once,
-    inside,
     parts,
     title,
     unwrapped,
@@ -436,12 +436,14 @@ def _in_order(region: Region) -> Iterator[Call]:
 def _repeated_objects(value: object) -> frozenset[int]:
     """The objects that a config holds in more than one place, whoever holds them."""
     count: Counter[int] = Counter()
-    level = [value] if isinstance(value, (dict, list)) else []
+    level: list[Any] = [value]
     while level:
-        for node in level:
-            if isinstance(node, dict) and isinstance(node.get("shared_object_id"), int):
-                count[node["shared_object_id"]] += 1
-        level = [one for node in level for one in inside(node)]
+        objects = [node for node in level if isinstance(node, dict)]
+        numbers = (node["shared_object_id"] for node in objects if "shared_object_id" in node)
+        count.update(number for number in numbers if isinstance(number, int))
+        lists = (node for node in level if isinstance(node, list))
+        every = joined.from_iterable((*(node.values() for node in objects), *lists))
+        level = [one for one in every if isinstance(one, (dict, list))]
     return frozenset(number for number, times in count.items() if times > 1)
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 
 _PER_THREAD = 8 << 20  # address space of a stack, of which hardly anything is used
 _THREADS = 16  # for each processor: TensorFlow and ONNX Runtime have several pools
@@ -63,6 +64,7 @@ def _resident_on_windows(pid: int) -> int | None:
     return int(numbers[present]) if worked else None
 
 
+@cache
 def memory() -> int | None:
     """The bytes of memory that this process can have; None where the system does not say it."""
     try:
