@@ -101,13 +101,34 @@ def test_one_place_has_the_address_of_the_repository() -> None:
     assert [path for path in texts if address.encode() in path.read_bytes()] == []
 
 
+def rows(text: str, first: str) -> list[list[str]]:
+    """The cells of the table whose heading begins so."""
+    _, _, found = text.partition(first)
+    lines = (first + found).split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_readme_counts_what_the_page_on_other_tools_has() -> None:
+    page = rows((DOCS / "peers.md").read_text(), "|  | bnfold")
+    stay = next(number for number, row in enumerate(page) if row[0] == "**must stay**")
+    assert (stay - 3, len(page) - stay - 1) == (12, 3)
+    heading, _, folded, wrong = rows((ROOT / "README.md").read_text(), "| | bnfold")
+    names = [name for cell in heading[1:] for name in cell.split(", ")]
+    assert sorted(names) == sorted(page[0][1:])
+    for number, cell in enumerate(heading[1:], start=1):
+        for name in cell.split(", "):
+            column = [row[page[0].index(name)] for row in page]
+            assert folded[number] == str(column[:stay].count("folds")), name
+            assert wrong[number] == str(column.count("**wrong**")), name
+
+
 def test_the_map_for_developers_is_what_the_modules_say() -> None:
     written = runpy.run_path(str(DOCS / "module_map.py"))
     assert written["page"]() == (DOCS / "development.md").read_text(), "run docs/module_map.py"
 
 
 def test_the_map_for_developers_has_every_module_once_after_what_it_imports() -> None:
-    listed = [f"bnfold/{cell.strip('`')}" for cell in tables("development.md")[1]]
+    listed = [f"bnfold/{cell.strip('`')}" for cell in tables("development.md")[2]]
     modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "bnfold").rglob("*.py")]
     assert sorted(listed) == sorted(name for name in modules if "/__" not in name)
     place = {name: number for number, name in enumerate(listed)}
