@@ -26,10 +26,10 @@ _SECONDS = 120.0  # TensorFlow takes some ten seconds, from a slow disk a minute
 @debug
 @click.pass_context
 def doctor(ctx: click.Context, /, no_import: bool, timeout: float, format_: str) -> None:
-    """Say what is installed, of which version, and what each command can do with it.
+    """Say which libraries are installed, and what each command can do with them.
 
-    Every library is imported in a process of its own, which takes as long as a model's loading.
-    The report names no files and no user: put it into a bug report.
+    Every library is imported, in another process, to see whether it works. The report names no
+    files and no user: put it into a bug report.
 
     \b
     Examples:

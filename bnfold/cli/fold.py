@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-verify",
     is_flag=True,
-    help="Do not verify the result; TensorFlow is not loaded, but to export.",
+    help="Do not verify the result; TensorFlow is loaded only to export.",
 )
 @keep_option
 @keras_option
@@ -208,8 +208,8 @@ def export(
     file, and one that ends in / or .savedmodel the folder of a SavedModel, as is one that exists.
     Inputs and outputs keep their names, order, shapes and dtypes, and free sizes stay free.
 
-    All are written only if what runs each of them (ONNX Runtime, LiteRT, TensorFlow without Keras)
-    computes from it what Keras computes from MODEL, or what is left of that at its precision. The
+    Each file is run in ONNX Runtime, in LiteRT, or in TensorFlow without Keras. All are written
+    only if each computes what MODEL computes in Keras, as exactly as its precision allows. The
     report says what the runtime would have left of each BatchNormalization without bnfold. Errors
     that 'bnfold inspect' finds are reported. Many MODELs, folders among them, go to --out-dir.
 

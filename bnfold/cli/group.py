@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "doctor": (
         "doctor",
-        "Say what is installed, of which version, and what each command can do with it.",
+        "Say which libraries are installed, and what each command can do with them.",
     ),
     "export": (
         "fold",
@@ -51,15 +51,15 @@ COMMANDS = {
     ),
     "inspect": (
         "inspect",
-        "Show every BatchNormalization: where, how configured, its statistics, whether it folds.",
+        "Show every BatchNormalization: where it is, its settings, statistics, whether it folds.",
     ),
     "merge": (
         "merge",
-        "Merge reports on parts of the models into one, as if all had been looked at in one run.",
+        "Merge reports on different models into one, the same that one run would have made.",
     ),
     "prepare": (
         "prepare",
-        "Make of MODEL everything that is deployed, in a new folder DIR.",
+        "Make everything that you deploy of MODEL, in a new folder DIR.",
     ),
     "recalibrate": (
         "recalibrate",

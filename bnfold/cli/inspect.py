@@ -73,7 +73,7 @@ _SELECTION = (
         multiple=True,
         callback=_codes,
         shell_complete=completion.rules,
-        help="Look for these only: codes of rules, what they begin with, or names, such as "
+        help="Apply only these rules: codes, prefixes of codes, or names, such as "
         "BN1,BN403,non-finite. Repeatable.  [default: all]",
     ),
     click.option(
@@ -82,18 +82,18 @@ _SELECTION = (
         multiple=True,
         callback=_codes,
         shell_complete=completion.rules,
-        help="Do not look for these. Where --select and --ignore both name a rule, the longer "
-        "code counts. Repeatable.",
+        help="Skip these rules. If --select and --ignore both match a rule, the longer code wins. "
+        "Repeatable.",
     ),
     click.option(
         "--fail-on",
         type=click.Choice(FAIL_ON),
-        help="Exit with 1 when there is a finding this bad, or worse.  [default: error]",
+        help="Exit with 1 if there is a finding this bad or worse.  [default: error]",
     ),
     click.option(
         "--target-dtype",
         type=click.Choice(["float16", "bfloat16", "float32"]),
-        help="Judge what overflows by this dtype, in which the model will run.  "
+        help="The dtype that the model will run in, for the rules on overflow.  "
         "[default: that of each layer]",
     ),
     click.option(
@@ -155,11 +155,11 @@ def inspect(
     output: Path | None,
     **options: Any,
 ) -> None:
-    """Show every BatchNormalization: where, how configured, its statistics, whether it folds.
+    """Show every BatchNormalization: where it is, its settings, statistics, whether it folds.
 
     A MODEL that is a folder, or one in a store (s3://bucket/models), is searched for .keras, .h5
     and .hdf5 files and Keras directories; SavedModels in it are reported as not read.
-    'bnfold rules' lists what is looked for.
+    'bnfold rules' lists the rules.
 
     \b
     Examples:

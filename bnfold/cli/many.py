@@ -75,32 +75,34 @@ _OPTIONS = (
         "--jobs",
         metavar="N",
         type=click.IntRange(min=1),
-        help="With many models: so many at a time, each in a process.  [default: one for each "
-        "processor, fewer where models are run and need memory, or where small files are read]",
+        help="With many models: N at a time, each in a process of its own.  [default: one for each "
+        "processor; fewer if models are run, which need memory, or if small files are read]",
     ),
     click.option(
         "--engine",
         type=click.Choice(["processes", "dask"]),
         default="processes",
         show_default=True,
-        help="With many models: where the work is done.",
+        help="With many models: where to do the work.",
     ),
-    click.option("--scheduler", metavar="ADDRESS", help="Of Dask, such as tcp://host:8786."),
+    click.option("--scheduler", metavar="ADDRESS", help="Of Dask: tcp://host:8786, for example."),
     click.option(
         "--shard",
         metavar="I/N",
-        help="Of many models, do the I-th of N parts; 'bnfold merge' puts the reports together.",
+        help="With many models: do the I-th of N parts; 'bnfold merge' merges the reports.",
     ),
     click.option(
         "--resume",
         metavar="FILE",
         type=MODEL,
-        help="Write JSON Lines to FILE as models are done; do not do again what FILE has of "
-        "models that have not changed.",
+        help="With many models: write a line to FILE for each one that is done, and skip models "
+        "that FILE has and that did not change.",
     ),
-    click.option("--fail-fast", is_flag=True, help="Of many models, stop at the first that fails."),
-    click.option("--full", is_flag=True, help="Of many models, show each in full."),
-    click.option("--quiet", "-q", is_flag=True, help="With many models: no progress."),
+    click.option(
+        "--fail-fast", is_flag=True, help="With many models: stop at the first that fails."
+    ),
+    click.option("--full", is_flag=True, help="With many models: show each in full."),
+    click.option("--quiet", "-q", is_flag=True, help="With many models: show no progress."),
 )
 _OUT_DIR = click.option(
     "--out-dir",

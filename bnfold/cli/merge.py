@@ -21,14 +21,14 @@ _MOST_BYTES = 1 << 30
     "--output",
     metavar="FILE",
     type=MODEL,
-    help="Write to this file, in the place of an earlier one.",
+    help="Write to this file, and replace an earlier one.",
 )
 @debug
 def merge(reports: Sequence[Path], output: Path | None) -> None:
-    """Merge reports on parts of the models into one, as if all had been looked at in one run.
+    """Merge reports on different models into one, the same that one run would have made.
 
-    REPORTs are of one kind: JSON, JSON Lines (.jsonl), SARIF or baselines. Those of --shard know
-    which part they are of, and a missing one is an error.
+    REPORTs are of one kind: JSON, JSON Lines (.jsonl), SARIF or baselines. Those of --shard name
+    their shard, and a missing one is an error.
 
     \b
     Examples:

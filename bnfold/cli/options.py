@@ -190,7 +190,7 @@ _LIMITS = (
         metavar="SECONDS",
         expose_value=False,
         callback=_limit,
-        help="Stop when the command takes longer, or one of many models.  [default: "
+        help="Stop if the command takes longer, or one of many models does.  [default: "
         f"{limits.READING_SECONDS:g} for reading a file, with {limits.READING_SECONDS_PER_MIB:g} "
         f"more for each MiB and {limits.SECONDS_PER_LAYER:g} for each layer; "
         f"{limits.RUNNING_SECONDS:g} for running models]",
@@ -201,8 +201,8 @@ _LIMITS = (
         metavar="SIZE",
         expose_value=False,
         callback=_limit,
-        help="Stop when the command takes more memory than this, such as 512M or 8G; a number "
-        "alone is in MiB.  [default: "
+        help="Stop if the command takes more memory, such as 512M or 8G; a number alone is in "
+        "MiB.  [default: "
         f"{limits.READING_MEMORY // limits.MIB}M for reading a file, or "
         f"{limits.READING_MEMORY_PER_BYTE} times its size if that is more, with "
         f"{limits.MEMORY_PER_LAYER // 1024} KiB for each layer; {limits.RUNNING_SHARE:.0%} of the "
@@ -246,8 +246,8 @@ def pinned(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="HEX",
         multiple=True,
         callback=_digests,
-        help="Read a model only if this is its SHA-256. Repeatable: each model that is named must "
-        "have one of these.",
+        help="Read a model only if this is its SHA-256. Repeatable: each model must have one of "
+        "these.",
     )(command)
 
 
@@ -304,20 +304,21 @@ _TOLERANCES = (
         "--rtol",
         metavar="X",
         type=Finite(min=0),
-        help="Allow this share of each channel's magnitude, instead of what is measured.",
+        help="Allow an error of X times each channel's magnitude, instead of the measured "
+        "tolerance.",
     ),
     click.option(
         "--atol",
         metavar="Y",
         type=Finite(min=0),
-        help="Allow this much, besides --rtol, instead of what is measured.",
+        help="Allow an error of Y, beside --rtol, instead of the measured tolerance.",
     ),
 )
 _STRICT = click.option(
     "--strict",
     is_flag=True,
-    help="Refuse unless both Keras and ONNX Runtime judged, and every output and fold site was "
-    "exercised.",
+    help="Refuse unless both Keras and ONNX Runtime judged, and the samples exercised every output "
+    "and every place where a layer was folded.",
 )
 
 
@@ -370,7 +371,7 @@ def over_data(*, required: bool) -> Callable[[Callable[..., Any]], Callable[...,
         "--batch",
         metavar="N",
         type=click.IntRange(min=1),
-        help="Samples that are in memory at a time.  [default: what is safe, up to 128]",
+        help="Samples in memory at a time.  [default: what is safe, up to 128]",
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -446,8 +447,8 @@ def gating(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(FAIL_ON),
         default="never",
         show_default=True,
-        help="Write nothing, and exit with 1, when 'bnfold inspect' would have a finding on MODEL "
-        "this bad, or worse. Errors are reported in any case.",
+        help="Write nothing, and exit with 1, if 'bnfold inspect' has a finding on MODEL this bad "
+        "or worse. Errors are reported in any case.",
     )
     return having(command, fail_on, *SETTINGS_FILE)
 

@@ -28,7 +28,7 @@ def reported(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
         "--output",
         metavar="FILE",
         type=MODEL,
-        help="Write the report to this file, in the place of an earlier one.",
+        help="Write the report to this file, and replace an earlier one.",
     )
     return lambda command: format_(output(command))
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     pass
 
 _OWN = (
-    click.option("--force", is_flag=True, help="Replace DIR if it was prepared before."),
+    click.option("--force", is_flag=True, help="Replace DIR, if 'bnfold prepare' made it."),
     click.option(
         "--to",
         type=click.Choice(PRODUCTS),
@@ -52,9 +52,9 @@ _OWN = (
         "--labels",
         type=SAMPLES,
         metavar="FILE",
-        help="What the outputs should be for --data (or --test-data): an .npy, or an .npz with an "
-        "array for each output, of class numbers, vectors with a single 1, or other numbers. MODEL "
-        "and all that is made of it are scored on them.  [default: an array y in the data]",
+        help="Target outputs for --data (or --test-data), on which MODEL and all files made of it "
+        "are scored: an .npy, or an .npz with an array for each output, of class numbers, vectors "
+        "with a single 1, or other numbers.  [default: an array y in the data]",
     ),
     click.option(
         "--test-data",
@@ -66,7 +66,7 @@ _OWN = (
     click.option(
         "--fail-on",
         type=click.Choice(FAIL_ON),
-        help="Stop at a finding that is this bad, or worse.  [default: error]",
+        help="Stop at a finding this bad or worse.  [default: error]",
     ),
 )
 
@@ -101,16 +101,16 @@ def prepare(
     force: bool,
     **given: Any,
 ) -> None:
-    """Make of MODEL everything that is deployed, in a new folder DIR.
+    """Make everything that you deploy of MODEL, in a new folder DIR.
 
     MODEL is inspected, recalibrated if asked for, folded, exported and verified. With labels, MODEL
-    and all that is made of it are scored on them. DIR has the models, report.html, report.json and
-    report.sarif. It appears whole, or not at all: not where a finding is as bad as --fail-on, a
-    verification fails, or a model fits the labels worse.
+    and all files made of it are scored. DIR has the models, report.html, report.json and
+    report.sarif. It appears whole or not at all: not if a finding is as bad as --fail-on, a
+    verification fails, or a file fits the labels worse.
 
-    What the pipeline always gives can stand in [tool.bnfold.prepare] of pyproject.toml, such as
-    to = ["onnx", "tflite:int8"]; options on the command line win. Many MODELs, folders among them,
-    get a folder each in --out-dir.
+    Options that never change can stand in [tool.bnfold.prepare] of pyproject.toml, such as
+    to = ["onnx", "tflite:int8"]; those on the command line replace them. Many MODELs, folders among
+    them, get a folder each in --out-dir.
 
     \b
     Examples:

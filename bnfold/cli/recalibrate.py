@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=1024,
     show_default=True,
-    help="Memory for what saves running the model again for every layer, in MiB.",
+    help="Memory in MiB for intermediate values, so that the model runs less often.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
     "--labels",
     type=SAMPLES,
     metavar="FILE",
-    help="What the outputs should be, an .npy, or an .npz with one array for each output: say the "
-    "accuracy before and after.  [default: the array y in --data, if there is one]",
+    help="Target outputs, to report the accuracy before and after: an .npy, or an .npz with one "
+    "array for each output.  [default: the array y in --data, if there is one]",
 )
 @click.option(
     "--allow-worse",
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-other-scale",
     is_flag=True,
-    help="Go on even if the data are of another scale than those that MODEL was trained on.",
+    help="Continue even if the data are of another scale than those that MODEL was trained on.",
 )
 @pinned
 @report_format
@@ -78,11 +78,12 @@ def recalibrate(
 ) -> None:
     """Estimate the moving statistics of MODEL again from data, and write it to OUT.
 
-    Each BatchNormalization gets the mean and variance of its input over all the data, front to
-    back, so that the layers in front of it are corrected already (PreciseBN). OUT is MODEL but for
-    the numbers of moving_mean and moving_variance; the optimizer's state stays. Give some thousand
-    samples that were prepared as for training, without augmentation. Where the first layers show
-    that the data are of another scale, such as 0 to 255 for 0 to 1, nothing is written.
+    Each BatchNormalization gets the mean and variance of its input over all the data. Layers are
+    estimated from input to output, so that each gets an input that is corrected already
+    (PreciseBN). OUT differs from MODEL only in moving_mean and moving_variance; the optimizer's
+    state stays. Give a few thousand samples, prepared as for training and without augmentation. If
+    the first layers show that the data are of another scale, such as 0 to 255 for 0 to 1, nothing
+    is written.
 
     \b
     Examples:

@@ -48,13 +48,13 @@ def verify(
     MODEL is a Keras model. OTHER is another one, an ONNX file, a LiteRT file (.tflite) or a folder
     with a SavedModel.
 
-    Of two Keras models, both are run with Keras and, exported with tf2onnx, with ONNX Runtime, on
-    the same samples. Outputs are compared before a final softmax or sigmoid, which would hide
-    errors. Another kind of file is run in its own runtime, as it is. If it has float16 or
-    quantized numbers, it is verified that this explains all of the error.
+    Two Keras models are run on the same samples, with Keras and, exported with tf2onnx, with ONNX
+    Runtime. Outputs are compared before a final softmax or sigmoid, which would hide errors.
+    Another kind of file is run in its own runtime, as it is. If it has float16 or quantized
+    numbers, the error must be no larger than these explain.
 
-    Many MODELs, or a folder of them, are compared with what has their place and name in the folder
-    OTHER, whatever its kind.
+    Many MODELs, or a folder of them, are compared with the files of the same place and name in the
+    folder OTHER, of whatever kind.
 
     \b
     Examples:

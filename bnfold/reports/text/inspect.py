@@ -87,7 +87,7 @@ def _next(model: Inspection) -> list[RenderableType]:
         words = ["fold", str(path), f"folded{path.suffix}"]
     else:
         return []
-    return [Text(f"next: bnfold {printable(shlex.join(words))}", style="dim")]
+    return [Text(f"next: bnfold {printable(shlex.join(words))}")]
 
 
 def _set_aside(suppressed: Sequence[Suppressed]) -> list[RenderableType]:
