@@ -143,7 +143,9 @@ def test_only_one_room_imports_frameworks() -> None:
     assert faults(lambda path: {n.split(".")[0] for n in imported(path)} & FRAMEWORKS, others) == {}
 
 
-NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng", "_run_exitfuncs"}
+NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng", "_run_exitfuncs"} | {
+    *("_FunctionConverterDataInEager", "_replace_variables_by_constants"),
+}
 """Names with an underscore that are public (of named tuples, of `os`), TensorFlow's or Python's."""
 
 

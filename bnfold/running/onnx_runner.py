@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.running import keras_graph, requirements
+from bnfold.running import freezing, keras_graph, requirements
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure, release
 from bnfold.running.loading import LoadedModel
@@ -81,7 +81,7 @@ def convert(loaded: LoadedModel, how: Conversion, **options: Any) -> Any:
     import tensorflow  # noqa: PLC0415
 
     eager = tensorflow.config.functions_run_eagerly()
-    with one_line_on_failure():
+    with one_line_on_failure(), freezing.aside():
         try:
             # Keras compiles grouped convolutions with XLA, which tf2onnx cannot see into.
             tensorflow.config.run_functions_eagerly(True)
