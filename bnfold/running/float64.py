@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.running import keras_graph, precision
-from bnfold.running.arrays import ROUNDINGS, Array
+from bnfold.running.arrays import ROUNDINGS
 from bnfold.running.libraries import CannotRunError, one_line_on_failure
 from bnfold.running.loading import LoadedModel
 
@@ -29,7 +29,8 @@ def float64_copy(loaded: LoadedModel) -> LoadedModel:
             model = saving.deserialize_keras_object(
                 config, custom_objects=loaded.custom_objects, safe_mode=not loaded.trust
             )
-        model.set_weights([_widened(weight) for weight in weights])
+        for own, weight in zip(model.weights, weights, strict=True):
+            own.assign(_widened(weight))
     return LoadedModel(loaded.path, loaded.library, model, loaded.trust, shown=model)
 
 
@@ -43,6 +44,10 @@ def _sharing(loaded: LoadedModel) -> contextlib.AbstractContextManager[Any]:
     return scope
 
 
-def _widened(weight: Any) -> Array:
-    value = np.asarray(weight.numpy())
-    return value.astype(np.float64) if keras_graph.dtype_name(weight) in ROUNDINGS else value
+def _widened(weight: Any) -> Any:
+    """What a variable holds, as a tensor of TensorFlow's, which takes no further copies."""
+    import tensorflow  # noqa: PLC0415
+
+    value = tensorflow.convert_to_tensor(keras_graph.held_by(weight))
+    is_float = keras_graph.dtype_name(weight) in ROUNDINGS
+    return tensorflow.cast(value, tensorflow.float64) if is_float else value

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,19 @@ _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece e
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported model, ready to run; `model` is its content where it is not in a file."""
+    """An exported model, ready to run.
+
+    Attributes:
+        session: what runs it.
+        names: those of its inputs.
+        model: its content where it is not in a file.
+        operations: the names of its nodes, where it was exported here.
+    """
 
     session: Any
     names: tuple[str, ...]
     model: bytes = b""
+    operations: tuple[str, ...] = ()
 
 
 def exports(loaded: LoadedModel) -> Iterator[Callable[[], OnnxModel]]:
@@ -45,9 +54,11 @@ def exports(loaded: LoadedModel) -> Iterator[Callable[[], OnnxModel]]:
 
 
 def _export(loaded: LoadedModel, how: Conversion) -> OnnxModel:
-    content = convert(loaded, how).SerializeToString()
+    proto = convert(loaded, how)
+    content, operations = proto.SerializeToString(), tuple(node.name for node in proto.graph.node)
+    del proto  # it is as large as its content, and ONNX Runtime makes one of its own
     with one_line_on_failure():
-        return session(content)
+        return replace(session(content), operations=operations)
 
 
 def serialized(loaded: LoadedModel) -> bytes:
@@ -160,6 +171,8 @@ def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    # Threads that wait for the next operation would keep a processor busy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     loaded = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = tuple(one.name for one in loaded.get_inputs())
     return OnnxModel(loaded, names, model if isinstance(model, bytes) else b"")
@@ -237,9 +250,8 @@ def merged(exported: OnnxModel, names: Sequence[str]) -> tuple[str, ...]:
 
     tf2onnx names operations after TensorFlow's, and these after the layers: `model/bn_1/mul`.
     """
-    onnx = importlib.import_module("onnx")
     parts: set[str] = set()
-    for node in onnx.load_model_from_string(exported.model).graph.node:
-        for part in node.name.split("/"):
+    for operation in exported.operations:
+        for part in operation.split("/"):
             parts |= {part, re.sub(r"_\d+$", "", part)}
     return tuple(name for name in names if not {name.rpartition("/")[2], flat_name(name)} & parts)

@@ -176,10 +176,12 @@ class Gathering:
         """Both models in float64, with how far the rounding of their weights moves them."""
         case, stored = self.case, [one.stored for one in self.steps]
         folded = self._copy(case.folded).evaluate(case.sets)
+        libraries.release()  # or the copies would both be there
         double = self._copy(case.original)
         exact = double.evaluate(case.sets)
         found = table(exact, folded)
         broken = problems(exact, folded, forgive_overflow=False)
+        del folded  # which takes as much memory, and only few cases need it once more
         known = case.comparable(native)
         # Nothing is rounded to 16 bits here but weights that are stored in 16 bits.
         units = keras_runner.output_units(double.loaded, [2 * step for step in stored[0]])
@@ -193,6 +195,7 @@ class Gathering:
                 if case.is_quick and _all_pass(measures, found, self.rule):
                     return Run(double.name, measures, None, found, broken)
         double = self._copy(case.folded)
+        folded = double.evaluate(case.sets)
         other = list(self._moved(double, folded, stored[1]))
         measures = references(exact, units, noise, other)
         self._note_absorbed(measures, found, folded)

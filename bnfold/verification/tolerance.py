@@ -223,13 +223,14 @@ def errors(
     if where is not None:
         known &= where
     exact = _cleared(reference, known)
-    distance = np.abs(_cleared(value, known) - exact)
+    distance = _distance(exact, value, known)
+    by_axis = _by_axis(distance, axes)
     with np.errstate(over="ignore"):
-        signal = float(np.sum(np.square(exact)))
-        noise = float(np.sum(np.square(distance)))
+        noise = float(np.sum(np.square(distance, out=distance)))
+        signal = float(np.sum(np.square(exact, out=distance)))
     return Errors(
-        _by_axis(distance, axes),
-        float(distance.max(initial=0.0)),
+        by_axis,
+        max((float(one.max(initial=0.0)) for one in by_axis.values()), default=0.0),
         noise / signal if signal else (math.inf if noise else 0.0),
         finite=bool(known.all()),
     )
@@ -463,7 +464,7 @@ def agrees(
     if np.any(asked) and not known.any():
         return False
     exact = _cleared(value, known)
-    distance = np.abs(_cleared(found, known) - exact).max(initial=0.0)
+    distance = _distance(exact, found, known).max(initial=0.0)
     noise = max((float(one.max(initial=0.0)) for one in reference.original.values()), default=0)
     return bool(distance <= max(allowed * np.abs(exact).max(initial=0.0), 64 * noise))
 
@@ -480,17 +481,36 @@ def keys(rank: int, axes: Axes) -> list[Axis]:
 
 
 def _by_axis(values: Array, axes: Axes = ()) -> dict[Axis, Array]:
-    return {axis: _channels(values, axis, np.max) for axis in keys(values.ndim, axes)}
+    """The largest number of each channel, for all axes from one look at the values."""
+    every = keys(values.ndim, axes)
+    kept = {number for axis in every for number in _numbers(axis)}
+    others = tuple(number for number in range(values.ndim) if number not in kept)
+    if others and values.size:
+        values = values.max(axis=others, keepdims=True)
+    return {axis: _channels(values, axis, np.max) for axis in every}
+
+
+def _numbers(axis: Axis) -> tuple[int, ...]:
+    return (axis,) if isinstance(axis, int) else axis or ()
 
 
 def _channels(values: Array, axis: Axis, reduce: Any) -> Array:
     """One number for each channel along an axis, or several; one in all without an axis."""
     if 0 in values.shape:
         return np.zeros(0)
-    kept = (axis,) if isinstance(axis, int) else axis or ()
+    kept = _numbers(axis)
     others = tuple(number for number in range(values.ndim) if number not in kept)
     return np.atleast_1d(np.asarray(reduce(values, axis=others))).reshape(-1)
 
 
 def _cleared(values: Array, known: npt.NDArray[np.bool_]) -> Array:
-    return np.where(known, values, 0).astype(np.float64)
+    """The values in float64, with zero for what is not known; not to be written to."""
+    kept = values if known.all() else np.where(known, values, 0)
+    return kept.astype(np.float64, copy=False)
+
+
+def _distance(exact: Array, values: Array, known: npt.NDArray[np.bool_]) -> Array:
+    """How far each number is from the exact one; an array of its own, to be written to."""
+    distance: Array = np.asarray(np.subtract(_cleared(values, known), exact))
+    np.abs(distance, out=distance)
+    return distance

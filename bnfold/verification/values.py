@@ -63,7 +63,9 @@ def movement(exact: Arrays, perturbed: Generator[Arrays]) -> Generator[Table]:
     """How far all values move each time that weights are perturbed."""
     with closing(perturbed):
         for found in perturbed:
-            yield table(exact, found)
+            moved = table(exact, found)
+            del found  # or these values would be there beside the next
+            yield moved
 
 
 def problems(
