@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bnfold.cli import many, options
+from bnfold.cli import many, options, places
 from bnfold.cli.options import (
     CONTEXT,
     NAME,
@@ -262,7 +262,7 @@ def _export_many(
     folder: Path = run.options["out_dir"]
 
     def targets(below: Path) -> list[str]:
-        return [f"{folder / many.stem(below)}{PRODUCTS[one][0]}" for one in every]
+        return [f"{folder / places.stem(below)}{PRODUCTS[one][0]}" for one in every]
 
     more = [word for one in precisions for word in ("--precision", one)]
     run.each(ctx, models, targets, writes=True, more=more, without=["to"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli import completion, many
+from bnfold.cli import completion, many, places
 from bnfold.cli.options import (
     CONTEXT,
     FAIL_ON,
@@ -183,7 +183,7 @@ def inspect(
         refuse_unwritable(output, read)
     run = many.Run({**options, "output": output}, format_, settings.run is not None)
     is_asked_for = run.but(quiet=False).is_asked_for() or format_ == "jsonl"
-    if layer is None and (many.is_many(models) or is_asked_for):
+    if layer is None and (places.is_many(models) or is_asked_for):
         ctx.exit(_inspect_many(ctx, models, settings, write_baseline, run))
     limit()
     if layer is not None and settings.run is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bnfold.cli import many, options
+from bnfold.cli import many, options, places
 from bnfold.cli.options import (
     CONTEXT,
     FAIL_ON,
@@ -125,7 +125,10 @@ def prepare(
     run, given = many.taken(given, format_, output, runs_models=True)
     if (folder := run.options["out_dir"]) is not None:
         run.each(
-            ctx, options.sources(paths), lambda below: [str(folder / many.stem(below))], writes=True
+            ctx,
+            options.sources(paths),
+            lambda below: [str(folder / places.stem(below))],
+            writes=True,
         )
     source, directory = many.pair(paths, run)
     settings = options.settings_file(config, no_config=no_config)

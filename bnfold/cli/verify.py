@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from bnfold.cli import many, options
+from bnfold.cli import many, options, places
 from bnfold.cli.options import CONTEXT, MODEL, NAME, bounded, limitable, pinned, progress, proving
 from bnfold.cli.output import ending_says, refuse_unwritable, reported, say
 from bnfold.cli.show import show
@@ -72,7 +72,7 @@ def verify(
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'OTHER'.")
     *models, other = options.sources(paths)
-    if many.is_many(models) or format_ == "jsonl":
+    if places.is_many(models) or format_ == "jsonl":
         if save_samples is not None:
             raise click.UsageError("--save-samples writes those of one model")
         if not isinstance(other, Path) or not os.path.isdir(other):
@@ -104,8 +104,10 @@ def _verify_many(
     compared: set[Path] = set()
 
     def other(below: Path) -> list[str]:
-        found = many.counterpart(folder, below)
+        found = places.counterpart(folder, below)
         compared.add(found)
         return [str(found)]
 
-    run.each(ctx, models, other, writes=False, uncompared=lambda: many.uncompared(folder, compared))
+    run.each(
+        ctx, models, other, writes=False, uncompared=lambda: places.uncompared(folder, compared)
+    )
