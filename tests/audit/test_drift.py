@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -23,6 +22,7 @@ from observed_models import (
     shared_model,
     time_distributed,
 )
+from schemas import validate
 from support import chain, keras, randomize
 
 import bnfold
@@ -30,7 +30,6 @@ from bnfold.audit import Thresholds
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
 from bnfold.observation import observe
-from bnfold.reports.schema import schema
 from bnfold.running import keras_runner
 
 layers = keras.layers
@@ -301,13 +300,13 @@ def test_the_reports(trained: Path, digits: Any, tmp_path: Path) -> None:
     assert "  first: over 1797 samples its input does not match its" in text.stdout
     found = inspect(trained, "--data", tmp_path / "data.npy", "--format", "json")
     report = json.loads(found.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(report, schema("inspect"))
+    validate(report, "inspect")
     seen = report["models"][0]["batchnorms"][0]["observed"]
     assert (seen["samples"], seen["calls"], seen["values"]) == (1797, 1, 1797 * 36)
     assert seen["variance_ratio"]["median"] > 1e4
     one = inspect(trained, "--data", tmp_path / "data.npy", "--format", "json", "--layer", "third")
     report = json.loads(one.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(report, schema("layer"))
+    validate(report, "layer")
     assert len(report["layer"]["channel_values"]["observed_mean"]) == 32
     shown = inspect(trained, "--data", tmp_path / "data.npy", "--layer", "third")
     assert "observed variance" in shown.stdout

@@ -8,11 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 from places import ROOT
 from rich.console import Console
+from schemas import validate
 
 from bnfold.audit import RULES, Rule, Thresholds
 from bnfold.cli import main
@@ -20,7 +20,6 @@ from bnfold.jobs.inspect import inspect_file
 from bnfold.observation.observe import DataRun
 from bnfold.reports import terminal
 from bnfold.reports.rule_page import markdown, sections
-from bnfold.reports.schema import schema
 
 INDEX = (ROOT / "docs" / "rules.md").read_text()
 
@@ -116,7 +115,7 @@ def test_rules_lists_every_rule() -> None:
 
 def test_rules_as_json_follow_their_schema() -> None:
     found = json.loads(bnfold("rules", "--format", "json").stdout, parse_constant=pytest.fail)
-    jsonschema.validate(found, schema("rules"))
+    validate(found, "rules")
     assert [row["code"] for row in found["rules"]] == [rule.code for rule in RULES]
     (row,) = [row for row in found["rules"] if row["code"] == "BN103"]
     assert row == {

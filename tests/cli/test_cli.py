@@ -14,16 +14,15 @@ from typing import Any
 
 import click
 import h5py
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from places import FIXTURES
 from rich.console import Console
+from schemas import validate
 
 from bnfold.cli import main
 from bnfold.cli.group import COMMANDS
-from bnfold.reports.schema import schema
 from bnfold.reports.text import fold as fold_text
 from bnfold.running.options import Tolerance
 from bnfold.verification import Basis, Comparison, Verdict, Verification
@@ -41,7 +40,7 @@ def bnfold(*arguments: object) -> Result:
 def report(result: Result, name: str) -> Any:
     """The JSON that a command printed, checked against its schema."""
     found = json.loads(result.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(found, schema(name))
+    validate(found, name)
     return found
 
 

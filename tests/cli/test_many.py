@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from archives import legacy_file
 from places import ROOT
 from projects import model, run
+from schemas import validate
 
 from bnfold.cli import many, worker
 from bnfold.fleet import pool
 from bnfold.model.container import unchanging
-from bnfold.reports.schema import schema
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -151,7 +150,7 @@ def test_a_part_of_which_nothing_can_be_read_has_a_report(ending: str) -> None:
 def test_a_shard_that_was_killed_is_not_taken_for_a_whole_one(models: Path) -> None:
     run(models, "--shard", "1/2", "--output", "1.jsonl")
     whole = run(models, "--shard", "2/2", "--format", "jsonl").stdout
-    jsonschema.validate(lines(whole)[-1], schema("ending"))
+    validate(lines(whole)[-1], "ending")
     assert lines(whole)[-1]["models"] == len(lines(whole)) - 1 >= 2
     Path("2.jsonl").write_text(whole)
     assert run("1.jsonl", "2.jsonl", command="merge").exit_code == 0
@@ -183,7 +182,7 @@ def test_what_fail_fast_leaves_out_is_counted(models: Path, command: str) -> Non
     assert " left out" in said
     result = run(*words, "--format", "json", *(["--force"] if writes else []), command=command)
     found = json.loads(result.stdout)
-    jsonschema.validate(found, schema("many" if writes else "inspect"))
+    validate(found, "many" if writes else "inspect")
     counted = found["summary"]
     done = len(found["reports" if writes else "models"]) + len(
         found["failed" if writes else "unreadable"]
@@ -205,7 +204,7 @@ def test_what_verify_compares_with_no_model_is_said(models: Path) -> None:
     result = run(models, "out", command="verify")
     assert result.stdout.endswith(f"0 of 9 done; compared with no model: {', '.join(others)}\n")
     found = json.loads(run(models, "out", "--format", "json", command="verify").stdout)
-    jsonschema.validate(found, schema("many"))
+    validate(found, "many")
     assert found["summary"]["uncompared"] == others
 
 
@@ -261,7 +260,7 @@ def test_a_line_follows_its_schema(models: Path) -> None:
     found = lines(run(models, "--format", "jsonl").stdout)
     assert len(found) == 9
     for line in found:
-        jsonschema.validate(line, schema("line"))
+        validate(line, "line")
 
 
 # --- what a model does to others ---
@@ -482,14 +481,14 @@ def test_two_models_do_not_become_one_file(models: Path) -> None:
 def test_json_of_many_follows_its_schema(models: Path) -> None:
     result = run(models, "--out-dir", "out", "--no-verify", "--format", "json", command="fold")
     found = json.loads(result.stdout)
-    jsonschema.validate(found, schema("many"))
+    validate(found, "many")
     assert found["summary"] == {"found": 9, "done": 7}
     assert [one["path"] for one in found["failed"]] == [
         *("models/cut.keras", "models/sub/cut.keras"),
     ]
     lined = run(models, "--out-dir", "two", "--no-verify", "--format", "jsonl", command="fold")
     for line in lines(lined.stdout):
-        jsonschema.validate(line, schema("line"))
+        validate(line, "line")
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from pages import check, parsed
 from places import FIXTURES
+from schemas import validate
 from verifications import ALL, same, unlike, unsure
 
 from bnfold.cli import main
 from bnfold.reports import html, terminal
-from bnfold.reports.schema import schema
 from bnfold.reports.text import fold
 from bnfold.verification.result import Verification
 
@@ -67,7 +66,7 @@ def test_the_ending_of_the_file_says_the_format(name: str, judge: Judge) -> None
 def test_the_json_is_that_of_the_schema(judge: Judge) -> None:
     judge.found = unlike()
     verify("--output", "v.json")
-    jsonschema.validate(json.loads(Path("v.json").read_text("utf-8")), schema("verify"))
+    validate(json.loads(Path("v.json").read_text("utf-8")), "verify")
 
 
 def test_the_format_goes_before_the_ending(judge: Judge) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from schemas import validate
 from support import chain, keras, randomize
 
 import bnfold
@@ -22,7 +22,6 @@ from bnfold.cli import main
 from bnfold.jobs import bench as benchmark
 from bnfold.jobs.bench import median_interval, order, result, take_turns, times
 from bnfold.reports import terminal
-from bnfold.reports.schema import schema
 from bnfold.reports.text import bench as bench_text
 from bnfold.reports.text.bench import duration, summary
 from bnfold.running import timing
@@ -40,7 +39,7 @@ def bench(*arguments: object) -> Result:
 def report(done: Result) -> Any:
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(found, schema("bench"))
+    validate(found, "bench")
     return found
 
 
@@ -271,7 +270,7 @@ def test_it_says_what_the_runtimes_have_left() -> None:
     assert told == [("onnxruntime", "left", both, ()), ("litert", "left", both, ())]
     text = terminal.plain(lambda _: bench_text.bench(found))
     assert "litert with A: of 1 BatchNormalization layer, 1 left: norm as Mul and Add" in text
-    jsonschema.validate(json.loads(json.dumps(found.to_dict())), schema("bench"))
+    validate(json.loads(json.dumps(found.to_dict())), "bench")
 
 
 @pytest.mark.slow

@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from click.testing import CliRunner
 from places import ROOT
+from schemas import validate
 
 from bnfold.cli import main
-from bnfold.reports.schema import schema
 from bnfold.running.requirements import LIBRARIES
 
 MODELS = [name for name, one in LIBRARIES.items() if one.extra]
@@ -46,7 +45,7 @@ def report(folder: Path, *words: str) -> dict[str, Any]:
     done = doctor(folder, "--format", "json", *words)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
-    jsonschema.validate(found, schema("doctor"))
+    validate(found, "doctor")
     return found
 
 

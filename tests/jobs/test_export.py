@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
+from schemas import validate
 from support import chain, keras, outputs, randomize, samples
 from tiers import some
 
@@ -23,7 +23,6 @@ import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export
 from bnfold.reports import terminal
-from bnfold.reports.schema import schema
 from bnfold.reports.text import export as export_text
 from bnfold.running import onnx_file
 from bnfold.running.deployed.onnx import OnnxFile
@@ -42,7 +41,7 @@ def command(*words: object) -> Result:
 
 def report(result: Result) -> Any:
     found = json.loads(result.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(found, schema("export"))
+    validate(found, "export")
     return found
 
 

@@ -5,16 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from schemas import validate
 from support import Settled, chain, keras, randomize
 
 import bnfold
 from bnfold.cli import main
-from bnfold.reports.schema import schema
 from bnfold.running import onnx_file
 from bnfold.running.deployed import onnx as onnx_deployed
 from bnfold.verification import Verdict, trial
@@ -177,7 +176,7 @@ def test_what_cannot_be_compared_is_not_called_checked(name: str, tmp_path: Path
     source, target = saved(build(), tmp_path), tmp_path / "out.onnx"
     result = command("export", source, target, "--format", "json")
     report = json.loads(result.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(report, schema("export"))
+    validate(report, "export")
     assert result.exit_code == 0
     assert (report["check"]["verdict"], report["check"]["passed"]) == ("undecided", False)
     assert any(said in warning for warning in report["check"]["warnings"])

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from schemas import validate
 from support import chain, keras, randomize
 
 import bnfold
@@ -67,7 +67,7 @@ def test_fail_on_stops_before_anything_is_run(name: str, model: Path) -> None:
     words = [name, model, target, "--force", "--fail-on", "error"]
     result = command(*words, "--format", "json")
     report = json.loads(result.stdout)
-    jsonschema.validate(report, schema(name))
+    validate(report, name)
     assert result.exit_code == 1
     assert "TensorFlow" not in result.stderr
     assert (report["written"], report["verification"]) == (False, None)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from archives import directory_model, legacy_file
 from projects import configure, model, run
+from schemas import validate
 
 import bnfold
 from bnfold.audit import RULES, TARGET_DTYPES
@@ -17,7 +17,6 @@ from bnfold.audit.selection import chosen
 from bnfold.cli import main
 from bnfold.errors import SettingsError
 from bnfold.jobs.settings import FAIL_ON
-from bnfold.reports.schema import schema
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -348,7 +347,7 @@ def test_one_layer_shows_what_counts(broken: Path) -> None:
     assert "ignored findings: 1 suppressed" in result.stdout
     assert "ignored findings" not in run(broken, "--layer", "good").stdout
     found = json.loads(run(broken, "--layer", "bad", "--format", "json").stdout)
-    jsonschema.validate(found, schema("layer"))
+    validate(found, "layer")
     assert [one["code"] for one in found["suppressed"]] == ["BN105"]
     assert "BN105" not in [one["code"] for one in found["findings"]]
 
@@ -440,7 +439,7 @@ def joined_codes(*arguments: object) -> dict[str, list[str]]:
     result = run(*arguments, "--format", "json", "--fail-on", "never")
     assert result.exit_code == 0, result.output
     (one,) = json.loads(result.stdout, parse_constant=pytest.fail)["models"]
-    jsonschema.validate(json.loads(result.stdout), schema("inspect"))
+    validate(json.loads(result.stdout), "inspect")
     return {
         found["code"]: [one["code"] for one in found["consequences"]] for found in one["findings"]
     }

@@ -9,17 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from observed_models import norm
+from schemas import validate
 from support import chain, keras
 
 import bnfold
 from bnfold.cli import main
 from bnfold.observation import labels
-from bnfold.reports.schema import schema
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(11)
@@ -204,7 +203,7 @@ def test_the_accuracy_before_and_after_is_that_of_keras(
     np.save(tmp_path / "labels.npy", np.eye(2)[wanted])
     words = (lagging, out, "--force", "--data", tmp_path / "data.npy", "--format", "json")
     found = json.loads(recalibrate(*words, "--labels", tmp_path / "labels.npy").stdout)
-    jsonschema.validate(found, schema("recalibrate"))
+    validate(found, "recalibrate")
     (score,) = found["scores"]
     assert (score["measure"], score["samples"], score["worse"]) == ("accuracy", 400, False)
     assert (score["before"], score["after"]) == pytest.approx(tuple(shown))

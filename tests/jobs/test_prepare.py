@@ -5,11 +5,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from places import FIXTURES
+from schemas import validate
 from support import keras, randomize
 
 import bnfold
@@ -18,7 +18,6 @@ from bnfold.cli.prepare import prepare as cli_prepare
 from bnfold.errors import SettingsError
 from bnfold.jobs import prepare
 from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
-from bnfold.reports.schema import schema
 from bnfold.running.deployed.model import Origin
 from bnfold.running.deployed.opening import open_deployed
 
@@ -54,7 +53,7 @@ def command(*words: object) -> Result:
 
 def report(result: Result) -> Any:
     found = json.loads(result.stdout, parse_constant=pytest.fail)
-    jsonschema.validate(found, schema("prepare"))
+    validate(found, "prepare")
     return found
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -38,6 +37,7 @@ from observed_models import (
     two_dense_layers,
     value,
 )
+from schemas import validate
 from support import chain, keras, open_weights, outputs, randomize
 from tiers import some
 
@@ -49,7 +49,6 @@ from bnfold.model.container.model_file import open_model
 from bnfold.model.container.record import Recalibration, recalibration
 from bnfold.model.rounding import rounded
 from bnfold.observation.observe import DataRun
-from bnfold.reports.schema import schema
 
 layers = keras.layers
 
@@ -713,7 +712,7 @@ def test_the_reports(small: Path, tmp_path: Path) -> None:
     assert "estimated 1 of 1 BatchNormalization layer from 64 samples" in text.stdout
     assert "checked: the stored statistics match the observed inputs" in text.stdout
     found = json.loads(cli(*arguments, "--format", "json").stdout, parse_constant=pytest.fail)
-    jsonschema.validate(found, schema("recalibrate"))
+    validate(found, "recalibrate")
     assert found["written"] is True
     assert found["recalibrated"][0]["shift"]["max"] > 0
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from click.testing import CliRunner, Result
+from schemas import validate
 from support import chain, keras, outputs, randomize
 from tensorflow.core.protobuf import fingerprint_pb2
 
@@ -19,7 +19,6 @@ import bnfold
 from bnfold.cli import main
 from bnfold.jobs import export, targets
 from bnfold.jobs.export import ExportReport, TargetReport
-from bnfold.reports.schema import schema
 from bnfold.running import litert_file, saved_model_file
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.ports import Interface, Port
@@ -142,7 +141,7 @@ def test_all_are_written_for_one_run_of_the_model(made: tuple[Path, ExportReport
         ("tflite", "int8", Verdict.APPROXIMATE),
         ("saved_model", "float32", Verdict.EQUIVALENT),
     ]
-    jsonschema.validate(json.loads(json.dumps(found.to_dict(), allow_nan=False)), schema("export"))
+    validate(json.loads(json.dumps(found.to_dict(), allow_nan=False)), "export")
     for one in found.targets:
         assert [port.name for port in one.inputs] == ["the-image", "a_vector"]
         assert [port.name for port in one.outputs] == ["scores", "place"]

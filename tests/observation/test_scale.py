@@ -10,18 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from observed_models import norm
 from places import ROOT
+from schemas import validate
 from support import chain, keras, randomize
 
 import bnfold
 from bnfold.cli import main
 from bnfold.model.moments import FACTOR_LIMIT, SHIFT_LIMIT, Scale, scale, times
-from bnfold.reports.schema import schema
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(5)
@@ -175,7 +174,7 @@ def test_the_refusal_as_json_and_what_goes_on(model: Path, images: Any, tmp_path
     assert result.exit_code == 0
     written = json.loads(result.stdout)
     for report in (refused, written):
-        jsonschema.validate(report, schema("recalibrate"))
+        validate(report, "recalibrate")
         (check,) = report["scale"]
         assert (check["name"], check["passed"]) == ("first", False)
         assert check["factor"] == pytest.approx(255, rel=1e-3)

@@ -20,6 +20,7 @@ from archives import fill, keras_file, weights
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 from projects import configure, model, run
+from schemas import validate
 
 from bnfold.audit import RULES
 from bnfold.cli import main
@@ -318,7 +319,7 @@ def test_a_schema_stands_for_itself(name: str) -> None:
 
 def test_json_follows_its_schema(mixed: None) -> None:
     found = json.loads(run("models", "--format", "json").stdout)
-    jsonschema.validate(found, schema("inspect"))
+    validate(found, "inspect")
     (first, second) = found["models"]
     assert [one["layer"] for one in first["findings"]] == ["bad"]
     assert {one["layer"]: (one["by"], one["reason"]) for one in first["suppressed"]} == {

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jsonschema
 import numpy as np
 import pytest
 import tf_keras
 from click.testing import CliRunner
 from old_sequential import save
+from schemas import validate
 from support import chain, keras, outputs, randomize
 from tiers import some
 
@@ -19,7 +19,6 @@ from bnfold.cli import main
 from bnfold.errors import UnreadableModelError
 from bnfold.model import declared
 from bnfold.model.container import hdf5
-from bnfold.reports.schema import schema
 from bnfold.running import libraries, loading, safety
 from bnfold.running.loading import LoadedModel
 from bnfold.running.options import Loading
@@ -194,7 +193,7 @@ def test_every_command_that_runs_the_model_takes_right_data_and_says_what_it_loa
     result = CliRunner().invoke(main, [*words, "--format", "json"])
     assert result.exit_code == 0, result.stderr
     assert NOTE in result.stdout
-    jsonschema.validate(json.loads(result.stdout), schema(name))
+    validate(json.loads(result.stdout), name)
 
 
 def test_an_export_has_the_rank_of_the_file(old: Path, tmp_path: Path) -> None:

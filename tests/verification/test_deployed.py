@@ -9,19 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import flatbuffers
-import jsonschema
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
 from deployed_files import network, samples, to_litert, to_onnx, to_saved_model
 from onnxruntime import quantization
+from schemas import validate
 from support import keras
 
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError, UnsafeModelError
-from bnfold.reports.schema import schema
 from bnfold.running.deployed.binding import WITHIN
 from bnfold.running.deployed.model import Precision
 from bnfold.running.deployed.opening import open_deployed
@@ -443,7 +442,7 @@ def test_the_command(files: Files) -> None:
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    jsonschema.validate(found, schema("verify"))
+    validate(found, "verify")
     assert (found["verdict"], found["format"]) == ("equivalent", "tflite")
     words[-1] = "text"
     result = CliRunner().invoke(main, [*map(str, words), "--min-sqnr", "500"])
