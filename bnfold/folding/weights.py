@@ -225,11 +225,16 @@ class Magnitudes:
 
 
 def _largest_by(array: Array, others: tuple[int, ...]) -> Array:
-    """The largest magnitudes along some axes, which are not there any more."""
+    """The largest magnitudes along some axes, which are not there any more.
+
+    Of numbers that are far there are none.
+    """
+    if not array.size:
+        return array
     sizes = np.abs(array)
     kept = tuple(size for axis, size in enumerate(array.shape) if axis not in others)
     if math.prod(kept) == array.size:  # there is one number along them, as nearly always
-        return sizes.reshape(kept) if array.size else array
+        return sizes.reshape(kept)
     largest: Array = sizes.max(axis=others)
     return largest
 
