@@ -123,7 +123,7 @@ class Subject:
         if self.estimated_from is not None:
             return (
                 "train on, or estimate its statistics from more or other data than those "
-                f"{self.estimated_from} samples: of every kind that the model is to see"
+                f"{self.estimated_from} samples: of every kind that the model will see"
             )
         if self.recalibration is not None:
             reason = self.recalibration.kept.get(name)

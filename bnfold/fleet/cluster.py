@@ -50,7 +50,7 @@ def attempt(request: Json, key: Sequence[str], version: str) -> Json:
 
 def killed() -> Json:
     """The answer of a task that is not tried again."""
-    return pool.lost("two workers of the cluster died of it, so it is not given to a third")
+    return pool.lost("two workers of the cluster died of it: it is not tried again")
 
 
 def on_cluster(requests: Sequence[Json], scheduler: str) -> Generator[tuple[int, Json]]:

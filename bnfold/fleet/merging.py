@@ -160,14 +160,14 @@ def check(labels: Iterable[str | None]) -> None:
     """See that there are all shards, where there are shards.
 
     Raises:
-        SettingsError: one is missing, or they are of different wholes.
+        SettingsError: one is missing, or they are not of one run.
     """
     named = list(_shards(labels))
     if not named:
         return
     wholes = {of for _, of in named}
     if len(wholes) != 1:
-        raise SettingsError("these are shards of different wholes")
+        raise SettingsError("these shards are not of one run")
     (of,) = wholes
     missing = sorted(set(range(1, of + 1)) - {shard for shard, _ in named})
     if missing:

@@ -88,7 +88,8 @@ def _training_problem(one: Candidate) -> Refusal | None:
         # A frozen layer uses its moving statistics whatever it is told; others may not.
         if called and any(other != path for other in modes.exposed):
             return Refusal(
-                "it is called with training=True, which other layers heed", remedy=NO_SOURCE
+                "it is called with training=True, which the mode of other layers depends on",
+                remedy=NO_SOURCE,
             )
         return None
     exposure, spared = modes.exposed.get(path), "another call overrides that"

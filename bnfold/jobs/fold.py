@@ -189,7 +189,7 @@ def fold_file(
         if model.graph.kind == "subclassed" and proof is not None:
             raise VerificationImpossibleError(
                 f"{printable(str(model.given))}: a subclassed model: its file holds no graph, so "
-                "nothing can be folded and nothing proved"
+                "nothing can be folded or verified"
             )
         changed = for_inference(model.graph) if inference else None
         with hashing(model, origin) as digest:

@@ -125,7 +125,7 @@ def _evaluated(loaded: LoadedModel, sets: Sequence[SampleSet]) -> Iterator[list[
 
 def _opaque(crossing: Crossing) -> str:
     name = next(one.name for one in (crossing.original, crossing.folded) if one is not None)
-    return f"layer {name!r} was not put to the test: where its function changes is not known"
+    return f"layer {name!r} was not exercised: the breakpoints of its function are unknown"
 
 
 def _sentence(crossing: Crossing, missing: Sequence[_Side]) -> str:

@@ -164,7 +164,9 @@ class Gathering:
             self.found.reference = run.name
             measures = self._in_own_arithmetic(run.references)
         except CannotRunError as error:
-            self.found.warnings.append(f"no float64, a weaker claim: {error}")
+            self.found.warnings.append(
+                f"no float64 reference, so that an error of both models is not seen: {error}"
+            )
             self.found.reference = "keras"
             measures = self._as_it_is(original, folded)
         libraries.release()  # Keras models are reference cycles; the copies are large

@@ -412,7 +412,10 @@ def expect(
             raise CannotRunError("the copy in float64 computes something else")
         reference = double.name
     except CannotRunError as error:
-        warnings = [*warnings, f"no float64, a weaker claim: {error}"]
+        warnings = [
+            *warnings,
+            f"no float64 reference, so that an error of both is not seen: {error}",
+        ]
         noise = _noise(case, subject, native, steps)
         reference, exact = subject.name, native
     trial = Trial(

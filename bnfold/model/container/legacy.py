@@ -284,8 +284,8 @@ def _check_order(graph: Graph, groups: Mapping[str, str], listed: Sequence[str])
     layers = [groups.get(layer.name, layer.name) for layer in model_layers(graph)]
     if [name for name in layers if name in set(listed)] != listed:
         raise UnreadableModelError(
-            "the file lists the weights of its layers in an order that is not that of the layers:"
-            " by their names and by their places they would be others'"
+            "the file lists the weights of its layers in another order than the layers: a weight "
+            "would belong to one layer by its name and to another by its place"
         )
 
 
@@ -308,7 +308,7 @@ def _with_weights(layer: Layer, weights: tuple[Weight, ...]) -> Layer:
     if weights and slots(layer) == () and facts(layer).training == "same":
         raise UnreadableModelError(
             f"the file lists variables for {guard.printable(title(layer, (layer.name,)))}, a layer"
-            " without any: by their names and by their places they would be others'"
+            " without any: by their place they would belong to another layer than by their name"
         )
     return replace(layer, weights=weights)
 

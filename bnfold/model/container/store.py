@@ -262,7 +262,7 @@ _UNSEEN = (
     "would not be seen"
 )
 _LEFT_OUT = (
-    f"variables of more than {FAR >> 10} KiB were not fetched, so that nobody has looked whether "
+    f"variables of more than {FAR >> 10} KiB were not fetched, so it was not checked whether "
     "folded weights fit their dtype: inspect a copy, or give its --sha256, for that"
 )
 
