@@ -1,6 +1,7 @@
 """Groups and variables that are read from their bytes are what HDF5 says they are."""
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -211,4 +212,117 @@ def test_a_header_that_leads_back_to_itself_is_refused_at_once(path: str) -> Non
     content[at : at + 2] = b"\x10\0"  # a continuation, which is this same block
     content[at + 8 : at + 24] = (address + 16).to_bytes(8, "little") + size.to_bytes(8, "little")
     with pytest.raises(BnfoldError, match="damaged"), groups(bytes(content)) as found:
+        found.variables(VARS)
+
+
+def chunked(*limits: int | None) -> Callable[[h5py.Group], object]:
+    def fill(group: h5py.Group) -> None:
+        array = np.arange(10_000, dtype="f4").reshape(100, 100)
+        group.create_dataset("0", data=array, chunks=(2, 2), maxshape=limits)
+
+    return fill
+
+
+def crowded(group: h5py.Group) -> None:
+    for number in range(400):
+        group[str(number)] = np.float32(number)
+        if number < 60:
+            group.attrs[f"a{number}"] = number
+
+
+INDEXES: dict[str, tuple[Callable[[h5py.Group], object], str | None]] = {
+    "tree": (chunked(100, 100), None),
+    "fixed array": (chunked(100, 100), "latest"),
+    "extensible array": (chunked(None, 100), "latest"),
+    "new tree": (chunked(None, None), "latest"),
+    "links": (crowded, None),
+    "new links": (crowded, "latest"),
+}
+
+
+def indexed(name: str) -> bytes:
+    fill, version = INDEXES[name]
+    return written(fill, libver=version)
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_of_any_kind_is_read(name: str) -> None:
+    content = indexed(name)
+    with h5py.File(io.BytesIO(content)) as file, groups(content) as found:
+        stored = file[VARS]
+        weights = found.variables(VARS) or ()
+        assert len(weights) == len(stored)
+        assert all(np.array_equal(one.read(), stored[str(n)]) for n, one in enumerate(weights))
+
+
+def put(content: bytes, at: int, number: int, size: int = 8) -> bytes:
+    return content[:at] + number.to_bytes(size, "little") + content[at + size :]
+
+
+def nodes(content: bytes, kind: int) -> list[int]:
+    """The addresses of the inner nodes of trees of a kind."""
+    starts = [found.start() for found in re.finditer(b"TREE" + bytes([kind]), content)]
+    return [at for at in starts if content[at + 5]]
+
+
+def to_itself(content: bytes, kind: int, key: int, child: int) -> bytes:
+    """One child of a node is the node itself."""
+    node = nodes(content, kind)[0]
+    assert content[node + 6] > child
+    return put(content, node + 24 + key + (key + 8) * child, node)
+
+
+def row_of_itself(content: bytes, kind: int) -> bytes:
+    """The node after each lowest node of a tree is that node itself."""
+    for found in re.finditer(b"TREE" + bytes([kind, 0]), content):
+        content = put(content, found.start() + 16, found.start())
+    return content
+
+
+def new_to_itself(content: bytes, kind: int) -> bytes:
+    """The first child of the root of a tree of version 2 is the root itself."""
+    head = content.index(b"BTHD\0" + bytes([kind]))
+    size, root, count = (
+        int.from_bytes(content[head + at : head + at + width], "little")
+        for at, width in ((10, 2), (16, 8), (24, 2))
+    )
+    assert content[root : root + 4] == b"BTIN"
+    content = put(content, head + 12, 2, 2)
+    return put(content, root + 6 + size * count, root)
+
+
+ENDLESS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "links below": ("links", lambda content: to_itself(content, 0, 8, 2)),
+    "links beside": ("links", lambda content: row_of_itself(content, 0)),
+    "new links": ("new links", lambda content: new_to_itself(content, 5)),
+    "deep links": (
+        "new links",
+        lambda content: put(content, content.index(b"BTHD\0\5") + 12, 65535, 2),
+    ),
+    "deep attributes": (
+        "new links",
+        lambda content: put(content, content.index(b"BTHD\0\x08") + 12, 65535, 2),
+    ),
+    "chunks below": ("tree", lambda content: to_itself(content, 1, 32, 1)),
+    "chunks beside": ("tree", lambda content: row_of_itself(content, 1)),
+    "new chunks": ("new tree", lambda content: new_to_itself(content, 10)),
+    "fixed array": (
+        "fixed array",
+        lambda content: put(content, content.index(b"FAHD") + 8, 1 << 40),
+    ),
+    "extensible array": (
+        "extensible array",
+        lambda content: put(content, content.index(b"EAHD") + 44, 1 << 40),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_index_without_an_end_is_refused_at_once(name: str) -> None:
+    """HDF5 follows it until there is no memory, no stack or no time any more."""
+    kind, spoil = ENDLESS[name]
+    with (
+        pytest.raises(BnfoldError, match="the index of an object in the weights is damaged"),
+        by_hdf5(spoil(indexed(kind))) as found,
+    ):
         found.variables(VARS)

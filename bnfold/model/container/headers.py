@@ -1,9 +1,12 @@
 """What HDF5 cannot be asked before it reads an object, read from the bytes of the object's header.
 
 A text of any length stands in an attribute as its length and a reference, and HDF5 reads all of
-them at once. A header is a chain of blocks, and the links of a group stand in rows of nodes, and
-what is free among its names in a list: HDF5 follows one that leads back to itself until there is no
-memory any more.
+them at once. A header is a chain of blocks, and what is free among the names of a group is a list.
+The links of a group, its attributes and the chunks of a variable stand in trees, whose nodes are in
+rows, too. HDF5 follows what leads back to itself until there is no memory, no stack or no time any
+more.
+
+Source: "HDF5 File Format Specification Version 3.0", sections III and IV.A.2.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +18,12 @@ from bnfold.values import dataclass
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on, so many."""
 
-_ATTRIBUTE, _CONTINUATION, _LINKS = 0x0C, 0x10, 0x11
+_LINK_INFO, _LAYOUT, _ATTRIBUTE, _CONTINUATION = 0x02, 0x08, 0x0C, 0x10
+_LINKS, _ATTRIBUTE_INFO = 0x11, 0x15
 _NOWHERE = 2**64 - 1
 _LAST_FREE = 1
 _MAX_NODES = 1 << 20
+_MAX_DEPTH = 16  # with nodes of half a kilobyte more than a million links are 5 levels
 _REFERENCE_BYTES = 16  # 4 of the length, 8 of the heap's address, 4 of the place in it
 _MAX_BLOCKS = 1000  # a header grows by one whenever it is full
 _MAX_BYTES = 64 << 20  # of a block: 500 attributes of 64 KiB are less
@@ -33,32 +38,134 @@ class _Block:
 
 
 def check(read: Read, address: int) -> None:
-    """See that a header comes to an end, and the tree of links that it leads to, if any.
+    """See that a header comes to an end, and whatever it leads to that HDF5 follows by itself.
 
     Raises:
-        UnreadableModelError: one does not.
+        UnreadableModelError: something does not.
     """
     for kind, content in _messages(read, address):
         if kind == _LINKS:
-            _check_tree(read, _number(content, 0, 8))
+            _check_tree(read, _number(content, 0, 8), 8)
             _check_heap(read, _number(content, 8, 8))
+        elif kind in (_LINK_INFO, _ATTRIBUTE_INFO):
+            counted = content[1:2] > b"\0" and content[1] & 1
+            at = 2 + counted * (8 if kind == _LINK_INFO else 2) + 8  # behind the heap's address
+            _check_new_tree(read, _number(content, at, 8))
+            if content[1:2] > b"\1" and content[1] & 2:
+                _check_new_tree(read, _number(content, at + 8, 8))
+        elif kind == _LAYOUT:
+            _check_chunks(read, content)
 
 
-def _check_tree(read: Read, address: int) -> None:
-    """See that each row of nodes comes to an end: HDF5 counts them, from one to the next."""
+def _check_tree(read: Read, address: int, key: int) -> None:
+    """See that a tree, and each row of its nodes, comes to an end; a key has so many bytes."""
     seen: set[int] = set()
-    while True:
-        node = read(address, 40)
-        level, first, following = node[5:6], _number(node, 32, 8), address
-        while node[:4] == b"TREE" and following != _NOWHERE:
-            if following in seen or len(seen) == _MAX_NODES:
-                raise UnreadableModelError("the links of a group in the weights are damaged")
-            seen.add(following)
-            following = _number(node, 16, 8)
-            node = read(following, 24)
-        if level in (b"", b"\0"):
-            return
-        address = first
+    level, row = None, [address]
+    while row:
+        _check_row(read, row[0])
+        children = []
+        for node in row:
+            head = read(node, 24)
+            if head[:4] != b"TREE":
+                continue  # HDF5 says so when it comes there
+            level = head[5] if level is None else level
+            if node in seen or len(seen) == _MAX_NODES or head[5] != level:
+                raise _damaged_tree()
+            seen.add(node)
+            count = _number(head, 6, 2) if level else 0
+            content = read(node + 24, count * (key + 8))
+            children += [_number(content, n * (key + 8) + key, 8) for n in range(count)]
+        level, row = (level or 0) - 1, children  # below the lowest level there are none
+
+
+def _check_row(read: Read, node: int) -> None:
+    """See that the nodes from one to the next come to an end: HDF5 counts them."""
+    seen: set[int] = set()
+    head = read(node, 24)
+    while head[:4] == b"TREE" and node != _NOWHERE:
+        if node in seen or len(seen) == _MAX_NODES:
+            raise _damaged_tree()
+        seen.add(node)
+        node = _number(head, 16, 8)
+        head = read(node, 24)
+
+
+def _damaged_tree() -> UnreadableModelError:
+    return UnreadableModelError("the index of an object in the weights is damaged")
+
+
+def _check_new_tree(read: Read, address: int) -> None:
+    """See that a tree of version 2 comes to an end."""
+    head = read(address, 26)
+    if head[:4] != b"BTHD":
+        return  # there is none, or HDF5 says so
+    size, record, depth = (_number(head, at, width) for at, width in ((6, 4), (10, 2), (12, 2)))
+    if depth > _MAX_DEPTH or size > _MAX_BYTES or not record:
+        raise _damaged_tree()
+    pointers = _pointers(size, record, depth)
+    counts = _width((size - 10) // record)
+    row, seen = [(_number(head, 16, 8), _number(head, 24, 2))], set[int]()
+    for pointer in reversed(pointers):
+        children = []
+        for node, count in row:
+            if node in seen or len(seen) == _MAX_NODES:
+                raise _damaged_tree()
+            seen.add(node)
+            content = read(node, size)
+            if content[:4] == b"BTIN":
+                places = range(6 + count * record, size - pointer, pointer)[: count + 1]
+                children += [
+                    (_number(content, at, 8), _number(content, at + 8, counts)) for at in places
+                ]
+        row = children
+
+
+def _pointers(size: int, record: int, depth: int) -> list[int]:
+    """How long a pointer to a child is on each level of such a tree, from the lowest on.
+
+    It has an address, a count of the records in the child, and above the lowest level one of those
+    below it; a count takes as many bytes as the largest that there can be.
+    """
+    most = total = (size - 10) // record
+    one, all_below, found = _width(most), 0, []
+    for _ in range(depth):
+        found.append(8 + one + all_below)
+        most = max(0, (size - 10 - found[-1]) // (record + found[-1]))
+        total = (most + 1) * total + most & _NOWHERE
+        all_below = _width(total)
+    return found
+
+
+def _width(number: int) -> int:
+    """How many bytes a number up to this one takes."""
+    return max(1, (number.bit_length() + 7) // 8)
+
+
+_CHUNKED = 2
+_FIXED_ARRAY, _EXTENSIBLE_ARRAY, _TREE = 3, 4, 5
+_SETTINGS_BYTES = {_FIXED_ARRAY: 1, _EXTENSIBLE_ARRAY: 5, _TREE: 6}
+_COUNTS = {_FIXED_ARRAY: (b"FAHD", 8), _EXTENSIBLE_ARRAY: (b"EAHD", 44)}
+"""The signature of an array of chunks, and where it says how many there are."""
+
+
+def _check_chunks(read: Read, content: bytes) -> None:
+    """See that what says where the chunks of a variable are comes to an end."""
+    version, first = content[:1], content[1:2]
+    if version in (b"\1", b"\2") and content[2:3] == bytes([_CHUNKED]):
+        _check_tree(read, _number(content, 8, 8), 8 + 8 * first[0])
+    elif version == b"\3" and first == bytes([_CHUNKED]):
+        _check_tree(read, _number(content, 3, 8), 8 + 8 * content[2])
+    elif version > b"\3" and first == bytes([_CHUNKED]) and len(content) > 5:
+        at = 5 + content[3] * content[4]
+        index = _number(content, at, 1)
+        address = _number(content, at + 1 + _SETTINGS_BYTES.get(index, 0), 8)
+        if index == _TREE:
+            _check_new_tree(read, address)
+        elif index in _COUNTS:
+            signature, place = _COUNTS[index]
+            head = read(address, place + 8)
+            if head[:4] == signature and _number(head, place, 8) > _MAX_NODES:
+                raise _damaged_tree()
 
 
 def _check_heap(read: Read, address: int) -> None:
