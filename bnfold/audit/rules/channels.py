@@ -69,7 +69,7 @@ def dead_after_relu(subject: Subject) -> Diagnosis | None:
 
 @rule("BN203", "linear-or-saturated", Severity.INFO)
 def linear_or_saturated(subject: Subject) -> Diagnosis | None:
-    """The output of a channel is almost always on one side of a kink of the ReLU."""
+    """The output of a channel is almost always on one side of a breakpoint of the ReLU."""
     if subject.place is None:
         return None
     gamma, beta = np.abs(subject.gamma), subject.beta
