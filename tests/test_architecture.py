@@ -245,6 +245,16 @@ def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
     assert found & NEEDLESS == set()
 
 
+def test_a_fold_that_verifies_nothing_loads_nothing_for_it(tmp_path: Path) -> None:
+    words = ["fold", str(FIXTURE), "out.keras", "--no-verify"]
+    (found,) = loaded_by(words, folder=tmp_path)
+    used = {"hashlib", "bnfold.verification"}  # the digest of the source, and what a result is
+    assert found & {*NEEDLESS, "bnfold.verification.verify", "bnfold.jobs.verify"} <= used
+    assert {name for name in found if name.startswith("bnfold.verification.")} <= {
+        "bnfold.verification.result"
+    }
+
+
 def test_a_test_that_starts_a_process_is_told_from_its_code() -> None:
     assert starts_processes(test_inspect_loads_nothing_that_was_not_asked_for)  # by `loaded_by`
     assert not starts_processes(test_imports_point_one_way)

@@ -104,7 +104,6 @@ def fold(
     if (folder := run.options["out_dir"]) is not None:
         run.each(ctx, options.sources(paths), lambda below: [str(folder / below)], writes=True)
     source, target = many.pair(paths, run)
-    asked = options.proof(**proof)
     settings: dict[str, Any] = {
         "keep": keep,
         "inference": inference,
@@ -115,11 +114,10 @@ def fold(
     settings |= _gate(fail_on, config, no_config, keras)
     if _is_deployed(source, target):
         how = {"prove": not no_verify, "check": not no_verify}
-        _export(source, [target], asked, run, **how, **settings)
+        _export(source, [target], options.proof(**proof), run, **how, **settings)
         return
-    report = fold_file(
-        source, target, proof=None if no_verify else asked, progress=progress, **settings
-    )
+    asked = None if no_verify else options.proof(**proof)  # which imports all that runs models
+    report = fold_file(source, target, proof=asked, progress=progress, **settings)
     show(report, run.format, good=report.written, output=output)
 
 

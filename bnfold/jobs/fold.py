@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bnfold.errors import OutputError, UnreadableModelError, VerificationImpossibleError
 from bnfold.folding.plan import Plan, apply, unused_patterns
@@ -16,7 +16,6 @@ from bnfold.jobs.inspect import keras_versions
 from bnfold.jobs.planning import planned
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Staging, check_target
-from bnfold.jobs.verify import Proof
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.printing import printable
 from bnfold.model.container.record import record
@@ -28,6 +27,9 @@ from bnfold.serialize import SCHEMA_VERSION, Serializable, Shown, plain
 from bnfold.values import dataclass
 from bnfold.verification import Verification
 from bnfold.version import __version__
+
+if TYPE_CHECKING:
+    from bnfold.jobs.verify import Proof  # which imports all that runs models
 
 Standalone = Literal["keep", "depthwise"]
 
@@ -153,7 +155,7 @@ def fold_file(
     inference: bool = False,
     standalone: Standalone = "keep",
     force: bool = False,
-    proof: Proof | None,
+    proof: "Proof | None",
     settings: Settings = SILENT,
     progress: Callable[[str], None] | None = None,
     sha256: Sequence[str] = (),

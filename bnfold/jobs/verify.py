@@ -24,10 +24,11 @@ from bnfold.running.options import (
     Tolerance,
 )
 from bnfold.values import dataclass
-from bnfold.verification import Verification, verify
+from bnfold.verification import Verification
 from bnfold.verification.deployed import verify_deployed
 from bnfold.verification.replay import Keep, Replay
 from bnfold.verification.unchanged import unchanged as same_files
+from bnfold.verification.verify import verify
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The judge shares no arithmetic with the folding code: it takes two model files, runs both with Keras
 and with ONNX Runtime on the same inputs, and accepts the folded model when it differs by no more
-than the rounding noise that was measured on the two models themselves. Importing this package
-imports none of those libraries; `running` alone does so, when a verification starts.
+than the rounding noise that was measured on the two models themselves. `verify.verify` is where it
+starts. Importing this package imports what a result is made of, and nothing that makes one.
 """
 
 from bnfold.verification.result import (
@@ -13,7 +13,6 @@ from bnfold.verification.result import (
     Verdict,
     Verification,
 )
-from bnfold.verification.verify import verify
 
 __all__ = [
     "Basis",
@@ -21,5 +20,4 @@ __all__ = [
     "SiteStatus",
     "Verdict",
     "Verification",
-    "verify",
 ]

@@ -25,7 +25,7 @@ from bnfold.model.moments import Moments, Observed
 from bnfold.running import process
 from bnfold.running.options import Loading, Samples
 from bnfold.verification import Verdict
-from bnfold.verification import verify as verify_files
+from bnfold.verification.verify import verify as verify_files
 
 
 @pytest.fixture(scope="module")

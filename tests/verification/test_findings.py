@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from wrong_folds import Fold, folded, forward, line, model, save, with_paths, with_weights
 
-from bnfold.verification import Verdict, verify
+from bnfold.verification import Verdict
+from bnfold.verification.verify import verify
 
 pytestmark = pytest.mark.usefixtures("keras_alone")  # and by ONNX Runtime in a run of all tests
 

@@ -17,8 +17,6 @@ from bnfold.reports.text.inspect import COLOURS
 from bnfold.values import dataclass
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
 from bnfold.verification.result import Decisions
-from bnfold.verification.tolerance import Rule
-from bnfold.verification.trial import STANDARD_RULE
 
 
 def fold(report: FoldReport) -> RenderableType:
@@ -323,12 +321,20 @@ def _what_was_compared(result: Verification) -> str:
     return "; ".join(parts)
 
 
+def _is_usual(rule: str) -> bool:
+    """Whether a verdict follows a rule that nobody asked for."""
+    from bnfold.verification.tolerance import Rule  # noqa: PLC0415 - most folds verify nothing here
+    from bnfold.verification.trial import STANDARD_RULE  # noqa: PLC0415
+
+    return rule in {Rule().text(), STANDARD_RULE}
+
+
 def _notes(result: Verification) -> Iterator[str]:
     """What a reader should know beside the verdict."""
     yield from result.paired
     if result.precision not in {None, "float32"}:
         yield f"tolerance: {result.rule}"
-    elif result.rule not in {Rule().text(), STANDARD_RULE}:
+    elif not _is_usual(result.rule):
         yield f"tolerance by --rtol and --atol: {result.rule}"
     quiet = result.sites_that_are(SiteStatus.NOT_EXERCISED)
     if quiet:
