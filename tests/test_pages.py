@@ -156,6 +156,9 @@ def test_how_to(page: str, said: str, files: None) -> None:
 @pytest.mark.slow
 def test_ten_minutes() -> None:
     pytest.importorskip("sklearn")
+    import keras
+
+    keras.backend.clear_session()  # layers are numbered from the first one on, as in a new process
     page, told = run_page("ten-minutes")
     inspected, repaired, again, exported, folded, prepared = told
     assert page["seen"].history["accuracy"][-1] > 0.9 > page["accuracy"]
