@@ -37,6 +37,7 @@ _LEAF = struct.Struct("<4sBBH")
 _ENTRY = struct.Struct("<QQI4x16x")
 _HEAP = struct.Struct("<4sB3xQQQ")
 _COLLECTION = struct.Struct("<8sQ")
+_OBJECT = struct.Struct("<H6xQ")
 _REFERENCE = struct.Struct("<IQI")
 
 _FLOATS: Mapping[bytes, np.dtype[Any]] = {
@@ -55,6 +56,7 @@ _TEXT = bytes.fromhex("19010100 10000000 10000000 01000000 0000 0800 00000000")
 _MAX_BLOCKS = 20
 _MAX_MESSAGES = 100
 _MAX_LEVELS = 8
+_MAX_ALIKE = 1024  # bytes of a header that is kept, and headers
 _MAX_BYTES = 16 << 20  # of the names in a group, and of a part of a header
 
 
@@ -95,12 +97,16 @@ class Objects:
             raise OddError
         leaf, inner = struct.unpack("<HH", head[16:])
         self._most_in_leaf, self._most_in_node = 2 * leaf, 2 * inner
+        self._is_in_one_block = True  # the header that was read last
+        self._places: dict[bytes, int] = {}
+        self._alike: dict[tuple[bytes, bytes, bytes], Block] = {}
+        self._heap: tuple[int, dict[int, bytes]] = -1, {}
 
     def group(self, address: int) -> Group:
         """The group at an address."""
         links: Mapping[bytes, int] | None = None
         attributes: list[bytes] = []
-        for kind, content in self._messages(address):
+        for kind, content, _ in self._messages(address):
             if kind == _LINKS:
                 links = self._links(*_PAIR.unpack(content[:16]))
             elif kind == _ATTRIBUTE:
@@ -112,11 +118,35 @@ class Objects:
         return Group(links, tuple(attributes))
 
     def block(self, address: int) -> Block:
-        """The variable at an address."""
+        """The variable at an address.
+
+        Most headers differ from an earlier one in nothing but where the numbers are, and then mean
+        the same.
+        """
+        head = self._read(address, _HEADER.size)
+        place = self._places.get(head)
+        if place is not None:
+            header = self._read(address + _HEADER.size, _unpacked(_HEADER, head)[-1])
+            alike = self._alike.get((head, header[:place], header[place + 8 :]))
+            if alike is not None:
+                start = int.from_bytes(header[place : place + 8], "little")
+                return Block(alike.shape, alike.dtype, start, alike.size)
+        found, place = self._block(address)
+        size = _unpacked(_HEADER, head)[-1]
+        if self._is_in_one_block and max(size, len(self._alike)) < _MAX_ALIKE:
+            header = self._read(address + _HEADER.size, size)
+            self._places[head] = place
+            self._alike[head, header[:place], header[place + 8 :]] = found
+        return found
+
+    def _block(self, address: int) -> tuple[Block, int]:
+        """The variable, and where its header says where the numbers are."""
         found: dict[int, bytes] = {}
-        for kind, content in self._messages(address):
+        place = 0
+        for kind, content, at in self._messages(address):
             if kind in (_SPACE, _TYPE, _FILL, _LAYOUT):
                 found[kind] = content
+                place = at + 2 - address - _HEADER.size if kind == _LAYOUT else place
             elif kind not in _IGNORED:
                 raise OddError
         if len(found) < 4:
@@ -127,7 +157,7 @@ class Objects:
         is_whole = dtype is not None and math.prod(shape) * dtype.itemsize == size > 0
         if dtype is None or (version, storage) != (3, 1) or not is_whole:
             raise OddError
-        return Block(shape, dtype, address, size)
+        return Block(shape, dtype, address, size), place
 
     def text(self, group: Group, name: bytes) -> str | None:
         """The text of an attribute, None if there is none of this name."""
@@ -138,8 +168,8 @@ class Objects:
         length, address, number = _REFERENCE.unpack(found[0])
         return self._heap_text(address, number, length)
 
-    def _messages(self, address: int) -> Iterator[tuple[int, bytes]]:
-        """The messages of a header of version 1, through all of its blocks."""
+    def _messages(self, address: int) -> Iterator[tuple[int, bytes, int]]:
+        """The messages of a header of version 1, through all of its blocks, and where they are."""
         head = self._read(address, 16)
         version, _, count, references, size = _unpacked(_HEADER, head)
         if version != 1 or references != 1 or count > _MAX_MESSAGES:
@@ -164,9 +194,10 @@ class Objects:
                 if kind == _CONTINUATION:
                     blocks.append(_unpacked(_PAIR, message[:16]))
                 else:
-                    yield kind, message
+                    yield kind, message, start + at - size
         if count:
             raise OddError
+        self._is_in_one_block = len(blocks) == 1
 
     def _links(self, tree: int, heap: int) -> Mapping[bytes, int]:
         """The links of a group, which must be sorted: HDF5 looks for them by halves."""
@@ -227,26 +258,28 @@ class Objects:
 
     def _heap_text(self, address: int, number: int, length: int) -> str:
         """A text in a heap of such texts, which must be UTF-8, and as long as it is said to be."""
+        if self._heap[0] != address:
+            self._heap = address, self._heap_at(address)
+        content = self._heap[1].get(number)
+        if content is None or len(content) != length or b"\0" in content:
+            raise OddError
+        return content.decode()  # what cannot be is a ValueError
+
+    def _heap_at(self, address: int) -> dict[int, bytes]:
+        """What is in a heap, by its numbers, up to the first entry that is odd."""
         mark, size = _unpacked(_COLLECTION, self._read(address, _COLLECTION.size))
         content = self._read(address, min(size, _Pages.SIZE))  # its least, and what h5py makes
         if mark != b"GCOL\1\0\0\0" or size > len(content):
             raise OddError
+        found: dict[int, bytes] = {}
         at = _COLLECTION.size
         while at + 16 <= size:
-            one, long = int.from_bytes(content[at : at + 2], "little"), content[at + 8 : at + 16]
-            used = int.from_bytes(long, "little")
+            one, used = _OBJECT.unpack_from(content, at)
             if not one or at + 16 + used > size:
                 break
-            if one == number:
-                try:
-                    text = content[at + 16 : at + 16 + used].decode()
-                except UnicodeDecodeError:
-                    break
-                if used != length or "\0" in text:
-                    break
-                return text
+            found.setdefault(one, content[at + 16 : at + 16 + used])
             at += 16 + (used + 7) // 8 * 8
-        raise OddError
+        return found
 
 
 class _Pages:
