@@ -21,9 +21,7 @@ from bnfold.cli.options import CONTEXT, RUNNING_CODE, debug
 from bnfold.cli.output import say
 from bnfold.cli.recorder import current
 from bnfold.errors import BnfoldError
-from bnfold.model.container.remote import PlainHttpWarning
 from bnfold.running import process
-from bnfold.running.advisories import VulnerableVersionWarning
 from bnfold.supervision import link
 from bnfold.supervision.watch import ASKING
 from bnfold.version import __version__
@@ -271,6 +269,9 @@ def _say_warnings() -> None:
     by_python = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        from bnfold.model.container.remote import PlainHttpWarning
+        from bnfold.running.advisories import VulnerableVersionWarning
+
         if issubclass(category, (VulnerableVersionWarning, PlainHttpWarning)):
             say(f"warning: {message}")
         else:

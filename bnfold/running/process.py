@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -78,6 +77,8 @@ def _backend_of_the_settings() -> str:
     home = os.environ.get("KERAS_HOME")
     folder = Path(home) if home is not None else Path("~/.keras")
     try:
+        import json  # noqa: PLC0415 - hardly ever needed
+
         found = json.loads((folder.expanduser() / "keras.json").read_text("utf-8"))
     except (OSError, ValueError, RuntimeError):
         return BACKEND
