@@ -89,6 +89,29 @@ def test_the_table_of_all_layers_is_what_the_rows_say() -> None:
     assert written["page"]() == (DOCS / "folding.md").read_text(), "run docs/layer_table.py"
 
 
+REPORTS = (
+    *("inspect", "layer", "rules", "fold", "export", "prepare", "verify", "recalibrate", "bench"),
+    *("doctor", "many", "line"),
+)
+
+
+def keys(node: Any) -> Iterator[str]:
+    """The keys that a JSON Schema speaks of, at any depth."""
+    if isinstance(node, dict):
+        yield from node.get("properties", ())
+        for inside in node.values():
+            yield from keys(inside)
+    elif isinstance(node, list):
+        for inside in node:
+            yield from keys(inside)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_page_on_reports_has_every_key(report: str) -> None:
+    page = (DOCS / "json.md").read_text()
+    assert [key for key in keys(schema(report)) if not re.search(rf'[`"]{key}[`"]', page)] == []
+
+
 def test_one_place_has_the_address_of_the_repository() -> None:
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     source = urls["Source"]
