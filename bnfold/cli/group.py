@@ -30,38 +30,9 @@ _SOON = 0.1  # seconds
 
 
 COMMANDS = {
-    "bench": (
-        "bench",
-        "Measure how long the models A and B take for the same inputs, side by side.",
-    ),
-    "doctor": (
-        "doctor",
-        "Say which libraries are installed, and what each command can do with them.",
-    ),
-    "export": (
-        "fold",
-        "Fold the BatchNormalization layers of MODEL and write it for the runtimes that deploy it.",
-    ),
-    "fold": (
-        "fold",
-        "Fold the BatchNormalization layers of MODEL into OUT, and verify that it computes the "
-        "same.",
-    ),
     "inspect": (
         "inspect",
         "Show every BatchNormalization: where it is, its settings, statistics, whether it folds.",
-    ),
-    "merge": (
-        "merge",
-        "Merge reports on different models into one, the same that one run would have made.",
-    ),
-    "prepare": (
-        "prepare",
-        "Make everything that you deploy of MODEL, in a new folder DIR.",
-    ),
-    "recalibrate": (
-        "recalibrate",
-        "Estimate the moving statistics of MODEL again from data, and write it to OUT.",
     ),
     "rule": (
         "rules",
@@ -71,12 +42,41 @@ COMMANDS = {
         "rules",
         "List the rules by which inspect judges: code, name, levels, and what each finds.",
     ),
+    "recalibrate": (
+        "recalibrate",
+        "Estimate the moving statistics of MODEL again from data, and write it to OUT.",
+    ),
+    "fold": (
+        "fold",
+        "Fold the BatchNormalization layers of MODEL into OUT, and verify that it computes the "
+        "same.",
+    ),
     "verify": (
         "verify",
         "Verify that OTHER computes the same as MODEL, whatever made it.",
     ),
+    "export": (
+        "fold",
+        "Fold the BatchNormalization layers of MODEL and write it for the runtimes that deploy it.",
+    ),
+    "prepare": (
+        "prepare",
+        "Make everything that you deploy of MODEL, in a new folder DIR.",
+    ),
+    "bench": (
+        "bench",
+        "Measure how long the models A and B take for the same inputs, side by side.",
+    ),
+    "merge": (
+        "merge",
+        "Merge reports on different models into one, the same that one run would have made.",
+    ),
+    "doctor": (
+        "doctor",
+        "Say which libraries are installed, and what each command can do with them.",
+    ),
 }
-"""The module of each command, and the first sentence of its help, for a list of all."""
+"""The module of each command, and the first sentence of its help, in the order of their use."""
 
 
 class _Imported(MutableMapping[str, click.Command]):
@@ -106,6 +106,10 @@ class _Imported(MutableMapping[str, click.Command]):
 
 class Commands(click.Group):
     """Turns every error into one line and an exit code, unless --debug asks for the traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order of their use."""
+        return list(COMMANDS)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with their first sentences, which click would cut to one line."""

@@ -300,6 +300,9 @@ def test_the_list_of_commands_cuts_no_sentence(monkeypatch: pytest.MonkeyPatch) 
     )
     assert "..." not in listed
     assert max(map(len, listed.splitlines())) <= 80
+    names = re.findall(r"^  (\w+)  ", listed, re.MULTILINE)
+    assert names[0] == "inspect", "what one begins with"
+    assert sorted(names) == sorted(main.commands)
 
 
 def test_the_list_of_commands_has_their_own_first_sentences() -> None:
