@@ -38,3 +38,5 @@ def test_a_model_is_made_and_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert yardstick.best(Measured(0, 9, 1)).wall < 9
     with pytest.raises(SystemExit, match="ended with 3"):
         run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+    with pytest.raises(SystemExit, match="ended with 2"):  # it cannot do what is measured
+        run([sys.executable, "-c", "raise SystemExit(2)"], tmp_path)
