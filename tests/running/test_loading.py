@@ -19,7 +19,7 @@ from bnfold.cli import main
 from bnfold.errors import UnreadableModelError
 from bnfold.model import declared
 from bnfold.model.container import hdf5
-from bnfold.running import libraries, loading, safety
+from bnfold.running import libraries, loading, process, safety
 from bnfold.running.loading import LoadedModel
 from bnfold.running.options import Loading
 
@@ -103,6 +103,29 @@ def test_a_config_of_any_length_can_be_replaced(tmp_path: Path) -> None:
     hdf5.replace_text(path, "model_config", text := "long" * (1 << 16))
     with h5py.File(path) as file:
         assert file.attrs["model_config"] == text
+
+
+def test_no_number_is_drawn_for_a_weight_that_the_file_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [L.Embedding(7, 6), L.Conv1D(4, 2), L.LSTM(4, recurrent_initializer="orthogonal")]
+    model = sequential(*layers, L.Dense(3, kernel_initializer="random_normal"), shape=(5,))
+    model.save(tmp_path / "model.keras")
+    drawn, own = [], process.is_own
+    draw = keras.initializers.VarianceScaling.__call__
+
+    def call(*args: Any, **more: Any) -> Any:
+        drawn.append(args)
+        return draw(*args, **more)
+
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", call)
+    for is_own in (True, own()):
+        monkeypatch.setattr(process, "is_own", lambda is_own=is_own: is_own)
+        loaded = load(tmp_path / "model.keras")
+        assert bool(drawn) is not is_own
+        for one, other in zip(loaded.model.weights, model.weights, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+    assert keras.initializers.VarianceScaling.__call__ is call
 
 
 def test_the_file_itself_stays_as_it_is(tmp_path: Path) -> None:
