@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ _OPTIONS = (
     click.option(
         "--shard",
         metavar="I/N",
+        callback=lambda _, __, text: None if text is None else "{}/{}".format(*_shard(text)),
         help="With many models: do the I-th of N parts; 'bnfold merge' merges the reports.",
     ),
     click.option(
@@ -528,7 +530,7 @@ def tasks(
         click.UsageError: two models would be written to one place, or options contradict.
     """
     run.refuse_contradictions()
-    shard = _shard(run.options["shard"])
+    shard = run.options["shard"]
     _refuse_unwritable(run, ctx, models)
     out = run.options.get("out_dir")
     found, failed = places(models, (*run.options.get("exclude", ()), *exclude))
@@ -560,7 +562,7 @@ def tasks(
     if shard is None:
         return every
     numbered = [replace(one, number=number) for number, one in enumerate(every, start=1)]
-    return [one for one in numbered if is_in_shard(one.path, *shard)]
+    return [one for one in numbered if is_in_shard(one.path, *_shard(shard))]
 
 
 def _refuse_nested(targets: Mapping[str, Where]) -> None:
@@ -582,14 +584,14 @@ def _refuse_unwritable(run: Run, ctx: click.Context, models: Sequence[Where]) ->
         refuse_unwritable(resume, (*models, *files), "--resume")
 
 
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    first, slash, second = text.partition("/")
-    if slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit():
-        shard, of = int(first), int(second)
-        if 1 <= shard <= of:
-            return shard, of
+_SHARD = re.compile(r"0*([1-9][0-9]{0,8})/0*([1-9][0-9]{0,8})")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Which part of how many. Raises click.UsageError."""
+    match = _SHARD.fullmatch(text)
+    if match is not None and int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
     raise click.UsageError(f"--shard {text!r} is no part of a whole, such as 3/20")
 
 

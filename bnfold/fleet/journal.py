@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ class Journal:
 
     Attributes:
         rows: the last one of each model.
-        ended: the shard that was done to its end, "3/20"; None where no line says so.
+        ended: the shards that were done to their ends, "3/20", as a line says for each.
     """
 
     rows: Sequence[Row] = ()
-    ended: str | None = None
+    ended: frozenset[str] = frozenset()
 
 
 def line(row: Row) -> str:
@@ -52,13 +53,13 @@ def _line(value: Json) -> str:
 
 
 def parse(text: str, name: str) -> Journal:
-    """A journal from its text; a last line that was cut off is left out.
+    """A journal from its text, which may be of several; a last line that was cut off is left out.
 
     Raises:
         SettingsError: it is no journal of this version.
     """
     found: dict[str, Row] = {}
-    ended: str | None = None
+    endings: dict[str, int] = {}
     lines = text.split("\n")
     for number, one in enumerate(lines, start=1):
         if not one.strip():
@@ -66,7 +67,7 @@ def parse(text: str, name: str) -> Journal:
         try:
             value = json.loads(one)
             if value.keys() == _ENDING:
-                ended = str(value["shard"]) if value["models"] == len(found) else None
+                endings[str(value["shard"])] = value["models"]
                 continue
             row = _row(value)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -75,6 +76,8 @@ def parse(text: str, name: str) -> Journal:
             raise SettingsError(f"{name}: line {number} is no row of bnfold's JSON Lines") from None
         found.pop(row.path, None)
         found[row.path] = row
+    models = Counter(row.shard for row in found.values())
+    ended = frozenset(shard for shard, count in endings.items() if models[shard] == count)
     return Journal(tuple(found.values()), ended)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -24,9 +25,10 @@ _SHARD = re.compile(r"([1-9]\d{0,8})/([1-9]\d{0,8})")
 def rows(parts: Mapping[str, Journal]) -> list[Row]:
     """The rows of several journals, by their names."""
     for name, part in parts.items():
-        if {row.shard for row in part.rows} - {None, part.ended}:
-            raise SettingsError(f"{name}: the run of this shard did not come to its end")
-    check(part.ended for part in parts.values())
+        cut = sorted({row.shard for row in part.rows if row.shard is not None} - part.ended)
+        if cut:
+            raise SettingsError(f"{name}: the run of shard {cut[0]} did not come to its end")
+    check(shard for part in parts.values() for shard in part.ended)
     every = [row for part in parts.values() for row in part.rows]
     found = _unique([(row.number, replace(row, shard=None, number=None)) for row in every], _path)
     return list(found)
@@ -169,7 +171,8 @@ def check(labels: Iterable[str | None]) -> None:
     if len(wholes) != 1:
         raise SettingsError("these shards are not of one run")
     (of,) = wholes
-    missing = sorted(set(range(1, of + 1)) - {shard for shard, _ in named})
+    done = {shard for shard, _ in named}
+    missing = [*islice((one for one in range(1, of + 1) if one not in done), 6)]
     if missing:
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise SettingsError(f"of {of} shards these are missing: {shown}")

@@ -156,13 +156,26 @@ def test_a_shard_that_was_killed_is_not_taken_for_a_whole_one(models: Path) -> N
     assert run("1.jsonl", "2.jsonl", command="merge").exit_code == 0
     written = whole.splitlines(keepends=True)
     for left, says in (
-        (written[:-1], "2.jsonl: the run of this shard did not come to its end"),
-        (written[1:], "2.jsonl: the run of this shard did not come to its end"),
+        (written[:-1], "2.jsonl: the run of shard 2/2 did not come to its end"),
+        (written[1:], "2.jsonl: the run of shard 2/2 did not come to its end"),
         ([], "of 2 shards these are missing: 2"),
     ):
         Path("2.jsonl").write_text("".join(left))
         refused = run("1.jsonl", "2.jsonl", command="merge")
         assert (refused.exit_code, refused.stderr) == (2, f"bnfold: {says}\n")
+
+
+def test_parts_of_json_lines_may_be_in_one_file(models: Path) -> None:
+    """As cat and logs of jobs have them, and whatever zeros stand before their numbers."""
+    run(models, "--output", "all.jsonl")
+    parts = [run(models, "--shard", f"0{one}/03", "--format", "jsonl").stdout for one in (1, 2, 3)]
+    Path("two.jsonl").write_text(parts[2] + parts[0])
+    Path("three.jsonl").write_text(parts[1])
+    found = run("two.jsonl", "three.jsonl", command="merge")
+    assert found.stdout == Path("all.jsonl").read_text()
+    Path("two.jsonl").write_text(parts[2].partition("\n")[2] + parts[0])
+    refused = run("two.jsonl", "three.jsonl", command="merge")
+    assert refused.stderr == "bnfold: two.jsonl: the run of shard 3/3 did not come to its end\n"
 
 
 def test_the_file_of_a_resumed_shard_merges_too(models: Path) -> None:
@@ -249,7 +262,9 @@ def test_reports_of_two_runs_that_differ_are_not_merged(models: Path) -> None:
     assert "two reports on models/sub/c.keras differ" in result.stderr
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "-1/3", "¹/3"])
+@pytest.mark.parametrize(
+    "text", ["0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "-1/3", "¹/3", "", "1/9999999999"]
+)
 def test_what_is_no_shard_is_refused(models: Path, text: str) -> None:
     result = run(models, f"--shard={text}")
     assert result.exit_code == 2
