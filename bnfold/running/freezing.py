@@ -25,10 +25,18 @@ from bnfold.running.libraries import imported
 _LARGE = 4096
 """From how many bytes on a constant is kept aside. No shape is of floats, nor as long."""
 
+_CHANGING = threading.RLock()
+"""Held while functions of tf2onnx are others: one thread must not put back what another has put."""
+
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
     """While this lasts, what this thread converts with tf2onnx has its weights kept aside."""
+    with _CHANGING:
+        yield from _aside()
+
+
+def _aside() -> Iterator[None]:
     loader, convert = imported("tf2onnx.tf_loader"), imported("tf2onnx.convert")
     here, contents = threading.get_ident(), dict[str, bytes]()
     freeze, process = loader.from_function, convert.process_tf_graph
@@ -87,7 +95,10 @@ def _taken(graph: Any) -> Iterator[tuple[str, bytes]]:
     """Take the content of large constants out of a graph: each name and content."""
     import tensorflow  # noqa: PLC0415
 
+    others = {node.name for one in graph.library.function for node in one.node_def}
     for node in graph.node:
+        if node.name in others:
+            continue  # tf2onnx would give its content to that one too
         tensor = node.attr["value"].tensor if node.op == "Const" else None
         if tensor is None or len(tensor.tensor_content) < _LARGE:
             continue

@@ -1,6 +1,7 @@
 """What tf2onnx writes is the same whether weights are kept aside or not."""
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,43 @@ def test_what_goes_wrong_is_left_to_tf2onnx(
     found = onnx_runner.run_onnx(onnx_runner.session(content), [sample])
     expected = keras_runner.run(model, [sample], training=False)
     assert np.allclose(found[0], expected[0], atol=1e-5)
+
+
+def test_a_name_that_a_function_has_too_is_not_kept_aside() -> None:
+    """tf2onnx looks for the content of constants by their names alone, in every function."""
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef()
+    inner = graph.library.function.add().node_def.add(name="shared", op="Const")
+    for node in (graph.node.add(name="shared", op="Const"), graph.node.add(name="own", op="Const")):
+        value = np.ones(freezing._LARGE, "f4") * np.arange(freezing._LARGE, dtype="f4")
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    inner.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    assert [name for name, _ in freezing._taken(graph)] == ["own"]
+    assert graph.node[0].attr["value"].tensor.tensor_content
+
+
+def test_threads_leave_the_functions_of_tf2onnx_as_they_were() -> None:
+    import tf2onnx.convert
+    import tf2onnx.tf_loader
+
+    before = tf2onnx.tf_loader.from_function, tf2onnx.convert.process_tf_graph
+    first_in, other_done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with freezing.aside():
+            first_in.set()
+            other_done.wait(0.2)
+
+    def come_later() -> None:
+        with freezing.aside():
+            first.join(0.4)
+        other_done.set()
+
+    first, second = threading.Thread(target=hold), threading.Thread(target=come_later)
+    first.start()
+    first_in.wait()
+    second.start()
+    second.join()
+    first.join()
+    assert (tf2onnx.tf_loader.from_function, tf2onnx.convert.process_tf_graph) == before
