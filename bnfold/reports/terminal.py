@@ -92,9 +92,10 @@ class Hanging:
 class Columns:
     """A table under a line of headings, without the columns for which a terminal is too narrow.
 
-    Columns of `numbers` stay on one line, those of texts may wrap, and count as no wider than
-    `wraps` where it is to be decided whether all fit. If they do not, columns that are `optional`
-    are left out, the first of these first, and a line below says which, after `left_out`.
+    Columns of texts may wrap, and count as no wider than `wraps` where it is to be decided whether
+    all fit. If they do not, columns that are `optional` are left out, the first of these first, and
+    a line below says which, after `left_out`. Columns of `numbers` wrap only if that is not enough,
+    as a text beside them would vanish.
     """
 
     def __init__(
@@ -125,9 +126,13 @@ class Columns:
         """The headings of the columns that fit into this width."""
         found = list(self.headings)
         for heading in (one for one in self.optional if one in found):
-            if sum(self._width(one) + _BETWEEN_COLUMNS for one in found) > width:
+            if self._needed(found) > width:
                 found.remove(heading)
         return found
+
+    def _needed(self, headings: Iterable[str]) -> int:
+        """How wide a table of these columns is."""
+        return sum(self._width(one) + _BETWEEN_COLUMNS for one in headings)
 
     def _width(self, heading: str) -> int:
         place = self.headings.index(heading)
@@ -140,7 +145,11 @@ class Columns:
         shown = self.shown(options.max_width)
         is_plain = console.color_system is None and not options.ascii_only
         lines = self._lines(shown, options.max_width) if is_plain else None
-        yield self._table(shown) if lines is None else Segment("\n".join([*lines, ""]))
+        yield (
+            self._table(shown, options.max_width)
+            if lines is None
+            else Segment("\n".join([*lines, ""]))
+        )
         hidden = [one for one in self.headings if one not in shown]
         if hidden or self.left_out:
             said = ", ".join((*self.left_out, *hidden))
@@ -150,11 +159,12 @@ class Columns:
         places = [self.headings.index(heading) for heading in shown]
         return [[row[place] for place in places] for row in self._rows]
 
-    def _table(self, shown: Sequence[str]) -> Table:
+    def _table(self, shown: Sequence[str], width: int) -> Table:
+        is_whole = self._needed(shown) <= width
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in shown:
             if heading in self.numbers:
-                table.add_column(heading, justify="right", no_wrap=True)
+                table.add_column(heading, justify="right", no_wrap=is_whole, overflow="fold")
             else:
                 table.add_column(heading, overflow="fold")
         for cells in self._cells(shown):

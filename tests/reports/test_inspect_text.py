@@ -102,6 +102,16 @@ def test_many_models_keep_their_names_and_verdicts(width: int, hidden: str | Non
     assert hidden is None or hidden in flat
 
 
+def test_numbers_wrap_before_a_text_beside_them_vanishes() -> None:
+    table = terminal.Columns(("name", "figure"), numbers=("figure",))
+    table.add_row("litert without delegates", "3 of 360, margins up to 0.04")
+    console = Console(width=30, color_system="standard", force_terminal=True)
+    with console.capture() as capture:
+        console.print(table)
+    words = re.sub(r"\x1b\[\d*m", "", capture.get()).split()
+    assert {"litert", "without", "delegates", "margins", "0.04"} <= {*words}
+
+
 def test_lines_for_a_pipe_have_no_blanks_at_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
     found = inspect_file(FIXTURE)
     terminal.printed(lambda width: inspect.inspection(found, width))

@@ -174,12 +174,10 @@ def _table(
     return table
 
 
-def figures(result: Verification) -> terminal.Columns:
+def figures(result: Verification) -> RenderableType:
     """How near every output is to the reference, in each runtime: the figures of its errors."""
-    numbers = ("SQNR dB", "50%", "90%", "99%", "100% of errors below", "decisions changed")
-    table = terminal.Columns(
-        ("error / largest magnitude", *numbers), numbers=numbers, optional=numbers[1:4]
-    )
+    numbers = ("SQNR dB", "50%", "90%", "99%", "100%", "decisions changed")
+    table = terminal.Columns(("output", *numbers), numbers=numbers, optional=numbers[1:4])
     for block in terminal.grouped(result.fidelity, lambda one: one.output).values():
         table.add_row(Text(printable(block[0].output)))
         for one in block:
@@ -187,7 +185,8 @@ def figures(result: Verification) -> terminal.Columns:
             shares = [f"{share:.1e}" for share in (told.p50, told.p90, told.p99, told.max)]
             noise = "none" if one.sqnr_db is None else terminal.decibels(one.sqnr_db, 1)
             table.add_row(f"  {one.runtime}", noise, *shares, _changed(one.decisions))
-    return table
+    said = "percentiles of the error, as shares of the output's largest magnitude"
+    return Group(table, Text(said, style="dim"))
 
 
 def _changed(decisions: Decisions | None) -> str:
