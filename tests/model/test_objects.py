@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bnfold.errors import BnfoldError
-from bnfold.model.container import hdf5, objects
+from bnfold.model.container import hdf5, headers, objects
 from bnfold.model.container.budget import Costs
 from bnfold.model.graph import Weight
 
@@ -326,6 +326,23 @@ def test_an_index_without_an_end_is_refused_at_once(name: str) -> None:
         by_hdf5(spoil(indexed(kind))) as found,
     ):
         found.variables(VARS)
+
+
+def test_an_index_that_objects_share_is_looked_at_once() -> None:
+    content = written(lambda group: [group.create_group(str(n)) for n in range(400)])
+    with h5py.File(io.BytesIO(content)) as file:
+        address = h5py.h5o.get_info(file[VARS].id).addr
+    asked: list[int] = []
+
+    def read(start: int, size: int) -> bytes:
+        asked.append(start)
+        return content[start : start + size]
+
+    known: set[tuple[Any, ...]] = set()
+    headers.check(read, address, known)
+    first = len(asked)
+    headers.check(read, address, known)
+    assert len(asked) - first < 5 < first
 
 
 def test_headers_that_are_alike_but_for_a_byte_are_told_apart() -> None:

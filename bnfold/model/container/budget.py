@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import h5py
 
@@ -93,6 +94,7 @@ class Costs:
             None for a file that is not a stranger's.
         read_into: fills a buffer with the bytes of its HDF5 part from an offset on; None likewise.
         before: how many bytes of that part are before the place that addresses count from.
+        indexes: what of it has been looked at by `bnfold.model.container.headers`.
     """
 
     def __init__(self, size: int = 0, far_above: int | None = None) -> None:
@@ -103,6 +105,7 @@ class Costs:
         self.read_at: Callable[[int, int], bytes] | None = None
         self.read_into: ReadInto | None = None
         self.before = 0
+        self.indexes: set[tuple[Any, ...]] = set()
 
     def is_far(self, size: int) -> bool:
         """Whether a variable of so many bytes is not read where that is not needed."""

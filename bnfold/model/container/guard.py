@@ -469,7 +469,7 @@ def _open_child(group: h5py.Group, key: bytes) -> "h5py.Group | Variable | None"
         raise _NotPlainError("is a link, which weights never need")
     costs = budget.by_number(h5py.h5o.get_info(group.id).fileno)
     if costs.read_at is not None:
-        headers.check(costs.read_at, link.u)
+        headers.check(costs.read_at, link.u, costs.indexes)
     found = h5py.h5o.open(group.id, key)
     info = h5py.h5o.get_info(found)
     costs.spend(budget.OBJECTS)

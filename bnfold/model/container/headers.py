@@ -11,6 +11,7 @@ Source: "HDF5 File Format Specification Version 3.0", sections III and IV.A.2.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from bnfold.errors import UnreadableModelError
 from bnfold.values import dataclass
@@ -37,24 +38,36 @@ class _Block:
     size: int
 
 
-def check(read: Read, address: int) -> None:
+def check(read: Read, address: int, known: set[tuple[Any, ...]] | None = None) -> None:
     """See that a header comes to an end, and whatever it leads to that HDF5 follows by itself.
+
+    What is in `known` has been looked at, and what is looked at now is put there: thousands of
+    objects can share one large index.
 
     Raises:
         UnreadableModelError: something does not.
     """
+    known = set() if known is None else known
     for kind, content in _messages(read, address):
-        if kind == _LINKS:
-            _check_tree(read, _number(content, 0, 8), 8)
-            _check_heap(read, _number(content, 8, 8))
-        elif kind in (_LINK_INFO, _ATTRIBUTE_INFO):
-            counted = content[1:2] > b"\0" and content[1] & 1
-            at = 2 + counted * (8 if kind == _LINK_INFO else 2) + 8  # behind the heap's address
-            _check_new_tree(read, _number(content, at, 8))
-            if content[1:2] > b"\1" and content[1] & 2:
-                _check_new_tree(read, _number(content, at + 8, 8))
-        elif kind == _LAYOUT:
-            _check_chunks(read, content)
+        for look, *where in _followed(kind, content):
+            if (look, *where) not in known:
+                known.add((look, *where))
+                look(read, *where)
+
+
+def _followed(kind: int, content: bytes) -> Iterator[tuple[Any, ...]]:
+    """What a message leads to: how to look at it, and where it is."""
+    if kind == _LINKS:
+        yield _check_tree, _number(content, 0, 8), 8
+        yield _check_heap, _number(content, 8, 8)
+    elif kind in (_LINK_INFO, _ATTRIBUTE_INFO):
+        flags = _number(content, 1, 1)
+        at = 2 + (flags & 1) * (8 if kind == _LINK_INFO else 2) + 8  # behind the heap's address
+        yield _check_new_tree, _number(content, at, 8)
+        if flags & 2:
+            yield _check_new_tree, _number(content, at + 8, 8)
+    elif kind == _LAYOUT:
+        yield from _chunks(content)
 
 
 def _check_tree(read: Read, address: int, key: int) -> None:
@@ -148,24 +161,28 @@ _COUNTS = {_FIXED_ARRAY: (b"FAHD", 8), _EXTENSIBLE_ARRAY: (b"EAHD", 44)}
 """The signature of an array of chunks, and where it says how many there are."""
 
 
-def _check_chunks(read: Read, content: bytes) -> None:
-    """See that what says where the chunks of a variable are comes to an end."""
+def _chunks(content: bytes) -> Iterator[tuple[Any, ...]]:
+    """What says where the chunks of a variable are."""
     version, first = content[:1], content[1:2]
     if version in (b"\1", b"\2") and content[2:3] == bytes([_CHUNKED]):
-        _check_tree(read, _number(content, 8, 8), 8 + 8 * first[0])
+        yield _check_tree, _number(content, 8, 8), 8 + 8 * first[0]
     elif version == b"\3" and first == bytes([_CHUNKED]):
-        _check_tree(read, _number(content, 3, 8), 8 + 8 * content[2])
+        yield _check_tree, _number(content, 3, 8), 8 + 8 * content[2]
     elif version > b"\3" and first == bytes([_CHUNKED]) and len(content) > 5:
         at = 5 + content[3] * content[4]
         index = _number(content, at, 1)
         address = _number(content, at + 1 + _SETTINGS_BYTES.get(index, 0), 8)
         if index == _TREE:
-            _check_new_tree(read, address)
+            yield _check_new_tree, address
         elif index in _COUNTS:
-            signature, place = _COUNTS[index]
-            head = read(address, place + 8)
-            if head[:4] == signature and _number(head, place, 8) > _MAX_NODES:
-                raise _damaged_tree()
+            yield _check_array, address, *_COUNTS[index]
+
+
+def _check_array(read: Read, address: int, signature: bytes, place: int) -> None:
+    """See that an array claims no more chunks than there can be: HDF5 asks for one by one."""
+    head = read(address, place + 8)
+    if head[:4] == signature and _number(head, place, 8) > _MAX_NODES:
+        raise _damaged_tree()
 
 
 def _check_heap(read: Read, address: int) -> None:
