@@ -24,6 +24,7 @@ _LINKS, _ATTRIBUTE_INFO = 0x11, 0x15
 _NOWHERE = 2**64 - 1
 _LAST_FREE = 1
 _MAX_NODES = 1 << 20
+_MAX_ROWS, _MAX_WIDTH = 64, 1 << 12
 _MAX_DEPTH = 16  # with nodes of half a kilobyte more than a million links are 5 levels
 _REFERENCE_BYTES = 16  # 4 of the length, 8 of the heap's address, 4 of the place in it
 _MAX_BLOCKS = 1000  # a header grows by one whenever it is full
@@ -62,10 +63,11 @@ def _followed(kind: int, content: bytes) -> Iterator[tuple[Any, ...]]:
         yield _check_heap, _number(content, 8, 8)
     elif kind in (_LINK_INFO, _ATTRIBUTE_INFO):
         flags = _number(content, 1, 1)
-        at = 2 + (flags & 1) * (8 if kind == _LINK_INFO else 2) + 8  # behind the heap's address
-        yield _check_new_tree, _number(content, at, 8)
+        at = 2 + (flags & 1) * (8 if kind == _LINK_INFO else 2)
+        yield _check_blocks, _number(content, at, 8)
+        yield _check_new_tree, _number(content, at + 8, 8)
         if flags & 2:
-            yield _check_new_tree, _number(content, at + 8, 8)
+            yield _check_new_tree, _number(content, at + 16, 8)
     elif kind == _LAYOUT:
         yield from _chunks(content)
 
@@ -131,6 +133,37 @@ def _check_new_tree(read: Read, address: int) -> None:
                     (_number(content, at, 8), _number(content, at + 8, counts)) for at in places
                 ]
         row = children
+
+
+def _check_blocks(read: Read, address: int) -> None:
+    """See that no block of a heap of links or attributes is in itself: HDF5 looks for one in it.
+
+    Such a heap is a table of rows of `width` blocks each. Those of the first two rows have the same
+    size, those of every other row twice that of the row before; the large ones are tables again.
+    """
+    head = read(address, 142)
+    if head[:4] != b"FRHP":
+        return  # there is none, or HDF5 says so
+    width, bits, rows = (_number(head, at, 2) for at in (110, 128, 140))
+    least, most = (_number(head, at, 8).bit_length() for at in (112, 120))
+    direct = most - least + 2
+    if rows > _MAX_ROWS or width > _MAX_WIDTH:
+        raise _damaged_tree()
+    entry = 20 if _number(head, 7, 2) else 8  # with filters a block's size and mask follow
+    waiting, seen = [(_number(head, 132, 8), rows)] if rows else [], set[int]()
+    while waiting:
+        block, rows = waiting.pop()
+        if block in seen or len(seen) == _MAX_NODES:
+            raise _damaged_tree()
+        seen.add(block)
+        small = width * min(direct, rows) * entry
+        start = 13 + (bits + 7) // 8 + small
+        content = read(block + start, 8 * width * max(0, rows - direct))
+        for number in range(len(content) // 8):
+            child = _number(content, 8 * number, 8)
+            if child != _NOWHERE:
+                below = direct + number // width - width.bit_length() + 1
+                waiting.append((child, max(0, below)))
 
 
 def _pointers(size: int, record: int, depth: int) -> list[int]:
