@@ -365,10 +365,10 @@ def test_a_process_ends_with_the_one_that_started_it(saved: Path, tmp_path: Path
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from bnfold import verification\n"
+        "from bnfold.verification.verify import verify\n"
         "from bnfold.jobs import child\n"
         "die = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"child.run_apart(verification.verify, Path({str(saved)!r}), Path({str(saved)!r}),"
+        f"child.run_apart(verify, Path({str(saved)!r}), Path({str(saved)!r}),"
         " progress=die)\n"
     )
     done = python("-c", script, folder=tmp_path)  # waits until nobody holds its output any more
