@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -196,6 +197,26 @@ def test_what_of_a_group_leads_back_to_itself_is_refused_at_once(path: str, what
         at = int.from_bytes(content[heap + 24 : heap + 32], "little") + free
         content[at : at + 8] = free.to_bytes(8, "little")
     with pytest.raises(BnfoldError, match="damaged"), by_hdf5(bytes(content)) as found:
+        found.variables(VARS)
+
+
+@pytest.mark.parametrize("version", ["v18", "latest"])
+@pytest.mark.parametrize("widths", [(4, 8), (8, 4), (4, 4)])
+def test_addresses_of_another_width_are_refused(
+    widths: tuple[int, int], version: str, tmp_path: Path
+) -> None:
+    """Where an index of them leads cannot be told, and HDF5 would follow one without an end."""
+    settings, access = (
+        h5py.h5p.create(kind) for kind in (h5py.h5p.FILE_CREATE, h5py.h5p.FILE_ACCESS)
+    )
+    settings.set_sizes(*widths)
+    if version == "latest":
+        access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    path = tmp_path / "w.h5"
+    with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, settings, access)) as file:
+        plain(file.require_group(VARS))
+    refusal = pytest.raises(BnfoldError, match="not of 8 bytes")
+    with refusal, groups(path.read_bytes()) as found:
         found.variables(VARS)
 
 

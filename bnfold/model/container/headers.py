@@ -233,6 +233,8 @@ def _check_heap(read: Read, address: int) -> None:
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ROOTS = {0: 64, 1: 68, 2: 36, 3: 36}
 """Where a superblock of each version has the address of the root's header."""
+_WIDTHS = {0: 13, 1: 13, 2: 9, 3: 9}
+"""Where it has how many bytes addresses and lengths take."""
 
 
 def check_root(read: Read, size: int) -> None:
@@ -242,13 +244,17 @@ def check_root(read: Read, size: int) -> None:
     there.
 
     Raises:
-        UnreadableModelError: it does not.
+        UnreadableModelError: it does not, or addresses and lengths are not of 8 bytes each, as
+            whoever does not ask for others has them: then no object could be checked.
     """
     start = 0
     while start < size:
         head = read(start, 96)
         if head[:8] == _SIGNATURE and len(head) > 9:
             if head[8] in _ROOTS:
+                at = _WIDTHS[head[8]]
+                if head[at : at + 2] != b"\x08\x08":
+                    raise UnreadableModelError("its addresses and lengths are not of 8 bytes each")
                 behind = partial(_read_behind, read, start)
                 check(behind, _number(head, _ROOTS[head[8]], 8))
             return
