@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import (
@@ -52,7 +52,6 @@ from bnfold.running import data as user_data
 from bnfold.running import live, options, registered
 from bnfold.running.litert_file import LitePrecision
 from bnfold.supervision import link
-from bnfold.values import dataclass
 from bnfold.verification import Verification
 
 FilePath: TypeAlias = str | os.PathLike[str]

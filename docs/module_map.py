@@ -19,7 +19,6 @@ ROOMS = (
     *(
         "errors.py",
         "version.py",
-        "values.py",
         "serialize.py",
         "supervision",
         "model",

@@ -26,7 +26,6 @@ FRAMEWORKS = {
 BELOW = {
     "errors": set(),
     "version": set(),
-    "values": set(),
     "serialize": {"model"},
     "supervision": {"errors"},
     "model": {"supervision", "errors"},
@@ -40,7 +39,6 @@ BELOW = {
 """Which rooms each room may import, beside itself. A judge does not use the accused's arithmetic:
 `verification` and `observation` know nothing of `folding`. What stands above these may import all
 that is not above itself, as `ABOVE` has it."""
-EVERYWHERE = {"values"}
 ABOVE = ("jobs", "reports", "api", "cli")
 ALLOWED = BELOW | {own: {*BELOW, *ABOVE[: ABOVE.index(own)]} for own in ABOVE}
 
@@ -107,7 +105,7 @@ def test_imports_point_one_way() -> None:
         if own not in ALLOWED:
             return set()
         found = {room(name) for name in imported(path) if name.startswith("bnfold.")}
-        return found - {own} - ALLOWED[own] - EVERYWHERE
+        return found - {own} - ALLOWED[own]
 
     assert faults(uphill) == {}
 
@@ -120,16 +118,6 @@ def test_no_file_imports_itself_in_a_circle() -> None:
         free = {name for name, needs in left.items() if not needs & left.keys()}
         assert free, f"in a circle: {sorted(left)}"
         left = {name: needs for name, needs in left.items() if name not in free}
-
-
-def test_classes_of_values_are_made_in_one_manner() -> None:
-    def others(path: Path) -> Iterable[str]:
-        by_python = {f"dataclasses.{name}" for name in ("dataclass", "make_dataclass")}
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
-                yield from {f"dataclasses.{alias.name}" for alias in node.names} & by_python
-
-    assert faults(others, [path for path in MODULES if path != PACKAGE / "values.py"]) == {}
 
 
 def dotted(path: Path) -> str:

@@ -9,6 +9,7 @@ least half of the others must be equal, because a single weight that never chang
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -24,7 +25,6 @@ from bnfold.model.container.hdf5 import Stored
 from bnfold.model.graph import Layer, LayerPath, Weight, walk_all
 from bnfold.model.optimizer import Averaging, Optimizer
 from bnfold.model.program import Call
-from bnfold.values import dataclass
 
 
 class Standing(Enum):

@@ -1,13 +1,13 @@
 """On which axis a tensor has its channels, by the layers that made it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bnfold.audit.flow import Flow, Memo
 from bnfold.audit.neighbours import input_shape
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.program import Call
-from bnfold.values import dataclass
 
 
 def normalized_axis(batchnorm: BatchNorm, call: Call) -> int | None:

@@ -1,14 +1,13 @@
 """What a rule says about a layer."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from bnfold.model.channels import Channels
 from bnfold.model.graph import LayerPath, finite_number, show
 from bnfold.serialize import plain
-from bnfold.values import dataclass
 
 RECALIBRATE = "estimate the statistics again from the training data ('bnfold recalibrate')"
 """What helps where statistics are bad and weights are good; see `Subject.estimate_again`."""

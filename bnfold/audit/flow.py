@@ -5,10 +5,10 @@ time.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from bnfold.model.program import Call
-from bnfold.values import dataclass
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ freely.
 
 import math
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,6 @@ from bnfold.model.modes import modes_of
 from bnfold.model.program import Call, Region
 from bnfold.model.shape_rules import Shape
 from bnfold.model.training import is_off
-from bnfold.values import dataclass
 
 
 def is_model_input(call: Call) -> bool:

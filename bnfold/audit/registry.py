@@ -7,6 +7,7 @@ Markdown file in `bnfold/audit/pages`. Codes are never reused.
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +24,6 @@ from bnfold.model.graph import LayerPath
 from bnfold.model.moments import Observed
 from bnfold.model.optimizer import Optimizer
 from bnfold.serialize import Serializable
-from bnfold.values import dataclass
 
 TARGET_DTYPES = ("float16", "bfloat16", "float32")
 """The dtypes that a user may say the model will be run in."""

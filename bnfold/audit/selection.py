@@ -1,7 +1,7 @@
 """Which rules are applied, and which findings are ignored with a reason."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -9,7 +9,6 @@ from bnfold.audit.finding import Finding
 from bnfold.audit.registry import RULES, Rule, named
 from bnfold.errors import SettingsError
 from bnfold.model.graph import show
-from bnfold.values import dataclass
 
 ALL = ("BN",)
 """The prefix of every code."""

@@ -1,7 +1,7 @@
 """What a rule looks at, a layer and all that is known of it."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,6 @@ from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import NOT_SEEN, Observed, median
 from bnfold.model.optimizer import Optimizer
 from bnfold.model.policy import policy
-from bnfold.values import dataclass
 
 SILENT_GAMMA = 1e-3
 """A channel whose output varies less than this is silent (arXiv 1905.04967)."""

@@ -1,10 +1,9 @@
 """The numbers at which rules begin to speak, where no published source fixes one."""
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from bnfold.errors import SettingsError
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

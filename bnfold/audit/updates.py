@@ -20,6 +20,7 @@ of the layer's statistics that is initial.
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.graph import LayerPath
 from bnfold.model.identity import is_keras_class
 from bnfold.model.moments import median
-from bnfold.values import dataclass
 
 
 def updates(

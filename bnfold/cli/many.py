@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +24,6 @@ from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.serialize import SCHEMA_VERSION
 from bnfold.supervision import limits, link
-from bnfold.values import dataclass
 from bnfold.version import __version__
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.cli.recorder import current
@@ -12,7 +13,6 @@ from bnfold.errors import BnfoldError
 from bnfold.fleet.row import Row
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

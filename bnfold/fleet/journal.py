@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnfold.errors import SettingsError
 from bnfold.fleet.row import KEYS, Json, Row
 from bnfold.serialize import SCHEMA_VERSION, text_of
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

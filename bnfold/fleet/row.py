@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bnfold.serialize import SCHEMA_VERSION
-from bnfold.values import dataclass
 
 Json = dict[str, Any]
 

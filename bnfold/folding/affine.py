@@ -14,6 +14,7 @@ formula: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 2
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 
 from bnfold.model.batchnorm import BatchNorm
 from bnfold.model.refusal import Refusal
-from bnfold.values import dataclass
 
 Array = NDArray[np.float64]
 

@@ -8,6 +8,7 @@ which may read it by several slots, as in `Add()([h, h])`.
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from bnfold.folding.affine import Affine
@@ -18,7 +19,6 @@ from bnfold.folding.state import Demand, Place
 from bnfold.model import layers
 from bnfold.model.program import Region, Value
 from bnfold.model.refusal import Refusal
-from bnfold.values import dataclass
 
 _MAX_JOINS = 100
 """How many joins in a row a map is moved past."""

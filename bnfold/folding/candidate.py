@@ -1,6 +1,7 @@
 """The BatchNormalization layers of a model, and why one stays whatever its neighbours are."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.keep import matches
@@ -14,7 +15,6 @@ from bnfold.model.order import keras_order
 from bnfold.model.program import Region
 from bnfold.model.refusal import Refusal
 from bnfold.model.training import BY_DEFAULT, TrainingRule, is_set, named_versions
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

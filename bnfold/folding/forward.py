@@ -6,7 +6,7 @@ or pass it on, and no output of the model may see it.
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from bnfold.model.graph import title
 from bnfold.model.program import Call, Region, Value
 from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import is_float
-from bnfold.values import dataclass
 
 
 @dataclass(eq=False)

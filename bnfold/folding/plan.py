@@ -18,7 +18,7 @@ BatchNormalization absorb another one, again backward first, and everything is t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -40,7 +40,6 @@ from bnfold.model.modes import Modes, modes_of
 from bnfold.model.program import Program, Region
 from bnfold.model.refusal import Refusal
 from bnfold.model.training import ANY_USE, TrainingRule, Use
-from bnfold.values import dataclass
 
 __all__ = ["Absorber", "Blocked", "Fold", "Plan", "apply", "plan", "unused_patterns"]
 

@@ -10,6 +10,7 @@ Forward, f is applied to A(x), and the rule finds B with f(A(x)) = B(f(x)).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,6 @@ from bnfold.model import layers
 from bnfold.model.graph import Layer, Weight
 from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

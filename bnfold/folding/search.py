@@ -4,7 +4,7 @@ Nothing is changed here: a search only says which layers would have to absorb wh
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from bnfold.model.policy import policy
 from bnfold.model.program import Call, Region, Value
 from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
-from bnfold.values import dataclass
 
 _MAX_STEPS = 20_000
 """For one layer, in one direction."""

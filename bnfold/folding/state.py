@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bnfold.folding import weights
 from bnfold.folding.affine import Affine
@@ -18,7 +18,6 @@ from bnfold.model.program import Call, Program
 from bnfold.model.refusal import Refusal
 from bnfold.model.shapes import without_axes
 from bnfold.model.training import is_set
-from bnfold.values import dataclass
 
 _MAX_WORK = 100_000
 _WORK_FOR_EACH_SLOT = 20

@@ -8,7 +8,7 @@ still overflow or underflow where it is stored or computed with.
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial, reduce
 from typing import Any
 
@@ -22,7 +22,6 @@ from bnfold.model.graph import Json, Layer, LayerPath, Weight, changed
 from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
-from bnfold.values import dataclass
 
 _BLOCK = 1 << 16
 """How many numbers are held in float64 at once: half a megabyte, which a core has beside it."""

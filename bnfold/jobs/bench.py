@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
 
@@ -55,7 +55,6 @@ from bnfold.running.samples import InputSpec
 from bnfold.running.session import Opening
 from bnfold.serialize import Report, Serializable, Shown
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 RUNTIMES = tuple(timing.RUNTIMES)
 CONFIDENCE = 0.95

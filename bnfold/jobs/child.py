@@ -22,6 +22,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -30,7 +31,6 @@ from bnfold.errors import BnfoldError, ProcessStoppedError, UnreadableModelError
 from bnfold.model.container.remote import located
 from bnfold.running import options, process
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 if TYPE_CHECKING:
     from bnfold.jobs.wire import Sender

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from bnfold.errors import ProcessStoppedError
@@ -13,7 +13,6 @@ from bnfold.running import advisories, libraries, process, requirements
 from bnfold.running.requirements import Installed, Needs
 from bnfold.serialize import Report, Serializable
 from bnfold.supervision import limits, link, platforms
-from bnfold.values import dataclass
 from bnfold.version import __version__
 
 

@@ -9,7 +9,7 @@ import gc
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ from bnfold.running.samples import SampleSet
 from bnfold.running.session import Opening
 from bnfold.serialize import SCHEMA_VERSION, Serializable, Shown, plain
 from bnfold.supervision import link
-from bnfold.values import dataclass
 from bnfold.verification import Verdict, Verification
 from bnfold.verification.tolerance import Rule
 from bnfold.verification.trial import Check, Trial, expect

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,7 +24,6 @@ from bnfold.model.edit import ForInference, for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
 from bnfold.serialize import SCHEMA_VERSION, Serializable, Shown, plain
-from bnfold.values import dataclass
 from bnfold.verification import Verification
 from bnfold.version import __version__
 

@@ -6,7 +6,7 @@ What is left decides. A command that makes another file of a model looks at it h
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +25,6 @@ from bnfold.model.container.remote import Remote, Where, is_url
 from bnfold.model.container.search import models_at
 from bnfold.model.graph import show
 from bnfold.serialize import SCHEMA_VERSION, Shown, plain
-from bnfold.values import dataclass
 
 Json: TypeAlias = dict[str, Any]
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,7 +27,6 @@ from bnfold.model.policy import policy_name
 from bnfold.model.program import Program
 from bnfold.model.refusal import Refusal
 from bnfold.serialize import Shown, plain
-from bnfold.values import dataclass
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun

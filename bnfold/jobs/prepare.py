@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -44,7 +44,6 @@ from bnfold.running.deployed.binding import bind
 from bnfold.running.deployed.opening import kind_of, open_deployed
 from bnfold.serialize import Report, Serializable, Shown
 from bnfold.supervision import link
-from bnfold.values import dataclass
 from bnfold.verification import Verification
 from bnfold.verification.bounds import held_to
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,7 +48,6 @@ from bnfold.observation.observe import DataRun, observe_running, start
 from bnfold.running import borrowing, keras_runner, options, requirements
 from bnfold.running.data import Source
 from bnfold.serialize import Report, Shown, plain
-from bnfold.values import dataclass
 from bnfold.version import __version__
 
 CACHE = 1 << 30

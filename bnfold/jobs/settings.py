@@ -8,7 +8,7 @@ error that names the file and the key.
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +20,6 @@ from bnfold.model.container.guard import read_whole
 from bnfold.model.container.printing import printable
 from bnfold.model.training import training_rules
 from bnfold.running.options import Bounds
-from bnfold.values import dataclass
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun

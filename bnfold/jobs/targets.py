@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -27,7 +27,6 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Interface, Port
 from bnfold.running.samples import SampleSet
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 PRECISIONS: tuple[LitePrecision, ...] = get_args(LitePrecision)
 

@@ -1,6 +1,7 @@
 """Verifying two files: how that is asked for, and whether a model has to run for it at all."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from bnfold.running.options import (
     Samples,
     Tolerance,
 )
-from bnfold.values import dataclass
 from bnfold.verification import Verification
 from bnfold.verification.deployed import verify_deployed
 from bnfold.verification.replay import Keep, Replay

@@ -1,6 +1,7 @@
 """A BatchNormalization layer, typed: its settings checked, its four vectors in float64."""
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +11,6 @@ from bnfold.model import layers
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import Layer, LayerPath, Weight, finite_number, show
 from bnfold.model.refusal import Refusal
-from bnfold.values import dataclass
 
 Vector = NDArray[np.float64]
 

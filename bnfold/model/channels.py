@@ -1,9 +1,9 @@
 """Some channels of a layer, for a sentence."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-
-from bnfold.values import dataclass
 
 _FIRST_CHANNELS = 5
 

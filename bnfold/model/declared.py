@@ -7,6 +7,7 @@ InputLayer in front, under the name that Keras 2 itself gave it, Keras 3 reads w
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from bnfold.model import keras_json
@@ -14,7 +15,6 @@ from bnfold.model.graph import Graph, Json, Layer
 from bnfold.model.policy import parse_policy, policy_name
 from bnfold.model.shape_rules import Shape, shape_of
 from bnfold.model.shapes import Shapes, input_shape
-from bnfold.values import dataclass
 
 _NUMBERS = ("bool", "float", "int", "uint", "bfloat16", "string")
 

@@ -1,7 +1,7 @@
 """Edits of a graph: layers replaced or taken out, and readers that read something else instead."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bnfold.model import inbound_nodes, layers
@@ -19,7 +19,6 @@ from bnfold.model.graph import (
 )
 from bnfold.model.order import keras_order
 from bnfold.model.training import is_set
-from bnfold.values import dataclass
 
 
 def edited(

@@ -6,8 +6,7 @@ keras/src/layers/core/einsum_dense.py.
 """
 
 import re
-
-from bnfold.values import dataclass
+from dataclasses import dataclass
 
 _PATTERNS = (
     (r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", "none"),

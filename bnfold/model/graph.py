@@ -7,7 +7,7 @@ copied.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import shortened
 from bnfold.model.refusal import Refusal
-from bnfold.values import dataclass
 
 T = TypeVar("T")
 Found = TypeVar("Found")

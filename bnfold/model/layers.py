@@ -14,7 +14,7 @@ How a scale and a shift cross a layer stands in `bnfold.folding`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bnfold.model import shape_rules
@@ -22,7 +22,6 @@ from bnfold.model.einsum import parse_equation
 from bnfold.model.graph import Layer, Weight, once
 from bnfold.model.identity import is_keras_layer
 from bnfold.model.shape_rules import Shape, ShapeRule
-from bnfold.values import dataclass
 
 # --- the questions -------------------------------------------------------------------------------
 

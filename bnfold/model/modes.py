@@ -6,7 +6,7 @@ the rules. Here the calls of a whole model are walked by them.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bnfold.model.graph import Layer, LayerPath, chain, once, parts
@@ -25,7 +25,6 @@ from bnfold.model.training import (
     is_off,
     is_set,
 )
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model.container.printing import printable
-from bnfold.values import dataclass
 
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]

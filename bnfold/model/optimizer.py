@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.model.graph import Weight, finite_number
 from bnfold.model.identity import is_keras_class
-from bnfold.values import dataclass
 
 _BOUNDED = frozenset({"Adam", "AdamW", "Adamax", "Nadam"})
 

@@ -18,13 +18,13 @@ keras/src/ops/function.py (Keras 3) and `_map_graph_network` of keras/engine/fun
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import shortened
 from bnfold.model.graph import Graph, Layer, LayerPath, once
 from bnfold.model.layers import is_input
-from bnfold.values import dataclass
 
 Node = tuple[str, int]
 """One call of a layer: its name and the number of the call."""

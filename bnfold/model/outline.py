@@ -4,11 +4,10 @@ Nested models are laid out where they are called first, so that one list shows t
 branch is followed to its end before the next one begins.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bnfold.model.graph import Layer, LayerPath
 from bnfold.model.program import Call, Program, Region, Value
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

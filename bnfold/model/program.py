@@ -9,7 +9,7 @@ Everything is found when it is asked for, and once.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain as joined
 from typing import Any, NamedTuple
@@ -33,7 +33,6 @@ from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 from bnfold.model.shapes import Shapes, input_shape, without_axes
 from bnfold.model.training import ANY_USE, Use, is_set
-from bnfold.values import dataclass
 
 
 class Value(NamedTuple):

@@ -11,9 +11,9 @@ on. Keras 3 up to 3.15 writes the defaults of classes into a file as if calls ha
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bnfold.errors import SettingsError
-from bnfold.values import dataclass
 
 BY_DEFAULT = "takes training=True by default"
 """What is said of a layer that sets training mode without being told to."""

@@ -8,6 +8,7 @@ variables apart, or if its input does not change over the data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from bnfold.observation import observer, steps
 from bnfold.observation.observe import Running, Ticker, in_one_line
 from bnfold.running import keras_runner
 from bnfold.serialize import plain
-from bnfold.values import dataclass
 
 STATISTICS = ("moving_mean", "moving_variance")
 

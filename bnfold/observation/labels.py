@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,6 @@ from bnfold.running.arrays import Array
 from bnfold.running.data import Source, UserData
 from bnfold.running.ports import Port
 from bnfold.serialize import Serializable
-from bnfold.values import dataclass
 
 Measure = Literal["accuracy", "mean absolute error"]
 

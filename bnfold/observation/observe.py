@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import BnfoldError
@@ -23,7 +24,6 @@ from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.options import SAFELY, Loading, Samples
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 _MOST = 128  # samples in a batch: more save hardly any time
 _ROOM = 1 << 30  # bytes for what a model makes of a batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +20,6 @@ from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
 from bnfold.running.keras_runner import as_numpy
 from bnfold.running.loading import LoadedModel
-from bnfold.values import dataclass
 
 Note: TypeAlias = Callable[[Any, Array, Array | None], None]
 """Called with a layer, the numbers that go into it and their mask."""

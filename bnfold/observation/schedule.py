@@ -13,8 +13,7 @@ no place in that order.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from bnfold.values import dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

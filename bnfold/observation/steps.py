@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from bnfold.model.container.printing import printable
@@ -24,7 +24,6 @@ from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
 from bnfold.running.loading import LoadedModel
 from bnfold.running.program import PlacedCall, Program, Values
-from bnfold.values import dataclass
 
 Settle: TypeAlias = Callable[[LayerPath, Observed], "tuple[Array, Array] | None"]
 """The mean and variance that a layer gets for what was observed; None to leave it as it is."""

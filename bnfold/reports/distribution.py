@@ -6,13 +6,13 @@ around 0 and logarithmic far from it.
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.model.batchnorm import Vector
 from bnfold.model.moments import median, quantiles
-from bnfold.values import dataclass
 
 _FENCE = 3.0
 """How many quartile distances beyond the quartiles a value is "far out": Tukey, 1977."""

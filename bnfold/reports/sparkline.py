@@ -1,12 +1,11 @@
 """A histogram on one line of a terminal, drawn in ASCII where blocks cannot be encoded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
-
-from bnfold.values import dataclass
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = ".:-=+*#@"

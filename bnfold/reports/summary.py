@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.audit.finding import Severity
 from bnfold.fleet.row import Row
-from bnfold.values import dataclass
 from bnfold.verification.result import Verdict
 
 _VERDICTS = (Verdict.DIFFERENT, Verdict.UNDECIDED, Verdict.APPROXIMATE, Verdict.EQUIVALENT)

@@ -8,6 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich import box
@@ -24,7 +25,6 @@ from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.reports.sparkline import BLOCKS, Sparkline
-from bnfold.values import dataclass
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-
-from bnfold.values import dataclass
+from dataclasses import dataclass
 
 Version = tuple[int, int, int]
 

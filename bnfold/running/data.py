@@ -15,6 +15,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -25,7 +26,6 @@ from bnfold.errors import BnfoldError
 from bnfold.model.container.printing import printable, shortened
 from bnfold.running.arrays import Array
 from bnfold.running.samples import InputSpec, SampleSet, storage
-from bnfold.values import dataclass
 
 LABELS = "y"
 """The array of labels that may stand beside the data."""

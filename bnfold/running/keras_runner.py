@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from bnfold.running.arrays import ROUNDINGS, Array
 from bnfold.running.libraries import CannotRunError, one_line_on_failure, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import InputSpec, SampleSet, run_all, zeros
-from bnfold.values import dataclass
 
 _FREE_SIZES = (32, 40, 64, 96, 128, 224, 299, 16, 8)
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from bnfold.running import keras_graph, process, registered, safety
 from bnfold.running.libraries import CannotRunError, import_module, library, one_line, quiet
 from bnfold.running.options import Loading
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 _UNKNOWN = re.compile(r"(?:Could not locate class|Unknown layer:) '([^']*)'")
 """What Keras says of a class that nobody registered, at length and with advice for programs."""

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from bnfold.running.onnx_runner import (
     unoptimised,
 )
 from bnfold.running.ports import Interface, Port
-from bnfold.values import dataclass
 
 _LOWEST_OPSET = 7  # what ONNX Runtime still runs
 _BATCH = "batch"

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from bnfold.running.libraries import CannotRunError, imported, one_line_on_failu
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet, run_all
 from bnfold.running.unrolled import flat_name
-from bnfold.values import dataclass
 
 Conversion = Callable[..., Any]
 """Of a loaded model, with the options of tf2onnx."""

@@ -7,13 +7,13 @@ without underscores. Everything reads attributes of Keras objects and imports no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
-from bnfold.values import dataclass
 
 _SYNONYMS = {
     "truediv": "divide",

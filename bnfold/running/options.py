@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import SettingsError
-from bnfold.values import dataclass
 
 if TYPE_CHECKING:
     from bnfold.running.data import Source

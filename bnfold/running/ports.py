@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bnfold.model.layers import BATCHNORM_CLASSES
 from bnfold.model.order import snake_case
 from bnfold.running import keras_graph
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

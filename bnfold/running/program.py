@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bnfold.running import keras_graph
@@ -18,7 +19,6 @@ from bnfold.running.arrays import Array
 from bnfold.running.libraries import one_line_on_failure
 from bnfold.running.loading import LoadedModel
 from bnfold.running.unrolled import inside_of
-from bnfold.values import dataclass
 
 Values = dict[int, Any]
 """Tensors by the number of the value."""

@@ -19,7 +19,7 @@ do, and at any other layer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
 from bnfold.running.operations import Operation, operation
 from bnfold.running.samples import PLAIN, Range
-from bnfold.values import dataclass
 
 _SAME = {
     *("identity", "dropout", "spatialdropout1d", "spatialdropout2d", "spatialdropout3d", "cast"),

@@ -9,14 +9,13 @@ Nothing is imported here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 
 from bnfold.errors import VerificationImpossibleError
 from bnfold.running.advisories import numbers
 from bnfold.running.installed import loaded_version, origin
-from bnfold.values import dataclass
 
 
 @dataclass(frozen=True)

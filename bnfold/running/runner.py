@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bnfold.running.arrays import Array
 from bnfold.running.keras_runner import Weights
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet
-from bnfold.values import dataclass
 
 Key = TypeVar("Key", bound=Hashable)
 

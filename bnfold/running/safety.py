@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from bnfold.model.keras_json import PLAIN_MODEL
 from bnfold.running.declared import input_specs
 from bnfold.running.keras_names import CLASSES, FUNCTIONS, KNOWN, REFUSED
 from bnfold.running.samples import InputSpec
-from bnfold.values import dataclass
 
 _RUNS_CODE = {
     "Lambda": "runs code stored in the file",

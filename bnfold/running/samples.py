@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bnfold.errors import BnfoldError
 from bnfold.running.arrays import Array
-from bnfold.values import dataclass
 
 _SAMPLES = 8
 _ELEMENT_BUDGET = 200_000  # input elements per kind: one image of 224 x 224 x 3 takes 150,528

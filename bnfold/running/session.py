@@ -7,7 +7,7 @@ the modules that the user names and in the user's data is said before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bnfold.model.container.printing import printable
@@ -19,7 +19,6 @@ from bnfold.running.options import Loading, Samples
 from bnfold.running.safety import FileFacts
 from bnfold.running.samples import InputSpec
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 Report = Callable[[str], None]
 """Is told the name of each stage."""

@@ -9,13 +9,12 @@ must agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bnfold.model.layers import LINEAR_CLASSES
 from bnfold.running import keras_graph
 from bnfold.running.keras_graph import PASSED_OVER, REARRANGING, origin_of
-from bnfold.values import dataclass
 
 _HIDING = {"softmax", "sigmoid"}
 _FUSED = LINEAR_CLASSES | {"Activation"}

@@ -16,6 +16,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +30,6 @@ from bnfold.running.deployed.litert import available_threads, interpreter_module
 from bnfold.running.keras_runner import run
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
-from bnfold.values import dataclass
 
 Call: TypeAlias = Callable[[], Any]
 Start: TypeAlias = Callable[[Sequence[Array]], Call]

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.running import keras_graph
-from bnfold.values import dataclass
 
 Key = tuple[tuple[str, int], ...]
 """A call: name and number of the call, for each model around it and then for the layer."""

@@ -32,13 +32,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.running.arrays import Array
 from bnfold.running.deployed.binding import WITHIN
 from bnfold.running.deployed.model import Precision
-from bnfold.values import dataclass
 from bnfold.verification.case import Compared
 from bnfold.verification.result import Accuracy, Comparison
 from bnfold.verification.values import Arrays, Value

@@ -21,10 +21,10 @@ only where the two models are aligned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from bnfold.running.unrolled import FlatCall, Unrolled
-from bnfold.values import dataclass
 from bnfold.verification.alignment import Alignment
 from bnfold.verification.pairing import Pairing, Site, is_batchnorm, reached
 from bnfold.verification.result import SiteStatus

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from bnfold.running import keras_graph
 from bnfold.running.arrays import Array
 from bnfold.running.operations import operation, simplified
 from bnfold.running.unrolled import FlatCall
-from bnfold.values import dataclass
 
 _AT_ZERO = ("relu", "leakyrelu", "elu", "selu", "celu", "crelu", "abs", "fabs", "sign", "heaviside")
 _FUNCTIONS: dict[str, tuple[float, ...]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from bnfold.running.ports import Port
 from bnfold.running.runner import Runner
 from bnfold.running.samples import SampleSet
 from bnfold.running.unrolled import name_apart, unroll
-from bnfold.values import dataclass
 from bnfold.verification.pairing import Pairing, channel_axes, every_axis, pair
 from bnfold.verification.values import Arrays, Masks, Value
 

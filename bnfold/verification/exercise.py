@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
 from bnfold.running.samples import SampleSet
-from bnfold.values import dataclass
 from bnfold.verification.breakpoints import Watched
 from bnfold.verification.case import Case, Compared
 from bnfold.verification.pairing import Crossing

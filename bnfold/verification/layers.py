@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,6 @@ from bnfold.running.deployed.model import Inner
 from bnfold.running.libraries import CannotRunError, quiet
 from bnfold.running.loading import LoadedModel
 from bnfold.running.unrolled import FlatCall, Unrolled, name_apart, unroll
-from bnfold.values import dataclass
 
 _SAMPLES = 4
 

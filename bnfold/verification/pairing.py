@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ import numpy as np
 from bnfold.model.layers import BATCHNORM_CLASSES, LINEAR_CLASSES
 from bnfold.running.keras_graph import graph_of
 from bnfold.running.unrolled import FlatCall, Key, Unrolled, unroll
-from bnfold.values import dataclass
 from bnfold.verification.breakpoints import Breakpoint, Watched, watched
 
 

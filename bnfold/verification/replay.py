@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bnfold.running.arrays import Array
 from bnfold.running.samples import SampleSet
-from bnfold.values import dataclass
 from bnfold.verification.result import Verification
 from bnfold.verification.values import Arrays
 

@@ -13,12 +13,11 @@ nor against it:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
 from bnfold.serialize import Serializable, Shown
-from bnfold.values import dataclass
 
 
 class Verdict(StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.onnx_runner import Exports
 from bnfold.running.runner import Runner
 from bnfold.running.samples import run_all
-from bnfold.values import dataclass
 from bnfold.verification import fidelity
 from bnfold.verification.case import Case
 from bnfold.verification.pairing import Site

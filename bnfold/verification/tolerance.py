@@ -50,7 +50,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +59,6 @@ import numpy.typing as npt
 
 from bnfold.running.arrays import Array
 from bnfold.running.options import MEASURED, Tolerance
-from bnfold.values import dataclass
 
 Axis = int | tuple[int, ...] | None
 Axes = Sequence[tuple[int, ...]]

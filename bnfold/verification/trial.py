@@ -30,7 +30,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -44,7 +44,6 @@ from bnfold.running.loading import LoadedModel
 from bnfold.running.ports import Interface
 from bnfold.running.runner import Runner
 from bnfold.running.samples import SampleSet
-from bnfold.values import dataclass
 from bnfold.verification import approximate, fidelity, pairing
 from bnfold.verification.approximate import Expected
 from bnfold.verification.case import Compared, broken_samples

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from bnfold.running.arrays import Array
-from bnfold.values import dataclass
 from bnfold.verification.tolerance import (
     Axes,
     Errors,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.running.arrays import Array
-from bnfold.values import dataclass
 from bnfold.verification import blame, exercise, pairing
 from bnfold.verification.case import Compared
 from bnfold.verification.result import (

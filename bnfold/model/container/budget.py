@@ -9,13 +9,13 @@ saving a model uncompressed is the only way to raise it: then it has the bytes t
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import h5py
 
 from bnfold.errors import UnsafeModelError
-from bnfold.values import dataclass
 
 _MIB = 1 << 20
 

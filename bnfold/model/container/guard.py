@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import numpy as np
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import budget, headers, printing
 from bnfold.model.container.budget import Costs
-from bnfold.values import dataclass
 
 # Depths, which have no reason to grow with a file: each nested model adds some four levels of JSON
 # and two of groups, and 32 nested models are the most that are read.

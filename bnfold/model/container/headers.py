@@ -10,11 +10,11 @@ Source: "HDF5 File Format Specification Version 3.0", sections III and IV.A.2.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from bnfold.errors import UnreadableModelError
-from bnfold.values import dataclass
 
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on, so many."""

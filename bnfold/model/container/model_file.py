@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -22,7 +22,6 @@ from bnfold.model.container.store import RemoteFile
 from bnfold.model.graph import Graph, Json, LayerPath
 from bnfold.model.optimizer import Optimizer
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 Kind = Literal["keras", "keras-directory", "h5"]
 Result = TypeVar("Result")

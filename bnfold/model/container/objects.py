@@ -13,11 +13,10 @@ import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from bnfold.values import dataclass
 
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on: so many, or as many as there are."""

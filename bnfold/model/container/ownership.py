@@ -17,14 +17,13 @@ as a row of parts: the last one counts, and of those that end there the longest.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from bnfold.model.graph import Layer, LayerPath, Weight
 from bnfold.model.layers import Slot, slots
 from bnfold.model.order import model_layers
-from bnfold.values import dataclass
 
 Owned = dict[LayerPath, tuple[Weight, ...]]
 

@@ -5,11 +5,10 @@ it saves the model again, so that a record speaks of the numbers that the file h
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.model.graph import Json, LayerPath, show
-from bnfold.values import dataclass
 
 KEY = "bnfold"
 

@@ -6,13 +6,12 @@ taken for one. What is not in `STORES` is refused, chains such as `zip::https` a
 
 import os
 import re
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import printable
-from bnfold.values import dataclass
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
 _IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>]+", re.IGNORECASE)

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import RLock
 from typing import Any
@@ -21,7 +22,6 @@ from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard
 from bnfold.model.container.remote import PlainHttpWarning, Remote, Where
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 BLOCK = 16 << 10
 """How many bytes are fetched at least. For the statistics of ResNet50, of 98 MiB, 118 times."""

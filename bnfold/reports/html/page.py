@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,6 @@ from bnfold.reports.html.rows import Row, rows
 from bnfold.reports.html.wires import Wire, wires
 from bnfold.reports.terminal import plural
 from bnfold.reports.text import inspect
-from bnfold.values import dataclass
 
 COMPARED = ("moving_mean", "moving_variance", "scale", "shift")
 """The vectors that are shown of all layers on one axis."""

@@ -6,6 +6,7 @@ negative.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,6 @@ from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import channel_values
 from bnfold.model.batchnorm import Vector
 from bnfold.reports.distribution import Axis, far_out, histogram
-from bnfold.values import dataclass
 
 Mask = NDArray[np.bool_]
 

@@ -1,13 +1,13 @@
 """One vector of all layers side by side: the spread of each over the depth of the network."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.model.batchnorm import Vector
 from bnfold.reports.distribution import Axis
 from bnfold.reports.html.plots import labels
-from bnfold.values import dataclass
 
 COLUMN, HEIGHT = 10, 60
 

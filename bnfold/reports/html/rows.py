@@ -7,13 +7,13 @@ share one line.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import Inspection
 from bnfold.model.graph import LayerPath
 from bnfold.model.outline import Step
-from bnfold.values import dataclass
 
 _FOLLOWERS = 5
 """At most so many layers follow the first one on a line."""

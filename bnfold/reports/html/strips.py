@@ -5,11 +5,11 @@ A strip is WIDTH wide and has one lane, LANE high, for each thing that it compar
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.reports.distribution import Axis
-from bnfold.values import dataclass
 from bnfold.verification.result import Comparison, Margins, Percentiles
 
 WIDTH, LANE = 240, 8

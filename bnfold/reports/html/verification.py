@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from bnfold.model.container.remote import Where
@@ -11,7 +12,6 @@ from bnfold.reports.distribution import Axis
 from bnfold.reports.html import strips
 from bnfold.reports.html.plots import number
 from bnfold.reports.text.fold import Statement, statement
-from bnfold.values import dataclass
 from bnfold.verification.result import (
     Comparison,
     Decisions,

@@ -6,10 +6,9 @@ A row can be of any height: its node stands near its top, and what runs down is 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from bnfold.reports.html.rows import Row
-from bnfold.values import dataclass
 
 MAX_LANES = 14
 MAX_ARROWS = 6

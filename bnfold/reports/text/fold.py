@@ -1,6 +1,7 @@
 """Folds and verifications for people."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -14,7 +15,6 @@ from bnfold.model.graph import LayerPath, show
 from bnfold.model.training import named_versions
 from bnfold.reports import terminal
 from bnfold.reports.text.inspect import COLOURS
-from bnfold.values import dataclass
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
 from bnfold.verification.result import Decisions
 

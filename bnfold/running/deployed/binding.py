@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,6 @@ from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.ports import Interface, Port
 from bnfold.running.samples import InputSpec, SampleSet, run_all
-from bnfold.values import dataclass
 
 _PREFIX = re.compile(r"^(?:serving_default_|serve_)")
 _SUFFIX = re.compile(r":\d+$")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from bnfold.running.deployed.litert import interpreter_module
 from bnfold.running.libraries import imported, one_line_on_failure
 from bnfold.running.loading import LoadedModel
 from bnfold.supervision import link
-from bnfold.values import dataclass
 
 
 class State(StrEnum):

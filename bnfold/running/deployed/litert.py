@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +24,6 @@ from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Preci
 from bnfold.running.deployed.names import position, scopes
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
 from bnfold.running.litert_file import METADATA
-from bnfold.values import dataclass
 
 _CUSTOM = 32  # the code of an operation that is nobody's but its author's
 _QUANTIZE = 114

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from bnfold.running.arrays import Array
-from bnfold.values import dataclass
 
 Call = Callable[[Sequence[Array]], list[Array]]
 """One inference: an array for each input, an array for each output. Raises CannotRunError."""

@@ -12,6 +12,7 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -23,7 +24,6 @@ from bnfold.running.arrays import Array
 from bnfold.running.deployed.model import Call, Deployed, Endpoint, Inner, Precision, limits, origin
 from bnfold.running.deployed.names import position, scopes
 from bnfold.running.libraries import CannotRunError, imported, one_line_on_failure
-from bnfold.values import dataclass
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft"}
 _QUANTIZE = "QuantizeLinear"

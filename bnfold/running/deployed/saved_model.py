@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,6 @@ from bnfold.running.deployed.names import position, scopes
 from bnfold.running.deployed.pure_operations import PURE
 from bnfold.running.libraries import imported, one_line_on_failure
 from bnfold.running.saved_model_file import RECORD
-from bnfold.values import dataclass
 
 _SIGNATURE = "serving_default"
 _OF_KERAS = "serve"
