@@ -130,17 +130,3 @@ def _labelled(
     builder = flatbuffers.Builder(len(content) + 4096)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
-
-
-def metadata_of(path: Path) -> dict[str, Any] | None:
-    """What the metadata of a file say under "bnfold"; None where they do not."""
-    schema = importlib.import_module("tensorflow.lite.python.schema_py_generated")
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
-    for at in range(model.MetadataLength()):
-        entry = model.Metadata(at)
-        if entry.Name() == METADATA.encode():
-            found: dict[str, Any] = json.loads(
-                model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
-            )
-            return found
-    return None

@@ -63,7 +63,6 @@ class RemoteFile:
         self._is_whole = False  # because parts of it cannot be fetched
         self._blocks: dict[int, bytes] = {}
         self._lock = RLock()
-        self.fetched = 0
 
     def __str__(self) -> str:
         return str(self._remote)
@@ -168,7 +167,6 @@ class RemoteFile:
             except ValueError:  # fsspec's, where a server answers with the whole
                 self._is_whole = True
                 raise UnreadableModelError("the server gives no parts of it any more") from None
-        self.fetched += len(content)
         if len(content) != end - start:
             raise UnreadableModelError(
                 f"{len(content)} bytes came where {end - start} were asked for: it changed, or the"
