@@ -326,7 +326,7 @@ class _Conclusion:
                 yield _sentence(row)
 
     def _not_exercised(self) -> list[str]:
-        """The outputs that passed without having been put to the test."""
+        """The outputs that passed without having been exercised."""
         if sum(one.count for one in self.case.sets) == 1:
             return ["nothing was exercised: with one sample no value can be told from a constant"]
         return [

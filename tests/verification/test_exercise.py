@@ -267,7 +267,7 @@ def test_no_samples_prove_a_fold_across_custom_code(kind, tmp_path):
     original = folded(tmp_path, across, has_norm=True)
     found = bnfold.verify(original, folded(tmp_path, across, has_norm=False))
     assert found.verdict is Verdict.UNDECIDED
-    assert any("where its function changes is not known" in warning for warning in found.warnings)
+    assert any("breakpoints of its function are unknown" in warning for warning in found.warnings)
     assert [site.status for site in found.sites] == ["not exercised"]
 
 
