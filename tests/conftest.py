@@ -18,6 +18,7 @@ from places import FIXTURES
 
 from bnfold.cli import many
 from bnfold.jobs import child
+from bnfold.running import libraries
 
 # TensorFlow has kernels for channels first on some processors only, unless it is told to.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     tiers.EVERYTHING = tiers.thorough(config)
     child.FILES_GO_THERE = False  # a child would import TensorFlow for every test anew
     many.IN_PROCESS = True  # starting a worker takes longer than what most tests have it do
+    libraries.RELEASES = False  # to look through all that tests leave takes seconds
     if tiers.without_keras(config):
         sys.meta_path.insert(0, NoFrameworks())  # type: ignore[arg-type]
     if "processes" in tiers.left_out(config):

@@ -94,8 +94,14 @@ def quiet() -> Iterator[None]:
         _SILENCE.end(who)
 
 
+RELEASES = True
+"""Whether `release` does anything: in a process of very many small models it takes longest."""
+
+
 def release() -> None:
     """Give memory back that models and exports have left behind, in cycles and in the allocator."""
+    if not RELEASES:
+        return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed otherwise
