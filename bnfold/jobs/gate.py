@@ -111,9 +111,14 @@ def report(
 
 def how_many_read(summary: Mapping[str, Any]) -> str:
     """How many of the models that were found could be read: `28 of 32 read`; of which shard."""
+    return how_many(summary["read"], "read", summary)
+
+
+def how_many(done: int, what: str, summary: Mapping[str, Any]) -> str:
+    """How many of the models that a report is about: `7 of 12 done, 5 left out`; of which shard."""
     part = f" of shard {summary['shard']}" if "shard" in summary else ""
     left = f", {summary['left_out']} left out" if "left_out" in summary else ""
-    return f"{summary['read']} of {summary['found']} read{left}{part}"
+    return f"{done} of {summary['found']} {what}{left}{part}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bnfold.audit.finding import Severity
 from bnfold.fleet.row import Row
+from bnfold.jobs.gate import how_many
 from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
 from bnfold.reports.summary import Summary, summary
@@ -84,9 +85,6 @@ def totals(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     every = [summary(row) for row in rows if row.report is not None]
     verdicts = Counter(one.verdict for one in every)
     said = [", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())]
-    done = f"{len(every)} of {about['found']} done"
-    left = f", {about['left_out']} left out" if "left_out" in about else ""
-    part = f" of shard {about['shard']}" if "shard" in about else ""
     others = about.get("uncompared", ())
     more = [f"compared with no model: {terminal.names(others)}"] if others else []
-    return "; ".join([*filter(None, said), f"{done}{left}{part}", *more])
+    return "; ".join([*filter(None, said), how_many(len(every), "done", about), *more])
