@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, ClassVar
@@ -64,6 +64,34 @@ class Report(Serializable):
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
         return {"schema_version": SCHEMA_VERSION, **super().to_dict()}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A list of JSON whose entries are made each time it is gone through, and not kept."""
+
+    entries: Callable[[], Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.entries())
+
+
+def parts_of(document: Any, indent: str = "\n") -> Iterator[str]:
+    """JSON as `text_of` has it, indented by 2, in parts: of a `Stream` one entry at a time."""
+    if isinstance(document, Stream):
+        entries, (begin, end) = (("", value) for value in document), "[]"
+    elif isinstance(document, dict) and any(isinstance(v, Stream) for v in document.values()):
+        entries, (begin, end) = ((f"{text_of(k)}: ", v) for k, v in document.items()), "{}"
+    else:
+        yield text_of(document, indent=2).replace("\n", indent)
+        return
+    inner, comma = f"{indent}  ", ""
+    yield begin
+    for key, value in entries:
+        yield f"{comma}{inner}{key}"
+        yield from parts_of(value, inner)
+        comma = ","
+    yield f"{indent}{end}" if comma else end
 
 
 def text_of(value: Any, **how: Any) -> str:

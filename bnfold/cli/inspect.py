@@ -1,6 +1,6 @@
 """`bnfold inspect`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,8 @@ from bnfold.cli.options import (
 )
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, reported, say
 from bnfold.cli.recorder import Recorder, current, drawn
-from bnfold.fleet.row import Row
+from bnfold.fleet.results import INSPECTED, Results
+from bnfold.fleet.row import Row, Task
 from bnfold.supervision import link
 
 if TYPE_CHECKING:
@@ -181,10 +182,12 @@ def inspect(
     if output is not None:
         read = (*models, settings.file, settings.baseline, options["data"], write_baseline)
         refuse_unwritable(output, read)
-    run = many.Run({**options, "output": output}, format_, settings.run is not None)
+    run = many.Run({**options, "output": output}, format_, settings.run is not None, INSPECTED)
     is_asked_for = run.but(quiet=False).is_asked_for() or format_ == "jsonl"
     if layer is None and (places.is_many(models) or is_asked_for):
-        ctx.exit(_inspect_many(ctx, models, settings, write_baseline, run))
+        tasks = many.tasks(ctx, models, run, exclude=settings.exclude)
+        with run.paged(len(tasks)) as paged:
+            ctx.exit(_inspect_many(tasks, settings, write_baseline, paged))
     limit()
     if layer is not None and settings.run is not None:
         _refuse_unknown_layer(models, layer, options["sha256"])
@@ -225,15 +228,13 @@ def _record(recorder: Recorder, outcome: "Outcome", settings: "Settings", *, eve
     if how := recorder.wanted.get("html"):
         from bnfold.reports import html
 
-        recorder.views["html"] = html.fragment(model, how["number"], is_alone=how["is_alone"])
+        is_alone, number = how["is_alone"], how["number"]
+        page = html.inspections([model]) if is_alone else html.fragment(model, number)
+        recorder.views["html"] = page
 
 
 def _inspect_many(
-    ctx: click.Context,
-    models: "Sequence[Where]",
-    settings: "Settings",
-    write_baseline: Path | None,
-    run: many.Run,
+    tasks: list[Task], settings: "Settings", write_baseline: Path | None, run: many.Run
 ) -> int:
     """Inspect each of many models in a worker; the exit code."""
     from bnfold.jobs import gate
@@ -241,30 +242,26 @@ def _inspect_many(
 
     if settings.run is not None:
         require_data()
-    tasks = many.tasks(ctx, models, run, exclude=settings.exclude)
     is_written = False
     if write_baseline is None:
-        rows = run.rows(tasks)
+        results = run.results(tasks)
     else:
-        rows = run.but(is_silent=True).rows(tasks)
-        is_written = all(row.report is not None for row in rows)
+        results = run.but(is_silent=True).results(tasks)
+        is_written = not results.failed
         if is_written:
-            gate.write_baseline_of([row.report or {} for row in rows], settings, write_baseline)
+            gate.write_baseline_of(results.report["models"], settings, write_baseline)
             tasks = [one.with_options(("--baseline", str(write_baseline))) for one in tasks]
-            rows = run.but(resume=None).rows(tasks, [write_baseline])
+            results = run.but(resume=None).results(tasks, [write_baseline])
         else:
-            rows = list(map(run.tell, rows))
-            run.tell_end(rows)
-    found = [row.report for row in rows if row.report is not None]
-    _warn(_merged(rows, settings))
-    if not found and len(rows) == len(tasks) == 1 and run.is_for_eyes:
-        return many.exit_code(rows)  # all that a table would say was said
+            results = replace(results, rows=list(map(run.tell, results.rows)))
+            run.tell_end(results.rows)
+    _warn(_merged(results.rows, settings))
+    if not results.done and len(results.rows) == len(tasks) == 1 and run.is_for_eyes:
+        return results.exit_code  # all that a table would say was said
     if write_baseline is not None:
         _say_whether_written(write_baseline, is_written=is_written)
-    failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
-    report = gate.report(found, failed, run.about(rows, tasks))
-    _show_many(rows, report, run, settings)
-    return many.exit_code(rows)
+    _show_many(results, run, settings)
+    return results.exit_code
 
 
 def _say_whether_written(baseline: Path, *, is_written: bool) -> None:
@@ -289,25 +286,19 @@ def _merged(rows: Sequence[Row], settings: "Settings") -> "Outcome":
     return Outcome((), tuple(failed), suppressions, tuple(sorted(stale)))
 
 
-def _show_many(
-    rows: Sequence[Row], report: dict[str, Any], run: many.Run, settings: "Settings"
-) -> None:
+def _show_many(results: Results, run: many.Run, settings: "Settings") -> None:
     from bnfold.reports import terminal
 
-    totals = terminal.totals(report)
-    if run.format == "html":
-        from bnfold.reports import html
+    report = results.report
 
-        ran = settings.run is not None
-        run.show_pages(*html.many(rows, totals, run.folder(len(rows)), ran=ran))
-    summary = report["summary"]
-    run.show(
-        rows,
-        summary,
-        totals,
-        "not read",
-        lambda: _rendered(report, run.format, settings.fail_on),
-    )
+    def rendered() -> str | Iterable[str]:
+        if run.format == "html":
+            from bnfold.reports import html
+
+            return html.together(results, ran=settings.run is not None)
+        return _rendered(report, run.format, settings.fail_on)
+
+    run.show(results, terminal.totals(report), rendered)
 
 
 def _refuse_contradictions(
@@ -386,11 +377,13 @@ def _show_models(
         say(f"{output}: written; {terminal.totals(outcome.to_dict())}")
 
 
-def _rendered(report: dict[str, Any], format_: str, fail_on: "Severity | None") -> str:
+def _rendered(
+    report: dict[str, Any], format_: str, fail_on: "Severity | None"
+) -> str | Iterable[str]:
     """The report in a format that is made of JSON; its module is imported now."""
     arguments = {"fail_on": fail_on} if format_ == "junit" else {}
     renderer = import_module(f"bnfold.reports.formats.{format_}")
-    text: str = renderer.inspections(report, **arguments)
+    text: str | Iterable[str] = renderer.inspections(report, **arguments)
     return text
 
 

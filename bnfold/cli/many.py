@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,16 +16,18 @@ from bnfold.cli.completion import WORDS
 from bnfold.cli.options import MODEL, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
 from bnfold.cli.places import check_place, is_product, places
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, SettingsError
 from bnfold.fleet import journal
-from bnfold.fleet.row import Json, Row, Task, digest, is_in_shard
+from bnfold.fleet.results import INSPECTED, PROCESSED, Kind, Results
+from bnfold.fleet.row import Json, Row, Task, digest, is_in_shard, shard_of
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, is_url
-from bnfold.serialize import SCHEMA_VERSION
+from bnfold.serialize import parts_of
 from bnfold.supervision import limits, link
 from bnfold.version import __version__
 
 if TYPE_CHECKING:
+    from bnfold.cli.pages import Pages
     from bnfold.cli.progress import Progress
     from bnfold.cli.resuming import Resuming
 
@@ -48,9 +49,6 @@ _SECTIONS = {
 }
 """What options are about; the help lists those of the command itself before them."""
 
-MOST_ON_A_PAGE = 25
-"""Models in one HTML file; more get a file each, and an index."""
-
 BY_ENDING = {".json": "json", ".jsonl": "jsonl"}
 
 IN_PROCESS = False
@@ -67,6 +65,14 @@ class _Folder(click.ParamType):  # type: ignore[type-arg]
         if is_url(str(value)):
             self.fail("is a URL; results of many models go to a folder of this machine", param, ctx)
         return Path(value)
+
+
+def _shard(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """The name of a shard, as it is. Raises click.BadParameter where it is none."""
+    try:
+        return text and "{}/{}".format(*shard_of(text))
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _OPTIONS = (
@@ -88,7 +94,7 @@ _OPTIONS = (
     click.option(
         "--shard",
         metavar="I/N",
-        callback=lambda _, __, text: None if text is None else "{}/{}".format(*_shard(text)),
+        callback=_shard,
         help="With many models: do the I-th of N parts; 'bnfold merge' merges the reports.",
     ),
     click.option(
@@ -186,13 +192,17 @@ class Run:
         options: those of `many`.
         format: that of the report.
         runs_models: whether each task runs models, which takes memory.
+        kind: what the report calls its parts.
+        pages: where each model has a page of its own, where they go; see `paged`.
     """
 
     options: Mapping[str, Any]
     format: str
     runs_models: bool
+    kind: Kind = PROCESSED
+    pages: Pages | None = None
 
-    def rows(self, tasks: Sequence[Task], reads: Sequence[Path] = ()) -> list[Row]:
+    def results(self, tasks: Sequence[Task], reads: Sequence[Path] = ()) -> Results:
         """Do all tasks, and tell what is to be told meanwhile; a row for each, in their order.
 
         Results depend on what is in the files of the options, and in those that it `reads`.
@@ -209,8 +219,8 @@ class Run:
                 Progress(len(tasks), is_quiet=self.options["quiet"], is_live=not self._streams)
             )
             common = self._digest(reads) if self._keeps else ""
-            results = self._results(tasks, kept, progress, common)
-            for row in stack.enter_context(contextlib.closing(results)):
+            done = self._rows(tasks, kept, progress, common)
+            for row in stack.enter_context(contextlib.closing(done)):
                 rows.append(row if self.options.get("is_silent") else self.tell(row))
                 if self.options["fail_fast"] and row.exit_code:
                     break
@@ -221,7 +231,7 @@ class Run:
         if len(rows) < len(tasks):
             left = len(tasks) - len(rows)
             say(f"stopped at {rows[-1].path}: {left} of {len(tasks)} models were left out")
-        return rows
+        return Results(self.kind, rows, len(tasks), self.options["shard"])
 
     @property
     def _keeps(self) -> bool:
@@ -266,20 +276,25 @@ class Run:
         """Tell of one model, as soon as all before it are done; what is still to be told then."""
         for line in row.said:
             say(f"{row.path}: {line}" if row.path not in line else line)
-        if self.format == "jsonl" and self.options["output"] is None:
+        if self.pages is not None:
+            return self.pages.add(row)
+        if self.options["output"] is not None:
+            return row
+        if self.format == "jsonl":
             click.echo(journal.line(row))
-        elif self.format == "text" and self.options["full"] and self.options["output"] is None:
-            if row.report is None:
-                say(row.error or row.path)
-            else:
+        elif self.format == "text" and self.options["full"]:
+            if row.is_done:
                 click.echo(row.views["text"], color=True)
-        return row if self.options["output"] is not None else row.told()
+            else:
+                say(row.error or row.path)
+            return row.without_views()
+        return row
 
-    def _results(
+    def _rows(
         self, tasks: Sequence[Task], kept: Resuming, progress: Progress, common: str
     ) -> Generator[Row]:
         """The rows in the order of the tasks, each as soon as those before it are there."""
-        wanted = self._views(len(tasks))
+        wanted = self._views()
         requests: list[Json] = []
         numbers: list[int] = []
         ready: dict[int, Row] = {}
@@ -324,54 +339,23 @@ class Run:
         """What came of a task."""
         if answer.get("report") is None and not answer.get("error"):
             answer |= {"exit_code": 2, "error": "nothing came of it"}
+        elif answer.get("error"):
+            answer |= {"report": None, "views": None}
         name, error = printable(task.path), answer.get("error")
         if error and not printable(error).startswith(name):  # what ends a process has no names
             answer |= {"error": f"{name}: {error}"}
         return Row(path=task.path, shard=self.options["shard"], number=task.number, **answer)
 
-    def _show_in_full(self, rows: Sequence[Row], totals: str) -> None:
-        """End what was shown of each model, or write all of it to the file of --output."""
-        output: Path | None = self.options["output"]
-        if output is None:
-            click.echo(totals)
-        else:
-            texts = [row.views.get("text") or f"{row.error}\n" for row in rows]
-            put("\n".join([*texts, totals]), output)
+    @contextlib.contextmanager
+    def paged(self, total: int) -> Iterator[Run]:
+        """The same with a place for the pages of so many models, where each gets one."""
+        from bnfold.cli import pages
 
-    def _show_lines(self, rows: Sequence[Row], about: Json) -> None:
-        """Write JSON Lines to the file of --output; to standard output they went already."""
-        if self.options["output"] is not None:
-            shard = None if "left_out" in about else self.options["shard"]
-            put(journal.text(rows, shard).removesuffix("\n"), self.options["output"])
-
-    def folder(self, total: int, *, always: bool = False) -> str | None:
-        """The name of the folder for the pages of so many models; None where one page is for all.
-
-        Raises:
-            click.UsageError: a folder is needed, and the report goes to standard output.
-        """
-        output: Path | None = self.options["output"]
-        if total <= MOST_ON_A_PAGE and not always:
-            return None
-        if output is None:
-            raise click.UsageError(
-                f"pages for more than {MOST_ON_A_PAGE} models need --output FILE"
-            )
-        return f"{output.stem}_pages"
-
-    def show_pages(self, index: str, pages: Mapping[str, str]) -> None:
-        """Write a page, and the pages that it leads to beside it."""
-        output: Path | None = self.options["output"]
-        if pages and output is not None:
-            from bnfold.jobs.staging import Staging
-
-            target = output.with_name(f"{output.stem}_pages")
-            with Staging(target, "pages", force=True) as staging:
-                staging.path.mkdir()
-                for name, text in pages.items():
-                    (staging.path / name).write_text(text, encoding="utf-8")
-                staging.publish()
-        put(index, output)
+        if self.format != "html" or (self.kind is INSPECTED and total <= pages.MOST_TOGETHER):
+            yield self
+            return
+        with pages.place_for_pages(self.options["output"]) as place:
+            yield replace(self, pages=place)
 
     def refuse_contradictions(self) -> None:
         """Refuse options that do not go together. Raises click.UsageError."""
@@ -408,56 +392,43 @@ class Run:
             refuse_unwritable(self.options["output"], models)
         every = tasks(ctx, models, self, arguments, writes=writes, more=more, without=without)
         others = [*uncompared()]
-        rows = self.rows(every)
-        about = {**self.about(rows, every), **({"uncompared": others} if others else {})}
-        totals = text.totals(rows, about)
-        if self.format == "html":
-            from bnfold.reports import html
-
-            self.show_pages(*html.many(rows, totals, self.folder(len(rows), always=True), ran=True))
-        self.show(rows, about, totals, "failed", lambda: _report(rows, about))
-        ctx.exit(exit_code(rows))
-
-    def about(self, rows: Sequence[Row], tasks: Sequence[Task]) -> Json:
-        """What a report says of itself: of how many models it is, and of which of all.
-
-        Where each of its models stands among those of all shards, reports are merged by.
-        """
-        left, shard = len(tasks) - len(rows), self.options["shard"]
-        found: Json = {"found": len(tasks), **({"left_out": left} if left else {})}
-        if shard is None:
-            return found
-        done = [row.number for row in rows if row.report is not None]
-        failed = [row.number for row in rows if row.report is None]
-        return {**found, "shard": shard, "numbers": {"done": done, "failed": failed}}
+        with self.paged(len(every)) as run:
+            results = replace(run.results(every), uncompared=others)
+            run.show(results, text.totals(results), lambda: parts_of(results.report))
+        ctx.exit(results.exit_code)
 
     def show(
-        self,
-        rows: Sequence[Row],
-        about: Json,
-        totals: str,
-        failed: str,
-        report: Callable[[], str],
+        self, results: Results, totals: str, rendered: Callable[[], str | Iterable[str]]
     ) -> None:
-        """The report on many models: in a table, or in whatever the format is made of JSON."""
+        """The report on many models: in a table, as pages, or as what is `rendered` of JSON."""
         from bnfold.reports.text import many as text
 
         output: Path | None = self.options["output"]
-        if self.format == "text" and self.options["full"]:
-            self._show_in_full(rows, totals)
+        if self.pages is not None:
+            from bnfold.reports import html
+
+            self.pages.publish(html.index(results.rows, totals, self.pages.folder))
+        elif self.format == "text" and not self.options["full"]:
+            print_text(lambda _: text.short(results, totals), output)
+        elif self.format == "text" and output is None:
+            click.echo(totals)
         elif self.format == "text":
-            print_text(lambda _: text.short(rows, failed, totals), output)
-        elif self.format == "jsonl":
-            self._show_lines(rows, about)
-        elif self.format != "html":
-            put(report(), output)
+            texts = (row.views["text"] if row.is_done else f"{row.error}\n" for row in results.rows)
+            put((*(f"{one}\n" for one in texts), totals), output)
+        elif self.format != "jsonl":
+            put(rendered(), output)
+        elif output is not None:  # to standard output they went already
+            from bnfold.jobs.staging import write_text
+
+            shard = None if results.left_out else results.shard
+            write_text(output, journal.lines(results.rows, shard))
         if output is not None:
             say(f"{output}: written; {totals}")
 
-    def _views(self, total: int) -> Json:
+    def _views(self) -> Json:
         """The forms of each report that are wanted beside JSON."""
         if self.format == "html":
-            return {"html": {"is_alone": total > MOST_ON_A_PAGE}}
+            return {"html": {"is_alone": self.pages is not None}}
         if self.format == "text" and self.options["full"]:
             from bnfold.reports import terminal
 
@@ -561,7 +532,7 @@ def tasks(
     if shard is None:
         return every
     numbered = [replace(one, number=number) for number, one in enumerate(every, start=1)]
-    return [one for one in numbered if is_in_shard(one.path, *_shard(shard))]
+    return [one for one in numbered if is_in_shard(one.path, *shard_of(shard))]
 
 
 def _refuse_nested(targets: Mapping[str, Where]) -> None:
@@ -581,29 +552,6 @@ def _refuse_unwritable(run: Run, ctx: click.Context, models: Sequence[Where]) ->
         others = [value for name, value in ctx.params.items() if name not in ("resume", "out_dir")]
         files = [one for one in others if isinstance(one, Path)]
         refuse_unwritable(resume, (*models, *files), "--resume")
-
-
-_SHARD = re.compile(r"0*([1-9][0-9]{0,8})/0*([1-9][0-9]{0,8})")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """Which part of how many. Raises click.UsageError."""
-    match = _SHARD.fullmatch(text)
-    if match is not None and int(match[1]) <= int(match[2]):
-        return int(match[1]), int(match[2])
-    raise click.UsageError(f"--shard {text!r} is no part of a whole, such as 3/20")
-
-
-def _report(rows: Sequence[Row], about: Json) -> str:
-    """The JSON report on many models, with that of the command for each."""
-    from bnfold.reports.formats import json
-
-    keys = ("path", "exit_code", "report")
-    done = [{k: getattr(row, k) for k in keys} for row in rows if row.report is not None]
-    failed = [{"path": row.path, "message": row.error} for row in rows if row.report is None]
-    summary = {"found": about["found"], "done": len(done), **about}
-    found = {"schema_version": SCHEMA_VERSION, "summary": summary}
-    return json.dump({**found, "reports": done, "failed": failed})
 
 
 def taken(
@@ -630,8 +578,3 @@ def pair(paths: Sequence[str], run: Run, folder: str = "--out-dir") -> tuple[Whe
     if len(paths) > 2:
         raise click.UsageError("many models need --out-dir DIR, which they are written to")
     return sources(paths[:1])[0], paths[1]
-
-
-def exit_code(rows: Sequence[Row]) -> int:
-    """2 where something could not be done, 1 where an answer is no, else 0."""
-    return max((row.exit_code for row in rows), default=0)

@@ -1,6 +1,7 @@
 """Where a report goes: to standard output, or whole or not at all into the file of `--output`."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,17 @@ def _is_same_file(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and one.samefile(other)
 
 
-def put(report: str, output: Path | None) -> None:
-    """Print a report, or write it to a file."""
+def put(report: str | Iterable[str], output: Path | None) -> None:
+    """Print a report, or write it to a file; it may come in parts."""
     if output is not None:
         from bnfold.jobs.staging import write_text
 
-        write_text(output, report + "\n")
-    elif report:
-        click.echo(report)
+        write_text(output, chain([report] if isinstance(report, str) else report, "\n"))
+    elif isinstance(report, str):
+        click.echo(report, nl=bool(report))
+    else:
+        for part in chain(report, "\n"):
+            click.echo(part, nl=False)
 
 
 def print_text(report: "Callable[[int], RenderableType]", output: Path | None) -> None:

@@ -45,9 +45,8 @@ class Resuming:
         with contextlib.ExitStack() as first:
             self._taken_by(first)
             rows = journal.read(self._target, self._name).rows
-            self._known = {row.path: row for row in rows if row.report is not None}
-            lines = (f"{journal.line(row)}\n" for row in self._known.values())
-            write_text(self._target, "".join(lines))
+            self._known = {row.path: row for row in rows if row.is_done}
+            write_text(self._target, journal.lines([*self._known.values()], None))
             with contextlib.ExitStack() as stack:
                 self._stream = self._taken_by(stack)
                 self._open = stack.pop_all()
@@ -97,7 +96,7 @@ class Resuming:
         if self._target is not None:
             from bnfold.jobs.staging import write_text
 
-            write_text(self._target, journal.text(rows, shard))
+            write_text(self._target, journal.lines(rows, shard))
 
 
 def _is_taken_now(stream: IO[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ def line(row: Row) -> str:
     return _line(row.to_dict())
 
 
-def text(rows: Sequence[Row], shard: str | None) -> str:
+def lines(rows: Sequence[Row], shard: str | None) -> Iterator[str]:
     """All rows of a run, a line each, and for a shard one more, which says that these are all.
 
     Without it nobody could tell a shard in which no model is, or whose run was killed.
     """
-    lines = [line(row) for row in rows]
-    return "".join(f"{one}\n" for one in (*lines, *ending(len(rows), shard)))
+    yield from (f"{line(row)}\n" for row in rows)
+    yield from (f"{one}\n" for one in ending(len(rows), shard))
 
 
 def ending(models: int, shard: str | None) -> list[str]:
@@ -52,15 +52,14 @@ def _line(value: Json) -> str:
     return text_of(value, separators=(",", ":"))
 
 
-def parse(text: str, name: str) -> Journal:
-    """A journal from its text, which may be of several; a last line that was cut off is left out.
+def parse(lines: Iterable[str], name: str) -> Journal:
+    """A journal from its lines, which may be of several; a last one that was cut off is left out.
 
     Raises:
         SettingsError: it is no journal of this version.
     """
     found: dict[str, Row] = {}
     endings: dict[str, int] = {}
-    lines = text.split("\n")
     for number, one in enumerate(lines, start=1):
         if not one.strip():
             continue
@@ -71,7 +70,7 @@ def parse(text: str, name: str) -> Journal:
                 continue
             row = _row(value)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            if number == len(lines):  # the run ended while it wrote this
+            if not one.endswith("\n"):  # the run ended while it wrote this
                 break
             raise SettingsError(f"{name}: line {number} is no row of bnfold's JSON Lines") from None
         found.pop(row.path, None)
@@ -109,7 +108,8 @@ def read(path: Path, name: str, *, must_exist: bool = False) -> Journal:
         SettingsError: it cannot be read, or is no journal.
     """
     try:
-        return parse(path.read_text("utf-8"), name)
+        with path.open(encoding="utf-8") as lines:
+            return parse(lines, name)
     except FileNotFoundError as error:
         if must_exist:
             raise SettingsError(f"{name}: {error.strerror}") from None

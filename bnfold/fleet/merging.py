@@ -7,7 +7,6 @@ stand in the order in which a folder is searched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,9 +16,8 @@ from urllib.parse import unquote
 
 from bnfold.errors import SettingsError
 from bnfold.fleet.journal import Journal
-from bnfold.fleet.row import Json, Row
-
-_SHARD = re.compile(r"([1-9]\d{0,8})/([1-9]\d{0,8})")
+from bnfold.fleet.results import INSPECTED, PROCESSED, Kind, how_many_read
+from bnfold.fleet.row import Json, Row, shard_of
 
 
 def rows(parts: Mapping[str, Journal]) -> list[Row]:
@@ -40,12 +38,10 @@ def _path(row: Row) -> str:
 
 def reports(parts: Sequence[Json]) -> Json:
     """The JSON reports of `inspect`, or of another command for many models, as one."""
-    kinds = {_kind(part) for part in parts}
-    if len(kinds) != 1 or None in kinds:
+    kinds = [kind for kind in (INSPECTED, PROCESSED) if all(_is_of(part, kind) for part in parts)]
+    if not kinds:
         raise SettingsError("not all of these are reports on many models of the same command")
     (kind,) = kinds
-    assert kind is not None  # noqa: S101
-    done_as, done_key, failed_key = kind
     summaries = [part["summary"] for part in parts]
     check(one.get("shard") for one in summaries)
     done, failed = (
@@ -53,7 +49,7 @@ def reports(parts: Sequence[Json]) -> Json:
             [pair for part in parts for pair in _numbered(part[key], part["summary"], name)],
             lambda one: one["path"],
         )
-        for name, key in (("done", done_key), ("failed", failed_key))
+        for name, key in (("done", kind.reports), ("failed", kind.failed))
     )
     left = _left_out(summaries)
     others = sorted({name for one in summaries for name in one.get("uncompared", ())})
@@ -61,12 +57,12 @@ def reports(parts: Sequence[Json]) -> Json:
         **parts[0],
         "summary": {
             "found": len(done) + len(failed) + left.get("left_out", 0),
-            done_as: len(done),
+            kind.done: len(done),
             **left,
             **({"uncompared": others} if others else {}),
         },
-        done_key: done,
-        failed_key: failed,
+        kind.reports: done,
+        kind.failed: failed,
     }
 
 
@@ -76,12 +72,9 @@ def _left_out(summaries: Iterable[Json]) -> dict[str, int]:
     return {"left_out": left} if left else {}
 
 
-def _kind(part: Json) -> tuple[str, str, str] | None:
-    """What a report calls its parts; None where it is of one model, or no report."""
-    for kind in (("read", "models", "unreadable"), ("done", "reports", "failed")):
-        if {"schema_version", "summary", *kind[1:]} <= part.keys():
-            return kind
-    return None
+def _is_of(part: Json, kind: Kind) -> bool:
+    """Whether it is a report of this kind, and not one on a single model, or none."""
+    return {"schema_version", "summary", kind.reports, kind.failed} <= part.keys()
 
 
 def sarif(parts: Sequence[Json]) -> Json:
@@ -93,8 +86,8 @@ def sarif(parts: Sequence[Json]) -> Json:
     invocations = [run["invocations"][0] for run in runs]
     every = [one["properties"] for one in invocations]
     check(one.get("shard") for one in every)
-    read = sum(one["read"] for one in every)
-    found = sum(one["found"] for one in every)
+    totals = {name: sum(one[name] for one in every) for name in ("found", "read")}
+    summary = {**totals, **_left_out(every)}
     notes, artifacts = (
         [
             pair
@@ -110,8 +103,8 @@ def sarif(parts: Sequence[Json]) -> Json:
     place = {one["location"]["uri"]: number for number, one in enumerate(models)}
     invocation = {
         "executionSuccessful": all(one["executionSuccessful"] for one in invocations),
-        "exitCodeDescription": f"{read} of {found} read",
-        "properties": {"found": found, "read": read, **_left_out(every)},
+        "exitCodeDescription": how_many_read(summary),
+        "properties": summary,
         "toolExecutionNotifications": _in_order(notes, lambda one: _parts(_of_result(one))),
     }
     run = {
@@ -164,7 +157,7 @@ def check(labels: Iterable[str | None]) -> None:
     Raises:
         SettingsError: one is missing, or they are not of one run.
     """
-    named = list(_shards(labels))
+    named = [shard_of(str(label)) for label in set(labels) - {None}]
     if not named:
         return
     wholes = {of for _, of in named}
@@ -176,11 +169,3 @@ def check(labels: Iterable[str | None]) -> None:
     if missing:
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise SettingsError(f"of {of} shards these are missing: {shown}")
-
-
-def _shards(labels: Iterable[str | None]) -> Iterator[tuple[int, int]]:
-    for label in set(labels) - {None}:
-        match = _SHARD.fullmatch(str(label))
-        if match is None:
-            raise SettingsError(f"{label!r} is no shard")
-        yield int(match[1]), int(match[2])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from bnfold.errors import SettingsError
 from bnfold.serialize import SCHEMA_VERSION
 
 Json = dict[str, Any]
@@ -41,6 +45,27 @@ class Task:
         return replace(self, words=(*self.words[:end], *more, *self.words[end:]))
 
 
+class _Packed:
+    """A field of JSON that is kept compressed: reports on thousands of models take much memory."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    @overload
+    def __get__(self, row: None, owner: type) -> None: ...
+
+    @overload
+    def __get__(self, row: object, owner: type) -> Any: ...
+
+    def __get__(self, row: object | None, owner: type) -> Any:
+        packed = None if row is None else vars(row)[self._name]
+        return None if packed is None else json.loads(zlib.decompress(packed))
+
+    def __set__(self, row: object, value: Any) -> None:
+        text = None if value is None else json.dumps(value).encode("ascii")
+        vars(row)[self._name] = None if text is None else zlib.compress(text, level=1)
+
+
 @dataclass(frozen=True)
 class Row:
     """What came of one model.
@@ -49,7 +74,7 @@ class Row:
         path: the model.
         exit_code: that of the command: 0, 1 for a negative answer, or 2.
         error: why there is no report, in a line; None where there is one.
-        report: the JSON report of the command.
+        report: the JSON report of the command; None where there is none.
         sha256: that of the model when it was looked at; None where it could not be read, or
             nobody keeps the row.
         bytes: the size of the model likewise.
@@ -57,7 +82,7 @@ class Row:
         number: where it stands among all models; None where they were not done in shards.
         options: the digest of the command line and all that it depends on.
         files: the SHA-256 of what was written, and of what was read beside the model, by path.
-        views: other forms of the report, by name, that were asked for.
+        views: other forms of the report, by name, that were asked for; None where none was.
         said: what else the command had to say, line by line.
         notes: what the command tells for the run as a whole.
         seconds: how long it took; None where it was not done in this run.
@@ -66,21 +91,26 @@ class Row:
     path: str
     exit_code: int
     error: str | None = None
-    report: Json | None = None
+    report: _Packed = _Packed()
     sha256: str | None = None
     bytes: int | None = None
     shard: str | None = None
     number: int | None = None
     options: str = ""
     files: Mapping[str, str | None] = field(default_factory=dict)
-    views: Mapping[str, Any] = field(default_factory=dict)
+    views: _Packed = _Packed()
     said: Sequence[str] = ()
     notes: Json = field(default_factory=dict)
     seconds: float | None = None
 
-    def told(self) -> Row:
-        """The same without its text, once that was shown."""
-        return replace(self, views={key: view for key, view in self.views.items() if key != "text"})
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a report."""
+        return self.error is None
+
+    def without_views(self) -> Row:
+        """The same, once they were shown."""
+        return replace(self, views=None)
 
     def to_dict(self) -> Json:
         """The row in JSON Lines; how long it took is another thing in each run, and not in it."""
@@ -99,6 +129,21 @@ def digest(*parts: str) -> str:
     import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
 
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+_SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Which shard of how many "3/20" is. Each has one name, by which reports are merged.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    match = _SHARD.fullmatch(text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise SettingsError(f"{text!r} is no part of a whole, such as 3/20")
+    return int(match[1]), int(match[2])
 
 
 def is_in_shard(path: str, shard: int, of: int) -> bool:

@@ -5,7 +5,7 @@ What is left decides. A command that makes another file of a model looks at it h
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ from bnfold.audit import Finding, Severity, baseline, joined
 from bnfold.audit.baseline import Entry
 from bnfold.audit.selection import Suppression, suppress
 from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
+from bnfold.fleet.results import how_many_read
 from bnfold.folding.plan import Plan
 from bnfold.jobs.inspect import Inspection, inspect_file, inspect_model, require_data
 from bnfold.jobs.settings import NEVER, Settings
@@ -97,28 +98,14 @@ class Outcome(Shown):
         return report(plain(self.models), failed)
 
 
-def report(
-    models: Sequence[Json], unreadable: Sequence[Json], part: Mapping[str, Any] | None = None
-) -> Json:
-    """The JSON report on models of which each has its own; `part` says which they are of all."""
+def report(models: Sequence[Json], unreadable: Sequence[Json]) -> Json:
+    """The JSON report on models of which each has its own."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "summary": {"found": len(models) + len(unreadable), "read": len(models), **(part or {})},
+        "summary": {"found": len(models) + len(unreadable), "read": len(models)},
         "models": list(models),
         "unreadable": list(unreadable),
     }
-
-
-def how_many_read(summary: Mapping[str, Any]) -> str:
-    """How many of the models that were found could be read: `28 of 32 read`; of which shard."""
-    return how_many(summary["read"], "read", summary)
-
-
-def how_many(done: int, what: str, summary: Mapping[str, Any]) -> str:
-    """How many of the models that a report is about: `7 of 12 done, 5 left out`; of which shard."""
-    part = f" of shard {summary['shard']}" if "shard" in summary else ""
-    left = f", {summary['left_out']} left out" if "left_out" in summary else ""
-    return f"{done} of {summary['found']} {what}{left}{part}"
 
 
 @dataclass(frozen=True)
@@ -230,7 +217,7 @@ def _earlier(target: Path) -> frozenset[Entry]:
     return _read(target) if target.exists() and not is_stream(target) else frozenset()
 
 
-def write_baseline_of(models: Sequence[Json], settings: Settings, target: Path) -> frozenset[Entry]:
+def write_baseline_of(models: Iterable[Json], settings: Settings, target: Path) -> frozenset[Entry]:
     """Write what `write_baseline` writes, of the JSON reports on models; its entries.
 
     Raises:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +56,7 @@ PREPARED = re.compile(r"model(?:_float16|_int8)?(?:\.(?:keras|h5|hdf5|onnx|tflit
 """What models in such a folder are called; with anything else in it, it is somebody's."""
 
 
-_PAGE = re.compile(r"\d{5}\.html")
+_PAGE = re.compile(r"\d{5,}\.html")
 
 
 def _are_pages(folder: Path) -> bool:
@@ -290,19 +290,21 @@ def publish_all(stagings: Sequence[Staging]) -> None:
         staging.publish()
 
 
-def write_text(target: Path, text: str) -> None:
-    """Write a text to a file, whole or not at all, in the place of what is there.
+def write_text(target: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its parts, to a file, whole or not at all, in the place of what is there.
 
     Devices and pipes are written to, /dev/stdout whatever it is, and links are followed.
 
     Raises:
         OutputError: it cannot be written there, or has the name of a model.
     """
+    parts = [text] if isinstance(text, str) else text
     if is_stream(target):
-        _append(target, text)
+        _append(target, parts)
         return
     with Staging(target, "text", force=True) as staging:
-        staging.path.write_text(text, encoding="utf-8", newline="")
+        with staging.path.open("w", encoding="utf-8", newline="") as stream:
+            stream.writelines(parts)
         staging.publish()
 
 
@@ -315,10 +317,10 @@ def is_stream(target: Path) -> bool:
     return target.exists() and (is_open or not (target.is_file() or target.is_dir()))
 
 
-def _append(target: Path, text: str) -> None:
+def _append(target: Path, parts: Iterable[str]) -> None:
     try:
         with target.open("a", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+            stream.writelines(parts)
     except OSError as error:
         raise OutputError(f"{printable(str(target))}: {error.strerror or error}") from None
 

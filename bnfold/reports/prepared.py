@@ -48,7 +48,7 @@ def write_reports(report: PrepareReport, inspection: Inspection, folder: Path) -
     texts = {
         "report.json": json.dump(report.to_dict()),
         "report.html": html.prepared(report, inspection),
-        "report.sarif": sarif.inspections(gate.report([inspection.to_dict()], [])),
+        "report.sarif": "".join(sarif.inspections(gate.report([inspection.to_dict()], []))),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.audit import Severity
+from bnfold.fleet.results import how_many_read
 from bnfold.folding.plan import Blocked, Plan
-from bnfold.jobs.gate import how_many_read
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.reports.sparkline import BLOCKS, Sparkline
@@ -256,7 +256,8 @@ def totals(report: Mapping[str, Any]) -> str:
     models = report["models"]
     every = counts(finding["severity"] for model in models for finding in model["findings"])
     found = [f"{count} {plural(str(severity), count)}" for severity, count in every]
-    said = f"{', '.join(found) or 'no findings'} in {len(models)} {plural('model', len(models))}"
+    read = report["summary"]["read"]
+    said = f"{', '.join(found) or 'no findings'} in {read} {plural('model', read)}"
     aside = set_aside(one["by"] for model in models for one in model["suppressed"])
     shares = [how_many_read(report["summary"])] if report["summary"]["found"] > 1 else []
     return "; ".join([said, *([aside] if aside else []), *shares])

@@ -17,7 +17,7 @@ from places import ROOT
 from projects import model, run
 from schemas import validate
 
-from bnfold.cli import many, worker
+from bnfold.cli import many, pages, worker
 from bnfold.fleet import pool
 from bnfold.model.container import unchanging
 
@@ -166,9 +166,9 @@ def test_a_shard_that_was_killed_is_not_taken_for_a_whole_one(models: Path) -> N
 
 
 def test_parts_of_json_lines_may_be_in_one_file(models: Path) -> None:
-    """As cat and logs of jobs have them, and whatever zeros stand before their numbers."""
+    """As cat and logs of jobs have them."""
     run(models, "--output", "all.jsonl")
-    parts = [run(models, "--shard", f"0{one}/03", "--format", "jsonl").stdout for one in (1, 2, 3)]
+    parts = [run(models, "--shard", f"{one}/3", "--format", "jsonl").stdout for one in (1, 2, 3)]
     Path("two.jsonl").write_text(parts[2] + parts[0])
     Path("three.jsonl").write_text(parts[1])
     found = run("two.jsonl", "three.jsonl", command="merge")
@@ -205,6 +205,14 @@ def test_what_fail_fast_leaves_out_is_counted(models: Path, command: str) -> Non
     run(*words, *part, command=command)
     refused = run("part.jsonl", command="merge")
     assert "did not come to its end" in refused.stderr
+
+
+def test_a_merged_log_says_what_was_left_out(models: Path) -> None:
+    run(models / "sub", "--fail-fast", "--output", "part.sarif")
+    alone = json.loads(Path("part.sarif").read_text())["runs"][0]["invocations"][0]
+    merged = json.loads(run("part.sarif", command="merge").stdout)["runs"][0]["invocations"][0]
+    assert merged == alone
+    assert ", 3 left out" in merged["exitCodeDescription"]
 
 
 def test_what_verify_compares_with_no_model_is_said(models: Path) -> None:
@@ -263,12 +271,24 @@ def test_reports_of_two_runs_that_differ_are_not_merged(models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "-1/3", "¹/3", "", "1/9999999999"]
+    "text",
+    ["0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "01/3", "1/03", "-1/3", "¹/3", "", "1/9999999999"],
 )
 def test_what_is_no_shard_is_refused(models: Path, text: str) -> None:
     result = run(models, f"--shard={text}")
     assert result.exit_code == 2
     assert "is no part of a whole" in result.stderr
+
+
+@pytest.mark.parametrize("shard", ["01/3", "4/3", "٣/3", "x"])
+def test_what_is_called_like_no_shard_is_not_merged(models: Path, shard: str) -> None:
+    run(models, "--shard", "1/1", "--output", "part.json")
+    part = json.loads(Path("part.json").read_text())
+    part["summary"]["shard"] = shard
+    Path("part.json").write_text(json.dumps(part))
+    refused = run("part.json", command="merge")
+    assert refused.exit_code == 2
+    assert refused.stderr == f"bnfold: {shard!r} is no part of a whole, such as 3/20\n"
 
 
 def test_a_line_follows_its_schema(models: Path) -> None:
@@ -541,19 +561,19 @@ def test_options_that_do_not_go_together_are_refused(
 def test_more_models_than_a_page_holds_get_an_index(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many, "MOST_ON_A_PAGE", 10)
+    monkeypatch.setattr(pages, "MOST_TOGETHER", 10)
     few = run(models, "--format", "html").stdout
     assert few.count("<article") == 7
-    for number in range(many.MOST_ON_A_PAGE):
+    for number in range(pages.MOST_TOGETHER):
         shutil.copy("models/a.keras", f"models/sub/{number:03}.keras")
     refused = run(models, "--format", "html")
     assert refused.exit_code == 2
     assert "need --output FILE" in refused.stderr
     run(models, "--output", "report.html")
     index = Path("report.html").read_text()
-    pages = sorted(Path("report_pages").iterdir())
-    assert len(pages) == 7 + many.MOST_ON_A_PAGE
-    for page in pages:
+    written = sorted(Path("report_pages").iterdir())
+    assert len(written) == 7 + pages.MOST_TOGETHER
+    for page in written:
         assert f'href="report_pages/{page.name}"' in index
         assert page.read_text().count("<article") == 1
     assert index.index("models/sub/c.keras") < index.index("models/sub/000.keras")
@@ -563,6 +583,54 @@ def test_more_models_than_a_page_holds_get_an_index(
     kept = run(models, "--output", "report.html")
     assert kept.exit_code == 2
     assert Path("report_pages/own.txt").read_text() == "mine"
+
+
+def test_where_no_pages_can_be_is_said_before_anything_is_done(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_TOGETHER", 3)
+    Path("report_pages").mkdir()
+    Path("report_pages/own.txt").write_text("mine")
+    counting = Counting(monkeypatch)
+    assert "something else than pages" in run(models, "--output", "report.html").stderr
+    assert "need --output FILE" in run(models, "--format", "html").stderr
+    assert counting.taken() == []
+
+
+def test_pages_of_what_fail_fast_leaves_have_an_index(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether models are together on a page does not depend on how many are done in the end."""
+    monkeypatch.setattr(pages, "MOST_TOGETHER", 4)
+    run(models / "sub", "--fail-fast", "--output", "report.html")
+    assert {one.name for one in Path("report_pages").iterdir()} == {"00001.html", "00002.html"}
+    assert ">2 models</h1>" in Path("report.html").read_text()
+    assert ">a.keras</h1>" in Path("report_pages/00001.html").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("end", ["SIGINT", "SIGKILL"])
+def test_pages_of_an_interrupted_run_replace_nothing(models: Path, end: str) -> None:
+    for number in range(90):
+        shutil.copy("models/a.keras", f"models/sub/{number:03}.keras")
+    Path("report_pages").mkdir()
+    Path("report_pages/00001.html").write_text("old page")
+    Path("report.html").write_text("old")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "bnfold", "inspect", models, "--output", "report.html"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    while len([*Path().glob(".bnfold-*/report_pages/*")]) < 5:  # written as they come
+        time.sleep(0.01)
+        assert started.poll() is None
+    started.send_signal(getattr(signal, end))
+    started.wait(timeout=30)
+    assert Path("report.html").read_text() == "old"
+    assert [one.read_text() for one in Path("report_pages").iterdir()] == ["old page"]
+    assert bnfold("inspect", models, "--output", "report.html").returncode == 2
+    assert len([*Path("report_pages").iterdir()]) == 97
+    assert not [*Path().glob(".bnfold-*")]
 
 
 @pytest.mark.parametrize(
@@ -597,7 +665,7 @@ def test_so_many_processes_run_models_as_memory_allows(monkeypatch: pytest.Monke
 def test_links_of_an_index_lead_to_its_pages_whatever_it_is_called(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(many, "MOST_ON_A_PAGE", 1)
+    monkeypatch.setattr(pages, "MOST_TOGETHER", 1)
     Path("models").mkdir()
     for number in range(2):
         model(Path(f"models/{number:02}.keras"), "good")

@@ -63,7 +63,7 @@ def _inspected(path: Path) -> str:
     report = gate.report([model.to_dict() for model in outcome.models], unreadable)
     for name in FORMATS:
         if name not in ("text", "html", "jsonl"):
-            import_module(f"bnfold.reports.formats.{name}").inspections(report)
+            "".join(import_module(f"bnfold.reports.formats.{name}").inspections(report))
     for model in outcome.models:
         for decision in model.plan.decisions:
             json_format.layer(model, decision)

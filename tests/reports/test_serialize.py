@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bnfold.serialize import SCHEMA_VERSION, Report, Serializable, plain
+from bnfold.serialize import (
+    SCHEMA_VERSION,
+    Report,
+    Serializable,
+    Stream,
+    parts_of,
+    plain,
+    text_of,
+)
 
 
 class Colour(StrEnum):
@@ -68,3 +76,25 @@ def test_a_result_names_what_it_shows_and_in_which_order() -> None:
     assert json.dumps(found) == json.dumps(
         {"schema_version": SCHEMA_VERSION, "whole": {"twice": None, "part": plain(Part("x", ()))}}
     )
+
+
+ENTRIES = [{"a": [1, {"b": "line\nbreak ##vso["}], "c": {}, "d": []}, [], {}, "text", None, 1.5]
+
+
+@pytest.mark.parametrize("length", range(len(ENTRIES) + 1))
+def test_json_in_parts_is_the_json_of_the_whole(length: int) -> None:
+    whole = ENTRIES[:length]
+    stream = Stream(lambda: iter(whole))
+    text = text_of({"x": {"y": [1]}, "##": whole, "z": []}, indent=2)
+    assert "".join(parts_of({"x": {"y": [1]}, "##": stream, "z": []})) == text
+    runs = Stream(lambda: [{"results": stream, "rest": 1}])
+    text = text_of({"runs": [{"results": whole, "rest": 1}]}, indent=2)
+    assert "".join(parts_of({"runs": runs})) == text
+
+
+def test_json_comes_an_entry_at_a_time() -> None:
+    made: list[int] = []
+    parts = parts_of({"x": Stream(lambda: (made.append(one) or one for one in range(9)))})
+    while next(parts) != "2":
+        assert made == [*range(len(made))]
+    assert made == [0, 1, 2]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bnfold.jobs.gate import how_many_read
+from bnfold.fleet.results import how_many_read
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import is_url
 

@@ -1,17 +1,17 @@
 """Reports for programs: JSON with a version, described by `schema.json`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bnfold.audit import Rule
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import Inspection, describe_layer
-from bnfold.serialize import SCHEMA_VERSION, plain, text_of
+from bnfold.serialize import SCHEMA_VERSION, parts_of, plain, text_of
 
 
-def inspections(report: Mapping[str, Any]) -> str:
-    """The report of `bnfold inspect`."""
-    return dump(report)
+def inspections(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report of `bnfold inspect`, in parts."""
+    return parts_of(report)
 
 
 def layer(model: Inspection, decision: Fold | Blocked) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from bnfold.audit import Severity
-from bnfold.jobs.gate import fails, how_many_read
+from bnfold.fleet.results import how_many_read
+from bnfold.jobs.gate import fails
 from bnfold.model.container.printing import printable
 
 _READABLE = "the file can be read"

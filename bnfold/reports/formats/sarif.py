@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import quote
 
 from bnfold.audit import RULES, Rule
-from bnfold.jobs.gate import how_many_read
+from bnfold.fleet.results import how_many_read
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import is_url
 from bnfold.reports import rule_page
-from bnfold.reports.formats.json import dump
+from bnfold.serialize import Stream, parts_of
 from bnfold.version import __version__
 
 _SCHEMA = (
@@ -27,18 +27,20 @@ _ROOT = "%SRCROOT%"  # what viewers take for the folder that the tool was starte
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 
 
-def inspections(report: Mapping[str, Any]) -> str:
-    """The report on some models, and on what could not be read; paths are from here."""
+def inspections(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report on some models, and on what could not be read, in parts; paths are from here."""
     models = report["models"]
     run = {
         "tool": {"driver": _driver()},
         "invocations": [_invocation(report)],
-        "artifacts": [
-            {"location": _location(model["path"]), "roles": ["analysisTarget"]} for model in models
-        ],
-        "results": [result for model in models for result in _results(model)],
+        "artifacts": Stream(lambda: map(_artifact, models)),
+        "results": Stream(lambda: (result for model in models for result in _results(model))),
     }
-    return dump({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]})
+    return parts_of({"$schema": _SCHEMA, "version": "2.1.0", "runs": Stream(lambda: [run])})
+
+
+def _artifact(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {"location": _location(model["path"]), "roles": ["analysisTarget"]}
 
 
 def _driver() -> dict[str, Any]:

@@ -12,8 +12,9 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnfold.audit import Severity
+from bnfold.fleet.results import Results, how_many_read
 from bnfold.fleet.row import Row
-from bnfold.jobs.gate import Unreadable, how_many_read
+from bnfold.jobs.gate import Unreadable
 from bnfold.jobs.inspect import Inspection
 from bnfold.jobs.prepare import PrepareReport
 from bnfold.model.container.printing import printable
@@ -31,17 +32,18 @@ from bnfold.version import __version__
 def inspections(models: Sequence[Inspection], unreadable: Sequence[Unreadable] = ()) -> str:
     """The report on some models, and on what could not be read, as an HTML file in UTF-8."""
     is_alone = len(models) == 1 and not unreadable
-    found = [fragment(model, number, is_alone=is_alone) for number, model in enumerate(models, 1)]
+    found = [_fragment(model, number, is_alone) for number, model in enumerate(models, start=1)]
     ran = any(model.observed is not None for model in models)
     ran = ran or any(one.may_have_run for one in unreadable)
     return _page(found, [str(one.error) for one in unreadable], ran=ran)
 
 
-def fragment(model: Inspection, number: int, *, is_alone: bool) -> dict[str, Any]:
-    """What a page has of one model, with its number on it: plain values, which can be sent.
+def fragment(model: Inspection, number: int) -> dict[str, Any]:
+    """What a page of several has of one model, with its number: plain values, which can be sent."""
+    return _fragment(model, number, is_alone=False)
 
-    With `is_alone` it has the page to itself.
-    """
+
+def _fragment(model: Inspection, number: int, is_alone: bool) -> dict[str, Any]:
     one = page.model_page(model, number)
     template = _environment().get_template("model.html.j2")
     return {
@@ -61,27 +63,24 @@ def _page(models: Sequence[Mapping[str, Any]], unreadable: Sequence[str], *, ran
     return template.render(models=models, unreadable=unreadable, ran=ran, read=read)
 
 
-def many(
-    rows: Sequence[Row], totals: str, folder: str | None, *, ran: bool
-) -> tuple[str, dict[str, str]]:
-    """Many models as one page or, with a `folder` for them, as an index and a page for each.
+def together(results: Results, *, ran: bool) -> str:
+    """Several models on one page, which is made of what `fragment` made of each."""
+    views = [row.views["html"] for row in results.done]
+    return _page(views, [row.error or row.path for row in results.failed], ran=ran)
 
-    The pages are those that `fragment` made, or whole ones; they are returned by file name.
-    """
-    failed = [row.error or row.path for row in rows if row.report is None]
-    views = [row.views["html"] for row in rows if row.report is not None]
-    if folder is None:
-        return _page(views, failed, ran=ran), {}
-    pages: dict[str, str] = {}
+
+def file_name(number: int) -> str:
+    """The name of the file for the page of one of many models, from 1."""
+    return f"{number:05d}.html"
+
+
+def index(rows: Sequence[Row], totals: str, folder: str) -> str:
+    """What leads to the pages of many models, which are in a `folder` beside it."""
     lines: list[dict[str, Any]] = []
     for number, one in enumerate(map(summary, rows), start=1):
-        name = f"{number:05d}.html"
-        if one.row.report is not None:
-            view = one.row.views["html"]
-            pages[name] = view if isinstance(view, str) else _page([view], [], ran=ran)
         lines.append(
             {
-                "href": f"{quote(folder)}/{name}" if name in pages else None,
+                "href": f"{quote(folder)}/{file_name(number)}" if one.row.is_done else None,
                 "kind": _kind(one),
                 "path": one.row.path,
                 "verdict": one.verdict,
@@ -98,7 +97,7 @@ def many(
     for name, kind in _KINDS.items():
         kinds.append({"name": name, "count": sum(kind in line["kind"].split() for line in lines)})
     template = _environment().get_template("index.html.j2")
-    return template.render(rows=lines, totals=totals, kinds=kinds), pages
+    return template.render(rows=lines, totals=totals, kinds=kinds)
 
 
 _KINDS = {
@@ -112,7 +111,7 @@ _KINDS = {
 
 def _kind(one: Summary) -> str:
     """The classes of a row of the index."""
-    if one.row.report is None:
+    if not one.row.is_done:
         return "failed"
     found = "findings" if any(one.counts.values()) else "clean"
     return f"{found} negative" if one.row.exit_code else found

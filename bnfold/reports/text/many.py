@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bnfold.audit.finding import Severity
+from bnfold.fleet.results import INSPECTED, Results, how_many
 from bnfold.fleet.row import Row
-from bnfold.jobs.gate import how_many
 from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
 from bnfold.reports.summary import Summary, summary
@@ -23,19 +22,20 @@ _FINDINGS = 20
 _EXIT_COLOURS = ("green", "yellow", "red")
 
 
-def short(rows: Sequence[Row], failed: str, totals: str) -> RenderableType:
-    """A line for each model, the worst first, then what has `failed`, and the totals.
+def short(results: Results, totals: str) -> RenderableType:
+    """A line for each model, the worst first, then what has failed, and the totals.
 
     Columns without anything in them are left out.
     """
-    every = sorted(map(summary, rows), key=lambda one: one.badness)
-    done = [_cells(one) for one in every if one.row.report is not None]
+    every = sorted(map(summary, results.rows), key=lambda one: one.badness)
+    done = [_cells(one) for one in every if one.row.is_done]
     shown = [n for n, _ in enumerate(_HEADINGS) if any(cells[n] for cells in done)]
     headings = [_HEADINGS[n] for n in shown]
     table = terminal.Columns(headings, numbers=_HEADINGS[2:], optional=_OPTIONAL)
     for cells in done:
         table.add_row(*(cells[column] for column in shown))
-    lines = [failure(one.row, failed) for one in every if one.row.report is None]
+    failed = "not read" if results.kind is INSPECTED else "failed"
+    lines = [failure(one.row, failed) for one in every if not one.row.is_done]
     return Group(*([table] if done else []), *_worst(every), *lines, Text(totals))
 
 
@@ -77,14 +77,11 @@ def failure(row: Row, failed: str) -> RenderableType:
     return terminal.Hanging(said)
 
 
-def totals(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
-    """What came of all of them, in a line: `28 equivalent, 1 different; 29 of 32 done`.
-
-    `about` is the summary of the report; what else is in it follows.
-    """
-    every = [summary(row) for row in rows if row.report is not None]
-    verdicts = Counter(one.verdict for one in every)
+def totals(results: Results) -> str:
+    """What came of all of them, in a line: `28 equivalent, 1 different; 29 of 32 done`."""
+    verdicts = Counter(summary(row).verdict for row in results.done)
     said = [", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())]
-    others = about.get("uncompared", ())
+    others = results.uncompared
     more = [f"compared with no model: {terminal.names(others)}"] if others else []
-    return "; ".join([*filter(None, said), how_many(len(every), "done", about), *more])
+    about = results.summary
+    return "; ".join([*filter(None, said), how_many(about["done"], "done", about), *more])
