@@ -7,7 +7,7 @@ stand in the order in which a folder is searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
@@ -27,13 +27,11 @@ def rows(parts: Mapping[str, Journal]) -> list[Row]:
         if cut:
             raise SettingsError(f"{name}: the run of shard {cut[0]} did not come to its end")
     check(shard for part in parts.values() for shard in part.ended)
-    every = [row for part in parts.values() for row in part.rows]
-    found = _unique([(row.number, replace(row, shard=None, number=None)) for row in every], _path)
-    return list(found)
-
-
-def _path(row: Row) -> str:
-    return row.path
+    every = (row for part in parts.values() for row in part.rows)
+    found, _ = _unique(
+        (row.number, row.path, True, replace(row, shard=None, number=None)) for row in every
+    )
+    return found
 
 
 def reports(parts: Sequence[Json]) -> Json:
@@ -44,12 +42,11 @@ def reports(parts: Sequence[Json]) -> Json:
     (kind,) = kinds
     summaries = [part["summary"] for part in parts]
     check(one.get("shard") for one in summaries)
-    done, failed = (
-        _unique(
-            [pair for part in parts for pair in _numbered(part[key], part["summary"], name)],
-            lambda one: one["path"],
-        )
-        for name, key in (("done", kind.reports), ("failed", kind.failed))
+    done, failed = _unique(
+        (number, one["path"], is_done, one)
+        for part in parts
+        for is_done, key in ((True, kind.reports), (False, kind.failed))
+        for number, one in _numbered(part[key], part["summary"], is_done)
     )
     left = _left_out(summaries)
     others = sorted({name for one in summaries for name in one.get("uncompared", ())})
@@ -67,8 +64,11 @@ def reports(parts: Sequence[Json]) -> Json:
 
 
 def _left_out(summaries: Iterable[Json]) -> dict[str, int]:
-    """How many models of all parts were left out, where any was."""
-    left = sum(one.get("left_out", 0) for one in summaries)
+    """How many models of all parts were left out, where any was; a shard may be there twice."""
+    parts = {
+        one.get("shard", number): one.get("left_out", 0) for number, one in enumerate(summaries)
+    }
+    left = sum(parts.values())
     return {"left_out": left} if left else {}
 
 
@@ -86,69 +86,72 @@ def sarif(parts: Sequence[Json]) -> Json:
     invocations = [run["invocations"][0] for run in runs]
     every = [one["properties"] for one in invocations]
     check(one.get("shard") for one in every)
-    totals = {name: sum(one[name] for one in every) for name in ("found", "read")}
-    summary = {**totals, **_left_out(every)}
-    notes, artifacts = (
-        [
-            pair
-            for part, about in zip(parts_of, every, strict=True)
-            for pair in _numbered(part, about, name)
-        ]
-        for name, parts_of in (
-            ("failed", [one["toolExecutionNotifications"] for one in invocations]),
-            ("done", [run["artifacts"] for run in runs]),
-        )
-    )
-    models = _unique(artifacts, lambda one: one["location"]["uri"], _parts)
-    place = {one["location"]["uri"]: number for number, one in enumerate(models)}
+    models, notes = _unique(one for run in runs for one in _of_log(run))
+    left = _left_out(every)
+    found = len(models) + len(notes) + left.get("left_out", 0)
+    summary = {"found": found, "read": len(models), **left}
     invocation = {
         "executionSuccessful": all(one["executionSuccessful"] for one in invocations),
         "exitCodeDescription": how_many_read(summary),
         "properties": summary,
-        "toolExecutionNotifications": _in_order(notes, lambda one: _parts(_of_result(one))),
+        "toolExecutionNotifications": notes,
     }
     run = {
         "tool": runs[0]["tool"],
         "invocations": [invocation],
-        "artifacts": models,
-        "results": sorted(
-            (one for run in runs for one in run["results"]), key=lambda one: place[_of_result(one)]
-        ),
+        "artifacts": [artifact for artifact, _ in models],
+        "results": [result for _, results in models for result in results],
     }
     return {**parts[0], "runs": [run]}
 
 
-def _of_result(result: Json) -> str:
+def _of_log(run: Json) -> Iterator[_Entry]:
+    """The models of a log of SARIF: those that were read with their results, and the others."""
+    (invocation,) = run["invocations"]
+    about = invocation["properties"]
+    results: dict[str, list[Json]] = {}
+    for result in run["results"]:
+        results.setdefault(_uri(result), []).append(result)
+    for number, artifact in _numbered(run["artifacts"], about, is_done=True):
+        uri = artifact["location"]["uri"]
+        yield number, unquote(uri), True, (artifact, results.pop(uri, []))
+    for number, note in _numbered(invocation["toolExecutionNotifications"], about, is_done=False):
+        yield number, unquote(_uri(note)), False, note
+    if results:  # of no model in the log: it is not as bnfold wrote it
+        raise ValueError
+
+
+def _uri(result: Json) -> str:
     uri: str = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     return uri
 
 
-def _parts(path: str) -> tuple[str, ...]:
-    return PurePosixPath(unquote(path)).parts
-
-
-def _numbered(every: Sequence[Any], about: Json, name: str) -> Iterator[tuple[int | None, Any]]:
+def _numbered(every: Sequence[Any], about: Json, is_done: bool) -> Iterator[tuple[int | None, Any]]:
     """The parts of a report with their numbers, where it is that of a shard."""
-    numbers = about["numbers"][name] if "numbers" in about else [None] * len(every)
-    return zip(numbers, every, strict=True)
+    numbers = about["numbers"]["done" if is_done else "failed"] if "numbers" in about else None
+    return zip(numbers or [None] * len(every), every, strict=True)
 
 
-def _unique(
-    every: Sequence[tuple[int | None, Any]],
-    path: Callable[[Any], str],
-    order: Callable[[str], Any] = lambda name: PurePosixPath(name).parts,
-) -> list[Any]:
-    """The parts by path, each once. Raises SettingsError where two on one path differ."""
-    found: dict[str, tuple[int | None, Any]] = {}
-    for number, one in every:
-        if found.setdefault(path(one), (number, one))[1] != one:
-            raise SettingsError(f"two reports on {path(one)} differ: merge those of one run")
-    return _in_order(list(found.values()), lambda one: order(path(one)))
+_Entry = tuple[int | None, str, bool, Any]
+"""The number of a model, its path, whether it was done, and what a report says of it."""
 
 
-def _in_order(every: Sequence[tuple[int | None, Any]], order: Callable[[Any], Any]) -> list[Any]:
-    """Parts by their numbers, which are those of one run or none, and then by a key."""
-    return [one for _, one in sorted(every, key=lambda pair: (pair[0] or 0, order(pair[1])))]
+def _unique(entries: Iterable[_Entry]) -> tuple[list[Any], list[Any]]:
+    """What reports say of models, of each once: of those that were done, and of the others.
+
+    They are in the order of their numbers, which are those of one run or none, and then of their
+    paths.
+
+    Raises:
+        SettingsError: two reports on one model differ.
+    """
+    found: dict[str, tuple[int | None, bool, Any]] = {}
+    for number, path, *said in entries:
+        if found.setdefault(path, (number, *said))[1:] != (*said,):
+            raise SettingsError(f"two reports on {path} differ: merge those of one run")
+    ordered = sorted(found, key=lambda path: (found[path][0] or 0, PurePosixPath(path).parts))
+    every = [found[path][1:] for path in ordered]
+    return [one for done, one in every if done], [one for done, one in every if not done]
 
 
 def check(labels: Iterable[str | None]) -> None:

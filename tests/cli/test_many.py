@@ -135,6 +135,22 @@ def test_shards_are_a_partition_and_merge_to_the_report_on_all(models: Path, end
         assert refused.stderr == f"bnfold: of 12 shards these are missing: {number}\n"
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl", "sarif"])
+def test_of_a_model_in_several_parts_there_is_one_report(models: Path, ending: str) -> None:
+    run(models, "--output", f"all.{ending}")
+    whole = Path(f"all.{ending}").read_text()
+    parts = [f"{number}.{ending}" for number in (1, 2, 3)]
+    for number, part in enumerate(parts, start=1):
+        run(models, "--shard", f"{number}/3", "--output", part)
+    assert run(*parts, *parts[:2], command="merge").stdout == whole
+    run(models / "sub", "--output", f"sub.{ending}")
+    assert run(f"sub.{ending}", f"all.{ending}", command="merge").stdout == whole
+    Path("models/sub/c.keras").write_bytes(BROKEN)
+    run(models / "sub", "--output", f"sub.{ending}")
+    refused = run(f"sub.{ending}", f"all.{ending}", command="merge")
+    assert "two reports on models/sub/c.keras differ" in refused.stderr
+
+
 @pytest.mark.parametrize("ending", ["json", "jsonl", "sarif", "html", "txt"])
 def test_a_part_of_which_nothing_can_be_read_has_a_report(ending: str) -> None:
     Path("models").mkdir()
