@@ -49,7 +49,7 @@ class Axis:
     def place(self, values: Vector) -> Vector:
         """Where numbers stand, from 0 to 1; what is off an end stands at it, NaN stays NaN."""
         placed = (_transformed(values, self.unit) - self.low) / self._length
-        return np.clip(placed, 0.0, 1.0)
+        return _between(placed, 0.0, 1.0)
 
     def ticks(self) -> list[tuple[float, float]]:
         """A few round numbers, 0 and powers of ten, none near another, with their places."""
@@ -93,12 +93,21 @@ def _unit(values: Vector) -> float:
 def _transformed(values: Vector, unit: float | None) -> Vector:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found = np.log10(np.maximum(values, 0)) if unit is None else np.arcsinh(values / unit)
-        return np.clip(found, -_MAX, _MAX)
+        return _between(found, -_MAX, _MAX)
+
+
+def _between(values: Vector, low: float, high: float) -> Vector:
+    """What `np.clip` does, in a fifth of its time for a few numbers."""
+    return np.minimum(np.maximum(values, low), high)
 
 
 def histogram(values: Vector, axis: Axis, bins: int) -> NDArray[np.int64]:
     """How many values stand in each of so many equal parts of an axis; NaN in none."""
-    placed = axis.place(values[~np.isnan(values)])
+    return counted(axis.place(values[~np.isnan(values)]), bins)
+
+
+def counted(placed: Vector, bins: int) -> NDArray[np.int64]:
+    """How many of some places on an axis are in each of so many equal parts of it."""
     return np.bincount(np.minimum((placed * bins).astype(np.int64), bins - 1), minlength=bins)
 
 

@@ -100,7 +100,7 @@ class Norm:
         """What would let it fold."""
         return self.decision.remedies if isinstance(self.decision, Blocked) else ()
 
-    @property
+    @cached_property
     def compared(self) -> list[Plot]:
         """The plots on the axes of all layers."""
         found = (self.channels.plot(name, self.axes[name]) for name in COMPARED)

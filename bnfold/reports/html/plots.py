@@ -16,7 +16,8 @@ from bnfold.audit import Subject, Thresholds
 from bnfold.folding.plan import Blocked, Fold
 from bnfold.jobs.inspect import channel_values
 from bnfold.model.batchnorm import Vector
-from bnfold.reports.distribution import Axis, far_out, histogram
+from bnfold.model.moments import median
+from bnfold.reports.distribution import Axis, counted, far_out
 
 Mask = NDArray[np.bool_]
 
@@ -137,24 +138,27 @@ class LayerVectors:
         values = self.vectors.get(name)
         if values is None:
             return None
-        finite = values[np.isfinite(values)]
-        middle = float(np.median(finite)) if finite.size else 0.0
+        is_finite = np.isfinite(values)
+        finite = values[is_finite]
+        middle = float(median(finite)) if finite.size else 0.0
+        placed = axis.place(np.concatenate([values, (middle, 0.0)]))
+        (at_middle, at_zero), placed = placed[-2:].tolist(), placed[:-2]
         has_zero = axis.unit is not None and axis.low < 0 < axis.high
         return Plot(
             name=NAMES.get(name, name),
             axis=axis,
-            bars=_bars(histogram(finite, axis, BINS)) if finite.size else "",
-            zero=_x(axis, 0.0) if has_zero else None,
-            median=_x(axis, middle),
-            ticks=tuple(self._ticks(name, values, axis)),
+            bars=_bars(counted(placed[is_finite], BINS)) if finite.size else "",
+            zero=round(WIDTH * at_zero) if has_zero else None,
+            median=round(WIDTH * at_middle),
+            ticks=tuple(self._ticks(name, values, placed)),
             low=number(finite.min(), 2) if finite.size else "",
             middle=number(middle) if finite.size else "",
             high=number(finite.max(), 2) if finite.size else "",
             non_finite=int(values.size - finite.size),
         )
 
-    def _ticks(self, name: str, values: Vector, axis: Axis) -> Iterator[Tick]:
-        """Marked channels; those that stand at the same place share a tick."""
+    def _ticks(self, name: str, values: Vector, placed: Vector) -> Iterator[Tick]:
+        """Marked channels, which are `placed` on the axis; those at the same place share a tick."""
         shown = {"far": self.far[name]}
         if name in _BY_SIZE:
             shown["dead"] = self.dead
@@ -162,8 +166,10 @@ class LayerVectors:
             shown["broken"] = self.broken
         for kind, mask in shown.items():
             together: dict[int, list[int]] = {}
+            if not mask.any():
+                continue
             marked = np.flatnonzero(mask & np.isfinite(values))
-            places = (axis.place(values[marked]) * BINS).astype(int)
+            places = (placed[marked] * BINS).astype(int)
             for channel, place in zip(marked.tolist(), places.tolist(), strict=True):
                 together.setdefault(place, []).append(channel)
             for place, channels in sorted(together.items()):
@@ -180,10 +186,6 @@ def _said(channels: Sequence[int], values: Vector) -> str:
 def labels(axis: Axis) -> list[tuple[float, str]]:
     """Where round numbers stand on an axis, from 0 to 1."""
     return [(place, number(tick)) for tick, place in axis.ticks()]
-
-
-def _x(axis: Axis, value: float) -> int:
-    return round(WIDTH * float(axis.place(np.asarray([value]))[0]))
 
 
 def number(value: float, digits: int = 3) -> str:

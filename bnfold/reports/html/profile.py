@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.model.batchnorm import Vector
+from bnfold.model.moments import quantiles
 from bnfold.reports.distribution import Axis
 from bnfold.reports.html.plots import labels
 
@@ -37,7 +38,7 @@ def profile(name: str, vectors: Sequence[Vector | None], axis: Axis) -> Profile:
             continue
         low, first, middle, third, high = (
             round(HEIGHT * (1 - float(place)), 1)
-            for place in axis.place(np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]))
+            for place in axis.place(quantiles(finite, [0, 0.25, 0.5, 0.75, 1]))
         )
         left, center, right = (column * COLUMN + part for part in (2, COLUMN // 2, COLUMN - 2))
         ranges.append(f"M{center} {low:g}V{min(high, low - 0.5):g}")
