@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bnfold.audit import Severity, audit
+from bnfold.fleet.results import INSPECTED, Results
 from bnfold.fleet.row import Row
 from bnfold.folding.plan import plan
 from bnfold.jobs.inspect import Inspection, inspect_file
@@ -90,9 +91,10 @@ def test_codes_of_infos_make_room_before_columns_do() -> None:
 def test_many_models_keep_their_names_and_verdicts(width: int, hidden: str | None) -> None:
     report = inspect_file(FIXTURE).to_dict()
     row = Row("folder/of/models/digits.keras", 0, report=report, bytes=10_000, seconds=0.1)
+    results = Results(INSPECTED, [row], 1)
     console = Console(width=width, color_system=None, force_terminal=True)
     with console.capture() as capture:
-        console.print(many.short([row], "failed", "in all"))
+        console.print(many.short(results, "in all"))
     text = capture.get()
     names = re.findall(r"^ info +(\S+)", text, re.MULTILINE)
     assert names
