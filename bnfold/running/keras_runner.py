@@ -64,8 +64,12 @@ def run(loaded: LoadedModel, inputs: Sequence[Array], *, training: bool | None) 
             for array, tensor in zip(inputs, loaded.shown.inputs, strict=True)
         ]
         outputs = loaded.shown(fed, **keywords)
-        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        found = [np.atleast_1d(as_numpy(output)) for output in flat]
+        left = [*outputs] if isinstance(outputs, (list, tuple)) else [outputs]
+        del outputs
+        left.reverse()
+        found = []
+        while left:  # each is given back as soon as there is a copy
+            found.append(np.atleast_1d(as_numpy(left.pop())))
         for layer in keras_graph.layers_of(loaded.shown):
             if getattr(layer, "stateful", False) and hasattr(layer, "reset_states"):
                 layer.reset_states()

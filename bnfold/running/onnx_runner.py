@@ -6,8 +6,9 @@ import functools
 import importlib
 import itertools
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,22 +28,57 @@ _PROTOBUF_LIMIT = 1_900_000_000  # bytes of weights; an ONNX file of one piece e
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported model, ready to run.
+    """A model that ONNX Runtime has loaded.
 
     Attributes:
         session: what runs it.
         names: those of its inputs.
-        model: its content where it is not in a file.
-        operations: the names of its nodes, where it was exported here.
     """
 
     session: Any
     names: tuple[str, ...]
-    model: bytes = b""
-    operations: tuple[str, ...] = ()
 
 
-def exports(loaded: LoadedModel) -> Iterator[Callable[[], OnnxModel]]:
+class Export:
+    """An exported model, kept in a file without a name until it is run.
+
+    In memory it would be there beside the float64 values, which need the most.
+
+    Attributes:
+        operations: the names of its nodes.
+    """
+
+    def __init__(self, proto: Any) -> None:
+        """`proto` is its onnx.ModelProto."""
+        self.operations = tuple(node.name for node in proto.graph.node)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference
+        self._file.write(proto.SerializeToString())
+
+    def _content(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read()
+
+    def load(self) -> OnnxModel:
+        """The model as it is. Raises CannotRunError."""
+        with one_line_on_failure():
+            return session(self._content())
+
+    def optimised(self, outputs: int) -> OnnxModel:
+        """The model as ONNX Runtime runs it by default, with its first outputs only.
+
+        Values that are put out cannot be optimised away, so those inside the model are left out.
+        Raises CannotRunError.
+        """
+        onnx = importlib.import_module("onnx")
+        with one_line_on_failure():
+            model = onnx.load_model_from_string(self._content())
+            del model.graph.output[outputs:]
+            content = model.SerializeToString()
+            del model  # it is as large
+            return session(content, optimise=True)
+
+
+def exports(loaded: LoadedModel) -> Iterator[Callable[[], Export]]:
     """Yield functions that export and may fail, the fastest first.
 
     tf2onnx without its optimisers takes a quarter of the time, but writes invalid graphs for some
@@ -52,12 +88,10 @@ def exports(loaded: LoadedModel) -> Iterator[Callable[[], OnnxModel]]:
         yield functools.partial(_export, loaded, how)
 
 
-def _export(loaded: LoadedModel, how: Conversion) -> OnnxModel:
+def _export(loaded: LoadedModel, how: Conversion) -> Export:
     proto = convert(loaded, how)
-    content, operations = proto.SerializeToString(), tuple(node.name for node in proto.graph.node)
-    del proto  # it is as large as its content, and ONNX Runtime makes one of its own
     with one_line_on_failure():
-        return replace(session(content), operations=operations)
+        return Export(proto)
 
 
 def serialized(loaded: LoadedModel) -> bytes:
@@ -174,7 +208,7 @@ def session(model: bytes | str, *, optimise: bool = False) -> OnnxModel:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     loaded = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = tuple(one.name for one in loaded.get_inputs())
-    return OnnxModel(loaded, names, model if isinstance(model, bytes) else b"")
+    return OnnxModel(loaded, names)
 
 
 class Exports:
@@ -183,9 +217,9 @@ class Exports:
     def __init__(self, loaded: LoadedModel) -> None:
         self.reason = ""
         self._coming = self._make(loaded)
-        self._made: list[OnnxModel] = []
+        self._made: list[Export] = []
 
-    def _make(self, loaded: LoadedModel) -> Iterator[OnnxModel]:
+    def _make(self, loaded: LoadedModel) -> Iterator[Export]:
         for export in exports(loaded):
             try:
                 exported = export()
@@ -201,7 +235,7 @@ class Exports:
         if not self._made:
             self._made += itertools.islice(self._coming, 1)
 
-    def __iter__(self) -> Iterator[OnnxModel]:
+    def __iter__(self) -> Iterator[Export]:
         """All of them, those made before first."""
         yield from list(self._made)
         for exported in self._coming:
@@ -224,27 +258,14 @@ def run_onnx(exported: OnnxModel, inputs: Sequence[Array]) -> list[Array]:
 def evaluate_onnx(loaded: LoadedModel, sets: Sequence[SampleSet]) -> list[list[Array]]:
     """All values of the first export that runs, by sample set. Raises CannotRunError."""
 
-    def run(export: Callable[[], OnnxModel]) -> list[list[Array]]:
-        return run_all(functools.partial(run_onnx, export()), sets)
+    def run(export: Callable[[], Export]) -> list[list[Array]]:
+        return run_all(functools.partial(run_onnx, export().load()), sets)
 
     found: list[list[Array]] = _first(run, exports(loaded))
     return found
 
 
-def optimised(exported: OnnxModel, outputs: int) -> OnnxModel:
-    """The same export as ONNX Runtime runs it by default, with its first outputs only.
-
-    Values that are put out cannot be optimised away, so those inside the model are left out. Raises
-    CannotRunError.
-    """
-    onnx = importlib.import_module("onnx")
-    with one_line_on_failure():
-        model = onnx.load_model_from_string(exported.model)
-        del model.graph.output[outputs:]
-        return session(model.SerializeToString(), optimise=True)
-
-
-def merged(exported: OnnxModel, names: Sequence[str]) -> tuple[str, ...]:
+def merged(exported: Export, names: Sequence[str]) -> tuple[str, ...]:
     """The layers of which an export has no operation any more, by their names.
 
     tf2onnx names operations after TensorFlow's, and these after the layers: `model/bn_1/mul`.

@@ -18,7 +18,7 @@ from bnfold.running import float64, keras_graph, keras_runner, libraries, onnx_r
 from bnfold.running.arrays import Array
 from bnfold.running.libraries import CannotRunError
 from bnfold.running.loading import LoadedModel
-from bnfold.running.onnx_runner import Exports
+from bnfold.running.onnx_runner import Export, Exports
 from bnfold.running.runner import Runner
 from bnfold.running.samples import run_all
 from bnfold.verification import fidelity
@@ -136,6 +136,7 @@ class Gathering:
             return self.found
         self.found.runtimes.add("keras")
         measures = self._run_keras(found, other)
+        del found  # all values of a model, of which nothing is asked any more
         self._run_as_called()
         self._run_onnx(measures, other)
         return self.found
@@ -195,6 +196,8 @@ class Gathering:
                     raise CannotRunError("the copy in float64 computes something else")
                 if case.is_quick and _all_pass(measures, found, self.rule):
                     return Run(double.name, measures, None, found, broken)
+        del double, moved
+        libraries.release()  # once more
         double = self._copy(case.folded)
         folded = double.evaluate(case.sets)
         other = list(self._moved(double, folded, stored[1]))
@@ -336,15 +339,15 @@ class Gathering:
             names = dict.fromkeys(site.name for site in self.case.pairing.sites)
             self.found.merged = onnx_runner.merged(first[0], list(names))
         self._note("onnxruntime", measures, first[1], second[1])
-        self._run_defaults(measures, [first[0], second[0]])
+        made = [first[0], second[0]]
+        del own, first, second  # the values take as much memory as what comes
+        self._run_defaults(measures, made)
 
-    def _export(
-        self, exports: Exports, expected: References
-    ) -> tuple[onnx_runner.OnnxModel, Arrays] | str:
+    def _export(self, exports: Exports, expected: References) -> tuple[Export, Arrays] | str:
         """The first export that computes what Keras does, and its values; or why there is none."""
         for exported in exports:
             try:
-                values = self._in_onnx(exported).evaluate(self.case.sets)
+                values = self._in_onnx(exported.load()).evaluate(self.case.sets)
             except CannotRunError as error:
                 exports.reason = exports.reason or str(error)
                 continue
@@ -354,16 +357,18 @@ class Gathering:
             exports.reason = "it computes something else than Keras does"
         return exports.reason
 
-    def _in_onnx(self, exported: onnx_runner.OnnxModel) -> Runner[Value]:
-        run = functools.partial(run_all, functools.partial(onnx_runner.run_onnx, exported))
+    def _in_onnx(self, loaded: onnx_runner.OnnxModel) -> Runner[Value]:
+        run = functools.partial(run_all, functools.partial(onnx_runner.run_onnx, loaded))
         return Runner("onnxruntime", self.case.values, run, self.case.original)
 
-    def _run_defaults(self, measures: References, exports: Sequence[onnx_runner.OnnxModel]) -> None:
+    def _run_defaults(self, measures: References, exports: Sequence[Export]) -> None:
         outputs = self.case.outputs
         self.report("running both exports as ONNX Runtime optimises them")
         try:
-            best = (onnx_runner.optimised(one, len(outputs)) for one in exports)
-            found = [self._in_onnx(one).evaluate(self.case.sets) for one in best]
+            found = [
+                self._in_onnx(one.optimised(len(outputs))).evaluate(self.case.sets)
+                for one in exports
+            ]
         except CannotRunError as error:
             self.found.warnings.append(f"ONNX Runtime's optimisations could not be judged: {error}")
             return

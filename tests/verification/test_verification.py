@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import warnings
+import weakref
 import zipfile
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -806,6 +807,35 @@ def test_an_export_that_only_the_original_survives_leaves_it_undecided(pair, mon
         onnx_runner, "exports", lambda model: honest(model) if model.label != folded else []
     )
     assert verify(*pair("conv2d")).verdict is Verdict.UNDECIDED
+
+
+def test_an_export_that_onnx_runtime_cannot_load_gives_way_to_the_next(pair, monkeypatch):
+    honest, loaded = onnx_runner.session, []
+
+    def session(content, **settings):
+        loaded.append(content)
+        if len(loaded) == 1:
+            raise libraries.CannotRunError("an invalid graph")
+        return honest(content, **settings)
+
+    monkeypatch.setattr(onnx_runner, "session", session)
+    found = verify(*pair("conv2d"))
+    assert (found.verdict, found.basis) == (Verdict.EQUIVALENT, Basis.BOTH)
+    assert loaded[0] != loaded[1]
+
+
+def test_exports_are_loaded_one_at_a_time(pair, monkeypatch):
+    # Each takes the size of the model several times, beside the values of all runs.
+    honest, alive = onnx_runner.session, weakref.WeakSet()
+
+    def session(content, **settings):
+        made = honest(content, **settings)
+        assert not alive
+        alive.add(made.session)
+        return made
+
+    monkeypatch.setattr(onnx_runner, "session", session)
+    assert verify(*pair("conv2d")).basis is Basis.BOTH
 
 
 def keras_cannot(*_, **__):
