@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -77,10 +78,18 @@ class _Window(io.RawIOBase):
         return bytes(found)
 
     def _fill(self, view: memoryview, position: int) -> None:
-        self._file.seek(self._start + position)
-        if self._file.readinto(view) < len(view):  # type: ignore[attr-defined]
+        if _read_at(self._file, view, self._start + position) < len(view):
             # HDF5 would take zeros for the rest.
             raise OSError("the file became shorter while it was read")
+
+
+def _read_at(file: BinaryIO, view: memoryview, offset: int) -> int:
+    """Fill a buffer with the bytes from an offset on, in one call of the system if there is one."""
+    if isinstance(file, io.FileIO) and hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [view], offset)
+    file.seek(offset)
+    found: int = file.readinto(view)  # type: ignore[attr-defined]
+    return found
 
 
 @contextmanager
@@ -124,26 +133,40 @@ class _Recorder(io.FileIO):
         super().__init__(target, "r+" if start else "w+")
         self.failure: BaseException | None = None
         self._start, self._wrote = start, wrote
+        self._position = start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        if whence == io.SEEK_SET:
-            offset += self._start
-        return super().seek(offset, whence) - self._start
+        before = {io.SEEK_SET: self._start, io.SEEK_CUR: self._position}.get(whence)
+        self._position = super().seek(offset, whence) if before is None else before + offset
+        return self.tell()
 
     def tell(self) -> int:
-        return super().tell() - self._start
+        return self._position - self._start
+
+    def readinto(self, buffer: Any, /) -> int:
+        super().seek(self._position)
+        count = super().readinto(buffer)
+        self._position += count
+        return count
 
     def write(self, content: Any, /) -> int:
         size = len(content)
         try:
             rest, done = memoryview(content).cast("B"), 0
             while done < size and self.failure is None:
-                done += super().write(rest[done:] if done else rest)
+                done += self._write(rest[done:] if done else rest, self._position + done)
             if self._wrote is not None and self.failure is None:
-                self._wrote(super().tell() - size, size)
+                self._wrote(self._position, size)
+            self._position += size
         except BaseException as error:
             self.failure = self.failure or error
         return size
+
+    def _write(self, content: memoryview, offset: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self.fileno(), content, offset)
+        super().seek(offset)
+        return super().write(content)
 
     def truncate(self, size: int | None = None, /) -> int:
         with self._noting():
