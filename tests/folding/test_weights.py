@@ -114,7 +114,7 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
     stored(path, np.ones((3, 3, 512, 512), "float32"))
     costs = Costs(path.stat().st_size)
     with path.open("rb", buffering=0) as stream, hdf5.open_hdf5(stream, "w.h5", costs) as file:
-        weight = hdf5.weight_in(file, "0", "0")
+        weight = hdf5.weight_in(file.root, "0", "0")
         assert weight is not None
         assert isinstance(weight.read, hdf5.Stores)
         with path.open("r+b") as cut:

@@ -104,7 +104,7 @@ class _ZipParts:
         finally:
             weights.unlink(missing_ok=True)
 
-    def weights(self) -> h5py.File:
+    def weights(self) -> hdf5.Groups:
         info = self._archive.getinfo(WEIGHTS)
         # h5py crashes the process when the stream dies before the file: the stack closes the file
         # first.
@@ -170,7 +170,7 @@ class _DirectoryParts:
             while piece := stream.read(_CHUNK):
                 yield piece
 
-    def weights(self) -> h5py.File:
+    def weights(self) -> hdf5.Groups:
         stream = self._resources.enter_context((self._path / WEIGHTS).open("rb", buffering=0))
         return self._resources.enter_context(hdf5.open_hdf5(stream, WEIGHTS, self.costs))
 
@@ -204,7 +204,6 @@ class KerasArchive:
         link.counted(path, sum(1 for _ in walk_all(parsed)))
         self._weights = self._with_slashes(self._parts.weights(), resources)
         self._container = _container(self._weights)
-        self._groups = hdf5.Groups(self._weights)
         self.graph = self._attach(parsed)
         self.dropped = self._training_state()
         self._parts.costs.check_storage()
@@ -212,14 +211,14 @@ class KerasArchive:
     def _read_json(self, name: str) -> Any:
         return guard.parse_json(self._parts.read(name), name, self._parts.costs)
 
-    def _with_slashes(self, weights: h5py.File, resources: ExitStack) -> h5py.File:
+    def _with_slashes(self, weights: hdf5.Groups, resources: ExitStack) -> hdf5.Groups:
         """The weights, or a copy under slashes where Keras 2 saved them on Windows."""
-        self._was_saved_on_windows = hdf5.joined_by_backslashes(weights)
+        self._was_saved_on_windows = hdf5.joined_by_backslashes(weights.names())
         if not self._was_saved_on_windows:
             return weights
         path = resources.enter_context(link.temporary_folder()) / WEIGHTS
         with hdf5.new_file(path) as new:
-            hdf5.copy_with_slashes(weights, new)
+            hdf5.copy_with_slashes(weights.root, new)
         stream = resources.enter_context(path.open("rb", buffering=0))
         return resources.enter_context(
             hdf5.open_hdf5(stream, WEIGHTS, Costs(self._parts.costs.size))
@@ -228,7 +227,7 @@ class KerasArchive:
     @property
     def weights_root(self) -> h5py.Group:
         """The root of the weights, for models whose graph the file does not tell."""
-        return self._weights
+        return self._weights.root
 
     @property
     def optimizers(self) -> Mapping[LayerPath, Optimizer]:
@@ -249,28 +248,25 @@ class KerasArchive:
         The first variable counts the steps. That of a LossScaleOptimizer stays 0.
         """
         place = f"{place}/{OPTIMIZER}".removeprefix("/")
-        if self._groups.at(f"{place}/{INNER_OPTIMIZER}") is not None:
+        if self._weights.holds(f"{place}/{INNER_OPTIMIZER}"):
             place = f"{place}/{INNER_OPTIMIZER}"
-        variables = self._groups.at(f"{place}/vars")
-        first = None
-        if variables is not None:
-            first = hdf5.weight_in(variables, "0", f"{place}/vars/0")
+        first = self._weights.variable(f"{place}/vars", 0)
         compiled = graph.entry.get("compile_config")
         return Optimizer(
             entry=compiled.get("optimizer") if isinstance(compiled, dict) else None,
             steps=hdf5.counter(first),
-            variables=lambda: hdf5.all_weights(self._groups.at(place), place),
+            variables=lambda: hdf5.all_weights(self._weights.at(place), place),
         )
 
     def _attach(self, graph: Graph) -> Graph:
         """The graph with each layer's place in the file and its variables."""
         weighted: set[str] = set()
         if self._container is Container.CHECKPOINT_DEPENDENCIES:
-            weighted = hdf5.weighted_groups(self._weights)
+            weighted = hdf5.weighted_groups(self._weights.root)
         twice = weighted if self._counts_twice else ()
         names = GroupNames(self._container, lambda _, group: group in twice).assign(graph)
         _refuse_unclaimed(weighted, names.values())
-        return _attach_graph(graph, (), names, self._groups)
+        return _attach_graph(graph, (), names, self._weights)
 
     @property
     def _counts_twice(self) -> bool:
@@ -288,7 +284,7 @@ class KerasArchive:
         found = []
         if keras_json.is_compiled(self.graph):
             found.append("compile_config")
-        if guard.child(self._weights, OPTIMIZER) is not None:
+        if self._weights.has(OPTIMIZER):
             found.append("optimizer state")
         return tuple(found)
 
@@ -317,7 +313,7 @@ class KerasArchive:
     def _group_names(self) -> GroupNames:
         twice: set[str] = set()
         if self._counts_twice:
-            twice = hdf5.weighted_groups(self._weights)
+            twice = hdf5.weighted_groups(self._weights.root)
         return GroupNames(self._container, lambda layer, _: (layer.location or "") in twice)
 
     def _write_zip(
@@ -331,7 +327,7 @@ class KerasArchive:
         # and get their header when their size is known. A copy would cost as much again.
         info = zipfile.ZipInfo(WEIGHTS, _ZIP_EPOCH)
         info.CRC = info.file_size = info.compress_size = info.header_offset = 0
-        is_large = self._weights.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
+        is_large = self._weights.root.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
         start = len(info.FileHeader(is_large))
         target.write_bytes(bytes(start))
         with checksums.Running(target) as sums:
@@ -396,7 +392,7 @@ class KerasArchive:
         with hdf5.new_file(target, start, wrote) as new:
             # What a subclassed model holds nobody knows: it stays where it is.
             replaced = set() if graph.kind == "subclassed" else {self._container.value}
-            hdf5.copy_children(self._weights, new, skip={OPTIMIZER, *replaced})
+            hdf5.copy_children(self._weights.root, new, skip={OPTIMIZER, *replaced})
             written: set[str] = set()
             for path, layer in walk_all(graph):
                 group = names.get(path)
@@ -412,25 +408,25 @@ class KerasArchive:
             inside.add("layer")
         if layer.weights is None:
             if place is not None:
-                self._groups.copy(place, target, inside)
+                self._weights.copy(place, target, inside)
             return
         groups = variable_groups(layer)
         if groups != ("",) and weights(layer) is None and place is not None:
-            self._groups.copy(place, target)
+            self._weights.copy(place, target)
             return
         if groups != ("",):
             self._write_grouped(layer, groups, target)
             return
         variables = hdf5.group_for(target, "vars")
         if place is not None:
-            self._groups.copy(place, target, {*inside, "vars"})
-            self._groups.copy_attributes(f"{place}/vars", variables)
+            self._weights.copy(place, target, {*inside, "vars"})
+            self._weights.copy_attributes(f"{place}/vars", variables)
         for number, weight in enumerate(layer.weights):
             self._write_variable(weight, variables, number)
 
     def _write_grouped(self, layer: Layer, groups: tuple[str, ...], target: h5py.Group) -> None:
         """A layer that keeps its variables in the groups of its parts, as recurrent layers do."""
-        source = self._groups.at(layer.location) if layer.location else None
+        source = self._weights.at(layer.location) if layer.location else None
         if source is not None:
             hdf5.copy_around(source, target, {f"{group}/vars" for group in groups})
         whose = [slot.group for slot in slots(layer) or ()]
@@ -442,7 +438,7 @@ class KerasArchive:
 
     def _write_variable(self, weight: Weight, variables: h5py.Group, number: int) -> None:
         if weight.source is not None:
-            hdf5.copy_dataset(self._weights, weight.source, variables, str(number))
+            hdf5.copy_dataset(self._weights.root, weight.source, variables, str(number))
         else:
             hdf5.write_weight(variables, str(number), weight)
 
@@ -492,12 +488,12 @@ def _as_on_windows(path: str) -> str:
     return group.replace("/", "\\") + variables + number
 
 
-def _container(weights: h5py.Group) -> Container:
+def _container(weights: hdf5.Groups) -> Container:
     """Where the weights of the layers are; both places are not for one file.
 
     Keras takes each layer's from the one, and from the other where they are not in that.
     """
-    found = [one for one in Container if guard.child(weights, one.value) is not None]
+    found = [one for one in Container if weights.has(one.value)]
     if len(found) > 1:
         names = " and ".join(one.value for one in found)
         raise UnreadableModelError(f"the weights stand in two places, {names}: which count?")

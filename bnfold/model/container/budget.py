@@ -93,7 +93,6 @@ class Costs:
         read_at: the bytes of its HDF5 part from an address on, so many or as many as there are;
             None for a file that is not a stranger's.
         read_into: fills a buffer with the bytes of its HDF5 part from an offset on; None likewise.
-        before: how many bytes of that part are before the place that addresses count from.
         indexes: what of it has been looked at by `bnfold.model.container.headers`.
     """
 
@@ -104,7 +103,6 @@ class Costs:
         self._blocks: dict[int, tuple[tuple[int, int], ...]] = {}
         self.read_at: Callable[[int, int], bytes] | None = None
         self.read_into: ReadInto | None = None
-        self.before = 0
         self.indexes: set[tuple[Any, ...]] = set()
 
     def is_far(self, size: int) -> bool:

@@ -4,8 +4,8 @@ import io
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +24,14 @@ HEADER_LIMIT = 64512
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file of its own, which has a look at what HDF5 is about to parse."""
+    """A part of a file as a file of its own, which has a look at what HDF5 is about to parse.
+
+    Attributes:
+        size: how many bytes the part has.
+    """
 
     def __init__(self, file: BinaryIO, start: int, size: int, costs: Costs) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
+        self._file, self._start, self.size, self._position = file, start, size, 0
         self._costs, self._transferred = costs, 0
 
     def readable(self) -> bool:
@@ -37,7 +41,7 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         self._position = base + offset
         return self._position
 
@@ -45,7 +49,7 @@ class _Window(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        view = memoryview(buffer)[: max(0, self.size - self._position)]
         self._count(len(view))
         self._fill(view, self._position)
         heap = guard.heap_size(view)
@@ -60,19 +64,19 @@ class _Window(io.RawIOBase):
         Raises:
             OSError: there are not so many.
         """
-        if position + len(view) > self._size:
+        if position + len(view) > self.size:
             raise OSError("it is longer than the file")
         self._count(len(view))
         self._fill(view, position)
 
     def _count(self, size: int) -> None:
         self._transferred += size
-        if self._transferred > budget.TRANSFER.limit(self._size):
-            raise budget.TRANSFER.refusal(self._size)
+        if self._transferred > budget.TRANSFER.limit(self.size):
+            raise budget.TRANSFER.refusal(self.size)
 
     def read_at(self, position: int, size: int) -> bytes:
         """Bytes from a position on, as many as there are; HDF5's own position stays."""
-        found = bytearray(max(0, min(size, self._size - position)))
+        found = bytearray(max(0, min(size, self.size - position)))
         if found:
             self._fill(memoryview(found), position)
         return bytes(found)
@@ -95,26 +99,28 @@ def _read_at(file: BinaryIO, view: memoryview, offset: int) -> int:
 @contextmanager
 def open_hdf5(
     file: BinaryIO, what: str, costs: Costs, start: int = 0, size: int | None = None
-) -> Iterator[h5py.File]:
-    """An HDF5 file opened for reading: `file`, or `size` bytes of it from `start` on.
+) -> "Iterator[Groups]":
+    """An HDF5 file for reading: `file`, or `size` bytes of it from `start` on.
 
-    What is read from it counts in `costs`.
-
-    Raises:
-        UnreadableModelError: it is no HDF5 file, or a damaged one.
+    `what` names it in errors. What is read from it counts in `costs`.
     """
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
+    with ExitStack() as resources:
+        yield Groups(_Window(file, start, size, costs), what, costs, resources)
+
+
+@contextmanager
+def _by_the_library(window: _Window, what: str, costs: Costs) -> Iterator[h5py.File]:
     with guard.hdf5_damage(what):
-        window = _Window(file, start, size, costs)
-        headers.check_root(window.read_at, size)
+        headers.check_root(window.read_at, window.size)
         opened = h5py.File(window, "r")
     with opened:
         with guard.hdf5_damage(what):
             number = guard.check_root(opened)
             before = opened.userblock_size  # addresses count from behind it
         costs.read_at = lambda address, size: window.read_at(before + address, size)
-        costs.read_into, costs.before = window.read_into, before
+        costs.read_into = window.read_into
         with budget.counting(number, costs):
             yield opened
 
@@ -225,31 +231,66 @@ def replace_text(target: Path, attribute: str, text: str) -> None:
 class Groups:
     """The groups of a file by path; each link is looked at, and followed, once.
 
-    What is in the form that nearly all files have is read from its bytes, the rest by HDF5.
+    What is in the form that nearly all files have is read from its bytes. The rest is read by the
+    HDF5 library, which opens the file only then.
     """
 
-    def __init__(self, root: h5py.Group) -> None:
-        self._found: dict[str, h5py.Group | None] = {"": root}
+    def __init__(self, window: _Window, what: str, costs: Costs, resources: ExitStack) -> None:
+        self._window, self._what, self._costs = window, what, costs
+        self._resources = resources
+        self._found: dict[str, h5py.Group | None] = {}
         self._seen: dict[str, objects.Group | None] = {}
         self._last: tuple[str | None, objects.Group | None] = None, None
-        self._costs = budget.of(root)
         self._objects: objects.Objects | None = None
-        if self._costs.read_at is not None:
-            with suppress(*objects.ODD):
-                self._objects = objects.Objects(self._costs.read_at, self._note)
-                self._seen[""] = self._objects.group(guard.address(root))
+        with suppress(*objects.ODD):
+            self._objects = objects.Objects(window.read_at, window.size, self._note)
+            self._seen[""] = self._objects.group(self._objects.root)
+
+    @cached_property
+    def root(self) -> h5py.File:
+        """The file as the HDF5 library has it.
+
+        Raises:
+            UnreadableModelError: it is no HDF5 file, or a damaged one.
+        """
+        opened = _by_the_library(self._window, self._what, self._costs)
+        return self._resources.enter_context(opened)
 
     def _note(self, name: bytes) -> None:
         self._costs.spend(budget.NAMES, len(name) + guard.NAME_BYTES)
 
     def at(self, path: str) -> h5py.Group | None:
         """The group at a path, None when there is none."""
+        if not path:
+            return self.root
         if path not in self._found:
             parent_path, _, name = path.rpartition("/")
             parent = self.at(parent_path)
             found = guard.child(parent, name) if parent is not None else None
             self._found[path] = found if isinstance(found, h5py.Group) else None
         return self._found[path]
+
+    def names(self) -> list[str]:
+        """The names of what stands in the root, sorted."""
+        with suppress(*objects.ODD):
+            root = self._look("")
+            return [] if root is None else [name.decode() for name in root.links]
+        return names(self.root)
+
+    def has(self, name: str) -> bool:
+        """Whether something of this name stands in the root."""
+        try:
+            root = self._look("")
+            return root is not None and guard.link_name(name) in root.links
+        except objects.ODD:
+            return guard.child(self.root, name) is not None
+
+    def holds(self, path: str) -> bool:
+        """Whether there is a group at a path."""
+        try:
+            return self._look(path) is not None
+        except objects.ODD:
+            return self.at(path) is not None
 
     def variables(self, path: str) -> tuple[Weight, ...] | None:
         """The variables "0", "1", ... of the group at a path; None if it holds others too."""
@@ -258,6 +299,14 @@ class Groups:
         except objects.ODD:
             group = self.at(path)
             return () if group is None else numbered(group, path)
+
+    def variable(self, path: str, number: int) -> Weight | None:
+        """The variable of this number in the group at a path, None if there is none."""
+        try:
+            return self._variable(path, number)
+        except objects.ODD:
+            group = self.at(path)
+            return None if group is None else weight_in(group, str(number), f"{path}/{number}")
 
     def text(self, path: str, attribute: str) -> str | None:
         """A text that Keras stores in an attribute of the group at a path, None if none."""
@@ -317,25 +366,31 @@ class Groups:
         return found
 
     def _variables(self, path: str) -> tuple[Weight, ...] | None:
-        group, reader, costs = self._look(path), self._reader(), self._costs
+        group = self._look(path)
         found: list[Weight] = []
         for number in range(0 if group is None else len(group.links)):
-            address = group.links.get(b"%d" % number) if group is not None else None
-            if address is None:
+            weight = self._variable(path, number)
+            if weight is None:
                 return None
-            block = reader.block(address)
-            source = f"{path}/{number}"
-            what = guard.shortened(source)
-            offset = costs.before + block.address
-            if costs.read_into is None or offset + block.size > costs.size:
-                raise objects.OddError  # it was never written, or is cut off
-            costs.spend(budget.OBJECTS)
-            costs.named(address, what)
-            costs.stored(address, [(offset, block.size)])
-            read = Plain(costs.read_into, offset, block.shape, block.dtype, what)
-            is_far = costs.is_far(block.size)
-            found.append(Weight(block.shape, block.dtype, read, "", source, is_far))
+            found.append(weight)
         return tuple(found)
+
+    def _variable(self, path: str, number: int) -> Weight | None:
+        group, costs = self._look(path), self._costs
+        address = None if group is None else group.links.get(b"%d" % number)
+        if address is None:
+            return None
+        block = self._reader().block(address)
+        if block.address + block.size > self._window.size:
+            raise objects.OddError  # it was never written, or is cut off
+        source = f"{path}/{number}"
+        what = guard.shortened(source)
+        costs.spend(budget.OBJECTS)
+        costs.named(address, what)
+        costs.stored(address, [(block.address, block.size)])
+        read = Plain(self._window.read_into, block.address, block.shape, block.dtype, what)
+        is_far = costs.is_far(block.size)
+        return Weight(block.shape, block.dtype, read, "", source, is_far)
 
 
 _VARIABLES = "vars"
@@ -671,9 +726,9 @@ def _copy_children(
             _copy_children(node, target.require_group(name), set(), walk, depth + 1)
 
 
-def joined_by_backslashes(root: h5py.Group) -> bool:
+def joined_by_backslashes(names: Iterable[str]) -> bool:
     """Whether names in the root are paths as Windows writes them, as Keras 2 did there."""
-    return any("\\" in name for name in names(root))
+    return any("\\" in name for name in names)
 
 
 def copy_with_slashes(source: h5py.Group, target: h5py.Group) -> None:

@@ -49,7 +49,7 @@ class LegacyHdf5:
         stream: Any = resources.enter_context(path.open("rb", buffering=0))
         self._costs = Costs(path.stat().st_size, far_above=hdf5.far_above(path))
         opened = hdf5.open_hdf5(stream, "the HDF5 file", self._costs)
-        self._file = resources.enter_context(opened)
+        self._file = resources.enter_context(opened).root
         text = hdf5.read_text(self._file, "model_config")
         if text is None:
             raise UnreadableModelError(_without_model(self._file))

@@ -4,7 +4,7 @@ The HDF5 library takes a tenth of a millisecond to open an object, and a model h
 an object is read that has the one form that h5py gives it by default: a group of the old format,
 with plain links, and a variable of common numbers in one block. Whatever is in any other form is
 odd, and left to the library, whose answer counts. So this may refuse what the library reads, and
-must not read what the library would read otherwise.
+must not read what the library would read otherwise, or refuse.
 
 Source: "HDF5 File Format Specification Version 3.0", sections III.A, III.D, III.E and IV.A.
 """
@@ -21,17 +21,24 @@ import numpy as np
 Read = Callable[[int, int], bytes]
 """The bytes of a file from an address on: so many, or as many as there are."""
 
-_SUPERBLOCK = b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08"
-"""Version 0, and addresses and lengths of 8 bytes."""
+_SUPERBLOCK = struct.Struct("<24sQQQQ8xQI20x")
+_VERSION = b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0\x04\0\x10\0\0\0\0\0"
+"""Version 0, addresses and lengths of 8 bytes, and nodes of up to 8 links and 32 children."""
+_MOST_IN_LEAF, _MOST_IN_NODE = 8, 32
+_NOWHERE = 2**64 - 1
+_LAST_FREE = 1
 
 _SPACE, _TYPE, _FILL, _LAYOUT, _ATTRIBUTE, _CONTINUATION, _LINKS = 1, 3, 5, 8, 0x0C, 0x10, 0x11
-_IGNORED = {0x00, 0x12}  # nothing, and the time of the last change
+_NOTHING, _TIME = 0x00, 0x12
+_IGNORED = {_NOTHING, _TIME}
+_FIXED = {_FILL: b"\2\2\2\1\0\0\0\0", _TIME: b"\1\0\0\0"}
+"""How messages begin that say nothing of interest: no value to fill with, a time of change."""
 _ONCE = {_SPACE, _TYPE, _FILL, _LAYOUT, _LINKS}
 
 _HEADER = struct.Struct("<BBHII4x")
 _MESSAGE = struct.Struct("<HHB3x")
 _PAIR = struct.Struct("<QQ")
-_NODE = struct.Struct("<4sBBH16x")
+_NODE = struct.Struct("<4sBBHQQ")
 _LEAF = struct.Struct("<4sBBH")
 _ENTRY = struct.Struct("<QQI4x16x")
 _HEAP = struct.Struct("<4sB3xQQQ")
@@ -39,15 +46,20 @@ _COLLECTION = struct.Struct("<8sQ")
 _OBJECT = struct.Struct("<H6xQ")
 _REFERENCE = struct.Struct("<IQI")
 
-_FLOATS: Mapping[bytes, np.dtype[Any]] = {
+_NUMBERS: Mapping[bytes, np.dtype[Any]] = {
     bytes.fromhex(text): np.dtype(name)
     for text, name in (
         ("11200f0002000000 0000 1000 0a05 00 0a 0f000000", "<f2"),
         ("11201f0004000000 0000 2000 1708 00 17 7f000000", "<f4"),
         ("11203f0008000000 0000 4000 340b 00 34 ff030000", "<f8"),
+        ("1008000004000000 0000 2000", "<i4"),
+        ("1008000008000000 0000 4000", "<i8"),
+        ("1000000004000000 0000 2000", "<u4"),
     )
 }
-"""The messages of the types of most weights."""
+"""The messages of the types of most weights, of what counts steps, and of random generators."""
+_TYPE_BYTES = {0x10: 12, 0x11: 20}
+"""How long they are by their first byte, which has their version and class."""
 
 _TEXT = bytes.fromhex("19010100 10000000 10000000 01000000 0000 0800 00000000")
 """The message of the type of a text of any length in UTF-8."""
@@ -86,16 +98,19 @@ class Block:
 
 
 class Objects:
-    """The objects of one file, found by their addresses. Every method raises one of `ODD`."""
+    """The objects of one file, found by their addresses. Every method raises one of `ODD`.
 
-    def __init__(self, read: Read, note: Callable[[bytes], None]) -> None:
-        """`note` is told the name of each link that is read."""
+    Attributes:
+        root: where the group is in which all others are.
+    """
+
+    def __init__(self, read: Read, size: int, note: Callable[[bytes], None]) -> None:
+        """`size` is that of the file; `note` is told the name of each link that is read."""
         self._read, self._note = _Pages(read), note
-        head = self._read(0, 20)
-        if head[: len(_SUPERBLOCK)] != _SUPERBLOCK:
+        version, *ends, root, cached = _unpacked(_SUPERBLOCK, self._read(0, _SUPERBLOCK.size))
+        if version != _VERSION or ends != [0, _NOWHERE, size, _NOWHERE] or cached > 1:
             raise OddError
-        leaf, inner = struct.unpack("<HH", head[16:])
-        self._most_in_leaf, self._most_in_node = 2 * leaf, 2 * inner
+        self.root: int = root
         self._is_in_one_block = True  # the header that was read last
         self._places: dict[bytes, int] = {}
         self._alike: dict[tuple[bytes, bytes, bytes], Block] = {}
@@ -150,7 +165,8 @@ class Objects:
                 raise OddError
         if len(found) < 4:
             raise OddError
-        shape, dtype = _shape(found[_SPACE]), _FLOATS.get(found[_TYPE][:20])
+        shape, numbers = _shape(found[_SPACE]), found[_TYPE]
+        dtype = _NUMBERS.get(numbers[: _TYPE_BYTES.get(numbers[0], 0)])
         version, storage = found[_LAYOUT][:2]
         address, size = _PAIR.unpack(found[_LAYOUT][2:18])
         is_whole = dtype is not None and math.prod(shape) * dtype.itemsize == size > 0
@@ -175,7 +191,7 @@ class Objects:
             raise OddError
         blocks, seen = [(address + 16, size)], set()
         for number, (start, length) in enumerate(blocks):
-            if number == _MAX_BLOCKS or length > _MAX_BYTES:
+            if number == _MAX_BLOCKS or not 0 < length <= _MAX_BYTES or length % 8:
                 raise OddError
             content = self._read(start, length)
             if len(content) < length:
@@ -185,57 +201,65 @@ class Objects:
                 kind, size, flags = _MESSAGE.unpack_from(content, at)
                 message = content[at + 8 : at + 8 + size]
                 at += 8 + size
-                if flags & ~1 or len(message) < size or kind in seen:
+                if flags & ~1 or len(message) < size or size % 8 or kind in seen:
                     raise OddError  # it is shared, or must be understood
                 count -= 1
                 if kind in _ONCE:
                     seen.add(kind)
                 if kind == _CONTINUATION:
                     blocks.append(_unpacked(_PAIR, message[:16]))
-                else:
+                elif message.startswith(_FIXED.get(kind, b"")):
                     yield kind, message, start + at - size
+                else:
+                    raise OddError
+            if at != length:
+                raise OddError
         if count:
             raise OddError
         self._is_in_one_block = len(blocks) == 1
 
     def _links(self, tree: int, heap: int) -> Mapping[bytes, int]:
         """The links of a group, which must be sorted: HDF5 looks for them by halves."""
-        mark, version, size, _, data = _unpacked(_HEAP, self._read(heap, _HEAP.size))
+        mark, version, size, free, data = _unpacked(_HEAP, self._read(heap, _HEAP.size))
         if mark != b"HEAP" or version != 0 or size > _MAX_BYTES:
             raise OddError
         names = self._read(data, size)
         if len(names) < size:
             raise OddError
+        _check_free(names, free)
         found: dict[bytes, int] = {}
-        last = b""
-        for name, target in self._sorted(tree, names, None, _MAX_LEVELS, set()):
+        last, rows = b"", dict[int, tuple[int, int]]()
+        for name, target in self._sorted(tree, names, None, rows):
             if name <= last:
                 raise OddError
             self._note(name)
             found[name], last = target, name
+        if any(behind != _NOWHERE for _, behind in rows.values()):
+            raise OddError
         return found
 
     def _sorted(
-        self, address: int, names: bytes, level: int | None, depth: int, seen: set[int]
+        self, address: int, names: bytes, level: int | None, rows: dict[int, tuple[int, int]]
     ) -> Iterator[tuple[bytes, int]]:
-        """The links in a node of a tree, each with its name, between the keys that bound them."""
-        if address in seen or not depth:
+        """The links in a node of a tree, each with its name, between the keys that bound them.
+
+        `rows` has the last node of each level, and the one that it says is behind it. As each also
+        says which one is before it, none can be there twice.
+        """
+        head = self._read(address, _NODE.size)
+        mark, kind, height, count, before, behind = _unpacked(_NODE, head)
+        if mark != b"TREE" or kind != 0 or level not in (None, height) or height > _MAX_LEVELS:
             raise OddError
-        seen.add(address)
-        mark, kind, height, count = _unpacked(_NODE, self._read(address, _NODE.size))
-        if mark != b"TREE" or kind != 0 or level not in (None, height):
+        if count > _MOST_IN_NODE or rows.get(height, (_NOWHERE, address)) != (before, address):
             raise OddError
-        if count > self._most_in_node:
-            raise OddError
+        rows[height] = address, behind
         content = self._read(address + _NODE.size, 16 * count + 8)
         if len(content) < 16 * count + 8:
             raise OddError
         words = struct.unpack(f"<{2 * count + 1}Q", content)
         for low, child, high in zip(words[::2], words[1::2], words[2::2], strict=False):
             below = (
-                self._sorted(child, names, height - 1, depth - 1, seen)
-                if height
-                else self._leaf(child, names)
+                self._sorted(child, names, height - 1, rows) if height else self._leaf(child, names)
             )
             least, most = _name(names, low), _name(names, high)
             for name, target in below:
@@ -245,7 +269,7 @@ class Objects:
 
     def _leaf(self, address: int, names: bytes) -> Iterator[tuple[bytes, int]]:
         mark, version, _, count = _unpacked(_LEAF, self._read(address, _LEAF.size))
-        if mark != b"SNOD" or version != 1 or count > self._most_in_leaf:
+        if mark != b"SNOD" or version != 1 or count > _MOST_IN_LEAF:
             raise OddError
         content = self._read(address + _LEAF.size, _ENTRY.size * count)
         if len(content) < _ENTRY.size * count:
@@ -265,7 +289,7 @@ class Objects:
         return content.decode()  # what cannot be is a ValueError
 
     def _heap_at(self, address: int) -> dict[int, bytes]:
-        """What is in a heap, by its numbers, up to the first entry that is odd."""
+        """What is in a heap, by its numbers."""
         mark, size = _unpacked(_COLLECTION, self._read(address, _COLLECTION.size))
         content = self._read(address, min(size, _Pages.SIZE))  # its least, and what h5py makes
         if mark != b"GCOL\1\0\0\0" or size > len(content):
@@ -274,8 +298,10 @@ class Objects:
         at = _COLLECTION.size
         while at + 16 <= size:
             one, used = _OBJECT.unpack_from(content, at)
-            if not one or at + 16 + used > size:
+            if not one and at + used == size:  # the rest is free
                 break
+            if not one or at + 16 + used > size:
+                raise OddError
             found.setdefault(one, content[at + 16 : at + 16 + used])
             at += 16 + (used + 7) // 8 * 8
         return found
@@ -317,6 +343,18 @@ def _unpacked(form: struct.Struct, content: bytes) -> Any:
     return form.unpack(content)
 
 
+def _check_free(names: bytes, free: int) -> None:
+    """See that the list of what is free among the names of a group comes to an end."""
+    for _ in range(len(names) // 16):
+        if free == _LAST_FREE:
+            return
+        free, size = _unpacked(_PAIR, names[free : free + 16])
+        if size < 16 or size > len(names):
+            raise OddError
+    if free != _LAST_FREE:
+        raise OddError
+
+
 def _name(names: bytes, start: int) -> bytes:
     end = names.find(b"\0", start)
     if start >= len(names) or end < 0:
@@ -339,7 +377,7 @@ def _shape(content: bytes) -> tuple[int, ...]:
 def _attribute(content: bytes) -> tuple[bytes, bytes]:
     """The name of an attribute that is one text of any length, and what refers to that text."""
     version, name_size, type_size, space_size = struct.unpack("<BxHHH", content[:8])
-    if version != 1:
+    if (version, type_size, space_size) != (1, 20, 8):
         raise OddError
     type_at = 8 + (name_size + 7) // 8 * 8
     space_at = type_at + (type_size + 7) // 8 * 8
