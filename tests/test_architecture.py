@@ -213,7 +213,7 @@ def test_a_command_that_runs_no_model_loads_no_framework(tmp_path: Path) -> None
 
 
 NEEDLESS = {
-    *("difflib", "hashlib", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
+    *("difflib", "h5py", "hashlib", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
     *(
         "bnfold.verification",
         "bnfold.reports.html",
@@ -224,7 +224,7 @@ NEEDLESS = {
     *(f"bnfold.running.{one}" for one in ("requirements", "safety", "samples", "session")),
     *(f"bnfold.reports.formats.{one}" for one in ("json", "sarif", "github", "junit", "markdown")),
 }
-"""What an inspection needs only for a proof, for a file of settings or for another format."""
+"""What an inspection needs only for odd files, a proof, a file of settings or another format."""
 
 
 def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
@@ -236,7 +236,8 @@ def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
 def test_a_fold_that_verifies_nothing_loads_nothing_for_it(tmp_path: Path) -> None:
     words = ["fold", str(FIXTURE), "out.keras", "--no-verify"]
     (found,) = loaded_by(words, folder=tmp_path)
-    used = {"hashlib", "bnfold.verification"}  # the digest of the source, and what a result is
+    # What writes weights, the digest of the source, and what a result is.
+    used = {"h5py", "hashlib", "bnfold.verification"}
     assert found & {*NEEDLESS, "bnfold.verification.verify", "bnfold.jobs.verify"} <= used
     assert {name for name in found if name.startswith("bnfold.verification.")} <= {
         "bnfold.verification.result"

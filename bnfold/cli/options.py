@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,25 +85,19 @@ class Command(click.Command):
 
 
 def import_libraries() -> None:
-    """Import numpy and h5py, whatever they say of what is amiss.
+    """Import numpy, whatever it says of what is amiss.
 
     Raises:
-        BnfoldError: one cannot be imported.
+        BnfoldError: it cannot be imported.
     """
     if "bnfold.model.container.guard" in sys.modules:
         return
     with contextlib.ExitStack() as stack:
         if link.is_supervised():  # the supervisor says how it ended, if it does
             stack.enter_context(_silence())
-        try:
-            import_module("bnfold.model.container.guard")
-        except (MemoryError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            from bnfold.errors import BnfoldError
+        from bnfold.model.container.library import imported
 
-            text = " ".join(str(error.__cause__ or error).split())[:300]
-            raise BnfoldError(f"cannot start: {type(error).__name__}: {text}") from error
+        imported("bnfold.model.container.guard")
 
 
 @contextlib.contextmanager

@@ -17,11 +17,12 @@ wrapper's config says it wraps, of a group, of an operation. Then nothing is kno
 one.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-import h5py
 import numpy as np
 
 from bnfold.model import layers
@@ -29,6 +30,7 @@ from bnfold.model.batchnorm import VECTORS, BatchNorm
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.archive import KerasArchive
 from bnfold.model.container.legacy import LegacyHdf5
+from bnfold.model.container.library import h5py
 from bnfold.model.container.model_file import ModelFile
 from bnfold.model.container.ownership import slot_name
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all

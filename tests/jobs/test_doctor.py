@@ -112,7 +112,7 @@ def test_nothing_is_imported_where_nobody_wants_it(tmp_path: Path) -> None:
     assert re.search(r"\n  fsspec +[\d.]+, for models in stores\n", text)
 
 
-@pytest.mark.parametrize("name", ["rich", "jinja2", "ml_dtypes"])
+@pytest.mark.parametrize("name", ["h5py", "rich", "jinja2", "ml_dtypes"])
 @pytest.mark.few(1)
 def test_a_library_that_every_command_needs_is_the_exit_code(name: str, tmp_path: Path) -> None:
     libraries(tmp_path)
@@ -124,7 +124,7 @@ def test_a_library_that_every_command_needs_is_the_exit_code(name: str, tmp_path
     assert re.search(says, done.stdout)
 
 
-@pytest.mark.parametrize("name", ["click", "h5py", "numpy"])
+@pytest.mark.parametrize("name", ["click", "numpy"])
 def test_what_bnfold_cannot_start_without_is_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text("raise ValueError('is damaged\\nby something')")
     done = doctor(tmp_path)

@@ -19,6 +19,7 @@ from places import FIXTURES, ROOT
 from bnfold.supervision.watch import ASKING
 
 MODEL = FIXTURES / "digits_cnn_keras315.keras"
+LEGACY = FIXTURES / "digits_cnn_keras315.h5"
 SPIN = "sum(itertools.repeat(0))"
 """Never comes back from C, never looks for signals, and lets no other thread run."""
 
@@ -428,22 +429,27 @@ def test_without_a_process_a_pipe_or_a_thread(before: str, says: str) -> None:
     assert (code, out, error) == (2, "", f"bnfold: cannot start: {says}\n")
 
 
-def test_a_module_that_cannot_be_imported_is_one_line() -> None:
-    """Whatever its library says of that."""
-    before = """
+@pytest.mark.parametrize(
+    ("library", "model"), [("numpy", MODEL), ("h5py", LEGACY)], ids=["numpy", "h5py"]
+)
+def test_a_library_that_cannot_be_imported_is_one_line(library: str, model: Path) -> None:
+    """Whatever it says of that."""
+    before = f"""
 class Broken:
     def find_spec(self, name, *_):
-        if name == "numpy":
-            os.write(2, b"out of luck\\n")
+        if name == "{library}":
+            if name == "numpy":
+                os.write(2, b"out of luck\\n")
             try:
                 raise ImportError("cannot be mapped")
             except ImportError as error:
                 raise ImportError("ADVICE\\nAT LENGTH") from error
 sys.meta_path.insert(0, Broken())
 """
-    code, out, error = ended(started("inspect", MODEL, before=before))
+    code, out, error = ended(started("inspect", model, before=before))
     assert (code, out) == (2, "")
-    assert error == "bnfold: cannot start: ImportError: cannot be mapped\n"
+    assert error.endswith("cannot start: ImportError: cannot be mapped\n")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", ["OSError(29, 'Illegal seek')", "MemoryError('none')"])

@@ -5,6 +5,8 @@ archive: `ZipFile.open` would read everything again at every backward seek, and 
 the model's size.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import shutil
@@ -17,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
 from bnfold.model.container import checksums, foreign, guard, hdf5
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.library import h5py
 from bnfold.model.container.store import FAR, RemoteFile, archive_file
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, changed, walk_all
 from bnfold.model.layers import slots, variable_groups, weights

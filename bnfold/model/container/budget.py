@@ -6,6 +6,8 @@ never are. So a budget is a floor, which a small file may need, and a share of t
 saving a model uncompressed is the only way to raise it: then it has the bytes that it needs.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import h5py
-
 from bnfold.errors import UnsafeModelError
+from bnfold.model.container.library import h5py
 
 _MIB = 1 << 20
 

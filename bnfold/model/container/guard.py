@@ -7,6 +7,8 @@ libraries beneath cannot read `UnreadableModelError`; nothing is followed or all
 looked at.
 """
 
+from __future__ import annotations
+
 import errno
 import io
 import json
@@ -18,15 +20,16 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import budget, headers, printing
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.library import h5py
 
 # Depths, which have no reason to grow with a file: each nested model adds some four levels of JSON
 # and two of groups, and 32 nested models are the most that are read.
@@ -54,12 +57,13 @@ _CHUNK_SLACK = 4096  # what checksums and incompressible bytes may add to a chun
 
 _HEAP_MAGIC = b"GCOL\x01\0\0\0"
 
+
 # The filters whose output is checked here, or has the size of their input.
-_SAFE_FILTERS = {
-    h5py.h5z.FILTER_SHUFFLE,
-    h5py.h5z.FILTER_DEFLATE,
-    h5py.h5z.FILTER_FLETCHER32,
-}
+@cache
+def _safe_filters() -> frozenset[int]:
+    kinds = h5py.h5z
+    return frozenset((kinds.FILTER_SHUFFLE, kinds.FILTER_DEFLATE, kinds.FILTER_FLETCHER32))
+
 
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ZIP_DAMAGE = (
@@ -414,7 +418,7 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     return found.opened() if isinstance(found, Variable) else found
 
 
-def variable(group: h5py.Group, path: str) -> "Variable | None":
+def variable(group: h5py.Group, path: str) -> Variable | None:
     """The dataset at a path inside `group`, looked at as `child` does; None if there is none."""
     parent, _, name = path.strip("/").rpartition("/")
     inside = descend(group, parent) if parent else group
@@ -450,7 +454,7 @@ class Variable:
         return h5py.Dataset(self.id)
 
 
-def _child(group: h5py.Group, name: str) -> "h5py.Group | Variable | None":
+def _child(group: h5py.Group, name: str) -> h5py.Group | Variable | None:
     try:
         return _open_child(group, link_name(name))
     except _NotPlainError as error:
@@ -460,7 +464,7 @@ def _child(group: h5py.Group, name: str) -> "h5py.Group | Variable | None":
         raise UnreadableModelError(f"{where} is damaged: {reason(error)}") from None
 
 
-def _open_child(group: h5py.Group, key: bytes) -> "h5py.Group | Variable | None":
+def _open_child(group: h5py.Group, key: bytes) -> h5py.Group | Variable | None:
     links = group.id.links
     if not links.exists(key):
         return None
@@ -484,21 +488,18 @@ def _open_child(group: h5py.Group, key: bytes) -> "h5py.Group | Variable | None"
     raise _NotPlainError("is neither a group nor a dataset")
 
 
-_NUMBERS = [
-    (kind, np.dtype(name))
-    for kind, name in (
-        (h5py.h5t.IEEE_F32LE, "<f4"),
-        (h5py.h5t.IEEE_F16LE, "<f2"),
-        (h5py.h5t.IEEE_F64LE, "<f8"),
-    )
-]
-"""The types that most weights are of, which numpy reads as they are stored."""
+@cache
+def _numbers() -> list[tuple[h5py.h5t.TypeID, np.dtype[Any]]]:
+    """The types that most weights are of, which numpy reads as they are stored."""
+    kinds = h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F64LE
+    return [(kind, np.dtype(name)) for kind, name in zip(kinds, ["f4", "f2", "f8"], strict=True)]
+
 
 _NOT_SIMPLE = 1 << 0x07 | 1 << 0x0B
 """Messages in the header of a dataset: that its data are in other files, and through filters."""
 
 
-def _simple(found: h5py.h5d.DatasetID, info: h5py.h5o.ObjInfo, costs: Costs) -> "Variable | None":
+def _simple(found: h5py.h5d.DatasetID, info: h5py.h5o.ObjInfo, costs: Costs) -> Variable | None:
     """A dataset as nearly all are, of common numbers in one block; None for any other.
 
     It is the short form of `_looked_at`: h5py takes four times as long to find out all of that.
@@ -507,7 +508,7 @@ def _simple(found: h5py.h5d.DatasetID, info: h5py.h5o.ObjInfo, costs: Costs) -> 
     if offset is None or info.hdr.mesg.present & _NOT_SIMPLE:
         return None
     kind = found.get_type()
-    dtype = next((known for one, known in _NUMBERS if kind.equal(one)), None)
+    dtype = next((known for one, known in _numbers() if kind.equal(one)), None)
     stored = found.get_storage_size()
     if dtype is None or not stored:
         return None
@@ -657,7 +658,7 @@ def _dataset_problem(dataset: h5py.Dataset, address: int, costs: Costs) -> str |
     if layout == h5py.h5d.VIRTUAL or plist.get_external_count() > 0:
         return "keeps its data in other files"
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-    if not _SAFE_FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
+    if not _safe_filters().issuperset(filters) or len(set(filters)) < len(filters):
         return "needs HDF5 filters that Keras does not use"
     if not _is_plain(dataset):
         return "does not hold plain numbers"

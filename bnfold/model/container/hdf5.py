@@ -1,21 +1,23 @@
 """HDF5 weights: read on demand, copied undecoded, written the way Keras writes them."""
 
+from __future__ import annotations
+
 import io
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.library import h5py
 from bnfold.model.container.store import FAR, RemoteFile
 from bnfold.model.graph import Weight
 
@@ -99,7 +101,7 @@ def _read_at(file: BinaryIO, view: memoryview, offset: int) -> int:
 @contextmanager
 def open_hdf5(
     file: BinaryIO, what: str, costs: Costs, start: int = 0, size: int | None = None
-) -> "Iterator[Groups]":
+) -> Iterator[Groups]:
     """An HDF5 file for reading: `file`, or `size` bytes of it from `start` on.
 
     `what` names it in errors. What is read from it counts in `costs`.
@@ -637,7 +639,7 @@ def all_weights(group: h5py.Group | None, path: str) -> Iterator[Weight]:
         yield from _all_weights(group, path, Walk(), 0)
 
 
-def _all_weights(group: h5py.Group, path: str, walk: "Walk", depth: int) -> Iterator[Weight]:
+def _all_weights(group: h5py.Group, path: str, walk: Walk, depth: int) -> Iterator[Weight]:
     walk.enter(group, depth)
     for name in sorted(names(group), key=lambda one: (len(one), one)):
         node = guard.child(group, name)
@@ -785,13 +787,16 @@ def copy_dataset(source: h5py.Group, path: str, target: h5py.Group, new_path: st
         found = h5py.h5o.open(source.id, key)
         info = h5py.h5o.get_info(found)
         budget.by_number(info.fileno).spend(budget.WRITTEN, found.get_storage_size())
-        h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), _WITHOUT_ATTRIBUTES)
+        h5py.h5o.copy(source.id, key, group.id, guard.link_name(name), _without_attributes())
     if info.num_attrs:
         copy_attributes(h5py.Dataset(found), group[name])
 
 
-_WITHOUT_ATTRIBUTES = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
-_WITHOUT_ATTRIBUTES.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # they are looked at first
+@cache
+def _without_attributes() -> h5py.h5p.PropCopyID:
+    found = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
+    found.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)  # they are looked at first
+    return found
 
 
 def group_for(target: h5py.Group, path: str) -> h5py.Group:
@@ -799,15 +804,18 @@ def group_for(target: h5py.Group, path: str) -> h5py.Group:
     guard.check_path(path)
     with suppress(ValueError, RuntimeError, OSError):  # it is there already, as few are
         if path.isascii():
-            return h5py.Group(h5py.h5g.create(target.id, path.encode(), lcpl=_WITH_PARENTS))
+            return h5py.Group(h5py.h5g.create(target.id, path.encode(), lcpl=_with_parents()))
     try:
         return target.require_group(path)
     except (TypeError, ValueError):
         raise _taken(target, path) from None
 
 
-_WITH_PARENTS = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-_WITH_PARENTS.set_create_intermediate_group(True)
+@cache
+def _with_parents() -> h5py.h5p.PropLCID:
+    found = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    found.set_create_intermediate_group(True)
+    return found
 
 
 def _check_free(group: h5py.Group, path: str) -> None:
@@ -833,15 +841,18 @@ def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
         dataset.attrs["dtype"] = "bfloat16"
 
 
-_UNTIMED = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-_UNTIMED.set_obj_track_times(False)
+@cache
+def _untimed() -> h5py.h5p.PropDCID:
+    found = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    found.set_obj_track_times(False)
+    return found
 
 
 def _write_numbers(target: h5py.Group, name: bytes, values: NDArray[Any]) -> None:
     """What `create_dataset` does for plain numbers, without all that it asks first."""
     kind = h5py.h5t.py_create(values.dtype, logical=1)
     space = h5py.h5s.create_simple(values.shape)
-    found = h5py.h5d.create(target.id, name, kind, space, dcpl=_UNTIMED)
+    found = h5py.h5d.create(target.id, name, kind, space, dcpl=_untimed())
     found.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
 
 

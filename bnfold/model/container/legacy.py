@@ -4,6 +4,8 @@ A layer's group lists its variables in `weight_names`, a nested model's those of
 it: `ownership` tells whose they are. A nested model for which it cannot is left as it is.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
@@ -14,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model import keras1, keras_json
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.library import h5py
 from bnfold.model.container.ownership import Owned, leaves, owners
 from bnfold.model.container.store import RemoteFile
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, title, walk_all

@@ -1,5 +1,7 @@
 """Opening a model file of any kind, by what it holds and never by its name alone."""
 
+from __future__ import annotations
+
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-import h5py
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError, UnsafeModelError
@@ -316,9 +317,7 @@ def _refuse_both(is_both: bool) -> None:
 
 def _has_hdf5(path: Path | RemoteFile) -> bool:
     """Whether an HDF5 file begins somewhere in it where the library looks for one."""
-    if isinstance(path, Path):
-        return bool(h5py.is_hdf5(path))
-    with path.open() as stream:
+    with path.open("rb") as stream:
         at = 512
         while at < path.stat().st_size:
             stream.seek(at)
