@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -110,7 +111,9 @@ class Row:
 
     def without_views(self) -> Row:
         """The same, once they were shown."""
-        return replace(self, views=None)
+        found = copy(self)  # which packs nothing anew
+        vars(found).update(_views=None)
+        return found
 
     def to_dict(self) -> Json:
         """The row in JSON Lines; how long it took is another thing in each run, and not in it."""
