@@ -20,6 +20,7 @@ from places import FIXTURES
 from tiers import some
 from verifications import near, same, unlike, unsure
 
+from bnfold.fleet.row import Row
 from bnfold.jobs.inspect import inspect_file
 from bnfold.reports import html
 from bnfold.verification.result import Verification
@@ -56,6 +57,20 @@ VERIFIED = {
 CHECKS = (Path(__file__).parent / "page_checks.js").read_text("utf-8")
 
 
+INDEXED = (
+    Row("models/cut.keras", 2, error=f"models/cut.keras: {'damaged ' * 40}", bytes=4),
+    *(
+        Row(f"models/{'long ' * number}{number}.keras", code, report=report, bytes=12_000)
+        for code, report in (
+            (1, {"batchnorms": [], "findings": [{"severity": "error"}]}),
+            (0, {"batchnorms": [], "findings": [{"severity": "info"}]}),
+            (0, {"batchnorms": [], "findings": []}),
+        )
+        for number in range(20)
+    ),
+)
+
+
 def checked(tab: Any, call: str) -> Any:
     """What one of the functions of `page_checks.js` finds; the driver may call it, the page not."""
     return tab.evaluate(f"(() => {{ {CHECKS}\nreturn {call} }})()")
@@ -89,6 +104,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": inspect_file(keras_file(folder / "h.keras", config=model_config(*names))),
     }
     texts = {name: html.inspections([model]) for name, model in models.items()}
+    texts["index"] = html.index([*INDEXED], "some of all", "index_pages")
     texts["several"] = html.inspections([models["five"], models["spoiled"], models["hostile"]])
     for name, make in VERIFIED.items():
         texts[name] = html.verification(make(), Path(f"{'long' * 30}.keras"), Path("other.tflite"))
@@ -149,6 +165,25 @@ def test_no_script_could_run_on_the_page(browser: Any, files: dict[str, Path]) -
     assert tab.title().startswith("five.keras")
     assert any("Content Security Policy" in message for message in refused)
     tab.close()
+
+
+def test_the_index_is_narrowed_without_script(show: Callable[..., Any]) -> None:
+    tab = show("index")
+    assert_nothing_sticks_out(tab, DESK[0])
+    table = tab.locator("table").bounding_box()
+    for kind in tab.locator("label").all():
+        kind.click()
+        name, _, count = kind.inner_text().rpartition(" ")
+        rows = tab.locator("tbody tr:visible:has(th)")
+        assert rows.count() == int(count.strip("()")), name
+        shown = tab.locator("table").bounding_box()
+        assert (shown["x"], shown["width"]) == (table["x"], table["width"])
+    assert tab.locator("tbody tr.clean:visible").count() == 20  # the last kind
+    tab.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    tab.get_by_label("failed").check()
+    assert_nothing_sticks_out(tab, PHONE[0])
+    shown = tab.locator("tbody tr:visible").first.locator("td:visible")
+    assert shown.count() == 2  # the verdict and the size: it has no counts
 
 
 def assert_nothing_sticks_out(tab: Any, width: int) -> None:
