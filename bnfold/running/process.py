@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def take_over() -> None:
     _owned = True
     os.environ["KERAS_BACKEND"] = BACKEND  # goes before the environment's and before keras.json
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.disable(logging.CRITICAL)  # what libraries log; what it means for a user, errors say
     # A GPU sums in another order from run to run; the verdict must not depend on it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError, UnsafeModelError
-from bnfold.model.container import budget, guard, headers, objects
+from bnfold.model.container import ahead, budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.library import h5py
-from bnfold.model.container.store import FAR, RemoteFile
+from bnfold.model.container.store import FAR, RemoteFile, RemoteStream
 from bnfold.model.graph import Weight
 
 HEADER_LIMIT = 64512
@@ -108,6 +108,8 @@ def open_hdf5(
     """
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
+    if isinstance(file, RemoteStream):
+        ahead.fetch(file.file, start, size)
     with ExitStack() as resources:
         yield Groups(_Window(file, start, size, costs), what, costs, resources)
 

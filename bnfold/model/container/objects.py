@@ -12,7 +12,7 @@ Source: "HDF5 File Format Specification Version 3.0", sections III.A, III.D, III
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ _MAX_BLOCKS = 20
 _MAX_MESSAGES = 100
 _MAX_LEVELS = 8
 _MAX_ALIKE = 1024  # bytes of a header that is kept, and headers
+PAGE = 4096
+"""How many bytes are read at once."""
 _MAX_BYTES = 16 << 20  # of the names in a group, and of a part of a header
 
 
@@ -104,9 +106,19 @@ class Objects:
         root: where the group is in which all others are.
     """
 
-    def __init__(self, read: Read, size: int, note: Callable[[bytes], None]) -> None:
-        """`size` is that of the file; `note` is told the name of each link that is read."""
-        self._read, self._note = _Pages(read), note
+    def __init__(
+        self,
+        read: Read,
+        size: int,
+        note: Callable[[bytes], None],
+        expect: Callable[[int, Sequence[int]], None] = lambda *_: None,
+    ) -> None:
+        """`size` is that of the file; `note` is told the name of each link that is read.
+
+        `expect` is told what is below a node of a tree before it is read: the height of the node
+        and the addresses.
+        """
+        self._read, self._note, self._expect = _Pages(read), note, expect
         version, *ends, root, cached = _unpacked(_SUPERBLOCK, self._read(0, _SUPERBLOCK.size))
         if version != _VERSION or ends != [0, _NOWHERE, size, _NOWHERE] or cached > 1:
             raise OddError
@@ -238,6 +250,21 @@ class Objects:
             raise OddError
         return found
 
+    def node(self, address: int) -> tuple[int, tuple[int, int], tuple[int, ...]]:
+        """A node of a tree.
+
+        What is returned is its height, the nodes before and behind it, and keys and the addresses
+        of what is below by turns.
+        """
+        head = self._read(address, _NODE.size)
+        mark, kind, height, count, before, behind = _unpacked(_NODE, head)
+        if mark != b"TREE" or kind != 0 or height > _MAX_LEVELS or count > _MOST_IN_NODE:
+            raise OddError
+        content = self._read(address + _NODE.size, 16 * count + 8)
+        if len(content) < 16 * count + 8:
+            raise OddError
+        return height, (before, behind), struct.unpack(f"<{2 * count + 1}Q", content)
+
     def _sorted(
         self, address: int, names: bytes, level: int | None, rows: dict[int, tuple[int, int]]
     ) -> Iterator[tuple[bytes, int]]:
@@ -246,17 +273,14 @@ class Objects:
         `rows` has the last node of each level, and the one that it says is behind it. As each also
         says which one is before it, none can be there twice.
         """
-        head = self._read(address, _NODE.size)
-        mark, kind, height, count, before, behind = _unpacked(_NODE, head)
-        if mark != b"TREE" or kind != 0 or level not in (None, height) or height > _MAX_LEVELS:
-            raise OddError
-        if count > _MOST_IN_NODE or rows.get(height, (_NOWHERE, address)) != (before, address):
+        height, (before, behind), words = self.node(address)
+        if level not in (None, height) or rows.get(height, (_NOWHERE, address)) != (
+            before,
+            address,
+        ):
             raise OddError
         rows[height] = address, behind
-        content = self._read(address + _NODE.size, 16 * count + 8)
-        if len(content) < 16 * count + 8:
-            raise OddError
-        words = struct.unpack(f"<{2 * count + 1}Q", content)
+        self._expect(height, words[1::2])
         for low, child, high in zip(words[::2], words[1::2], words[2::2], strict=False):
             below = (
                 self._sorted(child, names, height - 1, rows) if height else self._leaf(child, names)
@@ -291,7 +315,7 @@ class Objects:
     def _heap_at(self, address: int) -> dict[int, bytes]:
         """What is in a heap, by its numbers."""
         mark, size = _unpacked(_COLLECTION, self._read(address, _COLLECTION.size))
-        content = self._read(address, min(size, _Pages.SIZE))  # its least, and what h5py makes
+        content = self._read(address, min(size, PAGE))  # its least, and what h5py makes
         if mark != b"GCOL\1\0\0\0" or size > len(content):
             raise OddError
         found: dict[int, bytes] = {}
@@ -310,7 +334,6 @@ class Objects:
 class _Pages:
     """The bytes of a file, a page at a time: the objects of one layer are side by side."""
 
-    SIZE = 4096
     _KEPT = 64
 
     def __init__(self, read: Read) -> None:
@@ -319,19 +342,19 @@ class _Pages:
 
     def __call__(self, address: int, size: int) -> bytes:
         """So many bytes from an address on, or as many as there are."""
-        number, start = divmod(address, self.SIZE)
-        if start + size <= self.SIZE:
+        number, start = divmod(address, PAGE)
+        if start + size <= PAGE:
             return self._page(number)[start : start + size]
-        if size > self._KEPT * self.SIZE:
+        if size > self._KEPT * PAGE:
             return self._read(address, size)
-        last = (address + size - 1) // self.SIZE
+        last = (address + size - 1) // PAGE
         content = b"".join(self._page(one) for one in range(number, last + 1))
         return content[start : start + size]
 
     def _page(self, number: int) -> bytes:
         found = self._pages.get(number)
         if found is None:
-            found = self._pages[number] = self._read(number * self.SIZE, self.SIZE)
+            found = self._pages[number] = self._read(number * PAGE, PAGE)
             if len(self._pages) > self._KEPT:
                 self._pages.popitem(last=False)
         return found

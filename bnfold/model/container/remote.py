@@ -90,6 +90,11 @@ class Remote:
         return self.url.partition("://")[0].lower()
 
     @property
+    def is_web(self) -> bool:
+        """Whether a web server has it, of which no more is known than that it speaks HTTP."""
+        return self.protocol in ("http", "https")
+
+    @property
     def store(self) -> Store:
         """The kind of store that it is in."""
         return STORES[self.protocol]

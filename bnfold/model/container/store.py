@@ -1,22 +1,27 @@
 """Objects in stores, through fsspec: read range by range where they are, or copied to a file.
 
-What a reader asks for is fetched in blocks, which are kept. Whoever needs a model as a file, as
-Keras does, gets a copy in a temporary folder. In both cases the object must be the same before and
-after: what the store says of it (size, ETag, time of change) is compared. Credentials are those of
-the user's environment, as fsspec and the library of each store find them.
+What a reader asks for is fetched in blocks, which are kept. Blocks that are known to be needed are
+fetched side by side. Whoever needs a model as a file, as Keras does, gets a copy in a temporary
+folder. In both cases the object must be the same before and after: what the store says of it (size,
+ETag, time of change) is compared. Credentials are those of the user's environment, as fsspec and
+the library of each store find them.
 """
 
 import io
 import os
 import re
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
-from threading import RLock
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard
@@ -24,7 +29,13 @@ from bnfold.model.container.remote import PlainHttpWarning, Remote, Where
 from bnfold.supervision import link
 
 BLOCK = 16 << 10
-"""How many bytes are fetched at least. For the statistics of ResNet50, of 98 MiB, 118 times."""
+"""How many bytes are fetched at least."""
+CONNECTIONS = 8
+"""How many ranges are fetched at the same time, at most."""
+_NEAR = 1
+"""So many blocks between two that are needed are fetched too, to have one request for all."""
+_LONGEST = 64
+"""How many blocks are fetched with one request, at most."""
 AT_ONCE = 2 << 20
 """An object of at most so many bytes is fetched as a whole, which is one request."""
 FAR = BLOCK
@@ -35,12 +46,16 @@ _PIECE = 8 << 20
 _MOST_UNTOLD = 4 << 30
 """The bytes of an object whose store does not tell its size."""
 _CONNECT_SECONDS, _READ_SECONDS = 20, 60
-_VOLATILE = {"url", "name", "Key"}  # a redirection may lead to another address each time
+_PAUSES = (1, 3)
+"""The seconds after which a store that is busy is asked again."""
+_VOLATILE = {"url", "name", "Key", "last_accessed_on"}
+"""What may differ without a change: a redirection may lead to another address each time."""
 _MOST_COUNTED = 256 << 20
 """Whoever serves an object says how large it is: for what reading may cost, no more than this."""
 _DIRECTORY = {"config.json", "model.weights.h5"}
 _IN_EXTRA = {"", "s3fs", "aiohttp"}
 _PLAIN_NAME = re.compile(r"[\w.-]{1,100}")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,10 +74,10 @@ class RemoteFile:
         """`stores` is the file system of fsspec's that it is in, `info` what that says of it."""
         self._remote, self._stores, self.stamp = remote, stores, _stamp(info)
         self._size: int = info["size"]
-        self._stream: Any = None
+        self._idle: list[Any] = []  # streams of fsspec's that nobody reads from now
         self._is_whole = False  # because parts of it cannot be fetched
         self._blocks: dict[int, bytes] = {}
-        self._lock = RLock()
+        self._lock = Lock()
 
     def __str__(self) -> str:
         return str(self._remote)
@@ -98,9 +113,9 @@ class RemoteFile:
         """Its bytes."""
         return self._size
 
-    def open(self, mode: str = "rb", buffering: int = 0) -> "_Stream":
+    def open(self, mode: str = "rb", buffering: int = 0) -> "RemoteStream":
         """Open it for reading, in binary."""
-        return _Stream(self)
+        return RemoteStream(self)
 
     def again(self) -> "RemoteFile":
         """The same object as it is now, of which nothing has been fetched."""
@@ -130,7 +145,7 @@ class RemoteFile:
     def read_into(self, view: memoryview, position: int) -> None:
         """Fill a view with the bytes from a position on; it must end inside the object."""
         end = position + len(view)
-        if len(view) > BLOCK * 64:  # a kernel: nobody will ask for it again soon
+        if len(view) > BLOCK * _LONGEST:  # a kernel: nobody will ask for it again soon
             view[:] = self._fetch(position, end)
             return
         for number in range(position // BLOCK, -(-end // BLOCK)):
@@ -139,34 +154,67 @@ class RemoteFile:
             first, last = max(position, start), min(end, start + len(block))
             view[first - position : last - position] = block[first - start : last - start]
 
+    def kept(self, start: int, end: int) -> bytes | None:
+        """The bytes of a range that have been fetched and are kept; None if any is missing."""
+        first = start // BLOCK
+        blocks = [self._blocks.get(one) for one in range(first, -(-end // BLOCK))]
+        if None in blocks:
+            return None
+        whole = b"".join(filter(None, blocks))
+        return whole[start - first * BLOCK : end - first * BLOCK]
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """Fetch the blocks in which ranges are, from a byte to another, and that are not there.
+
+        Several are fetched at a time, and those that are near each other with one request. The
+        number of blocks is returned.
+
+        Raises:
+            UnreadableModelError: one cannot be fetched.
+        """
+        needed = {
+            number
+            for start, end in ranges
+            for number in range(start // BLOCK, -(-min(end, self._size) // BLOCK))
+        }
+        runs = _runs(sorted(needed - self._blocks.keys())[:_KEPT_BLOCKS])
+        if len(runs) == 1:
+            self._keep(*runs[0])
+        elif runs:
+            pool = ThreadPoolExecutor(min(CONNECTIONS, len(runs)))
+            try:
+                for _ in pool.map(lambda run: self._keep(*run), runs):
+                    pass
+            finally:  # whoever is interrupted does not wait for a server that hangs
+                pool.shutdown(wait=False, cancel_futures=True)
+        return sum(behind - first for first, behind in runs)
+
     def _block(self, number: int, until: int = 0) -> bytes:
         """A block; with it those after it are fetched that go up to `until` and are not there."""
+        found = self._blocks.get(number)
+        if found is not None:
+            return found
+        behind = number + 1
+        while behind * BLOCK < until and behind not in self._blocks:
+            behind += 1
+        return self._keep(number, behind)[:BLOCK]
+
+    def _keep(self, first: int, behind: int) -> bytes:
+        """Fetch the blocks from one number to another, and keep them."""
+        content = self._fetch(first * BLOCK, min(behind * BLOCK, self._size))
         with self._lock:
-            if number not in self._blocks:
-                behind = number + 1
-                while behind * BLOCK < until and behind not in self._blocks:
-                    behind += 1
-                content = self._fetch(number * BLOCK, min(behind * BLOCK, self._size))
-                for one in range(number, behind):
-                    at = (one - number) * BLOCK
-                    self._blocks[one] = content[at : at + BLOCK]
-                while len(self._blocks) > _KEPT_BLOCKS:
-                    del self._blocks[next(iter(self._blocks))]
-                return content[:BLOCK]
-            return self._blocks[number]
+            for number in range(first, behind):
+                at = (number - first) * BLOCK
+                self._blocks[number] = content[at : at + BLOCK]
+            while len(self._blocks) > _KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return content
 
     def _fetch(self, start: int, end: int) -> bytes:
-        with self._lock, _answered(self._remote):
-            if self._stream is None:
-                self._stream = self._stores.open(
-                    self._remote.url, "rb", block_size=BLOCK, cache_type="none"
-                )
-            try:
-                self._stream.seek(start)
-                content: bytes = self._stream.read(end - start)
-            except ValueError:  # fsspec's, where a server answers with the whole
-                self._is_whole = True
-                raise UnreadableModelError("the server gives no parts of it any more") from None
+        content = _asked(self._remote, lambda: self._read(start, end))
+        if len(content) == self._size > end - start:
+            self._is_whole = True
+            raise UnreadableModelError(_WHOLE)
         if len(content) != end - start:
             raise UnreadableModelError(
                 f"{len(content)} bytes came where {end - start} were asked for: it changed, or the"
@@ -174,28 +222,67 @@ class RemoteFile:
             )
         return content
 
+    def _read(self, start: int, end: int) -> bytes:
+        with self._lock:
+            stream = self._idle.pop() if self._idle else None
+        if stream is None:
+            # What a web server says of its size is known; the other stores are asked for more.
+            size = {"size": self._size} if self._remote.is_web else {}
+            stream = self._stores.open(
+                self._remote.url, "rb", block_size=BLOCK, cache_type="none", **size
+            )
+        try:
+            stream.seek(start)
+            content: bytes = stream.read(end - start)
+        except ValueError:  # fsspec's, where a server answers with the whole
+            self._is_whole = True
+            raise UnreadableModelError(_WHOLE) from None
+        finally:
+            with self._lock:
+                self._idle.append(stream)
+        return content
+
     def close(self) -> None:
         """End what reads from it."""
-        if self._stream is not None:
-            self._stream.close()
+        while self._idle:
+            self._idle.pop().close()
 
 
-class _Stream(io.RawIOBase):
-    """A place in an object, to read on from."""
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Blocks as runs from one number to another, each with what is between those that are near."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        first, behind = found[-1] if found else (number, number)
+        if found and number - behind <= _NEAR and number - first < _LONGEST:
+            found[-1] = first, number + 1
+        else:
+            found.append((number, number + 1))
+    return found
+
+
+_WHOLE = "the server gives no parts of it any more"
+
+
+class RemoteStream(io.RawIOBase):
+    """A place in an object, to read on from; `file` is the object."""
 
     def __init__(self, file: RemoteFile) -> None:
-        self._file, self._position, self._size = file, 0, file.size
+        self.file, self._position, self._size = file, 0, file.size
 
     def readable(self) -> bool:
+        """Whether it can be read, which it can."""
         return True
 
     def seekable(self) -> bool:
+        """Whether one can go on elsewhere, which one can."""
         return True
 
     def tell(self) -> int:
+        """The place."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to another place, which is returned."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise OSError("a place before the first byte")
@@ -203,9 +290,10 @@ class _Stream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the place on, as far as there is something; the bytes of that."""
         view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
         if view:
-            self._file.read_into(view, self._position)
+            self.file.read_into(view, self._position)
         self._position += len(view)
         return len(view)
 
@@ -379,18 +467,10 @@ def _found(remote: Remote) -> tuple[Any, Mapping[str, Any]]:
 
 def _stores(remote: Remote) -> Any:
     """The file system of fsspec's for a URL. Raises UnreadableModelError if one is missing."""
-    options: dict[str, Any] = {}
     try:
         import fsspec  # noqa: PLC0415 - models on this machine need none of it
 
-        if remote.protocol in ("http", "https"):
-            import aiohttp  # noqa: PLC0415
-
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS
-            )
-            options["client_kwargs"] = {"trust_env": True, "timeout": timeout}
-            options["encoded"] = "%" in remote.url
+        options = _web_options(remote) if remote.is_web else {}
         with _answered(remote):
             return fsspec.filesystem(remote.protocol, **options)
     except ImportError:
@@ -401,14 +481,71 @@ def _stores(remote: Remote) -> Any:
         ) from None
 
 
+def _web_options(remote: Remote) -> dict[str, Any]:
+    import aiohttp  # noqa: PLC0415
+
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS
+    )
+    client = {"trust_env": True, "timeout": timeout, "trace_configs": _traces()}
+    return {"client_kwargs": client, "encoded": "%" in remote.url}
+
+
+@cache  # fsspec keeps one connection pool for the same options
+def _traces() -> list[Any]:
+    """What has a look at each answer over HTTP before fsspec does, which believes all of them."""
+    import aiohttp  # noqa: PLC0415
+
+    found = aiohttp.TraceConfig()
+    found.on_request_redirect.append(_check_redirection)
+    found.on_request_end.append(_check_part)
+    return [found]
+
+
+async def _check_redirection(_session: Any, _context: Any, found: Any) -> None:
+    """Refuse to be led to what others can change, or to what is no server's."""
+    response = found.response
+    location = response.headers.get("Location") or response.headers.get("URI") or ""
+    scheme, before = urlsplit(location).scheme.lower(), response.url.scheme
+    if scheme and scheme not in (before, "https"):
+        response.close()
+        shown = guard.shortened(scheme)
+        why = ", where others can change it" if scheme == "http" else ""
+        raise UnreadableModelError(f"the server leads to {shown}://{why}; refused")
+
+
+async def _check_part(_session: Any, _context: Any, found: Any) -> None:
+    """See that an answer to who asked for a part is that part."""
+    wanted = _RANGE.fullmatch(found.headers.get("Range", ""))
+    response = found.response
+    if wanted is None or response.status not in (200, 206):
+        return
+    first, last = int(wanted[1]), int(wanted[2])
+    told = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+    is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
+    is_part = told is not None and (int(told[1]), int(told[2])) == (first, last)
+    size = response.content_length
+    if response.status == 206 and is_part and is_plain and size == last - first + 1:
+        return
+    response.close()
+    if response.status == 200 or (is_part and (size is None or not is_plain)):
+        raise ValueError("the server gives no parts")
+    raise UnreadableModelError("the server answers with other bytes than were asked for")
+
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
 def _info(remote: Remote, stores: Any) -> Mapping[str, Any]:
     """What a store says of an object now."""
-    with _answered(remote):
+
+    def ask() -> Mapping[str, Any]:
         stores.invalidate_cache()
         found: Mapping[str, Any] = stores.info(remote.url)
-    if remote.protocol == "https" and str(found.get("url", "")).startswith("http:"):
-        raise UnreadableModelError("the server leads to http://, where others can change it")
-    return found
+        return found
+
+    return _asked(remote, ask)
 
 
 def _stamp(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -435,7 +572,7 @@ def _copy(remote: Remote, stores: Any, info: Mapping[str, Any], target: Path) ->
 
 
 def _pieces(remote: Remote, stores: Any, *, is_sized: bool) -> Iterator[bytes]:
-    is_stream = remote.protocol in ("http", "https") or not is_sized
+    is_stream = remote.is_web or not is_sized
     options = {"block_size": 0} if is_stream else {"block_size": _PIECE, "cache_type": "none"}
     with _answered(remote), closing(stores.open(remote.url, "rb", **options)) as stream:
         while piece := stream.read(_PIECE):
@@ -520,6 +657,22 @@ def listed(remote: Remote) -> list[str] | None:
     return sorted(name for name, _ in walk(remote, stores))
 
 
+def _asked(remote: Remote, question: Callable[[], Result]) -> Result:
+    """What a store answers, which is asked again after a while if it is busy."""
+    for seconds in _PAUSES:
+        try:
+            with _answered(remote):
+                return question()
+        except _BusyError:
+            time.sleep(seconds)
+    with _answered(remote):
+        return question()
+
+
+class _BusyError(UnreadableModelError):
+    """A store has too much to do now."""
+
+
 @contextmanager
 def _answered(remote: Remote) -> Iterator[None]:
     """Say in one line what a store, or the library for it, complains of."""
@@ -528,7 +681,8 @@ def _answered(remote: Remote) -> Iterator[None]:
     except (BnfoldError, ImportError, MemoryError):
         raise
     except Exception as error:  # each library has its own
-        raise UnreadableModelError(_reason(error, remote)) from None
+        kind = _BusyError if _status_of(error) in _BUSY else UnreadableModelError
+        raise kind(_reason(error, remote)) from None
 
 
 _ANSWERS = {
@@ -537,19 +691,32 @@ _ANSWERS = {
     404: "there is no such object",
     410: "there is no such object any more",
     412: "changed while it was read",
+    429: "the server is busy (429); try again later",
+    503: "the server is busy (503); try again later",
 }
+_BUSY = {429, 503}
 
 
 def _reason(error: BaseException, remote: Remote) -> str:
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
-        chain.append(cause)
-    status = next(filter(None, map(_status, reversed(chain))), None)
+    chain, status = _chain(error), _status_of(error)
     if status is not None:
         return _ANSWERS.get(status, f"the server answers with {status}")
     names = [kind.__name__ for one in reversed(chain) for kind in type(one).__mro__]
     known = next((_KINDS[name] for name in names if name in _KINDS), None)
     return known or f"the store fails: {remote.hidden_in(guard.reason(chain[-1]))}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what it comes from."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None and cause not in found:
+        found.append(cause)
+    return found
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The status of the answer that an error comes from, None if it comes from none."""
+    return next(filter(None, map(_status, reversed(_chain(error)))), None)
 
 
 _KINDS = {
