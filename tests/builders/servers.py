@@ -21,6 +21,8 @@ class Web:
         tagged: whether it tells an ETag.
         sized: whether it tells how long a file is.
         before: called before each answer, with the number of the request.
+        instead: called with what handles a request of a part, its first byte and its last, and the
+            content of the file; where it is not None, it answers in place of the server.
         requests: the methods and paths of all requests, with their ranges.
         sent: the bytes that it has sent of files.
     """
@@ -33,8 +35,21 @@ class Web:
     tagged: bool = True
     sized: bool = True
     before: Callable[[int], None] = lambda _: None
+    instead: Callable[[BaseHTTPRequestHandler, int, int, bytes], None] | None = None
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     sent: int = 0
+
+
+def reply(
+    handler: BaseHTTPRequestHandler, status: int, content: bytes = b"", **headers: object
+) -> None:
+    """Answer a request; `_` in the names of headers is `-`."""
+    handler.send_response(status)
+    for name, value in {"Content_Length": len(content), **headers}.items():
+        if value is not None:
+            handler.send_header(name.replace("_", "-"), str(value))
+    handler.end_headers()
+    handler.wfile.write(content)
 
 
 @contextmanager
@@ -66,15 +81,20 @@ def serving(folder: Path) -> Iterator[Web]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            content = file.read_bytes()
-            size, found = len(content), re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+            size, found = file.stat().st_size, re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+            first, last = 0, size - 1
             if found and web.ranges:
                 first, last = int(found[1]), min(int(found[2] or size), size - 1)
-                content = content[first : last + 1]
+                if web.instead is not None and not is_head:
+                    web.instead(self, first, last, file.read_bytes())
+                    return
                 self.send_response(206)
                 self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
             else:
                 self.send_response(200)
+            with file.open("rb") as stream:
+                stream.seek(first)
+                content = stream.read(last + 1 - first)
             if web.tagged:
                 self.send_header("ETag", f'"{file.stat().st_mtime_ns}-{size}"')
             if web.sized:

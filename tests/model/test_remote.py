@@ -1,31 +1,32 @@
 """Models that are named by a URL: how they are read, and what is said of them."""
 
+import asyncio
+import gzip
+import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from archives import (
-    CHANNELS,
     directory_model,
-    entry,
-    fill,
-    functional,
     keras_file,
     legacy_file,
-    norm_arrays,
-    weights,
 )
-from click.testing import Result
 from damage import invoke
 from places import ROOT
-from servers import Web, serving
+from servers import Web, reply, serving
+from wide import WIDE, WIDTH, many_layers, refused, report, wide_keras
 
 import bnfold
 from bnfold.errors import UnreadableModelError
@@ -33,53 +34,6 @@ from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
 from bnfold.model.container.remote import PlainHttpWarning, Remote, located
 from bnfold.serialize import plain
-
-WIDTH = 1024
-
-
-def wide_config() -> dict[str, Any]:
-    layers = [
-        entry("InputLayer", "x", batch_shape=[None, WIDTH]),
-        entry("Dense", "dense", "x", units=WIDTH, activation="linear", use_bias=True),
-        entry("BatchNormalization", "bn", "dense", axis=-1, epsilon=0.001),
-    ]
-    text = json.dumps(functional(layers, "bn"))
-    found: dict[str, Any] = json.loads(text.replace(f"[null, {CHANNELS}]", f"[null, {WIDTH}]"))
-    return found
-
-
-def wide_arrays() -> list[Any]:
-    return [np.eye(WIDTH, dtype="f4"), np.ones(WIDTH, "f4")]
-
-
-def wide_keras(path: Path) -> Path:
-    """A model of 4 MiB, nearly all of which is one kernel."""
-
-    def widen(file: Any) -> None:
-        for name, arrays in (("dense", wide_arrays()), ("batch_normalization", norm_arrays(WIDTH))):
-            del file[f"layers/{name}/vars"]
-            fill(file.create_group(f"layers/{name}/vars"), arrays)
-
-    return keras_file(path, config=wide_config(), h5=weights(widen))
-
-
-def wide_h5(path: Path) -> Path:
-    """The same in the legacy format."""
-
-    def widen(file: Any) -> None:
-        norm = ["bn/gamma", "bn/beta", "bn/moving_mean", "bn/moving_variance"]
-        for name, arrays, names in (
-            ("dense", wide_arrays(), ["dense/kernel", "dense/bias"]),
-            ("bn", norm_arrays(WIDTH), norm),
-        ):
-            inside = file[f"model_weights/{name}"]
-            del inside[name]
-            fill(inside, arrays, names)
-
-    return legacy_file(path, config=wide_config(), edit=widen)
-
-
-WIDE = {".keras": wide_keras, ".h5": wide_h5}
 
 
 @pytest.fixture
@@ -100,17 +54,6 @@ def memory() -> Iterator[Any]:
     yield found
     found.store.clear()
     found.pseudo_dirs[:] = [""]
-
-
-def refused(result: Result, says: str) -> None:
-    """A command has ended with one line and exit code 2, and has no secret in it."""
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert result.stdout == ""
-    assert result.stderr.startswith("bnfold: ")
-    assert result.stderr.count("\n") == 1
-    assert "internal error" not in result.stderr
-    assert says in result.stderr, result.stderr
-    assert "secret" not in result.stderr
 
 
 # --- names ---
@@ -184,12 +127,6 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.Mo
 
 
 # --- reading ---
-
-
-def report(model: Any) -> dict[str, Any]:
-    """What `inspect` says of a model, but for where it is and what was not looked at."""
-    said = inspect_file(model).to_dict()
-    return {key: value for key, value in said.items() if key not in ("path", "note")}
 
 
 @pytest.mark.parametrize("suffix", WIDE)
@@ -443,6 +380,193 @@ def test_what_is_damaged_because_it_changed_is_told_as_changed(web: Web) -> None
     refused(invoke("inspect", f"{web.url}/m.keras"), "m.keras: changed while it was read")
 
 
+Misbehaviour = Callable[[Any, int, int, bytes], None]
+
+
+def encoded(web: Any, first: int, last: int, content: bytes) -> None:
+    part = gzip.compress(content[first : last + 1])
+    reply(web, 206, part, Content_Range=told(first, last, content), Content_Encoding="gzip")
+
+
+def chunked(web: Any, first: int, last: int, content: bytes) -> None:
+    part = content[first : last + 1]
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part)
+    place = told(first, last, content)
+    reply(web, 206, body, Content_Range=place, Content_Length=None, Transfer_Encoding="chunked")
+
+
+def told(first: int, last: int, content: bytes) -> str:
+    return f"bytes {first}-{last}/{len(content)}"
+
+
+def moved(by: int, more: int = 0, *, honest: bool = False) -> Misbehaviour:
+    """Other bytes than were asked for, which is said or not."""
+
+    def answer(web: Any, first: int, last: int, content: bytes) -> None:
+        start, end = max(0, first + by), last + by + more
+        place = told(start, end, content) if honest else told(first, last, content)
+        reply(web, 206, content[start : end + 1], Content_Range=place)
+
+    return answer
+
+
+def hang(web: Any, first: int, last: int, content: bytes) -> None:
+    reply(web, 206, b"x", Content_Range=told(first, last, content), Content_Length=last + 1 - first)
+    web.wfile.flush()
+    time.sleep(1)
+
+
+def close(web: Any, *_: object) -> None:
+    web.connection.shutdown(socket.SHUT_RDWR)
+    web.close_connection = True
+
+
+def answering(status: int, **headers: object) -> Misbehaviour:
+    return lambda web, *_: reply(web, status, **headers)
+
+
+OTHER = "the server answers with other bytes than were asked for"
+WHOLE = "the server gives no parts of it any more"
+MISBEHAVIOURS: dict[str, tuple[Misbehaviour, str]] = {
+    "too few": (moved(0, -5), OTHER),
+    "too few, as it says": (moved(0, -5, honest=True), OTHER),
+    "too many": (moved(0, 5), OTHER),
+    "others, as it says": (moved(-1, honest=True), OTHER),
+    "no place": (lambda web, first, last, it: reply(web, 206, it[first : last + 1]), OTHER),
+    "the whole": (lambda web, _first, _last, it: reply(web, 200, it), WHOLE),
+    "gzip": (encoded, WHOLE),
+    "chunks": (chunked, WHOLE),
+    "hangs": (hang, "the server does not answer in time"),
+    "closes": (close, "the server closed the connection"),
+    "416": (answering(416), "0 bytes came where "),
+    "429": (answering(429), "the server is busy (429); try again later"),
+    "503": (answering(503), "the server is busy (503); try again later"),
+    "file": (answering(302, Location="file:///etc/passwd"), "the server leads to file://; refused"),
+    "ftp": (answering(302, Location="ftp://host/m.keras"), "the server leads to ftp://; refused"),
+    "elsewhere": (answering(302, Location="http://127.0.0.1:1/x"), "the server cannot be reached"),
+    "circle": (answering(302, Location="/m.keras"), "the server redirects too often"),
+}
+
+
+@pytest.mark.parametrize("begins", [1, 3])
+@pytest.mark.parametrize("name", MISBEHAVIOURS)
+def test_a_server_that_gives_other_answers_than_it_should(
+    name: str, begins: int, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_READ_SECONDS", 0.2)
+    monkeypatch.setattr(store, "_PAUSES", (0.01, 0.01))
+    wide_keras(web.folder / "m.keras")
+    misbehave, says = MISBEHAVIOURS[name]
+    parts = itertools.count(1)
+
+    def answer(handler: Any, first: int, last: int, content: bytes) -> None:
+        (misbehave if next(parts) >= begins else moved(0))(handler, first, last, content)
+
+    web.instead = answer
+    if begins == 1 and says == WHOLE:
+        note = inspect_file(f"{web.url}/m.keras").note
+        assert note == "the server gives no parts of it, so that all of it was fetched"
+    else:
+        refused(invoke("inspect", f"{web.url}/m.keras"), f"m.keras: {says}")
+
+
+def test_a_server_that_is_busy_is_asked_again(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_PAUSES", (0.01, 0.01))
+    model = wide_keras(web.folder / "m.keras")
+    numbers = itertools.count()
+
+    def answer(handler: Any, first: int, last: int, content: bytes) -> None:
+        right = moved(0) if next(numbers) % 2 else answering(503)
+        right(handler, first, last, content)
+
+    web.instead = answer
+    assert report(f"{web.url}/m.keras") == report(model)
+
+
+@pytest.mark.parametrize(
+    ("before", "location", "is_refused"),
+    [
+        ("https", "http://host/x", True),
+        ("https", "https://other/x", False),
+        ("https", "/x", False),
+        ("https", "//other/x", False),
+        ("http", "https://host/x", False),
+        ("http", "HTTP://other/x", False),
+    ],
+)
+def test_nobody_is_led_to_where_others_can_change_it(
+    before: str, location: str, is_refused: bool
+) -> None:
+    response = SimpleNamespace(
+        headers={"Location": location}, url=SimpleNamespace(scheme=before), close=lambda: None
+    )
+    found = store._check_redirection(None, None, SimpleNamespace(response=response))
+    if is_refused:
+        with pytest.raises(UnreadableModelError, match="leads to http://, where others can change"):
+            asyncio.run(found)
+    else:
+        asyncio.run(found)
+
+
+# --- several ranges at once ---
+
+
+def test_what_is_needed_is_fetched_side_by_side(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = many_layers(web.folder / "m.keras")
+    lock, now, most = threading.Lock(), 0, 0
+
+    def answer(handler: Any, first: int, last: int, content: bytes) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.004)
+        with lock:
+            now -= 1
+        moved(0)(handler, first, last, content)
+
+    web.instead = answer
+    assert report(f"{web.url}/m.keras") == report(model)
+    assert 1 < most <= store.CONNECTIONS
+    together = len(web.requests)
+    web.requests.clear()
+    web.instead = None
+    monkeypatch.setattr("bnfold.model.container.ahead.fetch", lambda *_: None)
+    assert report(f"{web.url}/m.keras") == report(model)
+    assert together < len(web.requests)
+
+
+def test_little_is_fetched_one_after_another(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    many_layers(web.folder / "m.keras")
+    fetch, alone = store.RemoteFile.fetch, []
+    inside = False
+
+    def together(self: store.RemoteFile, ranges: Any) -> int:
+        nonlocal inside
+        inside = True
+        found = fetch(self, ranges)
+        inside = False
+        return found
+
+    read = store.RemoteFile._read
+
+    def count(self: store.RemoteFile, start: int, end: int) -> bytes:
+        if not inside:
+            alone.append(start)
+        return read(self, start, end)
+
+    monkeypatch.setattr(store.RemoteFile, "fetch", together)
+    monkeypatch.setattr(store.RemoteFile, "_read", count)
+    inspect_file(f"{web.url}/m.keras")
+    assert len(alone) < 12, alone
+
+
+def test_ranges_that_are_near_each_other_are_one_request() -> None:
+    assert store._runs([]) == []
+    assert store._runs([0, 1, 3, 6, 7]) == [(0, 4), (6, 8)]
+    assert store._runs(range(100)) == [(0, 64), (64, 100)]
+
+
 # --- several, and reports ---
 
 
@@ -510,69 +634,6 @@ def test_python_takes_urls(models: Any) -> None:
     assert str(found.path) == "memory://models/b.keras"
     with pytest.raises(UnreadableModelError, match="ftp:// is not read"):
         bnfold.inspect("ftp://host/m.keras")
-
-
-# --- S3 ---
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server on this machine, as moto has it, which the environment names."""
-    server = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    found = s3fs.S3FileSystem()
-    found.mkdir("bucket")
-    yield found
-    running.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def test_s3(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wide_keras(tmp_path / "m.keras")
-    bucket.put_file(str(model), "bucket/models/m.keras")
-    bucket.put_file(str(legacy_file(tmp_path / "m.h5")), "bucket/models/deep/m.h5")
-    assert report("s3://bucket/models/m.keras") == report(model)
-    result = invoke("inspect", "s3://bucket/models", "--format", "json")
-    assert [one["path"] for one in json.loads(result.stdout)["models"]] == [
-        "s3://bucket/models/deep/m.h5",
-        "s3://bucket/models/m.keras",
-    ]
-    fold = ["fold", "--no-verify", "--no-config"]
-    assert invoke(*fold, model, tmp_path / "out.keras").exit_code == 0
-    out = "s3://bucket/made/out.keras"
-    assert invoke(*fold, "s3://bucket/models/m.keras", out).exit_code == 0
-    bucket.invalidate_cache()
-    assert bucket.cat_file("bucket/made/out.keras") == (tmp_path / "out.keras").read_bytes()
-    refused(invoke(*fold, model, out), "exists already; use --force to replace it")
-    refused(invoke("inspect", "s3://bucket/models/n.keras"), "there is no such object")
-    refused(invoke("inspect", "s3://none/n.keras"), "there is no such object")
-    refused(invoke(*fold, model, "s3://none/n.keras"), "s3://none/n.keras: ")
-
-    times, read_into = [], store.RemoteFile.read_into
-
-    def change(self: store.RemoteFile, view: memoryview, position: int) -> None:
-        times.append(position)
-        if len(times) == 5:
-            content = bytearray(model.read_bytes())
-            content[-1000:-900] = bytes(100)
-            bucket.pipe_file("bucket/models/m.keras", bytes(content))
-        read_into(self, view, position)
-
-    monkeypatch.setattr(store.RemoteFile, "read_into", change)
-    refused(invoke("inspect", "s3://bucket/models/m.keras"), "changed while it was read")
 
 
 # --- who may ask for anything ---

@@ -658,8 +658,11 @@ def listed(remote: Remote) -> list[str] | None:
 
 
 def _asked(remote: Remote, question: Callable[[], Result]) -> Result:
-    """What a store answers, which is asked again after a while if it is busy."""
-    for seconds in _PAUSES:
+    """What a store answers. A web server that is busy is asked again after a while.
+
+    The libraries of other stores do so themselves.
+    """
+    for seconds in _PAUSES if remote.is_web else ():
         try:
             with _answered(remote):
                 return question()
@@ -726,6 +729,9 @@ _KINDS = {
     "EndpointConnectionError": "the server cannot be reached",
     "ClientConnectorError": "the server cannot be reached",
     "ClientPayloadError": "is truncated: the server ended early",
+    "ServerDisconnectedError": "the server closed the connection",
+    "ConnectionResetError": "the server closed the connection",
+    "TooManyRedirects": "the server redirects too often",
     "NoCredentialsError": "there are no credentials for it in your environment",
     "FileNotFoundError": _ANSWERS[404],
     "PermissionError": _ANSWERS[403],
@@ -735,9 +741,14 @@ _KINDS = {
 
 def _status(error: BaseException) -> int | None:
     """The status of an answer over HTTP, as libraries keep it."""
+    found: Any
     response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore's
+    if type(error).__module__.startswith("gcsfs"):
+        found = getattr(error, "code", None)
+    elif isinstance(error, OSError) and str(error).startswith("Forbidden: "):  # gcsfs' too
+        found = 403
+    elif isinstance(response, dict):  # botocore's
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         found = getattr(error, "status", None) or getattr(response, "status_code", None)
-    return found if isinstance(found, int) and found >= 400 else None
+    return int(found) if str(found).isdecimal() and int(found) >= 400 else None

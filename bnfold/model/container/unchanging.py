@@ -99,6 +99,8 @@ class Watch:
             is_same = (_stamps(path), _listing(path)) == (self._stamps, self._listing)
         except (OSError, BnfoldError) as error:
             guard.raise_scarcity(error)
+            if isinstance(self._path, RemoteFile) and isinstance(error, UnreadableModelError):
+                raise  # a store that does not answer any more is no change
             is_same = False
         if not is_same:
             raise UnreadableModelError("changed while it was read")
