@@ -14,14 +14,12 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard
@@ -181,6 +179,8 @@ class RemoteFile:
         if len(runs) == 1:
             self._keep(*runs[0])
         elif runs:
+            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - see `_stores`
+
             pool = ThreadPoolExecutor(min(CONNECTIONS, len(runs)))
             try:
                 for _ in pool.map(lambda run: self._keep(*run), runs):
@@ -506,8 +506,9 @@ async def _check_redirection(_session: Any, _context: Any, found: Any) -> None:
     """Refuse to be led to what others can change, or to what is no server's."""
     response = found.response
     location = response.headers.get("Location") or response.headers.get("URI") or ""
-    scheme, before = urlsplit(location).scheme.lower(), response.url.scheme
-    if scheme and scheme not in (before, "https"):
+    named = _SCHEME.match(location)
+    scheme = named[1].lower() if named else response.url.scheme
+    if scheme not in (response.url.scheme, "https"):
         response.close()
         shown = guard.shortened(scheme)
         why = ", where others can change it" if scheme == "http" else ""
@@ -533,8 +534,10 @@ async def _check_part(_session: Any, _context: Any, found: Any) -> None:
     raise UnreadableModelError("the server answers with other bytes than were asked for")
 
 
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 def _info(remote: Remote, stores: Any) -> Mapping[str, Any]:
