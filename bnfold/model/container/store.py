@@ -536,8 +536,7 @@ async def _check_part(_session: Any, _context: Any, found: Any) -> None:
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-_CONTENT_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 def _info(remote: Remote, stores: Any) -> Mapping[str, Any]:
