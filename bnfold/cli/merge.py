@@ -1,7 +1,8 @@
 """`bnfold merge`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,28 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
     """
     from bnfold.audit import baseline
     from bnfold.fleet import journal, merging
-    from bnfold.reports.formats.json import dump
+    from bnfold.serialize import parts_of
 
     if output is not None:
         refuse_unwritable(output, reports)
     if all(path.suffix.lower() == ".jsonl" for path in reports):
         names = {path: printable(str(path)) for path in reports}
-        every = {name: journal.read(path, name, must_exist=True) for path, name in names.items()}
-        text = "\n".join(map(journal.line, merging.rows(every)))
+        journals = {name: journal.read(path, name, must_exist=True) for path, name in names.items()}
+        text: str | Iterable[str] = "\n".join(map(journal.line, merging.rows(journals)))
     else:
-        parts = [_json(path) for path in reports]
+        first = _json(reports[0])
+        parts = chain([first], map(_json, reports[1:]))
         try:
-            if all("runs" in part for part in parts):
-                text = dump(merging.sarif(parts))
-            elif all(part.keys() == {"version", "findings"} for part in parts):
-                known = [baseline.parse(json.dumps(part).encode()) for part in parts]
+            if "runs" in first:
+                text = parts_of(merging.sarif(parts))
+            elif first.keys() == {"version", "findings"}:
+                every = [*parts]
+                if any(part.keys() != first.keys() for part in every):
+                    raise ValueError
+                known = [baseline.parse(json.dumps(part).encode()) for part in every]
                 text = baseline.dump(frozenset().union(*known)).removesuffix("\n")
             else:
-                text = dump(merging.reports(parts))
+                text = parts_of(merging.reports(parts))
         except SettingsError:
             raise
         except (KeyError, TypeError, IndexError, AttributeError, ValueError):

@@ -67,7 +67,7 @@ def place_for_pages(output: Path | None) -> Iterator[Pages]:
     from bnfold.jobs.staging import Staging
 
     if output is None:
-        raise click.UsageError(f"pages for more than {MOST_TOGETHER} models need --output FILE")
+        raise click.UsageError("pages of many models need --output FILE")
     with Staging(output.with_name(f"{output.stem}_pages"), "pages", force=True) as staging:
         staging.path.mkdir()
         yield Pages(output, staging)

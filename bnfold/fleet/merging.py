@@ -17,7 +17,8 @@ from urllib.parse import unquote
 from bnfold.errors import SettingsError
 from bnfold.fleet.journal import Journal
 from bnfold.fleet.results import INSPECTED, PROCESSED, Kind, how_many_read
-from bnfold.fleet.row import Json, Row, shard_of
+from bnfold.fleet.row import Json, Row, packed, shard_of, unpacked
+from bnfold.serialize import Stream
 
 
 def rows(parts: Mapping[str, Journal]) -> list[Row]:
@@ -27,39 +28,42 @@ def rows(parts: Mapping[str, Journal]) -> list[Row]:
         if cut:
             raise SettingsError(f"{name}: the run of shard {cut[0]} did not come to its end")
     check(shard for part in parts.values() for shard in part.ended)
-    every = (row for part in parts.values() for row in part.rows)
-    found, _ = _unique(
-        (row.number, row.path, True, replace(row, shard=None, number=None)) for row in every
-    )
-    return found
+    found = _Found()
+    for row in (row for part in parts.values() for row in part.rows):
+        found.add(row.number, row.path, True, replace(row, shard=None, number=None))
+    return found.said(is_done=True)
 
 
-def reports(parts: Sequence[Json]) -> Json:
-    """The JSON reports of `inspect`, or of another command for many models, as one."""
-    kinds = [kind for kind in (INSPECTED, PROCESSED) if all(_is_of(part, kind) for part in parts)]
-    if not kinds:
-        raise SettingsError("not all of these are reports on many models of the same command")
-    (kind,) = kinds
-    summaries = [part["summary"] for part in parts]
+def reports(parts: Iterable[Json]) -> Json:
+    """The JSON reports of `inspect`, or of another command for many models, as one.
+
+    One part at a time is in memory.
+    """
+    kinds, summaries, found = [INSPECTED, PROCESSED], [], _Found()
+    first: Json = {}
+    for part in parts:
+        kinds = [kind for kind in kinds if _is_of(part, kind)]
+        if len(kinds) != 1:
+            raise SettingsError("not all of these are reports on many models of the same command")
+        summaries.append(part["summary"])
+        for is_done, key in ((True, kinds[0].reports), (False, kinds[0].failed)):
+            for number, one in _numbered(part.pop(key), part["summary"], is_done):
+                found.add(number, one["path"], is_done, packed(one))
+        first = first or part
     check(one.get("shard") for one in summaries)
-    done, failed = _unique(
-        (number, one["path"], is_done, one)
-        for part in parts
-        for is_done, key in ((True, kind.reports), (False, kind.failed))
-        for number, one in _numbered(part[key], part["summary"], is_done)
-    )
-    left = _left_out(summaries)
+    done, failed = found.said(is_done=True), found.said(is_done=False)
+    left, (kind,) = _left_out(summaries), kinds
     others = sorted({name for one in summaries for name in one.get("uncompared", ())})
     return {
-        **parts[0],
+        **first,
         "summary": {
             "found": len(done) + len(failed) + left.get("left_out", 0),
             kind.done: len(done),
             **left,
             **({"uncompared": others} if others else {}),
         },
-        kind.reports: done,
-        kind.failed: failed,
+        kind.reports: Stream(lambda: map(unpacked, done)),
+        kind.failed: [*map(unpacked, failed)],
     }
 
 
@@ -77,35 +81,45 @@ def _is_of(part: Json, kind: Kind) -> bool:
     return {"schema_version", "summary", kind.reports, kind.failed} <= part.keys()
 
 
-def sarif(parts: Sequence[Json]) -> Json:
-    """Logs of SARIF that bnfold wrote, as one."""
-    runs = [run for part in parts for run in part["runs"]]
-    drivers = {run["tool"]["driver"]["version"] for run in runs}
-    if {run["tool"]["driver"]["name"] for run in runs} != {"bnfold"} or len(drivers) != 1:
+def sarif(parts: Iterable[Json]) -> Json:
+    """Logs of SARIF that bnfold wrote, as one; one of them at a time is in memory."""
+    tools, invocations, found = [], [], _Found()
+    first: Json = {}
+    for part in parts:
+        for run in part.pop("runs"):
+            tools.append(run["tool"])
+            invocations += run["invocations"]
+            for number, path, is_done, said in _of_log(run):
+                found.add(number, path, is_done, packed(said))
+        first = first or part
+    drivers = {(one["driver"]["name"], one["driver"]["version"]) for one in tools}
+    if len(drivers) != 1 or drivers.pop()[0] != "bnfold":
         raise SettingsError("not all of these logs are of the same version of bnfold")
-    invocations = [run["invocations"][0] for run in runs]
     every = [one["properties"] for one in invocations]
     check(one.get("shard") for one in every)
-    models, notes = _unique(one for run in runs for one in _of_log(run))
+    models, notes = found.said(is_done=True), found.said(is_done=False)
     left = _left_out(every)
-    found = len(models) + len(notes) + left.get("left_out", 0)
-    summary = {"found": found, "read": len(models), **left}
+    summary = {
+        "found": len(models) + len(notes) + left.get("left_out", 0),
+        "read": len(models),
+        **left,
+    }
     invocation = {
         "executionSuccessful": all(one["executionSuccessful"] for one in invocations),
         "exitCodeDescription": how_many_read(summary),
         "properties": summary,
-        "toolExecutionNotifications": notes,
+        "toolExecutionNotifications": [*map(unpacked, notes)],
     }
     run = {
-        "tool": runs[0]["tool"],
+        "tool": tools[0],
         "invocations": [invocation],
-        "artifacts": [artifact for artifact, _ in models],
-        "results": [result for _, results in models for result in results],
+        "artifacts": Stream(lambda: (unpacked(one)[0] for one in models)),
+        "results": Stream(lambda: (result for one in models for result in unpacked(one)[1])),
     }
-    return {**parts[0], "runs": [run]}
+    return {**first, "runs": Stream(lambda: [run])}
 
 
-def _of_log(run: Json) -> Iterator[_Entry]:
+def _of_log(run: Json) -> Iterator[tuple[int | None, str, bool, Any]]:
     """The models of a log of SARIF: those that were read with their results, and the others."""
     (invocation,) = run["invocations"]
     about = invocation["properties"]
@@ -129,29 +143,36 @@ def _uri(result: Json) -> str:
 def _numbered(every: Sequence[Any], about: Json, is_done: bool) -> Iterator[tuple[int | None, Any]]:
     """The parts of a report with their numbers, where it is that of a shard."""
     numbers = about["numbers"]["done" if is_done else "failed"] if "numbers" in about else None
-    return zip(numbers or [None] * len(every), every, strict=True)
+    return zip([None] * len(every) if numbers is None else numbers, every, strict=True)
 
 
-_Entry = tuple[int | None, str, bool, Any]
-"""The number of a model, its path, whether it was done, and what a report says of it."""
+class _Found:
+    """What reports say of models, each once."""
 
+    def __init__(self) -> None:
+        self._by_path: dict[str, tuple[int | None, bool, Any]] = {}
 
-def _unique(entries: Iterable[_Entry]) -> tuple[list[Any], list[Any]]:
-    """What reports say of models, of each once: of those that were done, and of the others.
+    def add(self, number: int | None, path: str, is_done: bool, said: Any) -> None:
+        """Take in what a report says of a model, which was done or not.
 
-    They are in the order of their numbers, which are those of one run or none, and then of their
-    paths.
-
-    Raises:
-        SettingsError: two reports on one model differ.
-    """
-    found: dict[str, tuple[int | None, bool, Any]] = {}
-    for number, path, *said in entries:
-        if found.setdefault(path, (number, *said))[1:] != (*said,):
+        Raises:
+            SettingsError: another report says something else of it.
+        """
+        if self._by_path.setdefault(path, (number, is_done, said))[1:] != (is_done, said):
             raise SettingsError(f"two reports on {path} differ: merge those of one run")
-    ordered = sorted(found, key=lambda path: (found[path][0] or 0, PurePosixPath(path).parts))
-    every = [found[path][1:] for path in ordered]
-    return [one for done, one in every if done], [one for done, one in every if not done]
+
+    def said(self, *, is_done: bool) -> list[Any]:
+        """What is said of the models that were done, or of the others.
+
+        They are in the order of their numbers, which are those of one run or none, and then of
+        their paths.
+        """
+        found = sorted(
+            (number or 0, PurePosixPath(path).parts, path)
+            for path, (number, done, _) in self._by_path.items()
+            if done == is_done
+        )
+        return [self._by_path[path][2] for *_, path in found]
 
 
 def check(labels: Iterable[str | None]) -> None:

@@ -46,6 +46,16 @@ class Task:
         return replace(self, words=(*self.words[:end], *more, *self.words[end:]))
 
 
+def packed(value: Any) -> bytes:
+    """A value of JSON in little memory."""
+    return zlib.compress(json.dumps(value).encode("ascii"), level=1)
+
+
+def unpacked(value: bytes) -> Any:
+    """What was packed."""
+    return json.loads(zlib.decompress(value))
+
+
 class _Packed:
     """A field of JSON that is kept compressed: reports on thousands of models take much memory."""
 
@@ -59,12 +69,11 @@ class _Packed:
     def __get__(self, row: object, owner: type) -> Any: ...
 
     def __get__(self, row: object | None, owner: type) -> Any:
-        packed = None if row is None else vars(row)[self._name]
-        return None if packed is None else json.loads(zlib.decompress(packed))
+        value = None if row is None else vars(row)[self._name]
+        return None if value is None else unpacked(value)
 
     def __set__(self, row: object, value: Any) -> None:
-        text = None if value is None else json.dumps(value).encode("ascii")
-        vars(row)[self._name] = None if text is None else zlib.compress(text, level=1)
+        vars(row)[self._name] = None if value is None else packed(value)
 
 
 @dataclass(frozen=True)
