@@ -1,5 +1,8 @@
 """The checksum of a file that is found while it is written is that of what stands there."""
 
+import errno
+import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 
 from bnfold.model.container import checksums
-from bnfold.model.container.checksums import Running, combined
+from bnfold.model.container.checksums import Writer, combined
 
 MIB = 1 << 20
 
@@ -33,29 +36,101 @@ WRITES = {
 def test_whatever_is_written_in_which_order(case: str, tmp_path: Path) -> None:
     path, random = tmp_path / "w", np.random.default_rng(0)
     path.write_bytes(bytes(100))
-    with Running(path) as sums, path.open("r+b", buffering=0) as file:
+    wanted = bytearray(path.read_bytes())
+    with Writer(path) as writer:
         for start, size in WRITES[case]:
-            file.seek(start)
-            file.write(random.bytes(size))
-            sums.wrote(start, size)
-    content = path.read_bytes()
+            content = random.bytes(size)
+            wanted.extend(bytes(max(0, start + size - len(wanted))))
+            wanted[start : start + size] = content
+            writer.write(memoryview(content), start)
+    assert path.read_bytes() == wanted
     with path.open("rb", buffering=0) as file:
-        assert sums.of_rest(file, 100, len(content) - 100) == zlib.crc32(content[100:])
+        assert writer.of_rest(file, 100, len(wanted) - 100) == zlib.crc32(wanted[100:])
 
 
 def test_large_blocks_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w"
     path.write_bytes(bytes(3 * MIB))
-    with Running(path) as sums:
-        sums.wrote(10, 2 * MIB)
+    with Writer(path) as writer:
+        writer.write(memoryview(bytes(2 * MIB)), 10)
     read = []
     of_part = checksums.of_part
     monkeypatch.setattr(checksums, "of_part", lambda *given: read.append(given) or of_part(*given))
     with path.open("rb", buffering=0) as file:
-        assert sums.of_rest(file, 0, 3 * MIB) == zlib.crc32(bytes(3 * MIB))
+        assert writer.of_rest(file, 0, 3 * MIB) == zlib.crc32(bytes(3 * MIB))
     assert sum(size for _, size, *_ in read) == MIB
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), Running(tmp_path / "none"):
+    with pytest.raises(FileNotFoundError), Writer(tmp_path / "none"):
         pass
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "w").touch()
+    return tmp_path / "w"
+
+
+def test_what_cannot_be_written_is_raised_at_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = checksums.os.pwrite, []
+
+    def full(number: int, content: memoryview, start: int) -> int:
+        written.append(start)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(number, content, start)
+
+    monkeypatch.setattr(checksums.os, "pwrite", full)
+    content = memoryview(bytes(20 * checksums._PIECE))  # many more pieces than may wait
+    with pytest.raises(OSError, match="No space left"), Writer(path) as writer:
+        writer.write(content, 0)
+    assert len(written) == 3
+
+
+def test_an_error_of_whoever_writes_is_not_hidden(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail() -> None:
+        with Writer(path) as writer:
+            writer.write(memoryview(bytes(MIB)), 0)
+            raise ValueError("mine")
+
+    monkeypatch.setattr(checksums.os, "pwrite", full)
+    with pytest.raises(ValueError, match="mine"):
+        fail()
+
+
+def test_a_few_bytes_at_a_time_are_all_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, content = checksums.os.pwrite, np.random.default_rng(0).bytes(3 * MIB)
+    monkeypatch.setattr(
+        checksums.os, "pwrite", lambda number, part, start: write(number, part[:70_001], start)
+    )
+    with Writer(path) as writer:
+        writer.write(memoryview(content[:-9]), 0)
+        writer.write(memoryview(content[-9:]), len(content) - 9)
+    assert path.read_bytes() == content
+
+
+def test_no_more_waits_to_be_written_than_may(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a disk that is slower than the fold would have the model in memory."""
+    write = checksums.os.pwrite
+
+    def slow(number: int, content: memoryview, start: int) -> int:
+        time.sleep(0.01)
+        return write(number, content, start)
+
+    monkeypatch.setattr(checksums.os, "pwrite", slow)
+    content = memoryview(bytes(64 * MIB))
+    tracemalloc.start()
+    with Writer(path) as writer:
+        writer.write(content, 0)
+        writer.write(content, len(content))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 * MIB

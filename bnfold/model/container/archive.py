@@ -332,10 +332,10 @@ class KerasArchive:
         is_large = self._weights.root.id.get_filesize() > zipfile.ZIP64_LIMIT // 2
         start = len(info.FileHeader(is_large))
         target.write_bytes(bytes(start))
-        with checksums.Running(target) as sums:
-            self._write_weights(graph, names, target, start, sums.wrote)
+        with checksums.Writer(target) as writer:
+            self._write_weights(graph, names, target, start, writer)
         with target.open("r+b", buffering=0) as file:
-            _describe(info, file, start, sums)
+            _describe(info, file, start, writer)
             file.seek(0)
             file.write(info.FileHeader(is_large))
             file.seek(0, io.SEEK_END)
@@ -389,9 +389,9 @@ class KerasArchive:
         names: dict[LayerPath, str],
         target: Path,
         start: int = 0,
-        wrote: Callable[[int, int], None] | None = None,
+        writer: checksums.Writer | None = None,
     ) -> None:
-        with hdf5.new_file(target, start, wrote) as new:
+        with hdf5.new_file(target, start, writer) as new:
             # What a subclassed model holds nobody knows: it stays where it is.
             replaced = set() if graph.kind == "subclassed" else {self._container.value}
             hdf5.copy_children(self._weights.root, new, skip={OPTIMIZER, *replaced})
@@ -459,7 +459,7 @@ def _require(names: set[str]) -> None:
         raise UnreadableModelError(f"there is no {WEIGHTS} inside{hint}")
 
 
-def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int, sums: checksums.Running) -> None:
+def _describe(info: zipfile.ZipInfo, file: IO[bytes], start: int, sums: checksums.Writer) -> None:
     """Note size and checksum of what stands in `file` from `start` on, stored uncompressed."""
     info.file_size = info.compress_size = file.seek(0, io.SEEK_END) - start
     info.CRC = sums.of_rest(file, start, info.file_size)

@@ -1,8 +1,8 @@
-"""The CRC-32 of a file that is being written, found beside the writing.
+"""The writing of large files, and their CRC-32, on another core than the one that computes them.
 
-The large blocks of an HDF5 file are written once, so that their checksums can be found as soon as
-they are there, on another core and while the bytes are in memory. That of the whole is put together
-from those of its parts: a CRC is the remainder of a polynomial, and
+The large blocks of an HDF5 file are written once, so that their checksums can be found before all
+of it is there. That of the whole is put together from those of its parts: a CRC is the remainder of
+a polynomial, and
 
     crc(a + b) = crc(a) * x ** (8 * len(b)) + crc(b)
 
@@ -15,14 +15,17 @@ import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Queue
 from types import TracebackType
 from typing import IO
 
 _POLYNOMIAL = 0xEDB88320
 _CHUNK = 1 << 20
 _LARGE = 1 << 20
-"""How long a block is, at least, that is looked at before all is written."""
+"""How long a block is, at least, whose writing nobody waits for."""
+_PIECE = 4 << 20
+_WAITING = 3
+"""How many pieces of how many bytes wait to be written, at most."""
 _FLUSHED = 256 << 20
 """After how many bytes the system is asked to bring what is written to the disk meanwhile."""
 
@@ -63,21 +66,26 @@ def _power(exponent: int) -> int:
     return found
 
 
-class Running:
-    """The checksum of a file while it is written, to be used as a context for that time."""
+class Writer:
+    """Writes to a file, large blocks while their caller goes on, and finds their checksums.
+
+    To be used as a context: at its end all is written. What cannot be written is raised there, as
+    whoever writes through the HDF5 library cannot be told before.
+    """
 
     def __init__(self, path: Path) -> None:
         """`path` exists already, and stays the same file."""
         self._path = path
-        self._waiting: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+        self._waiting: Queue[tuple[int, bytes] | None] = Queue(_WAITING)
+        self._lock = threading.Lock()
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._found: dict[int, int] = {}
-        self._failure: OSError | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._failure: Exception | None = None
+        self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> "Running":
-        self._thread.start()
+    def __enter__(self) -> "Writer":
+        self._file = self._path.open("r+b", buffering=0)
         return self
 
     def __exit__(
@@ -86,40 +94,67 @@ class Running:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._waiting.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+        self._file.close()
         if error is None and self._failure is not None:
             raise self._failure
 
-    def wrote(self, start: int, size: int) -> None:
-        """Take notice of so many bytes that were written from a place on."""
-        self._forget(start, start + size)
-        if size >= _LARGE:
-            insort(self._starts, start)
-            self._sizes[start] = size
-            self._waiting.put((start, size))
+    def write(self, content: memoryview, start: int) -> None:
+        """Write bytes from a place on; those of a large block are copied, and written soon."""
+        if self._forget(start, start + len(content)):
+            self.settle()
+        if len(content) < _LARGE:
+            self._put(content, start)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        for at in range(0, len(content), _PIECE):
+            piece = bytes(content[at : at + _PIECE])
+            insort(self._starts, start + at)
+            self._sizes[start + at] = len(piece)
+            self._waiting.put((start + at, piece))
 
-    def _forget(self, start: int, end: int) -> None:
-        """Leave out what was written again."""
-        number = bisect_left(self._starts, end)
+    def settle(self) -> None:
+        """Wait until the file has all that it was given."""
+        self._waiting.join()
+
+    def _forget(self, start: int, end: int) -> bool:
+        """Leave out what is written again; whether there was any."""
+        number = before = bisect_left(self._starts, end)
         while number and self._starts[number - 1] + self._sizes[self._starts[number - 1]] > start:
             number -= 1
             del self._sizes[self._starts.pop(number)]
+        return number < before
 
     def _run(self) -> None:
         unflushed = 0
-        try:
-            with self._path.open("rb", buffering=0) as file:
-                while (block := self._waiting.get()) is not None:
-                    start, size = block
-                    file.seek(start)
-                    self._found[start] = of_part(file, size)
-                    unflushed += size
-                    if unflushed > _FLUSHED and hasattr(os, "fdatasync"):
-                        os.fdatasync(file.fileno())
-                        unflushed = 0
-        except OSError as error:
-            self._failure = error
+        while (block := self._waiting.get()) is not None:
+            start, piece = block
+            try:
+                if self._failure is None:  # else all that waits is taken, and none of it written
+                    self._put(memoryview(piece), start)
+                    self._found[start] = zlib.crc32(piece)
+                    unflushed += len(piece)
+                if unflushed > _FLUSHED and hasattr(os, "fdatasync"):
+                    unflushed = 0
+                    os.fdatasync(self._file.fileno())
+            except Exception as error:
+                self._failure = error
+            finally:
+                self._waiting.task_done()
+
+    def _put(self, content: memoryview, start: int) -> None:
+        while len(content):
+            if hasattr(os, "pwrite"):
+                count = os.pwrite(self._file.fileno(), content, start)
+            else:
+                with self._lock:
+                    self._file.seek(start)
+                    count = self._file.write(content)
+            content, start = content[count:], start + count
 
     def of_rest(self, file: IO[bytes], start: int, size: int) -> int:
         """The CRC-32 of `size` bytes of the file from a place on, when all is written."""

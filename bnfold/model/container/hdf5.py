@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import ahead, budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.checksums import Writer
 from bnfold.model.container.library import h5py
 from bnfold.model.container.store import FAR, RemoteFile, RemoteStream
 from bnfold.model.graph import Weight
@@ -133,53 +134,43 @@ class _Recorder(io.FileIO):
     """A file that notes what went wrong while it was written, and goes on as if nothing had.
 
     The HDF5 library cannot close a file that it cannot write, and complains of that itself. What
-    stands before `start` is not part of the file. `wrote` is told where in all of it how many
-    bytes were written.
+    stands before `start` is not part of the file. `writer` is what writes.
     """
 
-    def __init__(
-        self, target: Path, start: int, wrote: Callable[[int, int], None] | None = None
-    ) -> None:
-        super().__init__(target, "r+" if start else "w+")
+    def __init__(self, target: Path, start: int, writer: Writer) -> None:
+        super().__init__(target, "r+")
         self.failure: BaseException | None = None
-        self._start, self._wrote = start, wrote
+        self._start, self._writer = start, writer
         self._position = start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        before = {io.SEEK_SET: self._start, io.SEEK_CUR: self._position}.get(whence)
-        self._position = super().seek(offset, whence) if before is None else before + offset
+        if whence == io.SEEK_END:
+            self._writer.settle()
+            self._position = super().seek(offset, whence)
+        else:
+            self._position = offset + (self._position if whence else self._start)
         return self.tell()
 
     def tell(self) -> int:
         return self._position - self._start
 
     def readinto(self, buffer: Any, /) -> int:
+        self._writer.settle()
         super().seek(self._position)
         count = super().readinto(buffer)
         self._position += count
         return count
 
     def write(self, content: Any, /) -> int:
-        size = len(content)
-        try:
-            rest, done = memoryview(content).cast("B"), 0
-            while done < size and self.failure is None:
-                done += self._write(rest[done:] if done else rest, self._position + done)
-            if self._wrote is not None and self.failure is None:
-                self._wrote(self._position, size)
-            self._position += size
-        except BaseException as error:
-            self.failure = self.failure or error
-        return size
-
-    def _write(self, content: memoryview, offset: int) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self.fileno(), content, offset)
-        super().seek(offset)
-        return super().write(content)
+        with self._noting():
+            if self.failure is None:
+                self._writer.write(memoryview(content).cast("B"), self._position)
+        self._position += len(content)
+        return len(content)
 
     def truncate(self, size: int | None = None, /) -> int:
         with self._noting():
+            self._writer.settle()
             super().truncate(size if size is None else size + self._start)
         return size or 0
 
@@ -192,15 +183,17 @@ class _Recorder(io.FileIO):
 
 
 @contextmanager
-def new_file(
-    target: Path, start: int = 0, wrote: Callable[[int, int], None] | None = None
-) -> Iterator[h5py.File]:
+def new_file(target: Path, start: int = 0, writer: Writer | None = None) -> Iterator[h5py.File]:
     """A new HDF5 file to write to; raises what went wrong while it was written at the end.
 
-    With `start` it is written into the file `target`, behind its first `start` bytes. `wrote` is
-    told of all bytes that are written, where they stand in `target` and how many they are.
+    With `start` it is written into the file `target`, behind its first `start` bytes. `writer` is
+    that file's, if there is one already.
     """
-    with _Recorder(target, start, wrote) as stream:
+    with ExitStack() as opened:
+        if writer is None:
+            target.write_bytes(bytes(start))
+            writer = opened.enter_context(Writer(target))
+        stream = opened.enter_context(_Recorder(target, start, writer))
         try:
             with h5py.File(stream, "w") as file:
                 yield file
