@@ -72,6 +72,7 @@ class Row:
         yardstick: what these are, in words.
         model: the name of the model's maker in `MAKERS`; None for none.
         light: whether it is measured every night, with a smaller model.
+        named: whether it is measured only where `--only` has all of its name.
         rounds: how often.
         codes: with which of them the command may end.
     """
@@ -82,6 +83,7 @@ class Row:
     yardstick: str
     model: str | None = None
     light: bool = True
+    named: bool = False
     rounds: int = 5
     codes: Sequence[int] = (0,)
 
@@ -99,6 +101,10 @@ ROWS = (
     Row(
         "fold, 4 GiB", "fold {model} {out} --force --no-verify", ["cp", "{model}", "{out}"],
         "`cp`", "wide", rounds=2,
+    ),
+    Row(
+        "fold, 12 GiB", "fold {model} {out} --force --no-verify", ["cp", "{model}", "{out}"],
+        "`cp`", "wider", light=False, named=True, rounds=2,
     ),
     Row("inspect, ResNet50", "inspect {model}", IMPORTS, "importing click, numpy, h5py",
         "ResNet50", light=False, codes=(0, 1)),
@@ -150,17 +156,20 @@ def run(words: Sequence[str], folder: Path, codes: Sequence[int] = (0,)) -> Meas
 
 def measured(row: Row, model: Path | None, folder: Path) -> tuple[Measured, Measured]:
     """A row's command and its yardstick, in turn; the best of each."""
-    names = {"model": model, "out": folder / "out.keras", "folded": folder / "folded.keras"}
+    out = folder / "out.keras"
+    names = {"model": model, "out": out, "folded": folder / "folded.keras"}
     if "{folded}" in row.command:
         run([*BNFOLD, "fold", str(model), str(names["folded"]), "--force", "--no-verify"], folder)
     command = [*BNFOLD, *(word.format(**names) for word in row.command.split())]
     beside = [word.format(**names) if "{" in word else word for word in row.beside]
-    found: tuple[Measured | None, Measured | None] = None, None
+    own = yardstick = None
     for number in range(row.rounds + 1):
-        pair = run(beside, folder), run(command, folder, row.codes)
+        out.unlink(missing_ok=True)  # `cp` would write over a file that is there
+        other = run(beside, folder)
+        out.unlink(missing_ok=True)
+        this = run(command, folder, row.codes)
         if number or row.rounds == 1:  # the first round fills caches and compiles modules
-            found = pair[0].best(found[0]), pair[1].best(found[1])
-    yardstick, own = found
+            own, yardstick = this.best(own), other.best(yardstick)
     assert own is not None
     assert yardstick is not None
     return own, yardstick
@@ -206,17 +215,26 @@ def _chain(path: Path, size: int, width: int) -> Path:
 
 def wide(folder: Path, light: bool) -> Path:
     """Large kernels: 4 GiB of them, or 256 MiB."""
+    return _wide(folder / "wide.keras", 16 if light else 256)
+
+
+def wider(folder: Path, light: bool) -> Path:
+    """12 GiB of them."""
+    return _wide(folder / "wider.keras", 768)
+
+
+def _wide(path: Path, count: int) -> Path:
     import large
     import numpy as np
 
     sketch = large.Sketch(2048)
     kernel = np.random.default_rng(0).normal(0, 1 / 45, (2048, 2048)).astype("f4")
     last = sketch.input()
-    for _ in range(16 if light else 256):
+    for _ in range(count):
         last = sketch.add("Dense", [last], units=2048, use_bias=True)
         sketch.weights[last] = [kernel, np.zeros(2048, "f4")]
         last = sketch.norm(last)
-    return _write(sketch, [last], folder / "wide.keras")
+    return _write(sketch, [last], path)
 
 
 def folder_of_models(folder: Path, light: bool) -> Path:
@@ -272,6 +290,7 @@ MAKERS: Mapping[str, Callable[[Path, bool], Path]] = {
     "cnn": cnn,
     "deep": deep,
     "wide": wide,
+    "wider": wider,
     "folder": folder_of_models,
     "convolutions": convolutions,
     "ResNet50": resnet50,
@@ -314,11 +333,11 @@ def table(found: Sequence[tuple[Row, Measured, Measured]], before: str) -> str:
         known[row.name] = (
             f"| {row.name} | {own.cpu:.2f} s | {own.wall:.2f} s | {own.memory >> 20} MiB | "
             f"{row.yardstick} | {other.cpu:.2f} s | {other.wall:.2f} s | "
-            f"{own.cpu / other.cpu:.2f} |"
+            f"{own.cpu / other.cpu:.2f} | {own.wall / other.wall:.2f} |"
         )
     head = [
-        "| what | CPU | wall | memory | beside | its CPU | its wall | ratio of CPU |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| what | CPU | wall | memory | beside | its CPU | its wall | ratio of CPU | of wall |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*head, *(known[row.name] for row in ROWS if row.name in known)])
 
@@ -340,7 +359,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="the rows whose names begin so")
     parser.add_argument("--folder", type=Path, help="where there is place for 10 GiB of models")
     asked = parser.parse_args()
-    rows = [row for row in ROWS if row.name.startswith(asked.only) and row.light >= asked.light]
+    rows = [
+        row
+        for row in ROWS
+        if row.name.startswith(asked.only)
+        and row.light >= asked.light
+        and row.named <= (row.name == asked.only)
+    ]
     rows.sort(key=lambda row: list(MAKERS).index(row.model) if row.model else -1)
     with TemporaryDirectory(dir=asked.folder) as folder:
         found = list(all_rows(rows, Path(folder), light=asked.light))
