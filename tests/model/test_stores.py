@@ -17,6 +17,7 @@ from wide import refused, report, wide_keras
 
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
+from bnfold.model.container.remote import Remote, located
 
 FOLD = ["fold", "--no-verify", "--no-config"]
 ODD = "odd näme #1+%20 [a] &=;.keras"
@@ -139,6 +140,44 @@ def test_revisions_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
             url = f"hf://owner/name@{revision}/models/m.keras"
             assert str(inspect_file(url).path) == url
         refused(invoke("inspect", "hf://owner/name@main/models/m.keras"), "neither a .keras")
+
+
+def test_versions_of_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with stores.amazon(monkeypatch, tmp_path) as place:
+        files = pytest.importorskip("s3fs").S3FileSystem(version_aware=True)
+        files.make_bucket_versioned("bucket")
+        model = wide_keras(tmp_path / "m.keras")
+        place.put("m.keras", model.read_bytes())
+        first = files.info("bucket/models/m.keras")["VersionId"]
+        place.put("m.keras", b"damaged")
+        url = f"{place.url}/m.keras"
+        assert report(f"{url}?versionId={first}") == report(model)
+        out, local = tmp_path / "out.keras", tmp_path / "local.keras"
+        assert invoke(*FOLD, f"{url}?versionId={first}", out).exit_code == 0
+        assert invoke(*FOLD, model, local).exit_code == 0
+        assert out.read_bytes() == local.read_bytes()
+        refused(invoke("inspect", f"{url}?versionId=other"), "there is no such object")
+        refused(invoke("inspect", url), "neither a .keras archive nor an HDF5 file")
+
+
+@pytest.mark.parametrize(
+    ("package", "url", "said"),
+    [
+        ("adlfs", "abfs://box@account.dfs.core.windows.net/m.keras", {"account_name": "account"}),
+        ("adlfs", "az://box/m.keras?versionid=1", {"version_aware": True}),
+        ("gcsfs", "gs://bucket/m.keras#123", {"version_aware": True}),
+        ("gcsfs", "gs://bucket/m.keras", {}),
+    ],
+)
+def test_what_a_url_says_of_account_and_version_counts(
+    package: str, url: str, said: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(package)
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(fsspec, "filesystem", lambda _, **options: options)
+    found = located(url)
+    assert isinstance(found, Remote)
+    assert store._stores(found) == said
 
 
 @pytest.mark.processes

@@ -470,7 +470,7 @@ def _stores(remote: Remote) -> Any:
     try:
         import fsspec  # noqa: PLC0415 - models on this machine need none of it
 
-        options = _web_options(remote) if remote.is_web else {}
+        options = _web_options(remote) if remote.is_web else _said(remote)
         with _answered(remote):
             return fsspec.filesystem(remote.protocol, **options)
     except ImportError:
@@ -479,6 +479,20 @@ def _stores(remote: Remote) -> Any:
         raise UnreadableModelError(
             f"{remote.protocol}:// needs packages that are not installed: {line}"
         ) from None
+
+
+def _said(remote: Remote) -> dict[str, Any]:
+    """What a URL says of an account, or that it names a version: both would be ignored."""
+    found: dict[str, Any] = {}
+    if _VERSIONED.match(remote.url):
+        found["version_aware"] = True
+    if account := _ACCOUNT.match(remote.url):
+        found["account_name"] = account[1]
+    return found
+
+
+_VERSIONED = re.compile(r"s3://.*[?&]versionId=|gs://.*#\d+$|(az|abfs)://.*[?&]versionid=")
+_ACCOUNT = re.compile(r"(?:az|abfs)://[^/@]+@([^/@]+)\.(?:dfs|blob)\.core\.windows\.net(?:/|$)")
 
 
 def _web_options(remote: Remote) -> dict[str, Any]:
