@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from archives import (
@@ -29,7 +30,7 @@ from servers import Web, reply, serving
 from wide import WIDE, WIDTH, many_layers, refused, report, wide_keras
 
 import bnfold
-from bnfold.errors import UnreadableModelError
+from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
 from bnfold.model.container.remote import PlainHttpWarning, Remote, located
@@ -507,6 +508,19 @@ def test_nobody_is_led_to_where_others_can_change_it(
             asyncio.run(found)
     else:
         asyncio.run(found)
+
+
+def test_what_is_wrong_with_an_optimizer_names_the_model(memory: Any, tmp_path: Path) -> None:
+    def damage(file: Any) -> None:
+        inside = file.create_group("optimizer_weights")
+        inside.attrs["weight_names"] = [b"adam/iter"]
+        inside["adam/iter"] = h5py.ExternalLink("other.h5", "/other")
+
+    model = legacy_file(tmp_path / "m.h5", edit=damage)
+    memory.put_file(str(model), "/models/m.h5")
+    for given in (model, "memory://models/m.h5"):
+        with pytest.raises(UnsafeModelError, match=f"^{given}: "):
+            inspect_file(given)
 
 
 # --- several ranges at once ---

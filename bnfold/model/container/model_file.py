@@ -119,7 +119,8 @@ class ModelFile:
             UnreadableModelError, UnsafeModelError: the optimizer's part of the file is damaged, or
                 asks for what a model file must not ask for.
         """
-        return self.format.optimizers
+        with self.named():
+            return self.format.optimizers
 
     def write(self, graph: Graph, target: Path, record: Json | Callable[[], Json]) -> None:
         """Write `graph` to `target`, in the same kind of file, with `record` in its metadata.
