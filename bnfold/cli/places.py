@@ -106,12 +106,15 @@ def _globbed(models: Sequence[Where]) -> tuple[list[Where], list[Where]]:
 
     Likewise the folders that were named: that of a pattern is what is before its first wildcard.
     """
+    from bnfold.model.container.search import matching
+
     found: list[Where] = []
     roots: list[Where] = []
     for one in models:
         if isinstance(one, Remote):
-            found.append(one)
-            roots.append(one)
+            folder, remote = matching(one) if _is_pattern(one) else (one, [one])
+            found += remote
+            roots.append(folder)
             continue
         matches = _matches(one) if _is_pattern(one) else []
         found += matches or [one]
@@ -122,9 +125,11 @@ def _globbed(models: Sequence[Where]) -> tuple[list[Where], list[Where]]:
     return found, roots
 
 
-def _is_pattern(path: Path) -> bool:
+def _is_pattern(path: Where) -> bool:
     import glob
 
+    if isinstance(path, Remote):  # what else could be a wildcard stands before a version there
+        return path.store.lists and "*" in path.url and "?" not in path.url
     return glob.has_magic(str(path)) and not os.path.lexists(path)
 
 
@@ -161,7 +166,7 @@ def is_many(models: Sequence[Where]) -> bool:
         return True
     only = models[0]
     if isinstance(only, Remote):
-        return only.url.endswith("/")
+        return only.url.endswith("/") or _is_pattern(only)
     if os.path.isdir(only):
         return not is_model_directory(only)
     return _is_pattern(only)

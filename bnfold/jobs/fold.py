@@ -15,11 +15,11 @@ from bnfold.jobs.gate import InputFindings, of_input
 from bnfold.jobs.inspect import keras_versions
 from bnfold.jobs.planning import planned
 from bnfold.jobs.settings import Settings
-from bnfold.jobs.staging import Staging, check_target
+from bnfold.jobs.staging import Staging, check_target, target_at
 from bnfold.model.container.model_file import Kind, ModelFile, open_model
 from bnfold.model.container.printing import printable
 from bnfold.model.container.record import record
-from bnfold.model.container.remote import Remote, Where, located
+from bnfold.model.container.remote import Remote, Where
 from bnfold.model.edit import ForInference, for_inference
 from bnfold.model.graph import Json, LayerPath, show
 from bnfold.running import options
@@ -180,7 +180,7 @@ def fold_file(
     """
     options.some_of("standalone", standalone, get_args(Standalone))
     keep = options.names("keep", keep)
-    target = located(target)
+    target = target_at(target)
     if proof is not None:
         proof.require("fold")
     with open_model(source, sha256) as model:

@@ -24,11 +24,11 @@ from bnfold.folding.keep import matches
 from bnfold.folding.plan import Blocked, Fold, Plan
 from bnfold.jobs.fold import refuse_inside
 from bnfold.jobs.planning import planned
-from bnfold.jobs.staging import Staging, check_target
+from bnfold.jobs.staging import Staging, check_target, target_at
 from bnfold.model.container.model_file import Kind, open_model
 from bnfold.model.container.printing import printable
 from bnfold.model.container.record import record
-from bnfold.model.container.remote import Where, located
+from bnfold.model.container.remote import Where
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.modes import CallModes
 from bnfold.model.moments import Moments
@@ -193,7 +193,7 @@ def recalibrate_file(
     """
     layers = options.names("layers", layers)
     cache = options.whole("cache", cache)
-    target = located(target)
+    target = target_at(target)
     requirements.require("recalibrate")
     with open_model(source, sha256) as model:
         check_target(target, model.kind, force=force)

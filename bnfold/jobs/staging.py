@@ -31,7 +31,7 @@ from bnfold.model.container.model_file import (
     is_saved_model,
 )
 from bnfold.model.container.printing import printable
-from bnfold.model.container.remote import Remote, Where
+from bnfold.model.container.remote import Remote, Where, located
 from bnfold.supervision import leftovers, link
 
 Format: TypeAlias = Literal["onnx", "tflite", "saved_model"]
@@ -95,6 +95,19 @@ def format_of(name: str | Where) -> Format | None:
     return "saved_model" if text.endswith(ends) or is_saved_model(path) else None
 
 
+def target_at(given: str | Where) -> Where:
+    """Where a result is to go, as a user says it; asked before a model is fetched.
+
+    Raises:
+        OutputError: it is in a store to which nothing is written.
+    """
+    target = located(given)
+    if isinstance(target, Remote) and not target.store.writes:
+        name = printable(str(target))
+        raise OutputError(f"{name}: nothing is written to {target.protocol}://")
+    return target
+
+
 def check_target(target: Where, kind: TargetKind, *, force: bool) -> None:
     """See that a result of this kind may be written to `target`.
 
@@ -136,8 +149,7 @@ _NO_SUFFIX: dict[TargetKind, str] = {
 
 def _check_remote(target: Remote, kind: TargetKind, *, force: bool) -> None:
     name = printable(str(target))
-    if not target.store.writes:
-        raise OutputError(f"{name}: nothing is written to {target.protocol}://")
+    target_at(target)
     if kind in _FOLDERS:
         raise OutputError(f"{name}: a folder cannot be put there as a whole or not at all")
     with _remote_named(target):

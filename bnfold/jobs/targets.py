@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from bnfold.errors import OutputError, SettingsError
 from bnfold.jobs import child
-from bnfold.jobs.staging import FOLDER_SUFFIX, Format, format_of
+from bnfold.jobs.staging import FOLDER_SUFFIX, Format, format_of, target_at
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, located
 from bnfold.running import litert_file, onnx_file, options, process, saved_model_file
@@ -69,7 +69,7 @@ def targets_of(
 
 
 def _known(name: str | Where) -> Format:
-    where = located(name)
+    where = target_at(name)
     name = where if isinstance(where, Remote) else name
     found = format_of(name)
     if found is None:

@@ -2,8 +2,7 @@
 
 Large files are at another server, as on the Hub, to which `resolve` redirects.
 
-Sources: huggingface_hub 2.4 (`hf_api.py`, `hf_file_system.py`, `utils/_http.py`), and the OpenAPI
-description of the Hub's API.
+Source: huggingface_hub 2.4 (`hf_api.py`, `hf_file_system.py`, `utils/_http.py`).
 """
 
 import hashlib

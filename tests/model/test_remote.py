@@ -220,6 +220,44 @@ def test_a_model_directory_is_copied(memory: Any, tmp_path: Path) -> None:
     assert report("memory://models/m") == report(model)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("memory://models/*/best.keras", ["a/best.keras", "b/best.keras"]),
+        ("memory://models/**/*.keras", ["a/best.keras", "a/last.keras", "b/best.keras"]),
+        ("memory://models/a*", ["a/best.keras", "a/last.keras"]),
+        ("memory://models/**", ["a/best.keras", "a/last.keras", "b/best.keras"]),
+        ("memory://models/.*/*.keras", [".old/best.keras"]),
+        ("memory://models/a/**/last.keras", ["a/last.keras"]),
+    ],
+)
+@pytest.mark.few(2)
+def test_a_pattern_means_what_matches_it(
+    pattern: str, found: list[str], memory: Any, tmp_path: Path
+) -> None:
+    content = wide_keras(tmp_path / "m.keras").read_bytes()
+    for name in ("a/best", "a/last", "b/best", ".old/best"):
+        memory.pipe_file(f"/models/{name}.keras", content)
+    every = json.loads(invoke("inspect", pattern, "--format", "json").stdout)["models"]
+    assert [one["path"] for one in every] == [f"memory://models/{name}" for name in found]
+
+
+def test_what_becomes_of_a_pattern_stands_below_its_folder(memory: Any, tmp_path: Path) -> None:
+    content = wide_keras(tmp_path / "m.keras").read_bytes()
+    for name in ("a/best", "b/best"):
+        memory.pipe_file(f"/models/{name}.keras", content)
+    fold = ("fold", "memory://models/*/best.keras", "--no-verify", "--out-dir", str(tmp_path / "o"))
+    assert invoke(*fold).exit_code == 0
+    assert sorted(path.parent.name for path in (tmp_path / "o").glob("*/best.keras")) == ["a", "b"]
+
+
+def test_a_pattern_that_nothing_matches_is_one_line(memory: Any, tmp_path: Path) -> None:
+    memory.pipe_file("/models/a/text", b"")
+    refused(invoke("inspect", "memory://models/*.keras"), "there is no such object")
+    memory.pipe_file("/models/odd*name.keras", wide_keras(tmp_path / "m.keras").read_bytes())
+    assert invoke("inspect", "memory://models/odd*name.keras", "--fail-on", "never").exit_code == 0
+
+
 def test_an_object_with_a_name_that_climbs_is_refused(memory: Any, tmp_path: Path) -> None:
     memory.put(str(directory_model(tmp_path / "m")), "/models/m", recursive=True)
     memory.pipe_file("/models/m/a\\b", b"x")
@@ -279,6 +317,24 @@ def test_a_result_in_a_store_is_there_as_a_whole_or_not_at_all(
 def test_what_cannot_be_written_to_a_store(url: str, says: str, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     refused(invoke("fold", "--no-verify", keras_file(tmp_path / "m.keras"), url), says)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fold", "U", "hf://owner/name/out.keras", "--no-verify"],
+        ["export", "U", "https://host/out.onnx"],
+        ["recalibrate", "U", "https://host/out.keras", "--data", "x.npy"],
+    ],
+)
+@pytest.mark.usefixtures("memory")
+def test_a_store_that_takes_nothing_is_told_before_a_model_is_fetched(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((2, 4)))
+    given = [{"U": "memory://models/none.keras"}.get(word, word) for word in command]
+    refused(invoke(*given), "nothing is written to")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,38 @@ def _models_below(remote: Remote, exclude: Sequence[str]) -> list[Remote]:
     raise UnreadableModelError(f"{name}: {_WITHOUT}")
 
 
+def matching(pattern: Remote) -> tuple[Remote, list[Remote]]:
+    """What a URL with wildcards (`*`, and `**` for folders at any depth) means, sorted.
+
+    Also the folder that it begins with. What matches nothing, or is there by this very name, is
+    returned as it is.
+    """
+    parts = pattern.url.split("/")
+    first = next(number for number, part in enumerate(parts) if "*" in part)
+    folder, wanted = Remote("/".join(parts[:first])), parts[first:]
+    wanted += ["*"] * (wanted[-1] == "**")
+    try:
+        listed = store.listed(folder) or []
+    except UnreadableModelError:  # whoever reads the pattern as a model says why
+        listed = []
+    every = {one for name in map(PurePosixPath, listed) for one in (name, *name.parents)}
+    found = sorted(one.parts for one in every if _is_match(one.parts, wanted))
+    if not found or "/".join(wanted) in listed:
+        return folder, [pattern]
+    return folder, [Remote("/".join((folder.url, *one))) for one in found]
+
+
+def _is_match(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern; what is hidden matches by its name."""
+    if not wanted or not parts:
+        return not wanted and not parts
+    is_hidden = parts[0].startswith(".")
+    if wanted[0] == "**":
+        return _is_match(parts, wanted[1:]) or (not is_hidden and _is_match(parts[1:], wanted))
+    is_told = not is_hidden or wanted[0].startswith(".")
+    return is_told and fnmatchcase(parts[0], wanted[0]) and _is_match(parts[1:], wanted[1:])
+
+
 def _is_model_directory(names: Collection[str]) -> bool:
     """`is_model_directory`, by the names in it."""
     return CONFIG in names and (METADATA in names or WEIGHTS in names)
