@@ -178,6 +178,31 @@ def test_a_damaged_byte_is_never_read_otherwise_than_hdf5_reads_it(value: int) -
     assert read > 10
 
 
+def test_what_the_end_of_the_file_cuts_off_is_left_to_hdf5() -> None:
+    """HDF5 reads a node of links whole, however few are in it."""
+    content = written(lambda group: group.create_group("a"))
+    assert content.rindex(b"SNOD") > len(content) - 400
+    for size in range(len(content) - 600, len(content), 8):
+        cut = put(content[:size], 40, size)  # where it says that it ends
+        with suppress(BnfoldError, *objects.ODD):
+            found = of_bytes(cut)
+            assert found == of_hdf5(cut), size
+
+
+@pytest.mark.parametrize("beyond", [0, 8])
+def test_what_is_free_among_names_is_inside_of_them(beyond: int) -> None:
+    content = written(plain)
+    _, heap = of_links(content, VARS)
+    size, free, names = (
+        int.from_bytes(content[at : at + 8], "little") for at in range(heap + 8, heap + 32, 8)
+    )
+    left = size - free
+    changed = put(content, names + free + 8, left + beyond)
+    with groups(changed) as found, by_hdf5(changed) as other:
+        assert told(found) == told(other)
+        assert ("damaged" in told(found)) == (beyond > 0)
+
+
 def of_links(content: bytes, path: str) -> tuple[int, int]:
     """Where the tree of a group's links is, and the heap of their names."""
     with h5py.File(io.BytesIO(content)) as file:

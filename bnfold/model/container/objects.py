@@ -41,6 +41,9 @@ _PAIR = struct.Struct("<QQ")
 _NODE = struct.Struct("<4sBBHQQ")
 _LEAF = struct.Struct("<4sBBH")
 _ENTRY = struct.Struct("<QQI4x16x")
+_NODE_BYTES = _NODE.size + 16 * _MOST_IN_NODE + 8
+_LEAF_BYTES = _LEAF.size + _ENTRY.size * _MOST_IN_LEAF
+"""How long they are, however full: HDF5 refuses what the end of the file cuts off."""
 _HEAP = struct.Struct("<4sB3xQQQ")
 _COLLECTION = struct.Struct("<8sQ")
 _OBJECT = struct.Struct("<H6xQ")
@@ -205,9 +208,7 @@ class Objects:
         for number, (start, length) in enumerate(blocks):
             if number == _MAX_BLOCKS or not 0 < length <= _MAX_BYTES or length % 8:
                 raise OddError
-            content = self._read(start, length)
-            if len(content) < length:
-                raise OddError
+            content = self._whole(start, length)
             at = 0
             while at + 8 <= length and count:
                 kind, size, flags = _MESSAGE.unpack_from(content, at)
@@ -235,9 +236,7 @@ class Objects:
         mark, version, size, free, data = _unpacked(_HEAP, self._read(heap, _HEAP.size))
         if mark != b"HEAP" or version != 0 or size > _MAX_BYTES:
             raise OddError
-        names = self._read(data, size)
-        if len(names) < size:
-            raise OddError
+        names = self._whole(data, size)
         _check_free(names, free)
         found: dict[bytes, int] = {}
         last, rows = b"", dict[int, tuple[int, int]]()
@@ -256,14 +255,12 @@ class Objects:
         What is returned is its height, the nodes before and behind it, and keys and the addresses
         of what is below by turns.
         """
-        head = self._read(address, _NODE.size)
-        mark, kind, height, count, before, behind = _unpacked(_NODE, head)
+        node = self._whole(address, _NODE_BYTES)
+        mark, kind, height, count, before, behind = _NODE.unpack_from(node)
         if mark != b"TREE" or kind != 0 or height > _MAX_LEVELS or count > _MOST_IN_NODE:
             raise OddError
-        content = self._read(address + _NODE.size, 16 * count + 8)
-        if len(content) < 16 * count + 8:
-            raise OddError
-        return height, (before, behind), struct.unpack(f"<{2 * count + 1}Q", content)
+        words = struct.unpack_from(f"<{2 * count + 1}Q", node, _NODE.size)
+        return height, (before, behind), words
 
     def _sorted(
         self, address: int, names: bytes, level: int | None, rows: dict[int, tuple[int, int]]
@@ -292,16 +289,22 @@ class Objects:
                 yield name, target
 
     def _leaf(self, address: int, names: bytes) -> Iterator[tuple[bytes, int]]:
-        mark, version, _, count = _unpacked(_LEAF, self._read(address, _LEAF.size))
+        leaf = self._whole(address, _LEAF_BYTES)
+        mark, version, _, count = _LEAF.unpack_from(leaf)
         if mark != b"SNOD" or version != 1 or count > _MOST_IN_LEAF:
             raise OddError
-        content = self._read(address + _LEAF.size, _ENTRY.size * count)
-        if len(content) < _ENTRY.size * count:
-            raise OddError
-        for name, target, kind in _ENTRY.iter_unpack(content):
+        entries = leaf[_LEAF.size : _LEAF.size + _ENTRY.size * count]
+        for name, target, kind in _ENTRY.iter_unpack(entries):
             if kind > 1:  # it is a soft link
                 raise OddError
             yield _name(names, name), target
+
+    def _whole(self, address: int, size: int) -> bytes:
+        """So many bytes from an address on, all of which are in the file."""
+        content = self._read(address, size)
+        if len(content) < size:
+            raise OddError
+        return content
 
     def _heap_text(self, address: int, number: int, length: int) -> str:
         """A text in a heap of such texts, which must be UTF-8, and as long as it is said to be."""
@@ -367,12 +370,13 @@ def _unpacked(form: struct.Struct, content: bytes) -> Any:
 
 
 def _check_free(names: bytes, free: int) -> None:
-    """See that the list of what is free among the names of a group comes to an end."""
+    """See that the list of what is free among the names of a group is inside, and ends."""
     for _ in range(len(names) // 16):
         if free == _LAST_FREE:
             return
-        free, size = _unpacked(_PAIR, names[free : free + 16])
-        if size < 16 or size > len(names):
+        at = free
+        free, size = _unpacked(_PAIR, names[at : at + 16])
+        if size < 16 or at + size > len(names):
             raise OddError
     if free != _LAST_FREE:
         raise OddError
