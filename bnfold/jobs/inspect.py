@@ -202,17 +202,19 @@ def inspect_model(
 
     `unchecked` says at the end what of the file has not been checked, if anything.
     """
-    optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
+    with model.named():
+        optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
     observed, notes = (None, ()) if run is None else _observe(model.path, run)
-    found = audit(
-        decided,
-        rules,
-        thresholds=thresholds,
-        target_dtype=target_dtype,
-        optimizers=optimizers,
-        observed=observed,
-        recalibration=recalibration(model.metadata),
-    )
+    with model.named():
+        found = audit(
+            decided,
+            rules,
+            thresholds=thresholds,
+            target_dtype=target_dtype,
+            optimizers=optimizers,
+            observed=observed,
+            recalibration=recalibration(model.metadata),
+        )
     return Inspection(
         path=model.given,
         container=model.kind,

@@ -277,8 +277,7 @@ class Groups:
     def has(self, name: str) -> bool:
         """Whether something of this name stands in the root."""
         try:
-            root = self._look("")
-            return root is not None and guard.link_name(name) in root.links
+            return self._look(name) is not None
         except objects.ODD:
             return guard.child(self.root, name) is not None
 
