@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -51,8 +52,7 @@ class Export:
     def __init__(self, proto: Any) -> None:
         """`proto` is its onnx.ModelProto."""
         self.operations = tuple(node.name for node in proto.graph.node)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference
-        self._file.write(proto.SerializeToString())
+        self._file = _kept(proto.SerializeToString())
 
     def _content(self) -> bytes:
         self._file.seek(0)
@@ -76,6 +76,20 @@ class Export:
             content = model.SerializeToString()
             del model  # it is as large
             return session(content, optimise=True)
+
+
+def _kept(content: bytes) -> IO[bytes]:
+    """A file without a name that has these bytes, closed with the last reference to it.
+
+    It is in memory where a disk has no room for it, which says nothing of the model.
+    """
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+        file.write(content)
+        file.flush()
+    except OSError:
+        return io.BytesIO(content)
+    return file
 
 
 def exports(loaded: LoadedModel) -> Iterator[Callable[[], Export]]:

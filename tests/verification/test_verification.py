@@ -4,6 +4,7 @@ The folds are those of `wrong_folds`, apart from the code that bnfold folds with
 All models have unequal sizes in every direction, so that no mix-up of axes goes unseen.
 """
 
+import errno
 import importlib
 import io
 import json
@@ -836,6 +837,16 @@ def test_exports_are_loaded_one_at_a_time(pair, monkeypatch):
 
     monkeypatch.setattr(onnx_runner, "session", session)
     assert verify(*pair("conv2d")).basis is Basis.BOTH
+
+
+def test_exports_for_which_a_disk_has_no_room_are_run_all_the_same(pair, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_runner, "tempfile", SimpleNamespace(TemporaryFile=Full))
+    found = verify(*pair("conv2d"))
+    assert (found.basis, found.warnings) == (Basis.BOTH, ())
 
 
 def keras_cannot(*_, **__):
