@@ -120,6 +120,19 @@ def test_a_name_without_an_end_is_left_to_hdf5() -> None:
         assert found.text(VARS, "name") == other.text(VARS, "name")
 
 
+def test_what_the_system_reads_in_parts_is_read_whole() -> None:
+    """As it does more than 2 GiB, and over a network whatever it likes."""
+
+    class InParts(Bytes):
+        def readinto(self, buffer: Any) -> int:
+            return super().readinto(memoryview(buffer)[:7])
+
+    content = written(plain)
+    file = InParts(content)
+    with hdf5.open_hdf5(file, "w.h5", Costs(len(content))) as found, by_hdf5(content) as other:
+        assert told(found) == told(other)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [0x00, 0x01, 0x08, 0x10, 0x7F, 0x80, 0xF9, 0xFF])
 def test_no_damaged_byte_is_read_otherwise_than_hdf5_reads_it(value: int) -> None:

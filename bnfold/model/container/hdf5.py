@@ -91,7 +91,21 @@ class _Window(io.RawIOBase):
 
 
 def _read_at(file: BinaryIO, view: memoryview, offset: int) -> int:
-    """Fill a buffer with the bytes from an offset on, in one call of the system if there is one."""
+    """Fill a buffer with the bytes from an offset on; how many of them there are.
+
+    The system gives fewer at once than it is asked for where they are more than 2 GiB.
+    """
+    done = 0
+    while done < len(view):
+        count = _read_some(file, view[done:] if done else view, offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+def _read_some(file: BinaryIO, view: memoryview, offset: int) -> int:
+    """In one call of the system if there is one."""
     if isinstance(file, io.FileIO) and hasattr(os, "preadv"):
         return os.preadv(file.fileno(), [view], offset)
     file.seek(offset)
