@@ -433,6 +433,18 @@ def test_variables_of_odd_shapes(case: str, variable: str, tmp_path: Path) -> No
     harmless(legacy_file(tmp_path / "m.h5", edit=lambda f: edit(f, place)))
 
 
+@pytest.mark.skipif(np.dtype("g").itemsize <= 8, reason="has no wider numbers")
+def test_numbers_with_bytes_that_mean_nothing_are_not_read(tmp_path: Path) -> None:
+    """Those bytes of a folded one would be what the process had in its memory."""
+
+    def edit(file: h5py.File) -> None:
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars/0"] = np.eye(CHANNELS, dtype="g")
+
+    path = keras_file(tmp_path / "m.keras", h5=weights(edit))
+    refused(path, says="layers/dense/vars/0 does not hold the numbers of a layer")
+
+
 def raw_attribute(group: h5py.Group, name: str, kind: Any) -> None:
     """An attribute of this type, never written to."""
     h5py.h5a.create(group.id, name.encode(), kind, h5py.h5s.create_simple((3,)))

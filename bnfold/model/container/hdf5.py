@@ -438,6 +438,9 @@ def weight_in(group: h5py.Group, path: str, source: str, name: str = "") -> Weig
 
 
 _TWO_BYTES = np.dtype("V2")
+_WIDEST = 8
+"""The most bytes that a number of a layer has. In wider ones some bytes mean nothing: they would
+be written with whatever was in memory."""
 
 
 def far_above(file: Path | RemoteFile) -> int | None:
@@ -530,7 +533,8 @@ class Stored:
                 yield self._typed(part).reshape(-1, *shape[lead:])
 
     def _check_kind(self) -> None:
-        if self._dtype.kind not in "biuf" and self._dtype.name != "bfloat16":
+        is_number = self._dtype.kind in "biuf" and self._dtype.itemsize <= _WIDEST
+        if not is_number and self._dtype.name != "bfloat16":
             raise UnreadableModelError(f"{self._what} does not hold the numbers of a layer")
 
     def _typed(self, values: NDArray[Any]) -> NDArray[Any]:
