@@ -202,8 +202,7 @@ def inspect_model(
 
     `unchecked` says at the end what of the file has not been checked, if anything.
     """
-    with model.named():
-        optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
+    optimizers = model.optimizers  # before anything runs: this part of the file may be damaged
     observed, notes = (None, ()) if run is None else _observe(model.path, run)
     with model.named():
         found = audit(

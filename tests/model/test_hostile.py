@@ -1137,13 +1137,15 @@ def test_what_was_for_training_may_be_damaged(value: Any, tmp_path: Path) -> Non
     assert bnfold.inspect(legacy_file(tmp_path / "m.h5", edit=edit)).plan.decisions
 
 
-@pytest.mark.parametrize("place", ["optimizer", "optimizer/vars"])
+@pytest.mark.parametrize("place", ["optimizer", "optimizer/vars", "optimizer/vars/1"])
 def test_what_an_optimizer_left_is_looked_at(place: str, tmp_path: Path) -> None:
     def edit(file: h5py.File) -> None:
-        fill(file.require_group("optimizer/vars"), [np.int64(3)])
+        fill(file.require_group("optimizer/vars"), [np.int64(3), np.ones(CHANNELS, "f4")])
         file["other"] = file[place]
 
-    path = keras_file(tmp_path / "m.keras", h5=weights(edit))
+    optimizer = {"class_name": "SGD", "config": {"use_ema": True, "ema_momentum": 0.9}}
+    config = {**model_config(), "compile_config": {"optimizer": optimizer}}
+    path = keras_file(tmp_path / "m.keras", config=config, h5=weights(edit))
     with pytest.raises(UnsafeModelError, match=f"m.keras: /{place} .* several places"):
         bnfold.inspect(path)
     if place == "optimizer":
