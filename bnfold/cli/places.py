@@ -159,6 +159,7 @@ def _matches(pattern: Path) -> list[Path]:
 def is_many(models: Sequence[Where]) -> bool:
     """Whether these are several models, or folders or patterns that may be."""
     from bnfold.model.container.model_file import is_model_directory
+    from bnfold.model.container.search import is_searched
 
     if current() is not None:  # a worker is asked about one
         return False
@@ -166,7 +167,7 @@ def is_many(models: Sequence[Where]) -> bool:
         return True
     only = models[0]
     if isinstance(only, Remote):
-        return only.url.endswith("/") or _is_pattern(only)
+        return only.url.endswith("/") or _is_pattern(only) or is_searched(only)
     if os.path.isdir(only):
         return not is_model_directory(only)
     return _is_pattern(only)

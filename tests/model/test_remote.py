@@ -671,6 +671,24 @@ def test_a_folder_in_a_store_is_searched(models: Any) -> None:
     refused(invoke("inspect", "memory://models", "--exclude", "*"), "every model in it is excluded")
 
 
+@pytest.mark.parametrize("url", ["memory://models/deep", "memory://models/deep/"])
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_a_folder_in_a_store_is_one_without_a_slash_too(url: str, form: str, models: Any) -> None:
+    result = invoke("inspect", url, "--format", form)
+    assert result.exit_code == 0, result.output
+    assert "deep/d" in result.stdout
+    assert "deep/er/a.h5" in result.stdout
+
+
+def test_a_folder_of_models_in_a_store_is_compared_with_one_here(
+    models: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    result = invoke("verify", "memory://models/deep", str(tmp_path / "out"))
+    assert "memory://models/deep/d: " in result.stdout  # each is looked for
+    assert "0 of 2 done" in result.stdout
+
+
 def test_sarif_baseline_and_suppressions_have_the_url(
     models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,15 @@ def _models_below(remote: Remote, exclude: Sequence[str]) -> list[Remote]:
     raise UnreadableModelError(f"{name}: {_WITHOUT}")
 
 
+def is_searched(remote: Remote) -> bool:
+    """Whether there is a folder of models at a URL; not if nothing is, or its store is silent."""
+    try:
+        listed = store.listed(remote)
+    except UnreadableModelError:  # whoever reads it as a model says why
+        return False
+    return listed is not None and not _is_model_directory({*listed})
+
+
 def matching(pattern: Remote) -> tuple[Remote, list[Remote]]:
     """What a URL with wildcards (`*`, and `**` for folders at any depth) means, sorted.
 
