@@ -25,6 +25,7 @@ class Summary:
         counts: how many findings there are, by severity.
         folds: how many of its layers can be folded, or were; None where the command does not say.
         layers: how many BatchNormalization layers it has; None likewise.
+        note: what of the model `inspect` did not look at, and why; None where there is nothing.
     """
 
     row: Row
@@ -32,6 +33,7 @@ class Summary:
     counts: Mapping[str, int] = field(default_factory=Counter)
     folds: int | None = None
     layers: int | None = None
+    note: str | None = None
 
     @property
     def badness(self) -> tuple[int, ...]:
@@ -49,7 +51,8 @@ def summary(row: Row) -> Summary:
     if "batchnorms" in report:
         kinds = [one["fold"]["status"] for one in report["batchnorms"]]
         worst = next((str(severity) for severity in Severity if counts[severity]), "no findings")
-        return Summary(row, worst, counts, kinds.count("foldable"), len(kinds))
+        foldable = kinds.count("foldable")
+        return Summary(row, worst, counts, foldable, len(kinds), report["note"])
     folded, kept = report.get("folded"), report.get("kept")
     if isinstance(folded, Mapping):  # of `prepare`
         folds, layers = folded["layers"], folded["of"]

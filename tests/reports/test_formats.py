@@ -96,15 +96,38 @@ def make_project() -> None:
     )
 
 
-def test_a_layer_without_a_name_in_every_format() -> None:
-    """In the file of a subclassed model, four vectors at its root are a BatchNormalization."""
+def subclassed(path: Path) -> None:
+    """The file of a model of an own class: four vectors at its root are a BatchNormalization."""
 
     def build(file: h5py.File) -> None:
         del file["layers"]
         fill(file.create_group("vars"), [[1.0] * 4, [0.0] * 4, [0.5] * 4, [1.0, -1.0, 1.0, 1.0]])
 
     own = {"module": "mine", "class_name": "Own", "registered_name": "Own", "config": {}}
-    keras_file(Path("own.keras"), config=own, h5=weights(build))
+    keras_file(path, config=own, h5=weights(build))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("number", [1, 2, 26])
+def test_every_format_says_what_of_a_model_was_not_looked_at(format_: str, number: int) -> None:
+    Path("models").mkdir()
+    for one in range(number):
+        subclassed(Path(f"models/{one}.keras"))
+    models = ["models"] if number > 1 else ["models/0.keras"]
+    run(*models, "--select", "BN1", "--format", format_, "--output", "report")
+    assert "the model is subclassed" in " ".join(Path("report").read_text().split())
+
+
+def test_what_was_not_looked_at_is_said_once_of_many_models() -> None:
+    for name in "abcd":
+        subclassed(Path(f"{name}.keras"))
+    shown = run("a.keras", "b.keras", "c.keras", "d.keras", "--select", "BN1").stdout
+    assert shown.count("the model is subclassed") == 1
+    assert "note a.keras, b.keras, c.keras, d.keras: " in shown
+
+
+def test_a_layer_without_a_name_in_every_format() -> None:
+    subclassed(Path("own.keras"))
     for format_ in FORMATS:
         selected = ["--select", "BN1", "--fail-on", "warning"]
         result = run("own.keras", "--format", format_, *selected)
@@ -348,6 +371,12 @@ def sarif(*arguments: object) -> Any:
     return only
 
 
+def test_sarif_says_of_a_model_what_was_not_looked_at() -> None:
+    subclassed(Path("own.keras"))
+    (artifact,) = sarif("own.keras")["artifacts"]
+    assert "the model is subclassed" in artifact["description"]["text"]
+
+
 OASIS_SCHEMA = "c3b4bb2d6093897483348925aaa73af03b3e3f4bd4ca38cef26dcb4212a2682e"
 """The SHA-256 of sarif-schema-2.1.0.json as OASIS publishes it."""
 
@@ -504,7 +533,7 @@ def of_github(errors: int, warnings: int, notices: int, unreadable: int = 0) -> 
     common = {"code": "BN1", "name": "n", "layer": "l", "message": "m", "remedy": "r"}
     found = [{"severity": kind, **common} for kind, count in counts.items() for _ in range(count)]
     report = {
-        "models": [{"path": "a.keras", "findings": found}],
+        "models": [{"path": "a.keras", "note": None, "findings": found}],
         "unreadable": [{"path": "b.keras", "message": "cut"}] * unreadable,
         "summary": {"found": 1 + unreadable, "read": 1},
     }

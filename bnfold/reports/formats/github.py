@@ -18,7 +18,7 @@ MOST = 10
 
 
 def inspections(report: Mapping[str, Any]) -> str:
-    """A line for what could not be read, and one for each finding, the worst first.
+    """A line for what could not be read, for each finding, the worst first, and for each note.
 
     The order matters, because GitHub shows `MOST` of a kind as annotations; the log has all lines.
     Where several models were found, or not all is shown, a last line says so. Only notices that are
@@ -27,6 +27,9 @@ def inspections(report: Mapping[str, Any]) -> str:
     lines: dict[str, list[str]] = {kind: [] for kind in _COMMANDS.values()}
     for one in report["unreadable"]:
         lines["error"].append(_line("error", one["path"], "unreadable", one["message"]))
+    for model in report["models"]:
+        if model["note"] is not None:
+            lines["notice"].append(_line("notice", model["path"], "note", model["note"]))
     for model in report["models"]:
         for kind, line in _findings(model):
             lines[kind].append(line)

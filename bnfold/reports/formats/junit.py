@@ -36,7 +36,9 @@ def inspections(report: Mapping[str, Any], fail_on: Severity | None = Severity.E
 
 def _suite(root: ET.Element, model: Mapping[str, Any], fail_on: Severity | None) -> ET.Element:
     suite = ET.SubElement(root, "testsuite", name=_text(model["path"]))
-    _case(suite, _READABLE)
+    case = _case(suite, _READABLE)
+    if model["note"] is not None:
+        ET.SubElement(case, "system-out").text = _text(model["note"])
     suppressed = model["suppressed"]
     sick = {finding["layer"] for finding in (*model["findings"], *suppressed)}
     for layer in model["batchnorms"]:

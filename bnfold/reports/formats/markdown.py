@@ -33,6 +33,8 @@ def inspections(report: Mapping[str, Any]) -> str:
 def _model(model: Mapping[str, Any]) -> str:
     layers = [one["fold"]["status"] == "foldable" for one in model["batchnorms"]]
     blocks = [f"### {_code(model['path'])}", f"{terminal.foldable(sum(layers), len(layers))}."]
+    if model["note"] is not None:
+        blocks.append(f"{_text(model['note'])}.")
     if model["findings"]:
         rows = sorted(model["findings"], key=lambda one: Severity(one["severity"]).rank)
         blocks.append("\n".join([_HEAD, *map(_row, rows)]))

@@ -40,7 +40,9 @@ def inspections(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _artifact(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {"location": _location(model["path"]), "roles": ["analysisTarget"]}
+    note = model["note"]
+    said = {} if note is None else {"description": {"text": _plain(note)}}
+    return {"location": _location(model["path"]), "roles": ["analysisTarget"], **said}
 
 
 def _driver() -> dict[str, Any]:

@@ -89,6 +89,7 @@ def index(rows: Sequence[Row], totals: str, folder: str) -> str:
                 "layers": one.layers,
                 "bytes": one.row.bytes,
                 "error": one.row.error,
+                "note": one.note,
                 "badness": one.badness,
             }
         )

@@ -23,7 +23,7 @@ _EXIT_COLOURS = ("green", "yellow", "red")
 
 
 def short(results: Results, totals: str) -> RenderableType:
-    """A line for each model, the worst first, then what has failed, and the totals.
+    """A line for each model, the worst first, what was not looked at, what has failed, the totals.
 
     Columns without anything in them are left out.
     """
@@ -36,7 +36,8 @@ def short(results: Results, totals: str) -> RenderableType:
         table.add_row(*(cells[column] for column in shown))
     failed = "not read" if results.kind is INSPECTED else "failed"
     lines = [failure(one.row, failed) for one in every if not one.row.is_done]
-    return Group(*([table] if done else []), *_worst(every), *lines, Text(totals))
+    parts = [table] if done else []
+    return Group(*parts, *_worst(every), *_notes(every), *lines, Text(totals))
 
 
 def _worst(every: Sequence[Summary]) -> list[RenderableType]:
@@ -53,6 +54,21 @@ def _worst(every: Sequence[Summary]) -> list[RenderableType]:
                 lines.append(terminal.Hanging(said.append(printable(text), "default")))
     more = len(lines) - _FINDINGS
     left = [Text(f"and {more} more; --full shows all of each model", style="dim")]
+    return [*lines[:_FINDINGS], *(left if more > 0 else [])]
+
+
+def _notes(every: Sequence[Summary]) -> list[RenderableType]:
+    """What was not looked at, of which models; as many lines as a terminal holds."""
+    about: dict[str, list[str]] = {}
+    for one in every:
+        if one.note is not None:
+            about.setdefault(one.note, []).append(one.row.path)
+    lines: list[RenderableType] = [
+        terminal.Hanging(Text("note ", style="dim").append(f"{terminal.names(paths)}: {note}", ""))
+        for note, paths in about.items()
+    ]
+    more = len(lines) - _FINDINGS
+    left = [Text(f"and {more} more notes; --full shows all of each model", style="dim")]
     return [*lines[:_FINDINGS], *(left if more > 0 else [])]
 
 
