@@ -102,7 +102,13 @@ def fold(
         _refuse_with_no_verify(ctx, "strict", "data", "rtol", "atol")
     run, proof = many.taken(proof, format_, output, runs_models=not no_verify)
     if (folder := run.options["out_dir"]) is not None:
-        run.each(ctx, options.sources(paths), lambda below: [str(folder / below)], writes=True)
+        run.each(
+            ctx,
+            options.sources(paths),
+            lambda below: [str(folder / below)],
+            writes=True,
+            needs=[] if no_verify else ["fold"],
+        )
     source, target = many.pair(paths, run)
     settings: dict[str, Any] = {
         "keep": keep,
@@ -253,6 +259,8 @@ def _export_many(
     ctx: click.Context, models: "list[Where]", run: many.Run, to: Sequence[str], precision: object
 ) -> None:
     """Export each of many models to `to`, side by side in the folder that it belongs to."""
+    from bnfold.jobs.targets import KINDS
+
     if precision:
         raise click.UsageError("--to tflite:float16 says the precision, and --precision does too")
     every = list(dict.fromkeys(to))
@@ -263,7 +271,9 @@ def _export_many(
         return [f"{folder / places.stem(below)}{PRODUCTS[one][0]}" for one in every]
 
     more = [word for one in precisions for word in ("--precision", one)]
-    run.each(ctx, models, targets, writes=True, more=more, without=["to"])
+    formats = {one.partition(":")[0] for one in every}
+    needs = [kind.command for name, kind in KINDS.items() if name in formats]
+    run.each(ctx, models, targets, writes=True, needs=needs, more=more, without=["to"])
 
 
 def _gate(fail_on: str, config: Path | None, no_config: bool, keras: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bnfold.cli import completion, many, places
 from bnfold.cli.options import (
     CONTEXT,
     FAIL_ON,
-    MODEL,
+    FILE,
     SETTINGS_FILE,
     SOURCE,
     data_run,
@@ -109,13 +109,13 @@ _SETTINGS = (
     click.option(
         "--baseline",
         metavar="FILE",
-        type=MODEL,
+        type=FILE,
         help="Ignore findings listed in this baseline.",
     ),
     click.option(
         "--write-baseline",
         metavar="FILE",
-        type=MODEL,
+        type=FILE,
         help="Write the current findings to FILE as the new baseline.",
     ),
     *SETTINGS_FILE,
@@ -238,10 +238,9 @@ def _inspect_many(
 ) -> int:
     """Inspect each of many models in a worker; the exit code."""
     from bnfold.jobs import gate
-    from bnfold.jobs.inspect import require_data
 
     if settings.run is not None:
-        require_data()
+        run.require("inspect --data")
     is_written = False
     if write_baseline is None:
         results = run.results(tasks)

@@ -13,7 +13,7 @@ import click
 
 from bnfold.cli import options as shared
 from bnfold.cli.completion import WORDS
-from bnfold.cli.options import MODEL, having, limit, sources
+from bnfold.cli.options import FILE, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
 from bnfold.cli.places import check_place, is_product, places
 from bnfold.errors import BnfoldError, SettingsError
@@ -55,18 +55,6 @@ IN_PROCESS = False
 """Whether tasks are done in this process, one after another, as with --debug."""
 
 
-class _Folder(click.ParamType):  # type: ignore[type-arg]
-    """A folder of this machine."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Its path; a URL would become a folder that is called like it."""
-        if is_url(str(value)):
-            self.fail("is a URL; results of many models go to a folder of this machine", param, ctx)
-        return Path(value)
-
-
 def _shard(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
     """The name of a shard, as it is. Raises click.BadParameter where it is none."""
     try:
@@ -100,7 +88,7 @@ _OPTIONS = (
     click.option(
         "--resume",
         metavar="FILE",
-        type=MODEL,
+        type=FILE,
         help="With many models: write a line to FILE for each one that is done, and skip models "
         "that FILE has and that did not change.",
     ),
@@ -113,7 +101,7 @@ _OPTIONS = (
 _OUT_DIR = click.option(
     "--out-dir",
     metavar="DIR",
-    type=_Folder(),
+    type=FILE,
     help="With many models: write into DIR, in the same folders below it.",
 )
 _EXCLUDE = click.option(
@@ -224,6 +212,7 @@ class Run:
                 rows.append(row if self.options.get("is_silent") else self.tell(row))
                 if self.options["fail_fast"] and row.exit_code:
                     break
+            kept.tell(len(tasks))
             if len(rows) == len(tasks):
                 kept.put_in_order(rows, self.options["shard"])
                 if not self.options.get("is_silent"):
@@ -264,6 +253,12 @@ class Run:
         return self.format == "text" and options["output"] is None and options["shard"] is None
 
     @property
+    def _shows_failed(self) -> bool:
+        """Whether standard output gets a text that says which models failed."""
+        options = self.options
+        return self.format == "text" and options["output"] is None and not options["full"]
+
+    @property
     def _streams(self) -> bool:
         """Whether standard output gets something while models are done."""
         return self.options["full"] or self.format == "jsonl"
@@ -285,8 +280,6 @@ class Run:
         elif self.format == "text" and self.options["full"]:
             if row.is_done:
                 click.echo(row.views["text"], color=True)
-            else:
-                say(row.error or row.path)
             return row.without_views()
         return row
 
@@ -357,6 +350,17 @@ class Run:
         with pages.place_for_pages(self.options["output"]) as place:
             yield replace(self, pages=place)
 
+    def require(self, *needs: str) -> None:
+        """See that libraries are there before each model is told to want them; see `each`.
+
+        Of a cluster nobody knows here what it has. Raises VerificationImpossibleError.
+        """
+        from bnfold.running import requirements
+
+        is_strict = bool(click.get_current_context().params.get("strict"))
+        for one in needs if self.options["engine"] != "dask" else ():
+            requirements.require(one, everything=is_strict)
+
     def refuse_contradictions(self) -> None:
         """Refuse options that do not go together. Raises click.UsageError."""
         options, is_dask = self.options, self.options["engine"] == "dask"
@@ -378,15 +382,19 @@ class Run:
         arguments: Callable[[Path], Sequence[str]],
         *,
         writes: bool,
+        needs: Sequence[str] = (),
         more: Sequence[str] = (),
         without: Collection[str] = (),
         uncompared: Callable[[], Sequence[str]] = tuple,
     ) -> NoReturn:
         """Do the command for each of many models, report on all, and exit; see `tasks`.
 
-        `uncompared` tells, when all tasks are known, what else is there that none is about.
+        It `needs` libraries, by names in `requirements.COMMANDS`. `uncompared` tells, when all
+        tasks are known, what else is there that none is about.
         """
         from bnfold.reports.text import many as text
+
+        self.require(*needs)
 
         if self.options["output"] is not None:
             refuse_unwritable(self.options["output"], models)
@@ -394,6 +402,8 @@ class Run:
         others = [*uncompared()]
         with self.paged(len(every)) as run:
             results = replace(run.results(every), uncompared=others)
+            for row in () if self._shows_failed else results.failed:
+                say(row.error or row.path)
             run.show(results, text.totals(results), lambda: parts_of(results.report))
         ctx.exit(results.exit_code)
 

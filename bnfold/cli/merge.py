@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import CONTEXT, MODEL, Command, debug
+from bnfold.cli.options import CONTEXT, FILE, Command, debug
 from bnfold.cli.output import put, refuse_unwritable, say
 from bnfold.errors import BnfoldError, SettingsError
 from bnfold.model.container.printing import printable
@@ -17,11 +17,11 @@ _MOST_BYTES = 1 << 30
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("reports", metavar="REPORT...", nargs=-1, required=True, type=MODEL)
+@click.argument("reports", metavar="REPORT...", nargs=-1, required=True, type=FILE)
 @click.option(
     "--output",
     metavar="FILE",
-    type=MODEL,
+    type=FILE,
     help="Write to this file, and replace an earlier one.",
 )
 @debug

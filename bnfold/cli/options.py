@@ -25,7 +25,27 @@ if TYPE_CHECKING:
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-MODEL = click.Path(path_type=Path)
+
+class _Here(click.Path):
+    """A file or folder of this machine."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Its path; a URL would become that of a folder which is called like it."""
+        from bnfold.model.container.remote import is_url
+
+        if is_url(os.fsdecode(value)):
+            self.fail("is a URL; only models can be in a store", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _Here(path_type=Path)
+"""Of a file that may not be there yet, such as a report."""
+SAMPLES = _Here(exists=True, dir_okay=False, path_type=Path)
 
 
 class Source(click.ParamType):  # type: ignore[type-arg]
@@ -62,7 +82,6 @@ def sources(paths: Sequence[str]) -> "list[Where]":
 
 NAME = click.Path()
 """Of a path that keeps a slash at its end."""
-SAMPLES = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def having(command: Callable[..., Any], *options: Callable[..., Any]) -> Callable[..., Any]:
@@ -424,7 +443,7 @@ SETTINGS_FILE = (
     click.option(
         "--config",
         metavar="FILE",
-        type=MODEL,
+        type=FILE,
         help="Take the settings from [tool.bnfold] of this TOML file.  "
         "[default: the nearest pyproject.toml that has it]",
     ),

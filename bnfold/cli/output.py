@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import MODEL
+from bnfold.cli.options import FILE
 from bnfold.cli.recorder import current
 from bnfold.model.container.printing import printable
 
@@ -28,7 +28,7 @@ def reported(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     output = click.option(
         "--output",
         metavar="FILE",
-        type=MODEL,
+        type=FILE,
         help="Write the report to this file, and replace an earlier one.",
     )
     return lambda command: format_(output(command))

@@ -129,6 +129,7 @@ def prepare(
             options.sources(paths),
             lambda below: [str(folder / places.stem(below))],
             writes=True,
+            needs=["prepare"],
         )
     source, directory = many.pair(paths, run)
     settings = options.settings_file(config, no_config=no_config)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from bnfold.cli.output import say
 from bnfold.errors import OutputError, SettingsError
 from bnfold.fleet import journal
 from bnfold.fleet.row import Json, Row
@@ -25,6 +26,7 @@ class Resuming:
     def __init__(self, target: Path | None) -> None:
         self._target, self._name = target, printable(str(target))
         self._known: dict[str, Row] = {}
+        self._taken = 0
         self._open = contextlib.ExitStack()
         self._stream: IO[bytes] | None = None
 
@@ -78,7 +80,13 @@ class Resuming:
     def taken(self, path: str) -> Json:
         """The answer on a model that is the same as before."""
         row = self._known[path]
+        self._taken += 1
         return {name: getattr(row, name) for name in _KEPT}
+
+    def tell(self, total: int) -> None:
+        """Say how many of all models were not done again, if any."""
+        if self._taken:
+            say(f"{self._name}: has {self._taken} of {total} models, which did not change")
 
     def add(self, row: Row) -> None:
         """Keep a row. Raises OutputError where there is no room for it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from bnfold.cli import many, options, places
-from bnfold.cli.options import CONTEXT, MODEL, NAME, bounded, limitable, pinned, progress, proving
+from bnfold.cli.options import CONTEXT, FILE, NAME, bounded, limitable, pinned, progress, proving
 from bnfold.cli.output import ending_says, refuse_unwritable, reported, say
 from bnfold.cli.show import show
 
@@ -24,7 +24,7 @@ _BY_ENDING = {".html": "html", **many.BY_ENDING}
 @click.option(
     "--save-samples",
     metavar="FILE.npz",
-    type=MODEL,
+    type=FILE,
     help="Write the samples that showed most, with what was computed of them, for --data.",
 )
 @proving
@@ -109,5 +109,10 @@ def _verify_many(
         return [str(found)]
 
     run.each(
-        ctx, models, other, writes=False, uncompared=lambda: places.uncompared(folder, compared)
+        ctx,
+        models,
+        other,
+        writes=False,
+        needs=["verify"],
+        uncompared=lambda: places.uncompared(folder, compared),
     )

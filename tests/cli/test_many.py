@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from archives import legacy_file
 from places import ROOT
@@ -20,6 +21,7 @@ from schemas import validate
 from bnfold.cli import many, pages, worker
 from bnfold.fleet import pool
 from bnfold.model.container import unchanging
+from bnfold.running import requirements
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -705,3 +707,48 @@ def test_models_are_hashed_only_where_rows_are_kept(
     monkeypatch.setattr(unchanging, "sha256", lambda path: found.append(path) or sha256(path))
     run(models, *options)
     assert bool(found) == is_hashed
+
+
+# --- what failed ---
+
+
+@pytest.mark.parametrize("how", [["--format", "json"], ["--format", "jsonl"], ["--full"], ["-q"]])
+@pytest.mark.parametrize("command", ["inspect", "fold"])
+def test_who_does_not_see_a_report_is_told_what_failed(command: str, how: list[str]) -> None:
+    Path("models").mkdir()
+    model(Path("models/a.keras"), "good")
+    Path("models/cut.keras").write_bytes(BROKEN)
+    extra = [] if command == "inspect" else ["--out-dir", "out", "--no-verify"]
+    result = run("models", *extra, *how, command=command)
+    assert result.exit_code == 2
+    said = result.stderr.count("models/cut.keras: ")
+    assert said == (command == "inspect" or how != ["-q"])  # of a table, folds say it there alone
+    filed = run(
+        "models", *extra, "--force" if extra else "-q", "--output", "r.txt", command=command
+    )
+    assert filed.stderr.count("models/cut.keras: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("fold", ["--out-dir", "out"], "cannot verify: onnx"),
+        ("verify", ["out"], "cannot verify: onnx"),
+        ("export", ["--out-dir", "out", "--to", "onnx", "--to", "tflite"], "cannot export: onnx"),
+        ("prepare", ["--out-dir", "out"], "cannot prepare: onnx"),
+        ("inspect", ["--data", "x.npy"], "cannot run models: onnx"),
+    ],
+)
+def test_what_is_not_installed_is_said_once_of_many_models(
+    command: str, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("models").mkdir()
+    for name in ("a", "b"):
+        model(Path(f"models/{name}.keras"), "good")
+    Path("out").mkdir()
+    np.save("x.npy", np.zeros((1, 4)))
+    monkeypatch.setattr(requirements, "lacking", lambda _: "onnx is not installed")
+    result = run("models", *arguments, command=command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"bnfold: {says} is not installed")
+    assert len(result.stderr.splitlines()) == 1

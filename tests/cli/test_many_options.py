@@ -163,6 +163,12 @@ def test_results_in_the_folder_that_is_searched_are_no_models(
         ("inspect", ["models", "--resume", "no/r.jsonl"], "does not exist"),
         ("inspect", ["models", "--resume", "/dev/null"], "--resume needs a file"),
         ("inspect", ["models", "--write-baseline", "b.json", "--fail-fast"], "leaves some out"),
+        *(
+            ("inspect", ["models", option, "s3://secret@bucket/x.json"], f"'{option}': is a URL; ")
+            for option in ("--output", "--resume", "--baseline", "--write-baseline", "--config")
+        ),
+        ("inspect", ["models", "--data", "s3://bucket/x.npz"], "'--data': is a URL; "),
+        ("merge", ["https://host/x.json"], "is a URL; only models can be in a store"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_done(

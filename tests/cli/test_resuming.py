@@ -250,3 +250,12 @@ def test_a_file_for_which_there_is_no_room_is_named() -> None:
         with pytest.raises(OutputError, match=r"^rows\.jsonl: No space left on device"):
             found.add(row("a"))
         found._stream.close()
+
+
+def test_it_is_said_how_many_models_were_not_done_again() -> None:
+    for name in ("a", "b", "c"):
+        model(Path(f"models/{name}.keras"), "good")
+    assert "did not change" not in run("models", "--resume", "rows.jsonl").stderr
+    model(Path("models/b.keras"), "bad", spoil=["bad"])
+    said = run("models", "--resume", "rows.jsonl").stderr
+    assert said == "bnfold: rows.jsonl: has 2 of 3 models, which did not change\n"
