@@ -29,7 +29,8 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
     """Merge reports on different models into one, the same that one run would have made.
 
     REPORTs are of one kind: JSON, JSON Lines (.jsonl), SARIF or baselines. Those of --shard name
-    their shard, and a missing one is an error.
+    their shard, and a missing one is an error. Baselines name none, and keep the paths of models,
+    which are from the folder that they were written to.
 
     \b
     Examples:
@@ -42,6 +43,7 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
     """
     from bnfold.audit import baseline
     from bnfold.fleet import journal, merging
+    from bnfold.fleet.results import how_many
     from bnfold.serialize import parts_of
 
     if output is not None:
@@ -49,28 +51,44 @@ def merge(reports: Sequence[Path], output: Path | None) -> None:
     if all(path.suffix.lower() == ".jsonl" for path in reports):
         names = {path: printable(str(path)) for path in reports}
         journals = {name: journal.read(path, name, must_exist=True) for path, name in names.items()}
-        text: str | Iterable[str] = "\n".join(map(journal.line, merging.rows(journals)))
+        rows = merging.rows(journals)
+        text: str | Iterable[str] = "\n".join(map(journal.line, rows))
+        said = how_many(sum(row.is_done for row in rows), "done", {"found": len(rows)})
     else:
         first = _json(reports[0])
         parts = chain([first], map(_json, reports[1:]))
         try:
             if "runs" in first:
-                text = parts_of(merging.sarif(parts))
+                log = merging.sarif(parts)
+                (run,) = log["runs"]
+                text, said = parts_of(log), run["invocations"][0]["exitCodeDescription"]
             elif first.keys() == {"version", "findings"}:
                 every = [*parts]
                 if any(part.keys() != first.keys() for part in every):
                     raise ValueError
                 known = [baseline.parse(json.dumps(part).encode()) for part in every]
-                text = baseline.dump(frozenset().union(*known)).removesuffix("\n")
+                entries = frozenset().union(*known)
+                text, said = baseline.dump(entries).removesuffix("\n"), f"{len(entries)} findings"
+                _tell_of_paths(reports, output)
             else:
-                text = parts_of(merging.reports(parts))
+                report = merging.reports(parts)
+                text, summary = parts_of(report), report["summary"]
+                what = "read" if "read" in summary else "done"
+                said = how_many(summary[what], what, summary)
         except SettingsError:
             raise
         except (KeyError, TypeError, IndexError, AttributeError, ValueError):
             raise SettingsError("not all of these are reports that bnfold wrote") from None
     put(text, output)
     if output is not None:
-        say(f"{output}: written, of {len(reports)} reports")
+        say(f"{output}: written, of {len(reports)} reports; {said}")
+
+
+def _tell_of_paths(parts: Sequence[Path], output: Path | None) -> None:
+    """Say what the paths in a baseline are relative to, where it is not beside its parts."""
+    here = Path() if output is None else output.parent
+    if any(path.parent.resolve() != here.resolve() for path in parts):
+        say("warning: paths in a baseline are from its folder; these are of where the parts were")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def shard_of(text: str) -> tuple[int, int]:
     """
     match = _SHARD.fullmatch(text)
     if match is None or int(match[1]) > int(match[2]):
-        raise SettingsError(f"{text!r} is no part of a whole, such as 3/20")
+        raise SettingsError(f"{text!r} is no shard: write 3/20 for the third of twenty")
     return int(match[1]), int(match[2])
 
 

@@ -251,9 +251,22 @@ def test_baselines_merge() -> None:
     for number in (1, 2):
         path = model(Path(f"{number}.keras"), "bad", spoil=["bad"])
         run(path, "--write-baseline", f"{number}.json")
-    run("1.json", "2.json", "--output", "known.json", command="merge")
+    merged = run("1.json", "2.json", "--output", "known.json", command="merge")
+    assert "paths" not in merged.stderr
     result = run("1.keras", "2.keras", "--baseline", "known.json", "--fail-on", "info")
     assert result.exit_code == 0
+    Path("other").mkdir()
+    moved = run("1.json", "2.json", "--output", "other/known.json", command="merge")
+    assert "warning: paths in a baseline are from its folder" in moved.stderr
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "sarif"])
+def test_merging_says_how_many_models_were_read(ending: str, models: Path) -> None:
+    for number in (1, 2):
+        run(models, "--shard", f"{number}/2", "--output", f"{number}.{ending}")
+    merged = run(f"1.{ending}", f"2.{ending}", "--output", f"all.{ending}", command="merge")
+    what = "done" if ending == "jsonl" else "read"
+    assert merged.stderr == f"bnfold: all.{ending}: written, of 2 reports; 7 of 9 {what}\n"
 
 
 @pytest.mark.parametrize(
@@ -295,7 +308,7 @@ def test_reports_of_two_runs_that_differ_are_not_merged(models: Path) -> None:
 def test_what_is_no_shard_is_refused(models: Path, text: str) -> None:
     result = run(models, f"--shard={text}")
     assert result.exit_code == 2
-    assert "is no part of a whole" in result.stderr
+    assert "is no shard" in result.stderr
 
 
 @pytest.mark.parametrize("shard", ["01/3", "4/3", "٣/3", "x"])
@@ -306,7 +319,7 @@ def test_what_is_called_like_no_shard_is_not_merged(models: Path, shard: str) ->
     Path("part.json").write_text(json.dumps(part))
     refused = run("part.json", command="merge")
     assert refused.exit_code == 2
-    assert refused.stderr == f"bnfold: {shard!r} is no part of a whole, such as 3/20\n"
+    assert refused.stderr == f"bnfold: {shard!r} is no shard: write 3/20 for the third of twenty\n"
 
 
 def test_a_line_follows_its_schema(models: Path) -> None:
