@@ -1,6 +1,7 @@
 """The checksum of a file that is found while it is written is that of what stands there."""
 
 import errno
+import threading
 import time
 import tracemalloc
 import zlib
@@ -88,6 +89,15 @@ def test_what_cannot_be_written_is_raised_at_the_end(
     with pytest.raises(OSError, match="No space left"), Writer(path) as writer:
         writer.write(content, 0)
     assert len(written) == 3
+
+
+def test_no_thread_to_be_had_is_what_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="start new thread"), Writer(path) as writer:
+        writer.write(memoryview(bytes(MIB)), 0)
 
 
 def test_an_error_of_whoever_writes_is_not_hidden(

@@ -109,8 +109,9 @@ class Writer:
             self._put(content, start)
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, daemon=True)
+            thread.start()  # which may be refused
+            self._thread = thread
         for at in range(0, len(content), _PIECE):
             piece = bytes(content[at : at + _PIECE])
             insort(self._starts, start + at)
