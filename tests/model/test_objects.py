@@ -216,6 +216,17 @@ def test_what_is_free_among_names_is_inside_of_them(beyond: int) -> None:
         assert ("damaged" in told(found)) == (beyond > 0)
 
 
+def test_a_text_whose_number_is_there_twice_is_left_to_hdf5() -> None:
+    """It takes the last one."""
+    content = written(lambda group: group.attrs.update(name="dense", other="layer"))
+    heap = content.index(b"GCOL")
+    again = content.index(b"layer", heap) - 16
+    assert content[again : again + 2] == b"\2\0"
+    changed = put(content, again, 1, 2)
+    with groups(changed) as found, by_hdf5(changed) as other:
+        assert found.text(VARS, "name") == other.text(VARS, "name")
+
+
 def of_links(content: bytes, path: str) -> tuple[int, int]:
     """Where the tree of a group's links is, and the heap of their names."""
     with h5py.File(io.BytesIO(content)) as file:

@@ -327,9 +327,9 @@ class Objects:
             one, used = _OBJECT.unpack_from(content, at)
             if not one and at + used == size:  # the rest is free
                 break
-            if not one or at + 16 + used > size:
+            if not one or one in found or at + 16 + used > size:
                 raise OddError
-            found.setdefault(one, content[at + 16 : at + 16 + used])
+            found[one] = content[at + 16 : at + 16 + used]
             at += 16 + (used + 7) // 8 * 8
         return found
 
