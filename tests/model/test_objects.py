@@ -227,6 +227,16 @@ def test_a_text_whose_number_is_there_twice_is_left_to_hdf5() -> None:
         assert found.text(VARS, "name") == other.text(VARS, "name")
 
 
+def test_a_tree_of_no_links_has_no_height() -> None:
+    """HDF5 goes on to a child, whose address is whatever was in memory."""
+    content = written(lambda group: None)
+    tree, _ = of_links(content, VARS)
+    changed = put(content, tree + 5, 1, 1)
+    with groups(changed) as found, by_hdf5(changed) as other:
+        assert told(found) == told(other)
+        assert "the index of an object in the weights is damaged" in told(found)
+
+
 def of_links(content: bytes, path: str) -> tuple[int, int]:
     """Where the tree of a group's links is, and the heap of their names."""
     with h5py.File(io.BytesIO(content)) as file:

@@ -88,6 +88,8 @@ def _check_tree(read: Read, address: int, key: int) -> None:
                 raise _damaged_tree()
             seen.add(node)
             count = _number(head, 6, 2) if level else 0
+            if level and not count:
+                raise _damaged_tree()  # HDF5 would go to whatever is in memory for a child
             content = read(node + 24, count * (key + 8))
             children += [_number(content, n * (key + 8) + key, 8) for n in range(count)]
         level, row = (level or 0) - 1, children  # below the lowest level there are none

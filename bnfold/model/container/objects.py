@@ -259,6 +259,8 @@ class Objects:
         mark, kind, height, count, before, behind = _NODE.unpack_from(node)
         if mark != b"TREE" or kind != 0 or height > _MAX_LEVELS or count > _MOST_IN_NODE:
             raise OddError
+        if height and not count:  # HDF5 goes down all the same
+            raise OddError
         words = struct.unpack_from(f"<{2 * count + 1}Q", node, _NODE.size)
         return height, (before, behind), words
 
