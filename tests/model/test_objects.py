@@ -449,6 +449,15 @@ def test_an_index_that_objects_share_is_looked_at_once() -> None:
     assert len(asked) - first < 5 < first
 
 
+def test_an_index_that_is_refused_is_refused_again() -> None:
+    """What was looked at and found damaged is not known for sound."""
+    content = written(lambda group: None)
+    with by_hdf5(put(content, of_links(content, VARS)[0] + 5, 1, 1)) as found:
+        for _ in range(2):
+            with pytest.raises(BnfoldError, match="the index of an object in the weights is dam"):
+                found.variables(VARS)
+
+
 def test_headers_that_are_alike_but_for_a_byte_are_told_apart() -> None:
     """The second of two variables of one form is read by the first one's header."""
     content = written(lambda group: group.update({"0": np.ones(3, "f4"), "1": np.zeros(3, "f4")}))

@@ -52,8 +52,8 @@ def check(read: Read, address: int, known: set[tuple[Any, ...]] | None = None) -
     for kind, content in _messages(read, address):
         for look, *where in _followed(kind, content):
             if (look, *where) not in known:
-                known.add((look, *where))
                 look(read, *where)
+                known.add((look, *where))
 
 
 def _followed(kind: int, content: bytes) -> Iterator[tuple[Any, ...]]:
