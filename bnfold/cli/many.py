@@ -15,7 +15,7 @@ from bnfold.cli import options as shared
 from bnfold.cli.completion import WORDS
 from bnfold.cli.options import FILE, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
-from bnfold.cli.places import check_place, is_product, places
+from bnfold.cli.places import check_place, is_many, is_product, places
 from bnfold.errors import BnfoldError, SettingsError
 from bnfold.fleet import journal
 from bnfold.fleet.results import INSPECTED, PROCESSED, Kind, Results
@@ -535,7 +535,9 @@ def tasks(
             continue
         for target in following:
             if (other := taken.setdefault(target, place.path)) != place.path:
-                raise click.UsageError(f"{other} and {path} would both become {target}")
+                raise click.UsageError(
+                    f"{other} and {path} would both become {target}; --exclude leaves one out"
+                )
         every.append(Task(path, line, str(Path(following[0]).parent), following))
     _refuse_nested(taken)
     every += [Task(one.path, error=one.error) for one in failed]
@@ -587,4 +589,9 @@ def pair(paths: Sequence[str], run: Run, folder: str = "--out-dir") -> tuple[Whe
         raise click.UsageError("where is the result to go? after MODEL, or with --out-dir")
     if len(paths) > 2:
         raise click.UsageError("many models need --out-dir DIR, which they are written to")
-    return sources(paths[:1])[0], paths[1]
+    (source,) = sources(paths[:1])
+    if isinstance(source, Path) and is_many([source]):
+        found, _ = places([source], ())
+        if any(one.path != source for one in found):
+            raise click.UsageError(f"{source} is not one model; those in it need --out-dir DIR")
+    return source, paths[1]

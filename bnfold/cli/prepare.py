@@ -161,7 +161,7 @@ def prepare(
     wanted = Wanted(data=chosen["data"], proof=options.proof(**chosen), **own)
     report = prepare_folder(
         source,
-        Path(directory),
+        options.FILE.convert(directory, None, ctx),
         wanted=wanted,
         settings=settings,
         force=force,

@@ -168,6 +168,11 @@ def test_results_in_the_folder_that_is_searched_are_no_models(
             for option in ("--output", "--resume", "--baseline", "--write-baseline", "--config")
         ),
         ("inspect", ["models", "--data", "s3://bucket/x.npz"], "'--data': is a URL; "),
+        ("fold", ["models", "out", "--no-verify"], "models is not one model; those in it need"),
+        ("fold", ["models/*.keras", "out.keras"], "need --out-dir DIR"),
+        ("export", ["models", "out.onnx"], "need --out-dir DIR"),
+        ("prepare", ["models", "out"], "need --out-dir DIR"),
+        ("prepare", ["models/a.keras", "s3://bucket/out"], "is a URL"),
         ("merge", ["https://host/x.json"], "is a URL; only models can be in a store"),
     ],
 )
