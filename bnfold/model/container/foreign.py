@@ -79,7 +79,7 @@ def _by_form(head: bytes) -> str | None:
         return "a safetensors file of weights; bnfold reads Keras models"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page, not a model; it may have been saved in place of the file it links to"
+        return "a web page, not a model; the model may be a file that it links to"
     if text.startswith(b"{"):
         return _json(text)
     if re.match(rb"(backend|class_name|config|keras_version): ", text):
