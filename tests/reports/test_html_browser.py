@@ -62,9 +62,9 @@ INDEXED = (
     *(
         Row(f"models/{'long ' * number}{number}.keras", code, report=report, bytes=12_000)
         for code, report in (
-            (1, {"batchnorms": [], "findings": [{"severity": "error"}]}),
-            (0, {"batchnorms": [], "findings": [{"severity": "info"}]}),
-            (0, {"batchnorms": [], "findings": []}),
+            (1, {"batchnorms": [], "note": None, "findings": [{"severity": "error"}]}),
+            (0, {"batchnorms": [], "note": None, "findings": [{"severity": "info"}]}),
+            (0, {"batchnorms": [], "note": "not looked at " * 20, "findings": []}),
         )
         for number in range(20)
     ),
@@ -178,7 +178,8 @@ def test_the_index_is_narrowed_without_script(show: Callable[..., Any]) -> None:
         assert rows.count() == int(count.strip("()")), name
         shown = tab.locator("table").bounding_box()
         assert (shown["x"], shown["width"]) == (table["x"], table["width"])
-    assert tab.locator("tbody tr.clean:visible").count() == 20  # the last kind
+    assert tab.locator("tbody tr.clean:visible:has(th)").count() == 20  # the last kind
+    assert tab.locator("tbody tr.clean:visible:has(.said)").count() == 20  # their notes
     tab.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     tab.get_by_label("failed").check()
     assert_nothing_sticks_out(tab, PHONE[0])
