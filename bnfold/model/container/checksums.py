@@ -103,7 +103,7 @@ class Writer:
 
     def write(self, content: memoryview, start: int) -> None:
         """Write bytes from a place on; those of a large block are copied, and written soon."""
-        if self._forget(start, start + len(content)):
+        if self._starts and self._forget(start, start + len(content)):
             self.settle()
         if len(content) < _LARGE:
             self._put(content, start)

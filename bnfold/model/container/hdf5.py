@@ -176,24 +176,21 @@ class _Recorder(io.FileIO):
         return count
 
     def write(self, content: Any, /) -> int:
-        with self._noting():
+        try:
             if self.failure is None:
                 self._writer.write(memoryview(content).cast("B"), self._position)
+        except BaseException as error:
+            self.failure = error
         self._position += len(content)
         return len(content)
 
     def truncate(self, size: int | None = None, /) -> int:
-        with self._noting():
+        try:
             self._writer.settle()
             super().truncate(size if size is None else size + self._start)
-        return size or 0
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
         except BaseException as error:
             self.failure = self.failure or error
+        return size or 0
 
 
 @contextmanager
