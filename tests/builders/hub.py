@@ -7,15 +7,14 @@ Source: huggingface_hub 2.4 (`hf_api.py`, `hf_file_system.py`, `utils/_http.py`)
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from servers import Web
+from servers import Web, answering
 
 
 @dataclass
@@ -180,22 +179,9 @@ def hub_at(web: Web) -> Iterator[Hub]:
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            """Whoever reads may have had enough."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(Handler) as url:
+        hub.url = url
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -52,6 +52,27 @@ def reply(
     handler.wfile.write(content)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Whoever reads may have had enough."""
+
+
+@contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server whose requests a class handles, at a free port of this machine; its URL."""
+    server = _Server(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[Web]:
     """A server on this machine."""
@@ -107,19 +128,6 @@ def serving(folder: Path) -> Iterator[Web]:
                 self.wfile.write(content)
                 self.close_connection = bool(web.cut) or not web.sized
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            """Whoever reads may have had enough."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    web.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(Handler) as url:
+        web.url = url
         yield web
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -42,15 +43,25 @@ class Place:
     web: Web | None = None
 
 
-def _of_fsspec(files: Any, url: str, missing: str, folder: str, deny: Callable[[], Any]) -> Place:
+def _in_bucket(kind: Any, protocol: str, refuse: Callable[[], Any]) -> Place:
+    """A folder in a new bucket, as a class of fsspec's reaches it; `refuse` has it denied."""
+    kind.clear_instance_cache()
+    files, folder = kind(), "bucket/models"
+    files.mkdir("bucket")
+
     def get(name: str) -> bytes:
         files.invalidate_cache()
         found: bytes = files.cat_file(f"{folder}/{name}")
         return found
 
-    return Place(
-        url, (missing,), lambda name, it: files.pipe_file(f"{folder}/{name}", it), get, deny
-    )
+    def put(name: str, content: bytes) -> None:
+        files.pipe_file(f"{folder}/{name}", content)
+
+    def deny() -> None:
+        refuse()
+        kind.clear_instance_cache()
+
+    return Place(f"{protocol}://{folder}", (f"{protocol}://none/models",), put, get, deny)
 
 
 @contextmanager
@@ -71,15 +82,8 @@ def google(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Place]:
         monkeypatch.setenv("NO_GCE_CHECK", "true")  # no machine of Google's, which it would ask
         # A process of bnfold's own shows no logs; this one would.
         monkeypatch.setattr(logging.getLogger("gcsfs"), "disabled", True)
-        gcsfs.GCSFileSystem.clear_instance_cache()
-        files = gcsfs.GCSFileSystem()
-        files.mkdir("bucket")
-
-        def deny() -> None:
-            monkeypatch.setenv("STORAGE_EMULATOR_HOST", refusing)
-            gcsfs.GCSFileSystem.clear_instance_cache()
-
-        yield _of_fsspec(files, "gs://bucket/models", "gs://none/models", "bucket/models", deny)
+        refuse = partial(monkeypatch.setenv, "STORAGE_EMULATOR_HOST", refusing)
+        yield _in_bucket(gcsfs.GCSFileSystem, "gs", refuse)
     gcsfs.GCSFileSystem.clear_instance_cache()
 
 
@@ -98,15 +102,8 @@ def azure(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Place]:
     try:
         _await(int(port))
         _connect(monkeypatch, port, KEY)
-        adlfs.AzureBlobFileSystem.clear_instance_cache()
-        files = adlfs.AzureBlobFileSystem()
-        files.mkdir("box")
-
-        def deny() -> None:
-            _connect(monkeypatch, port, "c2VjcmV0" * 8)
-            adlfs.AzureBlobFileSystem.clear_instance_cache()
-
-        yield _of_fsspec(files, "az://box/models", "az://none/models", "box/models", deny)
+        refuse = partial(_connect, monkeypatch, port, "c2VjcmV0" * 8)
+        yield _in_bucket(adlfs.AzureBlobFileSystem, "az", refuse)
     finally:
         running.terminate()
         running.wait()
@@ -178,12 +175,5 @@ def amazon(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Place]:
         ending.callback(running.stop)
         reset = Request(f"http://{host}:{port}/moto-api/reset", method="POST")
         urlopen(reset).close()  # what is in it belongs to the process
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        files.mkdir("bucket")
-
-        def deny() -> None:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", refusing)
-            s3fs.S3FileSystem.clear_instance_cache()
-
-        yield _of_fsspec(files, "s3://bucket/models", "s3://none/models", "bucket/models", deny)
+        refuse = partial(monkeypatch.setenv, "AWS_ENDPOINT_URL", refusing)
+        yield _in_bucket(s3fs.S3FileSystem, "s3", refuse)
