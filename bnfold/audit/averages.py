@@ -21,7 +21,7 @@ from bnfold.audit.neighbours import Place, is_model_input
 from bnfold.folding.plan import Plan
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
-from bnfold.model.container.hdf5 import Stored
+from bnfold.model.container.hdf5 import Stores
 from bnfold.model.graph import Layer, LayerPath, Weight, walk_all
 from bnfold.model.optimizer import Averaging, Optimizer
 from bnfold.model.program import Call
@@ -173,4 +173,6 @@ def _is_same(one: Weight, other: Weight) -> bool:
 
 def _pieces(weight: Weight) -> Iterator[NDArray[Any]]:
     """Its numbers, a piece at a time: a kernel may be larger than memory."""
-    return weight.read.pieces(1) if isinstance(weight.read, Stored) else iter((weight.read(),))
+    if isinstance(weight.read, Stores):
+        return (piece for _, piece in weight.read.pieces(len(weight.shape)))
+    return iter((weight.read(),))

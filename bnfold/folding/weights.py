@@ -23,9 +23,6 @@ from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
 
-_BLOCK = 1 << 16
-"""How many numbers are held in float64 at once: half a megabyte, which a core has beside it."""
-
 Read = Callable[[str], Array]
 """The numbers of a slot in float64, as they are before an edit."""
 
@@ -82,8 +79,7 @@ def _changed(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot: str)
     old = weights.get(slot)
     changes = [edit.biases[slot] for edit in edits if slot in edit.biases]
     if not changes and old is not None:
-        kernel = old
-        return replace(kernel, source=None, read=lambda: _fold_kernel(kernel, edits, slot))
+        return replace(old, source=None, read=_Folded(old, edits, slot))
     dtype = old.dtype if old is not None else dtype_beside(weights)
     shape = changes[-1].shape if changes else weights["moving_mean"].shape
     name = old.name if old is not None else _new_name(weights, slot)
@@ -117,32 +113,47 @@ def exact_numbers(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot:
     return value
 
 
-def _fold_kernel(kernel: Weight, edits: Sequence[WeightEdit], slot: str) -> NDArray[Any]:
-    """A kernel's new numbers, rounded once, a block of them in float64 at a time."""
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """A kernel's new numbers, rounded once, a piece of them in float64 at a time."""
+
+    kernel: Weight
+    edits: Sequence[WeightEdit]
+    slot: str
+
+    def __call__(self) -> NDArray[Any]:
+        """All numbers."""
+        folded = np.empty(self.kernel.shape, self.kernel.dtype)
+        for start, piece in self.pieces():
+            folded[_within(start, piece.shape)] = piece
+        return folded
+
+    def pieces(self) -> Iterator[tuple[hdf5.Shape, NDArray[Any]]]:
+        """The numbers in order, in pieces as `hdf5.cuts` makes them, each good until the next."""
+        exact = new = None
+        steps = list(steps_of(self.edits, self.slot, len(self.kernel.shape)))
+        for start, piece in _pieces(self.kernel):
+            if exact is None or new is None:  # the first piece is the largest
+                exact, new = np.empty(piece.size), np.empty(piece.size, piece.dtype)
+            there = exact[: piece.size].reshape(piece.shape)
+            np.copyto(there, piece, casting="unsafe")  # of whatever dtype
+            _step(there, steps, _within(start, piece.shape))
+            yield start, rounded(there, piece.dtype, new[: piece.size].reshape(piece.shape))
+
+
+def _pieces(kernel: Weight) -> Iterator[tuple[hdf5.Shape, NDArray[Any]]]:
+    """A kernel's numbers in pieces, with all axes cut."""
+    if isinstance(kernel.read, hdf5.Stores):
+        yield from kernel.read.pieces(len(kernel.shape))
+        return
     values = kernel.read()
-    steps = list(steps_of(edits, slot, values.ndim))
-    # Leading axes along which no number varies are one, so that a block can be of any size.
-    varying = (
-        next((axis for axis, size in enumerate(array.shape) if size > 1), values.ndim - 1)
-        for step in steps
-        for array in step
-        if array is not None
-    )
-    lead = max(1, min(varying, default=values.ndim - 1))
-    flat = values.reshape(-1, *values.shape[lead:])
-    steps = [(_flat(factor, lead), _flat(offset, lead)) for factor, offset in steps]
-    is_ours = isinstance(kernel.read, hdf5.Stores)  # nobody else has these numbers
-    folded = flat if is_ours else np.empty_like(flat)
-    rows = max(1, _BLOCK * flat.shape[0] // max(1, flat.size))
-    for start in range(0, flat.shape[0], rows):
-        block = slice(start, start + rows)
-        folded[block] = rounded(stepped(flat[block], steps, block), values.dtype)
-    return folded.reshape(values.shape)
+    for start, shape in hdf5.cuts(values.shape, values.itemsize, values.ndim):
+        yield start, values[_within(start, shape)]
 
 
-def _flat(array: Array | None, lead: int) -> Array | None:
-    """An array with its first axes, of size 1 if they are several, as one."""
-    return None if array is None else array.reshape(-1, *array.shape[lead:])
+def _within(start: hdf5.Shape, shape: hdf5.Shape) -> tuple[slice, ...]:
+    """Where a piece is in its array."""
+    return tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
 
 
 _Step = tuple[Array | None, Array | None]
@@ -161,15 +172,26 @@ def with_rank(array: Array | None, rank: int) -> Array | None:
     return None if array is None else array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
-def stepped(values: NDArray[Any], steps: Iterable[_Step], rows: slice) -> Array:
-    """Some rows of a slot in float64 after some steps."""
-    exact: Array = values.astype(np.float64)
+def _stepped(values: Array, steps: Iterable[_Step]) -> Array:
+    """All numbers of a slot after some steps."""
+    exact = values.copy()
+    _step(exact, steps, (slice(None),) * exact.ndim)
+    return exact
+
+
+def _step(exact: Array, steps: Iterable[_Step], at: tuple[slice, ...]) -> None:
+    """Take some steps with the numbers that a slot has `at` a place."""
     for factor, offset in steps:
         if factor is not None:
-            exact *= factor[rows] if factor.shape[0] > 1 else factor
+            exact *= _part(factor, at)
         if offset is not None:
-            exact += offset[rows] if offset.shape[0] > 1 else offset
-    return exact
+            exact += _part(offset, at)
+
+
+def _part(array: Array, at: tuple[slice, ...]) -> Array:
+    """What an array has at a place; along an axis of size 1 it has the same everywhere."""
+    pairs = zip(array.shape, at, strict=True)
+    return array[tuple(slice(None) if size == 1 else part for size, part in pairs)]
 
 
 def dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:
@@ -347,8 +369,8 @@ def _largest(
         axis for axis in range(len(kernel.shape)) if all(array.shape[axis] == 1 for array in arrays)
     )
     bound = _largest_along(kernel, others)
-    scaled = stepped(bound, [(factor, None) for factor, _ in steps], slice(None))
-    return bound, scaled, stepped(bound, steps, slice(None))
+    scaled = _stepped(bound, [(factor, None) for factor, _ in steps])
+    return bound, scaled, _stepped(bound, steps)
 
 
 def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:
@@ -360,10 +382,9 @@ def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:
             values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)
         )
     within = (0, *(1 + axis - lead for axis in axes if axis >= lead))
-    pieces = (
-        (piece.min(axis=within), piece.max(axis=within)) for piece in kernel.read.pieces(lead)
-    )
-    low, high = reduce(lambda a, b: (np.minimum(a[0], b[0]), np.maximum(a[1], b[1])), pieces)
+    pieces = (piece.reshape(-1, *kernel.shape[lead:]) for _, piece in kernel.read.pieces(lead))
+    ranges = ((piece.min(axis=within), piece.max(axis=within)) for piece in pieces)
+    low, high = reduce(lambda a, b: (np.minimum(a[0], b[0]), np.maximum(a[1], b[1])), ranges)
     shape = [1 if axis in axes else size for axis, size in enumerate(kernel.shape)]
     return _magnitude(low, high).reshape(shape)
 

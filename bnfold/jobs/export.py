@@ -20,7 +20,6 @@ from bnfold.jobs.fold import (
     SILENT,
     Promise,
     Standalone,
-    checked_plan,
     describe_folds,
     describe_kept,
     hashing,
@@ -31,6 +30,7 @@ from bnfold.jobs.fold import (
 )
 from bnfold.jobs.gate import InputFindings, of_input
 from bnfold.jobs.inspect import keras_versions
+from bnfold.jobs.planning import planned
 from bnfold.jobs.settings import Settings
 from bnfold.jobs.staging import Format, Staging, check_target, publish_all
 from bnfold.jobs.targets import Making, Target, targets_of
@@ -292,9 +292,9 @@ def export_file(
             check_target(target.path, target.format, force=force)
             refuse_inside(target.path, model)
         refuse_obstacle(model)
-        with hashing(model) as hashed:
-            decided = checked_plan(model, keep, keras=keras, inference=inference)
-        digest = origin or hashed()
+        with hashing(model, origin) as hashed:
+            decided = planned(model, keep, keras=keras, inference=inference)
+        digest = hashed()
         audit = of_input(model, settings, None if keep else decided)
         changed = for_inference(model.graph) if inference else None
         with ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Folding a file: read, plan, write beside the target, prove, and only then put it there."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,7 +194,7 @@ def fold_file(
             )
         changed = for_inference(model.graph) if inference else None
         with hashing(model, origin) as digest:
-            decided = checked_plan(model, keep, keras=keras, inference=inference)
+            decided = planned(model, keep, keras=keras, inference=inference)
             audit = of_input(model, settings, None if keep else decided)
             with Staging(target, model.kind, force=force) as staging:
                 replaced, decided = write_folded(
@@ -263,20 +263,16 @@ def refuse_obstacle(model: ModelFile) -> None:
 def hashing(model: ModelFile, known: str | None = None) -> Iterator[Callable[[], str]]:
     """What tells the SHA-256 of the file, which is found meanwhile: it takes no Python.
 
-    Where it is `known`, that is told. It raises UnreadableModelError where the file cannot be read.
+    Where it is `known`, that is told. Whoever asks knows that the weights have the checksum that an
+    archive has of them, or is told UnreadableModelError.
     """
-    if known is not None:
-        yield lambda: known
-        return
     found: Future[str] = Future()
 
     def find() -> None:
         try:
-            with model.named():
-                found.set_result(model.sha256())
-        except OSError as error:  # of the source: whoever asks is writing the target
-            name = printable(str(model.given))
-            found.set_exception(UnreadableModelError(f"{name}: {error.strerror or error}"))
+            if known is not None:
+                model.check_weights()
+            found.set_result(known or model.sha256())
         except BaseException as error:  # which whoever asks is told
             found.set_exception(error)
 
@@ -286,20 +282,6 @@ def hashing(model: ModelFile, known: str | None = None) -> Iterator[Callable[[],
         yield found.result
     finally:
         thread.join()
-
-
-def checked_plan(
-    model: ModelFile, keep: Sequence[str], *, keras: str | None, inference: bool
-) -> Plan:
-    """Decide what folds, as `planned` does.
-
-    Raises UnreadableModelError for weights that do not have the checksum that the file has of them.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(model.check_weights)
-        decided = planned(model, keep, keras=keras, inference=inference)
-    checked.result()
-    return decided
 
 
 def write_folded(

@@ -6,16 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+def rounded(
+    values: NDArray[np.float64], dtype: np.dtype[Any], out: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """The nearest numbers of a floating-point dtype; infinite where there is none.
 
+    `out` is an array of the dtype to put them into.
     numpy takes bfloat16 from float64 by way of float32 and so rounds twice; through float32 rounded
     to odd (Boldo and Melquiond, 2008) the second rounding is the only one that counts.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.kind != "f" and dtype.name == "bfloat16":
             values = _to_odd(values)
-        return values.astype(dtype)
+        if out is None:
+            return values.astype(dtype)
+        np.copyto(out, values, casting="unsafe")
+        return out
 
 
 def _to_odd(values: NDArray[np.float64]) -> NDArray[Any]:

@@ -51,6 +51,7 @@ LIBRARIES = {
         Library("ml_dtypes", "0.5.1"),
         Library("numpy", "1.26"),
         Library("rich", "13.7"),
+        Library("zlib_ng", "0.5.1", part="zlib_ng.zlib_ng"),
         Library("tensorflow", "2.19", "verify"),
         Library("keras", "3.6", "verify"),
         Library("tf2onnx", "1.17", "verify", "tf2onnx.convert"),

@@ -12,6 +12,7 @@ from support import keras
 from tiers import by_turns
 
 from bnfold.jobs.inspect import inspect_file
+from bnfold.model.container import hdf5
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(5)
@@ -87,6 +88,21 @@ def test_fit_ends_with_averages_for_weights(tmp_path: Path) -> None:
     model.fit(SAMPLES, TARGETS, verbose=0)
     for form in (".keras", "", ".h5"):
         assert said_of(model, tmp_path, form) == {}, form
+
+
+def test_kernels_are_compared_a_piece_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, whole = hdf5.Plain.__call__, []
+
+    def noted(self: hdf5.Plain) -> Any:
+        whole.append(read(self))
+        return whole[-1]
+
+    monkeypatch.setattr(hdf5, "PIECE_BYTES", 8)
+    monkeypatch.setattr(hdf5.Plain, "__call__", noted)
+    assert said_of(fitted(plain(center=False, scale=False)), tmp_path) == WARNED
+    assert [one.shape for one in whole if one.ndim > 1] == []
 
 
 WRAPPED: dict[str, Callable[[], Any]] = {

@@ -52,9 +52,12 @@ def test_pieces_are_the_whole(
     whole = weight.read()
     assert whole.dtype == kind
     for lead in range(1, len(shape) + 1):
-        pieces = [np.array(piece) for piece in weight.read.pieces(lead)]
-        assert np.array_equal(np.concatenate(pieces).reshape(shape), whole)
-        assert all(piece.shape[1:] == shape[lead:] for piece in pieces)
+        pieces = [(start, np.array(piece)) for start, piece in weight.read.pieces(lead)]
+        assert np.array_equal(np.concatenate([p.ravel() for _, p in pieces]).reshape(shape), whole)
+        for start, piece in pieces:
+            assert piece.shape[lead:] == shape[lead:]
+            at = tuple(slice(a, a + n) for a, n in zip(start, piece.shape, strict=True))
+            assert np.array_equal(whole[at], piece)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_large_kernel_takes_little_memory(tmp_path: Path) -> None:
     weight = stored(tmp_path / "w.h5", np.ones((3, 3, 1024, 1024), "float32"))  # 36 MiB
     assert isinstance(weight.read, hdf5.Stores)
     tracemalloc.start()
-    largest = max(piece.max() for piece in weight.read.pieces(3))
+    largest = max(piece.max() for _, piece in weight.read.pieces(3))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert largest == 1
@@ -137,3 +140,57 @@ def test_a_folded_number_is_rounded_once(dtype: str, digits: int) -> None:
     biased = WeightEdit(biases={"bias": change}, settings={"use_bias": True})
     _, bias = edited(layer, [biased]).weights or ()
     assert float(bias.read()[0]) == 1 + 2.0 ** (1 - digits)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["f4", "f2", ">f4", "f8"])
+@pytest.mark.parametrize("shape", [(40, 30), (3, 2, 5, 7), (2, 50), (1, 1, 1, 9)])
+@pytest.mark.few(8)
+def test_a_kernel_is_written_in_pieces_as_it_would_be_as_a_whole(
+    shape: tuple[int, ...],
+    dtype: str,
+    layout: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same bytes of the file, whatever is cut, and the numbers that float64 has."""
+    values = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    factor = np.random.default_rng(1).normal(size=shape[-2:])
+    old = stored(tmp_path / "w.h5", values, **LAYOUTS[layout])
+    kind = "Conv2D" if len(shape) == 4 else "Dense"
+    layer = Layer("layer", kind, {"use_bias": False}, {}, weights=(old,))
+    (new,) = (
+        edited(layer, [WeightEdit({"kernel": factor}), WeightEdit({"kernel": factor})]).weights
+        or ()
+    )
+    files = []
+    for size in (1 << 20, 4 * 11, 4):
+        monkeypatch.setattr(hdf5, "PIECE_BYTES", size)
+        with hdf5.new_file(tmp_path / "new.h5") as file:
+            hdf5.write_weight(file, "0", new)
+            hdf5.write_weight(file, "by name", new)
+        files.append((tmp_path / "new.h5").read_bytes())
+        with h5py.File(tmp_path / "new.h5") as file:
+            for name in ("0", "by name"):
+                found = file[name]
+                assert isinstance(found, h5py.Dataset)
+                assert found.dtype == dtype
+                wanted = (values.astype("f8") * factor * factor).astype(dtype)
+                assert np.array_equal(found[...], wanted)
+    assert files[0] == files[1] == files[2]
+
+
+def test_a_large_kernel_is_folded_in_little_memory(tmp_path: Path) -> None:
+    weight = stored(tmp_path / "w.h5", np.ones((3, 3, 1024, 1024), "float32"))  # 36 MiB
+    layer = Layer("c", "Conv2D", {"use_bias": False}, {}, weights=(weight,))
+    (new,) = edited(layer, [WeightEdit({"kernel": np.full(1024, 2.0)})]).weights or ()
+    tracemalloc.start()
+    with hdf5.new_file(tmp_path / "new.h5") as file:
+        hdf5.write_weight(file, "0", new)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 << 20  # what waits to be written is 16
+    with h5py.File(tmp_path / "new.h5") as file:
+        found = file["0"]
+        assert isinstance(found, h5py.Dataset)
+        assert np.all(found[...] == 2)

@@ -112,7 +112,7 @@ def test_nothing_is_imported_where_nobody_wants_it(tmp_path: Path) -> None:
     assert re.search(r"\n  fsspec +[\d.]+, for models in stores\n", text)
 
 
-@pytest.mark.parametrize("name", ["h5py", "rich", "jinja2", "ml_dtypes"])
+@pytest.mark.parametrize("name", ["h5py", "rich", "jinja2", "ml_dtypes", "zlib_ng"])
 @pytest.mark.few(1)
 def test_a_library_that_every_command_needs_is_the_exit_code(name: str, tmp_path: Path) -> None:
     libraries(tmp_path)

@@ -1,6 +1,8 @@
 """The checksum of a file that is found while it is written is that of what stands there."""
 
 import errno
+import hashlib
+import os
 import threading
 import time
 import tracemalloc
@@ -11,15 +13,21 @@ import numpy as np
 import pytest
 
 from bnfold.model.container import checksums
-from bnfold.model.container.checksums import Writer, combined
+from bnfold.model.container.checksums import Writer
 
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("sizes", [(0, 0), (5, 0), (0, 5), (1, 3), (1000, 70_001)])
-def test_two_parts_make_the_whole(sizes: tuple[int, int]) -> None:
-    one, two = (np.random.default_rng(size).bytes(size) for size in sizes)
-    assert combined(zlib.crc32(one), zlib.crc32(two), len(two)) == zlib.crc32(one + two)
+@pytest.mark.parametrize(
+    ("start", "size"), [(0, 0), (0, 3 * MIB), (5, 7), (100, 2 * MIB), (MIB - 1, 2), (3 * MIB, 0)]
+)
+def test_both_checksums_in_one_reading(start: int, size: int, tmp_path: Path) -> None:
+    path, content = tmp_path / "w", np.random.default_rng(0).bytes(3 * MIB)
+    path.write_bytes(content)
+    with path.open("rb", buffering=0) as file:
+        digest, checksum = checksums.of_file(file, start, size)
+    assert digest == hashlib.sha256(content).hexdigest()
+    assert checksum == zlib.crc32(content[start : start + size])
 
 
 WRITES = {
@@ -85,7 +93,9 @@ def test_what_cannot_be_written_is_raised_at_the_end(
         return write(number, content, start)
 
     monkeypatch.setattr(checksums.os, "pwrite", full)
-    content = memoryview(bytes(20 * checksums._PIECE))  # many more pieces than may wait
+    content = memoryview(
+        bytes(20 * checksums._WAITING * checksums._PIECE)
+    )  # many more pieces than may wait
     with pytest.raises(OSError, match="No space left"), Writer(path) as writer:
         writer.write(content, 0)
     assert len(written) == 3
@@ -144,3 +154,31 @@ def test_no_more_waits_to_be_written_than_may(path: Path, monkeypatch: pytest.Mo
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 32 * MIB
+
+
+def test_small_blocks_behind_a_large_one_are_written_in_their_order(path: Path) -> None:
+    content = np.random.default_rng(0).bytes(2 * MIB)
+    with Writer(path) as writer:
+        writer.write(memoryview(content), 0)
+        writer.write(memoryview(b"first"), 5)
+        writer.write(memoryview(b"last"), 5)
+    wanted = content[:5] + b"lastt" + content[10:]
+    assert path.read_bytes() == wanted
+    with path.open("rb", buffering=0) as file:
+        assert writer.of_rest(file, 0, len(wanted)) == zlib.crc32(wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing can be given back here")
+def test_only_of_a_large_file_what_is_on_the_disk_is_given_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(checksums.os, "fdatasync", lambda _: calls.append("flush"))
+    monkeypatch.setattr(checksums.os, "posix_fadvise", lambda *_: calls.append("give back"))
+    monkeypatch.setattr(checksums, "_FLUSHED", 4 * MIB)
+    monkeypatch.setattr(checksums, "_CACHED", 10 * MIB)
+    content = np.random.default_rng(0).bytes(16 * MIB)
+    with Writer(path) as writer:
+        writer.write(memoryview(content), 0)
+    assert calls == ["flush", "flush", "flush", "give back"]
+    assert path.read_bytes() == content

@@ -98,11 +98,23 @@ def test_an_inspection_says_that_it_did_not_check_large_weights(
     assert bnfold.inspect(old).note is None
 
 
-def test_weights_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+def test_nothing_is_written_from_weights_without_their_checksum(tmp_path: Path) -> None:
     path = large(tmp_path / "m.keras")
     with open_model(path) as model, pytest.raises(UnreadableModelError, match="bad checksum"):
         model.write(model.graph, tmp_path / "out.keras", {})
-    assert not (tmp_path / "out.keras").exists()
+    with open_model(path) as model, pytest.raises(UnreadableModelError, match="bad checksum"):
+        model.sha256()
+
+
+@pytest.mark.parametrize("origin", [None, "0" * 64], ids=["its digest", "that of its source"])
+def test_a_fold_of_weights_without_their_checksum_leaves_nothing(
+    origin: str | None, tmp_path: Path
+) -> None:
+    path = large(tmp_path / "m.keras")
+    wanted = f"^{re.escape(str(path))}: model.weights.h5 in the archive is damaged: bad checksum$"
+    with pytest.raises(UnreadableModelError, match=wanted):
+        fold_job.fold_file(path, tmp_path / "out.keras", proof=None, origin=origin)
+    assert os.listdir(tmp_path) == ["m.keras"]
 
 
 # --- files that change ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model import keras_json
-from bnfold.model.container import checksums, foreign, guard, hdf5
+from bnfold.model.container import checksums, foreign, guard, hdf5, unchanging
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.library import h5py
 from bnfold.model.container.store import FAR, RemoteFile, archive_file
@@ -79,10 +79,23 @@ class _ZipParts:
         # A handle of its own, because the weights may be read meanwhile.
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._start)
-            if checksums.of_part(file, info.file_size) != info.CRC:
-                raise UnreadableModelError(f"{WEIGHTS} in the archive is damaged: bad checksum")
-        self._is_checked = True
+            self._check(checksums.of_part(file, info.file_size), info)
         return None
+
+    def sha256(self) -> str:
+        """The SHA-256 of the archive. Sees in the same reading what `check_weights` sees."""
+        info = self._archive.getinfo(WEIGHTS)
+        if info.compress_type != zipfile.ZIP_STORED or isinstance(self._path, RemoteFile):
+            return unchanging.sha256(self._path)
+        with self._path.open("rb", buffering=0) as file:
+            digest, checksum = checksums.of_file(file, self._start, info.file_size)
+        self._check(checksum, info)
+        return digest
+
+    def _check(self, checksum: int, info: zipfile.ZipInfo) -> None:
+        if checksum != info.CRC:
+            raise UnreadableModelError(f"{WEIGHTS} in the archive is damaged: bad checksum")
+        self._is_checked = True
 
     def copy(self, target: Path, changes: Mapping[str, NDArray[Any]], metadata: bytes) -> None:
         """Write an archive of the same members in the same order, some weights changed."""
@@ -178,6 +191,10 @@ class _DirectoryParts:
 
     def check_weights(self, most: int | None) -> None:
         """Do nothing: files in a directory have no checksum."""
+
+    def sha256(self) -> str:
+        """That of what `sha256sum` says of its files."""
+        return unchanging.sha256(self._path)
 
 
 class KerasArchive:
@@ -294,17 +311,21 @@ class KerasArchive:
         """See that the weights have their checksum; a sentence where they are too large for it."""
         return self._parts.check_weights(most)
 
+    def sha256(self) -> str:
+        """The SHA-256 of the file; its weights have their checksum, or this raises."""
+        return self._parts.sha256()
+
     def write(self, graph: Graph, target: Path, record: Callable[[], Json]) -> None:
         """Write `graph` with this file's other parts to `target`, which does not exist yet.
 
         What `record` tells goes into metadata.json under "bnfold"; it is asked as late as can be.
         """
-        self.check_weights()
         names = self._group_names().assign(graph)
         if self._is_directory:
             self._write_directory(graph, names, record, target)
         else:
             self._write_zip(graph, names, record, target)
+        self.check_weights()  # at the end: who tells the record may have seen it by then
 
     def _documents(self, graph: Graph, record: Callable[[], Json]) -> dict[str, bytes]:
         return {

@@ -1,69 +1,57 @@
-"""The writing of large files, and their CRC-32, on another core than the one that computes them.
+"""The checksums of large files: found in one reading, or while they are written.
 
-The large blocks of an HDF5 file are written once, so that their checksums can be found before all
-of it is there. That of the whole is put together from those of its parts: a CRC is the remainder of
-a polynomial, and
-
-    crc(a + b) = crc(a) * x ** (8 * len(b)) + crc(b)
-
-Source of the sums: `crc32_combine` of zlib 1.2.12, crc32.c.
+What is written goes to disk on another core than the one that computes it. The large blocks of an
+HDF5 file are written once, so that their CRC-32 can be found before all of it is there. That of the
+whole is put together from those of its parts.
 """
 
 import os
 import threading
-import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
+from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import IO
 
-_POLYNOMIAL = 0xEDB88320
-_CHUNK = 1 << 20
-_LARGE = 1 << 20
-"""How long a block is, at least, whose writing nobody waits for."""
-_PIECE = 4 << 20
-_WAITING = 3
+from zlib_ng.zlib_ng import crc32, crc32_combine
+
+_CHUNK = 1 << 18
+"""How many bytes are read at once: a core's cache has them until both checksums are found."""
+_LARGE = 1 << 18
+"""How long a block is, at least, for a thread to be started that writes what comes from then on."""
+_PIECE = 1 << 20
+_WAITING = 16
 """How many pieces of how many bytes wait to be written, at most."""
-_FLUSHED = 256 << 20
+_NOTED = 1 << 16
+"""How long a piece is, at least, to be worth a note of its checksum."""
+_FLUSHED = 64 << 20
 """After how many bytes the system is asked to bring what is written to the disk meanwhile."""
+_CACHED = 256 << 20
+"""How much of a file the system may keep in memory. What is on the disk of a larger one is given
+back: else a large result takes the place of all that other programs have read."""
 
 
 def of_part(file: IO[bytes], size: int, before: int = 0) -> int:
     """The CRC-32 of the next `size` bytes of a file, where that of all before them is `before`."""
     checksum, buffer = before, bytearray(_CHUNK)
     while size > 0 and (count := file.readinto(memoryview(buffer)[:size])):  # type: ignore[attr-defined]
-        checksum = zlib.crc32(memoryview(buffer)[:count], checksum)
+        checksum = crc32(memoryview(buffer)[:count], checksum)
         size -= count
     return checksum
 
 
-def combined(first: int, second: int, size: int) -> int:
-    """The CRC-32 of two parts together, of which the second has `size` bytes."""
-    return _product(_power(8 * size), first) ^ second
+def of_file(file: IO[bytes], start: int, size: int) -> tuple[str, int]:
+    """The SHA-256 of a file from here on, and the CRC-32 of the `size` bytes at `start` in that."""
+    import hashlib  # noqa: PLC0415 - starts OpenSSL, and inspecting needs none
 
-
-def _product(one: int, other: int) -> int:
-    """The product of two polynomials by the remainder, their highest power in the lowest bit."""
-    found, bit = 0, 1 << 31
-    while bit:
-        if one & bit:
-            found ^= other
-        bit >>= 1
-        other = (other >> 1) ^ _POLYNOMIAL if other & 1 else other >> 1
-    return found
-
-
-def _power(exponent: int) -> int:
-    """The remainder of x to a power."""
-    found, square = 1 << 31, 1 << 30
-    while exponent:
-        if exponent & 1:
-            found = _product(square, found)
-        square = _product(square, square)
-        exponent >>= 1
-    return found
+    digest, checksum, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        piece = memoryview(buffer)[:count]
+        digest.update(piece)
+        checksum = crc32(piece[max(0, start) : max(0, start + size)], checksum)
+        start -= count
+    return digest.hexdigest(), checksum
 
 
 class Writer:
@@ -76,7 +64,9 @@ class Writer:
     def __init__(self, path: Path) -> None:
         """`path` exists already, and stays the same file."""
         self._path = path
-        self._waiting: Queue[tuple[int, bytes] | None] = Queue(_WAITING)
+        self._waiting: Queue[tuple[int, int, bytearray] | None] = Queue()
+        self._buffers: SimpleQueue[bytearray] = SimpleQueue()
+        self._made = 0
         self._lock = threading.Lock()
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
@@ -102,50 +92,67 @@ class Writer:
             raise self._failure
 
     def write(self, content: memoryview, start: int) -> None:
-        """Write bytes from a place on; those of a large block are copied, and written soon."""
-        if self._starts and self._forget(start, start + len(content)):
-            self.settle()
-        if len(content) < _LARGE:
-            self._put(content, start)
-            return
+        """Write bytes from a place on; from the first large block on they are copied, and wait."""
+        self._forget(start, start + len(content))
         if self._thread is None:
+            if len(content) < _LARGE:
+                self._put(content, start)
+                return
             thread = threading.Thread(target=self._run, daemon=True)
             thread.start()  # which may be refused
             self._thread = thread
         for at in range(0, len(content), _PIECE):
-            piece = bytes(content[at : at + _PIECE])
-            insort(self._starts, start + at)
-            self._sizes[start + at] = len(piece)
-            self._waiting.put((start + at, piece))
+            piece = content[at : at + _PIECE]
+            buffer = self._buffer()
+            memoryview(buffer)[: len(piece)] = piece
+            if len(piece) >= _NOTED:
+                insort(self._starts, start + at)
+                self._sizes[start + at] = len(piece)
+            self._waiting.put((start + at, len(piece), buffer))
 
     def settle(self) -> None:
         """Wait until the file has all that it was given."""
         self._waiting.join()
 
-    def _forget(self, start: int, end: int) -> bool:
-        """Leave out what is written again; whether there was any."""
-        number = before = bisect_left(self._starts, end)
+    def _buffer(self) -> bytearray:
+        """One that is free; more of them than may wait are not made."""
+        if self._made < _WAITING and self._buffers.empty():
+            self._made += 1
+            return bytearray(_PIECE)
+        return self._buffers.get()
+
+    def _forget(self, start: int, end: int) -> None:
+        """Leave out what is written again."""
+        number = bisect_left(self._starts, end)
         while number and self._starts[number - 1] + self._sizes[self._starts[number - 1]] > start:
             number -= 1
             del self._sizes[self._starts.pop(number)]
-        return number < before
 
     def _run(self) -> None:
-        unflushed = 0
+        written = flushed = 0
         while (block := self._waiting.get()) is not None:
-            start, piece = block
+            start, size, buffer = block
             try:
                 if self._failure is None:  # else all that waits is taken, and none of it written
-                    self._put(memoryview(piece), start)
-                    self._found[start] = zlib.crc32(piece)
-                    unflushed += len(piece)
-                if unflushed > _FLUSHED and hasattr(os, "fdatasync"):
-                    unflushed = 0
-                    os.fdatasync(self._file.fileno())
+                    piece = memoryview(buffer)[:size]
+                    self._put(piece, start)
+                    if size >= _NOTED:
+                        self._found[start] = crc32(piece)
+                    written += size
+                if written - flushed > _FLUSHED:
+                    flushed = written
+                    self._flush(is_cached=written <= _CACHED)
             except Exception as error:
                 self._failure = error
             finally:
+                self._buffers.put(buffer)
                 self._waiting.task_done()
+
+    def _flush(self, *, is_cached: bool) -> None:
+        if hasattr(os, "fdatasync"):
+            os.fdatasync(self._file.fileno())
+        if not is_cached and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _put(self, content: memoryview, start: int) -> None:
         while len(content):
@@ -163,7 +170,7 @@ class Writer:
         for first, length in self._blocks(start, start + size):
             file.seek(at)
             checksum = of_part(file, first - at, checksum)
-            checksum = combined(checksum, self._found[first], length)
+            checksum = crc32_combine(checksum, self._found[first], length)
             at = first + length
         file.seek(at)
         return of_part(file, start + size - at, checksum)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -501,33 +501,28 @@ class Stored:
                 stored.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
         return self._typed(values)
 
-    def pieces(self, lead: int) -> Iterator[NDArray[Any]]:
-        """The numbers in arrays of (rows, *shape[lead:]), in order, each good until the next.
+    def pieces(self, lead: int) -> Iterator[tuple[Shape, NDArray[Any]]]:
+        """The numbers in order, in pieces as `cuts` makes them, each with where it begins.
 
-        The first `lead` axes, at least one, are laid out as one. A large dataset that is stored in
-        one block is read a part at a time, which costs no memory.
+        A piece is good until the next. A large dataset that is stored in one block is read a piece
+        at a time, which costs no memory. One in chunks is one piece.
         """
         shape, size = self._shape, self._stored_as.itemsize
         if self._is_chunked or math.prod(shape) * size <= PIECE_BYTES:
-            yield self().reshape(-1, *shape[lead:])
+            yield (0,) * len(shape), self()
             return
         self._check_kind()
-        sizes = [math.prod(shape[axis + 1 :]) for axis in range(lead)]
-        most = PIECE_BYTES // size
-        axis = next((n for n, size in enumerate(sizes) if size <= most), lead - 1)
-        rows = max(1, most // sizes[axis])
-        buffer = np.empty((rows, *shape[axis + 1 :]), self._stored_as)
+        buffer = None
         with guard.hdf5_damage(self._what):
             stored = self._closed.open()
-        space, behind = stored.get_space(), shape[axis + 1 :]
-        for before in np.ndindex(*shape[:axis]):
-            for start in range(0, shape[axis], rows):
-                part = buffer[: shape[axis] - start]
-                first = (*before, start, *(0 for _ in behind))
-                space.select_hyperslab(first, (*(1 for _ in before), *part.shape))
-                with guard.hdf5_damage(self._what):
-                    stored.read(h5py.h5s.create_simple(part.shape), space, part)
-                yield self._typed(part).reshape(-1, *shape[lead:])
+        space = stored.get_space()
+        for start, sizes in cuts(shape, size, lead):
+            buffer = np.empty(sizes, self._stored_as) if buffer is None else buffer
+            part = buffer.reshape(-1)[: math.prod(sizes)].reshape(sizes)
+            space.select_hyperslab(start, sizes)
+            with guard.hdf5_damage(self._what):
+                stored.read(h5py.h5s.create_simple(sizes), space, part)
+            yield start, self._typed(part)
 
     def _check_kind(self) -> None:
         is_number = self._dtype.kind in "biuf" and self._dtype.itemsize <= _WIDEST
@@ -540,6 +535,25 @@ class Stored:
 
 PIECE_BYTES = 1 << 20
 """How much of a large variable is in memory at once."""
+
+Shape = tuple[int, ...]
+
+
+def cuts(shape: Shape, itemsize: int, lead: int) -> Iterator[tuple[Shape, Shape]]:
+    """Where the pieces of an array begin, and their shapes: each is one run of its numbers.
+
+    They have at most PIECE_BYTES, or what is behind the first `lead` axes, at least one: these
+    alone are cut. The first piece is the largest.
+    """
+    most = PIECE_BYTES // itemsize
+    behind = [math.prod(shape[axis + 1 :]) for axis in range(lead)]
+    axis = next((n for n, size in enumerate(behind) if size <= most), lead - 1)
+    rows = max(1, most // max(1, behind[axis]))
+    rest = shape[axis + 1 :]
+    for before in np.ndindex(*shape[:axis]):
+        for first in range(0, shape[axis], rows):
+            start = (*before, first, *(0 for _ in rest))
+            yield start, (*(1 for _ in before), min(rows, shape[axis] - first), *rest)
 
 
 class Plain:
@@ -568,17 +582,15 @@ class Plain:
         self._fill(values, 0)
         return values
 
-    def pieces(self, lead: int) -> Iterator[NDArray[Any]]:
-        """As those of `Stored`; the rows of a piece need not be of one row of the first axis."""
-        behind = self._shape[lead:]
-        length = math.prod(behind)
-        rows = math.prod(self._shape[:lead])
-        most = max(1, PIECE_BYTES // max(1, length * self._dtype.itemsize))
-        buffer = np.empty((min(most, rows), *behind), self._dtype)
-        for start in range(0, rows, most):
-            part = buffer[: rows - start]
-            self._fill(part, start * length)
-            yield part
+    def pieces(self, lead: int) -> Iterator[tuple[Shape, NDArray[Any]]]:
+        """As those of `Stored`."""
+        buffer, at = None, 0
+        for start, sizes in cuts(self._shape, self._dtype.itemsize, lead):
+            buffer = np.empty(math.prod(sizes), self._dtype) if buffer is None else buffer
+            part = buffer[: math.prod(sizes)]
+            self._fill(part, at)
+            at += part.size
+            yield start, part.reshape(sizes)
 
     def _fill(self, part: NDArray[Any], first: int) -> None:
         """Fill an array with the numbers from number `first` on."""
@@ -839,15 +851,34 @@ def _taken(group: h5py.Group, path: str) -> UnreadableModelError:
 
 
 def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
-    """Write a variable whose numbers are new."""
+    """Write a variable whose numbers are new; a large one as it is made, a piece at a time."""
     _check_free(target, path)
-    values = weight.read()
-    if path.isdigit() and values.dtype.kind == "f":
-        _write_numbers(target, path.encode(), np.asarray(values, order="C"))
+    if weight.dtype.name == "bfloat16":  # HDF5 has none
+        target.create_dataset(path, data=weight.read()).attrs["dtype"] = "bfloat16"
         return
-    dataset = target.create_dataset(path, data=values)
-    if weight.dtype.name == "bfloat16":
-        dataset.attrs["dtype"] = "bfloat16"
+    if path.isdigit() and weight.dtype.kind == "f":
+        found = _new_numbers(target, path.encode(), weight)
+    else:
+        found = target.create_dataset(path, weight.shape, weight.dtype).id
+    is_large = math.prod(weight.shape) * weight.dtype.itemsize > PIECE_BYTES
+    if is_large and isinstance(weight.read, InPieces):
+        space = found.get_space()
+        for start, piece in weight.read.pieces():
+            space.select_hyperslab(start, piece.shape)
+            found.write(h5py.h5s.create_simple(piece.shape), space, piece)
+    else:
+        found.write(h5py.h5s.ALL, h5py.h5s.ALL, np.asarray(weight.read(), order="C"))
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """Numbers that are made when they are asked for, all of them or a piece at a time."""
+
+    def __call__(self) -> NDArray[Any]:
+        """All numbers."""
+
+    def pieces(self) -> Iterator[tuple[Shape, NDArray[Any]]]:
+        """As those of `Stored`, with all axes cut."""
 
 
 @cache
@@ -857,12 +888,11 @@ def _untimed() -> h5py.h5p.PropDCID:
     return found
 
 
-def _write_numbers(target: h5py.Group, name: bytes, values: NDArray[Any]) -> None:
-    """What `create_dataset` does for plain numbers, without all that it asks first."""
-    kind = h5py.h5t.py_create(values.dtype, logical=1)
-    space = h5py.h5s.create_simple(values.shape)
-    found = h5py.h5d.create(target.id, name, kind, space, dcpl=_untimed())
-    found.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+def _new_numbers(target: h5py.Group, name: bytes, weight: Weight) -> h5py.h5d.DatasetID:
+    """What `create_dataset` makes for plain numbers, without all that it asks first."""
+    kind = h5py.h5t.py_create(weight.dtype, logical=1)
+    space = h5py.h5s.create_simple(weight.shape)
+    return h5py.h5d.create(target.id, name, kind, space, dcpl=_untimed())
 
 
 def read_names(group: h5py.Group, attribute: str) -> list[str]:

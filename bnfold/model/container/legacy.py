@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.model import keras1, keras_json
-from bnfold.model.container import guard, hdf5
+from bnfold.model.container import guard, hdf5, unchanging
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.library import h5py
 from bnfold.model.container.ownership import Owned, leaves, owners
@@ -181,6 +181,10 @@ class LegacyHdf5:
 
     def check_weights(self, most: int | None) -> None:
         """Do nothing: HDF5 has checksums where a filter puts them, and checks them by itself."""
+
+    def sha256(self) -> str:
+        """The SHA-256 of the file."""
+        return unchanging.sha256(self._path)
 
     def write(self, graph: Graph, target: Path, record: Callable[[], Json]) -> None:
         """Write `graph` with this file's other parts to `target`, which does not exist yet.

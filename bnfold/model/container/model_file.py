@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError, UnsafeModelError
-from bnfold.model.container import foreign, store, unchanging
+from bnfold.model.container import foreign, guard, store, unchanging
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
 from bnfold.model.container.legacy import LegacyHdf5
 from bnfold.model.container.printing import printable
@@ -52,6 +52,8 @@ class _Format(Protocol):
     def rewrite(self, changes: Mapping[str, NDArray[Any]], target: Path, record: Json) -> None: ...
 
     def check_weights(self, most: int | None) -> str | None: ...
+
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -149,21 +151,27 @@ class ModelFile:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Let what is wrong with the file, and seen only when its weights are read, name it."""
+        """Let what is wrong with the file, and is seen when its weights are read, name it once."""
         try:
             yield
         except (UnreadableModelError, UnsafeModelError) as error:
             if isinstance(self.file, RemoteFile):
                 self.watch.check()  # if it changed, its parts do not fit together
-            raise type(error)(f"{printable(str(self.given))}: {error}") from None
+            prefix = f"{printable(str(self.given))}: "
+            raise type(error)(prefix + str(error).removeprefix(prefix)) from None
 
     def _refuse_inside(self, target: Path) -> None:
         if target.resolve().is_relative_to(self.path.resolve()):
             raise OutputError(f"{printable(target.name)}: is inside the model it is made of")
 
     def sha256(self) -> str:
-        """The SHA-256 of the file; of a directory, that of what `sha256sum` says of its files."""
-        return unchanging.sha256(self.file)
+        """The SHA-256 of the file; of a directory, that of what `sha256sum` says of its files.
+
+        Raises:
+            UnreadableModelError: its weights do not have the checksum that an archive has of them.
+        """
+        with self._checked():
+            return self.format.sha256()
 
     def check_weights(self, most: int | None = None) -> str | None:
         """See that the weights have the checksum that an archive has of them.
@@ -174,12 +182,20 @@ class ModelFile:
         Raises:
             UnreadableModelError: they do not.
         """
+        with self._checked():
+            return self.format.check_weights(most)
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Let what is wrong with the file name it, also where it is gone or cannot be read."""
         try:
             with self.named():
-                return self.format.check_weights(most)
-        except OSError:
-            self.watch.check()  # it may be gone
-            raise
+                yield
+        except OSError as error:
+            guard.raise_scarcity(error)
+            self.watch.check()
+            name = printable(str(self.given))
+            raise UnreadableModelError(f"{name}: {error.strerror or error}") from error
 
     def release(self) -> None:
         """See that the file is what it was when it was opened, and close it.

@@ -23,7 +23,7 @@ from support import (
 )
 from tiers import by_turns, some, some_of_each
 
-from bnfold.folding import weights as folded_weights
+from bnfold.model.container import hdf5
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -141,7 +141,7 @@ def test_layer_absorbs_a_map_after_it(name: str, tmp_path: Path) -> None:
     examine(randomize(FOLDED[name]()), tmp_path, forms=forms)
 
 
-IN_BLOCKS: dict[str, tuple[Build, int]] = {
+IN_PIECES: dict[str, tuple[Build, int]] = {
     **{
         name: (FOLDED[name], 0)
         for name in ("dense", "conv2d", "depthwise2d-3", "transpose2d-stride", "embedding")
@@ -154,20 +154,20 @@ IN_BLOCKS: dict[str, tuple[Build, int]] = {
 }
 
 
-# By default each with one of the two sizes: what a block is does not depend on the layer.
+# By default each with one of the two sizes: what a piece is does not depend on the layer.
 @pytest.mark.parametrize(
     ("name", "size"),
     [
         pytest.param(name, size, marks=[pytest.mark.slow] * ((i + k) % 2))
-        for i, name in enumerate(IN_BLOCKS)
+        for i, name in enumerate(IN_PIECES)
         for k, size in enumerate((1, 7))
     ],
 )
-def test_kernels_are_folded_in_blocks(
+def test_kernels_are_folded_in_pieces(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folded_weights, "_BLOCK", size)
-    build, left = IN_BLOCKS[name]
+    monkeypatch.setattr(hdf5, "PIECE_BYTES", size * 4)
+    build, left = IN_PIECES[name]
     examine(randomize(build()), tmp_path, left=left, forms=KERAS)
 
 
