@@ -155,19 +155,17 @@ class Watch:
             self._closed.release()
 
     def _read(self) -> None:
-        while True:
+        """Take what is told. It is heard at the next look; only the end rings the bell."""
+        content = b"\n"
+        while content:
             try:
                 content = os.read(self._pipe, 1 << 16)
             except OSError:
                 content = b""
             self._arrived.append(content)
-            if not content:
-                os.close(self._pipe)
-                self._closed.release()
-            if self._bell.locked():
-                self._bell.release()
-            if not content:
-                return
+        os.close(self._pipe)
+        self._closed.release()
+        self._bell.release()
 
     def _wait(self) -> None:
         soon = TICK / 64  # when nobody has the pipe any more, the end is near as a rule
