@@ -109,7 +109,7 @@ def _fork() -> None:
     """Run the command in a copy of this process, in which little is loaded as yet."""
     import signal  # noqa: PLC0415
 
-    from bnfold.supervision.watch import ASKING, Watch  # noqa: PLC0415
+    from bnfold.supervision.watch import ASKING, Forked, Watch  # noqa: PLC0415
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nothing is told of a child
     obeyed = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
@@ -117,7 +117,7 @@ def _fork() -> None:
     pid = os.fork()
     if pid:
         os.close(writing)
-        _supervise(Watch(_Forked(pid), reading, adopts=True), obeyed)
+        _supervise(Watch(Forked(pid), reading, adopts=True), obeyed)
     os.close(reading)
     for number in obeyed:  # as long as there is nothing to clean up, the child ends by them at once
         signal.signal(number, signal.SIG_DFL)
@@ -149,37 +149,6 @@ def _supervise(watch: Watch, obeyed: list[int]) -> None:
     _hold_signals(False)
     watch.run()
     _end(watch.code, watch.problem)
-
-
-class _Forked:
-    """A forked process, to be used like a `subprocess.Popen`."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._code: int | None = None
-
-    def poll(self) -> int | None:
-        return self._wait(os.WNOHANG)
-
-    def wait(self) -> int:
-        code = self._wait(0)
-        return 0 if code is None else code
-
-    def _wait(self, how: int) -> int | None:
-        if self._code is None:
-            pid, status = os.waitpid(self.pid, how)
-            if pid:
-                self._code = os.waitstatus_to_exitcode(status)
-        return self._code
-
-    def kill(self) -> None:
-        import signal  # noqa: PLC0415
-
-        self.send_signal(signal.SIGKILL)
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
 
 
 if __name__ == "__main__":

@@ -203,12 +203,14 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.callback(_remove_empty, _missing(tasks))
             kept = stack.enter_context(Resuming(self.options["resume"]))
-            progress = stack.enter_context(
-                Progress(len(tasks), is_quiet=self.options["quiet"], is_live=not self._streams)
-            )
+            is_quiet, is_live = self.options["quiet"], not self._streams
+            progress = Progress(len(tasks), is_quiet=is_quiet, is_live=is_live)
             common = self._digest(reads) if self._keeps else ""
-            done = self._rows(tasks, kept, progress, common)
-            for row in stack.enter_context(contextlib.closing(done)):
+            done = stack.enter_context(
+                contextlib.closing(self._rows(tasks, kept, progress, common))
+            )
+            stack.enter_context(progress)  # a bar has a thread, without which processes are started
+            for row in done:
                 rows.append(row if self.options.get("is_silent") else self.tell(row))
                 if self.options["fail_fast"] and row.exit_code:
                     break
@@ -286,7 +288,10 @@ class Run:
     def _rows(
         self, tasks: Sequence[Task], kept: Resuming, progress: Progress, common: str
     ) -> Generator[Row]:
-        """The rows in the order of the tasks, each as soon as those before it are there."""
+        """The rows in the order of the tasks, each as soon as those before it are there.
+
+        Processes that do them are started now.
+        """
         wanted = self._views()
         requests: list[Json] = []
         numbers: list[int] = []
@@ -313,20 +318,24 @@ class Run:
             )
             numbers.append(number)
         done = self._engine(requests)
-        with contextlib.closing(done):
-            for number in range(len(tasks)):
-                while number not in ready:
-                    place, answer = next(done)
-                    task, options = tasks[numbers[place]], requests[place]["options"]
-                    answer.pop("is_spent", None)
-                    is_unchanged = answer.pop("is_unchanged", False)
-                    answer = kept.taken(task.path) if is_unchanged else answer
-                    row = self._row(task, {**answer, "options": options})
-                    ready[numbers[place]] = row
-                    if not is_unchanged:
-                        kept.add(row)
-                    progress.add(row)
-                yield ready.pop(number)
+
+        def in_order() -> Generator[Row]:
+            with contextlib.closing(done):
+                for number in range(len(tasks)):
+                    while number not in ready:
+                        place, answer = next(done)
+                        task, options = tasks[numbers[place]], requests[place]["options"]
+                        answer.pop("is_spent", None)
+                        is_unchanged = answer.pop("is_unchanged", False)
+                        answer = kept.taken(task.path) if is_unchanged else answer
+                        row = self._row(task, {**answer, "options": options})
+                        ready[numbers[place]] = row
+                        if not is_unchanged:
+                            kept.add(row)
+                        progress.add(row)
+                    yield ready.pop(number)
+
+        return in_order()
 
     def _row(self, task: Task, answer: Json) -> Row:
         """What came of a task."""
@@ -460,7 +469,7 @@ class Run:
         jobs = self.options["jobs"] or pool.default_jobs(
             [_size(request["path"]) for request in requests], runs_models=self.runs_models
         )
-        return pool.in_processes(requests, jobs)
+        return pool.in_processes(requests, jobs, runs_models=self.runs_models)
 
 
 def _size(path: str) -> int | None:

@@ -1,15 +1,17 @@
 """Tasks in processes of this machine, each of them supervised as the command itself is.
 
 A process is started once and does one task after another, because starting one takes longer than
-reading a small model. It is not used again after it ran models: the libraries that do so keep
-memory, numbers and whatever a model's own code changed, and the next result must be the same
-whichever came before it. A task that takes too much time or memory, or crashes its process, has
-that as its answer; the next task gets a new process.
+reading a small model. Where only files are read, the first processes are copies of this one, which
+has imported by then what they need: that takes milliseconds. A process is not used again after it
+ran models: the libraries that do so keep memory, numbers and whatever a model's own code changed,
+and the next result must be the same whichever came before it. A task that takes too much time or
+memory, or crashes its process, has that as its answer; the next task gets a new process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -19,11 +21,14 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bnfold.fleet.row import Json
 from bnfold.supervision import limits, spawning
 from bnfold.supervision.watch import Watch
+
+if TYPE_CHECKING:
+    from bnfold.supervision.watch import Process
 
 WORKER = "bnfold.cli.worker"
 """The module whose `main` does tasks; see there for what is sent."""
@@ -67,17 +72,13 @@ class _LostError(Exception):
 
 
 class _Worker:
-    """A process that does tasks."""
+    """A process that does tasks: what it is asked and answers goes through two pipes."""
 
-    def __init__(self) -> None:
-        self._process, pipe = spawning.start(
-            *(WORKER, "main", ["bnfold"]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            **_GROUP,
-        )
-        self._watch = Watch(self._process, pipe)
+    def __init__(
+        self, process: Process, pipe: int, requests: IO[bytes], answers: IO[bytes]
+    ) -> None:
+        self._process, self._requests, self._answers = process, requests, answers
+        self._watch = Watch(process, pipe)
         self._thread = threading.Thread(target=self._supervise, daemon=True)
         self._thread.start()
 
@@ -91,13 +92,11 @@ class _Worker:
 
     def do(self, request: Json) -> Json:
         """Have it do a task. Raises _LostError where it ends before."""
-        requests, answers = self._process.stdin, self._process.stdout
         line = b""
-        if requests is not None and answers is not None:
-            with contextlib.suppress(OSError):
-                requests.write(json.dumps(request).encode() + b"\n")
-                requests.flush()
-                line = answers.readline()
+        with contextlib.suppress(OSError):
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+            line = self._answers.readline()
         if line.endswith(b"\n"):
             answer: Json = json.loads(line)
             return answer
@@ -106,9 +105,8 @@ class _Worker:
 
     def end(self) -> None:
         """Have it end by itself, now that there is nothing more to do."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._requests.close()
         self._thread.join(_PATIENCE)
         self.stop()
 
@@ -117,6 +115,35 @@ class _Worker:
         if self._thread.is_alive():
             self._watch.stop(signal.SIGTERM)
             self._thread.join()
+
+
+def _started() -> _Worker:
+    """A new process. Raises OSError where there can be none."""
+    process, pipe = spawning.start(
+        *(WORKER, "main", ["bnfold"]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        **_GROUP,
+    )
+    assert process.stdin is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101
+    return _Worker(process, pipe, process.stdin, process.stdout)
+
+
+def _copies(count: int) -> list[_Worker]:
+    """So many copies of this process, or none where they could not do what new ones can."""
+    if not spawning.may_copy():
+        return []
+    main = importlib.import_module(WORKER).main
+    made: list[tuple[Process, int, int, int]] = []
+    with contextlib.suppress(OSError):  # others are started where there are tasks for them
+        while len(made) < count:
+            made.append(spawning.copy(main))
+    return [
+        _Worker(process, pipe, os.fdopen(requests, "wb"), os.fdopen(answers, "rb"))
+        for process, pipe, requests, answers in made  # each has a thread from now on
+    ]
 
 
 _lock = threading.Lock()
@@ -135,7 +162,7 @@ def perform(request: Json) -> Json:
     with _lock:
         worker = _idle.pop() if _idle else None
     try:
-        worker = worker or _Worker()
+        worker = worker or _started()
     except OSError as error:
         return lost(f"cannot start: {error.strerror or error}")
     with _lock:
@@ -198,12 +225,22 @@ def release() -> None:
         worker.end()
 
 
-def in_processes(requests: Sequence[Json], jobs: int) -> Generator[tuple[int, Json]]:
+def in_processes(
+    requests: Sequence[Json], jobs: int, *, runs_models: bool
+) -> Generator[tuple[int, Json]]:
     """The number and the answer of each request, as they are done.
 
-    Whoever takes no more of them ends what is being done.
+    Whoever takes no more of them ends what is being done. Processes that do not run models may be
+    there before the first answer is asked for, so that threads of others can begin until then.
     """
-    pool = ThreadPoolExecutor(max(1, min(jobs, len(requests))))
+    count = min(jobs, len(requests))
+    if not runs_models:
+        _idle.extend(_copies(count))
+    return _answers(requests, max(1, count))
+
+
+def _answers(requests: Sequence[Json], jobs: int) -> Generator[tuple[int, Json]]:
+    pool = ThreadPoolExecutor(jobs)
     futures: dict[Future[Json], int] = {}
     try:
         for number, request in enumerate(requests):

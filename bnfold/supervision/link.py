@@ -64,7 +64,10 @@ def connect(pipe: int, seconds: float | None = None, memory: int | None = None) 
     """Let this process be supervised through a pipe, and end with its supervisor.
 
     `seconds` and `memory` (bytes) are the limits of the whole job; None for those of its stages.
+    What another process has told, of which this one is a copy, is forgotten.
     """
+    global _link  # noqa: PLW0603 - there is one process, and this is what it has told
+    _link = _Link()
     _link.pipe = pipe
     if not platforms.dies_with_parent():
         Thread(target=_end_with_the_supervisor, args=[pipe], daemon=True).start()

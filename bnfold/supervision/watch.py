@@ -56,6 +56,39 @@ _CRASHES = {
 }
 
 
+class Forked:
+    """A forked process, to be used like a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        """The exit code, when there is one."""
+        code = self._wait(0)
+        return 0 if code is None else code
+
+    def _wait(self, how: int) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, how)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Ask it to end."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
 class Watch:
     """A process under supervision.
 
@@ -155,17 +188,24 @@ class Watch:
             self._closed.release()
 
     def _read(self) -> None:
-        """Take what is told. It is heard at the next look; only the end rings the bell."""
-        content = b"\n"
-        while content:
+        """Take what is told, and ring the bell where that must be heard before the next look.
+
+        That is the end, and where processes are adopted all else: before they have lost their
+        parent it must be known that there may be some. Small files have a dozen lines each.
+        """
+        while True:
             try:
                 content = os.read(self._pipe, 1 << 16)
             except OSError:
                 content = b""
             self._arrived.append(content)
-        os.close(self._pipe)
-        self._closed.release()
-        self._bell.release()
+            if not content:
+                os.close(self._pipe)
+                self._closed.release()
+            if (self._may_adopt or not content) and self._bell.locked():
+                self._bell.release()
+            if not content:
+                return
 
     def _wait(self) -> None:
         soon = TICK / 64  # when nobody has the pipe any more, the end is near as a rule

@@ -373,13 +373,118 @@ def test_a_model_that_kills_its_process_is_told_and_the_next_has_another(
     assert found[3]["error"].startswith("models/deadly.keras: ")
 
 
+HARM = """
+import itertools, os, sys
+import bnfold.__main__ as entry
+from bnfold.cli import worker
+from bnfold.jobs import inspect
+from bnfold.supervision import spawning
+
+planned = inspect.planned
+
+def harmful(model, **options):
+    name = os.path.basename(str(model.given))
+    if name == "killed.keras":
+        os.kill(os.getpid(), 9)
+    elif name == "crashed.keras":
+        os.abort()
+    elif name == "ended.keras":
+        os._exit(3)
+    elif name == "slow.keras":
+        with open("slow", "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        sum(itertools.repeat(0))
+    elif name == "large.keras":
+        bytearray(4 << 30)
+    return planned(model, **options)
+
+inspect.planned = harmful
+"""
+ONLY_ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="where there are copies")
+NEW = "spawning.may_copy = lambda: False\n"
+
+
+def harmed(models: Path, *words: object, before: str = "") -> "subprocess.Popen[str]":
+    """Inspect as users do, by workers that some models do harm to."""
+    Path("harm.py").write_text(HARM)
+    code = "import harm; from harm import *\nfrom bnfold.fleet import pool\n"
+    code += "import sys; pool.WORKER = 'harmed'\n" + before
+    Path("harmed.py").write_text("import harm\nfrom bnfold.cli.worker import main\n")
+    arguments = ["inspect", *map(str, (models, "--format", "jsonl", "--jobs", 2, *words))]
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{code}sys.argv[1:] = {arguments!r}\nentry.run()"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path.cwd()}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("before", ["", NEW], ids=["copies", "new processes"])
+@ONLY_ON_LINUX
+def test_what_a_model_does_to_its_process_is_told_and_limits_are_those_of_each(
+    models: Path, before: str
+) -> None:
+    names = ("killed", "crashed", "ended", "slow", "large")
+    for name in names:
+        shutil.copy("models/a.keras", f"models/{name}.keras")
+    started = harmed(models, "--timeout", 2, "--memory", "600M", before=before)
+    out, said = started.communicate(timeout=100)
+    assert started.returncode == 2
+    assert "Traceback" not in said
+    found = {one["path"]: one["error"] for one in lines(out)}
+    assert len(found) == 9 + len(names)
+    told = {name: found.pop(f"models/{name}.keras") for name in names}
+    assert "was killed" in told["killed"]
+    assert "crashed with SIGABRT while reading it" in told["crashed"]
+    assert "ended early, with exit code 3 while reading it" in told["ended"]
+    assert "took more than 2 s while reading it" in told["slow"]
+    assert "needs more than 600 MiB of memory while reading it" in told["large"]
+    assert [path for path, error in found.items() if error] == [
+        *("models/cut.keras", "models/sub/cut.keras"),
+    ]
+
+
+@ONLY_ON_LINUX
+def test_workers_that_only_read_are_copies(models: Path) -> None:
+    """As long as none is lost, no process of Python's is started anew."""
+    Path("never.py").write_text("def start(*_, **__): raise OSError(1, 'not so')\n")
+    failed = {}
+    for before in ("", NEW):
+        started = harmed(models, before=f"import never; spawning.start = never.start\n{before}")
+        out, _ = started.communicate(timeout=100)
+        failed[before] = [one["error"] for one in lines(out) if one["error"]]
+    assert len(failed[""]) == 2
+    assert len(failed[NEW]) == 9
+    assert all("cannot start: not so" in error for error in failed[NEW])
+
+
+@ONLY_ON_LINUX
+@pytest.mark.parametrize("whom", ["supervisor", "command"])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("before", ["", NEW], ids=["copies", "new processes"])
+@pytest.mark.few(4)
+def test_workers_end_with_the_run(models: Path, whom: str, end: int, before: str) -> None:
+    for name in ("a", "b"):
+        (models / name).mkdir()
+        shutil.copy("models/sub/a.keras", models / name / "slow.keras")
+    started = harmed(models, before=before)
+    while not (Path("slow").exists() and Path("slow").read_text().count("\n") == 2):
+        time.sleep(0.02)
+        assert started.poll() is None
+    command = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text()
+    os.kill(started.pid if whom == "supervisor" else int(command), end)
+    _, said = started.communicate(timeout=30)
+    assert "Traceback" not in said
+    workers = [int(line) for line in Path("slow").read_text().split()]
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{one}").exists() for one in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_limits_are_those_of_each_model(models: Path) -> None:
     models = models / "sub/deep"
-    result = bnfold("inspect", models, "--format", "jsonl", "--timeout", "0.001", "--jobs", "2")
-    assert result.returncode == 2
-    found = lines(result.stdout)
-    assert len(found) == 2
-    assert {"took more than 0.001 s" in (one["error"] or "") for one in found} >= {True}
     result = bnfold("inspect", models, "--format", "jsonl", "--timeout", "60", "--memory", "1G")
     assert [one["exit_code"] for one in lines(result.stdout)] == [0, 0]
 
