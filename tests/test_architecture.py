@@ -131,7 +131,7 @@ def test_only_one_room_imports_frameworks() -> None:
     assert faults(lambda path: {n.split(".")[0] for n in imported(path)} & FRAMEWORKS, others) == {}
 
 
-NOT_OF_KERAS = {"_asdict", "_fields", "_exit", "_rng", "_run_exitfuncs"} | {
+NOT_OF_KERAS = {"_asdict", "_fields", "_replace", "_exit", "_rng", "_run_exitfuncs"} | {
     *("_FunctionConverterDataInEager", "_replace_variables_by_constants"),
 }
 """Names with an underscore that are public (of named tuples, of `os`), TensorFlow's or Python's."""
@@ -168,6 +168,31 @@ def private(tree: ast.Module) -> set[str]:
     }
     hidden = {name for name in asked if name.startswith("_") and not name.endswith("__")}
     return hidden - own
+
+
+SENT = {"Moments", "Observed", "Plan", "Recalibration"}
+"""Values that another process or a report gets by the names of their fields."""
+
+
+def test_a_value_that_needs_no_dataclass_is_a_named_tuple() -> None:
+    """Each frozen dataclass is compiled at every start, which takes as long as reading a layer.
+
+    What such a class may have that a named tuple cannot: bases, attributes that are computed once,
+    fields that do not count in comparisons, or that are called like methods of tuples.
+    """
+
+    def needless(path: Path) -> list[str]:
+        classes = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef))
+        return [one.name for one in classes if one.name not in SENT and is_plain(one)]
+
+    def is_plain(node: ast.ClassDef) -> bool:
+        words = " ".join(map(ast.unparse, node.decorator_list))
+        text = ast.unparse(node)
+        needs = ("cached_property", "field(", "count: ", "index: ")
+        return "frozen=True" in words and not node.bases and not any(one in text for one in needs)
+
+    paths = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in {"model", "folding"}]
+    assert faults(needless, paths) == {}
 
 
 def loaded_by(*commands: list[str], folder: Path) -> list[set[str]]:

@@ -9,9 +9,8 @@ least half of the others must be equal, because a single weight that never chang
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +34,7 @@ class Standing(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
-class Averages:
+class Averages(NamedTuple):
     """The averages that the optimizer of one compiled model keeps, and what the weights are."""
 
     averaging: Averaging

@@ -1,7 +1,7 @@
 """On which axis a tensor has its channels, by the layers that made it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bnfold.audit.flow import Flow, Memo
 from bnfold.audit.neighbours import input_shape
@@ -18,8 +18,7 @@ def normalized_axis(batchnorm: BatchNorm, call: Call) -> int | None:
     return None if shape is None else axis - len(shape)
 
 
-@dataclass(frozen=True)
-class Producer:
+class Producer(NamedTuple):
     """A layer that makes the channels of a tensor, and their axis, counted from the end."""
 
     call: Call

@@ -28,7 +28,7 @@ SILENT_GAMMA = 1e-3
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """One BatchNormalization, with all that rules may ask of it.
 

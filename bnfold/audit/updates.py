@@ -20,7 +20,7 @@ of the layer's statistics that is initial.
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -133,8 +133,7 @@ def rounding(batchnorm: BatchNorm, count: int) -> float:
     return float(min(1.0, (count + 1) * 2.0**-digits))
 
 
-@dataclass(frozen=True)
-class Initial:
+class Initial(NamedTuple):
     """How much of one layer's statistics is initial.
 
     Attributes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bnfold.cli.recorder import current
 from bnfold.errors import BnfoldError
@@ -15,8 +15,7 @@ from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A model, and where it stands below what was named."""
 
     path: Where

@@ -1,7 +1,7 @@
 """The BatchNormalization layers of a model, and why one stays whatever its neighbours are."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bnfold.folding.affine import Affine, from_batchnorm
 from bnfold.folding.keep import matches
@@ -17,8 +17,7 @@ from bnfold.model.refusal import Refusal
 from bnfold.model.training import BY_DEFAULT, TrainingRule, is_set, named_versions
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
+class Candidate(NamedTuple):
     """A BatchNormalization, where it stands."""
 
     batchnorm: BatchNorm

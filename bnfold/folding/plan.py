@@ -20,7 +20,7 @@ BatchNormalization absorb another one, again backward first, and everything is t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bnfold.folding.affine import Affine
 from bnfold.folding.backward import BackwardSearch
@@ -49,8 +49,7 @@ _MAX_PATHS = 64
 """How many paths through joins are looked at before a layer counts as blocked."""
 
 
-@dataclass(frozen=True)
-class Absorber:
+class Absorber(NamedTuple):
     """A layer that absorbs an affine map.
 
     `magnitudes` tell how large its numbers get with all that it absorbs, by the map's channels.
@@ -60,8 +59,7 @@ class Absorber:
     magnitudes: tuple[Magnitudes, ...] = ()
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """A BatchNormalization that goes away, and the layers that absorb it."""
 
     batchnorm: BatchNorm
@@ -73,8 +71,7 @@ class Fold:
         return f"<Fold: {printable(f'{show(self.batchnorm.path)} {self.direction} into {into}')}>"
 
 
-@dataclass(frozen=True)
-class Blocked:
+class Blocked(NamedTuple):
     """A BatchNormalization that stays.
 
     `at` is the first obstacle, where that is a layer, `reason` says why in a sentence, for

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from bnfold.model.refusal import Refusal
 from bnfold.model.shape_rules import Shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
     """One call of a layer, seen from inside its TimeDistributed wrappers.
 
@@ -77,8 +77,7 @@ Forward = Callable[[Site, Sequence[Affine]], Affine]
 Absorb = Callable[[Site, Affine], WeightEdit]
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """What one class of layers does with a map, in both directions; None where it cannot.
 
     Attributes:

@@ -49,7 +49,7 @@ def _decided(decision: Fold | Blocked, found: Mapping[LayerPath, Refusal | None]
     if refusal is None:
         return decision
     reason = f"{decision.reason}; as a depthwise convolution: {refusal.reason}"
-    return replace(decision, reason=reason, may_be_replaced=False)
+    return decision._replace(reason=reason, may_be_replaced=False)
 
 
 _WRAPPED = Refusal("it is inside a TimeDistributed")

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from bnfold.folding import weights
 from bnfold.folding.affine import Affine
@@ -33,8 +34,7 @@ WeightEdits = list[tuple[LayerPath, WeightEdit]]
 """What one fold does to each layer that absorbs it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
+class Place(NamedTuple):
     """One call of a layer on a path; `where` is "before it" or "after it", for sentences."""
 
     call: Call
@@ -74,8 +74,7 @@ class Place:
         return found.replace("{layer}", self.title)
 
 
-@dataclass(frozen=True, eq=False)
-class Demand:
+class Demand(NamedTuple):
     """A map that one call of a layer has to absorb, and what that does to the layer."""
 
     place: Place

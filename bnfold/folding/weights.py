@@ -8,9 +8,10 @@ still overflow or underflow where it is stored or computed with.
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial, reduce
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import NOTHING, Array
 from bnfold.model import layers
 from bnfold.model.container import hdf5
-from bnfold.model.graph import Json, Layer, LayerPath, Weight, changed
+from bnfold.model.graph import Layer, LayerPath, Weight, changed
 from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
@@ -27,8 +28,7 @@ Read = Callable[[str], Array]
 """The numbers of a slot in float64, as they are before an edit."""
 
 
-@dataclass(frozen=True, eq=False)
-class BiasChange:
+class BiasChange(NamedTuple):
     """`scale * bias + shift`, of a bias that has `shape` afterwards.
 
     `appended` is how many axes of size 1 Keras puts after its own when it adds it to the output;
@@ -41,8 +41,10 @@ class BiasChange:
     appended: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class WeightEdit:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class WeightEdit(NamedTuple):
     """What one affine map does to a layer.
 
     The numbers of a slot are multiplied by `factors` and then `offsets` are added; `biases` change
@@ -50,10 +52,10 @@ class WeightEdit:
     input that the biases depend on.
     """
 
-    factors: Mapping[str, Array] = field(default_factory=dict)
-    offsets: Mapping[str, Array] = field(default_factory=dict)
-    biases: Mapping[str, BiasChange] = field(default_factory=dict)
-    settings: Json = field(default_factory=dict)
+    factors: Mapping[str, Array] = _NOTHING
+    offsets: Mapping[str, Array] = _NOTHING
+    biases: Mapping[str, BiasChange] = _NOTHING
+    settings: Mapping[str, Any] = _NOTHING
     times: int = 1
 
 
@@ -202,8 +204,7 @@ def dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:
 # --- whether it fits ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Magnitudes:
+class Magnitudes(NamedTuple):
     """How large the numbers of one slot get with some edits, in float64.
 
     Attributes:

@@ -7,8 +7,7 @@ InputLayer in front, under the name that Keras 2 itself gave it, Keras 3 reads w
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnfold.model import keras_json
 from bnfold.model.graph import Graph, Json, Layer
@@ -19,8 +18,7 @@ from bnfold.model.shapes import Shapes, input_shape
 _NUMBERS = ("bool", "float", "int", "uint", "bfloat16", "string")
 
 
-@dataclass(frozen=True)
-class Declared:
+class Declared(NamedTuple):
     """An input or an output as a file has it; None is what the file leaves open.
 
     Where `is_exact` is false, a size may be that of the data that the model was built with. `name`

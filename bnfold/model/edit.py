@@ -1,8 +1,8 @@
 """Edits of a graph: layers replaced or taken out, and readers that read something else instead."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from bnfold.model import inbound_nodes, layers
 from bnfold.model.graph import (
@@ -72,8 +72,7 @@ def _edited_layer(
     return layer if found is None else changed(found, calls=layer.calls)
 
 
-@dataclass(frozen=True)
-class ForInference:
+class ForInference(NamedTuple):
     """A model in which layers that take training=True by default are called without it.
 
     Attributes:
@@ -139,7 +138,7 @@ def _told(layer: Layer) -> Layer:
     calls = (
         call
         if call.node is None
-        else replace(call, node=inbound_nodes.with_training(call.node, False), training=False)
+        else call._replace(node=inbound_nodes.with_training(call.node, False), training=False)
         for call in layer.calls
     )
     return replace(layer, calls=tuple(calls))
@@ -174,15 +173,15 @@ def _rewire_layer(layer: Layer, graph: Graph, instead: Mapping[Ref, Ref]) -> Lay
 def _rewire_call(call: Call, graph: Graph, instead: Mapping[Ref, Ref]) -> Call:
     reads = tuple(instead.get(ref, ref) for ref in call.reads)
     if graph.numbering is None:
-        return replace(call, reads=reads)
+        return call._replace(reads=reads)
     count = graph.numbering
 
     def visit(triple: list[Any]) -> list[Any]:
         ref = count.decode(triple)
         return count.encode(instead[ref]) if ref in instead else triple
 
-    return replace(
-        call, reads=reads, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
+    return call._replace(
+        reads=reads, node=inbound_nodes.map_tensors(call.node, visit, count.in_calls)
     )
 
 
@@ -235,7 +234,7 @@ def standing_in(
         config={**config, **settings},
         entry={**entry, "class_name": class_name},
         calls=tuple(
-            replace(call, node=inbound_nodes.without_arguments(call.node)) for call in layer.calls
+            call._replace(node=inbound_nodes.without_arguments(call.node)) for call in layer.calls
         ),
         weights=weights,
         inner=None,

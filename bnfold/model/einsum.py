@@ -6,7 +6,7 @@ keras/src/layers/core/einsum_dense.py.
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _PATTERNS = (
     (r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", "none"),
@@ -15,8 +15,7 @@ _PATTERNS = (
 )
 
 
-@dataclass(frozen=True)
-class Equation:
+class Equation(NamedTuple):
     """The letters of the axes of input, kernel and output, and where the ellipsis stands."""
 
     inputs: str

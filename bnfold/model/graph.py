@@ -67,8 +67,7 @@ class Ref(NamedTuple):
     output: int = 0
 
 
-@dataclass(frozen=True)
-class Numbering:
+class Numbering(NamedTuple):
     """The first call number of each layer as its config counts, in calls and in outputs.
 
     Keras 3 counts from 0, and adds 1 only where `output_layers` names a nested Functional model;
@@ -116,8 +115,7 @@ class Weight:
     is_far: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of a layer.
 
     `reads` are the tensors that go in, in the order in which Keras flattens the arguments. `node`

@@ -14,8 +14,7 @@ How a scale and a shift cross a layer stands in `bnfold.folding`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bnfold.model import shape_rules
 from bnfold.model.einsum import parse_equation
@@ -26,8 +25,7 @@ from bnfold.model.shape_rules import Shape, ShapeRule
 # --- the questions -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """One variable of a class.
 
     `rank` is how many axes it has, None where a setting decides; `flag` is the setting without
@@ -41,8 +39,7 @@ class Slot:
     group: str = ""
 
 
-@dataclass(frozen=True)
-class LinearOutput:
+class LinearOutput(NamedTuple):
     """How a class's output depends on its weights: linearly, channel by channel.
 
     `kernel` is the slot whose axes `axes` make up the output channels, the slowest first; the
@@ -58,8 +55,7 @@ ChannelRule = Callable[[Layer], int | None]
 """On which axis of its output, counted from the end, a layer makes channels, by its settings."""
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What is known of one class.
 
     A field without an answer has the safe one, but for `training_default`: if any unknown layer
@@ -153,8 +149,7 @@ def _convolution(
     axes: tuple[int, ...] = (-1,),
     size: shape_rules.Size = shape_rules.slid,
 ) -> Facts:
-    return replace(
-        _WEIGHTED,
+    return _WEIGHTED._replace(
         variables=_with_bias(*(Slot(kernel, rank) for kernel in kernels)),
         output=LinearOutput(kernels[-1], axes),
         rank=rank,
@@ -183,8 +178,7 @@ def _transposed(rank: int) -> Facts:
 
 def _recurrent(bias_rank: int | None = 1) -> Facts:
     kernels = (Slot("kernel", 2, group="cell"), Slot("recurrent_kernel", 2, group="cell"))
-    return replace(
-        _CUDNN,
+    return _CUDNN._replace(
         variables=(*kernels, Slot("bias", bias_rank, "use_bias", group="cell")),
         training_default=False,
         dtype="made",
@@ -231,15 +225,15 @@ _BATCHNORM = Facts(
 
 # Layers without variables.
 _WEIGHTLESS = Facts(variables=(), trained=False, mask="reads")
-_KEEPS_FLOATS = replace(_WEIGHTLESS, training="same", dtype="floats")
-_POINTWISE = replace(_KEEPS_FLOATS, shape=shape_rules.same, channels="kept", mask="passes")
-_IDENTITY = replace(_POINTWISE, at_inference="nothing", gain=())
-_NOISE = replace(_IDENTITY, training=None, training_default=False)
-_DROPOUT = replace(_NOISE, training="drops")
-_MERGE = replace(
-    _KEEPS_FLOATS, shape=shape_rules.broadcast, channels="kept", mask="passes", gain=()
+_KEEPS_FLOATS = _WEIGHTLESS._replace(training="same", dtype="floats")
+_POINTWISE = _KEEPS_FLOATS._replace(shape=shape_rules.same, channels="kept", mask="passes")
+_IDENTITY = _POINTWISE._replace(at_inference="nothing", gain=())
+_NOISE = _IDENTITY._replace(training=None, training_default=False)
+_DROPOUT = _NOISE._replace(training="drops")
+_MERGE = _KEEPS_FLOATS._replace(
+    shape=shape_rules.broadcast, channels="kept", mask="passes", gain=()
 )
-_MOVES = replace(_KEEPS_FLOATS, at_inference="moves", gain=())
+_MOVES = _KEEPS_FLOATS._replace(at_inference="moves", gain=())
 
 
 def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
@@ -247,32 +241,31 @@ def _in_space(size: shape_rules.Size) -> Callable[[int], Facts]:
 
     def row(rank: int) -> Facts:
         rule = shape_rules.in_space(rank, size)
-        return replace(_KEEPS_FLOATS, rank=rank, shape=rule, channels="kept", gain=())
+        return _KEEPS_FLOATS._replace(rank=rank, shape=rule, channels="kept", gain=())
 
     return row
 
 
 def _at_edges(size: shape_rules.Size) -> Callable[[int], Facts]:
-    return lambda rank: replace(_in_space(size)(rank), at_inference="moves")
+    return lambda rank: _in_space(size)(rank)._replace(at_inference="moves")
 
 
 def _global_pooling(rank: int) -> Facts:
-    return replace(_KEEPS_FLOATS, rank=rank, shape=shape_rules.without_space(rank), gain=())
+    return _KEEPS_FLOATS._replace(rank=rank, shape=shape_rules.without_space(rank), gain=())
 
 
-_AUGMENTATION = replace(_WEIGHTLESS, training_default=True)
+_AUGMENTATION = _WEIGHTLESS._replace(training_default=True)
 _OPAQUE = Facts(mask="reads")
-_UNTRAINED = replace(_OPAQUE, trained=False)
-_ATTENTION = replace(_OPAQUE, shape=shape_rules.same_rank)
-_INFERS = replace(_OPAQUE, training_default=False)
+_UNTRAINED = _OPAQUE._replace(trained=False)
+_ATTENTION = _OPAQUE._replace(shape=shape_rules.same_rank)
+_INFERS = _OPAQUE._replace(training_default=False)
 
 # --- the rows ------------------------------------------------------------------------------------
 
 ROWS: Mapping[str, Facts] = {
     "InputLayer": _KEEPS_FLOATS,
     # Linear in their weights.
-    "Dense": replace(
-        _WEIGHTED,
+    "Dense": _WEIGHTED._replace(
         variables=_with_bias(Slot("kernel", 2)),
         output=LinearOutput("kernel", (-1,)),
         shape=shape_rules.dense,
@@ -284,16 +277,14 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("DepthwiseConv", _depthwise, "12"),
     **_by_rank("SeparableConv", _separable, "12"),
     **{f"Conv{n}DTranspose": _transposed(n + 2) for n in (1, 2, 3)},
-    "EinsumDense": replace(
-        _WEIGHTED,
+    "EinsumDense": _WEIGHTED._replace(
         variables=(Slot("kernel", None), Slot("bias", None, "bias_axes")),
         output=LinearOutput("kernel", ()),
         shape=shape_rules.einsum,
         channels=_by_equation,
         casts_integers=True,
     ),
-    "Embedding": replace(
-        _WEIGHTED,
+    "Embedding": _WEIGHTED._replace(
         variables=(Slot("embeddings", 2),),
         output=LinearOutput("embeddings", (-1,), bias=None),
         shape=shape_rules.embedding,
@@ -306,16 +297,16 @@ ROWS: Mapping[str, Facts] = {
     ),
     **_row(
         "GroupNormalization LayerNormalization",
-        replace(_POINTWISE, variables=None, trained=True, dtype="made", at_inference="normalizes"),
+        _POINTWISE._replace(variables=None, trained=True, dtype="made", at_inference="normalizes"),
     ),
-    "RMSNormalization": replace(_OPAQUE, shape=shape_rules.same, at_inference="normalizes"),
-    "UnitNormalization": replace(_UNTRAINED, shape=shape_rules.same, at_inference="normalizes"),
+    "RMSNormalization": _OPAQUE._replace(shape=shape_rules.same, at_inference="normalizes"),
+    "UnitNormalization": _UNTRAINED._replace(shape=shape_rules.same, at_inference="normalizes"),
     # Recurrent.
     **_row("SimpleRNN LSTM", _recurrent()),
     "GRU": _recurrent(None),  # with reset_after the bias has a second row
     **_row("CuDNNGRU CuDNNLSTM", _CUDNN),
-    "Bidirectional": replace(
-        _OPAQUE, shape=_of_directions, channels=_last, dtype="made", casts_integers=True
+    "Bidirectional": _OPAQUE._replace(
+        shape=_of_directions, channels=_last, dtype="made", casts_integers=True
     ),
     **{f"ConvLSTM{n}D": _recurrent_convolution(n) for n in (1, 2, 3)},
     # Nothing happens at inference.
@@ -325,19 +316,19 @@ ROWS: Mapping[str, Facts] = {
     **_row("AlphaDropout GaussianNoise", _NOISE),
     # Each number by itself.
     **_row("Activation ThresholdedReLU", _POINTWISE),
-    "ELU": replace(_POINTWISE, gain=("alpha",)),
-    "LeakyReLU": replace(_POINTWISE, gain=("alpha", "negative_slope")),
-    "ReLU": replace(_POINTWISE, gain=("negative_slope",)),
-    "PReLU": replace(_POINTWISE, variables=None, trained=True),
-    "Rescaling": replace(_POINTWISE, dtype="made", gain=("scale",)),
-    "Softmax": replace(_POINTWISE, mask="reads", gain=()),
-    "Masking": replace(_POINTWISE, mask="makes"),
+    "ELU": _POINTWISE._replace(gain=("alpha",)),
+    "LeakyReLU": _POINTWISE._replace(gain=("alpha", "negative_slope")),
+    "ReLU": _POINTWISE._replace(gain=("negative_slope",)),
+    "PReLU": _POINTWISE._replace(variables=None, trained=True),
+    "Rescaling": _POINTWISE._replace(dtype="made", gain=("scale",)),
+    "Softmax": _POINTWISE._replace(mask="reads", gain=()),
+    "Masking": _POINTWISE._replace(mask="makes"),
     # Several tensors. Since Keras 3.1 Maximum, Minimum and Multiply put out the other tensor alone
     # where a mask is false; the others only propagate masks (Keras 2 and 3.15).
     **_row("Add Average Subtract", _MERGE),
-    **_row("Maximum Minimum", replace(_MERGE, mask="reads")),
-    "Multiply": replace(_MERGE, mask="reads", gain=None),
-    "Concatenate": replace(_MERGE, shape=shape_rules.concatenated, at_inference="moves"),
+    **_row("Maximum Minimum", _MERGE._replace(mask="reads")),
+    "Multiply": _MERGE._replace(mask="reads", gain=None),
+    "Concatenate": _MERGE._replace(shape=shape_rules.concatenated, at_inference="moves"),
     # Spatial axes.
     **_by_rank("AveragePooling MaxPooling", _in_space(shape_rules.slid)),
     **_by_rank("AdaptiveAveragePooling AdaptiveMaxPooling", _in_space(shape_rules.unknown)),
@@ -347,13 +338,13 @@ ROWS: Mapping[str, Facts] = {
     **_by_rank("GlobalAveragePooling GlobalMaxPooling", _global_pooling),
     **_row(
         "CenterCrop Resizing",
-        replace(_AUGMENTATION, shape=shape_rules.same_rank, training="same", gain=()),
+        _AUGMENTATION._replace(shape=shape_rules.same_rank, training="same", gain=()),
     ),
     # Numbers change their places.
-    "Flatten": replace(_MOVES, shape=shape_rules.flattened),
-    "Permute": replace(_MOVES, shape=shape_rules.permuted, mask="passes"),
-    "RepeatVector": replace(_MOVES, shape=shape_rules.repeated),
-    "Reshape": replace(_MOVES, shape=shape_rules.reshaped),
+    "Flatten": _MOVES._replace(shape=shape_rules.flattened),
+    "Permute": _MOVES._replace(shape=shape_rules.permuted, mask="passes"),
+    "RepeatVector": _MOVES._replace(shape=shape_rules.repeated),
+    "Reshape": _MOVES._replace(shape=shape_rules.reshaped),
     # Augmentation.
     **_row(
         """AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization
@@ -364,13 +355,13 @@ ROWS: Mapping[str, Facts] = {
         RandomTranslation RandomZoom Solarization""",
         _AUGMENTATION,
     ),
-    "Pipeline": replace(  # of any layers
-        _OPAQUE, training_default=True, propagates_default=True
+    "Pipeline": _OPAQUE._replace(  # of any layers
+        training_default=True, propagates_default=True
     ),
     # Attention.
-    **_row("AdditiveAttention Attention", replace(_ATTENTION, training_default=False)),
-    "MultiHeadAttention": replace(_ATTENTION, channels=_last, dtype="made"),
-    **_row("GroupQueryAttention GroupedQueryAttention", replace(_ATTENTION, channels=_last)),
+    **_row("AdditiveAttention Attention", _ATTENTION._replace(training_default=False)),
+    "MultiHeadAttention": _ATTENTION._replace(channels=_last, dtype="made"),
+    **_row("GroupQueryAttention GroupedQueryAttention", _ATTENTION._replace(channels=_last)),
     # Of these it is known only what training does to them, and that no mask begins there.
     **_row("CategoryEncoding Dot HashedCrossing Hashing RandomHeight RandomWidth", _WEIGHTLESS),
     **_row(

@@ -6,8 +6,8 @@ the rules. Here the calls of a whole model are walked by them.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from bnfold.model.graph import Layer, LayerPath, chain, once, parts
 from bnfold.model.inbound_nodes import is_keras3, without_arguments
@@ -27,8 +27,7 @@ from bnfold.model.training import (
 )
 
 
-@dataclass(frozen=True)
-class Exposure:
+class Exposure(NamedTuple):
     """What may put a layer into training mode, besides its own calls.
 
     Attributes:
@@ -42,8 +41,7 @@ class Exposure:
     reaching: tuple[TrainingRule, ...] = ()
 
 
-@dataclass(frozen=True)
-class CallModes:
+class CallModes(NamedTuple):
     """Whether a layer runs in training mode in some call of it, by how the model is called.
 
     Attributes:
@@ -144,7 +142,7 @@ class Modes:
     @cached_property
     def vary_by_default_only(self) -> bool:
         """Whether all versions agree where no layer takes training=True by default."""
-        return not Modes(self._region, replace(self.use, inference=True)).varying
+        return not Modes(self._region, self.use._replace(inference=True)).varying
 
     @cached_property
     def batchnorms(self) -> frozenset[LayerPath]:

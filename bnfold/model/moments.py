@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,8 +158,7 @@ NOT_SEEN = Observed(
 """Of a layer of which nothing was seen."""
 
 
-@dataclass(frozen=True)
-class Divergence:
+class Divergence(NamedTuple):
     """How far observed statistics are from recorded ones, by channel; all are (channels,).
 
     With the layer's epsilon e added to both variances, as the layer adds it, and o for observed and
@@ -202,8 +201,7 @@ _ALIKE = 1.5
 _SAME = 1e-6
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """How large the data are beside those that a first layer's recorded statistics are of.
 
     What goes into a layer that no BatchNormalization stands upstream of follows from the data and

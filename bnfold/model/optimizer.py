@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnfold.model.graph import Weight, finite_number
 from bnfold.model.identity import is_keras_class
@@ -14,8 +13,7 @@ _AVERAGING = frozenset({"MovingAverage", "SWA"})
 """The wrappers of TensorFlow Addons that keep averages of the weights."""
 
 
-@dataclass(frozen=True)
-class Averaging:
+class Averaging(NamedTuple):
     """The moving averages that an optimizer keeps of the weights, as its config tells.
 
     Attributes:
@@ -40,8 +38,7 @@ class Averaging:
         return self.momentum == 0 or self.every == 1
 
 
-@dataclass(frozen=True)
-class Optimizer:
+class Optimizer(NamedTuple):
     """The optimizer of one compiled model.
 
     Attributes:
@@ -52,7 +49,7 @@ class Optimizer:
 
     entry: Any
     steps: int | None
-    variables: Callable[[], Iterator[Weight]] = field(repr=False)
+    variables: Callable[[], Iterator[Weight]]
 
     @property
     def stride(self) -> float | None:

@@ -18,8 +18,8 @@ keras/src/ops/function.py (Keras 3) and `_map_graph_network` of keras/engine/fun
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import shortened
@@ -134,8 +134,7 @@ def model_layers(graph: Graph) -> list[Layer]:
     return [layer for layer in layers if not layer.is_operation]
 
 
-@dataclass(frozen=True)
-class GroupNames:
+class GroupNames(NamedTuple):
     """How a `.keras` file names the groups of its weights.
 
     `has_weights` tells, of a layer and the group it would have, whether Keras sees weights in it;

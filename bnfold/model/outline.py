@@ -4,14 +4,13 @@ Nested models are laid out where they are called first, so that one list shows t
 branch is followed to its end before the next one begins.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bnfold.model.graph import Layer, LayerPath
 from bnfold.model.program import Call, Program, Region, Value
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One call of a layer.
 
     Attributes:
@@ -45,7 +44,7 @@ def outline(program: Program) -> tuple[Step, ...]:
         layout.add(call)
     ends = {layout.producer(value) for value in program.region.outputs}
     return tuple(
-        replace(step, is_output=True) if place in ends else step
+        step._replace(is_output=True) if place in ends else step
         for place, step in enumerate(layout.steps)
     )
 

@@ -11,7 +11,7 @@ on. Keras 3 up to 3.15 writes the defaults of classes into a file as if calls ha
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bnfold.errors import SettingsError
 
@@ -19,8 +19,7 @@ BY_DEFAULT = "takes training=True by default"
 """What is said of a layer that sets training mode without being told to."""
 
 
-@dataclass(frozen=True)
-class TrainingRule:
+class TrainingRule(NamedTuple):
     """How the calls of a model come to their mode, in a range of versions of Keras.
 
     Attributes:
@@ -77,8 +76,7 @@ def named_versions(rules: Sequence[TrainingRule]) -> str:
     return " and ".join(rule.versions for rule in rules)
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """How a model is going to be used.
 
     Attributes:

@@ -6,7 +6,7 @@ around 0 and logarithmic far from it.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ _MAX = 700.0
 """Where logarithms of the largest numbers end."""
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """The numbers from `low` to `high`, as logarithms or, with a `unit`, as arcsinh(x / unit)."""
 
     low: float

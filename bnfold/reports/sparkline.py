@@ -1,7 +1,7 @@
 """A histogram on one line of a terminal, drawn in ASCII where blocks cannot be encoded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -11,8 +11,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = ".:-=+*#@"
 
 
-@dataclass(frozen=True)
-class Sparkline:
+class Sparkline(NamedTuple):
     """One character for each count, the higher the larger it is; a blank for 0."""
 
     counts: Sequence[int]

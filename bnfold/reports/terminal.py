@@ -8,8 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rich import box
 from rich.cells import cell_len
@@ -75,8 +74,7 @@ def indented(sentence: str, style: str, by: int = 2) -> RenderableType:
     return Padding(Text(sentence, style=style), (0, 0, 0, by), expand=False)
 
 
-@dataclass(frozen=True)
-class Hanging:
+class Hanging(NamedTuple):
     """A sentence whose lines but the first are in from the left."""
 
     sentence: Text

@@ -4,7 +4,6 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -250,7 +249,7 @@ def test_every_budget_holds_in_every_container(
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(path := tmp_path / "m")
     assert harmless(path) == []
-    small = replace(getattr(budget, name), floor=3, share=0.0)
+    small = getattr(budget, name)._replace(floor=3, share=0.0)
     monkeypatch.setattr(budget, name, small)
     if name == "TEXT" and kind == "h5":
         assert harmless(path) == []  # there it is an attribute

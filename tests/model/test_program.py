@@ -177,7 +177,7 @@ def without_input_layer(graph: Graph, name: str) -> Graph:
     assert stem.graph is not None
     entry, first, *rest = stem.graph.layers.values()
     assert entry.class_name == "InputLayer"
-    first = replace(first, calls=(replace(first.calls[0], reads=()),))
+    first = replace(first, calls=(first.calls[0]._replace(reads=()),))
     layers = {one.name: one for one in (first, *rest)}
     return graph.with_layer(replace(stem, graph=replace(stem.graph, layers=layers, inputs=())))
 

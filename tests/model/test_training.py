@@ -168,7 +168,7 @@ def without_defaults(graph: Graph) -> Graph:
             if name == "mc" or (name == "flip" and call.training is False):
                 continue  # somebody has said so
             kwargs = {k: v for k, v in node["kwargs"].items() if k != "training"}
-            calls[number] = replace(call, node={**node, "kwargs": kwargs}, training=None)
+            calls[number] = call._replace(node={**node, "kwargs": kwargs}, training=None)
         inside = None if layer.graph is None else without_defaults(layer.graph)
         layers[name] = replace(layer, calls=tuple(calls), graph=inside)
     return replace(graph, layers=layers)

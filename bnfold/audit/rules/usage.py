@@ -92,7 +92,7 @@ def _where(found: Mapping[TrainingRule, CallModes]) -> str:
     """In which calls of the model under which versions, such as "in model(x) under Keras 2"."""
     alike: dict[str, list[TrainingRule]] = {}
     for version, one in found.items():
-        calls = " and ".join(_CALLS[name] for name, is_on in vars(one).items() if is_on)
+        calls = " and ".join(_CALLS[name] for name, is_on in one._asdict().items() if is_on)
         alike.setdefault(calls or "in none", []).append(version)
     return ", ".join(f"{calls} under {named_versions(rules)}" for calls, rules in alike.items())
 

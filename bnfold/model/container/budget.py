@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnfold.errors import UnsafeModelError
 from bnfold.model.container.library import h5py
@@ -21,8 +20,7 @@ from bnfold.model.container.library import h5py
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True, eq=False)
-class Budget:
+class Budget(NamedTuple):
     """How much of something reading one file may take: `floor`, or its size times `share`.
 
     `what` begins the sentence of a refusal, which goes on with the limit, in MiB if `is_bytes`.

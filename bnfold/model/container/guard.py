@@ -19,10 +19,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -428,8 +427,7 @@ def variable(group: h5py.Group, path: str) -> Variable | None:
     return found if isinstance(found, Variable) else None
 
 
-@dataclass
-class Variable:
+class Variable(NamedTuple):
     """A dataset that may be read, with what was seen of it when it was looked at.
 
     Attributes:

@@ -10,9 +10,8 @@ Source: "HDF5 File Format Specification Version 3.0", sections III and IV.A.2.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnfold.errors import UnreadableModelError
 
@@ -31,8 +30,7 @@ _MAX_BLOCKS = 1000  # a header grows by one whenever it is full
 _MAX_BYTES = 64 << 20  # of a block: 500 attributes of 64 KiB are less
 
 
-@dataclass(frozen=True)
-class _Block:
+class _Block(NamedTuple):
     """A part of a header: where its messages begin, and how many bytes they are."""
 
     start: int

@@ -56,7 +56,7 @@ class _Format(Protocol):
     def sha256(self) -> str: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelFile:
     """An open model file.
 

@@ -13,8 +13,7 @@ import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,16 +83,14 @@ ODD = (OddError, struct.error, ValueError, IndexError)
 """What says so; the last ones where something is shorter than its form."""
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """A group: where each of its links leads, by name, and its attributes, undecoded."""
 
     links: Mapping[bytes, int]
     attributes: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A variable without attributes; `address` is where its numbers are, `size` in bytes."""
 
     shape: tuple[int, ...]

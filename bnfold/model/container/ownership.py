@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 from bnfold.model.graph import Layer, LayerPath, Weight
 from bnfold.model.layers import Slot, slots
@@ -28,8 +29,7 @@ from bnfold.model.order import model_layers
 Owned = dict[LayerPath, tuple[Weight, ...]]
 
 
-@dataclass(frozen=True)
-class Ownership:
+class Ownership(NamedTuple):
     """Whose the variables of a nested model are.
 
     `owned` has every layer inside that may own some; `trainable` and `rest` are the two parts of
@@ -41,7 +41,7 @@ class Ownership:
     rest: tuple[Weight, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Leaf:
     """A layer inside a nested model that may own variables.
 
@@ -117,12 +117,11 @@ def owners(layer: Layer, listed: Sequence[Weight]) -> Ownership | None:
         found = _in_order(once, listed, named, heeded)
         if found is not None:
             owned = {leaf.path: found.owned[first[leaf.identity].path] for leaf in every}
-            return replace(found, owned=owned)
+            return found._replace(owned=owned)
     return None
 
 
-@dataclass(frozen=True)
-class _Named:
+class _Named(NamedTuple):
     """What the names tell: the owners that are of an unknown class, and whom each may name."""
 
     unknown: Owned

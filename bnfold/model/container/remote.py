@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import printable
@@ -25,8 +25,7 @@ class PlainHttpWarning(UserWarning):
     """A model comes over a connection on which others can change it."""
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(NamedTuple):
     """What is known of a kind of store.
 
     Attributes:

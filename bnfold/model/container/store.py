@@ -15,11 +15,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bnfold.errors import BnfoldError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard
@@ -56,8 +55,7 @@ _PLAIN_NAME = re.compile(r"[\w.-]{1,100}")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """How large something is, as `os.stat` says it of files."""
 
     st_size: int
@@ -311,8 +309,7 @@ def archive_file(file: Path | RemoteFile) -> Any:
     return guard.ArchiveFile(file) if isinstance(file, Path) else file.open()
 
 
-@dataclass(frozen=True)
-class AtHand:
+class AtHand(NamedTuple):
     """A model of which something can be read.
 
     `note` says what that means for what was looked at, in a sentence; None for nothing.
