@@ -23,13 +23,15 @@ _LARGE = 1 << 18
 _PIECE = 1 << 20
 _WAITING = 16
 """How many pieces of how many bytes wait to be written, at most."""
-_NOTED = 1 << 16
+_NOTED = 1 << 14
 """How long a piece is, at least, to be worth a note of its checksum."""
-_FLUSHED = 64 << 20
-"""After how many bytes the system is asked to bring what is written to the disk meanwhile."""
+_TOGETHER = 64
+"""How many shorter ones are handed to the thread at once: it takes a processor to wake it."""
 _CACHED = 256 << 20
-"""How much of a file the system may keep in memory. What is on the disk of a larger one is given
-back: else a large result takes the place of all that other programs have read."""
+"""How much of a file the system keeps in memory. Of a larger one it is to bring to the disk what is
+written, and to use the memory again: else it takes the place of all that other programs read."""
+_GIVEN_BACK = 16 << 20
+"""After how many bytes it is told so."""
 
 
 def of_part(file: IO[bytes], size: int, before: int = 0) -> int:
@@ -54,6 +56,10 @@ def of_file(file: IO[bytes], start: int, size: int) -> tuple[str, int]:
     return digest.hexdigest(), checksum
 
 
+_Batch = tuple[list[tuple[int, bytes]], int, bytearray | None, int]
+"""Short blocks, and a piece: where it begins, the buffer that it is in, and how long it is."""
+
+
 class Writer:
     """Writes to a file, large blocks while their caller goes on, and finds their checksums.
 
@@ -64,10 +70,10 @@ class Writer:
     def __init__(self, path: Path) -> None:
         """`path` exists already, and stays the same file."""
         self._path = path
-        self._waiting: Queue[tuple[int, int, bytearray] | None] = Queue()
+        self._waiting: Queue[_Batch | None] = Queue(_WAITING)
+        self._small: list[tuple[int, bytes]] = []
         self._buffers: SimpleQueue[bytearray] = SimpleQueue()
         self._made = 0
-        self._lock = threading.Lock()
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._found: dict[int, int] = {}
@@ -85,6 +91,7 @@ class Writer:
         traceback: TracebackType | None,
     ) -> None:
         if self._thread is not None:
+            self._hand_on()
             self._waiting.put(None)
             self._thread.join()
         self._file.close()
@@ -101,18 +108,24 @@ class Writer:
             thread = threading.Thread(target=self._run, daemon=True)
             thread.start()  # which may be refused
             self._thread = thread
+        if len(content) < _NOTED:
+            self._small.append((start, bytes(content)))
+            if len(self._small) == _TOGETHER:
+                self._hand_on()
+            return
         for at in range(0, len(content), _PIECE):
             piece = content[at : at + _PIECE]
+            insort(self._starts, start + at)
+            self._sizes[start + at] = len(piece)
             buffer = self._buffer()
             memoryview(buffer)[: len(piece)] = piece
-            if len(piece) >= _NOTED:
-                insort(self._starts, start + at)
-                self._sizes[start + at] = len(piece)
-            self._waiting.put((start + at, len(piece), buffer))
+            self._hand_on(start + at, buffer, len(piece))
 
     def settle(self) -> None:
         """Wait until the file has all that it was given."""
-        self._waiting.join()
+        if self._thread is not None:
+            self._hand_on()
+            self._waiting.join()
 
     def _buffer(self) -> bytearray:
         """One that is free; more of them than may wait are not made."""
@@ -120,6 +133,11 @@ class Writer:
             self._made += 1
             return bytearray(_PIECE)
         return self._buffers.get()
+
+    def _hand_on(self, start: int = 0, buffer: bytearray | None = None, size: int = 0) -> None:
+        """Let the thread write the short blocks that are there, and then a piece."""
+        self._waiting.put((self._small, start, buffer, size))
+        self._small = []
 
     def _forget(self, start: int, end: int) -> None:
         """Leave out what is written again."""
@@ -129,29 +147,31 @@ class Writer:
             del self._sizes[self._starts.pop(number)]
 
     def _run(self) -> None:
-        written = flushed = 0
+        written, given_back = 0, _CACHED
         while (block := self._waiting.get()) is not None:
-            start, size, buffer = block
+            small, start, buffer, size = block
             try:
                 if self._failure is None:  # else all that waits is taken, and none of it written
-                    piece = memoryview(buffer)[:size]
-                    self._put(piece, start)
-                    if size >= _NOTED:
+                    for first, content in small:
+                        self._put(memoryview(content), first)
+                    if buffer is not None:
+                        piece = memoryview(buffer)[:size]
+                        self._put(piece, start)
                         self._found[start] = crc32(piece)
-                    written += size
-                if written - flushed > _FLUSHED:
-                    flushed = written
-                    self._flush(is_cached=written <= _CACHED)
+                        written += size
+                if written - given_back >= _GIVEN_BACK:
+                    given_back = written
+                    self._give_back()
             except Exception as error:
                 self._failure = error
             finally:
-                self._buffers.put(buffer)
+                if buffer is not None:
+                    self._buffers.put(buffer)
                 self._waiting.task_done()
 
-    def _flush(self, *, is_cached: bool) -> None:
-        if hasattr(os, "fdatasync"):
-            os.fdatasync(self._file.fileno())
-        if not is_cached and hasattr(os, "posix_fadvise"):
+    def _give_back(self) -> None:
+        """Let go of what is on the disk; Linux begins to write what is not, and does not wait."""
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _put(self, content: memoryview, start: int) -> None:
@@ -159,9 +179,8 @@ class Writer:
             if hasattr(os, "pwrite"):
                 count = os.pwrite(self._file.fileno(), content, start)
             else:
-                with self._lock:
-                    self._file.seek(start)
-                    count = self._file.write(content)
+                self._file.seek(start)
+                count = self._file.write(content)
             content, start = content[count:], start + count
 
     def of_rest(self, file: IO[bytes], start: int, size: int) -> int:
