@@ -115,17 +115,17 @@ def exact_numbers(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot:
     return value
 
 
-@dataclass(frozen=True, eq=False)
 class _Folded:
     """A kernel's new numbers, rounded once, a piece of them in float64 at a time."""
 
-    kernel: Weight
-    edits: Sequence[WeightEdit]
-    slot: str
+    __slots__ = ("_edits", "_kernel", "_slot")
+
+    def __init__(self, kernel: Weight, edits: Sequence[WeightEdit], slot: str) -> None:
+        self._kernel, self._edits, self._slot = kernel, edits, slot
 
     def __call__(self) -> NDArray[Any]:
         """All numbers."""
-        folded = np.empty(self.kernel.shape, self.kernel.dtype)
+        folded = np.empty(self._kernel.shape, self._kernel.dtype)
         for start, piece in self.pieces():
             folded[_within(start, piece.shape)] = piece
         return folded
@@ -133,8 +133,8 @@ class _Folded:
     def pieces(self) -> Iterator[tuple[hdf5.Shape, NDArray[Any]]]:
         """The numbers in order, in pieces as `hdf5.cuts` makes them, each good until the next."""
         exact = new = None
-        steps = list(steps_of(self.edits, self.slot, len(self.kernel.shape)))
-        for start, piece in _pieces(self.kernel):
+        steps = list(steps_of(self._edits, self._slot, len(self._kernel.shape)))
+        for start, piece in _pieces(self._kernel):
             if exact is None or new is None:  # the first piece is the largest
                 exact, new = np.empty(piece.size), np.empty(piece.size, piece.dtype)
             there = exact[: piece.size].reshape(piece.shape)
