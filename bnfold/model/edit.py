@@ -17,7 +17,7 @@ from bnfold.model.graph import (
     changed,
     core_path,
 )
-from bnfold.model.order import keras_order
+from bnfold.model.order import in_same_order, keras_order
 from bnfold.model.training import is_set
 
 
@@ -154,7 +154,8 @@ def _with_nested(layer: Layer, graph: Graph) -> Layer:
 def _in_keras_order(graph: Graph) -> Graph:
     """The graph with its layers listed as Keras would list them, those it would leave out last."""
     names = keras_order(graph)
-    return replace(graph, layers={name: graph.layers[name] for name in (*names, *graph.layers)})
+    listed = {name: graph.layers[name] for name in (*names, *graph.layers)}
+    return in_same_order(replace(graph, layers=listed), graph)
 
 
 def rewire(graph: Graph, instead: Mapping[Ref, Ref]) -> Graph:

@@ -33,7 +33,7 @@ def once(find: Callable[[T], Found]) -> Callable[[T], Found]:
 
     They are immutable; whoever asks must not change the answer.
     """
-    key = f"{find.__module__}.{find.__qualname__}"
+    key = _key(find)
 
     @wraps(find)
     def known(one: T) -> Found:
@@ -43,6 +43,17 @@ def once(find: Callable[[T], Found]) -> Callable[[T], Found]:
         return found  # type: ignore[no-any-return]
 
     return known
+
+
+def hand_on(find: Callable[[T], Any], one: T, other: T) -> None:
+    """Have what such a function has found of one thing, if it has, hold for another one too."""
+    key = _key(find)
+    if key in one.__dict__:
+        other.__dict__[key] = one.__dict__[key]
+
+
+def _key(find: Callable[..., Any]) -> str:
+    return f"{find.__module__}.{find.__qualname__}"
 
 
 def changed(one: T, **changes: Any) -> T:

@@ -19,11 +19,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import shortened
-from bnfold.model.graph import Graph, Layer, LayerPath, once
+from bnfold.model.graph import Graph, Layer, LayerPath, hand_on, once
 from bnfold.model.layers import is_input
 
 Node = tuple[str, int]
@@ -55,6 +56,16 @@ def keras_order(graph: Graph) -> tuple[str, ...]:
             depths[name] = 0
             first_visit[name] = -1
     return tuple(sorted(depths, key=lambda name: (-depths[name], first_visit[name])))
+
+
+def in_same_order(graph: Graph, other: Graph) -> Graph:
+    """A graph whose layers have the calls that those of another one have, and the same outputs.
+
+    What has been found of the order of that one holds for it.
+    """
+    for find in (keras_order, _depth_first, _depths):
+        hand_on(find, other, graph)
+    return graph
 
 
 def calls_in_order(graph: Graph) -> list[Node]:
@@ -193,6 +204,7 @@ class GroupNames(NamedTuple):
             self._assign_layer(inner, f"{group}/layer", (*path, inner.name), found, shared)
 
 
+@lru_cache(maxsize=256)
 def snake_case(class_name: str) -> str:
     """The group name that Keras makes of a class: `Conv2DTranspose` is `conv2d_transpose`."""
     name = re.sub(r"\W+", "", class_name.rpartition(">")[2])

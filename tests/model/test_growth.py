@@ -8,6 +8,9 @@ import time
 import large
 import pytest
 
+from bnfold.folding.plan import apply, plan
+from bnfold.model import order
+from bnfold.model.container.model_file import open_model
 from bnfold.model.edit import edited
 from bnfold.model.graph import Graph
 from bnfold.model.keras_json import parse_model
@@ -26,6 +29,18 @@ def test_thousands_of_layers(form, tmp_path, monkeypatch):
     few, many = (parse_model(large.FORMS[form](size, tmp_path)) for size in (FEW, MANY))
     seconds_to_look_at(few)  # what is imported and remembered at the first time
     assert fastest(many) < 3 * MANY / FEW * fastest(few)
+
+
+def test_the_order_of_layers_is_found_once_before_a_fold_and_once_after_it(tmp_path, monkeypatch):
+    looked_at = []
+    by_order = order._inputs
+    monkeypatch.setattr(order, "_inputs", lambda *one: looked_at.append(one) or by_order(*one))
+    with open_model(large.chain(20, tmp_path / "model.keras")) as model:
+        decided = plan(model.graph)
+        assert len(decided.folds) == 20
+        model.write(apply(model.graph, decided), tmp_path / "folded.keras", {})
+    calls = 1 + 3 * 20, 1 + 2 * 20
+    assert len(looked_at) == 2 * sum(calls)  # from the outputs, and for the depths
 
 
 def fastest(graph: Graph) -> float:

@@ -78,6 +78,47 @@ def test_a_file_as_keras_writes_it_is_read_past_hdf5() -> None:
         assert found.variables("layers/none/vars") == ()
 
 
+NAMES: dict[str, Any] = {
+    "none": {},
+    "a text": {"name": "dense_\u00fc"},
+    "several texts": {"other": "one", "name": "dense"},
+    "a text and a number": {"name": "dense", "count": 3},
+    "a fixed text": {"name": np.bytes_("dense")},
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("place", [VARS, "layers/dense", "layers/none/vars"])
+def test_attributes_are_copied_as_hdf5_copies_them(names: str, place: str) -> None:
+    def fill(group: h5py.Group) -> None:
+        plain(group)
+        del group.attrs["name"]
+        group.file[place if place in group.file else VARS].attrs.update(NAMES[names])
+
+    def copied(found: hdf5.Groups) -> bytes:
+        found.variables(VARS)
+        stream = io.BytesIO()
+        with h5py.File(stream, "w") as file:
+            found.copy_attributes(place, file.require_group("new"))
+        return stream.getvalue()
+
+    content = written(fill)
+    with groups(content) as found, by_hdf5(content) as other:
+        assert copied(found) == copied(other)
+        is_text = all(isinstance(value, str) for value in NAMES[names].values())
+        assert ("root" in vars(found)) == (not is_text and "none" not in place)
+
+
+def test_variables_without_attributes_are_not_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with groups(written(lambda group: group.create_dataset("0", data=ARRAYS[0]))) as found:
+        found.variables(VARS)
+        found.variables("layers/other/vars")  # so that it is not the last one that was seen
+        monkeypatch.setattr(found, "_look", None)
+        found.copy_attributes(VARS, None)
+
+
 FORMS: dict[str, Callable[[h5py.Group], object]] = {
     "big-endian": lambda group: group.create_dataset("0", data=np.arange(3, dtype=">f4")),
     "integers": lambda group: group.create_dataset("0", data=np.arange(3)),

@@ -30,7 +30,7 @@ from bnfold.model.container.store import FAR, RemoteFile, archive_file
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, changed, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
 from bnfold.model.optimizer import Optimizer
-from bnfold.model.order import Container, GroupNames
+from bnfold.model.order import Container, GroupNames, in_same_order
 from bnfold.supervision import link
 
 CONFIG = "config.json"
@@ -543,7 +543,7 @@ def _attach_graph(
         name: _attach_layer(layer, (*path, name), names, groups, graph.layers)
         for name, layer in graph.layers.items()
     }
-    return replace(graph, layers=layers)
+    return in_same_order(replace(graph, layers=layers), graph)
 
 
 def _attach_layer(

@@ -158,11 +158,14 @@ class _Recorder(io.FileIO):
         self._position = start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET:  # as HDF5 does before each of its many writes
+            self._position = offset + self._start
+            return offset
         if whence == io.SEEK_END:
             self._writer.settle()
             self._position = super().seek(offset, whence)
         else:
-            self._position = offset + (self._position if whence else self._start)
+            self._position += offset
         return self.tell()
 
     def tell(self) -> int:
@@ -249,6 +252,7 @@ class Groups:
         self._found: dict[str, h5py.Group | None] = {}
         self._seen: dict[str, objects.Group | None] = {}
         self._last: tuple[str | None, objects.Group | None] = None, None
+        self._bare: set[str] = set()  # the groups whose variables are in one without attributes
         self._objects: objects.Objects | None = None
         with suppress(*objects.ODD):
             self._objects = objects.Objects(window.read_at, window.size, self._note)
@@ -318,13 +322,10 @@ class Groups:
     def text(self, path: str, attribute: str) -> str | None:
         """A text that Keras stores in an attribute of the group at a path, None if none."""
         try:
-            seen, reader = self._look(path), self._reader()
-            found = None if seen is None else reader.text(seen, attribute.encode())
+            return self._texts(path).get(attribute)
         except objects.ODD:
             group = self.at(path)
             return None if group is None else read_text(group, attribute)
-        self._costs.spend(budget.ATTRIBUTES, len(found or ""))
-        return found
 
     def copy(self, path: str, target: h5py.Group, skip: Collection[str] = ()) -> None:
         """Copy what is in the group at a path, but the names in `skip`, and its attributes."""
@@ -338,18 +339,32 @@ class Groups:
 
     def copy_attributes(self, path: str, target: h5py.Group) -> None:
         """Copy the attributes of the group at a path, if there is one."""
-        with suppress(*objects.ODD):
-            seen = self._look(path)
-            if seen is None or not seen.attributes:
-                return
-        group = self.at(path)
-        if group is not None:
-            copy_attributes(group, target)
+        parent_path, _, name = path.rpartition("/")
+        if name == _VARIABLES and parent_path in self._bare:
+            return
+        try:
+            found = self._texts(path)
+        except objects.ODD:
+            group = self.at(path)
+            if group is not None:
+                copy_attributes(group, target)
+        else:
+            for attribute in sorted(found):
+                target.attrs[attribute] = found[attribute]
 
     def _reader(self) -> objects.Objects:
         if self._objects is None:
             raise objects.OddError
         return self._objects
+
+    def _texts(self, path: str) -> dict[str, str]:
+        """The attributes of the group at a path, if there is one. Raises one of `objects.ODD`."""
+        group = self._look(path)
+        if group is None or not group.attributes:
+            return {}
+        found = self._reader().texts(group)
+        self._costs.spend(budget.ATTRIBUTES, sum(map(len, found.values())))
+        return found
 
     def _look(self, path: str) -> objects.Group | None:
         """The same as `at`, by its bytes. Raises one of `objects.ODD`."""
@@ -368,6 +383,8 @@ class Groups:
             self._costs.spend(budget.OBJECTS)
         if name == _VARIABLES:  # which nobody asks for again but to write
             self._last = path, found
+            if found is None or not found.attributes:
+                self._bare.add(parent_path)
         else:
             self._seen[path] = found
         return found

@@ -28,7 +28,7 @@ from bnfold.model.container.store import RemoteFile
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, title, walk_all
 from bnfold.model.layers import facts, slots
 from bnfold.model.optimizer import Optimizer
-from bnfold.model.order import model_layers
+from bnfold.model.order import in_same_order, model_layers
 from bnfold.supervision import link
 
 MODEL_WEIGHTS = "model_weights"
@@ -133,7 +133,7 @@ class LegacyHdf5:
             else:
                 layers[name] = self._distribute(layer, found)
         _check_order(graph, self._groups, [name for name in listed if name in filled])
-        return replace(graph, layers=layers)
+        return in_same_order(replace(graph, layers=layers), graph)
 
     def unattached(self) -> Iterator[tuple[LayerPath, tuple[Weight, ...]]]:
         """The variables of which the graph does not tell whose they are, by the outermost layer.

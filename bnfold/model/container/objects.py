@@ -186,13 +186,16 @@ class Objects:
             raise OddError
         return Block(shape, dtype, address, size), place
 
-    def text(self, group: Group, name: bytes) -> str | None:
-        """The text of an attribute, None if there is none of this name."""
+    def texts(self, group: Group) -> dict[str, str]:
+        """The attributes of a group by their names, which must all be texts."""
         every = [_attribute(content) for content in group.attributes]
-        found = [value for whose, value in every if whose == name]
-        if not found:
-            return None
-        length, address, number = _REFERENCE.unpack(found[0])
+        found = {name.decode(): self._text(reference) for name, reference in every}
+        if len(found) < len(every):
+            raise OddError
+        return found
+
+    def _text(self, reference: bytes) -> str:
+        length, address, number = _REFERENCE.unpack(reference)
         return self._heap_text(address, number, length)
 
     def _messages(self, address: int) -> Iterator[tuple[int, bytes, int]]:
