@@ -241,12 +241,16 @@ NEEDLESS = {
     *("difflib", "h5py", "hashlib", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
     *(
         "bnfold.verification",
+        "bnfold.model.container.legacy",
         "bnfold.reports.html",
         "numpy.random",
         "numpy.ma",
         "importlib.metadata",
     ),
-    *(f"bnfold.running.{one}" for one in ("requirements", "safety", "samples", "session")),
+    *(
+        f"bnfold.running.{one}"
+        for one in ("options", "requirements", "safety", "samples", "session")
+    ),
     *(f"bnfold.reports.formats.{one}" for one in ("json", "sarif", "github", "junit", "markdown")),
 }
 """What an inspection needs only for odd files, a proof, a file of settings or another format."""

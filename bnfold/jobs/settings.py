@@ -19,7 +19,6 @@ from bnfold.jobs.products import PRODUCTS, RECALIBRATIONS
 from bnfold.model.container.guard import read_whole
 from bnfold.model.container.printing import printable
 from bnfold.model.training import training_rules
-from bnfold.running.options import Bounds
 
 if TYPE_CHECKING:
     from bnfold.observation.observe import DataRun
@@ -270,6 +269,8 @@ def _whole(key: str, value: Any) -> int:
 
 
 def _changed(key: str, value: Any) -> int | str:
+    from bnfold.running.options import Bounds  # noqa: PLC0415 - hardly any file has it
+
     found = value if isinstance(value, str) else _whole(key, value)
     try:
         Bounds(max_changed=found)

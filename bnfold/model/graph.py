@@ -6,6 +6,7 @@ copied.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
@@ -124,6 +125,11 @@ class Weight:
     name: str = ""
     source: str | None = None
     is_far: bool = field(default=False, compare=False)
+
+
+def slot_name(weight: Weight) -> str:
+    """`block/conv/kernel_1:0` is a `kernel`."""
+    return re.sub(r"(_\d+)?(:\d+)?$", "", weight.name.rpartition("/")[2])
 
 
 class Call(NamedTuple):

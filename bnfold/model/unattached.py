@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -29,11 +30,12 @@ from bnfold.model import layers
 from bnfold.model.batchnorm import VECTORS, BatchNorm
 from bnfold.model.container import guard, hdf5
 from bnfold.model.container.archive import KerasArchive
-from bnfold.model.container.legacy import LegacyHdf5
 from bnfold.model.container.library import h5py
 from bnfold.model.container.model_file import ModelFile
-from bnfold.model.container.ownership import slot_name
-from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, walk_all
+from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, slot_name, walk_all
+
+if TYPE_CHECKING:
+    from bnfold.model.container.legacy import LegacyHdf5
 
 _UNKNOWN_SETTINGS = {"axis": None, "epsilon": None, "momentum": None}
 _CONTAINERS = {"layers", "_layer_checkpoint_dependencies", "_layers"}
@@ -44,10 +46,10 @@ _OWN_SETTING = "moving_variance_initializer"
 """A setting that no other class of Keras has."""
 
 _ROLES = {
-    "moving_mean": re.compile(r"((moving|running|pop|population)_?)?(mean|avg|average)", re.I),
-    "moving_variance": re.compile(r"((moving|running|pop|population)_?)?(var|variance)", re.I),
-    "gamma": re.compile(r"gamma|scale|weight", re.I),
-    "beta": re.compile(r"beta|bias|offset|shift|center", re.I),
+    "moving_mean": r"((moving|running|pop|population)_?)?(mean|avg|average)",
+    "moving_variance": r"((moving|running|pop|population)_?)?(var|variance)",
+    "gamma": r"gamma|scale|weight",
+    "beta": r"beta|bias|offset|shift|center",
 }
 """What the variables are called, here and in ports of other frameworks' layers."""
 
@@ -71,7 +73,8 @@ def loose_batchnorms(model: ModelFile) -> Iterator[tuple[BatchNorm, LayerPath | 
             mine = layer.builtin and path
             told = tuple(one for one in inside if one.layer.weights or one.path != mine)
             yield from _of_layer(path, layer, told)
-    elif isinstance(container, LegacyHdf5):
+    elif model.kind == "h5":
+        container = cast("LegacyHdf5", container)
         shown: set[tuple[str, str]] = set()
         for path, weights in container.unattached():
             # Their paths are none that a layer of the graph could have, whosever they are.
@@ -176,7 +179,8 @@ def _by_role(variables: dict[str, Weight]) -> dict[str, Weight]:
     found: dict[str, Weight] = {}
     for role, pattern in _ROLES.items():
         exact = variables.get(role)
-        named = exact or next((w for name, w in variables.items() if pattern.fullmatch(name)), None)
+        like = (w for name, w in variables.items() if re.fullmatch(pattern, name, re.I))
+        named = exact or next(like, None)
         mean = found.get("moving_mean", named)
         if named is not None and mean is not None and named.shape == mean.shape:
             found[role] = named

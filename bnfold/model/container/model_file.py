@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from bnfold.errors import BnfoldError, OutputError, UnreadableModelError, UnsafeModelError
 from bnfold.model.container import foreign, guard, store, unchanging
 from bnfold.model.container.archive import CONFIG, METADATA, WEIGHTS, KerasArchive
-from bnfold.model.container.legacy import LegacyHdf5
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import Remote, Where, located
 from bnfold.model.container.store import RemoteFile
@@ -284,8 +283,7 @@ def open_model(
             link.reading(file, shown)
             try:
                 kind, watch = _held(file, sha256, str(given))
-                format_class = LegacyHdf5 if kind == "h5" else KerasArchive
-                format_ = format_class(file, resources)
+                format_ = _reader(kind)(file, resources)
             except UnreadableModelError:
                 if isinstance(file, RemoteFile):
                     file.look()  # if it changed, its parts do not fit together
@@ -295,6 +293,15 @@ def open_model(
         model = _named(given, opened)
         yield model
         model.watch.finish()
+
+
+def _reader(kind: Kind) -> Callable[[Path | RemoteFile, ExitStack], _Format]:
+    """What reads a kind of file."""
+    if kind != "h5":
+        return KerasArchive
+    from bnfold.model.container.legacy import LegacyHdf5  # noqa: PLC0415 - most files are archives
+
+    return LegacyHdf5
 
 
 def sniff(path: Path | RemoteFile) -> Kind:

@@ -22,7 +22,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from bnfold.model.graph import Layer, LayerPath, Weight
+from bnfold.model.graph import Layer, LayerPath, Weight, slot_name
 from bnfold.model.layers import Slot, slots
 from bnfold.model.order import model_layers
 
@@ -217,11 +217,6 @@ def _fits(weight: Weight, leaf: _Leaf, slot: Slot, named: _Named) -> bool:
     name, candidates = slot_name(weight), named.candidates[weight.name]
     same = slot.name == name or slot.name.endswith(f"_{name}")
     return same and (not candidates or leaf.path in candidates)
-
-
-def slot_name(weight: Weight) -> str:
-    """`block/conv/kernel_1:0` is a `kernel`."""
-    return re.sub(r"(_\d+)?(:\d+)?$", "", weight.name.rpartition("/")[2])
 
 
 def _boundary(

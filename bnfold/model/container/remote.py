@@ -14,10 +14,10 @@ from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import printable
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
-_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"<>]+", re.IGNORECASE)
+_IN_TEXT = r"[a-z][a-z0-9+.-]+://[^\s'\"<>]+"
 _SHORT = 4
 """A value of so many characters, such as `true`, is hidden with its URL alone."""
-_HERE = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
+_HERE = r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?"
 _LEFT_OUT = "?..."
 
 
@@ -81,7 +81,7 @@ class Remote:
         for part in sorted(parts, key=len, reverse=True):
             if len(part) > _SHORT:
                 text = text.replace(part, "...")
-        return _IN_TEXT.sub(lambda url: shown(url[0]), text)
+        return re.sub(_IN_TEXT, lambda url: shown(url[0]), text, flags=re.IGNORECASE)
 
     @property
     def protocol(self) -> str:
@@ -102,7 +102,7 @@ class Remote:
     def is_open(self) -> bool:
         """Whether others on the way can change what comes from there, as over http."""
         host = self.path.partition("://")[2].partition("/")[0]
-        return self.protocol == "http" and not _HERE.fullmatch(host)
+        return self.protocol == "http" and not re.fullmatch(_HERE, host)
 
     @property
     def path(self) -> str:

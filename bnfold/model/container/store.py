@@ -51,7 +51,8 @@ _MOST_COUNTED = 256 << 20
 """Whoever serves an object says how large it is: for what reading may cost, no more than this."""
 _DIRECTORY = {"config.json", "model.weights.h5"}
 _IN_EXTRA = {"", "s3fs", "aiohttp"}
-_PLAIN_NAME = re.compile(r"[\w.-]{1,100}")
+_PLAIN_NAME = r"[\w.-]{1,100}"
+"""As all patterns here, compiled where it is used: models on this machine need none of them."""
 Result = TypeVar("Result")
 
 
@@ -407,9 +408,9 @@ def _copied(remote: Remote, stores: Any, info: Mapping[str, Any]) -> Iterator[Pa
 
 def file_name(remote: Remote) -> str:
     """A name for a file on this machine that is, or will be, what is at a URL."""
-    if _PLAIN_NAME.fullmatch(remote.name) and remote.name.strip("."):
+    if re.fullmatch(_PLAIN_NAME, remote.name) and remote.name.strip("."):
         return remote.name
-    return f"model{remote.suffix}" if _PLAIN_NAME.fullmatch(remote.suffix) else "model"
+    return f"model{remote.suffix}" if re.fullmatch(_PLAIN_NAME, remote.suffix) else "model"
 
 
 def is_there(remote: Remote) -> bool:
@@ -481,15 +482,15 @@ def _stores(remote: Remote) -> Any:
 def _said(remote: Remote) -> dict[str, Any]:
     """What a URL says of an account, or that it names a version: both would be ignored."""
     found: dict[str, Any] = {}
-    if _VERSIONED.match(remote.url):
+    if re.match(_VERSIONED, remote.url):
         found["version_aware"] = True
-    if account := _ACCOUNT.match(remote.url):
+    if account := re.match(_ACCOUNT, remote.url):
         found["account_name"] = account[1]
     return found
 
 
-_VERSIONED = re.compile(r"s3://.*[?&]versionId=|gs://.*#\d+$|(az|abfs)://.*[?&]versionid=")
-_ACCOUNT = re.compile(r"(?:az|abfs)://[^/@]+@([^/@]+)\.(?:dfs|blob)\.core\.windows\.net(?:/|$)")
+_VERSIONED = r"s3://.*[?&]versionId=|gs://.*#\d+$|(az|abfs)://.*[?&]versionid="
+_ACCOUNT = r"(?:az|abfs)://[^/@]+@([^/@]+)\.(?:dfs|blob)\.core\.windows\.net(?:/|$)"
 
 
 def _web_options(remote: Remote) -> dict[str, Any]:
@@ -517,7 +518,7 @@ async def _check_redirection(_session: Any, _context: Any, found: Any) -> None:
     """Refuse to be led to what others can change, or to what is no server's."""
     response = found.response
     location = response.headers.get("Location") or response.headers.get("URI") or ""
-    named = _SCHEME.match(location)
+    named = re.match(_SCHEME, location, re.IGNORECASE)
     scheme = named[1].lower() if named else response.url.scheme
     if scheme not in (response.url.scheme, "https"):
         response.close()
@@ -528,12 +529,12 @@ async def _check_redirection(_session: Any, _context: Any, found: Any) -> None:
 
 async def _check_part(_session: Any, _context: Any, found: Any) -> None:
     """See that an answer to who asked for a part is that part."""
-    wanted = _RANGE.fullmatch(found.headers.get("Range", ""))
+    wanted = re.fullmatch(_RANGE, found.headers.get("Range", ""))
     response = found.response
     if wanted is None or response.status not in (200, 206):
         return
     first, last = int(wanted[1]), int(wanted[2])
-    told = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+    told = re.match(_CONTENT_RANGE, response.headers.get("Content-Range", ""))
     is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
     is_part = told is not None and (int(told[1]), int(told[2])) == (first, last)
     size = response.content_length
@@ -545,9 +546,9 @@ async def _check_part(_session: Any, _context: Any, found: Any) -> None:
     raise UnreadableModelError("the server answers with other bytes than were asked for")
 
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
-_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_SCHEME = r"([a-z][a-z0-9+.-]*):"
+_RANGE = r"bytes=(\d+)-(\d+)"
+_CONTENT_RANGE = r"bytes (\d+)-(\d+)/(\d+|\*)"
 
 
 def _info(remote: Remote, stores: Any) -> Mapping[str, Any]:
