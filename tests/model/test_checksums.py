@@ -174,10 +174,11 @@ def test_of_a_large_file_alone_the_memory_is_given_back(
 ) -> None:
     advice: list[tuple[int, ...]] = []
     monkeypatch.setattr(checksums.os, "posix_fadvise", lambda _, *rest: advice.append(rest))
-    monkeypatch.setattr(checksums, "_GIVEN_BACK", 4 * MIB)
+    monkeypatch.setattr(checksums, "_STARTED", 4 * MIB)
     monkeypatch.setattr(checksums, "_CACHED", 10 * MIB)
     content = np.random.default_rng(0).bytes(20 * MIB)
     with Writer(path) as writer:
-        writer.write(memoryview(content), 0)
-    assert advice == [(0, 0, os.POSIX_FADV_DONTNEED)] * 2
-    assert path.read_bytes() == content
+        writer.write(memoryview(content), 100)
+    parts = [(100, 4 * MIB), (100 + 4 * MIB, 4 * MIB), (0, 0), (0, 0), (0, 0)]
+    assert advice == [(*part, os.POSIX_FADV_DONTNEED) for part in parts]
+    assert path.read_bytes()[100:] == content

@@ -30,8 +30,8 @@ _TOGETHER = 64
 _CACHED = 256 << 20
 """How much of a file the system keeps in memory. Of a larger one it is to bring to the disk what is
 written, and to use the memory again: else it takes the place of all that other programs read."""
-_GIVEN_BACK = 16 << 20
-"""After how many bytes it is told so."""
+_STARTED = 16 << 20
+"""After how many bytes it is told so, and to begin with the writing."""
 
 
 def of_part(file: IO[bytes], size: int, before: int = 0) -> int:
@@ -147,21 +147,23 @@ class Writer:
             del self._sizes[self._starts.pop(number)]
 
     def _run(self) -> None:
-        written, given_back = 0, _CACHED
+        written, new = 0, range(0)
         while (block := self._waiting.get()) is not None:
             small, start, buffer, size = block
             try:
                 if self._failure is None:  # else all that waits is taken, and none of it written
-                    for first, content in small:
-                        self._put(memoryview(content), first)
+                    for at, content in small:
+                        self._put(memoryview(content), at)
                     if buffer is not None:
                         piece = memoryview(buffer)[:size]
                         self._put(piece, start)
                         self._found[start] = crc32(piece)
                         written += size
-                if written - given_back >= _GIVEN_BACK:
-                    given_back = written
-                    self._give_back()
+                        first = min(new.start, start) if new else start
+                        new = range(first, max(new.stop, start + size))
+                if len(new) >= _STARTED:
+                    self._start(new if written <= _CACHED else range(0))
+                    new = range(0)
             except Exception as error:
                 self._failure = error
             finally:
@@ -169,10 +171,15 @@ class Writer:
                     self._buffers.put(buffer)
                 self._waiting.task_done()
 
-    def _give_back(self) -> None:
-        """Let go of what is on the disk; Linux begins to write what is not, and does not wait."""
+    def _start(self, part: range) -> None:
+        """Have the system bring a part of the file to the disk, or all; nobody waits for it.
+
+        Linux begins to write, and lets go of what is on the disk already: of a part that is new
+        nothing is.
+        """
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            advice = os.POSIX_FADV_DONTNEED
+            os.posix_fadvise(self._file.fileno(), part.start, len(part), advice)
 
     def _put(self, content: memoryview, start: int) -> None:
         while len(content):
