@@ -34,6 +34,14 @@ def test_inspect_takes_a_live_model(model: Any) -> None:
     assert inspection.to_dict()["path"] == "live"
 
 
+def test_inspections_can_be_compared(model: Any) -> None:
+    """Arrays cannot, so that what holds them is equal to itself alone."""
+    one, other = bnfold.inspect(model), bnfold.inspect(model)
+    assert one.plan == one.plan
+    assert one.plan != other.plan
+    assert one.plan.folds[0] != other.plan.folds[0]
+
+
 def test_inspect_takes_rules_thresholds_and_a_target(model: Any) -> None:
     def codes(**settings: Any) -> list[str]:
         return [finding.code for finding in bnfold.inspect(model, **settings).findings]

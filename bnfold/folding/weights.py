@@ -8,10 +8,9 @@ still overflow or underflow where it is stored or computed with.
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial, reduce
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from bnfold.folding.affine import NOTHING, Array
 from bnfold.model import layers
 from bnfold.model.container import hdf5
-from bnfold.model.graph import Layer, LayerPath, Weight, changed
+from bnfold.model.graph import Json, Layer, LayerPath, Weight, changed
 from bnfold.model.policy import policy
 from bnfold.model.refusal import Refusal
 from bnfold.model.rounding import rounded
@@ -28,7 +27,8 @@ Read = Callable[[str], Array]
 """The numbers of a slot in float64, as they are before an edit."""
 
 
-class BiasChange(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class BiasChange:
     """`scale * bias + shift`, of a bias that has `shape` afterwards.
 
     `appended` is how many axes of size 1 Keras puts after its own when it adds it to the output;
@@ -41,10 +41,8 @@ class BiasChange(NamedTuple):
     appended: int | None = None
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class WeightEdit(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class WeightEdit:
     """What one affine map does to a layer.
 
     The numbers of a slot are multiplied by `factors` and then `offsets` are added; `biases` change
@@ -52,10 +50,10 @@ class WeightEdit(NamedTuple):
     input that the biases depend on.
     """
 
-    factors: Mapping[str, Array] = _NOTHING
-    offsets: Mapping[str, Array] = _NOTHING
-    biases: Mapping[str, BiasChange] = _NOTHING
-    settings: Mapping[str, Any] = _NOTHING
+    factors: Mapping[str, Array] = field(default_factory=dict)
+    offsets: Mapping[str, Array] = field(default_factory=dict)
+    biases: Mapping[str, BiasChange] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     times: int = 1
 
 
@@ -204,7 +202,8 @@ def dtype_beside(weights: dict[str, Weight]) -> np.dtype[Any]:
 # --- whether it fits ------------------------------------------------------------------------------
 
 
-class Magnitudes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Magnitudes:
     """How large the numbers of one slot get with some edits, in float64.
 
     Attributes:
