@@ -267,8 +267,8 @@ def test_inspect_loads_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
 def test_a_fold_that_verifies_nothing_loads_nothing_for_it(tmp_path: Path) -> None:
     words = ["fold", str(FIXTURE), "out.keras", "--no-verify"]
     (found,) = loaded_by(words, folder=tmp_path)
-    # What writes weights, the digest of the source, and what a result is.
-    used = {"h5py", "hashlib", "bnfold.verification"}
+    # What writes weights, the digest of the source, what a result is, and what checks options.
+    used = {"h5py", "hashlib", "bnfold.verification", "bnfold.running.options"}
     assert found & {*NEEDLESS, "bnfold.verification.verify", "bnfold.jobs.verify"} <= used
     assert {name for name in found if name.startswith("bnfold.verification.")} <= {
         "bnfold.verification.result"

@@ -9,6 +9,7 @@ import os
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue, SimpleQueue
 from types import TracebackType
@@ -178,8 +179,9 @@ class Writer:
         nothing is.
         """
         if hasattr(os, "posix_fadvise"):
-            advice = os.POSIX_FADV_DONTNEED
-            os.posix_fadvise(self._file.fileno(), part.start, len(part), advice)
+            with suppress(OSError):  # a file system that takes no advice writes all the same
+                advice = os.POSIX_FADV_DONTNEED
+                os.posix_fadvise(self._file.fileno(), part.start, len(part), advice)
 
     def _put(self, content: memoryview, start: int) -> None:
         while len(content):
