@@ -495,6 +495,7 @@ def _here(requests: Sequence[Json]) -> Generator[tuple[int, Json]]:
     from bnfold.cli import worker
 
     for number, request in enumerate(requests):
+        link.begin()
         yield number, worker.perform(request)
 
 

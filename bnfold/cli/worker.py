@@ -4,7 +4,8 @@ Requests come as lines of JSON through standard input, and each is answered by a
 was standard output. A request has the words of the command, the current directory, the folder that
 what is written needs, what is written, what else is read, what is known of an earlier run, the
 names of the views of the report that are wanted, and whether the answer is kept, for which files
-are hashed. An answer has what `Row` has but the path, and says whether the process is spent.
+are hashed. An answer has what `Row` has but the path, and says whether the process is spent; report
+and views are packed, so that whoever distributes the work need not do that for all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bnfold.cli.group import enter
 from bnfold.cli.group import main as command
 from bnfold.cli.recorder import Recorder
 from bnfold.errors import BnfoldError
+from bnfold.fleet.row import sendable
 from bnfold.model.container.printing import printable
 from bnfold.model.container.remote import is_url
 from bnfold.supervision import limits, link
@@ -37,6 +39,7 @@ def main(pipe: int) -> NoReturn:
         os.dup2(nothing, stream)
     link.connect(pipe)
     enter()
+    link.begin()
     for line in requests:
         answer = perform(json.loads(line))
         answers.write(json.dumps(answer).encode() + b"\n")
@@ -47,9 +50,8 @@ def main(pipe: int) -> NoReturn:
 
 
 def perform(request: dict[str, Any]) -> dict[str, Any]:
-    """Do one task, in this process."""
+    """Do one task, in this process, in which something new begins with it."""
     start = time.monotonic()
-    link.begin()
     found = Recorder(request["views"])
     try:
         os.chdir(request["folder"])
@@ -57,10 +59,11 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
         return _answer(found, 2, error=f"{request['folder']}: {error.strerror}")
     if not is_url(request["path"]):
         path = Path(request["path"])
-        link.reading(path, printable(str(path)))
         with contextlib.suppress(OSError, BnfoldError):  # the command says what is wrong with it
             found.bytes = _size(path)
-            found.sha256 = _sha256(path) if request["keeps"] else None
+            if request["keeps"]:
+                link.reading(path, printable(str(path)))
+                found.sha256 = _sha256(path)
     known, files = request["known"], _digests(request["others"] if request["keeps"] else ())
     if known is not None and known["sha256"] == found.sha256 is not None:
         now = files | _digests(request["products"])
@@ -81,10 +84,10 @@ def _answer(found: Recorder, code: int, **more: Any) -> dict[str, Any]:
     return {
         "exit_code": code,
         "error": found.error,
-        "report": found.report,
+        "report": sendable(found.report),
         "sha256": found.sha256,
         "bytes": found.bytes,
-        "views": found.views,
+        "views": sendable(found.views or None),
         "said": found.said,
         "notes": found.notes,
         "is_spent": link.has_run_models() or "tensorflow" in sys.modules,

@@ -88,9 +88,10 @@ class Results:
 
     def _reports(self) -> Iterator[Any]:
         for row in self.done:
+            report = row.report  # which is unpacked each time
             is_inspected = self.kind is INSPECTED
-            own = {"path": row.path, "exit_code": row.exit_code, "report": row.report}
-            yield row.report if is_inspected else own
+            own = {"path": row.path, "exit_code": row.exit_code, "report": report}
+            yield report if is_inspected else own
 
 
 def how_many_read(summary: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -56,8 +57,16 @@ def unpacked(value: bytes) -> Any:
     return json.loads(zlib.decompress(value))
 
 
+def sendable(value: Any) -> str | None:
+    """A value of JSON, packed where it was made, as a text for a field that keeps it so."""
+    return None if value is None else b2a_base64(packed(value), newline=False).decode("ascii")
+
+
 class _Packed:
-    """A field of JSON that is kept compressed: reports on thousands of models take much memory."""
+    """A field of JSON that is kept packed: reports on thousands of models take much memory.
+
+    It is set to an object of JSON, or to the text of a `sendable` one.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = f"_{name}"
@@ -73,7 +82,9 @@ class _Packed:
         return None if value is None else unpacked(value)
 
     def __set__(self, row: object, value: Any) -> None:
-        vars(row)[self._name] = None if value is None else packed(value)
+        if value is not None:
+            value = a2b_base64(value) if isinstance(value, str) else packed(value)
+        vars(row)[self._name] = value
 
 
 @dataclass(frozen=True)

@@ -251,12 +251,15 @@ def totals(report: Mapping[str, Any]) -> str:
 
     Also how many of those that were found could be read, unless it is the only one.
     """
-    models = report["models"]
-    every = counts(finding["severity"] for model in models for finding in model["findings"])
-    found = [f"{count} {plural(str(severity), count)}" for severity, count in every]
+    severities: list[str] = []
+    by: list[str] = []
+    for model in report["models"]:  # once: each may have to be unpacked
+        severities += (finding["severity"] for finding in model["findings"])
+        by += (one["by"] for one in model["suppressed"])
+    found = [f"{count} {plural(str(severity), count)}" for severity, count in counts(severities)]
     read = report["summary"]["read"]
     said = f"{', '.join(found) or 'no findings'} in {read} {plural('model', read)}"
-    aside = set_aside(one["by"] for model in models for one in model["suppressed"])
+    aside = set_aside(by)
     shares = [how_many_read(report["summary"])] if report["summary"]["found"] > 1 else []
     return "; ".join([said, *([aside] if aside else []), *shares])
 

@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Thread
+from typing import TypeAlias
 
 from bnfold.supervision import leftovers, limits, platforms
 
 _HEARTBEAT = 1.0  # seconds
 _TEMPORARY = "bnfold-"
+
+Line: TypeAlias = tuple[object, ...]
+"""A word and its values."""
 
 
 class _Link:
@@ -36,14 +40,15 @@ class _Link:
         self.read = 0.0  # seconds that all files so far were given
         self.kept = 0  # bytes that are known of the files before this one
 
-    def say(self, word: str, *values: object) -> None:
-        if self.pipe is None:
+    def say(self, *lines: Line) -> None:
+        """Tell all of these at once: whoever reads them is woken by each time that something is."""
+        if self.pipe is None or not lines:
             return
-        line = "\t".join([word, *(_escaped(str(value)) for value in values)])
+        text = "".join("\t".join(_escaped(str(one)) for one in line) + "\n" for line in lines)
         with self.lock, suppress(OSError):  # nobody listens, which Windows calls by other names
             if not self._is_open():
                 os._exit(2)  # code that a model needs has closed it: the supervisor says the rest
-            os.write(self.pipe, f"{line}\n".encode("ascii"))
+            os.write(self.pipe, text.encode("ascii"))
 
     def _is_open(self) -> bool:
         """Whether the pipe is there, and not another file under its number."""
@@ -85,7 +90,7 @@ def begin() -> None:
     _link.file = _link.stage = ""
     _link.is_narrow = _link.runs_models = False
     _link.read, _link.kept = 0.0, platforms.resident(os.getpid()) or 0
-    _link.say("next")
+    _link.say(("next",))
     if _link.pipe is not None:
         platforms.allow_allocations()
 
@@ -114,77 +119,68 @@ def allow(seconds: float | None = None, memory: int | None = None) -> None:
     """Limit the whole command, where it is supervised; None leaves a limit to its stages."""
     if seconds is not None:
         _link.seconds = seconds
-        _link.say("whole", seconds)
+        _link.say(("whole", seconds))
     if memory is not None:
         _link.memory = memory
-        _limit_memory(memory)
+        _link.say(*_limited(memory))
 
 
 def reading(path: limits.Sized, shown: str) -> None:
     """A model file is read from now on; `shown` is its name for messages."""
-    if isinstance(path, Path):  # what is in a store has its name already
-        _name_files({path: shown})
-    _begin("reading it")
-    seconds = limits.reading_seconds(limits.size(path))
+    named = _named({path: shown}) if isinstance(path, Path) else ()  # in a store it has one already
+    size = limits.size(path)
+    seconds = limits.reading_seconds(size)
     if _link.read:
         _link.kept = platforms.resident(os.getpid()) or 0
     _link.read += seconds
     _link.is_narrow = True
-    _within(seconds)
-    _remember_reading(path)
+    _link.say(*named, *_begun("reading it"), *_within(seconds), *_remember_reading(size))
 
 
 def fetching(shown: str, size: int = 0) -> None:
     """A model of so many bytes goes from or to a store from now on; `shown` names it."""
     _link.file = shown
-    _link.say("file", shown)
-    _begin("transferring it")
     seconds = limits.CONNECTING_SECONDS + limits.reading_seconds(size)
     _link.read += seconds
     _link.is_narrow = True
-    _within(seconds)
-    if not _link.runs_models:
-        _remember(limits.reading_memory(0, kept=_link.kept))
+    begun = ("file", shown), *_begun("transferring it")
+    _link.say(*begun, *_within(seconds), *_remember_reading(0))
 
 
 def counted(path: limits.Sized, layers: int) -> None:
     """The model file that is being read has so many layers, each of which takes some more."""
     seconds = limits.SECONDS_PER_LAYER * layers
     _link.read += seconds
-    if _link.seconds is None:
-        _link.say("longer", seconds)
-    _remember_reading(path, layers)
+    longer = [("longer", seconds)] if _link.seconds is None else []
+    _link.say(*longer, *_remember_reading(limits.size(path), layers))
 
 
 def running(files: Mapping[Path, str]) -> None:
     """What is done from now on is for these files, each with its name for messages."""
-    _name_files(files)
+    _link.say(*_named(files))
 
 
 def starting() -> None:
     """TensorFlow is imported from now on, until the next stage."""
     _link.is_narrow = True
-    _within(limits.STARTING_SECONDS)
-    _remember(limits.running_memory())
+    _link.say(*_within(limits.STARTING_SECONDS), *_remember(limits.running_memory()))
 
 
 def loading(files: Mapping[Path, str]) -> None:
     """Keras loads these files from now on, each with its name for messages."""
-    running(files)
-    seconds = sum(limits.reading_seconds(limits.size(path)) for path in files)
+    seconds = limits.LOADING_FACTOR * sum(map(limits.reading_seconds, map(limits.size, files)))
     _link.is_narrow = True
-    _within(limits.LOADING_FACTOR * seconds)
-    _remember(limits.running_memory())
+    _link.say(*_named(files), *_within(seconds), *_remember(limits.running_memory()))
 
 
 def stage(name: str) -> None:
     """Something else is done from now on that runs models, such as "loading TensorFlow"."""
-    _begin(name, "models")
     _link.runs_models = True
+    lines = _begun(name, "models")
     if _link.is_narrow:
         _link.is_narrow = False
-        _within(limits.RUNNING_SECONDS)
-        _remember(limits.running_memory())
+        lines += [*_within(limits.RUNNING_SECONDS), *_remember(limits.running_memory())]
+    _link.say(*lines)
 
 
 def told(progress: Callable[[str], None] | None) -> Callable[[str], None]:
@@ -198,47 +194,49 @@ def told(progress: Callable[[str], None] | None) -> Callable[[str], None]:
     return report
 
 
-def _name_files(files: Mapping[Path, str]) -> None:
+def _named(files: Mapping[Path, str]) -> list[Line]:
     """Name the files at hand; where all are ones that the user has not named, what was named."""
     shown = [name for path, name in files.items() if _link.folders.isdisjoint(path.parents)]
-    if shown:
-        _link.file = " and ".join(shown)
-        _link.say("file", _link.file)
+    if not shown:
+        return []
+    _link.file = " and ".join(shown)
+    return [("file", _link.file)]
 
 
-def _begin(name: str, *models: str) -> None:
+def _begun(name: str, *models: str) -> list[Line]:
     _link.stage = name
-    _link.say("stage", name, *models)
+    return [("stage", name, *models)]
 
 
-def _within(seconds: float) -> None:
-    if _link.seconds is None:
-        _link.say("within", seconds)
+def _within(seconds: float) -> list[Line]:
+    return [("within", seconds)] if _link.seconds is None else []
 
 
-def _remember(memory: int | None) -> None:
-    if _link.memory is None and memory is not None:
-        _limit_memory(memory)
+def _remember(memory: int | None) -> list[Line]:
+    return _limited(memory) if _link.memory is None and memory is not None else []
 
 
-def _remember_reading(path: limits.Sized, layers: int = 0) -> None:
-    if not _link.runs_models:
-        _remember(limits.reading_memory(limits.size(path), layers, _link.kept))
+def _remember_reading(size: int, layers: int = 0) -> list[Line]:
+    if _link.runs_models:
+        return []
+    return _remember(limits.reading_memory(size, layers, _link.kept))
 
 
-def _limit_memory(memory: int) -> None:
-    if _link.pipe is not None:
-        _link.at_most = memory
-        _link.say("memory", memory)
-        platforms.refuse_allocations(memory)
+def _limited(memory: int) -> list[Line]:
+    if _link.pipe is None:
+        return []
+    _link.at_most = memory
+    platforms.refuse_allocations(memory)
+    return [("memory", memory)]
 
 
 def reporting() -> None:
     """All files are read and their report is made; that may take as long as reading them did."""
-    _begin("making the report")
-    _within(_link.read)
+    lines = [*_begun("making the report"), *_within(_link.read)]
     if _link.kept and not _link.runs_models:
-        _remember(limits.reading_memory(0, kept=platforms.resident(os.getpid()) or 0))
+        kept = platforms.resident(os.getpid()) or 0
+        lines += _remember(limits.reading_memory(0, kept=kept))
+    _link.say(*lines)
 
 
 @contextmanager
@@ -256,18 +254,18 @@ def temporary_folder() -> Iterator[Path]:
 def made(folder: Path) -> None:
     """A folder is there, or will be at once, that must not stay: see `leftovers.put_away`."""
     _link.folders.add(folder)
-    _link.say("made", folder.absolute())
+    _link.say(("made", folder.absolute()))
 
 
 def gone(folder: Path) -> None:
     """Such a folder is not there any more."""
     _link.folders.discard(folder)
-    _link.say("gone", folder.absolute())
+    _link.say(("gone", folder.absolute()))
 
 
 def call(number: int, arguments: str) -> None:
     """Have whoever waits for this process call a function of theirs, with arguments as JSON."""
-    _link.say("call", number, arguments)
+    _link.say(("call", number, arguments))
 
 
 def finished(code: int) -> bool:
@@ -284,7 +282,7 @@ def finished(code: int) -> bool:
             pass  # nobody reads it, or it is closed
         except OSError:
             return False
-    _link.say("finished", code)
+    _link.say(("finished", code))
     return True
 
 

@@ -19,7 +19,7 @@ from projects import model, run
 from schemas import validate
 
 from bnfold.cli import many, pages, worker
-from bnfold.fleet import pool
+from bnfold.fleet import pool, row
 from bnfold.model.container import unchanging
 from bnfold.running import requirements
 
@@ -78,6 +78,16 @@ def test_each_model_has_a_line_the_worst_first(models: Path) -> None:
     assert [line.split(":")[1] for line in result.stderr.splitlines()] == [
         *(" models/cut.keras", " models/sub/cut.keras"),
     ]
+
+
+def test_a_report_is_unpacked_for_the_table_and_for_the_totals_alone(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    unpacked = row.unpacked
+    monkeypatch.setattr(row, "unpacked", lambda value: found.append(value) or unpacked(value))
+    run(models, "--ignore", "BN105")
+    assert len(found) == 2 * 7
 
 
 def test_in_full_each_model_is_shown_as_it_is_alone(models: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from bnfold.fleet.row import Row
+from bnfold.fleet.row import Row, sendable
 
 
 def test_a_row_keeps_its_report_in_little_memory() -> None:
@@ -17,6 +17,13 @@ def test_a_row_keeps_its_report_in_little_memory() -> None:
     assert replace(row, sha256="1").report == report
     assert row.without_views().views is None
     assert row.is_done
+
+
+def test_a_report_that_was_packed_where_it_was_made_is_kept_as_it_is() -> None:
+    report = {"findings": [{"message": "ü", "figures": [0.1, None]}]}
+    row = Row("m.keras", 0, report=report)
+    assert Row("m.keras", 0, report=sendable(report)) == row
+    assert Row("m.keras", 0, report=sendable(None)).report is None
 
 
 def test_without_a_report_there_is_none() -> None:
