@@ -240,7 +240,7 @@ def test_a_command_that_runs_no_model_loads_no_framework(tmp_path: Path) -> None
 
 
 NEEDLESS = {
-    *("difflib", "h5py", "hashlib", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
+    *("difflib", "h5py", "hashlib", "rich", "secrets", "tempfile", "tomllib", "xml", "jinja2"),
     *(
         "bnfold.verification",
         "bnfold.model.container.legacy",

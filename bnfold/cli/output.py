@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bnfold.model.container.remote import Where
+    from bnfold.reports.parts import Part
 
 
 def reported(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -72,7 +73,7 @@ def put(report: str | Iterable[str], output: Path | None) -> None:
             click.echo(part, nl=False)
 
 
-def print_text(report: "Callable[[int], RenderableType]", output: Path | None) -> None:
+def print_text(report: "Callable[[int], Part | RenderableType]", output: Path | None) -> None:
     """Print what is made for the width of the console; to a file without colours."""
     from bnfold.reports import terminal
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from bnfold.reports.parts import Part
 
 
 @dataclass
@@ -54,7 +54,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
         _recorders.pop()
 
 
-def drawn(report: RenderableType, how: Mapping[str, Any]) -> str:
+def drawn(report: Part, how: Mapping[str, Any]) -> str:
     """A report as text for the console of whoever asked for it: its width, and its colours."""
     import io
 

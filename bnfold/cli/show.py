@@ -11,9 +11,8 @@ from bnfold.cli.recorder import current, drawn
 from bnfold.serialize import SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from bnfold.model.container.remote import Where
+    from bnfold.reports.parts import Part
 
 
 def show(
@@ -47,7 +46,7 @@ def show(
         click.get_current_context().exit(1)
 
 
-def _text(result: Any, width: int, how: dict[str, Any]) -> "RenderableType":
+def _text(result: Any, width: int, how: dict[str, Any]) -> "Part":
     from bnfold.reports import notebook
 
     return notebook.drawn(result, width, **how)

@@ -7,9 +7,6 @@ import io
 from importlib import import_module
 from typing import Any
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from bnfold.audit import Severity
 from bnfold.folding.plan import Fold
 from bnfold.jobs.gate import Outcome
@@ -17,6 +14,7 @@ from bnfold.jobs.inspect import Inspection
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.reports import terminal
+from bnfold.reports.parts import Part, Text
 from bnfold.reports.text import inspect as inspect_text
 
 _WIDTH = 110
@@ -34,7 +32,7 @@ _COLOURS = {Severity.ERROR: "#c62828", Severity.WARNING: "#b26a00", Severity.INF
 _FOLDS, _STAYS = "#2e7d32", "#757575"
 
 
-def drawn(result: Any, width: int, **how: Any) -> RenderableType:
+def drawn(result: Any, width: int, **how: Any) -> Part:
     """The report of the command line on a result."""
     if isinstance(result, Inspection):
         return inspect_text.inspection(result, width)
@@ -45,9 +43,7 @@ def drawn(result: Any, width: int, **how: Any) -> RenderableType:
     if place is None:
         return Text(repr(result))
     module, function = place
-    found: RenderableType = getattr(import_module(f"bnfold.reports.text.{module}"), function)(
-        result, **how
-    )
+    found: Part = getattr(import_module(f"bnfold.reports.text.{module}"), function)(result, **how)
     return found
 
 

@@ -1,11 +1,13 @@
 """A histogram on one line of a terminal, drawn in ASCII where blocks cannot be encoded."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.segment import Segment
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.measure import Measurement
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = ".:-=+*#@"
@@ -29,8 +31,12 @@ class Sparkline(NamedTuple):
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment  # noqa: PLC0415 - see `bnfold.reports.parts`
+
         # Text would lose the blanks at its end.
         yield Segment(self.drawn(_ASCII if options.ascii_only else BLOCKS))
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement  # noqa: PLC0415 - see `bnfold.reports.parts`
+
         return Measurement(self.cell_len, self.cell_len)

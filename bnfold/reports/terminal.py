@@ -4,26 +4,27 @@ Everything that comes from a file is put into `rich.text.Text` with its control 
 never into markup: a layer's name must not be able to paint the terminal.
 """
 
+from __future__ import annotations
+
 import io
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
-
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bnfold.audit import Severity
 from bnfold.fleet.results import how_many_read
 from bnfold.folding.plan import Blocked, Plan
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
+from bnfold.reports.parts import RULE, Group, Indented, Part, Text, lines_of, width_of
 from bnfold.reports.sparkline import BLOCKS, Sparkline
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
@@ -35,14 +36,19 @@ PIPE_WIDTH = 400
 
 def console() -> Console:
     """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
+    from rich.console import Console  # noqa: PLC0415 - see `bnfold.reports.parts`
+
     found = Console(highlight=False, force_jupyter=False)
     if found.is_terminal:
         return found
     return Console(highlight=False, force_jupyter=False, width=PIPE_WIDTH)
 
 
-def printed(report: Callable[[int], RenderableType]) -> None:
+def printed(report: Callable[[int], Part | RenderableType]) -> None:
     """Print what is made for a width; where nobody sees it in a terminal, as `plain` does."""
+    if _is_surely_plain():
+        sys.stdout.write(plain(report))
+        return
     output = console()
     if output.is_terminal:
         output.print(report(output.width))
@@ -52,15 +58,30 @@ def printed(report: Callable[[int], RenderableType]) -> None:
     output.file.write(without_blanks_at_ends(captured.get()))
 
 
-def plain(report: Callable[[int], RenderableType]) -> str:
+def _is_surely_plain() -> bool:
+    """Whether standard output gets no colours and all characters; else rich says what it gets."""
+    asked = {"FORCE_COLOR", "TTY_COMPATIBLE"} & os.environ.keys()
+    output = sys.stdout
+    if asked or not isinstance(output, io.TextIOWrapper) or output.closed or output.isatty():
+        return False
+    return output.encoding.lower().startswith("utf")
+
+
+def plain(report: Callable[[int], Part | RenderableType]) -> str:
     """What is made for a width as the text for a file: whole lines and no colours."""
+    found = report(PIPE_WIDTH)
+    lines = lines_of(found, PIPE_WIDTH)
+    if lines is not None:
+        return without_blanks_at_ends("\n".join([*lines, ""]))
     text = io.StringIO()
-    drawn_into(text, PIPE_WIDTH, color_system=None).print(report(PIPE_WIDTH))
+    drawn_into(text, PIPE_WIDTH, color_system=None).print(found)
     return without_blanks_at_ends(text.getvalue())
 
 
 def drawn_into(text: io.StringIO, width: int, **how: Any) -> Console:
     """A console that writes into a text, also in a notebook, where rich would show it."""
+    from rich.console import Console  # noqa: PLC0415 - see `bnfold.reports.parts`
+
     return Console(file=text, width=width, highlight=False, force_jupyter=False, **how)
 
 
@@ -69,25 +90,12 @@ def without_blanks_at_ends(text: str) -> str:
     return "\n".join(line.rstrip(" ") for line in text.split("\n"))
 
 
-def indented(sentence: str, style: str, by: int = 2) -> RenderableType:
+def indented(sentence: str, style: str, by: int = 2) -> Indented:
     """A sentence under another one, all its lines in from the left."""
-    return Padding(Text(sentence, style=style), (0, 0, 0, by), expand=False)
+    return Indented(Text(sentence, style), by)
 
 
-class Hanging(NamedTuple):
-    """A sentence whose lines but the first are in from the left."""
-
-    sentence: Text
-    by: int = 2
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        first, *others = self.sentence.wrap(console, max(1, options.max_width - self.by))
-        yield first
-        for line in others:
-            yield Padding(line, (0, 0, 0, self.by), expand=False)
-
-
-class Columns:
+class Columns(Part):
     """A table under a line of headings, without the columns for which a terminal is too narrow.
 
     Columns of texts may wrap, and count as no wider than `wraps` where it is to be decided whether
@@ -139,7 +147,15 @@ class Columns:
         widest = max(widths, default=0)
         return max(len(heading), widest if heading in self.numbers else min(widest, self._wraps))
 
+    def lines(self, width: int) -> list[str] | None:
+        """The table, and the line below, if no row needs several lines."""
+        shown = self.shown(width)
+        drawn, below = self._lines(shown, width), self._below(shown).lines(width)
+        return None if drawn is None or below is None else [*drawn, *below]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment  # noqa: PLC0415 - see `bnfold.reports.parts`
+
         shown = self.shown(options.max_width)
         is_plain = console.color_system is None and not options.ascii_only
         lines = self._lines(shown, options.max_width) if is_plain else None
@@ -148,16 +164,24 @@ class Columns:
             if lines is None
             else Segment("\n".join([*lines, ""]))
         )
+        yield self._below(shown)
+
+    def _below(self, shown: Sequence[str]) -> Group:
+        """Which columns are left out, if any are."""
         hidden = [one for one in self.headings if one not in shown]
-        if hidden or self.left_out:
-            said = ", ".join((*self.left_out, *hidden))
-            yield Text(f"not shown in a terminal this narrow: {said}", style="dim")
+        if not hidden and not self.left_out:
+            return Group()
+        said = ", ".join((*self.left_out, *hidden))
+        return Group(Text(f"not shown in a terminal this narrow: {said}", style="dim"))
 
     def _cells(self, shown: Sequence[str]) -> list[list[str | Text | Sparkline]]:
         places = [self.headings.index(heading) for heading in shown]
         return [[row[place] for place in places] for row in self._rows]
 
     def _table(self, shown: Sequence[str], width: int) -> Table:
+        from rich import box  # noqa: PLC0415 - see `bnfold.reports.parts`
+        from rich.table import Table  # noqa: PLC0415
+
         is_whole = self._needed(shown) <= width
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in shown:
@@ -182,11 +206,11 @@ class Columns:
             for heading, cells in zip(shown, zip(*rows, strict=True), strict=True)
         ]
         head, *body = (f" {'   '.join(cells)} " for cells in zip(*columns, strict=True))
-        width = cell_len(head)
+        width = width_of(head)
         if width > most:
             return None
         blank = " " * width
-        return [blank, head, f" {'─' * (width - 2)} ", *body, blank]
+        return [blank, head, f" {RULE * (width - 2)} ", *body, blank]
 
 
 def _on_a_line(cell: str | Text | Sparkline) -> str | None:
@@ -200,9 +224,9 @@ def _on_a_line(cell: str | Text | Sparkline) -> str | None:
 
 def _aligned(cells: Sequence[str], *, right: bool) -> list[str]:
     """Cells in a column that is as wide as the widest, with the blanks at its end."""
-    width = max(1, *map(cell_len, cells))
+    width = max(1, *map(width_of, cells))
     cells = [cell.rstrip() for cell in cells] if right else cells
-    blanks = [" " * (width - cell_len(cell)) for cell in cells]
+    blanks = [" " * (width - width_of(cell)) for cell in cells]
     pairs = zip(blanks, cells, strict=True) if right else zip(cells, blanks, strict=True)
     return [f"{one}{other}" for one, other in pairs]
 

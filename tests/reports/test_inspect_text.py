@@ -17,7 +17,6 @@ import pytest
 from places import FIXTURES
 from projects import model
 from rich.console import Console
-from rich.text import Text
 
 from bnfold.audit import Severity, audit
 from bnfold.fleet.results import INSPECTED, Results
@@ -28,6 +27,7 @@ from bnfold.model.graph import Layer, Weight
 from bnfold.model.keras_json import parse_model
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis
+from bnfold.reports.parts import Group, Hanging, Indented, Text
 from bnfold.reports.sparkline import Sparkline
 from bnfold.reports.text import inspect, many
 
@@ -225,6 +225,25 @@ def test_a_table_without_colours_is_drawn_as_rich_draws_it(
     found = [drawn(table) for table in tables()]
     monkeypatch.setattr(terminal.Columns, "_lines", lambda *_: None)
     assert found == [drawn(table) for table in tables()]
+
+
+SENTENCES = [*CELLS, "two\nlines", "ends\n", "", " ", "tab\there", "no\u00a0break", "a b " * 20]
+
+
+@pytest.mark.parametrize("width", [1, 5, 20, 60, 400])
+def test_a_report_without_colours_is_drawn_as_rich_draws_it(width: int) -> None:
+    known = 0
+    for sentence in SENTENCES:
+        text = Text(sentence, "bold").append("", "red").append("!", "not bold red")
+        for part in (text, Text(sentence), Hanging(text, 4), Indented(text, 3), Group(text, text)):
+            drawn = io.StringIO()
+            Console(file=drawn, width=width, color_system=None, highlight=False).print(part)
+            lines = part.lines(width)
+            if lines is not None:
+                known += 1
+                drawn = terminal.without_blanks_at_ends(drawn.getvalue())
+                assert terminal.without_blanks_at_ends("\n".join([*lines, ""])) == drawn
+    assert known > 0
 
 
 def test_a_bar_is_as_high_as_its_count() -> None:

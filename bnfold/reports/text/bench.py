@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from bnfold.jobs.bench import CONFIDENCE, BenchReport, LeftBehind, Result, Times
 from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
+from bnfold.reports.parts import Group, Part, Text
 from bnfold.reports.text import export
 
 _STYLES = {"faster": "green", "slower": "red"}
 _COARSE = 1.1  # between the ends of an interval that leaves room for a difference worth having
 
 
-def bench(report: BenchReport) -> RenderableType:
+def bench(report: BenchReport) -> Part:
     """The report on a comparison: how much faster B is in each runtime, then the times."""
-    parts: list[RenderableType] = [summary(result) for result in report.results]
+    parts: list[Part] = [summary(result) for result in report.results]
     parts += [
         Text(f"{one.runtime}{_at(one.batch)}: left out, {printable(one.reason)}", style="yellow")
         for one in report.skipped

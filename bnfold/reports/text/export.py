@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from bnfold.jobs.export import ExportReport, LeftBehind, TargetReport
 from bnfold.jobs.targets import KINDS
 from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
+from bnfold.reports.parts import Group, Part, Text
 from bnfold.reports.text import fold
 from bnfold.running.deployed.leftovers import Leftover, State
 from bnfold.running.ports import Port
@@ -16,9 +14,9 @@ from bnfold.verification import Verdict
 from bnfold.verification.trial import STANDARD_RULE, Check
 
 
-def export(report: ExportReport) -> RenderableType:
+def export(report: ExportReport) -> Part:
     """The report on an export: what keeps it from being written, the fold, then every target."""
-    parts: list[RenderableType] = []
+    parts: list[Part] = []
     if not report.written:
         parts += _not_written(report)
     parts += fold.findings(report.audit)
@@ -33,16 +31,14 @@ def export(report: ExportReport) -> RenderableType:
     return Group(*parts)
 
 
-def _not_written(report: ExportReport) -> list[RenderableType]:
+def _not_written(report: ExportReport) -> list[Part]:
     """A line for each target that is refused, and one for those that go with it."""
     refused = [one for one in report.targets if not one.accepted(strict=False)]
     if not refused:  # findings, the proof of the fold, or --strict refuse all alike
         check = next((one.check for one in report.targets if one.check is not None), None)
         proof = report.verification if check is None else check
         return [fold.not_written(one.target, report.audit, proof) for one in report.targets]
-    lines: list[RenderableType] = [
-        fold.not_written(one.target, report.audit, one.check) for one in refused
-    ]
+    lines: list[Part] = [fold.not_written(one.target, report.audit, one.check) for one in refused]
     others = [printable(str(one.target)) for one in report.targets if one not in refused]
     if others:
         names = terminal.names(others)
@@ -50,8 +46,8 @@ def _not_written(report: ExportReport) -> list[RenderableType]:
     return lines
 
 
-def _target(told: TargetReport, report: ExportReport) -> list[RenderableType]:
-    parts: list[RenderableType] = []
+def _target(told: TargetReport, report: ExportReport) -> list[Part]:
+    parts: list[Part] = []
     if told.check is not None:
         parts += _check(told.check, told)
     if told.inputs:
@@ -75,7 +71,7 @@ def _form(told: TargetReport) -> str:
     return f"LiteRT {told.precision}, calibrated on {count} {terminal.plural('sample', count)}"
 
 
-def _check(check: Check, told: TargetReport) -> list[RenderableType]:
+def _check(check: Check, told: TargetReport) -> list[Part]:
     compared = _what_was_compared(check)
     is_standard = check.rule == STANDARD_RULE or check.verdict is Verdict.APPROXIMATE
     notes = [] if is_standard else [f"tolerance by --rtol and --atol: {check.rule}"]
@@ -100,7 +96,7 @@ def _verdicts(told: TargetReport, check: Check) -> dict[Verdict, tuple[str, str]
     }
 
 
-def _left_behind(found: LeftBehind, runtime: str) -> list[RenderableType]:
+def _left_behind(found: LeftBehind, runtime: str) -> list[Part]:
     """How many BatchNormalization layers still cost something, without bnfold and with it."""
     lines = []
     if found.original:
@@ -149,7 +145,7 @@ def _what_was_compared(check: Check) -> str:
     return ", ".join(parts)
 
 
-def _ports(kind: str, ports: Sequence[Port]) -> list[RenderableType]:
+def _ports(kind: str, ports: Sequence[Port]) -> list[Part]:
     return [
         terminal.indented(f"{kind} {printable(port.name)} {_shape(port)} {port.dtype}", "dim")
         for port in ports

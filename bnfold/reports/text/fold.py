@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from bnfold.folding.plan import Plan
 from bnfold.jobs.fold import FoldReport, Promise
 from bnfold.jobs.gate import InputFindings
@@ -14,14 +11,15 @@ from bnfold.model.container.remote import Where
 from bnfold.model.graph import LayerPath, show
 from bnfold.model.training import named_versions
 from bnfold.reports import terminal
+from bnfold.reports.parts import Group, Hanging, Part, Text
 from bnfold.reports.text.inspect import COLOURS
 from bnfold.verification import Basis, Comparison, SiteStatus, Verdict, Verification
 from bnfold.verification.result import Decisions
 
 
-def fold(report: FoldReport) -> RenderableType:
+def fold(report: FoldReport) -> Part:
     """The report on a fold."""
-    parts: list[RenderableType] = []
+    parts: list[Part] = []
     if not report.written:
         parts.append(not_written(report.target, report.audit, report.verification))
     parts += findings(report.audit)
@@ -37,10 +35,10 @@ def fold(report: FoldReport) -> RenderableType:
     return Group(*parts)
 
 
-def findings(audit: InputFindings) -> list[RenderableType]:
+def findings(audit: InputFindings) -> list[Part]:
     """The findings on the source model, a line each."""
-    lines: list[RenderableType] = [
-        terminal.Hanging(
+    lines: list[Part] = [
+        Hanging(
             Text(f"{one.severity} {one.code} ", style=COLOURS[one.severity]).append(
                 f"{printable(show(one.layer))}: {printable(one.message)}", style="default"
             )
@@ -73,14 +71,14 @@ _HINT = "'bnfold inspect' says what change would let them fold"
 
 def decisions(
     plan: Plan, replaced: Sequence[LayerPath], unused_keep: Sequence[str], *, done: bool
-) -> list[RenderableType]:
+) -> list[Part]:
     """What was folded, what was not and why, and which patterns of --keep matched no layer.
 
     Unless it was `done`, the report says what can be folded, not what was.
     """
     folded, total = len(plan.folds), len(plan.decisions)
     said = f"folded {folded} of {total} BatchNormalization {terminal.plural('layer', total)}"
-    parts: list[RenderableType] = [Text(said if done else terminal.foldable(folded, total))]
+    parts: list[Part] = [Text(said if done else terminal.foldable(folded, total))]
     reasons = terminal.reasons(plan)
     parts += [terminal.indented(f"kept {reason}", "dim") for reason, _ in reasons]
     remedies = {remedy for _, remedy in reasons}
@@ -106,7 +104,7 @@ def decisions(
     return parts
 
 
-def promised(promise: Promise | None) -> list[RenderableType]:
+def promised(promise: Promise | None) -> list[Part]:
     """What `--inference` changed, and what it could not."""
     if promise is None:
         return []
@@ -125,9 +123,9 @@ def promised(promise: Promise | None) -> list[RenderableType]:
     return [terminal.indented(line, "dim") for line in lines]
 
 
-def verification(result: Verification, *, strict: bool = False) -> RenderableType:
+def verification(result: Verification, *, strict: bool = False) -> Part:
     """The report on a verification: the outputs and the worst sites, then the verdict."""
-    parts: list[RenderableType] = []
+    parts: list[Part] = []
     outputs = [one for one in result.comparisons if one.is_output]
     has_figures = result.format != "keras" and bool(result.fidelity)
     if outputs:
@@ -174,7 +172,7 @@ def _table(
     return table
 
 
-def figures(result: Verification) -> RenderableType:
+def figures(result: Verification) -> Part:
     """How near every output is to the reference, in each runtime: the figures of its errors."""
     numbers = ("SQNR dB", "50%", "90%", "99%", "100%", "decisions changed")
     table = terminal.Columns(("output", *numbers), numbers=numbers, optional=numbers[1:4])
@@ -233,7 +231,7 @@ _VERDICTS = {
 }
 
 
-def verdict(result: Verification) -> list[RenderableType]:
+def verdict(result: Verification) -> list[Part]:
     """The verdict of a verification, with its differences, notes and warnings."""
     compared, differences = _what_was_compared(result), _first(result.differences)
     return conclusion(_VERDICTS, result, compared, _notes(result), differences)
@@ -275,7 +273,7 @@ def conclusion(
     compared: str,
     notes: Iterable[str],
     differences: Iterable[str],
-) -> list[RenderableType]:
+) -> list[Part]:
     """The sentence and colour of a verdict, with its differences, notes and warnings, a line each.
 
     Unless the models differ, the sentence says what was `compared`.

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from bnfold.audit import RULES, Finding, Severity
 from bnfold.audit.selection import Suppressed
@@ -23,6 +20,7 @@ from bnfold.model.graph import LayerPath, show
 from bnfold.model.moments import Observed
 from bnfold.reports import terminal
 from bnfold.reports.distribution import Axis, histogram
+from bnfold.reports.parts import Group, Hanging, Part, Text
 from bnfold.reports.sparkline import Sparkline
 
 _HEADINGS = ("layer", "channels", "moving mean", "variance", "spread", "folds into")
@@ -45,25 +43,23 @@ CONTAINERS = {
 _TABULATED = ("axis", "momentum", "epsilon", "center", "scale", "trainable", "dtype_policy")
 
 
-def outcome(found: Outcome, width: int) -> RenderableType:
+def outcome(found: Outcome, width: int) -> Part:
     """The reports on the models of a gate, what could not be read, and the totals."""
     parts = [part for model in found.models for part in (inspection(model, width), Text(""))]
     unread = [
-        terminal.Hanging(
-            Text("not read ", style="red").append(printable(str(one.error)), "default")
-        )
+        Hanging(Text("not read ", style="red").append(printable(str(one.error)), "default"))
         for one in found.unreadable
     ]
     return Group(*parts, *unread, Text(terminal.totals(found.to_dict())))
 
 
-def inspection(model: Inspection, width: int, *, every: bool = False) -> RenderableType:
+def inspection(model: Inspection, width: int, *, every: bool = False) -> Part:
     """The report on one model: a table of its layers, the reasons for what stays, the findings.
 
     Where `width` is too small for a table of whole lines, columns of statistics are left out. Of a
     model with very many layers those are listed that deviate, unless `every` one is wanted.
     """
-    parts: list[RenderableType] = [_headline(model)]
+    parts: list[Part] = [_headline(model)]
     if model.plan.decisions:
         parts += [*_table(model, width, every=every), *_reasons(model.plan)]
     if model.note is not None:
@@ -72,7 +68,7 @@ def inspection(model: Inspection, width: int, *, every: bool = False) -> Rendera
     return Group(*parts, *_set_aside(model.suppressed), *_next(model))
 
 
-def _next(model: Inspection) -> list[RenderableType]:
+def _next(model: Inspection) -> list[Part]:
     """What to do next, as a command to paste; nothing for a model that has no file here."""
     path = model.path
     if not isinstance(path, Path) or not path.exists():
@@ -90,7 +86,7 @@ def _next(model: Inspection) -> list[RenderableType]:
     return [Text(f"next: bnfold {printable(shlex.join(words))}")]
 
 
-def _set_aside(suppressed: Sequence[Suppressed]) -> list[RenderableType]:
+def _set_aside(suppressed: Sequence[Suppressed]) -> list[Part]:
     said = terminal.set_aside(one.by for one in suppressed)
     return [Text(f"ignored findings: {said}")] if said else []
 
@@ -117,7 +113,7 @@ def _headline(model: Inspection) -> Text:
     return text
 
 
-def _table(model: Inspection, width: int, *, every: bool) -> list[RenderableType]:
+def _table(model: Inspection, width: int, *, every: bool) -> list[Part]:
     """One line a layer; in a narrow terminal codes of infos go first, and names never.
 
     Below stands how many layers are left out, if any are.
@@ -267,18 +263,18 @@ def _target(decision: Fold | Blocked, numbers: dict[str, int]) -> Text:
     return Text(f"stays [{numbers[terminal.pattern(decision)]}]", style="yellow")
 
 
-def _reasons(plan: Plan) -> list[RenderableType]:
-    lines: list[RenderableType] = []
+def _reasons(plan: Plan) -> list[Part]:
+    lines: list[Part] = []
     for number, (reason, remedy) in enumerate(terminal.reasons(plan), start=1):
-        lines.append(terminal.Hanging(Text(f"[{number}] {reason}"), by=4))
+        lines.append(Hanging(Text(f"[{number}] {reason}"), by=4))
         if remedy:
             lines.append(terminal.indented(f"to fold it: {remedy}", "dim", by=6))
     return lines
 
 
-def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
+def _findings(findings: Sequence[Finding]) -> list[Part]:
     """The findings, the worst first; those of one rule that are as bad stand together."""
-    lines: list[RenderableType] = [Text("")] if findings else []
+    lines: list[Part] = [Text("")] if findings else []
     ranked = sorted(findings, key=lambda finding: finding.severity.rank)
     for (severity, code), same in terminal.grouped(ranked, _kind).items():
         head = Text(f"{severity} {code} ", style=COLOURS[severity])
@@ -287,17 +283,17 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
         layers = terminal.names([show(finding.layer) for finding in same])
         if len(messages) == 1 or (severity is Severity.INFO and len(remedies) == 1):
             said = f"{len(same)} layers. {_summary(code)}" if len(messages) > 1 else messages.pop()
-            lines.append(terminal.Hanging(head.append(f"{layers}: {said}", style="default")))
+            lines.append(Hanging(head.append(f"{layers}: {said}", style="default")))
         else:
             many = f"{len(same)} layers. {_summary(code)}"
-            lines += [terminal.Hanging(head.append(many, style="default")), *_each(same)]
+            lines += [Hanging(head.append(many, style="default")), *_each(same)]
         lines += [terminal.indented(one, "dim", by=6) for one in reversed(remedies.values())]
     return lines
 
 
-def _each(same: Sequence[Finding]) -> list[RenderableType]:
+def _each(same: Sequence[Finding]) -> list[Part]:
     """What was found in each of several layers: of many the first few, and the others' names."""
-    lines: list[RenderableType] = [
+    lines: list[Part] = [
         terminal.indented(f"{printable(show(one.layer))}: {one.message}", "default")
         for one in same[:_FIGURES]
     ]
@@ -314,9 +310,11 @@ def _summary(code: str) -> str:
     return next(rule.summary for rule in RULES if rule.code == code)
 
 
-def layer(model: Inspection, decision: Fold | Blocked) -> RenderableType:
+def layer(model: Inspection, decision: Fold | Blocked) -> Part:
     """One BatchNormalization in full, with its findings."""
     batchnorm = decision.batchnorm
+    from rich.table import Table  # noqa: PLC0415 - see `bnfold.reports.parts`
+
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -353,7 +351,7 @@ def _verdict(decision: Fold | Blocked) -> str:
     return printable(f"stays: {decision.reason}")
 
 
-def _channels(batchnorm: BatchNorm, observed: Observed | None) -> RenderableType:
+def _channels(batchnorm: BatchNorm, observed: Observed | None) -> Part:
     found = channel_values(batchnorm, observed)
     columns = {name: values for name, values in found.items() if values is not None}
     headings = ["channel", *(name.replace("_", " ") for name in columns)]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from bnfold.audit.finding import Severity
 from bnfold.fleet.results import INSPECTED, Results, how_many
 from bnfold.fleet.row import Row
 from bnfold.model.container.printing import printable
 from bnfold.reports import terminal
+from bnfold.reports.parts import Group, Hanging, Part, Text
 from bnfold.reports.summary import Summary, summary
 from bnfold.reports.text.inspect import COLOURS
 
@@ -22,7 +20,7 @@ _FINDINGS = 20
 _EXIT_COLOURS = ("green", "yellow", "red")
 
 
-def short(results: Results, totals: str) -> RenderableType:
+def short(results: Results, totals: str) -> Part:
     """A line for each model, the worst first, what was not looked at, what has failed, the totals.
 
     Columns without anything in them are left out.
@@ -40,7 +38,7 @@ def short(results: Results, totals: str) -> RenderableType:
     return Group(*parts, *_worst(every), *_notes(every), *lines, Text(totals))
 
 
-def _worst(every: Sequence[Summary]) -> list[RenderableType]:
+def _worst(every: Sequence[Summary]) -> list[Part]:
     """The worst findings of the models that fail, as many as a terminal holds."""
     lines = []
     for one in every:
@@ -51,20 +49,20 @@ def _worst(every: Sequence[Summary]) -> list[RenderableType]:
             if severity.rank == worst:
                 said = Text(f"{severity} {found['code']} ", style=COLOURS[severity])
                 text = f"{one.row.path}, {found['layer']}: {found['message']}"
-                lines.append(terminal.Hanging(said.append(printable(text), "default")))
+                lines.append(Hanging(said.append(printable(text), "default")))
     more = len(lines) - _FINDINGS
     left = [Text(f"and {more} more; --full shows all of each model", style="dim")]
     return [*lines[:_FINDINGS], *(left if more > 0 else [])]
 
 
-def _notes(every: Sequence[Summary]) -> list[RenderableType]:
+def _notes(every: Sequence[Summary]) -> list[Part]:
     """What was not looked at, of which models; as many lines as a terminal holds."""
     about: dict[str, list[str]] = {}
     for one in every:
         if one.note is not None:
             about.setdefault(one.note, []).append(one.row.path)
-    lines: list[RenderableType] = [
-        terminal.Hanging(Text("note ", style="dim").append(f"{terminal.names(paths)}: {note}", ""))
+    lines: list[Part] = [
+        Hanging(Text("note ", style="dim").append(f"{terminal.names(paths)}: {note}", ""))
         for note, paths in about.items()
     ]
     more = len(lines) - _FINDINGS
@@ -87,10 +85,10 @@ def _cells(one: Summary) -> list[Text]:
     ]
 
 
-def failure(row: Row, failed: str) -> RenderableType:
+def failure(row: Row, failed: str) -> Part:
     """That a model could not be done, and why."""
     said = Text(f"{failed} ", style="red").append(printable(row.error or row.path), "default")
-    return terminal.Hanging(said)
+    return Hanging(said)
 
 
 def totals(results: Results) -> str:

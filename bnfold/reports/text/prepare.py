@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from bnfold.audit import Severity
 from bnfold.jobs.prepare import PrepareReport, Product
 from bnfold.model.container.printing import printable
 from bnfold.model.graph import show
 from bnfold.reports import terminal
+from bnfold.reports.parts import Group, Part, Text
 from bnfold.reports.text.inspect import COLOURS
 
 
-def prepare(report: PrepareReport) -> RenderableType:
+def prepare(report: PrepareReport) -> Part:
     """The report on a preparation: what was found, done and made, then whether it is there."""
-    parts: list[RenderableType] = [*_findings(report), *_done(report)]
+    parts: list[Part] = [*_findings(report), *_done(report)]
     if report.products:
         parts.append(_table(report))
     if report.scored_on is not None:
@@ -38,7 +36,7 @@ def scored(report: PrepareReport) -> str:
     return f"{on}, which also gave the statistics or ranges: --test-data takes other samples"
 
 
-def _findings(report: PrepareReport) -> Iterator[RenderableType]:
+def _findings(report: PrepareReport) -> Iterator[Part]:
     """The findings, with what to do about those for which nothing was written; infos as a number.
 
     Infos are told one by one only where they stop it.
@@ -68,7 +66,7 @@ def _refused(report: PrepareReport) -> Iterator[str]:
         yield from report.refused
 
 
-def _done(report: PrepareReport) -> Iterator[RenderableType]:
+def _done(report: PrepareReport) -> Iterator[Part]:
     done = report.recalibration
     if done is not None and done.written:
         codes = ", ".join(dict.fromkeys(one.code for one in report.asked_for))

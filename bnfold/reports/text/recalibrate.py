@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from bnfold.jobs.recalibrate import RecalibrationReport
 from bnfold.model.batchnorm import Vector
@@ -14,6 +12,7 @@ from bnfold.model.graph import show
 from bnfold.model.moments import spread
 from bnfold.observation.estimate import Change, ScaleCheck
 from bnfold.reports import terminal
+from bnfold.reports.parts import Group, Part, Text
 
 _CHECKED = "checked: the stored statistics match the observed inputs"
 _FEW_SAMPLES = 1000
@@ -21,9 +20,9 @@ _WORSE = "; --allow-worse writes it anyway"
 _REMEDY = "; prepare them as for training, or continue with --allow-other-scale"
 
 
-def recalibration(report: RecalibrationReport) -> RenderableType:
+def recalibration(report: RecalibrationReport) -> Part:
     """The report on a recalibration: how far off each layer was, what was kept and written."""
-    parts: list[RenderableType] = [] if report.check is None else [*_estimated(report)]
+    parts: list[Part] = [] if report.check is None else [*_estimated(report)]
     target = printable(str(report.target))
     parts += [Text(score.sentence) for score in report.scores]
     if report.labels_problem is not None:
@@ -40,7 +39,7 @@ def recalibration(report: RecalibrationReport) -> RenderableType:
     return Group(*parts)
 
 
-def _estimated(report: RecalibrationReport) -> Iterator[RenderableType]:
+def _estimated(report: RecalibrationReport) -> Iterator[Part]:
     count, total = len(report.recalibrated), len(report.recalibrated) + len(report.kept)
     yield Text(
         f"estimated {count} of {total} BatchNormalization {terminal.plural('layer', total)} "
@@ -56,7 +55,7 @@ def _runs(work: float) -> str:
     return f"{number} {terminal.plural('run', 1 if number == '1' else 2)}"
 
 
-def _table(changes: Sequence[Change]) -> RenderableType:
+def _table(changes: Sequence[Change]) -> Part:
     numbers = ("channels", "mean shift", "variance ratio", "KL in nats")
     table = terminal.Columns(
         ("layer", *numbers), numbers=numbers, optional=("channels", "variance ratio", "mean shift")
