@@ -269,18 +269,25 @@ def _count_proofs(files: Path, outcome: Outcome) -> None:
 def table(name: str, head: Sequence[str], made: dict[str, list[str]]) -> None:
     """Put rows into a table of the page, in the place of those that begin alike.
 
-    Rows of which nothing was measured yet were not tried.
+    Rows of which nothing was measured yet were not tried. Those that stay have nothing in columns
+    that are new.
     """
     text = PAGE.read_text("utf-8")
     begin, end = f"<!-- {name}, written by tests/compat.py -->\n", "<!-- end -->"
     before, _, rest = text.partition(begin)
     old, _, after = rest.partition(end)
-    kept = [re.split(r" *\| *", line.strip("| ")) for line in old.strip().splitlines()[2:]]
-    known = {one[0]: one for one in kept} | made
-    every = [known.get(row.name, [row.name, "not tried"]) for row in rows()]
-    whole = [[*cells, *[""] * (len(head) - len(cells))] for cells in every]
+    columns, _, *kept = [_cells(line) for line in old.strip().splitlines()]
+    cells = {one[0]: dict(zip(columns, one, strict=True)) for one in kept}
+    cells |= {row: dict(zip(head, one, strict=False)) for row, one in made.items()}
+    untried = ({head[0]: row.name, head[1]: "not tried"} for row in rows())
+    every = [cells.get(one[head[0]], one) for one in untried]
+    whole = [[found.get(name, "") for name in head] for found in every]
     lines = [_line(head), _line(["---"] * len(head)), *map(_line, whole)]
     PAGE.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}", "utf-8")
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip()[1:-1].split("|")]
 
 
 def _line(cells: Sequence[str]) -> str:
