@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Literal
 
 from bnfold.audit.finding import Finding
@@ -35,7 +36,8 @@ def _code(word: str) -> str:
     return word.upper() if rule is None else rule.code
 
 
-def chosen(select: Sequence[str] = ALL, ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
+@lru_cache(maxsize=16)
+def chosen(select: tuple[str, ...] = ALL, ignore: tuple[str, ...] = ()) -> tuple[Rule, ...]:
     """The rules that `select` names and `ignore` does not, each by codes or prefixes of codes.
 
     Where both name a rule, the longer one counts: BN1 without BN107, or BN107 without BN1.

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from bnfold.cli import options as shared
 from bnfold.cli.completion import WORDS
 from bnfold.cli.options import FILE, having, limit, sources
 from bnfold.cli.output import ending_says, print_text, put, refuse_unwritable, say
 from bnfold.cli.places import check_place, is_many, is_product, places
+from bnfold.cli.recorder import current
 from bnfold.errors import BnfoldError, SettingsError
 from bnfold.fleet import journal
 from bnfold.fleet.results import INSPECTED, PROCESSED, Kind, Results
@@ -127,13 +129,54 @@ def many(
     return lambda command: having(command, *extra, *_OPTIONS)
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """What the options of a task came to: their values, where those are from, and what they set."""
+
+    options: Sequence[str]
+    values: Mapping[str, Any]
+    sources: Mapping[str, ParameterSource]
+    meta: Mapping[str, Any]
+
+
 class Command(shared.Command):
-    """A command that can be done for many models: it keeps its command line for the workers."""
+    """A command that can be done for many models: it keeps its command line for the workers.
+
+    It has one argument, which takes all words but the options.
+    """
+
+    _parsed: _Parsed | None = None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and remember what was parsed."""
         ctx.meta[WORDS] = tuple(args)
-        return super().parse_args(ctx, args)
+        if current() is None or args.count("--") != 1:  # it is no task, or where do models begin?
+            return super().parse_args(ctx, args)
+        return self._parse_task(ctx, args)
+
+    def _parse_task(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse a task of `tasks`: its options only where they are others than the last one's.
+
+        Those of a run are the same, and thirty of them take a fifteenth of all that is done for a
+        small model.
+        """
+        at = args.index("--")
+        options, models = args[:at], tuple(args[at + 1 :])
+        last = self._parsed
+        if last is None or last.options != options:
+            rest = super().parse_args(ctx, args)
+            found = {name: ctx.get_parameter_source(name) for name in ctx.params}
+            sources = {name: source for name, source in found.items() if source is not None}
+            meta = {name: value for name, value in ctx.meta.items() if name != WORDS}
+            self._parsed = _Parsed(options, dict(ctx.params), sources, meta)
+            return rest
+        ctx.params.update(last.values)
+        for name, source in last.sources.items():
+            ctx.set_parameter_source(name, source)
+        ctx.meta.update(last.meta)
+        (argument,) = (one for one in self.params if isinstance(one, click.Argument))
+        ctx.params[str(argument.name)] = argument.process_value(ctx, models)
+        return []
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the options by what they are about: they are too many for one list."""

@@ -19,9 +19,12 @@ from projects import model, run
 from schemas import validate
 
 from bnfold.cli import many, pages, worker
+from bnfold.cli.inspect import inspect
 from bnfold.fleet import pool, row
+from bnfold.fleet.row import Row
 from bnfold.model.container import unchanging
 from bnfold.running import requirements
+from bnfold.supervision import link
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -497,6 +500,73 @@ def test_limits_are_those_of_each_model(models: Path) -> None:
     models = models / "sub/deep"
     result = bnfold("inspect", models, "--format", "jsonl", "--timeout", "60", "--memory", "1G")
     assert [one["exit_code"] for one in lines(result.stdout)] == [0, 0]
+
+
+# --- the options of each ---
+
+
+def task(command: str, *words: str) -> dict[str, Any]:
+    about = {"path": words[-1], "folder": ".", "target": None, "products": [], "others": []}
+    how = {"views": {}, "known": None, "options": "", "keeps": False}
+    return {"words": [command, *words], **about, **how}
+
+
+def found(request: dict[str, Any]) -> Row:
+    answer = worker.perform(request)
+    del answer["is_spent"]
+    return Row(request["path"], **answer | {"seconds": None})
+
+
+LINES = (
+    *(["--", "a.keras"], ["--", "b.keras"], ["--select", "BN4", "--", "a.keras"]),
+    *(["--", "a.keras"], ["--", "none.keras"], ["--select", "BN105", "--", "bad.keras"]),
+    *(["--select", "BN105", "--", "a.keras"], ["--", "bad.keras"], ["--", "b.keras"]),
+    *(["--select", "none", "--", "a.keras"], ["--select", "none", "--", "b.keras"]),
+    *(["--fail-on", "info", "--sha256", "0" * 64, "--", "a.keras"], ["--config", "--", "--", "a"]),
+    *(["--timeout", "5", "--", "a.keras"], ["--timeout", "5", "--", "b.keras"], ["--", "a.keras"]),
+)
+
+
+def test_a_task_has_the_options_of_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier line came to is taken for equal options alone."""
+    for name, spoil in (("a", []), ("b", []), ("bad", ["other"])):
+        model(Path(f"{name}.keras"), "good", "other", spoil=spoil)
+    limits: list[dict[str, Any]] = []
+    monkeypatch.setattr(link, "allow", lambda **given: limits.append(given))
+    after_others = [found(task("inspect", *line)) for line in LINES]
+    told, limits[:] = limits[:], []
+    alone = []
+    for line in LINES:
+        monkeypatch.setattr(inspect, "_parsed", None)
+        alone.append(found(task("inspect", *line)))
+    assert after_others == alone
+    assert told == limits
+    assert {row.exit_code for row in alone} == {0, 1, 2}
+    assert {"seconds": 5.0} in told
+
+
+def test_the_options_of_a_run_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        model(Path(f"{name}.keras"), "good")
+    monkeypatch.setattr(inspect, "_parsed", None)
+    parsers = []
+    make = inspect.make_parser
+    monkeypatch.setattr(inspect, "make_parser", lambda ctx: parsers.append(ctx) or make(ctx))
+    for name in ("a", "b", "c"):
+        assert found(task("inspect", "--select", "BN4", "--", f"{name}.keras")).is_done
+    assert len(parsers) == 1
+
+
+def test_what_a_fold_was_told_is_told_from_defaults_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("a", "b"):
+        model(Path(f"{name}.keras"), "good")
+    said = []
+    for name in ("a", "b"):
+        line = ("--no-verify", "--rtol", "0", "--", f"{name}.keras", f"{name}-out.keras")
+        said.append(found(task("fold", *line)).error)
+    assert said == ["--no-verify contradicts --rtol ('bnfold fold --help' helps)"] * 2
 
 
 # --- interrupted, and started again ---
