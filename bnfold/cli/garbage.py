@@ -24,6 +24,15 @@ def search_rarely() -> None:
     gc.enable()
 
 
+def search_later() -> None:
+    """Search not at all before TensorFlow starts: a command keeps all that it makes of a model.
+
+    These are millions of objects where there are many layers, and each search goes through those
+    that are new. Whoever does one model after another must search again.
+    """
+    gc.disable()
+
+
 def settle() -> None:
     """Set aside what is there, once, as soon as TensorFlow is."""
     if process.is_own() and not _settled and "tensorflow" in sys.modules:

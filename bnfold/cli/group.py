@@ -304,6 +304,7 @@ def enter() -> None:
 def run() -> None:
     """Run the command of `sys.argv` in this process, which is bnfold's own."""
     enter()
+    garbage.search_later()
     try:
         main()
     except SystemExit as end:

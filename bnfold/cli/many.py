@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from bnfold.cli import garbage
 from bnfold.cli import options as shared
 from bnfold.cli.completion import WORDS
 from bnfold.cli.options import FILE, having, limit, sources
@@ -242,6 +243,7 @@ class Run:
         from bnfold.cli.resuming import Resuming
 
         link.begin()  # the limits that were given are those of each model
+        garbage.search_rarely()
         rows: list[Row] = []
         with contextlib.ExitStack() as stack:
             stack.callback(_remove_empty, _missing(tasks))

@@ -60,8 +60,10 @@ def _key(find: Callable[..., Any]) -> str:
 def changed(one: T, **changes: Any) -> T:
     """`dataclasses.replace` for a graph or a layer, which a model of many has often, and faster."""
     made = object.__new__(type(one))
-    values = one.__dict__
-    made.__dict__.update({name: values[name] for name in one.__dataclass_fields__})  # type: ignore[attr-defined]
+    values, fields = one.__dict__, one.__dataclass_fields__  # type: ignore[attr-defined]
+    if len(values) > len(fields):  # what has been found once of the old one need not hold
+        values = {name: values[name] for name in fields}
+    made.__dict__.update(values)
     made.__dict__.update(changes)
     return made
 

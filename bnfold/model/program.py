@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain as joined
 from typing import Any, NamedTuple
 
 from bnfold.model import graph as tree
@@ -437,12 +436,18 @@ def _repeated_objects(value: object) -> frozenset[int]:
     count: Counter[int] = Counter()
     level: list[Any] = [value]
     while level:
-        objects = [node for node in level if isinstance(node, dict)]
-        numbers = (node["shared_object_id"] for node in objects if "shared_object_id" in node)
+        numbers = [
+            node["shared_object_id"]
+            for node in level
+            if isinstance(node, dict) and "shared_object_id" in node
+        ]
         count.update(number for number in numbers if isinstance(number, int))
-        lists = (node for node in level if isinstance(node, list))
-        every = joined.from_iterable((*(node.values() for node in objects), *lists))
-        level = [one for one in every if isinstance(one, (dict, list))]
+        level = [
+            one
+            for node in level
+            for one in (node.values() if isinstance(node, dict) else node)
+            if isinstance(one, (dict, list))
+        ]
     return frozenset(number for number, times in count.items() if times > 1)
 
 

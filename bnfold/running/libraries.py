@@ -147,6 +147,7 @@ def start(threads: int | None = None, *, for_models_alone: bool = False) -> None
     advisories.warn("tensorflow", tensorflow.__version__)
     if process.is_own():
         gc.set_threshold(700, 10, 10)  # reading and importing make no garbage, but graphs soon are
+        gc.enable()
     borrowing.borrow_tensorflow(tensorflow)
     borrowing.borrow_keras(keras)
     if threads is not None:

@@ -581,6 +581,49 @@ def test_verify_refuses_another_model(fixture_model: Unpack) -> None:
     assert "do not compute the same" in result.stdout
 
 
+SEARCHED = """
+import gc, sys
+from bnfold.cli import group
+from bnfold.model.container import model_file
+
+def noted(*given, **more):
+    print(gc.isenabled(), file=sys.stderr)
+    return opened(*given, **more)
+
+opened, model_file.open_model = model_file.open_model, noted
+group.run()
+"""
+
+
+@pytest.mark.parametrize(("count", "is_on"), [(1, "False"), (2, "True")])
+def test_garbage_is_searched_for_where_one_model_is_read_after_another(
+    count: int, is_on: str, fixture_model: Unpack
+) -> None:
+    """What is made of one model is kept until its report is there."""
+    models = (DIGITS, "digits_cnn_keras36.keras")[:count]
+    paths = [str(fixture_model(model)) for model in models]
+    words = [sys.executable, "-c", SEARCHED, "inspect", "--debug", *paths]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.stderr.split()[:count] == [is_on] * count
+
+
+STARTED = """
+import gc
+from bnfold.running import libraries, process
+gc.disable()
+process.take_over()
+libraries.start()
+print(gc.isenabled())
+"""
+
+
+@pytest.mark.keras
+def test_garbage_is_searched_for_as_soon_as_tensorflow_is_there() -> None:
+    words = [sys.executable, "-c", STARTED]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert ran.stdout == "True\n"
+
+
 SETTLED = """
 import gc, sys, types
 from bnfold.running import process

@@ -109,6 +109,24 @@ def test_attributes_are_copied_as_hdf5_copies_them(names: str, place: str) -> No
         assert ("root" in vars(found)) == (not is_text and "none" not in place)
 
 
+def test_headers_that_begin_alike_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a kernel and of its bias differ in where they say where the numbers are."""
+    parsed = []
+    by_parts = objects.Objects._block
+    monkeypatch.setattr(
+        objects.Objects, "_block", lambda *one: parsed.append(one) or by_parts(*one)
+    )
+
+    def fill(group: h5py.Group) -> None:
+        for number in range(10):
+            group.create_dataset(f"{number}", data=ARRAYS[number % 2 * 2].astype("f4"))
+
+    content = written(fill)
+    with groups(content) as found, by_hdf5(content) as other:
+        assert values(found.variables(VARS)) == values(other.variables(VARS))
+    assert len(parsed) == 2
+
+
 def test_variables_without_attributes_are_not_looked_at_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

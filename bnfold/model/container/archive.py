@@ -554,31 +554,30 @@ def _attach_layer(
     siblings: Collection[str],
 ) -> Layer:
     location = names.get(path)
-    layer = changed(layer, location=location)
     if layer.graph is not None:
         layer = replace(layer, graph=_attach_graph(layer.graph, path, names, groups))
     if layer.inner is not None:
         inner = _attach_layer(layer.inner, (*path, layer.inner.name), names, groups, ())
         layer = replace(layer, inner=inner)
-    if slots(layer) == ():
-        return changed(layer, weights=None)  # copied as it is, not looked into
+    if slots(layer) == ():  # copied as it is, not looked into
+        return changed(layer, location=location, weights=None)
     if location is None:
-        return layer
-    _check_name(layer, siblings, groups.text(f"{location}/vars", "name"))
+        return changed(layer, location=None)
+    _check_name(layer, location, siblings, groups.text(f"{location}/vars", "name"))
     weights: tuple[Weight, ...] = ()
     for group in variable_groups(layer):
         place = f"{location}/{group}/vars" if group else f"{location}/vars"
         found = groups.variables(place)
         if found is None:
-            return changed(layer, weights=None)
+            return changed(layer, location=location, weights=None)
         weights += found
-    return changed(layer, weights=weights)
+    return changed(layer, location=location, weights=weights)
 
 
-def _check_name(layer: Layer, siblings: Collection[str], noted: str | None) -> None:
+def _check_name(layer: Layer, location: str, siblings: Collection[str], noted: str | None) -> None:
     """Refuse variables that are, by the name that newer files note, those of another layer."""
     if noted is not None and noted != layer.name and noted in siblings:
         raise UnreadableModelError(
-            f"the weights in {guard.printable(str(layer.location))} are by name those of layer "
+            f"the weights in {guard.printable(location)} are by name those of layer "
             f"{guard.printable(noted)!r}, by place those of {guard.printable(layer.name)!r}"
         )

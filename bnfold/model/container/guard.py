@@ -102,10 +102,17 @@ def parse_json(text: bytes | str, what: str, costs: Costs | None = None) -> Any:
         UnsafeModelError: it is too large, nested too deeply, repeats a key or holds a NaN literal.
     """
     (costs or Costs()).spend(budget.JSON, _memory_for(text))
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise _repeated_key(pairs, what)
+        return found
+
     try:
         value = json.loads(
             text,
-            object_pairs_hook=lambda pairs: _unique_keys(pairs, what),
+            object_pairs_hook=unique,
             parse_constant=lambda literal: _json_constant(literal, what),
         )
     except RecursionError:
@@ -129,13 +136,10 @@ def _memory_for(text: bytes | str) -> int:
     return len(text) + 200 * objects + 72 * lists + 64 * commas + 130 * pairs
 
 
-def _unique_keys(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        key = next(key for key, count in counts.items() if count > 1)
-        raise UnsafeModelError(f"{what} repeats the key {shortened(key)!r}; refused")
-    return unique
+def _repeated_key(pairs: list[tuple[str, Any]], what: str) -> UnsafeModelError:
+    counts = Counter(key for key, _ in pairs)
+    key = next(key for key, count in counts.items() if count > 1)
+    return UnsafeModelError(f"{what} repeats the key {shortened(key)!r}; refused")
 
 
 def _json_constant(literal: str, what: str) -> float:

@@ -314,7 +314,7 @@ class Groups:
     def variable(self, path: str, number: int) -> Weight | None:
         """The variable of this number in the group at a path, None if there is none."""
         try:
-            return self._variable(path, number)
+            return self._variable_in(self._look(path), path, number)
         except objects.ODD:
             group = self.at(path)
             return None if group is None else weight_in(group, str(number), f"{path}/{number}")
@@ -393,15 +393,15 @@ class Groups:
         group = self._look(path)
         found: list[Weight] = []
         for number in range(0 if group is None else len(group.links)):
-            weight = self._variable(path, number)
+            weight = self._variable_in(group, path, number)
             if weight is None:
                 return None
             found.append(weight)
         return tuple(found)
 
-    def _variable(self, path: str, number: int) -> Weight | None:
-        group, costs = self._look(path), self._costs
-        address = None if group is None else group.links.get(b"%d" % number)
+    def _variable_in(self, group: objects.Group | None, path: str, number: int) -> Weight | None:
+        """The variable of this number in the group at a path. Raises one of `objects.ODD`."""
+        costs, address = self._costs, None if group is None else group.links.get(b"%d" % number)
         if address is None:
             return None
         block = self._reader().block(address)

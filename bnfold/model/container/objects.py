@@ -12,7 +12,7 @@ Source: "HDF5 File Format Specification Version 3.0", sections III.A, III.D, III
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,8 @@ _FIXED = {_FILL: b"\2\2\2\1\0\0\0\0", _TIME: b"\1\0\0\0"}
 _ONCE = {_SPACE, _TYPE, _FILL, _LAYOUT, _LINKS}
 
 _HEADER = struct.Struct("<BBHII4x")
+_LINKS_ALONE = bytes.fromhex("0100010001000000 1800000000000000 1100100000000000")
+"""How the header of a group begins that has nothing but links; where they are is behind it."""
 _MESSAGE = struct.Struct("<HHB3x")
 _PAIR = struct.Struct("<QQ")
 _NODE = struct.Struct("<4sBBHQQ")
@@ -70,6 +72,7 @@ _MAX_BLOCKS = 20
 _MAX_MESSAGES = 100
 _MAX_LEVELS = 8
 _MAX_ALIKE = 1024  # bytes of a header that is kept, and headers
+_MAX_PLACES = 4  # in headers that begin alike: one for each rank, nearly
 PAGE = 4096
 """How many bytes are read at once."""
 _MAX_BYTES = 16 << 20  # of the names in a group, and of a part of a header
@@ -124,12 +127,15 @@ class Objects:
             raise OddError
         self.root: int = root
         self._is_in_one_block = True  # the header that was read last
-        self._places: dict[bytes, int] = {}
+        self._places: dict[bytes, tuple[int, ...]] = {}
         self._alike: dict[tuple[bytes, bytes, bytes], Block] = {}
         self._heap: tuple[int, dict[int, bytes]] = -1, {}
 
     def group(self, address: int) -> Group:
         """The group at an address."""
+        start = self._read(address, len(_LINKS_ALONE) + _PAIR.size)
+        if start.startswith(_LINKS_ALONE):
+            return Group(self._links(*_unpacked(_PAIR, start[len(_LINKS_ALONE) :])), ())
         links: Mapping[bytes, int] | None = None
         attributes: list[bytes] = []
         for kind, content, _ in self._messages(address):
@@ -150,18 +156,18 @@ class Objects:
         the same.
         """
         head = self._read(address, _HEADER.size)
-        place = self._places.get(head)
-        if place is not None:
-            header = self._read(address + _HEADER.size, _unpacked(_HEADER, head)[-1])
+        size = _unpacked(_HEADER, head)[-1]
+        places = self._places.get(head, ())
+        header = self._read(address + _HEADER.size, size) if places else b""
+        for place in places:
             alike = self._alike.get((head, header[:place], header[place + 8 :]))
             if alike is not None:
                 start = int.from_bytes(header[place : place + 8], "little")
                 return Block(alike.shape, alike.dtype, start, alike.size)
         found, place = self._block(address)
-        size = _unpacked(_HEADER, head)[-1]
         if self._is_in_one_block and max(size, len(self._alike)) < _MAX_ALIKE:
-            header = self._read(address + _HEADER.size, size)
-            self._places[head] = place
+            header = header or self._read(address + _HEADER.size, size)
+            self._places[head] = (place, *(one for one in places if one != place))[:_MAX_PLACES]
             self._alike[head, header[:place], header[place + 8 :]] = found
         return found
 
@@ -240,11 +246,12 @@ class Objects:
         _check_free(names, free)
         found: dict[bytes, int] = {}
         last, rows = b"", dict[int, tuple[int, int]]()
-        for name, target in self._sorted(tree, names, None, rows):
-            if name <= last:
-                raise OddError
-            self._note(name)
-            found[name], last = target, name
+        for leaf in self._leaves(tree, names, None, rows):
+            for name, target in leaf:
+                if name <= last:
+                    raise OddError
+                self._note(name)
+                found[name], last = target, name
         if any(behind != _NOWHERE for _, behind in rows.values()):
             raise OddError
         return found
@@ -264,13 +271,14 @@ class Objects:
         words = struct.unpack_from(f"<{2 * count + 1}Q", node, _NODE.size)
         return height, (before, behind), words
 
-    def _sorted(
+    def _leaves(
         self, address: int, names: bytes, level: int | None, rows: dict[int, tuple[int, int]]
-    ) -> Iterator[tuple[bytes, int]]:
-        """The links in a node of a tree, each with its name, between the keys that bound them.
+    ) -> Iterator[list[tuple[bytes, int]]]:
+        """The links below a node of a tree, each with its name, leaf by leaf.
 
-        `rows` has the last node of each level, and the one that it says is behind it. As each also
-        says which one is before it, none can be there twice.
+        Those of a leaf are between the keys that bound it if they are sorted. `rows` has the last
+        node of each level, and the one that it says is behind it. As each also says which one is
+        before it, none can be there twice.
         """
         height, (before, behind), words = self.node(address)
         if level not in (None, height) or rows.get(height, (_NOWHERE, address)) != (
@@ -281,25 +289,30 @@ class Objects:
         rows[height] = address, behind
         self._expect(height, words[1::2])
         for low, child, high in zip(words[::2], words[1::2], words[2::2], strict=False):
-            below = (
-                self._sorted(child, names, height - 1, rows) if height else self._leaf(child, names)
-            )
             least, most = _name(names, low), _name(names, high)
-            for name, target in below:
-                if not least < name <= most:
+            below: Iterable[list[tuple[bytes, int]]]
+            below = (
+                self._leaves(child, names, height - 1, rows)
+                if height
+                else (self._leaf(child, names),)
+            )
+            for leaf in below:
+                if leaf and not least < leaf[0][0] <= leaf[-1][0] <= most:
                     raise OddError
-                yield name, target
+                yield leaf
 
-    def _leaf(self, address: int, names: bytes) -> Iterator[tuple[bytes, int]]:
+    def _leaf(self, address: int, names: bytes) -> list[tuple[bytes, int]]:
         leaf = self._whole(address, _LEAF_BYTES)
         mark, version, _, count = _LEAF.unpack_from(leaf)
         if mark != b"SNOD" or version != 1 or count > _MOST_IN_LEAF:
             raise OddError
+        found = []
         entries = leaf[_LEAF.size : _LEAF.size + _ENTRY.size * count]
         for name, target, kind in _ENTRY.iter_unpack(entries):
             if kind > 1:  # it is a soft link
                 raise OddError
-            yield _name(names, name), target
+            found.append((_name(names, name), target))
+        return found
 
     def _whole(self, address: int, size: int) -> bytes:
         """So many bytes from an address on, all of which are in the file."""
