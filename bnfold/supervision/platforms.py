@@ -155,6 +155,11 @@ def allow_allocations() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
+@cache
+def _processors() -> int:
+    return os.cpu_count() or 1  # which reads a file each time
+
+
 def refuse_allocations(size: int) -> None:
     """Refuse this process more memory than `size` bytes and what its threads reserve.
 
@@ -166,7 +171,7 @@ def refuse_allocations(size: int) -> None:
     with suppress(ImportError, ValueError, OSError):
         import resource  # noqa: PLC0415
 
-        most = size + _PER_THREAD * _THREADS * (os.cpu_count() or 1) + _ROOM
+        most = size + _PER_THREAD * _THREADS * _processors() + _ROOM
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         if hard != resource.RLIM_INFINITY:
             most = min(most, hard)
