@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,13 +34,9 @@ if TYPE_CHECKING:
 CHECKED_AT_ONCE = 256 << 20
 """Weights of how many bytes are read as a whole, to see that they have their checksum.
 
-That takes a tenth of a second beside the plan; of larger ones, the inspection reads the statistics
-alone. Whatever makes another file of a model checks all of it.
+The plan has read most of it by then. Of larger ones the checksum takes a noticeable time, and is
+left out. Whatever makes another file of a model checks all of it.
 """
-
-
-_CHECKED_AT_THE_END = 1 << 20
-"""A file of at most so many bytes is checked in less time than a thread takes to start."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,7 +159,7 @@ def inspect_file(
     if run is not None:
         require_data()
     opened = open_model(path, sha256, ranged=run is None)
-    with opened as model, _checking(model) as unchecked:
+    with opened as model:
         return inspect_model(
             model,
             planned(model, keras=keras),
@@ -173,18 +168,8 @@ def inspect_file(
             target_dtype=target_dtype,
             run=run,
             join=join,
-            unchecked=unchecked,
+            unchecked=partial(model.check_weights, CHECKED_AT_ONCE),
         )
-
-
-@contextmanager
-def _checking(model: ModelFile) -> Iterator[Callable[[], str | None]]:
-    """What says, at the end, what of the weights was not checked; large ones are meanwhile."""
-    if model.file.stat().st_size <= _CHECKED_AT_THE_END:
-        yield partial(model.check_weights, CHECKED_AT_ONCE)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(model.check_weights, CHECKED_AT_ONCE).result
 
 
 def inspect_model(

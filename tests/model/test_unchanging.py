@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from archives import directory_model, keras_file, legacy_file, weights
 from damage import harmless, invoke, refused
+from large import chain
 
 import bnfold
 from bnfold.errors import BnfoldError, UnreadableModelError
 from bnfold.jobs import fold as fold_job
 from bnfold.jobs import inspect as inspect_job
 from bnfold.jobs.planning import planned
+from bnfold.model.container import checksums
 from bnfold.model.container.model_file import open_model
 
 # --- checksums -----------------------------------------------------------------------------------
@@ -85,6 +87,20 @@ def large(path: Path) -> Path:
 
 def test_one_bit_that_flipped_in_large_weights(tmp_path: Path) -> None:
     refused(large(tmp_path / "m.keras"), says="model.weights.h5 in the archive is damaged: bad")
+
+
+def test_an_inspection_reads_large_kernels_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, again = chain(6, tmp_path / "m.keras", width=512), []
+    of_part = checksums.of_part
+    monkeypatch.setattr(checksums, "of_part", lambda *given: again.append(given) or of_part(*given))
+    assert bnfold.inspect(path).plan.folds
+    assert 0 < sum(size for _, size, *_ in again) < path.stat().st_size / 4
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in one of them
+    path.write_bytes(data)
+    refused(path, says="bad checksum")
 
 
 def test_an_inspection_says_that_it_did_not_check_large_weights(

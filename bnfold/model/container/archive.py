@@ -53,6 +53,7 @@ class _ZipParts:
         self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
         self._path, self._start, self._is_checked = path, 0, False
+        self._reading = checksums.Reading()
         self.costs = Costs(path.stat().st_size, far_above=hdf5.far_above(path))
 
     def names(self) -> list[str]:
@@ -78,8 +79,8 @@ class _ZipParts:
             return f"the checksum of its weights, of more than {most >> 20} MiB, was not checked"
         # A handle of its own, because the weights may be read meanwhile.
         with self._path.open("rb", buffering=0) as file:
-            file.seek(self._start)
-            self._check(checksums.of_part(file, info.file_size), info)
+            parts = self._reading.parts
+            self._check(checksums.of_whole(file, self._start, info.file_size, parts), info)
         return None
 
     def sha256(self) -> str:
@@ -125,7 +126,10 @@ class _ZipParts:
         # first.
         if info.compress_type == zipfile.ZIP_STORED:
             self._start = self._data_offset(info)
-            found = hdf5.open_hdf5(self._file, WEIGHTS, self.costs, self._start, info.file_size)
+            size, reading = info.file_size, self._reading
+            found = hdf5.open_hdf5(
+                self._file, WEIGHTS, self.costs, self._start, size, reading=reading
+            )
         else:
             import tempfile  # noqa: PLC0415 - Keras stores the weights uncompressed
 

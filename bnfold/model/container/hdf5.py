@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import ahead, budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
-from bnfold.model.container.checksums import Writer
+from bnfold.model.container.checksums import Reading, Writer
 from bnfold.model.container.library import h5py
 from bnfold.model.container.store import FAR, RemoteFile, RemoteStream
 from bnfold.model.graph import Weight
@@ -33,9 +33,11 @@ class _Window(io.RawIOBase):
         size: how many bytes the part has.
     """
 
-    def __init__(self, file: BinaryIO, start: int, size: int, costs: Costs) -> None:
+    def __init__(
+        self, file: BinaryIO, start: int, size: int, costs: Costs, reading: Reading | None
+    ) -> None:
         self._file, self._start, self.size, self._position = file, start, size, 0
-        self._costs, self._transferred = costs, 0
+        self._costs, self._transferred, self._reading = costs, 0, reading
 
     def readable(self) -> bool:
         return True
@@ -71,6 +73,8 @@ class _Window(io.RawIOBase):
             raise OSError("it is longer than the file")
         self._count(len(view))
         self._fill(view, position)
+        if self._reading is not None:
+            self._reading.note(view, self._start + position)
 
     def _count(self, size: int) -> None:
         self._transferred += size
@@ -115,18 +119,24 @@ def _read_some(file: BinaryIO, view: memoryview, offset: int) -> int:
 
 @contextmanager
 def open_hdf5(
-    file: BinaryIO, what: str, costs: Costs, start: int = 0, size: int | None = None
+    file: BinaryIO,
+    what: str,
+    costs: Costs,
+    start: int = 0,
+    size: int | None = None,
+    *,
+    reading: Reading | None = None,
 ) -> Iterator[Groups]:
     """An HDF5 file for reading: `file`, or `size` bytes of it from `start` on.
 
-    `what` names it in errors. What is read from it counts in `costs`.
+    `what` names it in errors. What is read from it counts in `costs`, and `reading` notes it.
     """
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
     if isinstance(file, RemoteStream):
         ahead.fetch(file.file, start, size)
     with ExitStack() as resources:
-        yield Groups(_Window(file, start, size, costs), what, costs, resources)
+        yield Groups(_Window(file, start, size, costs, reading), what, costs, resources)
 
 
 @contextmanager
