@@ -417,7 +417,9 @@ ONLY_ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="where there 
 NEW = "spawning.may_copy = lambda: False\n"
 
 
-def harmed(models: Path, *words: object, before: str = "") -> "subprocess.Popen[str]":
+def harmed(
+    models: Path, *words: object, before: str = "", stderr: int = subprocess.PIPE
+) -> "subprocess.Popen[str]":
     """Inspect as users do, by workers that some models do harm to."""
     Path("harm.py").write_text(HARM)
     code = "import harm; from harm import *\nfrom bnfold.fleet import pool\n"
@@ -428,7 +430,7 @@ def harmed(models: Path, *words: object, before: str = "") -> "subprocess.Popen[
         [sys.executable, "-c", f"{code}sys.argv[1:] = {arguments!r}\nentry.run()"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path.cwd()}"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 
@@ -458,13 +460,30 @@ def test_what_a_model_does_to_its_process_is_told_and_limits_are_those_of_each(
     ]
 
 
+def never() -> str:
+    """Have new processes fail to start."""
+    Path("never.py").write_text("def start(*_, **__): raise OSError(1, 'not so')\n")
+    return "import never; spawning.start = never.start\n"
+
+
+@ONLY_ON_LINUX
+def test_a_bar_whose_thread_draws_it_begins_after_the_copies(models: Path) -> None:
+    terminal, bar = os.openpty()
+    started = harmed(models, before=never(), stderr=bar)
+    os.close(bar)
+    out, _ = started.communicate(timeout=100)
+    drawn = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert "0/9" in drawn
+    assert len([one for one in lines(out) if one["error"]]) == 2
+
+
 @ONLY_ON_LINUX
 def test_workers_that_only_read_are_copies(models: Path) -> None:
     """As long as none is lost, no process of Python's is started anew."""
-    Path("never.py").write_text("def start(*_, **__): raise OSError(1, 'not so')\n")
     failed = {}
     for before in ("", NEW):
-        started = harmed(models, before=f"import never; spawning.start = never.start\n{before}")
+        started = harmed(models, before=never() + before)
         out, _ = started.communicate(timeout=100)
         failed[before] = [one["error"] for one in lines(out) if one["error"]]
     assert len(failed[""]) == 2
