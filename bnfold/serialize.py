@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, ClassVar
@@ -66,14 +66,14 @@ class Report(Serializable):
         return {"schema_version": SCHEMA_VERSION, **super().to_dict()}
 
 
-@dataclass(frozen=True)
 class Stream:
     """A list of JSON whose entries are made each time it is gone through, and not kept."""
 
-    entries: Callable[[], Iterable[Any]]
+    def __init__(self, entries: Callable[[], Iterable[Any]]) -> None:
+        self._entries = entries
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.entries())
+        return iter(self._entries())
 
 
 def parts_of(document: Any, indent: str = "\n") -> Iterator[str]:

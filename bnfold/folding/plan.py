@@ -96,7 +96,7 @@ class Blocked(NamedTuple):
         return f"<Blocked: {printable(f'{show(self.batchnorm.path)}: {self.reason}')}>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """One decision for each BatchNormalization of a model, in the order of its layers.
 

@@ -52,20 +52,22 @@ _EXPORTED: dict[str, Format] = {
 }
 REPORTS = ("report.html", "report.json", "report.sarif")
 """The reports in a folder that was prepared for deployment."""
-PREPARED = re.compile(r"model(?:_float16|_int8)?(?:\.(?:keras|h5|hdf5|onnx|tflite|savedmodel))?")
+PREPARED = r"model(?:_float16|_int8)?(?:\.(?:keras|h5|hdf5|onnx|tflite|savedmodel))?"
 """What models in such a folder are called; with anything else in it, it is somebody's."""
 
 
-_PAGE = re.compile(r"\d{5,}\.html")
+_PAGE = r"\d{5,}\.html"
 
 
 def _are_pages(folder: Path) -> bool:
-    return all(_PAGE.fullmatch(one.name) for one in folder.iterdir())
+    return all(re.fullmatch(_PAGE, one.name) for one in folder.iterdir())
 
 
 def _is_prepared(folder: Path) -> bool:
     names = {one.name for one in folder.iterdir()}
-    return names >= set(REPORTS) and all(map(PREPARED.fullmatch, names - set(REPORTS)))
+    return names >= set(REPORTS) and all(
+        re.fullmatch(PREPARED, one) for one in names - set(REPORTS)
+    )
 
 
 _FOLDERS: dict[TargetKind, Callable[[Path], bool]] = {

@@ -17,7 +17,7 @@ Vector = NDArray[np.float64]
 VECTORS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BatchNorm:
     """One BatchNormalization of a model.
 

@@ -11,8 +11,8 @@ with the same settings cannot be told apart.
 
 from functools import lru_cache
 
+from bnfold.model import layer_settings
 from bnfold.model.graph import Json
-from bnfold.model.layer_settings import SETTINGS
 
 _KERAS_MODULES = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras")
 
@@ -40,12 +40,14 @@ def is_keras_layer(entry: Json) -> bool:
     if not is_keras_class(entry):
         return False
     known_by_module = entry.get("module") is not None
-    return known_by_module or (entry["class_name"] in SETTINGS and not foreign_settings(entry))
+    return known_by_module or (
+        entry["class_name"] in layer_settings.table() and not foreign_settings(entry)
+    )
 
 
 def foreign_settings(entry: Json) -> tuple[str, ...]:
     """The settings that Keras' class of this name does not have; () where no class is known."""
-    config, known = entry.get("config"), SETTINGS.get(str(entry.get("class_name")))
+    config, known = entry.get("config"), layer_settings.table().get(str(entry.get("class_name")))
     if known is None or not isinstance(config, dict):
         return ()
     return tuple(key for key in config if key not in known)

@@ -7,6 +7,7 @@ installed Keras and tf_keras.
 
 import re
 from collections.abc import Mapping
+from functools import cache
 
 _COMMON = """
     activity_regularizer autocast batch_input_shape batch_shape batch_size dtype dynamic input_dtype
@@ -205,7 +206,9 @@ _OWN = """
 constraint, initializer and regularizer."""
 
 
-def _table() -> dict[str, frozenset[str]]:
+@cache
+def table() -> Mapping[str, frozenset[str]]:
+    """The settings by the class's name; made when a class has to be told by them."""
     table: dict[str, frozenset[str]] = {}
     for row in re.split(r"\n {4}(?=\w)", _OWN):
         names, _, own = row.partition(":")
@@ -220,7 +223,3 @@ def _table() -> dict[str, frozenset[str]]:
 def _settings(word: str) -> list[str]:
     kinds = ("constraint", "initializer", "regularizer")
     return [word.replace("*", kind) for kind in kinds] if word.endswith("*") else [word]
-
-
-SETTINGS: Mapping[str, frozenset[str]] = _table()
-"""The settings by the class's name."""

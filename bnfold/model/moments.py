@@ -28,7 +28,7 @@ Counts = NDArray[np.int64]
 _PIECE = 1 << 18  # numbers that are in memory as float64 at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """How many numbers each channel had, their mean, and their squared distances from it summed.
 
@@ -61,7 +61,7 @@ def none_of(channels: int) -> Moments:
     return Moments(np.zeros(channels, np.int64), np.zeros(channels), np.zeros(channels))
 
 
-@dataclass
+@dataclass(eq=False)
 class Tally:
     """What went into one layer so far.
 
@@ -125,7 +125,7 @@ def _moments_where(numbers: Vector, where: NDArray[np.bool_]) -> Moments:
         return Moments(count, mean, np.einsum("ij,ij->j", apart, apart))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Observed:
     """What went into one BatchNormalization while a model ran over data, in inference mode.
 

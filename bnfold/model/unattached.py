@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 _UNKNOWN_SETTINGS = {"axis": None, "epsilon": None, "momentum": None}
 _CONTAINERS = {"layers", "_layer_checkpoint_dependencies", "_layers"}
-_CALLED_SO = re.compile(r"batch_?(re)?norm", re.IGNORECASE)
-_SHORT = re.compile(r"(^|_)bn_?\d*($|_)", re.IGNORECASE)
-_SHORT_CLASS = re.compile(r"(?<![A-Z])BN(?![a-z])")
+_CALLED_SO = r"batch_?(re)?norm"
+_SHORT = r"(^|_)bn_?\d*($|_)"
+_SHORT_CLASS = r"(?<![A-Z])BN(?![a-z])"
 _OWN_SETTING = "moving_variance_initializer"
 """A setting that no other class of Keras has."""
 
@@ -104,7 +104,7 @@ def _operations(graph: Graph) -> Iterator[tuple[BatchNorm, LayerPath]]:
         called = [layer.class_name] if layer.is_operation else []
         if layer.class_name in _FUNCTION:
             called = [str(layer.config.get(_FUNCTION[layer.class_name]))]
-        if any(_CALLED_SO.search(name) for name in called):
+        if any(re.search(_CALLED_SO, name, re.I) for name in called):
             yield BatchNorm(path, replace(_layer(path, ()), is_operation=True)), path
 
 
@@ -127,7 +127,7 @@ def _of_layer(
 def _is_called_batchnorm(layer: Layer) -> bool:
     """Whether a custom layer, or what a wrapper says it wraps, has the name or settings of one."""
     opaque = not layer.builtin or layer.class_name == "Lambda"
-    if opaque and (_is_class_of_one(layer.class_name) or _CALLED_SO.search(layer.name)):
+    if opaque and (_is_class_of_one(layer.class_name) or re.search(_CALLED_SO, layer.name, re.I)):
         return True
     return any(
         _OWN_SETTING in config or (depth > 0 and _is_class_of_one(class_name))
@@ -136,7 +136,7 @@ def _is_called_batchnorm(layer: Layer) -> bool:
 
 
 def _is_class_of_one(class_name: str) -> bool:
-    return bool(_CALLED_SO.search(class_name) or _SHORT_CLASS.search(class_name))
+    return bool(re.search(_CALLED_SO, class_name, re.I) or re.search(_SHORT_CLASS, class_name))
 
 
 def _wrapped(class_name: str, config: Json) -> Iterator[tuple[str, Json]]:
@@ -261,7 +261,7 @@ def _are_alike(weights: tuple[Weight, ...]) -> bool:
 
 def _is_named_so(path: LayerPath, variables: h5py.Group) -> bool:
     names = (path[-1] if path else "", hdf5.read_text(variables, "name") or "")
-    return any(_CALLED_SO.search(name) or _SHORT.search(name) for name in names)
+    return any(re.search(f"{_CALLED_SO}|{_SHORT}", name, re.I) for name in names)
 
 
 def _layer(path: LayerPath, weights: tuple[Weight, ...] | None, **config: bool) -> Layer:

@@ -307,7 +307,8 @@ def set_aside(by: Iterable[str]) -> str:
 
 def pattern(blocked: Blocked) -> str:
     """A reason without names of layers and counts, so that equal ones can share a line."""
-    reason = _GOES_TO.sub("is also read elsewhere", _COUNT.sub("some channels", blocked.reason))
+    reason = re.sub(_COUNT, "some channels", blocked.reason)
+    reason = re.sub(_GOES_TO, "is also read elsewhere", reason)
     return _without_names(reason, blocked)
 
 
@@ -337,8 +338,8 @@ def reason_and_remedy(alike: Sequence[Blocked]) -> tuple[str, str]:
     return pattern(first), "; or ".join(_without_names(r, first) for r in first.remedies)
 
 
-_COUNT = re.compile(r"\b\d+ of \d+ channels")
-_GOES_TO = re.compile(r"is also read by '[^']*'")
+_COUNT = r"\b\d+ of \d+ channels"
+_GOES_TO = r"is also read by '[^']*'"
 
 
 def by_reason(plan: Plan) -> dict[str, list[Blocked]]:

@@ -23,7 +23,7 @@ RUNNING_SECONDS = 3600.0
 RUNNING_SHARE = 0.75
 """For running models, of the machine's memory, or of what its container may have."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
+_SIZE = r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?"
 
 
 class Sized(Protocol):
@@ -69,7 +69,7 @@ def running_memory() -> int | None:
 
 def memory_of(text: str) -> int | None:
     """The bytes that "512M", "8G" or "1.5 GiB" say, or a number of MiB; None where it is none."""
-    found = _SIZE.fullmatch(text.strip())
+    found = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if found is None:
         return None
     exponent = " KMGT".index((found[2] or "M").upper())

@@ -4,8 +4,9 @@ Every file in this folder is imported, so that a new rule is a function here, it
 `bnfold/audit/pages`, and no line elsewhere.
 """
 
+import os
 from importlib import import_module
-from pathlib import Path
 
-for _file in sorted(Path(__file__).parent.glob("[!_]*.py")):
-    import_module(f"{__name__}.{_file.stem}")
+for _file in sorted(os.listdir(os.path.dirname(__file__))):  # glob would compile a pattern
+    if _file.endswith(".py") and not _file.startswith("_"):
+        import_module(f"{__name__}.{_file.removesuffix('.py')}")

@@ -5,8 +5,8 @@ it saves the model again, so that a record speaks of the numbers that the file h
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from bnfold.model.graph import Json, LayerPath, show
 
@@ -20,8 +20,7 @@ def record(metadata: Json, version: str, sha256: str, **made: Any) -> Json:
     return found if earlier is None else {**found, "earlier": earlier}
 
 
-@dataclass(frozen=True)
-class Recalibration:
+class Recalibration(NamedTuple):
     """What `recalibrate` did to a file.
 
     Attributes:
@@ -29,8 +28,8 @@ class Recalibration:
         kept: why the other layers stayed as they were.
     """
 
-    samples: Mapping[str, int] = field(default_factory=dict)
-    kept: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, int] = MappingProxyType({})
+    kept: Mapping[str, str] = MappingProxyType({})
 
     def samples_of(self, layer: LayerPath) -> int | None:
         """From how many samples the statistics of a layer are; None for one that was not done."""

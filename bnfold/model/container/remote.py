@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from bnfold.errors import UnreadableModelError
 from bnfold.model.container.printing import printable
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.:-]+)://", re.IGNORECASE)
+_SCHEME = r"([a-z][a-z0-9+.:-]+)://"
 _IN_TEXT = r"[a-z][a-z0-9+.-]+://[^\s'\"<>]+"
 _SHORT = 4
 """A value of so many characters, such as `true`, is hidden with its URL alone."""
@@ -138,7 +138,7 @@ def located(given: str | os.PathLike[str] | Remote) -> Where:
     if isinstance(given, Remote):
         return given
     text = os.fspath(given)
-    found = _SCHEME.match(text) if isinstance(given, str) else None
+    found = _scheme(text) if isinstance(given, str) else None
     if found is None:
         return Path(text)
     protocol = found[1].lower()
@@ -156,7 +156,12 @@ def located(given: str | os.PathLike[str] | Remote) -> Where:
 
 def is_url(text: str) -> bool:
     """Whether a text begins as a URL does."""
-    return _SCHEME.match(text) is not None
+    return _scheme(text) is not None
+
+
+def _scheme(text: str) -> re.Match[str] | None:
+    """How a URL begins. A pattern is compiled for what looks like one, and hardly any path does."""
+    return re.match(_SCHEME, text, re.IGNORECASE) if "://" in text else None
 
 
 def shown(url: str) -> str:

@@ -17,7 +17,7 @@ from bnfold.errors import BnfoldError, SettingsError, UnreadableModelError
 from bnfold.model.container import guard
 from bnfold.model.container.store import RemoteFile, archive_file
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST = r"[0-9a-f]{64}"
 
 
 def digests(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def digests(given: str | Sequence[str]) -> tuple[str, ...]:
     every = [given] if isinstance(given, str) else list(given)
     found = tuple(str(one).strip().lower() for one in every)
     for one in found:
-        if not _DIGEST.fullmatch(one):
+        if not re.fullmatch(_DIGEST, one):
             shown = guard.shortened(one)
             raise SettingsError(f"{shown!r} is not a SHA-256, which has 64 hexadecimal digits")
     return found
