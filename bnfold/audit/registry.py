@@ -171,6 +171,6 @@ def _known(subject: Subject) -> tuple[Needs, ...]:
     vectors = subject.vectors.values()
     if not any(vector.size for vector in vectors):
         return (Needs.SETTINGS,)
-    if not all(np.isfinite(vector).all() for vector in vectors):
+    if subject.batchnorm.broken:
         return (Needs.SETTINGS, Needs.NUMBERS)
     return (Needs.SETTINGS, Needs.NUMBERS, Needs.FINITE_NUMBERS)

@@ -68,7 +68,10 @@ def is_initial(batchnorm: BatchNorm) -> bool:
     vectors = batchnorm.vectors
     if vectors is None:
         return False
-    return not np.any(vectors["moving_mean"]) and bool(np.all(vectors["moving_variance"] == 1))
+    return not (
+        np.count_nonzero(vectors["moving_mean"])
+        or np.count_nonzero(vectors["moving_variance"] != 1)
+    )
 
 
 def untrained_backbones(layers: Sequence[BatchNorm]) -> set[LayerPath]:

@@ -72,7 +72,7 @@ class Affine:
     @cached_property
     def has_shift(self) -> bool:
         """Whether the map adds something."""
-        return bool(np.any(self.shift != 0))
+        return bool(np.count_nonzero(self.shift))
 
     @cached_property
     def is_identity(self) -> bool:
@@ -97,12 +97,17 @@ class Affine:
         flat = (self.scale.reshape(-1), self.shift.reshape(-1))
         if any(len(vector) not in (1, size) for vector in flat):
             return None
-        scale, shift = (np.broadcast_to(vector, (size,)) for vector in flat)
+        scale, shift = (spread_to(vector, (size,)) for vector in flat)
         return scale, shift
 
 
 NOTHING: Array = np.zeros(())
 IDENTITY = Affine(np.ones(()), NOTHING)
+
+
+def spread_to(array: Array, shape: tuple[int, ...]) -> Array:
+    """`np.broadcast_to`, which takes longer than most sums where there is nothing to do."""
+    return array if array.shape == shape else np.broadcast_to(array, shape)
 
 
 def compact(array: Array) -> Array:
@@ -137,7 +142,7 @@ def from_batchnorm(batchnorm: BatchNorm) -> Affine:
     vectors, epsilon = batchnorm.vectors or {}, batchnorm.epsilon
     if epsilon is None:
         raise Refusal("its epsilon is not a finite number")
-    broken = [name for name, values in vectors.items() if not np.isfinite(values).all()]
+    broken = batchnorm.broken
     if broken:
         raise Refusal(f"its {' and '.join(broken)} {_have(broken)} values that are not finite")
     denominator = vectors["moving_variance"] + epsilon
@@ -151,5 +156,5 @@ def from_batchnorm(batchnorm: BatchNorm) -> Affine:
     return Affine(scale, vectors["beta"] - vectors["moving_mean"] * scale)
 
 
-def _have(names: list[str]) -> str:
+def _have(names: Sequence[str]) -> str:
     return "has" if len(names) == 1 else "have"

@@ -97,6 +97,8 @@ class FoldState:
         # What layers have absorbed, and how large their numbers are with that.
         self._edits: dict[LayerPath, tuple[WeightEdit, ...]] = {}
         self._magnitudes: dict[LayerPath, tuple[Magnitudes, ...]] = {}
+        # The same by the channels of the last of what each has absorbed.
+        self._along_last: dict[LayerPath, tuple[Magnitudes, ...]] = {}
         self._sites: dict[Call, Site] = {}
         slots = sum(len(call.written.reads) for call in self.calls)
         self._work_left = _MAX_WORK + _WORK_FOR_EACH_SLOT * slots
@@ -142,6 +144,8 @@ class FoldState:
     def magnitudes(self, path: LayerPath, edit: WeightEdit) -> tuple[Magnitudes, ...]:
         """How large the numbers of a layer get with all edits, by the channels of one of them."""
         changed = weights.slots_of([edit])
+        if edit is self._edits[path][-1]:
+            return tuple(one for one in self._along_last[path] if one.slot in changed)
         return tuple(one.along(edit) for one in self._magnitudes[path] if one.slot in changed)
 
     def commit(self, path: LayerPath, demands: Sequence[Demand], *, forward: bool) -> WeightEdits:
@@ -153,19 +157,22 @@ class FoldState:
         for demand in demands:
             by_layer.setdefault(demand.place.call.core_path, []).append(demand)
         found = [(layer, *self._absorbed(layer, same)) for layer, same in by_layer.items()]
-        for layer, edits, measured in found:
+        for layer, edits, measured, along in found:
             first = by_layer[layer][0]
             self._edits[layer] = edits
-            self._magnitudes[layer] = measured
+            self._magnitudes[layer], self._along_last[layer] = measured, along
             self.edited[layer] = weights.edited(first.place.call.layer, edits)
             self._note_batchnorm(first, forward=forward)
         self._folded.add(path)
-        return [(layer, edits[-1]) for layer, edits, _ in found]
+        return [(layer, edits[-1]) for layer, edits, *_ in found]
 
     def _absorbed(
         self, path: LayerPath, demands: Sequence[Demand]
-    ) -> tuple[tuple[WeightEdit, ...], tuple[Magnitudes, ...]]:
-        """All edits of a layer with one more, and how large its numbers get."""
+    ) -> tuple[tuple[WeightEdit, ...], tuple[Magnitudes, ...], tuple[Magnitudes, ...]]:
+        """All edits of a layer with one more, and how large its numbers get.
+
+        The latter as they are, and by the channels of that one.
+        """
         _check_agreement(demands)
         place = demands[0].place
         edits = (*self._edits.get(path, ()), demands[0].edit)
@@ -184,7 +191,7 @@ class FoldState:
         except Refusal as refusal:
             reason = f"{place.name} cannot absorb it: {refusal.reason}"
             raise OutOfRange(reason, along, place.call.path) from None
-        return edits, measured
+        return edits, measured, along
 
     def _note_batchnorm(self, demand: Demand, *, forward: bool) -> None:
         """A BatchNormalization that absorbs another one is another map from now on."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.folding.affine import NOTHING, Array
+from bnfold.folding.affine import NOTHING, Array, spread_to
 from bnfold.model import layers
 from bnfold.model.container import hdf5
 from bnfold.model.graph import Json, Layer, LayerPath, Weight, changed
@@ -109,7 +109,7 @@ def exact_numbers(weights: dict[str, Weight], edits: Sequence[WeightEdit], slot:
         change = edit.biases.get(slot)
         if change is not None:
             shift = change.shift(partial(exact_numbers, weights, edits[:number]))
-            value = np.broadcast_to(value * change.scale + shift, change.shape)
+            value = spread_to(value * change.scale + shift, change.shape)
     return value
 
 

@@ -92,8 +92,20 @@ class BatchNorm:
         if self.weights is None or self.channels is None:
             return None
         found = {n: w.read().astype(np.float64).reshape(-1) for n, w in self.weights.items()}
-        defaults = {"gamma": np.ones(self.channels), "beta": np.zeros(self.channels)}
-        return {name: found.get(name, defaults.get(name)) for name in VECTORS}  # type: ignore[misc]
+        if "gamma" not in found:
+            found["gamma"] = np.ones(self.channels)
+        if "beta" not in found:
+            found["beta"] = np.zeros(self.channels)
+        return {name: found[name] for name in VECTORS}
+
+    @cached_property
+    def broken(self) -> tuple[str, ...]:
+        """The names of its vectors that have numbers which are not finite."""
+        return tuple(
+            name
+            for name, values in (self.vectors or {}).items()
+            if np.count_nonzero(np.isfinite(values)) < values.size
+        )
 
     @property
     def axis(self) -> int | None:

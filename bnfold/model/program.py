@@ -247,15 +247,12 @@ class Region:
         }
 
     @cached_property
-    def _calls(self) -> dict[tuple[str, int], Call]:
+    def _calls(self) -> dict[str, tuple[Call, ...]]:
         return {}
 
     def call(self, name: str, number: int = 0) -> Call:
         """One call of one of its layers."""
-        node = name, number
-        if node not in self._calls:
-            self._calls[node] = Call(self, self.graph.layers[name], number)
-        return self._calls[node]
+        return self.calls_of(name)[number]
 
     def value(self, ref: Ref) -> Value:
         """One of its tensors."""
@@ -263,7 +260,12 @@ class Region:
 
     def calls_of(self, name: str) -> tuple[Call, ...]:
         """All calls of one of its layers."""
-        return tuple(self.call(name, n) for n in range(len(self.graph.layers[name].calls)))
+        found = self._calls.get(name)
+        if found is None:
+            layer = self.graph.layers[name]
+            found = tuple(Call(self, layer, number) for number in range(len(layer.calls)))
+            self._calls[name] = found
+        return found
 
     @property
     def all_calls(self) -> tuple[Call, ...]:

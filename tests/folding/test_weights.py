@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import large
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiers import some
 
 from bnfold.errors import UnreadableModelError
-from bnfold.folding.weights import BiasChange, WeightEdit, edited, magnitudes
+from bnfold.folding.plan import plan
+from bnfold.folding.weights import BiasChange, Magnitudes, WeightEdit, edited, magnitudes
 from bnfold.model.container import hdf5
 from bnfold.model.container.budget import Costs
+from bnfold.model.container.model_file import open_model
 from bnfold.model.graph import Layer, Weight
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -194,3 +197,19 @@ def test_a_large_kernel_is_folded_in_little_memory(tmp_path: Path) -> None:
         found = file["0"]
         assert isinstance(found, h5py.Dataset)
         assert np.all(found[...] == 2)
+
+
+def test_what_is_measured_of_a_layer_is_put_by_channels_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again when all folds are known, unless the layer has absorbed another one since."""
+    asked = []
+    by_channels = Magnitudes.along
+    monkeypatch.setattr(Magnitudes, "along", lambda *one: asked.append(one) or by_channels(*one))
+    with open_model(large.chain(20, tmp_path / "model.keras")) as model:
+        decided = plan(model.graph)
+    assert len(asked) == 2 * len(decided.folds) == 40  # a kernel and a bias
+    for fold in decided.folds:
+        (absorber,) = fold.absorbers
+        assert [one.slot for one in absorber.magnitudes] == ["kernel", "bias"]
+        assert absorber.magnitudes[0].scaled.shape == (large.WIDTH,)

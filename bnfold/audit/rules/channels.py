@@ -22,7 +22,7 @@ DEVIATIONS = 3
 def silent_channels(subject: Subject) -> Diagnosis | None:
     """The gamma of a channel is almost 0, so its output does not depend on its input."""
     silent = np.abs(subject.gamma) < SILENT_GAMMA
-    if not silent.any():
+    if not np.count_nonzero(silent):
         return None
     channels, share = Channels.of(silent), float(silent.mean())
     many = share > subject.thresholds.silent_share
@@ -43,7 +43,7 @@ def dead_after_relu(subject: Subject) -> Diagnosis | None:
     gamma, beta = np.abs(subject.gamma), subject.beta
     certain = (gamma == 0) & (beta <= 0)
     dead = certain | (beta + DEVIATIONS * gamma < 0)
-    if not dead.any() or subject.place is None or relus_after(subject.place) is None:
+    if not np.count_nonzero(dead) or subject.place is None or relus_after(subject.place) is None:
         return None
     channels, likely = Channels.of(dead), dead & ~certain
     bounds = np.where(gamma > 0, gamma**2 / (gamma**2 + beta**2), 0)
@@ -75,7 +75,7 @@ def linear_or_saturated(subject: Subject) -> Diagnosis | None:
     gamma, beta = np.abs(subject.gamma), subject.beta
     low, high = beta - DEVIATIONS * gamma, beta + DEVIATIONS * gamma
     speaking = gamma >= SILENT_GAMMA
-    if not (speaking & (low > 0)).any():
+    if not np.count_nonzero(speaking & (low > 0)):
         return None
     caps = relus_after(subject.place)
     if caps is None:

@@ -181,7 +181,7 @@ def _lost_in_a_sum(subject: Subject) -> Mask:
 def scale_outlier(subject: Subject) -> Diagnosis | None:
     """The scale of a channel is far above the median of the layer."""
     outstanding = subject.outstanding
-    if not outstanding.any():
+    if not np.count_nonzero(outstanding):
         return None
     channels, largest = Channels.of(outstanding), float(subject.scale[outstanding].max())
     return Diagnosis(

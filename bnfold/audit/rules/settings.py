@@ -99,7 +99,7 @@ def epsilon_sensitive(subject: Subject) -> Diagnosis | None:
         return None
     share = np.where(variance >= 0, epsilon / (np.maximum(variance, 0) + epsilon), 0)
     sensitive = share > subject.thresholds.epsilon_share
-    if not sensitive.any():
+    if not np.count_nonzero(sensitive):
         return None
     channels = Channels.of(sensitive)
     return Diagnosis(

@@ -39,7 +39,7 @@ def statistics_never_updated(subject: Subject) -> Diagnosis | None:
 @rule("BN102", "variance-never-updated", Severity.ERROR)
 def variance_never_updated(subject: Subject) -> Diagnosis | None:
     """All moving variances are 1, the initial value, while some moving mean is not 0."""
-    if np.any(subject.variance != 1) or not np.any(subject.mean != 0):
+    if np.count_nonzero(subject.variance != 1) or not np.count_nonzero(subject.mean):
         return None
     return Diagnosis(
         Severity.ERROR,
@@ -87,14 +87,14 @@ def statistics_not_converged(subject: Subject) -> Diagnosis | None:
 @rule("BN104", "non-finite", Severity.ERROR, needs=Needs.NUMBERS)
 def non_finite(subject: Subject) -> Diagnosis | None:
     """A NaN or an infinity is in gamma, beta, the moving mean or the moving variance."""
-    bad = {name: ~np.isfinite(values) for name, values in subject.vectors.items()}
-    broken = [f"{name} in {Channels.of(mask)}" for name, mask in bad.items() if mask.any()]
-    if not broken:
+    bad = {name: ~np.isfinite(subject.vectors[name]) for name in subject.batchnorm.broken}
+    if not bad:
         return None
+    broken = [f"{name} in {Channels.of(mask)}" for name, mask in bad.items()]
     return Diagnosis(
         Severity.ERROR,
         f"not finite: {', '.join(broken)}",
-        _mended(subject, [name for name, mask in bad.items() if mask.any()]),
+        _mended(subject, [*bad]),
         Channels.of(np.any(list(bad.values()), axis=0)),
     )
 
@@ -112,7 +112,7 @@ def negative_variance(subject: Subject) -> Diagnosis | None:
     """A variance is negative; where variance + epsilon is not positive, the output is NaN."""
     variance, epsilon = subject.variance, subject.batchnorm.epsilon
     negative = variance < 0
-    if not negative.any():
+    if not np.count_nonzero(negative):
         return None
     channels = Channels.of(negative)
     lowest = float(variance.min())
@@ -187,7 +187,7 @@ def _counted(subject: Subject) -> int:
 def vanishing_variance(subject: Subject) -> Diagnosis | None:
     """A variance is negligible next to epsilon: the input of that channel was constant."""
     vanishing = subject.vanishing
-    if not vanishing.any() or batch_of_one(subject) is not None:
+    if not np.count_nonzero(vanishing) or batch_of_one(subject) is not None:
         return None
     outstanding = vanishing & subject.outstanding
     if outstanding.any() and not subject.reads_model_input:
@@ -219,7 +219,7 @@ def cancellation(subject: Subject) -> Diagnosis | None:
     ratio = np.abs(subject.mean) / subject.deviation
     # The input of a vanishing channel is constant: its difference has no digits that matter.
     large = (ratio > subject.thresholds.cancellation) & ~subject.vanishing
-    if not large.any():
+    if not np.count_nonzero(large):
         return None
     channels, worst = Channels.of(large), float(ratio[large].max())
     return Diagnosis(
@@ -240,7 +240,7 @@ def float16_overflow(subject: Subject) -> Diagnosis | None:
     if limit is None:
         return None
     over = subject.variance >= limit
-    if not over.any():
+    if not np.count_nonzero(over):
         return None
     channels, largest = Channels.of(over), float(subject.variance.max())
     return Diagnosis(
