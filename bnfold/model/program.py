@@ -335,8 +335,8 @@ class Region:
 
     def repeats(self, layer: Layer) -> bool:
         """Whether a layer, or one that it wraps, stands in several places of the whole model."""
-        repeated = self._repeated
-        return bool(repeated) and any(part.shared_object_id in repeated for part in chain(layer))
+        numbers = {part.shared_object_id for part in chain(layer)} - {None}
+        return bool(numbers) and not numbers.isdisjoint(self._repeated)
 
     @cached_property
     def obstacle(self) -> Refusal | None:

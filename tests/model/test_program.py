@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import large
 import numpy as np
 import pytest
 
 from bnfold.jobs.inspect import inspect_file
+from bnfold.model import program as program_
 from bnfold.model.graph import Graph, show
+from bnfold.model.keras_json import parse_model
 from bnfold.model.masks import may_be_masked
 from bnfold.model.program import Call, Program, Value
 
@@ -240,3 +243,14 @@ def test_a_value_is_the_same_however_it_is_reached(program: Any) -> None:
     found = program(keras.Model(first, L.ReLU(name="r")(first)))
     assert call(found, "r").reads == (Value(call(found, "in")),)
     assert found.region.outputs == (call(found, "r").output(),)
+
+
+def test_a_model_of_layers_without_numbers_is_not_searched_for_repeated_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of its config would be gone through, which takes as long as planning some layers."""
+    sketch = large.Sketch()
+    graph = parse_model(sketch.config([sketch.norm(sketch.dense(sketch.input()))]))
+    monkeypatch.setattr(program_, "_repeated_objects", lambda _: pytest.fail("searched"))
+    region = Program(graph).region
+    assert not any(region.repeats(layer) for layer in graph.layers.values())
