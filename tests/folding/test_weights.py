@@ -73,7 +73,9 @@ def test_pieces_are_the_whole(
     ],
     ids=["outputs", "inputs", "both", "one number"],
 )
-@pytest.mark.parametrize("shape", [(3, 3, 64, 700), (700, 900)])
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 64, 700), (7, 7, 131, 48), (3, 3, 500, 3), (700, 900), (9, 5)]
+)
 def test_the_largest_numbers_are_those_of_the_whole_kernel(
     shape: tuple[int, ...], factor: Callable[[Any], Any], tmp_path: Path
 ) -> None:
