@@ -125,7 +125,7 @@ class _Folded:
         """All numbers."""
         folded = np.empty(self._kernel.shape, self._kernel.dtype)
         for start, piece in self.pieces():
-            folded[_within(start, piece.shape)] = piece
+            folded[hdf5.within(start, piece.shape)] = piece
         return folded
 
     def pieces(self) -> Iterator[tuple[hdf5.Shape, NDArray[Any]]]:
@@ -137,7 +137,7 @@ class _Folded:
                 exact, new = np.empty(piece.size), np.empty(piece.size, piece.dtype)
             there = exact[: piece.size].reshape(piece.shape)
             np.copyto(there, piece, casting="unsafe")  # of whatever dtype
-            _step(there, steps, _within(start, piece.shape))
+            _step(there, steps, hdf5.within(start, piece.shape))
             yield start, rounded(there, piece.dtype, new[: piece.size].reshape(piece.shape))
 
 
@@ -148,12 +148,7 @@ def _pieces(kernel: Weight) -> Iterator[tuple[hdf5.Shape, NDArray[Any]]]:
         return
     values = kernel.read()
     for start, shape in hdf5.cuts(values.shape, values.itemsize, values.ndim):
-        yield start, values[_within(start, shape)]
-
-
-def _within(start: hdf5.Shape, shape: hdf5.Shape) -> tuple[slice, ...]:
-    """Where a piece is in its array."""
-    return tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
+        yield start, values[hdf5.within(start, shape)]
 
 
 _Step = tuple[Array | None, Array | None]

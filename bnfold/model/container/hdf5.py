@@ -532,11 +532,17 @@ class Stored:
         """The numbers in order, in pieces as `cuts` makes them, each with where it begins.
 
         A piece is good until the next. A large dataset that is stored in one block is read a piece
-        at a time, which costs no memory. One in chunks is one piece.
+        at a time, which costs no memory. One in chunks is read as a whole first.
         """
         shape, size = self._shape, self._stored_as.itemsize
-        if self._is_chunked or math.prod(shape) * size <= PIECE_BYTES:
+        if math.prod(shape) * size <= PIECE_BYTES:
             yield (0,) * len(shape), self()
+            return
+        if self._is_chunked:
+            values = self()
+            yield from (
+                (start, values[within(start, part)]) for start, part in cuts(shape, size, lead)
+            )
             return
         self._check_kind()
         buffer = None
@@ -581,6 +587,11 @@ def cuts(shape: Shape, itemsize: int, lead: int) -> Iterator[tuple[Shape, Shape]
         for first in range(0, shape[axis], rows):
             start = (*before, first, *(0 for _ in rest))
             yield start, (*(1 for _ in before), min(rows, shape[axis] - first), *rest)
+
+
+def within(start: Shape, shape: Shape) -> tuple[slice, ...]:
+    """Where a piece is in its array."""
+    return tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
 
 
 class Plain:
