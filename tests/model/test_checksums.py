@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnfold.model.container import checksums
+from bnfold.model.container import checksums, hdf5
 from bnfold.model.container.checksums import Writer
 
 MIB = 1 << 20
@@ -127,6 +127,27 @@ def test_what_cannot_be_written_is_raised_at_the_end(
     with pytest.raises(OSError, match="No space left"), Writer(path) as writer:
         writer.write(content, 0)
     assert len(written) == 3
+
+
+def test_what_cannot_be_written_is_told_also_where_hdf5_complains_of_what_follows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads again what it has written, and finds nothing."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill() -> None:
+        with hdf5.new_file(path) as file:
+            file.create_dataset("large", data=np.zeros(MIB, "u1"))
+            file.flush()
+            monkeypatch.setattr(checksums.os, "pwrite", full)
+            for number in range(6000):  # more than the library has in memory
+                hdf5.group_for(file, f"{number}/vars").attrs["name"] = "name"
+
+    with pytest.raises(OSError, match="No space left") as raised:
+        fill()
+    assert isinstance(raised.value.__context__, RuntimeError)
 
 
 def test_no_thread_to_be_had_is_what_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,9 @@ class Writer:
 
     To be used as a context: at its end all is written. What cannot be written is raised there, as
     whoever writes through the HDF5 library cannot be told before.
+
+    Attributes:
+        failure: why something could not be written, where that is known.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +127,7 @@ class Writer:
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._found: dict[int, int] = {}
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Writer":
@@ -142,8 +145,8 @@ class Writer:
             self._waiting.put(None)
             self._thread.join()
         self._file.close()
-        if error is None and self._failure is not None:
-            raise self._failure
+        if error is None and self.failure is not None:
+            raise self.failure
 
     def write(self, content: memoryview, start: int) -> None:
         """Write bytes from a place on; from the first large block on they are copied, and wait."""
@@ -198,7 +201,7 @@ class Writer:
         while (block := self._waiting.get()) is not None:
             small, start, buffer, size = block
             try:
-                if self._failure is None:  # else all that waits is taken, and none of it written
+                if self.failure is None:  # else all that waits is taken, and none of it written
                     for at, content in small:
                         self._put(memoryview(content), at)
                     if buffer is not None:
@@ -212,7 +215,7 @@ class Writer:
                     self._start(new if written <= _CACHED else range(0))
                     new = range(0)
             except Exception as error:
-                self._failure = error
+                self.failure = error
             finally:
                 if buffer is not None:
                     self._buffers.put(buffer)

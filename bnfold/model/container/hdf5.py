@@ -167,6 +167,12 @@ class _Recorder(io.FileIO):
         self._start, self._writer = start, writer
         self._position = start
 
+    def check(self) -> None:
+        """Raise what went wrong, as far as it is known."""
+        failure = self.failure or self._writer.failure
+        if failure is not None:
+            raise failure
+
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         if whence == io.SEEK_SET:  # as HDF5 does before each of its many writes
             self._position = offset + self._start
@@ -221,9 +227,10 @@ def new_file(target: Path, start: int = 0, writer: Writer | None = None) -> Iter
         try:
             with h5py.File(stream, "w") as file:
                 yield file
-        finally:
-            if stream.failure is not None:
-                raise stream.failure
+        except Exception:  # HDF5 finds nothing where nothing could be written
+            stream.check()
+            raise
+        stream.check()
 
 
 def overwrite(
