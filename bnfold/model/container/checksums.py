@@ -1,14 +1,14 @@
 """The checksums of large files: found in one reading, or while they are written.
 
 What is written goes to disk on another core than the one that computes it. The large blocks of an
-HDF5 file are written once, so that their CRC-32 can be found before all of it is there. So it can
-where they are read for another reason. That of the whole is put together from those of its parts.
+HDF5 file are written once, so that their CRC-32 can be found before all of it is there. That of the
+whole is put together from those of its parts.
 """
 
 import os
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Queue, SimpleQueue
@@ -24,8 +24,6 @@ _LARGE = 1 << 18
 _PIECE = 1 << 20
 _WAITING = 16
 """How many pieces of how many bytes wait to be written, at most."""
-_READ = 1 << 16
-"""How long a part is, at least, whose checksum is noted when it is read."""
 _NOTED = 1 << 14
 """How long a piece is, at least, to be worth a note of its checksum."""
 _TOGETHER = 64
@@ -39,55 +37,11 @@ _STARTED = 16 << 20
 
 def of_part(file: IO[bytes], size: int, before: int = 0) -> int:
     """The CRC-32 of the next `size` bytes of a file, where that of all before them is `before`."""
-    checksum, buffer = before, bytearray(min(size, _CHUNK))
+    checksum, buffer = before, bytearray(_CHUNK)
     while size > 0 and (count := file.readinto(memoryview(buffer)[:size])):  # type: ignore[attr-defined]
         checksum = crc32(memoryview(buffer)[:count], checksum)
         size -= count
     return checksum
-
-
-_Part = tuple[int, int, int]
-"""Where a part of a file begins, how long it is, and its CRC-32."""
-
-
-def of_whole(file: IO[bytes], start: int, size: int, known: Iterable[_Part]) -> int:
-    """The CRC-32 of `size` bytes of a file from a place on, of which only the rest is read.
-
-    The parts that are `known` are in order and apart.
-    """
-    checksum, at = 0, start
-    for first, length, found in known:
-        if first > at:
-            file.seek(at)
-            checksum = of_part(file, first - at, checksum)
-        checksum = crc32_combine(checksum, found, length)
-        at = first + length
-    file.seek(at)
-    return of_part(file, start + size - at, checksum)
-
-
-class Reading:
-    """Notes the checksums of long parts of a file while they are read, and are in a core's cache.
-
-    So they need not be read again for that of the whole.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[int, int]] = {}
-
-    def note(self, content: memoryview, start: int) -> None:
-        """What was read from a place on."""
-        if len(content) >= _READ and start not in self._found:
-            self._found[start] = len(content), crc32(content)
-
-    @property
-    def parts(self) -> Iterator[_Part]:
-        """What is known, in order, without what begins in the part before."""
-        at = 0
-        for first, (length, checksum) in sorted(self._found.items()):
-            if first >= at:
-                yield first, length, checksum
-                at = first + length
 
 
 def of_file(file: IO[bytes], start: int, size: int) -> tuple[str, int]:
@@ -243,10 +197,17 @@ class Writer:
 
     def of_rest(self, file: IO[bytes], start: int, size: int) -> int:
         """The CRC-32 of `size` bytes of the file from a place on, when all is written."""
-        return of_whole(file, start, size, self._blocks(start, start + size))
+        checksum, at = 0, start
+        for first, length in self._blocks(start, start + size):
+            file.seek(at)
+            checksum = of_part(file, first - at, checksum)
+            checksum = crc32_combine(checksum, self._found[first], length)
+            at = first + length
+        file.seek(at)
+        return of_part(file, start + size - at, checksum)
 
-    def _blocks(self, start: int, end: int) -> Iterator[_Part]:
+    def _blocks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The blocks whose checksum is known, in order."""
         for first in self._starts:
             if first >= start and first + self._sizes[first] <= end:
-                yield first, self._sizes[first], self._found[first]
+                yield first, self._sizes[first]
