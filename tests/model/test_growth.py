@@ -10,6 +10,7 @@ import pytest
 
 from bnfold.folding.plan import apply, plan
 from bnfold.model import order
+from bnfold.model.container import hdf5
 from bnfold.model.container.model_file import open_model
 from bnfold.model.edit import edited
 from bnfold.model.graph import Graph
@@ -41,6 +42,19 @@ def test_the_order_of_layers_is_found_once_before_a_fold_and_once_after_it(tmp_p
         model.write(apply(model.graph, decided), tmp_path / "folded.keras", {})
     calls = 1 + 3 * 20, 1 + 2 * 20
     assert len(looked_at) == 2 * sum(calls)  # from the outputs, and for the depths
+
+
+def test_groups_are_looked_for_from_the_one_around_them(tmp_path, monkeypatch):
+    """HDF5 walks a longer path for each of thousands of layers."""
+    asked = []
+    by_path = hdf5.group_for
+    monkeypatch.setattr(
+        hdf5, "group_for", lambda group, path: asked.append(path) or by_path(group, path)
+    )
+    with open_model(large.chain(20, tmp_path / "model.keras")) as model:
+        model.write(model.graph, tmp_path / "copy.keras", {})
+    assert {"layers", "dense", "dense_19", "vars"} <= set(asked)
+    assert not any("/" in path for path in asked)
 
 
 def fastest(graph: Graph) -> float:

@@ -421,11 +421,14 @@ class KerasArchive:
             replaced = set() if graph.kind == "subclassed" else {self._container.value}
             hdf5.copy_children(self._weights.root, new, skip={OPTIMIZER, *replaced})
             written: set[str] = set()
+            top = self._container.value
+            # HDF5 looks for each group from the one that it is given.
+            within = hdf5.group_for(new, top) if names else new
             for path, layer in walk_all(graph):
                 group = names.get(path)
                 if group is not None and group not in written:
                     written.add(group)
-                    self._write_layer(layer, hdf5.group_for(new, group))
+                    self._write_layer(layer, hdf5.group_for(within, group.removeprefix(f"{top}/")))
         self._parts.costs.check_storage()
 
     def _write_layer(self, layer: Layer, target: h5py.Group) -> None:

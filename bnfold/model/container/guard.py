@@ -402,8 +402,8 @@ def check_path(path: str) -> None:
     """
     if path.startswith("/") or not path.strip("/"):
         raise UnsafeModelError(f"{shortened(path)!r} is no place for weights; refused")
-    for name in path.split("/"):
-        if name:
+    if not path.isascii() or "\0" in path:
+        for name in filter(None, path.split("/")):
             link_name(name)
 
 
