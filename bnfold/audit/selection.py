@@ -36,14 +36,20 @@ def _code(word: str) -> str:
     return word.upper() if rule is None else rule.code
 
 
-@lru_cache(maxsize=16)
 def chosen(select: tuple[str, ...] = ALL, ignore: tuple[str, ...] = ()) -> tuple[Rule, ...]:
     """The rules that `select` names and `ignore` does not, each by codes or prefixes of codes.
 
     Where both name a rule, the longer one counts: BN1 without BN107, or BN107 without BN1.
     """
+    return _chosen(tuple(RULES), select, ignore)
+
+
+@lru_cache(maxsize=16)
+def _chosen(
+    rules: tuple[Rule, ...], select: tuple[str, ...], ignore: tuple[str, ...]
+) -> tuple[Rule, ...]:
     return tuple(
-        rule for rule in RULES if _longest(rule.code, select) > _longest(rule.code, ignore)
+        rule for rule in rules if _longest(rule.code, select) > _longest(rule.code, ignore)
     )
 
 

@@ -64,6 +64,12 @@ def test_inspect_asks_it(model: str) -> None:
     assert bnfold("inspect", model, "--no-config", "--fail-on", "warning").exit_code == 1
 
 
+def test_it_may_be_added_after_an_inspection(model: str, request: pytest.FixtureRequest) -> None:
+    assert "BN250" not in bnfold("inspect", model, "--no-config").stdout
+    request.getfixturevalue("made_up")
+    assert "BN250" in bnfold("inspect", model, "--no-config").stdout
+
+
 @pytest.mark.usefixtures("made_up")
 def test_json_and_sarif_have_it(model: str) -> None:
     report = json.loads(bnfold("inspect", model, "--no-config", "--format", "json").stdout)

@@ -26,7 +26,6 @@ from bnfold.model import keras_json
 from bnfold.model.container import checksums, foreign, guard, hdf5, unchanging
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.library import h5py
-from bnfold.model.container.reading import Reading
 from bnfold.model.container.store import FAR, RemoteFile, archive_file
 from bnfold.model.graph import Graph, Json, Layer, LayerPath, Weight, changed, walk_all
 from bnfold.model.layers import slots, variable_groups, weights
@@ -54,7 +53,7 @@ class _ZipParts:
         self._archive = resources.enter_context(guard.open_archive(self._file))
         self._resources = resources
         self._path, self._start, self._is_checked = path, 0, False
-        self._reading = Reading()
+        self._reading = checksums.Reading()
         self.costs = Costs(path.stat().st_size, far_above=hdf5.far_above(path))
 
     def names(self) -> list[str]:

@@ -8,7 +8,7 @@ whole is put together from those of its parts.
 import os
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Queue, SimpleQueue
@@ -25,7 +25,7 @@ _PIECE = 1 << 20
 _WAITING = 16
 """How many pieces of how many bytes wait to be written, at most."""
 _NOTED = 1 << 14
-"""How long a piece is, at least, to be worth a note of its checksum."""
+"""How long a piece that is written or read is, at least, to be worth a note of its checksum."""
 _TOGETHER = 64
 """How many shorter ones are handed to the thread at once: it takes a processor to wake it."""
 _CACHED = 256 << 20
@@ -35,6 +35,10 @@ _STARTED = 16 << 20
 """After how many bytes it is told so, and to begin with the writing."""
 
 
+_Part = tuple[int, int, int]
+"""Where a part of a file begins, how long it is, and its CRC-32."""
+
+
 def of_part(file: IO[bytes], size: int, before: int = 0) -> int:
     """The CRC-32 of the next `size` bytes of a file, where that of all before them is `before`."""
     checksum, buffer = before, bytearray(_CHUNK)
@@ -42,6 +46,48 @@ def of_part(file: IO[bytes], size: int, before: int = 0) -> int:
         checksum = crc32(memoryview(buffer)[:count], checksum)
         size -= count
     return checksum
+
+
+def of_whole(file: IO[bytes], start: int, size: int, known: Iterable[_Part]) -> int:
+    """The CRC-32 of `size` bytes of a file from a place on, of which only the rest is read.
+
+    The parts that are `known` are in order and apart.
+    """
+    checksum, at = 0, start
+    for first, length, found in known:
+        file.seek(at)
+        checksum = of_part(file, first - at, checksum)
+        checksum = crc32_combine(checksum, found, length)
+        at = first + length
+    file.seek(at)
+    return of_part(file, start + size - at, checksum)
+
+
+class Reading:
+    """Notes the checksums of long parts of a file that is read for another reason.
+
+    A core's cache has them then; to read them again takes ten times as long as the checksum.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[int, int]] = {}
+
+    def note(self, content: memoryview, start: int) -> None:
+        """What was read from a place on."""
+        if len(content) >= _NOTED and start not in self._found:
+            self._found[start] = len(content), crc32(content)
+
+    def of_whole(self, file: IO[bytes], start: int, size: int) -> int:
+        """The CRC-32 of `size` bytes of the file from a place on."""
+        return of_whole(file, start, size, self._parts())
+
+    def _parts(self) -> Iterator[_Part]:
+        """What is known, without what begins in the part before."""
+        at = 0
+        for first, (length, checksum) in sorted(self._found.items()):
+            if first >= at:
+                yield first, length, checksum
+                at = first + length
 
 
 def of_file(file: IO[bytes], start: int, size: int) -> tuple[str, int]:
@@ -197,17 +243,10 @@ class Writer:
 
     def of_rest(self, file: IO[bytes], start: int, size: int) -> int:
         """The CRC-32 of `size` bytes of the file from a place on, when all is written."""
-        checksum, at = 0, start
-        for first, length in self._blocks(start, start + size):
-            file.seek(at)
-            checksum = of_part(file, first - at, checksum)
-            checksum = crc32_combine(checksum, self._found[first], length)
-            at = first + length
-        file.seek(at)
-        return of_part(file, start + size - at, checksum)
+        return of_whole(file, start, size, self._blocks(start, start + size))
 
-    def _blocks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def _blocks(self, start: int, end: int) -> Iterator[_Part]:
         """The blocks whose checksum is known, in order."""
         for first in self._starts:
             if first >= start and first + self._sizes[first] <= end:
-                yield first, self._sizes[first]
+                yield first, self._sizes[first], self._found[first]

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import ahead, budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
-from bnfold.model.container.checksums import Writer
+from bnfold.model.container.checksums import Reading, Writer
 from bnfold.model.container.library import h5py
-from bnfold.model.container.reading import Reading
 from bnfold.model.container.store import FAR, RemoteFile, RemoteStream
 from bnfold.model.graph import Weight
 
