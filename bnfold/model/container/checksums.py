@@ -150,7 +150,8 @@ class Writer:
 
     def write(self, content: memoryview, start: int) -> None:
         """Write bytes from a place on; from the first large block on they are copied, and wait."""
-        self._forget(start, start + len(content))
+        if self._starts:
+            self._forget(start, start + len(content))
         if self._thread is None:
             if len(content) < _LARGE:
                 self._put(content, start)

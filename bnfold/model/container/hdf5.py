@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
@@ -629,6 +629,9 @@ class Plain:
 
     def pieces(self, lead: int) -> Iterator[tuple[Shape, NDArray[Any]]]:
         """As those of `Stored`."""
+        if math.prod(self._shape) * self._dtype.itemsize <= PIECE_BYTES:
+            yield (0,) * len(self._shape), self()
+            return
         buffer, at = None, 0
         for start, sizes in cuts(self._shape, self._dtype.itemsize, lead):
             buffer = np.empty(math.prod(sizes), self._dtype) if buffer is None else buffer
@@ -898,7 +901,7 @@ def _taken(group: h5py.Group, path: str) -> UnreadableModelError:
 def write_weight(target: h5py.Group, path: str, weight: Weight) -> None:
     """Write a variable whose numbers are new; a large one as it is made, a piece at a time."""
     _check_free(target, path)
-    if weight.dtype.name == "bfloat16":  # HDF5 has none
+    if weight.dtype.kind != "f" and weight.dtype.name == "bfloat16":  # HDF5 has none
         target.create_dataset(path, data=weight.read()).attrs["dtype"] = "bfloat16"
         return
     if path.isdigit() and weight.dtype.kind == "f":
@@ -935,9 +938,18 @@ def _untimed() -> h5py.h5p.PropDCID:
 
 def _new_numbers(target: h5py.Group, name: bytes, weight: Weight) -> h5py.h5d.DatasetID:
     """What `create_dataset` makes for plain numbers, without all that it asks first."""
-    kind = h5py.h5t.py_create(weight.dtype, logical=1)
-    space = h5py.h5s.create_simple(weight.shape)
+    kind, space = _type_of(weight.dtype), _space_of(weight.shape)
     return h5py.h5d.create(target.id, name, kind, space, dcpl=_untimed())
+
+
+@lru_cache(maxsize=16)
+def _type_of(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
+    return h5py.h5t.py_create(dtype, logical=1)
+
+
+@lru_cache(maxsize=64)
+def _space_of(shape: Shape) -> h5py.h5s.SpaceID:
+    return h5py.h5s.create_simple(shape)
 
 
 def read_names(group: h5py.Group, attribute: str) -> list[str]:
