@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -25,7 +25,7 @@ class Progress:
         self._total, self._done, self._failed = total, 0, 0
         self._is_quiet = is_quiet or total < 2
         self._start = self._told = time.monotonic()
-        is_bar = sys.stderr.isatty() and (is_live or not sys.stdout.isatty())
+        is_bar = _is_terminal(sys.stderr) and (is_live or not _is_terminal(sys.stdout))
         self._bar: Any = None if self._is_quiet or not is_bar else self._made()
 
     def __enter__(self) -> Progress:
@@ -73,3 +73,8 @@ class Progress:
         )
         found.add_task("", total=self._total, name="", failed="")
         return found
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether people see what is written there; None is a stream that was closed from the start."""
+    return stream is not None and stream.isatty()

@@ -93,6 +93,21 @@ def test_a_report_is_unpacked_for_the_table_and_for_the_totals_alone(
     assert len(found) == 2 * 7
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nobody closes it there")
+def test_standard_error_may_be_closed_from_the_start(models: Path) -> None:
+    words = ["inspect", "models/a.keras", "models/b.keras", "--format", "json"]
+    python = [sys.executable, "-m", "bnfold", *words]
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *python],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (closed.returncode, closed.stdout) == (0, bnfold(*words).stdout)
+
+
 def test_in_full_each_model_is_shown_as_it_is_alone(models: Path) -> None:
     alone = run("models/sub/c.keras").stdout
     every = run(models, "--full")
