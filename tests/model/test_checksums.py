@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
 from bnfold.model.container import checksums, hdf5
 from bnfold.model.container.checksums import Writer
@@ -148,6 +151,38 @@ def test_what_cannot_be_written_is_told_also_where_hdf5_complains_of_what_follow
     with pytest.raises(OSError, match="No space left") as raised:
         fill()
     assert isinstance(raised.value.__context__, RuntimeError)
+
+
+FREED = """
+import gc, sys
+from pathlib import Path
+import h5py, numpy as np
+from bnfold.model.container import checksums, hdf5
+
+write, folder = checksums.os.pwrite, Path(sys.argv[1])
+
+def search(number, content, start):
+    many = [[] for _ in range(5000)]  # after so many Python searches, where it does
+    return write(number, content, start)
+
+checksums.os.pwrite = search
+with h5py.File(folder / "other", "w") as other, hdf5.new_file(folder / "new") as new:
+    cycle = [other.create_group("a")]
+    cycle.append(cycle)
+    del cycle
+    new.create_dataset("large", data=np.zeros(64 << 20, "u1"))
+assert gc.isenabled()
+gc.disable()
+with hdf5.new_file(folder / "new") as new:
+    new.create_dataset("large", data=np.zeros(1 << 20, "u1"))
+assert not gc.isenabled()
+"""
+
+
+def test_the_thread_that_hdf5_waits_for_frees_nothing_of_hdf5s(tmp_path: Path) -> None:
+    """That takes a lock, which whoever waits for the thread has: both would wait for ever."""
+    words = [sys.executable, "-c", FREED, str(tmp_path)]
+    subprocess.run(words, timeout=60, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_no_thread_to_be_had_is_what_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

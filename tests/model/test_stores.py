@@ -1,5 +1,6 @@
 """Each kind of store, asked by its own library, on a server that speaks as the real one does."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from wide import refused, report, wide_keras
 
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import store
+from bnfold.model.container.model_file import open_model
 from bnfold.model.container.remote import Remote, located
 
 FOLD = ["fold", "--no-verify", "--no-config"]
@@ -52,6 +54,17 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(store.RemoteFile, "_read", count)
     return found
+
+
+def test_what_fetches_for_hdf5_frees_nothing_of_hdf5s(tmp_path: Path) -> None:
+    """It may be a thread that HDF5 waits for, which has the lock that freeing takes."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.pipe("/m.keras", wide_keras(tmp_path / "m.keras").read_bytes())
+    assert gc.isenabled()
+    with open_model("memory://m.keras", ranged=True) as model:
+        assert isinstance(model.file, store.RemoteFile)
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_store(place: Place, fetched: list[int], tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ import os
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import IO
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
+
+from bnfold.model.container.library import without_searches
 
 _CHUNK = 1 << 18
 """How many bytes are read at once: a core's cache has them until both checksums are found."""
@@ -119,7 +121,7 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         """`path` exists already, and stays the same file."""
-        self._path = path
+        self._path, self._resources = path, ExitStack()
         self._waiting: Queue[_Batch | None] = Queue(_WAITING)
         self._small: list[tuple[int, bytes]] = []
         self._buffers: SimpleQueue[bytearray] = SimpleQueue()
@@ -131,7 +133,7 @@ class Writer:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Writer":
-        self._file = self._path.open("r+b", buffering=0)
+        self._file = self._resources.enter_context(self._path.open("r+b", buffering=0))
         return self
 
     def __exit__(
@@ -140,11 +142,11 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._thread is not None:
-            self._hand_on()
-            self._waiting.put(None)
-            self._thread.join()
-        self._file.close()
+        with self._resources:
+            if self._thread is not None:
+                self._hand_on()
+                self._waiting.put(None)
+                self._thread.join()
         if error is None and self.failure is not None:
             raise self.failure
 
@@ -156,6 +158,7 @@ class Writer:
             if len(content) < _LARGE:
                 self._put(content, start)
                 return
+            self._resources.enter_context(without_searches())  # in the thread that HDF5 waits for
             thread = threading.Thread(target=self._run, daemon=True)
             thread.start()  # which may be refused
             self._thread = thread

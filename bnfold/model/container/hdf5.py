@@ -18,7 +18,7 @@ from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import ahead, budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.checksums import Reading, Writer
-from bnfold.model.container.library import h5py
+from bnfold.model.container.library import h5py, without_searches
 from bnfold.model.container.store import FAR, RemoteFile, RemoteStream
 from bnfold.model.graph import Weight
 
@@ -133,9 +133,10 @@ def open_hdf5(
     """
     if size is None:
         size = file.seek(0, io.SEEK_END) - start
-    if isinstance(file, RemoteStream):
-        ahead.fetch(file.file, start, size)
     with ExitStack() as resources:
+        if isinstance(file, RemoteStream):
+            resources.enter_context(without_searches())  # in threads of what fetches
+            ahead.fetch(file.file, start, size)
         yield Groups(_Window(file, start, size, costs, reading), what, costs, resources)
 
 

@@ -6,7 +6,11 @@ the library, whose import takes as long as reading a small model.
 
 from __future__ import annotations
 
+import gc
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import BnfoldError
@@ -27,6 +31,34 @@ def imported(name: str) -> Any:
         raise BnfoldError(f"cannot start: {type(error).__name__}: {text}") from error
 
 
+_lock = Lock()
+_holders = 0
+_were_searches = False
+
+
+@contextmanager
+def without_searches() -> Iterator[None]:
+    """Have Python search for no garbage meanwhile, in no thread.
+
+    h5py's objects take its lock when they are freed, also where another thread happens to find one
+    of them in a cycle. A thread that has the lock and waits for that other one would wait for ever:
+    HDF5 has it while it writes to a file, or reads one, that Python code stands for.
+    """
+    global _holders, _were_searches  # noqa: PLW0603 - there is one garbage collector
+    with _lock:
+        if not _holders:
+            _were_searches = gc.isenabled()
+            gc.disable()
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if not _holders and _were_searches:
+                gc.enable()
+
+
 if TYPE_CHECKING:
     import h5py
 else:
@@ -38,4 +70,4 @@ else:
 
     h5py = _Library()
 
-__all__ = ["h5py", "imported"]
+__all__ = ["h5py", "imported", "without_searches"]
