@@ -161,6 +161,11 @@ def replaced(path: Path) -> None:
     copy.replace(old)
 
 
+def other(path: Path) -> None:
+    """Change a bit of the weights, which have another checksum then."""
+    flipped(path / "model.weights.h5" if path.is_dir() else path, KERNEL)
+
+
 def gone(path: Path) -> None:
     part(path).rename(path.parent / "elsewhere")
 
@@ -198,7 +203,7 @@ def test_a_file_that_changes_while_it_is_inspected(
     assert result.stderr == f"bnfold: {path}: changed while it was read\n"
 
 
-@pytest.mark.parametrize("change", [touched, longer, replaced])
+@pytest.mark.parametrize("change", [touched, longer, replaced, other])
 @pytest.mark.parametrize("suffix", MAKERS)
 def test_a_file_that_changes_while_it_is_folded(
     suffix: str, change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

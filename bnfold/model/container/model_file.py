@@ -154,8 +154,7 @@ class ModelFile:
         try:
             yield
         except (UnreadableModelError, UnsafeModelError) as error:
-            if isinstance(self.file, RemoteFile):
-                self.watch.check()  # if it changed, its parts do not fit together
+            self.watch.check()  # if it changed, its parts do not fit together
             prefix = f"{printable(str(self.given))}: "
             raise type(error)(prefix + str(error).removeprefix(prefix)) from None
 
