@@ -17,7 +17,7 @@ from typing import IO
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
-from bnfold.model.container.library import without_searches
+from bnfold.model.container.library import gc_paused
 
 _CHUNK = 1 << 18
 """How many bytes are read at once: a core's cache has them until both checksums are found."""
@@ -158,7 +158,7 @@ class Writer:
             if len(content) < _LARGE:
                 self._put(content, start)
                 return
-            self._resources.enter_context(without_searches())  # in the thread that HDF5 waits for
+            self._resources.enter_context(gc_paused())  # in the thread that HDF5 waits for
             thread = threading.Thread(target=self._run, daemon=True)
             thread.start()  # which may be refused
             self._thread = thread

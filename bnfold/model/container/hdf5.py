@@ -18,7 +18,7 @@ from bnfold.errors import UnreadableModelError, UnsafeModelError
 from bnfold.model.container import ahead, budget, guard, headers, objects
 from bnfold.model.container.budget import Costs
 from bnfold.model.container.checksums import Reading, Writer
-from bnfold.model.container.library import h5py, without_searches
+from bnfold.model.container.library import gc_paused, h5py
 from bnfold.model.container.store import FAR, RemoteFile, RemoteStream
 from bnfold.model.graph import Weight
 
@@ -135,7 +135,7 @@ def open_hdf5(
         size = file.seek(0, io.SEEK_END) - start
     with ExitStack() as resources:
         if isinstance(file, RemoteStream):
-            resources.enter_context(without_searches())  # in threads of what fetches
+            resources.enter_context(gc_paused())  # in threads of what fetches
             ahead.fetch(file.file, start, size)
         yield Groups(_Window(file, start, size, costs, reading), what, costs, resources)
 

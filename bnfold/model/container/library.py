@@ -33,21 +33,21 @@ def imported(name: str) -> Any:
 
 _lock = Lock()
 _holders = 0
-_were_searches = False
+_was_enabled = False
 
 
 @contextmanager
-def without_searches() -> Iterator[None]:
-    """Have Python search for no garbage meanwhile, in no thread.
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector, for all threads.
 
     h5py's objects take its lock when they are freed, also where another thread happens to find one
     of them in a cycle. A thread that has the lock and waits for that other one would wait for ever:
     HDF5 has it while it writes to a file, or reads one, that Python code stands for.
     """
-    global _holders, _were_searches  # noqa: PLW0603 - there is one garbage collector
+    global _holders, _was_enabled  # noqa: PLW0603 - there is one garbage collector
     with _lock:
         if not _holders:
-            _were_searches = gc.isenabled()
+            _was_enabled = gc.isenabled()
             gc.disable()
         _holders += 1
     try:
@@ -55,7 +55,7 @@ def without_searches() -> Iterator[None]:
     finally:
         with _lock:
             _holders -= 1
-            if not _holders and _were_searches:
+            if not _holders and _was_enabled:
                 gc.enable()
 
 
@@ -70,4 +70,4 @@ else:
 
     h5py = _Library()
 
-__all__ = ["h5py", "imported", "without_searches"]
+__all__ = ["gc_paused", "h5py", "imported"]
