@@ -101,6 +101,18 @@ def test_whatever_is_read_for_another_reason(
     assert (sum(size for _, size, *_ in read) == len(content)) == is_again
 
 
+def test_nothing_is_noted_once_the_whole_is_read(tmp_path: Path) -> None:
+    path, content = tmp_path / "w", np.random.default_rng(0).bytes(3 * MIB)
+    path.write_bytes(content)
+    reading = checksums.Reading()
+    reading.note(memoryview(content)[:MIB], 0)
+    reading.end()
+    reading.note(memoryview(content)[MIB:], MIB)
+    assert list(reading._parts()) == [(0, MIB, zlib.crc32(content[:MIB]))]
+    with path.open("rb", buffering=0) as file:
+        assert reading.of_whole(file, 0, len(content)) == zlib.crc32(content)
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), Writer(tmp_path / "none"):
         pass

@@ -87,6 +87,7 @@ class _ZipParts:
         info = self._archive.getinfo(WEIGHTS)
         if info.compress_type != zipfile.ZIP_STORED or isinstance(self._path, RemoteFile):
             return unchanging.sha256(self._path)
+        self._reading.end()
         with self._path.open("rb", buffering=0) as file:
             digest, checksum = checksums.of_file(file, self._start, info.file_size)
         self._check(checksum, info)

@@ -73,14 +73,20 @@ class Reading:
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[int, int]] = {}
+        self._is_over = False
 
     def note(self, content: memoryview, start: int) -> None:
         """What was read from a place on."""
-        if len(content) >= _NOTED and start not in self._found:
+        if not self._is_over and len(content) >= _NOTED and start not in self._found:
             self._found[start] = len(content), crc32(content)
+
+    def end(self) -> None:
+        """Note no more: somebody has begun to read the file for its checksum."""
+        self._is_over = True
 
     def of_whole(self, file: IO[bytes], start: int, size: int) -> int:
         """The CRC-32 of `size` bytes of the file from a place on."""
+        self.end()
         return of_whole(file, start, size, self._parts())
 
     def _parts(self) -> Iterator[_Part]:
