@@ -8,6 +8,7 @@ number are not compared: they may never have changed, and then equal their avera
 least half of the others must be equal, because a single weight that never changed is equal too.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from bnfold.audit.neighbours import Place, is_model_input
 from bnfold.folding.plan import Plan
 from bnfold.model import layers
 from bnfold.model.batchnorm import BatchNorm
-from bnfold.model.container.hdf5 import Stores
+from bnfold.model.container.hdf5 import pieces_of
 from bnfold.model.graph import Layer, LayerPath, Weight, walk_all
 from bnfold.model.optimizer import Averaging, Optimizer
 from bnfold.model.program import Call
@@ -140,7 +141,7 @@ def _standing(plan: Plan, path: LayerPath, variables: Sequence[Weight]) -> Stand
 
 def _verbatim(weights: Iterable[Weight], variables: Sequence[Weight]) -> Iterator[bool]:
     """For each weight that can be compared, whether it is equal to one of the variables."""
-    wanted = [weight for weight in weights if weight.shape and _is_telling(weight)]
+    wanted = [one for one in weights if math.prod(one.shape) > 1 and _is_telling(one)]
     kinds = {(weight.shape, weight.dtype) for weight in wanted}
     # By shape, dtype and first piece, so that few kernels have to be read to their end.
     beginnings: dict[Any, list[Weight]] = {}
@@ -154,10 +155,8 @@ def _verbatim(weights: Iterable[Weight], variables: Sequence[Weight]) -> Iterato
 
 def _is_telling(weight: Weight) -> bool:
     """Whether its numbers differ from each other; a constant may never have been trained."""
-    first = next(_pieces(weight), None)
-    return first is not None and any(
-        bool(np.any(part != first.flat[0])) for part in _pieces(weight)
-    )
+    first = next(_pieces(weight)).flat[0]
+    return any(bool(np.any(part != first)) for part in _pieces(weight))
 
 
 def _beginning(weight: Weight) -> Any:
@@ -171,6 +170,4 @@ def _is_same(one: Weight, other: Weight) -> bool:
 
 def _pieces(weight: Weight) -> Iterator[NDArray[Any]]:
     """Its numbers, a piece at a time: a kernel may be larger than memory."""
-    if isinstance(weight.read, Stores):
-        return (piece for _, piece in weight.read.pieces(len(weight.shape)))
-    return iter((weight.read(),))
+    return (piece for _, piece in pieces_of(weight))

@@ -132,23 +132,13 @@ class _Folded:
         """The numbers in order, in pieces as `hdf5.cuts` makes them, each good until the next."""
         exact = new = None
         steps = list(steps_of(self._edits, self._slot, len(self._kernel.shape)))
-        for start, piece in _pieces(self._kernel):
+        for start, piece in hdf5.pieces_of(self._kernel):
             if exact is None or new is None:  # the first piece is the largest
                 exact, new = np.empty(piece.size), np.empty(piece.size, piece.dtype)
             there = exact[: piece.size].reshape(piece.shape)
             np.copyto(there, piece, casting="unsafe")  # of whatever dtype
             _step(there, steps, hdf5.within(start, piece.shape))
             yield start, rounded(there, piece.dtype, new[: piece.size].reshape(piece.shape))
-
-
-def _pieces(kernel: Weight) -> Iterator[tuple[hdf5.Shape, NDArray[Any]]]:
-    """A kernel's numbers in pieces, with all axes cut."""
-    if isinstance(kernel.read, hdf5.Stores):
-        yield from kernel.read.pieces(len(kernel.shape))
-        return
-    values = kernel.read()
-    for start, shape in hdf5.cuts(values.shape, values.itemsize, values.ndim):
-        yield start, values[hdf5.within(start, shape)]
 
 
 _Step = tuple[Array | None, Array | None]
@@ -365,7 +355,8 @@ def _largest(
     )
     bound = _largest_along(kernel, others)
     scaled = _stepped(bound, [(factor, None) for factor, _ in steps])
-    return bound, scaled, _stepped(bound, steps)
+    shifts = any(offset is not None for _, offset in steps)
+    return bound, scaled, _stepped(bound, steps) if shifts else scaled
 
 
 def _largest_along(kernel: Weight, axes: tuple[int, ...]) -> Array:

@@ -11,8 +11,10 @@ import pytest
 from support import keras
 from tiers import by_turns
 
+from bnfold.audit import averages
 from bnfold.jobs.inspect import inspect_file
 from bnfold.model.container import hdf5
+from bnfold.model.graph import Weight
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(5)
@@ -297,3 +299,10 @@ def test_no_other_file_has_its_optimizer_read(tmp_path: Path, monkeypatch: Any) 
     stepped(plain(), keras.optimizers.Adam(0.01)).save(path)
     monkeypatch.setattr(hdf5, "all_weights", lambda *_: pytest.fail("read"))
     assert said(path) == {}
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (0, 3)])
+def test_weights_without_two_numbers_tell_nothing(shape: tuple[int, ...]) -> None:
+    values = np.zeros(shape, "f4")
+    weight = Weight(shape, values.dtype, lambda: values)
+    assert list(averages._verbatim([weight], [weight])) == []

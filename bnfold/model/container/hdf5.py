@@ -654,6 +654,16 @@ Stores = Stored | Plain
 """What reads the numbers of a variable of a file."""
 
 
+def pieces_of(weight: Weight) -> Iterator[tuple[Shape, NDArray[Any]]]:
+    """The numbers of any variable in pieces as those of `Stored`, with all axes cut."""
+    if isinstance(weight.read, Stores):
+        yield from weight.read.pieces(len(weight.shape))
+        return
+    values = weight.read()
+    for start, shape in cuts(values.shape, values.itemsize, values.ndim):
+        yield start, values[within(start, shape)]
+
+
 def names(group: h5py.Group) -> list[str]:
     """The names of what stands directly in a group, sorted.
 
